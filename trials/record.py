@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trials.files import write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -15,6 +18,35 @@ State = Literal["complete", "failed", "stopped"]
 Stage = Literal["teacher", "gated", "derived", "retrained"]
 Split = Literal["val", "test"]
 
+# A student is judged by its last stage; the teacher's own figures are beside the point.
+STAGES_OF_A_STUDENT: tuple[Stage, ...] = ("retrained", "derived", "gated")
+
+
+class FrozenDict(dict[Any, Any]):
+    """A dict that refuses changes. It stays a `dict`, so that JSON and pydantic take it as it is."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a trial record cannot be changed; build a new one with `model_copy(update=...)`")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[Any, Any]]]:
+        # The default rebuilds a dict item by item, through the `__setitem__` that refuses.
+        return FrozenDict, (dict(self),)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _freeze(item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+_T = TypeVar("_T")
+Frozen = Annotated[_T, AfterValidator(_freeze)]
+
 
 class Cost(BaseModel):
     """Cost of a student. FLOPs: one multiply-accumulate is one FLOP (fvcore's convention), per clip.
@@ -22,7 +54,7 @@ class Cost(BaseModel):
     For streams `flops` is the amortised cost of a frame and the four stream fields are set.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     flops: int = Field(ge=0)
     params: int = Field(ge=0)
@@ -43,28 +75,44 @@ class Metric(BaseModel):
 
 
 class TrialRecord(BaseModel):
-    """Everything that is kept of one trial. Immutable; refuses NaN in a completed trial."""
+    """Everything that is kept of one trial. Immutable to its leaves; a complete one holds finite numbers only.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    As JSON, NaN and the infinities of a failed or stopped trial are the strings `"NaN"`, `"Infinity"` and
+    `"-Infinity"`, since JSON has no numbers for them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int = SCHEMA_VERSION
     number: int = Field(ge=0)  # the number of the trial in the ledger
     state: State
     seed: int
     config_hash: str
-    knobs: Mapping[str, KnobValue]  # what the study proposed; `max_flops` is the budget
+    knobs: Frozen[Mapping[str, KnobValue]]  # what the study proposed; `max_flops` is the budget
     metric: Metric
-    arch: Mapping[str, Any] | None = None  # ArchSpec as its canonical JSON object
+    arch: Frozen[Mapping[str, Any] | None] = None  # ArchSpec as its canonical JSON object
     arch_id: str | None = None
     cost: Cost | None = None
-    metrics: Mapping[Stage, Mapping[Split, Mapping[str, float]]] = Field(default_factory=dict)
-    repeats: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)  # "retrained/val/accuracy" -> one a seed
-    diagnostics: Mapping[str, float] = Field(default_factory=dict)
+    metrics: Frozen[Mapping[Stage, Mapping[Split, Mapping[str, float]]]] = Field(default_factory=FrozenDict)
+    repeats: Frozen[Mapping[str, tuple[float, ...]]] = Field(default_factory=FrozenDict)  # "retrained/val/accuracy"
+    diagnostics: Frozen[Mapping[str, float]] = Field(default_factory=FrozenDict)
     warnings: tuple[str, ...] = ()
-    environment: Mapping[str, str] = Field(default_factory=dict)
-    durations_s: Mapping[str, float] = Field(default_factory=dict)
+    environment: Frozen[Mapping[str, str]] = Field(default_factory=FrozenDict)
+    durations_s: Frozen[Mapping[str, float]] = Field(default_factory=FrozenDict)
     started_at: str = ""  # ISO 8601, UTC
     error: str | None = None  # traceback text of a failed trial
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            version = data.get("schema_version", SCHEMA_VERSION)
+            if version != SCHEMA_VERSION:
+                raise ValueError(
+                    f"`schema_version` must be {SCHEMA_VERSION}, but got {version!r}; "
+                    "read this record with the release of nas-kd that wrote it, or a later one"
+                )
+        return data
 
     @model_validator(mode="after")
     def _complete_means_finite(self) -> TrialRecord:
@@ -72,9 +120,67 @@ class TrialRecord(BaseModel):
             return self
         if self.cost is None:
             raise ValueError(f"trial {self.number}: a complete trial must carry its cost")
-        for stage, splits in self.metrics.items():
-            for split, values in splits.items():
-                for name, value in values.items():
-                    if not math.isfinite(value):
-                        raise ValueError(f"trial {self.number}: {stage}/{split}/{name} is {value}; it must be finite")
+        for name, value in _numbers(self.model_dump()):
+            if not math.isfinite(value):
+                raise ValueError(f"trial {self.number}: {name} is {value}; a complete trial's must be finite")
         return self
+
+    def score(self, split: Split = "val", stage: Stage | None = None) -> float | None:
+        """The primary metric, or None where it was not measured.
+
+        Args:
+            split: The split it was measured on; the search ranks by `val` and never sees `test`.
+            stage: One stage; by default the last one that has it: retrained, derived, gated.
+        """
+        for candidate in STAGES_OF_A_STUDENT if stage is None else (stage,):
+            value = self.metrics.get(candidate, {}).get(split, {}).get(self.metric.name)
+            if value is not None:
+                return float(value)
+        return None
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialRecord:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            ValueError: `text` is not a record of this schema version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"not a trial record: {key + ': ' if key else ''}{first['msg']}") from error
+
+    def write(self, path: Path) -> None:
+        """Write the record to `path`, atomically and durably, indented for the reader."""
+        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> TrialRecord:
+        """Read a record file.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is not a record of this schema version; the message names the file.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """All floats below `value`, with their paths."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{name}/{index}")

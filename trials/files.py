@@ -1,0 +1,135 @@
+"""Files that survive a kill: atomic replacement, advisory locks that die with their process, bytes on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that after a crash the file is either the old one or the new one, complete.
+
+    Args:
+        path: The file; its folder is created where missing.
+        text: What it shall hold, written as UTF-8.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes it private, which would hide results from a shared group
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable: the name lives in the folder, not in the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive `flock` on a file. The kernel drops it when the process dies, however it dies.
+
+    The file holds the owner's process id, which the one who is refused gets to read. The file itself stays: to
+    delete it would let two processes lock two different inodes under one name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, *, timeout_s: float = 0.0) -> bool:
+        """Take the lock.
+
+        Args:
+            timeout_s: How long to wait for the present owner; 0 tries once.
+
+        Returns:
+            Whether the lock is held now.
+        """
+        assert self._descriptor is None, f"{self.path} is already locked by this object"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(descriptor)
+                    return False
+                time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def owner(self) -> str:
+        """The process id written by the last owner, or `unknown`."""
+        try:
+            return self.path.read_text(encoding="utf-8").strip() or "unknown"
+        except OSError:
+            return "unknown"
+
+    def release(self) -> None:
+        """Give the lock back; without effect when it is not held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout_s: float, message: str) -> Iterator[None]:
+    """Hold the lock file `path` in a `with` block.
+
+    Args:
+        path: The lock file.
+        timeout_s: How long to wait for another owner.
+        message: What to raise when it stays taken; `{owner}` becomes the owner's process id.
+
+    Raises:
+        RuntimeError: The lock is still taken after `timeout_s`.
+    """
+    lock = FileLock(path)
+    if not lock.acquire(timeout_s=timeout_s):
+        raise RuntimeError(message.format(owner=lock.owner()))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete everything directly under `folder` whose name begins with `checkpoint`; links are not followed."""
+    for path in sorted(folder.glob("checkpoint*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """The total size of the files under `folder`, 0 where it does not exist; links are not followed."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a running trial may rotate its checkpoints meanwhile
+            if path.is_file() and not path.is_symlink():
+                total += path.stat().st_size
+    return total
