@@ -1,1 +1,45 @@
-"""search_spaces."""
+"""What can be searched: operators, gates, cells, spaces, architectures and what they cost. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from search_spaces.arch import ArchSpec
+from search_spaces.cells import Edge
+from search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
+from search_spaces.cost import CostTable, CostTerm
+from search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops
+from search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule
+from search_spaces.knapsack import InfeasibleBudgetError
+from search_spaces.ops import OPS
+from search_spaces.space import ModuleSpace, SearchSpace
+from search_spaces.supernet import BUDGET_SHARE, Supernet
+
+SPACES: dict[str, Callable[[Mapping[str, Any]], SearchSpace]] = {
+    "clip_cell": lambda settings: ClipCellSpace(ClipCellSettings.model_validate(dict(settings))),
+}
+"""Name -> builder from settings as JSON values. A space that is here can be built again from an `ArchSpec` alone."""
+
+__all__ = [
+    "BUDGET_SHARE",
+    "CONVENTION",
+    "ESTIMATORS",
+    "OPS",
+    "SPACES",
+    "ArchSpec",
+    "ClipCellSettings",
+    "ClipCellSpace",
+    "CostTable",
+    "CostTerm",
+    "Edge",
+    "FlopCount",
+    "Gate",
+    "InfeasibleBudgetError",
+    "ModuleSpace",
+    "SearchSpace",
+    "Supernet",
+    "TemperatureSchedule",
+    "UncountedOpError",
+    "count_flops",
+]

@@ -1,0 +1,96 @@
+"""What an architecture costs: exact integers for a choice, a differentiable expectation for gates."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from search_spaces.arch import Choice
+
+
+@dataclass(frozen=True, eq=False)
+class CostTerm:
+    """FLOPs of one part of the net, which depend on one or several gates together.
+
+    Attributes:
+        name: of the part, for people.
+        variables: names of the gates, one an axis of the table.
+        flops: (num_choices of each variable ...) int64.
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    flops: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """FLOPs of all architectures of one supernet as a sum of terms.
+
+    Attributes:
+        variables: gate -> its choices, in the order of the net.
+        terms: the parts whose cost depends on a choice, in the order of the net.
+        constant: FLOPs of the parts that are always there.
+        uncounted: operators of the candidates that are free by convention.
+    """
+
+    variables: Mapping[str, tuple[Choice, ...]]
+    terms: tuple[CostTerm, ...]
+    constant: int
+    uncounted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            shape = tuple(len(self.variables[name]) for name in term.variables)
+            if term.flops.shape != shape:
+                raise ValueError(f"cost term {term.name!r} must have the shape {shape}, but has {term.flops.shape}")
+
+    def flops(self, choices: Mapping[str, Choice]) -> int:
+        """FLOPs of one architecture.
+
+        Args:
+            choices: gate -> choice. A gate that has no effect under the other choices may be missing.
+        """
+        index = {name: values.index(choices[name]) if name in choices else 0 for name, values in self.variables.items()}
+        return self.constant + sum(
+            int(term.flops[tuple(index[name] for name in term.variables)]) for term in self.terms
+        )
+
+    def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Expected FLOPs for independent gates, a float64 scalar, differentiable.
+
+        With one-hot probabilities it is exactly the FLOPs of that architecture: products and sums of integers below
+        2**53 are exact in float64.
+
+        Args:
+            probabilities: gate -> (num_choices,).
+        """
+        device = next(iter(probabilities.values())).device if probabilities else torch.device("cpu")
+        exact = {name: p.double() for name, p in probabilities.items()}
+        total = torch.tensor(float(self.constant), dtype=torch.float64, device=device)
+        for term, equation in zip(self.terms, self._equations, strict=True):
+            operands = [exact[name] for name in term.variables]
+            total = total + torch.einsum(equation, self._tensor(term, device), *operands)
+        return total
+
+    @cached_property
+    def _equations(self) -> tuple[str, ...]:
+        letters = [string.ascii_lowercase[: len(term.variables)] for term in self.terms]
+        return tuple(f"{axes},{','.join(axes)}->" for axes in letters)
+
+    @cached_property
+    def _tensors(self) -> dict[tuple[int, torch.device], Tensor]:
+        return {}
+
+    def _tensor(self, term: CostTerm, device: torch.device) -> Tensor:
+        key = (id(term), device)
+        if key not in self._tensors:
+            self._tensors[key] = torch.from_numpy(term.flops.astype(np.float64)).to(device)
+        return self._tensors[key]

@@ -1,0 +1,148 @@
+"""FLOPs of a module, by fvcore: one multiply-accumulate is one FLOP.
+
+fvcore misses fused attention and recurrent layers, which would count as zero. The handlers below close those gaps with
+the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
+convention and named in the result; any other operator that has no handler is an error, never a silent zero.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
+
+# Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores pure data movement.
+FREE_OPS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "abs add add_ add_n argmax avg_pool1d avg_pool2d avg_pool3d ceil clone cos cumsum div div_ elu exp feature_dropout "
+        "floor_divide gelu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ log "
+        "log_softmax logical_not lift_fresh max_pool1d max_pool2d max_pool3d maximum mean mean_ min minimum mish mul mul_ "
+        "neg new_ones norm pad pixel_shuffle pixel_unshuffle pow prelu reciprocal relu6 relu6_ repeat roll rsqrt rsub "
+        "sigmoid sigmoid_ sign silu silu_ sin softmax softplus sqrt square std sub sub_ sum tanh tanh_ triu tril "
+        "upsample_nearest1d upsample_nearest3d var where zero_ unfold_copy alias fill_ flip amax amin channel_shuffle "
+        "rand randn zeros_like ones_like masked_fill_ type_as clamp_min clamp_max unbind unflatten movedim swapaxes "
+        "bitwise_and bitwise_or logical_and logical_or ne le lt tensor empty_like"
+    ).split()
+) | {"prim::PythonOp", "prim::Constant"}
+
+_trace_lock = threading.Lock()  # tracing toggles process-wide switches
+
+
+class UncountedOpError(ValueError):
+    """A module uses an operator that the counter does not know, so its FLOPs would be too low."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one forward pass.
+
+    Attributes:
+        total: FLOPs of the whole input (divide by the batch size yourself).
+        by_operator: operator -> FLOPs.
+        uncounted: operator -> number of calls that are free by convention.
+    """
+
+    total: int
+    by_operator: Mapping[str, int]
+    uncounted: Mapping[str, int]
+
+
+def _shape(value: Any) -> list[int]:
+    sizes = value.type().sizes()
+    assert sizes is not None, "the tracer records complete shapes"
+    return list(sizes)
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Q Kᵀ and the weighted sum of V: n_q · n_k · (d_k + d_v) for each batch entry and head."""
+    query, key, value = (_shape(v) for v in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(gates: int) -> Callable[[list[Any], list[Any]], int]:
+    def count(inputs: list[Any], outputs: list[Any]) -> int:
+        # Packed sequences would put other tensors here; they fail below with a shape error instead of a wrong count.
+        x = _shape(inputs[0])
+        params = next(i for i in inputs[1:] if i.node().kind() == "prim::ListConstruct" and _is_weights(i))
+        steps = x[0] * x[1]
+        return steps * sum(prod(_shape(w)) for w in params.node().inputs() if len(_shape(w)) == 2)
+
+    def _is_weights(value: Any) -> bool:
+        items = list(value.node().inputs())
+        return bool(items) and any(len(_shape(i)) == 2 and _shape(i)[0] % gates == 0 for i in items)
+
+    return count
+
+
+def _elementwise(scale: int) -> Callable[[list[Any], list[Any]], int]:
+    return lambda inputs, outputs: scale * prod(_shape(outputs[0]))
+
+
+def _pool(inputs: list[Any], outputs: list[Any]) -> int:
+    return prod(_shape(inputs[0]))
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
+    left, right = _shape(inputs[1]), _shape(inputs[2])
+    return prod(left) * right[-1]
+
+
+HANDLERS: dict[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::gru": _recurrent(3),
+    "aten::lstm": _recurrent(4),
+    "aten::rnn_tanh": _recurrent(1),
+    "aten::rnn_relu": _recurrent(1),
+    "aten::baddbmm": _baddbmm,
+    # As fvcore counts their two-dimensional forms.
+    "aten::adaptive_avg_pool1d": _pool,
+    "aten::adaptive_avg_pool3d": _pool,
+    "aten::upsample_linear1d": _elementwise(2),
+    "aten::upsample_trilinear3d": _elementwise(8),
+    "aten::upsample_bicubic2d": _elementwise(16),
+}
+
+
+def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: bool = True) -> FlopCount:
+    """FLOPs of `module(*inputs)` in evaluation mode; the module's own mode and buffers are left as they were.
+
+    Args:
+        module: any traceable module.
+        inputs: its positional inputs, at the shapes that matter.
+        strict: raise for operators without a handler; otherwise list them among the uncounted.
+
+    Raises:
+        UncountedOpError: an operator is neither counted nor free by convention.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    modes = [(m, m.training) for m in module.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        with _trace_lock, torch.no_grad():
+            module.eval()  # in training mode the tracer would move BatchNorm's running statistics
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
+            analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            total = int(analysis.total())
+            by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
+            unsupported: Counter[str] = analysis.unsupported_ops()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for child, mode in modes:
+            child.training = mode
+    if strict and (unknown := sorted(set(unsupported) - FREE_OPS)):
+        raise UncountedOpError(
+            f"the FLOPs of {type(module).__name__} would miss {', '.join(unknown)}; add a handler to "
+            "search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
+        )
+    return FlopCount(total, by_operator, dict(unsupported))

@@ -1,0 +1,194 @@
+"""Gates: learnable choices among candidates, and the estimators that draw from them.
+
+An estimator is a function from logits to a `Draw`: which candidates run, and with which weights. A candidate that is
+not in the draw does not run at all, so the cost of a forward pass follows from the estimator:
+
+- `softmax`: all candidates, weighted by their probabilities (Liu et al., DARTS, ICLR 2019, eq. 2).
+- `gumbel`: all candidates, weighted by a Gumbel-softmax sample (Jang et al., ICLR 2017; Wu et al., FBNet, CVPR 2019).
+- `straight_through`: one candidate, the arg-max of the Gumbel-softmax sample; its weight is exactly 1 and carries the
+  gradient of the sample (Dong and Yang, GDAS, CVPR 2019, eq. 4-6).
+- `two_path`: one candidate while only weights train; while gates train a second one runs beside it and the gradient
+  goes to the renormalised pair (Cai et al., ProxylessNAS, ICLR 2019, section 3.2.1). Deviation: the pair is drawn by
+  Gumbel top-2, which is sampling without replacement from the same distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.arch import Choice
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a gate asks for in one forward pass.
+
+    Attributes:
+        indices: candidates that run, in ascending order.
+        weights: (len(indices),) their weights; the gradient of the gate flows through them.
+    """
+
+    indices: tuple[int, ...]
+    weights: Tensor
+
+    @property
+    def single(self) -> int | None:
+        """The only candidate that runs, if it is only one."""
+        return self.indices[0] if len(self.indices) == 1 else None
+
+    def combine(self, run: Callable[[int], Tensor]) -> Tensor:
+        """Σ weights[i] · run(indices[i]); a single candidate without gradient is not multiplied."""
+        if len(self.indices) == 1:
+            output = run(self.indices[0])
+            return output * self.weights[0].to(output.dtype) if self.weights.requires_grad else output
+        return torch.stack(
+            [weight.to(dtype=out.dtype) * out for weight, out in zip(self.weights, map(run, self.indices), strict=True)]
+        ).sum(0)
+
+
+Estimator = Callable[[Tensor, float, torch.Generator | None], Draw]
+
+
+def _gumbel(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    # Drawn on the CPU, so that a seed gives the same draw on every device.
+    uniform = torch.empty(logits.shape, dtype=torch.float64).exponential_(generator=generator)
+    return (-uniform.clamp_min(1e-30).log()).to(dtype=logits.dtype, device=logits.device)
+
+
+def softmax(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:
+    """All candidates, weighted by softmax(logits / temperature)."""
+    return Draw(tuple(range(len(logits))), (logits / temperature).softmax(0))
+
+
+def gumbel(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:
+    """All candidates, weighted by softmax((logits + Gumbel noise) / temperature)."""
+    return softmax(logits + _gumbel(logits, generator), temperature, generator)
+
+
+def straight_through(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:
+    """One candidate with weight 1, whose gradient is that of its Gumbel-softmax sample."""
+    sample = ((logits + _gumbel(logits, generator)) / temperature).softmax(0)
+    index = int(sample.argmax())
+    weight = sample[index : index + 1]
+    return Draw((index,), weight - weight.detach() + 1)  # in this order the value is exactly 1
+
+
+def two_path(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:
+    """One candidate; with gate gradients a second one runs at weight 0 so that the pair has a gradient.
+
+    `temperature` has no part in this estimator: its probabilities are used as they are.
+    """
+    noisy = logits.detach() + _gumbel(logits, generator)
+    if not logits.requires_grad or len(logits) == 1:
+        return Draw((int(noisy.argmax()),), torch.ones_like(noisy[:1]))
+    pair = noisy.topk(2).indices.sort().values
+    weights = logits[pair].softmax(0)
+    first = torch.rand((), generator=generator) < float(weights[0].detach())
+    hard = torch.tensor([first, not first], dtype=weights.dtype, device=weights.device)
+    return Draw((int(pair[0]), int(pair[1])), weights - weights.detach() + hard)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "straight_through": straight_through,
+    "softmax": softmax,
+    "gumbel": gumbel,
+    "two_path": two_path,
+}
+
+
+def estimator_named(name: str) -> Estimator:
+    """The estimator of that name.
+
+    Raises:
+        ValueError: no such estimator.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown gate estimator {name!r}; choose from {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name]
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """Geometric interpolation of the gate temperature over the search, from `start` to `end`."""
+
+    start: float = 2.0
+    end: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.end > 0):
+            raise ValueError(f"gate temperatures must be above 0, but got start={self.start}, end={self.end}")
+
+    def at(self, progress: float) -> float:
+        """Temperature at `progress` in [0, 1]."""
+        progress = min(max(progress, 0.0), 1.0)
+        return float(self.start * (self.end / self.start) ** progress)
+
+
+@dataclass
+class GateControl:
+    """How the gates of one supernet draw at present; shared by all of them.
+
+    Attributes:
+        estimator: used in training mode. In evaluation mode a gate takes its most probable candidate.
+        temperature: of the estimator.
+        generator: source of the noise; None is torch's global one.
+        budget: what budget-dependent gates condition their logits on, or None.
+        pinned: gate name -> index, which overrides every draw.
+        draws: the draws of the present forward pass, so that a gate that is asked twice answers the same.
+    """
+
+    estimator: Estimator = straight_through
+    temperature: float = 1.0
+    generator: torch.Generator | None = None
+    budget: Tensor | None = None
+    pinned: dict[str, int] = field(default_factory=dict)
+    draws: dict[str, Draw] = field(default_factory=dict)
+
+
+class Gate(nn.Module):
+    """A choice among `choices` with one learnable logit each, all zero at the start.
+
+    A subclass may make the logits a function of the budget by overriding `logits`; nothing else reads the parameter.
+    """
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        super().__init__()
+        if not choices or len(set(choices)) != len(choices):
+            raise ValueError(f"a gate needs at least one choice and no duplicates, but got {list(choices)}")
+        self.choices = tuple(choices)
+        self.name = ""  # set by the supernet: the path of the variable
+        self.control = GateControl()
+        self.gate_logits = nn.Parameter(torch.zeros(len(choices)))
+
+    def logits(self, budget: Tensor | None = None) -> Tensor:
+        """(num_choices,) logits at `budget`; this gate has the same at every budget."""
+        return self.gate_logits
+
+    def probabilities(self, budget: Tensor | None = None) -> Tensor:
+        """(num_choices,) softmax of the logits, without temperature and noise."""
+        return self.logits(budget if budget is not None else self.control.budget).softmax(0)
+
+    def draw(self) -> Draw:
+        """The draw of this forward pass: pinned, sampled in training mode, or the most probable in evaluation mode."""
+        if self.name and self.name in self.control.draws:
+            return self.control.draws[self.name]
+        logits = self.logits(self.control.budget)
+        if self.name in self.control.pinned:
+            draw = Draw((self.control.pinned[self.name],), torch.ones_like(logits[:1]).detach())
+        elif self.training:
+            draw = self.control.estimator(logits, self.control.temperature, self.control.generator)
+        else:
+            draw = Draw((int(logits.argmax()),), torch.ones_like(logits[:1]).detach())
+        if self.name:
+            self.control.draws[self.name] = draw
+        return draw
+
+    def extra_repr(self) -> str:
+        return f"choices={self.choices}"
+
+
+GateFactory = Callable[[Sequence[Choice]], Gate]

@@ -1,0 +1,166 @@
+"""`Supernet`: all candidates of a space in one net, whose gates are trained and from which a student is derived."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.arch import ArchSpec, Choice
+from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
+from search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_probable
+from search_spaces.space import SearchSpace, gates_of
+
+BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, where the space allows
+
+
+class Supernet(nn.Module):
+    """A differentiable net over all architectures of `space` at fixed knobs.
+
+    In training mode a forward pass draws from the gates; in evaluation mode it runs the most probable candidates.
+
+    Args:
+        space: what is searched.
+        knobs: values of the space's knobs; those not given take their largest value.
+        estimator: `straight_through` (one path, the default), `softmax`, `gumbel` or `two_path`.
+        temperature: of the estimator; change it with `gate_temperature`.
+        seed: of the gates' noise.
+        make_gate: builds a gate from its choices.
+
+    Raises:
+        ValueError: unknown estimator, knob or value; a gate that is no variable of the space.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        knobs: Mapping[str, Choice] | None = None,
+        *,
+        estimator: str = "straight_through",
+        temperature: float = 1.0,
+        seed: int = 0,
+        make_gate: GateFactory = Gate,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.knobs = space.knobs_with(knobs)
+        self.control = GateControl(estimator_named(estimator), temperature, torch.Generator().manual_seed(seed))
+        self.network = space.network(self.knobs, make_gate)
+        self.gates = gates_of(self.network)
+        if self.gates.keys() != space.variables.keys():
+            odd = sorted(self.gates.keys() ^ space.variables.keys())
+            raise ValueError(f"each variable of a space needs one gate of its name; without a partner: {odd}")
+        for gate in self.gates.values():
+            gate.control = self.control
+        self.cost_table = space.cost_table(self.knobs)
+
+    @property
+    def gate_temperature(self) -> float:
+        """Temperature of the gate estimator."""
+        return self.control.temperature
+
+    @gate_temperature.setter
+    def gate_temperature(self, value: float) -> None:
+        if not value > 0:
+            raise ValueError(f"the gate temperature must be above 0, but got {value}")
+        self.control.temperature = value
+
+    def forward(self, *inputs: Any) -> Any:
+        """The net's output with one draw of every gate that it reaches."""
+        self.control.draws.clear()
+        return self.network(*inputs)
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the gates, disjoint from `weight_parameters`; both together are all."""
+        return [p for gate in self.gates.values() for p in gate.parameters()]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the candidates and of the fixed parts."""
+        owned = {id(p) for p in self.gate_parameters()}
+        return [p for p in self.network.parameters() if id(p) not in owned]
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Gate -> (num_choices,), differentiable."""
+        return {name: self.gates[name].probabilities() for name in self.space.variables}
+
+    def expected_flops(self) -> Tensor:
+        """Expected FLOPs of one input under the gates' probabilities: a float64 scalar, differentiable."""
+        return self.cost_table.expected(self.probabilities())
+
+    def flops_range(self) -> tuple[int, int]:
+        """FLOPs of the cheapest and of the dearest architecture at these knobs."""
+        return cost_range(self.cost_table)
+
+    def arch(self, max_flops: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
+        """The most probable architecture, exactly, within the budget.
+
+        Args:
+            max_flops: budget; without it, the most probable architecture of all.
+            min_share: the architecture uses at least this share of the budget where the space has such a one; 0 asks
+                for the most probable one at or below the budget, however cheap.
+
+        Raises:
+            InfeasibleBudgetError: even the cheapest architecture costs more.
+        """
+        with torch.no_grad():
+            log_p = {name: p.double().log().tolist() for name, p in self.probabilities().items()}
+        least, most = self.flops_range()
+        high = most if max_flops is None else math.floor(max_flops)
+        if high < least:
+            raise InfeasibleBudgetError(
+                f"max_flops must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
+                f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
+            )
+        low = math.ceil(min_share * high)
+        if max_flops is None or not least <= low <= most:
+            low = least
+        try:
+            index = most_probable(self.cost_table, log_p, low, high)
+        except InfeasibleBudgetError:  # nothing so close to the budget
+            index = most_probable(self.cost_table, log_p, least, high)
+        choices = {name: self.space.variables[name][i] for name, i in index.items()}
+        return self.space.arch({**self.knobs, **choices})
+
+    def derive(self, max_flops: float | None = None, *, arch: ArchSpec | None = None) -> nn.Module:
+        """A plain module with the weights of the chosen architecture, independent of this supernet.
+
+        In evaluation mode it computes what the supernet computes with its gates pinned to that architecture.
+
+        Args:
+            max_flops: as in `arch`.
+            arch: derive this one instead of the most probable one.
+        """
+        if arch is not None and max_flops is not None:
+            raise ValueError("derive takes max_flops or arch, but got both; give the one that decides")
+        arch = arch if arch is not None else self.arch(max_flops)
+        student = self.space.student(arch)
+        self.space.inherit(self.network, student, arch.choices)
+        reference = next(self.network.parameters())
+        return student.to(reference.device).train(self.training)
+
+    @contextmanager
+    def pinned(self, arch: ArchSpec) -> Iterator[Supernet]:
+        """Within this context every draw is the choice of `arch`."""
+        self.space.check(arch)
+        before = self.control.pinned
+        self.control.pinned = {
+            name: self.space.variables[name].index(choice)
+            for name, choice in arch.choices.items()
+            if name in self.space.variables
+        }
+        try:
+            yield self
+        finally:
+            self.control.pinned = before
+
+    def sampled(self) -> dict[str, Choice]:
+        """What ran in the last forward pass: gate -> choice, for gates that drew a single candidate."""
+        return {
+            name: self.space.variables[name][draw.single]
+            for name, draw in self.control.draws.items()
+            if draw.single is not None
+        }
