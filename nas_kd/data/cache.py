@@ -1,0 +1,159 @@
+"""Decoded clips on disk: each file is decoded once, however many trials and processes read it.
+
+An entry is one `.npy` file of uint8, named by the hash of what was decoded (path, size, time of change) and how. It is
+written beside its place and renamed into it, so a reader sees all of it or nothing, and two processes that decode the
+same file at once do no harm. The time of change of an entry is the time of its last use; when the folder grows over its
+limit, the entries unused for longest go first, but none that the running campaign named as its own. An entry that
+another campaign's eviction took away, or that is damaged, is decoded again when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nas_kd.data.decode import frame_files
+from nas_kd.data.sample import DataError
+
+Clip = npt.NDArray[np.uint8]
+
+_FORMAT = 1  # raise when the same file and settings would decode to other bytes
+_STALE_S = 3600.0  # an unfinished file this old belongs to a process that died
+
+
+def cache_key(path: Path, settings: str) -> str:
+    """Hash of a file's identity and of the settings it is decoded with.
+
+    Args:
+        path: A file, or a folder of images; its files' sizes and times count, their bytes are not read.
+        settings: Everything else that decides the decoded bytes.
+
+    Raises:
+        OSError: The file is missing.
+    """
+    files = frame_files(path) if path.is_dir() else [path]
+    digest = hashlib.sha256(f"{_FORMAT}\n{settings}\n{path.resolve()}\n".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+class ClipCache:
+    """A folder of decoded clips of any shape, safe for several processes.
+
+    Args:
+        folder: Made when missing.
+        limit_bytes: The size that `evict` brings the folder back to.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    def path(self, key: str) -> Path:
+        """Where the entry lies, or would lie."""
+        return self.folder / key[:2] / f"{key}.npy"
+
+    def has(self, key: str, shape: tuple[int, ...]) -> bool:
+        """Whether a whole entry of that shape is there; if so it counts as just used."""
+        path = self.path(key)
+        try:
+            whole = path.stat().st_size > int(np.prod(shape))
+            if whole:
+                os.utime(path)
+        except OSError:
+            return False
+        return whole
+
+    def read(self, key: str, shape: tuple[int, ...], decode: Callable[[], Clip]) -> Clip:
+        """The entry, memory-mapped and read-only; decoded and stored first where it is missing or damaged.
+
+        Args:
+            key: From `cache_key`.
+            shape: What the entry must look like.
+            decode: Makes it.
+        """
+        try:
+            clip: Clip = np.load(self.path(key), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return self.store(key, decode())
+        if clip.shape != shape or clip.dtype != np.uint8:
+            return self.store(key, decode())
+        return clip
+
+    def store(self, key: str, clip: Clip) -> Clip:
+        """Write an entry so that it appears whole or not at all; returns `clip`.
+
+        Raises:
+            DataError: The folder cannot be written, or the disk is full.
+        """
+        path = self.path(key)
+        temporary: str | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, np.ascontiguousarray(clip), allow_pickle=False)
+            Path(temporary).replace(path)
+        except OSError as error:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+            raise DataError(
+                f"cache_dir must be a folder with room that can be written, but {self.folder} gave "
+                f"{error.strerror or error}; free some space or set another cache_dir"
+            ) from error
+        return clip
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Refuse a data set that can never fit.
+
+        Raises:
+            DataError: `needed_bytes` exceeds the limit.
+        """
+        if needed_bytes > self.limit_bytes:
+            raise DataError(
+                f"cache_limit_gb must hold the whole decoded data set, but it allows {self.limit_bytes / 1e9:.3g} GB "
+                f"and the set takes {needed_bytes / 1e9:.3g} GB; raise it, or take fewer frames or a smaller size"
+            )
+
+    def evict(self, keep: Collection[str], room_bytes: int = 0) -> int:
+        """Delete the entries unused for longest until the folder and `room_bytes` more fit the limit.
+
+        Args:
+            keep: Keys that stay whatever happens.
+            room_bytes: What is about to be written.
+
+        Returns:
+            How many entries were deleted.
+        """
+        kept = set(keep)
+        entries: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("??/*"):
+            # Another process may evict at the same time: what is gone already is no error.
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if path.suffix == ".tmp" and time.time() - stat.st_mtime > _STALE_S:
+                    path.unlink()
+                elif path.suffix == ".npy":
+                    entries.append((stat.st_mtime, stat.st_size, path))
+        excess = sum(size for _, size, _ in entries) + room_bytes - self.limit_bytes
+        deleted = 0
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                break
+            if path.stem in kept:
+                continue
+            path.unlink(missing_ok=True)
+            excess -= size
+            deleted += 1
+        return deleted

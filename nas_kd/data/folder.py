@@ -1,0 +1,286 @@
+"""Clips in a folder, described by a csv file with the columns `path,label,split` (more are allowed and ignored).
+
+A path is relative to the root and names a video, an image (a still clip), or a folder of images (a clip). `label` is
+the name of a class; classes are numbered in sorted order of those in the training split. Every file is decoded once,
+before anything is trained, into a cache on disk; whatever cannot be read is reported then, all at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas_kd.data.cache import Clip, ClipCache, cache_key
+from nas_kd.data.decode import DecodeError, Fit, read_clip
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, clip_bytes, stack
+from nas_kd.data.splits import Splits, make_splits, stratified_split
+
+SPLITS = ("train", "val", "test")
+_LISTED = 10
+_NPY_HEADER_BYTES = 128
+
+
+class FolderConfig(BaseModel):
+    """A folder of videos or frame images with a csv file of labels and splits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["folder"] = "folder"
+    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
+    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    frames: int = Field(default=8, ge=1, description="Frames a clip, taken uniformly over the whole video.")
+    size: int | tuple[int, int] = Field(default=112, description="Side, or (height, width), in pixels.")
+    fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="fail: refuse the data set if a row is unusable; skip: leave such rows out."
+    )
+    val_share: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of the training split that validates where the csv has no val."
+    )
+    flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its label.")
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded clips are kept here."
+    )
+    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest clips above this.")
+    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory as one tensor.")
+    decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class UnusableRowsError(DataError):
+    """Rows of the csv that cannot be used, all of them in `problems`; the message shows the first few."""
+
+    def __init__(self, csv_path: Path, num_rows: int, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        shown = "; ".join(f"{path}: {reason}" for path, reason in problems[:_LISTED])
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        super().__init__(
+            f"every row of {csv_path} must be usable, but {len(problems)} of {num_rows} are not (mend them, or set "
+            f"on_error: skip to leave them out): {shown}{more}"
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row: the file, the text of its label, its split, and the key of its decoded clip."""
+
+    path: Path
+    label: str
+    split: str
+    key: str
+
+
+class FolderDataset:
+    """Clips of a folder, read from the cache of decoded clips.
+
+    Args:
+        rows: Its items.
+        class_names: By class index; a row's label is one of them.
+        config: How the files are decoded.
+    """
+
+    def __init__(self, rows: Sequence[Row], class_names: Sequence[str], config: FolderConfig) -> None:
+        self.rows = tuple(rows)
+        number = {name: index for index, name in enumerate(class_names)}
+        self.labels = [number[row.label] for row in self.rows]
+        self._decoder = _Decoder(config)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        clip = torch.from_numpy(self._decoder.read(self.rows[index]).copy())
+        return {"clip": clip, "label": torch.tensor(self.labels[index])}
+
+
+class _Decoder:
+    """Files to clips of one shape, by way of the cache."""
+
+    def __init__(self, config: FolderConfig) -> None:
+        self.config = config
+        self.shape = (3, config.frames, *config.frame_size)
+        self.settings = f"clip {config.frames} {config.frame_size} {config.fit}"
+        self.cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+
+    def read(self, row: Row) -> Clip:
+        """The clip of a row that could be decoded before; decoded again should the cache have lost it."""
+        try:
+            return self.cache.read(row.key, self.shape, functools.partial(self.decode, row))
+        except DecodeError as error:
+            raise DataError(f"{row.path} could be read when the campaign started, but no longer: {error}") from error
+
+    def decode(self, row: Row) -> Clip:
+        return read_clip(row.path, self.config.frames, *self.config.frame_size, self.config.fit)
+
+    def decode_all(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Bring every row into the cache; returns the reason of each that failed, by key."""
+        missing = [row for row in rows if not self.cache.has(row.key, self.shape)]
+        entry_bytes = torch.Size(self.shape).numel() + _NPY_HEADER_BYTES
+        self.cache.check_room(len(rows) * entry_bytes)
+        self.cache.evict({row.key for row in rows}, room_bytes=len(missing) * entry_bytes)
+        failed: dict[str, str] = {}
+        if not missing:
+            return failed
+
+        def decode(row: Row) -> str | None:
+            try:
+                self.cache.store(row.key, self.decode(row))
+            except DecodeError as error:
+                return str(error)
+            return None
+
+        threads = self.config.decode_threads or min(os.cpu_count() or 1, 8)
+        console = Console(stderr=True)
+        columns = (TextColumn("decoding clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with (
+            Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            for row, reason in zip(missing, progress.track(pool.map(decode, missing), len(missing)), strict=True):
+                if reason is not None:
+                    failed[row.key] = reason
+        return failed
+
+
+def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+    """Read the csv, check and decode every file, and make the splits.
+
+    Args:
+        config: Where the data lie and how clips are taken from them.
+        seed: Seed of the split in weights and gates, and of a carved validation split.
+        gate_share: Share of the training clips that fits gates.
+
+    Raises:
+        UnusableRowsError: Rows cannot be used and `on_error` is "fail".
+        DataError: The csv or the set as a whole cannot be used.
+    """
+    csv_path = config.root / config.labels
+    table = _read_csv(csv_path)
+    rows, problems = _check_rows(table, config)
+    failed = _Decoder(config).decode_all(rows)
+    problems += [(_relative(row.path, config), failed[row.key]) for row in rows if row.key in failed]
+    if problems and config.on_error == "fail":
+        raise UnusableRowsError(csv_path, len(table), problems)
+    rows = [row for row in rows if row.key not in failed]
+
+    by_split = {name: [row for row in rows if row.split == name] for name in SPLITS}
+    for name in ("train", "test"):
+        if not by_split[name]:
+            raise DataError(
+                f"the split {name!r} must hold at least one usable clip, but {csv_path} gives it none "
+                f"({len(problems)} rows are unusable); add rows with split={name}"
+            )
+    class_names = _class_names(by_split, csv_path)
+    notes = []
+    if not by_split["val"]:
+        train = by_split["train"]
+        kept, carved = stratified_split([class_names.index(row.label) for row in train], config.val_share, seed)
+        by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
+        notes.append(
+            f"{csv_path.name} has no usable val rows: {len(carved)} of {len(train)} training clips validate "
+            f"(stratified, seed {seed})"
+        )
+    if problems:
+        notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
+    height, width = config.frame_size
+    info = DataInfo(
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        frames=config.frames,
+        height=height,
+        width=width,
+        name=config.root.resolve().name,
+        flip_safe=config.flip_safe,
+    )
+    sets: dict[str, ClipDataset] = {}
+    for name in SPLITS:
+        lazy = FolderDataset(by_split[name], class_names, config)
+        small = 0 < len(lazy) * clip_bytes(info) <= config.memory_gb * 1e9
+        sets[name] = stack(lazy) if small else lazy
+    return make_splits(
+        sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share, skipped=problems, notes=notes
+    )
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows as text, without blank ones."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = reader.fieldnames or []
+            table = [{key: value.strip() for key, value in row.items() if isinstance(value, str)} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"labels must be a readable csv file in UTF-8, but {path} gave: {error}") from error
+    absent = [name for name in ("path", "label", "split") if name not in columns]
+    if absent:
+        raise DataError(
+            f"{path} must have the columns path,label,split, but it lacks {', '.join(absent)} "
+            f"(its first line reads {','.join(columns) or 'nothing'})"
+        )
+    if not table:
+        raise DataError(f"{path} must list at least one clip, but it has no row below its header")
+    return table
+
+
+def _check_rows(table: Sequence[dict[str, str]], config: FolderConfig) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Rows that name a file inside the root, once, with a label and a known split; and the others with reasons."""
+    root = config.root.resolve()
+    settings = _Decoder(config).settings
+    rows: list[Row] = []
+    problems: list[tuple[str, str]] = []
+    first_line: dict[Path, int] = {}
+    for line, entry in enumerate(table, start=2):
+        name = entry["path"] or f"line {line}"
+        try:
+            path = (root / entry["path"]).resolve()
+            if not entry["path"]:
+                reason = "the path is empty"
+            elif not path.is_relative_to(root):
+                reason = "the path leaves the root"
+            elif path in first_line:
+                reason = f"line {line} names the same file as line {first_line[path]}"
+            elif not entry["label"]:
+                reason = "the label is empty"
+            elif entry["split"] not in SPLITS:
+                reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+            elif not path.exists():
+                reason = "no such file"
+            else:
+                first_line[path] = line
+                rows.append(Row(path, entry["label"], entry["split"], cache_key(path, settings)))
+                continue
+        except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
+            reason = f"the path cannot be read ({error})"
+        problems.append((name, reason))
+    return rows, problems
+
+
+def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
+    names = sorted({row.label for row in by_split["train"]})
+    for split in ("val", "test"):
+        unseen = sorted({row.label for row in by_split[split]} - set(names))
+        if unseen:
+            raise DataError(
+                f"each class must have training clips, but {csv_path} has {', '.join(map(repr, unseen[:_LISTED]))} in "
+                f"{split} only; add training rows for them or remove the {split} rows"
+            )
+    return names
+
+
+def _relative(path: Path, config: FolderConfig) -> str:
+    return str(path.relative_to(config.root.resolve()))

@@ -1,0 +1,155 @@
+"""Batches in an order that a restarted training finds again.
+
+The order of epoch e depends on (seed, e) alone, and the augmentation of an item on (seed, e, its index) alone: neither
+on what ran before, nor on the batch size, nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch
+from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Subset
+
+_RESIDENT_BYTES = 2 * 2**30
+"""Sets up to this size are copied to an accelerator once, instead of batch by batch."""
+
+_ORDER, _AUGMENT = 0, 1  # streams of random numbers of an epoch
+
+
+class ClipLoader:
+    """Batches of a data set, epoch by epoch.
+
+    A batch is a dict of stacked tensors on `device`, with `index` int64 [B] beside the keys of the sample: the position
+    of each item in the source split, that is in the base where `dataset` is a `Subset`. So what is cached by `index`
+    over `Splits.retrain` serves `weights` and `gates` too.
+
+    Args:
+        dataset: What to read. A `MemoryDataset`, or a `Subset` of one, is indexed a batch at a time.
+        batch_size: Items a batch; the last batch may be smaller.
+        seed: Decides order and augmentation, ≥ 0.
+        shuffle: Whether the items change order each epoch.
+        augment: "none", "flip" or "flip+crop", see `augment_batch`.
+        drop_last: Leave out a last batch that is not full.
+        device: Where batches go; augmentation happens there.
+        num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
+        keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
+
+    Raises:
+        DataError: A batch size below 1, an empty data set, or `drop_last` with fewer items than one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: Augment = "none",
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, but it is {batch_size}")
+        if len(dataset) == 0:
+            raise DataError("a loader needs at least one item, but the data set is empty")
+        if drop_last and len(dataset) < batch_size:
+            raise DataError(
+                f"drop_last leaves no batch of {len(dataset)} items at batch_size {batch_size}; lower batch_size"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.augment: Augment = augment
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        self.num_workers = num_workers
+        self.keys = None if keys is None else tuple(keys)
+        self._index = (
+            np.asarray(dataset.indices, dtype=np.int64) if isinstance(dataset, Subset) else np.arange(len(dataset))
+        )
+        self._resident: dict[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches an epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch.
+
+        Args:
+            epoch: Number of the epoch, ≥ 0; the same number gives the same batches, bit by bit.
+        """
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch, _ORDER)).permutation(order)
+        rows = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        rows = rows[: len(self)]
+        # Row r of the table is the same however many rows follow, so an item's draws depend on its index alone.
+        table = np.random.default_rng((self.seed, epoch, _AUGMENT)).random(
+            (int(self._index.max()) + 1, NUM_DRAWS) if self.augment != "none" else (0, NUM_DRAWS), dtype=np.float32
+        )
+        for positions, batch in zip(rows, self._read(rows), strict=True):
+            index = self._index[positions]
+            if self.augment != "none":
+                batch = augment_batch(batch, self.augment, torch.from_numpy(table[index]).to(self.device))
+            batch["index"] = torch.from_numpy(index).to(self.device)
+            yield batch
+
+    def _read(self, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        base = self.dataset.base if isinstance(self.dataset, Subset) else self.dataset
+        if isinstance(base, MemoryDataset):
+            yield from self._read_memory(base, rows)
+        elif self.num_workers > 0:
+            reader: DataLoader[Batch] = DataLoader(
+                self.dataset,  # type: ignore[arg-type]  # map-style by its methods, not by inheritance
+                batch_sampler=[positions.tolist() for positions in rows],
+                num_workers=self.num_workers,
+                collate_fn=_Collate(self.keys),
+                pin_memory=self.device.type == "cuda",
+            )
+            for batch in reader:
+                yield self._to_device(batch)
+        else:
+            collate = _Collate(self.keys)
+            for positions in rows:
+                yield self._to_device(collate([self.dataset[int(position)] for position in positions]))
+
+    def _read_memory(self, base: MemoryDataset, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        tensors = {key: base.tensors[key] for key in (self.keys or base.tensors)}
+        if self.device.type != "cpu" and self._resident is None:
+            size_bytes = sum(value[0].nbytes * len(self._index) for value in tensors.values())
+            if size_bytes <= _RESIDENT_BYTES:
+                mine = torch.from_numpy(self._index)
+                self._resident = {key: value[mine].to(self.device) for key, value in tensors.items()}
+        for positions in rows:
+            if self._resident is not None:
+                where = torch.from_numpy(positions).to(self.device)
+                yield {key: value[where] for key, value in self._resident.items()}
+            else:
+                where = torch.from_numpy(self._index[positions])
+                yield self._to_device({key: value[where] for key, value in tensors.items()})
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
+
+class _Collate:
+    """Stacks samples; a class and not a closure, since worker processes must receive it."""
+
+    def __init__(self, keys: tuple[str, ...] | None) -> None:
+        self.keys = keys
+
+    def __call__(self, samples: list[dict[str, Tensor]]) -> Batch:
+        return {key: torch.stack([sample[key] for sample in samples]) for key in (self.keys or samples[0])}

@@ -1,0 +1,162 @@
+"""Data sets of the user's own: a function in a module of theirs, named `module:function`.
+
+The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
+with `class_names`, or `num_classes` where classes have no names; `flip_safe: False` says that mirroring changes labels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, check_sample
+from nas_kd.data.splits import Splits, make_splits
+
+_KNOWN_KEYS = frozenset({"train", "val", "test", "class_names", "num_classes", "flip_safe"})
+
+
+class OwnConfig(BaseModel):
+    """A function of the user's that returns data sets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["own"] = "own"
+    function: str = Field(description="module:function; modules in the current directory are found.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+
+    @field_validator("function")
+    @classmethod
+    def _two_names(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"function must read module:function, but it is {value!r}; write for example my_data:load")
+        return value
+
+
+def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+    """Call the user's function and look at one sample of each split.
+
+    Args:
+        config: Which function.
+        seed: Seed of the split in weights and gates, where the function gives one training set.
+        gate_share: Share of the training clips that fits gates.
+
+    Raises:
+        DataError: The function cannot be found, or what it returns breaks the contract of `sample`.
+    """
+    given = _find(config.function)(**config.arguments)
+    if isinstance(given, Splits):
+        _check_sets({name: getattr(given, name) for name in ("weights", "gates", "val", "test")}, given.info)
+        return given
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{config.function} must return Splits or a mapping with train, val, test and class_names, "
+            f"but it returned a {type(given).__name__}"
+        )
+    sets = _sets(config.function, given)
+    info = _info(config.function, given, sets["train"])
+    _check_sets(sets, info)
+    return make_splits(sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share)
+
+
+def _find(function: str) -> Callable[..., object]:
+    module_name, _, name = function.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        # Stays there: a function may import its neighbours only when it is called, and workers of a loader later still.
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and module_name.split(".")[0] == error.name:
+            raise DataError(
+                f"data.function {function!r} must name a module that can be imported, but there is no module "
+                f"{module_name!r} in {here} or among the installed packages"
+            ) from error
+        raise DataError(f"module {module_name!r} of data.function failed to import: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise DataError(
+            f"data.function {function!r} must name a function of {module_name}, but {name!r} is "
+            f"{'not there' if found is None else 'no function'}; choose from {', '.join(functions) or 'none'}"
+        )
+    return found  # type: ignore[no-any-return]  # callable(): that it returns data sets is checked on what it returns
+
+
+def _sets(function: str, given: Mapping[str, Any]) -> dict[str, ClipDataset]:
+    unknown = sorted(set(given) - _KNOWN_KEYS)
+    if unknown:
+        raise DataError(
+            f"{function} returned the unknown key {unknown[0]!r}; choose from {', '.join(sorted(_KNOWN_KEYS))}"
+        )
+    sets: dict[str, ClipDataset] = {}
+    for name in ("train", "val", "test"):
+        if name not in given:
+            raise DataError(f"{function} must return train, val and test, but it returned only {sorted(given)}")
+        if not isinstance(given[name], ClipDataset):
+            raise DataError(
+                f"{function}()[{name!r}] must have __len__ and __getitem__, but it is a {type(given[name]).__name__}"
+            )
+        if len(given[name]) == 0:
+            raise DataError(f"{function}()[{name!r}] must hold at least one item, but it is empty")
+        sets[name] = given[name]
+    return sets
+
+
+def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataInfo:
+    names = given.get("class_names")
+    count = given.get("num_classes")
+    if names is None and count is None:
+        raise DataError(
+            f"{function} must return class_names or num_classes beside its data sets, but it returned neither"
+        )
+    if names is None:
+        if not isinstance(count, int):
+            raise DataError(f"{function}()['num_classes'] must be an int, but it is a {type(count).__name__}")
+        names = [f"class_{index}" for index in range(count)]
+    names = tuple(map(str, names))
+    sample = train[0]
+    clip = sample.get("clip") if isinstance(sample, Mapping) else None
+    if not isinstance(clip, Tensor) or clip.ndim != 4:
+        raise DataError(
+            f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], but it is "
+            f"{_describe(sample)}"
+        )
+    return DataInfo(
+        num_classes=len(names) if count is None else count,
+        class_names=names,
+        frames=clip.shape[1],
+        height=clip.shape[2],
+        width=clip.shape[3],
+        name=function,
+        flip_safe=bool(given.get("flip_safe", True)),
+    )
+
+
+def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
+    for name, dataset in sets.items():
+        check_sample(dataset[0], info, f"{name}[0]")
+        labels = getattr(dataset, "labels", None)
+        if labels is None:
+            continue
+        wrong = [int(label) for label in labels if not 0 <= int(label) < info.num_classes]
+        if wrong or len(labels) != len(dataset):
+            raise DataError(
+                f"{name}.labels must give each of {len(dataset)} items a class in 0..{info.num_classes - 1}, but it "
+                f"gives {len(labels)} items" + (f" and holds {wrong[0]}" if wrong else "")
+            )
+
+
+def _describe(sample: object) -> str:
+    if isinstance(sample, Mapping):
+        return "a dict with " + ", ".join(
+            f"{key}: {list(getattr(value, 'shape', []))}" for key, value in sample.items()
+        )
+    return f"a {type(sample).__name__}"

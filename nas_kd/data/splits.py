@@ -1,0 +1,121 @@
+"""The splits of a campaign: one half of the training clips fits weights, the other half fits gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Subset, labels_of
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Everything a trial reads.
+
+    Attributes:
+        weights: Training items that fit the weights while gates are searched.
+        gates: Training items that fit the gates; shares none with `weights`.
+        val: Picks among students.
+        test: Looked at once, at the end.
+        info: What a model must know.
+        skipped: (path, reason) of each item that was left out.
+        notes: What the loader decided by itself and a report should say, such as a carved validation split.
+    """
+
+    weights: Subset
+    gates: Subset
+    val: ClipDataset
+    test: ClipDataset
+    info: DataInfo
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weights.base is not self.gates.base:
+            raise DataError("weights and gates must be subsets of one training data set; build them with make_splits")
+        if set(self.weights.indices) & set(self.gates.indices):
+            raise DataError("weights and gates must share no item, but they do; build them with make_splits")
+        for name in ("weights", "gates", "val", "test"):
+            if len(getattr(self, name)) == 0:
+                raise DataError(
+                    f"the split {name!r} of {self.info.name!r} must not be empty; give it at least one clip"
+                )
+
+    @property
+    def retrain(self) -> Subset:
+        """The union of `weights` and `gates`, on which a derived student is trained."""
+        return Subset(self.weights.base, sorted((*self.weights.indices, *self.gates.indices)))
+
+
+def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Part items in two, each class by the same share.
+
+    The second part gets round(share · len) items; classes whose share is not whole round up by the largest remainder,
+    ties broken by the seed.
+
+    Args:
+        labels: Class of each item.
+        share: Share of the second part, in (0, 1).
+        seed: Decides which items go where.
+
+    Returns:
+        The positions of the first and of the second part, ascending.
+    """
+    rng = np.random.default_rng(seed)
+    array = np.asarray(labels, dtype=np.int64)
+    classes, counts = np.unique(array, return_counts=True)
+    wanted = counts * share
+    taken = np.floor(wanted).astype(np.int64)
+    missing = round(len(array) * share) - int(taken.sum())
+    order = np.lexsort((rng.random(len(classes)), taken - wanted))
+    taken[order[:missing]] += 1
+    second: list[int] = []
+    for label, count in zip(classes, taken, strict=True):
+        members = rng.permutation(np.flatnonzero(array == label))
+        second.extend(int(index) for index in members[:count])
+    chosen = set(second)
+    return [index for index in range(len(array)) if index not in chosen], sorted(chosen)
+
+
+def make_splits(
+    train: ClipDataset,
+    val: ClipDataset,
+    test: ClipDataset,
+    info: DataInfo,
+    *,
+    seed: int,
+    gate_share: float = 0.5,
+    skipped: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> Splits:
+    """Part the training data in `weights` and `gates`, stratified by class.
+
+    Args:
+        train: All training items.
+        val: Validation items.
+        test: Test items.
+        info: What a model must know.
+        seed: Seed of the parting, ≥ 0.
+        gate_share: Share of `train` that fits the gates, in (0, 1).
+        skipped: Passed on.
+        notes: Passed on.
+
+    Raises:
+        DataError: A split would be empty, or `gate_share` lies outside (0, 1).
+    """
+    if not 0.0 < gate_share < 1.0:
+        raise DataError(f"gate_share must lie between 0 and 1, both excluded, but it is {gate_share}; 0.5 is usual")
+    if len(train) < 2:
+        raise DataError(
+            f"the training split of {info.name!r} must hold at least 2 clips, one for weights and one for gates, "
+            f"but it holds {len(train)}"
+        )
+    weights, gates = stratified_split(labels_of(train), gate_share, seed)
+    if not weights or not gates:
+        raise DataError(
+            f"gate_share {gate_share} leaves {len(weights)} clips for weights and {len(gates)} for gates of "
+            f"{len(train)}; choose a share nearer to 0.5 or give more clips"
+        )
+    return Splits(Subset(train, weights), Subset(train, gates), val, test, info, tuple(skipped), tuple(notes))
