@@ -1,0 +1,91 @@
+"""What a trial function is given, and how it talks back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trials.record import KnobValue, TrialRecord
+
+RECORD_NAME = "record.json"
+
+
+class TrialStopped(BaseException):  # noqa: N818 - not an error, and like KeyboardInterrupt not to be caught as one
+    """Raised by `TrialContext.report` where the scheduler stops the trial.
+
+    Let it pass. It is no `Exception`, so that a broad `except Exception` does not swallow it; `finally` and `with`
+    clean up as usual.
+    """
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a running trial says of itself. With `values` and `step` the scheduler looks at it."""
+
+    fraction: float | None = None
+    message: str = ""
+    values: Mapping[str, float] | None = None
+    step: int | None = None
+
+
+Reporter = Callable[[Report], None]
+
+
+def _ignore(report: Report) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """One trial's place in the world: its knobs, its seed, its folder, its share of the machine."""
+
+    number: int
+    knobs: Mapping[str, KnobValue]
+    seed: int
+    directory: Path
+    num_cpus: int = 1
+    num_gpus: float = 0.0
+    device: str = "cpu"
+    objectives: tuple[str, ...] = ()
+    """The names that a report's `values` must hold."""
+    reporter: Reporter = field(default=_ignore, repr=False, compare=False)
+
+    def report(
+        self,
+        fraction: float | None = None,
+        message: str = "",
+        *,
+        values: Mapping[str, float] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Tell the driver how far the trial is. Cheap: reports in quick succession are thinned out on the way.
+
+        Args:
+            fraction: From 0 to 1.
+            message: A few words for the progress display.
+            values: Where the trial stands, one value for each objective by name; goes to the scheduler, which may
+                stop the trial here.
+            step: The step that `values` belong to, such as the epoch; counts from 1.
+
+        Raises:
+            TrialStopped: The scheduler stops the trial.
+            ValueError: An argument breaks its rule.
+        """
+        if fraction is not None and not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"`fraction` must be from 0 to 1, but got {fraction}")
+        if (values is None) != (step is None):
+            raise ValueError(f"`values` and `step` go together, but got values={values}, step={step}; give both")
+        if values is not None and (missing := [name for name in self.objectives if name not in values]):
+            raise ValueError(f"`values` must hold {', '.join(self.objectives)}, but lacks {', '.join(missing)}")
+        if step is not None and step < 1:
+            raise ValueError(f"`step` must be 1 or more, but got {step}")
+        self.reporter(Report(fraction, message, values, step))
+
+
+TrialFn = Callable[[TrialContext], TrialRecord]
+"""The work of a trial. It continues from `checkpoint*` in `directory` where a run before it was killed.
+
+The process may be used again for the next trial: what is worth keeping (data, a teacher) may stay in a module-level
+cache. The files `checkpoint*` are deleted once the trial has ended; everything else stays.
+"""

@@ -1,0 +1,187 @@
+"""The driver's side of a campaign: which trial comes next, and what happens when one reports or ends.
+
+Both executors call it, from one thread. Nothing is remembered here that the ledger does not know, but what is on its
+way right now.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from trials.context import RECORD_NAME, Report
+from trials.events import Event, EventKind, OnEvent
+from trials.execution import Assignment
+from trials.files import remove_checkpoints
+from trials.knobs import KnobSpace
+from trials.ledger import Ledger, Proposal
+from trials.record import TrialRecord
+from trials.samplers import SAMPLERS, proposal_seed
+from trials.scheduler import RungScheduler
+
+
+def trial_directory(run_dir: Path, number: int) -> Path:
+    """The folder of a trial: `trials/0003` in the run's folder."""
+    return run_dir / "trials" / f"{number:04d}"
+
+
+class Driver:
+    """Hands out trials until `num_trials` have been proposed in the ledger, and sees each of them to its end.
+
+    Failed and stopped trials count towards `num_trials`: a campaign whose trials all fail ends.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        space: KnobSpace,
+        *,
+        num_trials: int,
+        run_dir: Path,
+        seed: int,
+        sampler: str = "tpe",
+        scheduler: RungScheduler | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        if num_trials < 1:
+            raise ValueError(f"`num_trials` must be 1 or more, but got {num_trials}")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
+        self.ledger = ledger
+        self.num_trials = num_trials
+        self._space = space
+        self._run_dir = run_dir.resolve()
+        self._seed = seed
+        self._sampler = sampler
+        self._scheduler = scheduler
+        self._on_event = on_event
+        self._live: dict[int, Assignment] = {}
+        self._left_running: deque[Assignment] = deque()
+
+    @property
+    def num_live(self) -> int:
+        """How many trials are being run now."""
+        return len(self._live)
+
+    def recover(self) -> None:
+        """Settle what an earlier driver left: tell what was written, and line up what was running.
+
+        A queued trial that was promoted comes back under its number too.
+        """
+        self.announce("begun")
+        for proposal in self.ledger.running():
+            assignment = self._assign(proposal)
+            record = assignment.written_record()
+            if record is not None:
+                self._live[proposal.number] = assignment
+                self.finish(record)
+            else:
+                self._left_running.append(assignment)
+
+    def next(self) -> Assignment | None:
+        """The next trial, already in the ledger; None when there is none to start any more.
+
+        Trials of an earlier driver come first, then queued ones, then the sampler's.
+        """
+        kind: EventKind = "started"
+        if self._left_running:
+            assignment, kind = self._left_running.popleft(), "continued"
+        elif self.ledger.count("running", "complete", "failed", "stopped") < self.num_trials:
+            assignment = self._assign(self.ledger.ask(self._space, sampler=self._sampler, seed=self._seed))
+            # A folder of this number can only stem from a run whose ledger is gone; its checkpoints are another's.
+            shutil.rmtree(assignment.directory, ignore_errors=True)
+        else:
+            return None
+        self._live[assignment.number] = assignment
+        self.announce(kind, assignment)
+        return assignment
+
+    def report(self, number: int, report: Report) -> bool:
+        """Take a report of a live trial.
+
+        Returns:
+            Whether the trial ends here. It is told as stopped then; see `stop`.
+        """
+        assignment = self._live[number]
+        self.announce("progress", assignment, report=report)
+        if report.values is None or report.step is None:
+            return False
+        self.ledger.report(number, report.step, report.values)
+        if self._scheduler is None:
+            return False
+        return self._scheduler.decide(number, report.step, self.ledger.reports(), self.ledger.objectives)
+
+    def stop(self, number: int) -> None:
+        """End a live trial as stopped; the values of its last report go into the record's diagnostics."""
+        reports = self.ledger.reports().get(number, {})
+        diagnostics: dict[str, float] = {}
+        if reports:
+            step = max(reports)
+            diagnostics = {"stopped/step": float(step)}
+            diagnostics |= {f"stopped/{name}": float(value) for name, value in reports[step].items()}
+        self._finish_without_result(self._live[number].record_without_result("stopped", None, diagnostics=diagnostics))
+
+    def lose(self, number: int, reason: str) -> None:
+        """End a live trial as failed whose process could not be kept alive."""
+        written = self._live[number].written_record()  # it may have died after its last deed
+        if written is not None:
+            self.finish(written)
+        else:
+            self._finish_without_result(self._live[number].record_without_result("failed", reason))
+
+    def retry(self, number: int, reason: str) -> None:
+        """Say that a live trial is started again."""
+        self.announce("retried", self._live[number], report=Report(message=reason))
+
+    def finish(self, record: TrialRecord) -> None:
+        """Tell the ledger of a record that is in the trial's folder already, tidy up, and announce it."""
+        assignment = self._live[record.number]
+        self.ledger.tell(record)
+        remove_checkpoints(assignment.directory)
+        del self._live[record.number]
+        self.announce("ended", assignment, record=record)
+
+    def _finish_without_result(self, record: TrialRecord) -> None:
+        record.write(self._live[record.number].directory / RECORD_NAME)
+        self.finish(record)
+
+    def _assign(self, proposal: Proposal) -> Assignment:
+        return Assignment(
+            number=proposal.number,
+            knobs=proposal.knobs,
+            seed=proposal_seed(self._seed, proposal.number),
+            directory=trial_directory(self._run_dir, proposal.number),
+            metric=self.ledger.metric,
+            objectives=self.ledger.objectives,
+            config_hash=str(self.ledger.metadata.get("config_hash", "")),
+        )
+
+    def announce(
+        self,
+        kind: EventKind,
+        assignment: Assignment | None = None,
+        *,
+        report: Report | None = None,
+        record: TrialRecord | None = None,
+        message: str = "",
+    ) -> None:
+        """Tell the observer, if there is one."""
+        if self._on_event is None:
+            return
+        knobs: Mapping[str, bool | int | float | str] = {} if assignment is None else assignment.knobs
+        report = report or Report(message=message)
+        self._on_event(
+            Event(
+                kind=kind,
+                num_ended=self.ledger.count("complete", "failed", "stopped"),
+                num_trials=self.num_trials,
+                number=None if assignment is None else assignment.number,
+                knobs=knobs,
+                fraction=report.fraction,
+                message=report.message,
+                values=report.values,
+                record=record,
+            )
+        )

@@ -1,0 +1,34 @@
+"""What the driver says while a campaign runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trials.record import KnobValue, TrialRecord
+
+EventKind = Literal["begun", "started", "continued", "progress", "retried", "ended", "interrupted", "finished"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. A trial's end is durable in the ledger before it is announced.
+
+    `begun`, `interrupted` and `finished` are about the campaign; the others about trial `number`. `continued` is a
+    start of a trial that an earlier driver left running; `ended` carries the `record`. `num_ended` of `num_trials`
+    trials had ended by then.
+    """
+
+    kind: EventKind
+    num_ended: int
+    num_trials: int
+    number: int | None = None
+    knobs: Mapping[str, KnobValue] = field(default_factory=dict)
+    fraction: float | None = None
+    message: str = ""
+    values: Mapping[str, float] | None = None
+    record: TrialRecord | None = None
+
+
+OnEvent = Callable[[Event], None]

@@ -1,0 +1,109 @@
+"""One trial in its own process or thread: from an assignment to a record on disk. Both executors end up here."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
+from trials.files import locked
+from trials.objectives import Objective, objective_values
+from trials.record import KnobValue, Metric, State, TrialRecord
+
+_WAIT_FOR_PREDECESSOR_S = 60.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to be run, with all that is needed to run it elsewhere and to write its record whatever happens."""
+
+    number: int
+    knobs: Mapping[str, KnobValue]
+    seed: int
+    directory: Path
+    metric: Metric
+    objectives: tuple[Objective, ...]
+    config_hash: str
+
+    def record_without_result(
+        self, state: State, error: str | None, *, diagnostics: Mapping[str, float] | None = None
+    ) -> TrialRecord:
+        """The record of a trial that did not come to its end."""
+        return TrialRecord(
+            number=self.number,
+            state=state,
+            seed=self.seed,
+            config_hash=self.config_hash,
+            knobs=self.knobs,
+            metric=self.metric,
+            diagnostics=diagnostics or {},
+            environment={"host": platform.node(), "python": platform.python_version()},
+            started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            error=error,
+        )
+
+    def written_record(self) -> TrialRecord | None:
+        """The record that an earlier run of this trial wrote before it could be told, where there is one."""
+        path = self.directory / RECORD_NAME
+        if not path.exists():
+            return None
+        record = TrialRecord.read(path)
+        return record if (record.number, record.knobs) == (self.number, dict(self.knobs)) else None
+
+
+def run_assignment(
+    assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, *, num_cpus: int, num_gpus: float
+) -> TrialRecord:
+    """Run a trial and write its record into its folder.
+
+    An exception of the trial function becomes a failed record, with the traceback. `TrialStopped` and interrupts pass.
+
+    Raises:
+        RuntimeError: Another process still works in the trial's folder.
+    """
+    assignment.directory.mkdir(parents=True, exist_ok=True)
+    # After a driver was killed its workers may outlive it for a moment; two runs of one trial would share checkpoints.
+    message = f"trial {assignment.number} is still being run by process {{owner}} in {assignment.directory}"
+    with locked(assignment.directory / ".lock", timeout_s=_WAIT_FOR_PREDECESSOR_S, message=message):
+        record = assignment.written_record()
+        if record is not None:
+            return record
+        context = TrialContext(
+            number=assignment.number,
+            knobs=dict(assignment.knobs),
+            seed=assignment.seed,
+            directory=assignment.directory,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            device="cuda:0" if num_gpus > 0 else "cpu",  # Ray shows a worker its own GPUs only, counted from 0
+            objectives=tuple(objective.name for objective in assignment.objectives),
+            reporter=reporter,
+        )
+        started = time.monotonic()
+        try:
+            record = _checked(trial_fn(context), assignment)
+        except Exception:
+            record = assignment.record_without_result("failed", traceback.format_exc())
+            record = record.model_copy(update={"durations_s": {"total": time.monotonic() - started}})
+        record.write(assignment.directory / RECORD_NAME)
+        return record
+
+
+def _checked(record: object, assignment: Assignment) -> TrialRecord:
+    """What the trial function returned, if it is this trial's record and the ledger can rank it."""
+    if not isinstance(record, TrialRecord):
+        raise TypeError(f"a trial function must return a `TrialRecord`, but returned {type(record).__name__}")
+    if record.number != assignment.number:
+        raise ValueError(f"the record must be of trial {assignment.number}, but is of trial {record.number}")
+    if dict(record.knobs) != dict(assignment.knobs):
+        raise ValueError(f"the record's knobs must be {dict(assignment.knobs)}, but are {dict(record.knobs)}")
+    if record.metric != assignment.metric:
+        raise ValueError(f"the record's metric must be {assignment.metric}, but is {record.metric}")
+    if record.state == "complete":
+        objective_values(record, assignment.objectives)
+    return record

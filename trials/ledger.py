@@ -1,0 +1,432 @@
+"""The ledger: one Optuna study as the only store of a campaign.
+
+What a driver must know after any crash is read from here, so nothing else needs saving: proposals are written before
+they run, records before they are announced. Every write is one durable step, in an order that leaves a running trial
+running until its record is safe. Where it is stored, and why there, stands in `trials.storage`.
+
+**Proposals come from a view.** Optuna refuses a categorical knob whose choices changed, and its samplers propose
+jointly only what all trials share. So the sampler does not look at the stored study but at one in memory, rebuilt from
+it in the terms of the present space: a choice may gain and lose values, a knob may appear (with a `default`, earlier
+trials count as having had it), go or change its type. Trials that the present space does not hold stay in the ledger
+and on its front; the sampler no longer learns from them. In the stored study, for Optuna's own tools, a knob whose
+definition became incompatible goes on as `NAME~2`, `NAME~3`, ...; the plain knobs stand in the attribute `knobs`.
+
+**States.** complete -> COMPLETE with values; stopped -> PRUNED without values, so that a low rung never enters a
+sampler as final; failed -> FAIL; proposed and not told -> RUNNING; queued -> WAITING.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from trials.files import FileLock
+from trials.knobs import KnobSpace, check_values, to_distributions
+from trials.objectives import Objective, default_objectives, objective_values
+from trials.record import KnobValue, Metric, TrialRecord
+from trials.samplers import build_sampler, proposal_seed, quiet_optuna
+from trials.storage import JOURNAL_NAME, open_storage, repair_journal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COST_CONVENTION = "one multiply-accumulate is one FLOP"
+LEDGER_FORMAT = 1
+
+_STATES: Mapping[str, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "failed": TrialState.FAIL,
+    "stopped": TrialState.PRUNED,
+}
+_FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a trial shall run with."""
+
+    number: int
+    knobs: Mapping[str, KnobValue]
+
+
+class Ledger:
+    """The trials of one campaign. Make one with `Ledger.open` to drive it, or with `Ledger.load` to read it."""
+
+    def __init__(self, storage: BaseStorage, name: str, run_dir: Path, lock: FileLock | None) -> None:
+        self.run_dir = run_dir
+        self.name = name
+        self._storage = storage
+        self._lock = lock
+        self._study_id = storage.get_study_id_from_name(name)
+        self._view: _View | None = None
+        stored = self.metadata
+        if stored.get("format") != LEDGER_FORMAT:
+            raise ValueError(
+                f"{run_dir}: the ledger's format must be {LEDGER_FORMAT}, but is {stored.get('format')!r}; "
+                "open it with the release of nas-kd that wrote it, or a later one"
+            )
+        self.metric = Metric.model_validate(stored["metric"])
+        self.objectives = tuple(Objective.model_validate(item) for item in stored["objectives"])
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: Path,
+        *,
+        metric: Metric,
+        objectives: Sequence[Objective] = (),
+        config_hash: str = "",
+        storage: str | None = None,
+        name: str | None = None,
+    ) -> Ledger:
+        """Open the ledger of a run for its driver, making it where there is none.
+
+        Args:
+            run_dir: The run's folder. One driver at a time holds it, wherever the study is stored.
+            metric: The primary metric.
+            objectives: What to rank by; by default the primary metric and `flops`, minimized.
+            config_hash: Of the campaign's config; goes into records that the driver has to write by itself.
+            storage: An SQLAlchemy URL of PostgreSQL or MySQL; by default a journal file in `run_dir`.
+            name: Of the study, unique in its database; by default the name of the folder.
+
+        Raises:
+            RuntimeError: Another driver holds the run.
+            ValueError: The stored study ranks by something else.
+        """
+        run_dir = run_dir.resolve()
+        lock = FileLock(run_dir / ".driver.lock")
+        if not lock.acquire():
+            raise RuntimeError(
+                f"a run has one driver at a time, but process {lock.owner()} drives {run_dir}; "
+                "wait for it to end, stop it, or use another run folder"
+            )
+        try:
+            repair_journal(run_dir / JOURNAL_NAME)
+            wanted = tuple(objectives) or default_objectives(metric)
+            if len(wanted) < 2:
+                raise ValueError(f"`objectives` must hold two or more, but got {_listed(wanted)}; add flops")
+            name = name or run_dir.name
+            opened = open_storage(run_dir, storage)
+            with quiet_optuna():
+                study = optuna.create_study(
+                    storage=opened,
+                    study_name=name,
+                    directions=["maximize" if objective.maximize else "minimize" for objective in wanted],
+                    load_if_exists=True,
+                )
+            if "format" not in study.user_attrs:  # new, or killed right after it was made
+                study.set_user_attr("metric", metric.model_dump())
+                study.set_user_attr("objectives", [objective.model_dump() for objective in wanted])
+                study.set_user_attr("convention", COST_CONVENTION)
+                study.set_user_attr("format", LEDGER_FORMAT)
+            ledger = cls(opened, name, run_dir, lock)
+            if (ledger.metric, ledger.objectives) != (metric, wanted):
+                raise ValueError(
+                    f"{run_dir} ranks by {_listed(ledger.objectives)} with {ledger.metric.name!r} as its metric, but "
+                    f"this campaign asks for {_listed(wanted)} with {metric.name!r}; restore that or use another run "
+                    "folder"
+                )
+            if ledger.metadata.get("config_hash") != config_hash:
+                ledger.set_metadata("config_hash", config_hash)
+            return ledger
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def load(cls, run_dir: Path, *, storage: str | None = None, name: str | None = None) -> Ledger:
+        """Open the ledger of a run for reading, whether or not a driver holds it.
+
+        Raises:
+            FileNotFoundError: There is no such study.
+        """
+        run_dir = run_dir.resolve()
+        name = name or run_dir.name
+        missing = f"no trials in {run_dir}: there is no study {name!r} in {storage or JOURNAL_NAME}; search first"
+        if storage is None and not (run_dir / JOURNAL_NAME).exists():
+            raise FileNotFoundError(missing)
+        try:
+            return cls(open_storage(run_dir, storage), name, run_dir, None)
+        except KeyError as error:
+            raise FileNotFoundError(missing) from error
+
+    def close(self) -> None:
+        """Let another driver have the run."""
+        self._storage.remove_session()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the study says of itself: `format`, `metric`, `objectives`, `convention`, `config_hash`, and yours."""
+        return dict(self._storage.get_study_user_attrs(self._study_id))
+
+    def set_metadata(self, key: str, value: Any) -> None:
+        """Store a JSON value beside the trials."""
+        with self._driving():
+            self._storage.set_study_user_attr(self._study_id, key, value)
+
+    def __len__(self) -> int:
+        """How many trials there are, in whatever state, queued ones included."""
+        return self._storage.get_n_trials(self._study_id)
+
+    def count(self, *states: str) -> int:
+        """How many trials are in any of the states `queued`, `running`, `complete`, `failed`, `stopped`."""
+        names = {**_STATES, "queued": TrialState.WAITING, "running": TrialState.RUNNING}
+        return self._storage.get_n_trials(self._study_id, state=tuple(names[state] for state in states))
+
+    def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> Proposal:
+        """Propose the next trial and write it down as running. Queued trials come first.
+
+        The proposal is a function of the seed, its number, and what the ledger holds; of nothing else.
+
+        Args:
+            space: The knobs; they may differ from those of earlier trials.
+            sampler: A name in `trials.samplers.SAMPLERS`.
+            seed: The campaign's.
+
+        Raises:
+            ValueError: A queued trial has values that the space does not hold.
+        """
+        with self._driving():
+            trials = self._trials()
+            distributions = to_distributions(space)
+            waiting = next((trial for trial in trials if trial.state == TrialState.WAITING), None)
+            if waiting is not None:
+                check_values(waiting.user_attrs["queued"], space)
+            if self._view is None or self._view.distributions != distributions:
+                self._view = _View(space, distributions, [objective.maximize for objective in self.objectives])
+            number = len(trials) if waiting is None else waiting.number
+            try:
+                self._view.follow(trials)
+                proposed = self._view.ask(build_sampler(sampler, proposal_seed(seed, number), distributions))
+                assert proposed.number == number, f"the sampler's view is at {proposed.number}, the ledger at {number}"
+                self._write_proposal(proposed, trials, waiting)
+            except BaseException:
+                self._view = None  # it may hold a trial that the storage does not; the next proposal rebuilds it
+                raise
+            return Proposal(number, dict(proposed.params))
+
+    def _write_proposal(
+        self, proposed: FrozenTrial, trials: Sequence[FrozenTrial], waiting: FrozenTrial | None
+    ) -> None:
+        stored_names = _stored_names(proposed.distributions, trials)
+        attributes = {key: value for key, value in proposed.system_attrs.items() if key != _FIXED}
+        if waiting is None:
+            # One write: a kill leaves either no trial or one that knows all its knobs.
+            template = create_trial(
+                state=TrialState.RUNNING,
+                params={stored_names[name]: value for name, value in proposed.params.items()},
+                distributions={stored_names[name]: item for name, item in proposed.distributions.items()},
+                user_attrs={"knobs": dict(proposed.params)},
+                system_attrs=attributes,
+            )
+            self._storage.create_new_trial(self._study_id, template_trial=template)
+            return
+        # Several writes, but the trial is queued until the last of them; asked again, it gets the same again.
+        trial_id = waiting._trial_id
+        for name, distribution in proposed.distributions.items():
+            if stored_names[name] not in waiting.params:
+                internal = distribution.to_internal_repr(proposed.params[name])
+                self._storage.set_trial_param(trial_id, stored_names[name], internal, distribution)
+        for key, value in attributes.items():
+            self._storage.set_trial_system_attr(trial_id, key, value)
+        self._storage.set_trial_user_attr(trial_id, "knobs", dict(proposed.params))
+        self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+
+    def enqueue(self, values: Mapping[str, KnobValue], space: KnobSpace) -> int:
+        """Queue a trial; it is proposed before anything that the sampler would like.
+
+        Args:
+            values: Knobs to run with; the sampler chooses those left out.
+            space: The knobs, to check the values against.
+
+        Returns:
+            The number of the trial; the earlier one where the same values were queued before, so that a campaign
+            file with a warm start may be run again.
+
+        Raises:
+            ValueError: A value is not in the space.
+        """
+        check_values(values, space)
+        with self._driving():
+            for trial in self._trials():
+                if trial.user_attrs.get("queued") == dict(values):
+                    return trial.number
+            template = create_trial(state=TrialState.WAITING, user_attrs={"queued": dict(values)})
+            self._storage.create_new_trial(self._study_id, template_trial=template)
+            return self._trials()[-1].number
+
+    def report(self, number: int, step: int, values: Mapping[str, float]) -> None:
+        """Keep an intermediate report of a running trial; a later one of the same step replaces it."""
+        with self._driving():
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            self._storage.set_trial_user_attr(trial_id, f"report:{step}", dict(values))
+
+    def reports(self) -> dict[int, dict[int, dict[str, float]]]:
+        """All intermediate reports: trial number -> step -> values."""
+        found: dict[int, dict[int, dict[str, float]]] = {}
+        for trial in self._trials():
+            for key, values in trial.user_attrs.items():
+                if key.startswith("report:"):
+                    found.setdefault(trial.number, {})[int(key.removeprefix("report:"))] = dict(values)
+        return found
+
+    def tell(self, record: TrialRecord) -> bool:
+        """Write down how a trial ended.
+
+        Returns:
+            Whether this was news: telling the same record again is fine and changes nothing.
+
+        Raises:
+            ValueError: There is no such trial, it was told differently before, or a complete record lacks an
+                objective or names another metric.
+        """
+        with self._driving():
+            trials = self._trials()
+            if record.number >= len(trials) or trials[record.number].state == TrialState.WAITING:
+                raise ValueError(f"trial {record.number} was never proposed in {self.run_dir}; ask for it first")
+            trial = trials[record.number]
+            if trial.state.is_finished():
+                if trial.user_attrs["record"] != json.loads(record.to_json()):
+                    raise ValueError(
+                        f"trial {record.number} of {self.run_dir} is told already, with another record; "
+                        "a told trial cannot change"
+                    )
+                return False
+            if record.metric != self.metric:
+                raise ValueError(f"trial {record.number}: metric must be {self.metric}, but is {record.metric}")
+            complete = record.state == "complete"
+            values = objective_values(record, self.objectives) if complete else None
+            self._storage.set_trial_user_attr(trial._trial_id, "record", json.loads(record.to_json()))
+            self._storage.set_trial_state_values(trial._trial_id, _STATES[record.state], values)
+            return True
+
+    def running(self) -> list[Proposal]:
+        """Trials proposed and not told. After a crash, run them again under their numbers."""
+        return [
+            Proposal(trial.number, dict(trial.user_attrs["knobs"]))
+            for trial in self._trials()
+            if trial.state == TrialState.RUNNING
+        ]
+
+    def records(self) -> list[TrialRecord]:
+        """The records of all trials that were told, by number."""
+        return [
+            TrialRecord.from_json(json.dumps(trial.user_attrs["record"]))
+            for trial in self._trials()
+            if trial.state.is_finished() and "record" in trial.user_attrs
+        ]
+
+    def dataframe(self) -> pd.DataFrame:
+        """The records as one flat table; its columns are described at `trials.table.records_table`."""
+        from trials.table import records_table  # pandas takes half a second to import, which `--help` need not wait for
+
+        return records_table(self.records())
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._study_id, deepcopy=False)
+
+    @contextmanager
+    def _driving(self) -> Iterator[None]:
+        if self._lock is None:
+            raise RuntimeError(f"the ledger of {self.run_dir} is open for reading only; use `Ledger.open` to write")
+        with quiet_optuna():
+            yield
+
+
+class _View:
+    """The stored study in the terms of one space, in memory; see the module."""
+
+    def __init__(self, space: KnobSpace, distributions: dict[str, BaseDistribution], maximize: list[bool]) -> None:
+        self.distributions = distributions
+        self._space = space
+        self._study = optuna.create_study(directions=["maximize" if more else "minimize" for more in maximize])
+        self._unfinished: set[int] = set()
+        self._outside: set[int] = set()
+        self._num_trials = 0
+
+    def follow(self, trials: Sequence[FrozenTrial]) -> None:
+        """Catch up with the stored trials."""
+        for number in sorted(self._unfinished):
+            trial = trials[number]
+            if not trial.state.is_finished():
+                continue
+            if number in self._outside:
+                self._study.tell(number, state=TrialState.FAIL)
+            else:
+                self._study.tell(number, trial.values, state=trial.state)
+            self._unfinished.discard(number)
+        for trial in trials[self._num_trials :]:
+            self._study.add_trial(self._translate(trial))
+            if not trial.state.is_finished():
+                self._unfinished.add(trial.number)
+        self._num_trials = len(trials)
+
+    def _translate(self, trial: FrozenTrial) -> FrozenTrial:
+        attributes = dict(trial.system_attrs)
+        if trial.state == TrialState.WAITING:
+            return create_trial(state=trial.state, system_attrs={**attributes, _FIXED: trial.user_attrs["queued"]})
+        knobs = {name: trial.user_attrs["knobs"].get(name, knob.default) for name, knob in self._space.items()}
+        if all(knob.contains(knobs[name]) for name, knob in self._space.items()):
+            return create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=knobs,
+                distributions=self.distributions,
+                system_attrs=attributes,
+            )
+        # Outside of the space: it keeps its number, and samplers pass over it.
+        self._outside.add(trial.number)
+        return create_trial(state=TrialState.FAIL if trial.state.is_finished() else TrialState.RUNNING)
+
+    def ask(self, sampler: optuna.samplers.BaseSampler) -> FrozenTrial:
+        """Let the sampler propose; the new trial runs in the view from now on."""
+        self._study.sampler = sampler
+        number = self._study.ask(self.distributions).number
+        self._unfinished.add(number)
+        self._num_trials = max(self._num_trials, number + 1)
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _stored_names(distributions: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> dict[str, str]:
+    """Under which name each knob goes into the stored study: its own, or `NAME~2` and on where that is taken."""
+    known: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        known.update(trial.distributions)
+    names: dict[str, str] = {}
+    for name, distribution in distributions.items():
+        version, candidate = 1, name
+        while candidate in known and not _compatible(known[candidate], distribution):
+            version += 1
+            candidate = f"{name}~{version}"
+        names[name] = candidate
+    return names
+
+
+def _compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
+    try:
+        check_distribution_compatibility(old, new)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(objectives: Sequence[Objective]) -> str:
+    return ", ".join(map(str, objectives)) or "none"

@@ -1,0 +1,87 @@
+"""Early stopping on several objectives: non-dominated rank per rung.
+
+Successive halving in its asynchronous form (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys
+2020, algorithm 2), where the order is the non-dominated rank instead of a single loss, after Salinas et al., "A
+multi-objective perspective on jointly tuning hardware and hyperparameters", 2021. Deviation: ranks are never split.
+Who is not dominated at a rung goes on, however many they are; a cheap student is not stopped for being less accurate
+than a dear one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trials.dominance import non_dominated_ranks, to_losses
+from trials.objectives import Objective
+
+
+def should_stop(
+    values: Sequence[float], others: Sequence[Sequence[float]], maximize: Sequence[bool], *, reduction_factor: float
+) -> bool:
+    """Whether a trial that reached a rung with `values` ends there.
+
+    It does where at least a `1 / reduction_factor` part of all who reached the rung, itself included, has a better
+    non-dominated rank; and where one of its values is not finite, since a diverged trial is not worth continuing.
+
+    Args:
+        values: One value for each objective.
+        others: Those of all other trials that reached the rung. Those that are not finite count as the worst.
+        maximize: Direction of each objective.
+        reduction_factor: Above 1; 3 continues about a third.
+    """
+    if not all(map(math.isfinite, values)):
+        return True
+    finite = [other for other in others if all(map(math.isfinite, other))]
+    ranks = non_dominated_ranks(to_losses([values, *finite], maximize))
+    num_better = int((ranks < ranks[0]).sum())
+    return num_better >= (1 + len(others)) / reduction_factor
+
+
+@dataclass(frozen=True)
+class RungScheduler:
+    """Stops trials at rungs. It holds no state: what happened at a rung is read from the ledger's reports.
+
+    Args:
+        rungs: Steps at which to decide, ascending. A trial counts at a rung with its first report at that step or
+            later.
+        reduction_factor: Above 1; 3 continues about a third at each rung.
+    """
+
+    rungs: tuple[int, ...]
+    reduction_factor: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+            raise ValueError(f"`rungs` must be ascending steps from 1 on, but got {self.rungs}")
+        if not self.reduction_factor > 1:
+            raise ValueError(f"`reduction_factor` must be above 1, but got {self.reduction_factor}")
+
+    def decide(
+        self,
+        number: int,
+        step: int,
+        reports: Mapping[int, Mapping[int, Mapping[str, float]]],
+        objectives: Sequence[Objective],
+    ) -> bool:
+        """Whether trial `number` ends with its report at `step`.
+
+        Args:
+            number: The trial.
+            step: Of its latest report.
+            reports: All reports, the latest included: trial number -> step -> values.
+            objectives: Names and directions.
+        """
+        rung = max((rung for rung in self.rungs if rung <= step), default=None)
+        if rung is None or any(rung <= earlier < step for earlier in reports[number]):
+            return False
+        maximize = [objective.maximize for objective in objectives]
+        reached = {
+            trial: [values[min(steps)][objective.name] for objective in objectives]
+            for trial, values in reports.items()
+            if (steps := [candidate for candidate in values if candidate >= rung])
+        }
+        own = reached.pop(number)
+        return should_stop(own, list(reached.values()), maximize, reduction_factor=self.reduction_factor)
