@@ -1,0 +1,220 @@
+"""The front as a static picture, and the axis marks that all pictures share.
+
+matplotlib is used through its object interface with the Agg canvas: no display, no global state.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.front import ParetoFront, TeacherPoint, comparable
+from analysis.statistics import seed_estimate
+from analysis.table import budget_flops
+from analysis.text import flops_label, is_fraction, metric_text, si
+from trials.record import Metric, TrialRecord
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito 2008); shapes differ as well.
+FRONT_COLOR = "#0072B2"
+KNEE_COLOR = "#D55E00"
+TEACHER_COLOR = "#009E73"
+OTHER_COLOR = "#8A8F98"
+
+_TICK_SETS = ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+_MAX_TICKS = 9
+_MAX_LABELS = 12
+
+
+def flops_ticks(low: float, high: float) -> list[float]:
+    """Round positions, at most nine, for a logarithmic axis from `low` to `high` (both > 0)."""
+    if high / low < 3:  # less than half a decade looks linear
+        ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        return [float(tick) for tick in ticks if low <= tick <= high]
+    decades = range(len(str(int(low))) - 2, len(str(int(high))) + 1)
+    for mantissas in _TICK_SETS:
+        ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) <= _MAX_TICKS:
+            break
+    return inside
+
+
+def flops_range(records: Sequence[TrialRecord], teacher: TeacherPoint | None) -> tuple[float, float] | None:
+    """Limits of a logarithmic FLOPs axis with room at both ends; None without points, or with one at zero FLOPs."""
+    values = [float(flops) for _, flops, _ in comparable(records)]
+    values += [float(teacher.flops)] if teacher else []
+    if not values or min(values) <= 0:
+        return None
+    room = max((max(values) / min(values)) ** 0.06, 1.1)
+    return min(values) / room, max(values) * room
+
+
+def metric_label(metric: Metric | None, split: str) -> str:
+    """Axis label of the primary metric, such as `validation accuracy`."""
+    name = {"val": "validation", "test": "test"}.get(split, split)
+    return f"{name} {metric.name if metric else 'metric'}"
+
+
+def printable(text: str, max_length: int = 80) -> str:
+    """A text for a picture: one line, no control characters, cut to `max_length` characters."""
+    kept = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+    line = " ".join(kept.split())
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
+
+
+def front_figure(
+    records: Sequence[TrialRecord],
+    *,
+    title: str = "",
+    teacher: TeacherPoint | None = None,
+    front: ParetoFront | None = None,
+) -> Figure:
+    """Draw all comparable trials, the front as a step line, its knee, seed intervals, budgets and the teacher.
+
+    The step line is what a budget buys: at each cost, the best metric of any trial that costs no more.
+
+    Args:
+        records: the trials; those that cannot be placed are left out.
+        title: printed above the picture.
+        teacher: printed beside the students where known.
+        front: built from `records` if None.
+    """
+    front = ParetoFront.from_records(records, teacher=teacher) if front is None else front
+    figure = Figure(figsize=(8.0, 5.0), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    metric = records[0].metric if records else None
+    rows = comparable(records, front.split, front.stage)
+    limits = flops_range(records, teacher)
+    if not rows:
+        axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
+    _style(axes, metric, limits, as_percent=_percent_axis(metric, [value for _, _, value in rows]))
+    axes.set_xlabel(f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
+    axes.set_ylabel(printable(metric_label(metric, front.split), 60), parse_math=False)
+    if title:
+        axes.set_title(printable(title), loc="left", fontsize=12, fontweight="bold", pad=12, parse_math=False)
+    right = limits[1] if limits else max((flops for _, flops, _ in rows), default=1)
+    _draw_front(axes, front, right)
+    _draw_others(axes, rows, front)
+    _draw_budgets(axes, records, limits)
+    if teacher is not None:
+        _draw_teacher(axes, teacher)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def write_front_png(figure: Figure, path: Path) -> None:
+    """Render a figure as PNG. A character that the font lacks is drawn as a box; that is not worth a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*[Gg]lyph.* missing from", category=UserWarning)
+        figure.savefig(path, format="png", metadata={"Software": "nas_kd"})
+
+
+def _percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
+    return metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
+
+
+def _style(axes: Axes, metric: Metric | None, limits: tuple[float, float] | None, *, as_percent: bool) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E4E6EA", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.12)
+    if limits is not None:
+        axes.set_xscale("log")
+        axes.set_xlim(*limits)
+        axes.xaxis.set_major_locator(FixedLocator(flops_ticks(*limits)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    if as_percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
+
+
+def _draw_others(axes: Axes, rows: Sequence[tuple[TrialRecord, int, float]], front: ParetoFront) -> None:
+    others = [(flops, value) for record, flops, value in rows if record.number not in front.numbers]
+    if others:
+        x, y = zip(*others, strict=True)
+        axes.scatter(x, y, s=22, facecolors="none", edgecolors=OTHER_COLOR, label="dominated trial")
+
+
+def _draw_budgets(axes: Axes, records: Sequence[TrialRecord], limits: tuple[float, float] | None) -> None:
+    budgets = sorted({budget for record in records if (budget := budget_flops(record)) is not None})
+    inside = [budget for budget in budgets if limits is not None and limits[0] <= budget <= limits[1]]
+    if inside:
+        axes.plot(
+            inside,
+            [0.012] * len(inside),
+            "|",
+            color=OTHER_COLOR,
+            markersize=6,
+            markeredgewidth=0.8,
+            transform=axes.get_xaxis_transform(),
+            label="budget",
+        )
+
+
+def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
+    if not front.records:
+        return
+    x, y = front.points.T
+    axes.plot([*x, right], [*y, y[-1]], drawstyle="steps-post", color=FRONT_COLOR, linewidth=1.5, alpha=0.8, zorder=2)
+    axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
+    label = "95 % interval over seeds"
+    for record, flops in zip(front.records, x, strict=True):
+        estimate = seed_estimate(record, front.split, front.stage)
+        if estimate is not None and estimate.interval is not None:
+            axes.plot(
+                [flops, flops], estimate.interval, color=FRONT_COLOR, linewidth=1.0, alpha=0.6, zorder=2, label=label
+            )
+            label = "_"  # one entry in the legend
+    if len(front.records) <= _MAX_LABELS:
+        for record, flops, value in zip(front.records, x, y, strict=True):
+            if front.knee is None or record.number != front.knee.number:
+                axes.annotate(
+                    str(record.number), (flops, value), (-4, 4), textcoords="offset points", ha="right", fontsize=8
+                )
+    if front.knee is not None and front.knee.cost is not None:
+        _draw_knee(axes, front, front.knee, front.knee.cost.flops)
+
+
+def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord, flops: int) -> None:
+    value = front.points[front.records.index(knee), 1]
+    axes.scatter([flops], [value], s=70, marker="D", color=KNEE_COLOR, zorder=4, label="knee, the suggested pick")
+    left_half = axes.transAxes.inverted().transform(axes.transData.transform((flops, value)))[0] < 0.6
+    axes.annotate(
+        f"trial {knee.number}: {metric_text(value, knee.metric)} at {si(flops)}",
+        (flops, value),
+        (9 if left_half else -9, -16),
+        textcoords="offset points",
+        ha="left" if left_half else "right",
+        color=KNEE_COLOR,
+        fontsize=9,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+        zorder=5,
+    )
+
+
+def _draw_teacher(axes: Axes, teacher: TeacherPoint) -> None:
+    axes.axhline(teacher.value, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+    label = f"teacher: {printable(teacher.name, 40)}"
+    axes.scatter([teacher.flops], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
+    axes.annotate(
+        label,
+        (teacher.flops, teacher.value),
+        (0, 9),
+        textcoords="offset points",
+        ha="right",
+        color=TEACHER_COLOR,
+        fontsize=9,
+        parse_math=False,
+    )

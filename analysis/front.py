@@ -1,0 +1,179 @@
+"""The accuracy-versus-FLOPs front of a run: which trials are on it, what it covers, which one to pick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
+from trials.record import Metric, Split, Stage, TrialRecord
+
+
+@dataclass(frozen=True)
+class TeacherPoint:
+    """The teacher beside its students.
+
+    Attributes:
+        name: what to call it.
+        flops: cost in the students' unit (per clip, or amortised per frame); one multiply-accumulate is one FLOP.
+        value: the primary metric on the validation split.
+        test: the primary metric on the test split, where known.
+        params: number of parameters, where known.
+    """
+
+    name: str
+    flops: int
+    value: float
+    test: float | None = None
+    params: int | None = None
+
+
+def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:
+    """The primary metric that all records share; None without records.
+
+    Raises:
+        ValueError: the records disagree, so their values cannot be compared.
+    """
+    found = {(record.metric.name, record.metric.maximize): record.metric for record in records}
+    if len(found) > 1:
+        names = ", ".join(sorted(f"{name} ({'max' if maximize else 'min'})" for name, maximize in found))
+        raise ValueError(f"records must share one primary metric, but got {names}; analyse them separately.")
+    return next(iter(found.values()), None)
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The trials that no other complete trial beats in both FLOPs and the primary metric.
+
+    Attributes:
+        records: the front by increasing FLOPs; copies of a point are all there, by trial number.
+        directions: FLOPs are minimised; the metric goes the way its record says.
+        reference: worst corner (FLOPs, metric) of the box in which the hypervolume is measured.
+        ideal: best corner (FLOPs, metric) of that box.
+        split: the split whose metric was compared.
+        stage: the stage whose metric was compared.
+    """
+
+    records: tuple[TrialRecord, ...]
+    directions: tuple[Direction, Direction]
+    reference: tuple[float, float]
+    ideal: tuple[float, float]
+    split: Split = "val"
+    stage: Stage = "retrained"
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Sequence[TrialRecord],
+        split: Split = "val",
+        stage: Stage = "retrained",
+        *,
+        teacher: TeacherPoint | None = None,
+        reference: tuple[float, float] | None = None,
+    ) -> ParetoFront:
+        """Build the front of `cost.flops` against the primary metric, from complete trials that have both.
+
+        The default box runs from the cost of the most expensive complete trial (or of the teacher, where that is more)
+        and the metric's worst value down to zero FLOPs and the metric's best value. Worst and best are 0 and 1, widened
+        where a trial lies outside; for a minimised metric they are the worst value of this run and 0.
+
+        Args:
+            records: the trials; failed, stopped and unmeasured ones are ignored.
+            split: the split to compare on. Selection belongs on `"val"`.
+            stage: the stage to compare at.
+            teacher: widens the default box to the teacher's FLOPs.
+            reference: (FLOPs, metric) instead of the default worst corner, to compare runs with each other.
+
+        Raises:
+            ValueError: the records do not share one primary metric.
+        """
+        metric = shared_metric(records)
+        maximize = metric is None or metric.maximize
+        measured = comparable(records, split, stage)
+        values = [value for _, _, value in measured]
+        highest_flops = max([flops for _, flops, _ in measured] + ([teacher.flops] if teacher else []), default=0)
+        worst, best = (min([0.0, *values]), max([1.0, *values])) if maximize else (max(values, default=0.0), 0.0)
+        front_directions: tuple[Direction, Direction] = ("minimize", "maximize" if maximize else "minimize")
+        on_front = non_dominated([(flops, value) for _, flops, value in measured], front_directions)
+        front = [row for row, is_on in zip(measured, on_front, strict=True) if is_on]
+        return cls(
+            records=tuple(record for record, _, _ in sorted(front, key=lambda row: (row[1], row[0].number))),
+            directions=front_directions,
+            reference=reference or (float(highest_flops), worst),
+            ideal=(0.0, best if maximize else min([best, *values])),
+            split=split,
+            stage=stage,
+        )
+
+    @cached_property
+    def points(self) -> Floats:
+        """(FLOPs, metric) of each front record, shape `(k, 2)`."""
+        rows = [(flops, value) for _, flops, value in comparable(self.records, self.split, self.stage)]
+        return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Trial numbers on the front."""
+        return frozenset(record.number for record in self.records)
+
+    def hypervolume_of(self, points: Floats) -> float:
+        """Share in [0, 1] of the box between `reference` and `ideal` that `(n, 2)` points dominate."""
+        area = self._box_area
+        return hypervolume(points, self.directions, self.reference) / area if area > 0 else 0.0
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Share in [0, 1] of the box between `reference` and `ideal` that the front dominates."""
+        return self.hypervolume_of(self.points)
+
+    @cached_property
+    def contributions(self) -> dict[int, float]:
+        """Trial number → share of the box that only this trial dominates; zero for a trial with a copy."""
+        area = self._box_area
+        lost = hypervolume_contributions(self.points, self.directions, self.reference)
+        return {
+            record.number: float(value / area) if area > 0 else 0.0
+            for record, value in zip(self.records, lost, strict=True)
+        }
+
+    @cached_property
+    def knee(self) -> TrialRecord | None:
+        """The trial at the front's bend, with FLOPs on a logarithmic axis: doubling the cost weighs the same anywhere.
+
+        See `analysis.pareto.knee` for the definition and for short fronts.
+        """
+        log_flops = bool((self.points[:, 0] > 0).all())
+        row = knee(self.points, self.directions, log=(log_flops, False))
+        return None if row is None else self.records[row]
+
+    @property
+    def _box_area(self) -> float:
+        sides = np.abs(np.subtract(self.reference, self.ideal))
+        return float(np.prod(sides))
+
+
+def comparable(
+    records: Iterable[TrialRecord], split: Split = "val", stage: Stage = "retrained"
+) -> list[tuple[TrialRecord, int, float]]:
+    """Complete records with their FLOPs and primary metric; the others cannot be placed against each other."""
+    rows = []
+    for record in records:
+        value = record.score(split, stage)
+        if record.state == "complete" and record.cost is not None and value is not None:
+            rows.append((record, record.cost.flops, value))
+    return rows
+
+
+def hypervolume_history(records: Sequence[TrialRecord], front: ParetoFront) -> list[tuple[int, float]]:
+    """(trial number, hypervolume so far) after each comparable trial, in order of the trials, in the box of `front`."""
+    history = []
+    so_far = np.empty((0, 2))
+    rows = comparable(records, front.split, front.stage)
+    for record, flops, value in sorted(rows, key=lambda row: row[0].number):
+        so_far = np.vstack([so_far, (flops, value)])
+        so_far = so_far[non_dominated(so_far, front.directions)]  # what is dominated now never counts again
+        history.append((record.number, front.hypervolume_of(so_far)))
+    return history

@@ -1,0 +1,275 @@
+"""Interactive pictures of a run, as plotly figures.
+
+plotly reads a few HTML tags and entities in every text it draws, so each text from a record goes through `plain`.
+Hover texts are given ready-made: a template would also look for `%{...}` in them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from analysis.figures import (
+    FRONT_COLOR,
+    KNEE_COLOR,
+    OTHER_COLOR,
+    TEACHER_COLOR,
+    flops_range,
+    flops_ticks,
+    metric_label,
+    printable,
+)
+from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
+from analysis.statistics import seed_estimate
+from analysis.table import budget_flops
+from analysis.text import count, error_headline, flops_label, is_fraction, metric_text, si
+from trials.record import Metric, Stage, TrialRecord
+
+_STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
+_MAX_KNOBS = 8
+
+
+def plain(text: object, max_length: int = 80) -> str:
+    """A text that plotly draws letter by letter: one line, tags and entities escaped, cut to `max_length`."""
+    return html.escape(printable(str(text), max_length), quote=False)
+
+
+def hover_text(record: TrialRecord, front: ParetoFront) -> str:
+    """What a point says when pointed at, lines separated by `<br>`; everything from the record is escaped."""
+    value, test = record.score(front.split, front.stage), record.score("test", front.stage)
+    lines = [f"<b>trial {record.number}</b>"]
+    lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")
+    estimate = seed_estimate(record, front.split, front.stage)
+    if estimate is not None:
+        lines.append(f"over {count(estimate.num_values, 'seed')}: {_interval_text(estimate.interval, record.metric)}")
+    if test is not None:
+        lines.append(f"test, not used for selection: {metric_text(test, record.metric)}")
+    if record.cost is not None:
+        lines.append(f"{si(record.cost.flops)} FLOPs, {si(record.cost.params)} parameters")
+        if record.cost.latency_ms is not None:
+            lines.append(f"{record.cost.latency_ms:.3g} ms measured")
+    shown = list(record.knobs.items())[:_MAX_KNOBS]
+    lines += [f"{plain(name, 40)} = {plain(_knob_text(name, value), 40)}" for name, value in shown]
+    if len(record.knobs) > len(shown):
+        lines.append(f"… and {len(record.knobs) - len(shown)} more knobs")
+    return "<br>".join(lines)
+
+
+def _knob_text(name: str, value: object) -> str:
+    if name.endswith("_flops") and isinstance(value, int | float):
+        return si(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _interval_text(interval: tuple[float, float] | None, metric: Metric) -> str:
+    if interval is None:
+        return "no interval from one seed"
+    return f"{metric_text(interval[0], metric)} to {metric_text(interval[1], metric)} (95 %)"
+
+
+def front_chart(
+    records: Sequence[TrialRecord], *, front: ParetoFront | None = None, teacher: TeacherPoint | None = None
+) -> go.Figure:
+    """All comparable trials in FLOPs and metric, with the front, its knee, seed intervals, budgets and the teacher.
+
+    Each point carries its trial number as `customdata`, so that a page can link it to its row.
+    """
+    front = ParetoFront.from_records(records, teacher=teacher) if front is None else front
+    rows = comparable(records, front.split, front.stage)
+    metric = records[0].metric if records else None
+    figure = _chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
+    limits = flops_range(records, teacher)
+    figure.update_xaxes(title_text=f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
+    if limits is not None:
+        ticks = flops_ticks(*limits)
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[si(tick) for tick in ticks])
+    figure.add_traces(_budget_trace(records))
+    figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+    figure.add_traces(_interval_trace(front))
+    others = [row for row in rows if row[0].number not in front.numbers]
+    figure.add_traces(_points(others, front, "dominated", {"symbol": "circle-open", "size": 8, "color": OTHER_COLOR}))
+    on_front = [row for row in rows if row[0].number in front.numbers]
+    figure.add_traces(_step_trace(front, limits))
+    figure.add_traces(_points(on_front, front, "front", {"size": 10, "color": FRONT_COLOR}))
+    if front.knee is not None:
+        number = front.knee.number
+        picked = [row for row in on_front if row[0].number == number]
+        marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
+        figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
+    if teacher is not None:
+        figure.add_traces(_teacher_trace(teacher, metric))
+    return figure
+
+
+def _chart(y_title: str, metric: Metric | None, values: Sequence[float]) -> go.Figure:
+    """An empty figure with the shared look; the page sets the colours of text and grid to its own."""
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 72, "r": 24, "t": 16, "b": 56},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="closest",
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False, ticks="outside", showline=True)
+    as_percent = metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
+    figure.update_yaxes(title_text=plain(y_title), zeroline=False, tickformat=".3~p" if as_percent else None)
+    return figure
+
+
+def _points(
+    rows: Sequence[tuple[TrialRecord, int, float]], front: ParetoFront, name: str, marker: dict[str, Any]
+) -> list[go.Scatter]:
+    if not rows:
+        return []
+    return [
+        go.Scatter(
+            x=[flops for _, flops, _ in rows],
+            y=[value for _, _, value in rows],
+            customdata=[record.number for record, _, _ in rows],
+            mode="markers",
+            name=name,
+            marker=marker,
+            hoverinfo="text",
+            hovertext=[hover_text(record, front) for record, _, _ in rows],
+        )
+    ]
+
+
+def _step_trace(front: ParetoFront, limits: tuple[float, float] | None) -> list[go.Scatter]:
+    if not front.records:
+        return []
+    x, y = front.points.T.tolist()
+    line = {"shape": "hv", "color": FRONT_COLOR, "width": 2}
+    right = limits[1] if limits else x[-1]
+    return [go.Scatter(x=[*x, right], y=[*y, y[-1]], mode="lines", line=line, hoverinfo="skip", showlegend=False)]
+
+
+def _interval_trace(front: ParetoFront) -> list[go.Scatter]:
+    """One vertical bar a front trial with an interval, as a single line broken by None."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for record, flops in zip(front.records, front.points[:, 0].tolist(), strict=True):
+        estimate = seed_estimate(record, front.split, front.stage)
+        if estimate is not None and estimate.interval is not None:
+            x += [flops, flops, None]
+            y += [*estimate.interval, None]
+    line = {"color": FRONT_COLOR, "width": 1.5}
+    name = "95 % interval over seeds"
+    return [go.Scatter(x=x, y=y, mode="lines", line=line, opacity=0.6, hoverinfo="skip", name=name)] if x else []
+
+
+def _budget_trace(records: Sequence[TrialRecord]) -> list[go.Scatter]:
+    """Budgets as ticks along the lower edge, on an axis of their own."""
+    budgets = sorted({budget for record in records if (budget := budget_flops(record)) is not None and budget > 0})
+    if not budgets:
+        return []
+    marker = {"symbol": "line-ns-open", "size": 9, "color": OTHER_COLOR, "line": {"width": 1}}
+    hover = [f"budget {si(budget)} FLOPs" for budget in budgets]
+    return [
+        go.Scatter(
+            x=budgets,
+            y=[0.012] * len(budgets),
+            yaxis="y2",
+            mode="markers",
+            name="budget",
+            marker=marker,
+            hoverinfo="text",
+            hovertext=hover,
+        )
+    ]
+
+
+def _teacher_trace(teacher: TeacherPoint, metric: Metric | None) -> list[go.Scatter]:
+    value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
+    hover = f"<b>teacher</b>: {plain(teacher.name)}<br>{value}<br>{si(teacher.flops)} FLOPs"
+    marker = {"symbol": "star", "size": 16, "color": TEACHER_COLOR}
+    return [
+        go.Scatter(
+            x=[teacher.flops],
+            y=[teacher.value],
+            mode="markers",
+            name=f"teacher: {plain(teacher.name, 40)}",
+            marker=marker,
+            hoverinfo="text",
+            hovertext=[hover],
+        )
+    ]
+
+
+def hypervolume_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
+    """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?"""
+    history = hypervolume_history(records, front)
+    figure = _chart("hypervolume (share of the box)", None, [])
+    figure.update_xaxes(title_text="trial")
+    figure.update_yaxes(rangemode="tozero")
+    figure.add_scatter(
+        x=[number for number, _ in history],
+        y=[value for _, value in history],
+        mode="lines+markers",
+        line={"shape": "hv", "color": FRONT_COLOR, "width": 2},
+        marker={"size": 5},
+        hoverinfo="text",
+        hovertext=[f"after trial {number}: {value:.4f}" for number, value in history],
+        showlegend=False,
+    )
+    return figure
+
+
+def ladder_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
+    """Each complete trial's validation metric from stage to stage: what deriving costs and training wins back."""
+    complete = [record for record in records if record.state == "complete"]
+    ladders = [(record, [record.score("val", stage) for stage in _STAGES]) for record in complete]
+    ladders = [(record, steps) for record, steps in ladders if sum(step is not None for step in steps) > 1]
+    values = [step for _, steps in ladders for step in steps if step is not None]
+    metric = records[0].metric if records else None
+    figure = _chart(metric_label(metric, "val"), metric, values)
+    figure.update_xaxes(title_text="stage", type="category", range=[-0.15, 2.15])
+    for on_front, name, color, opacity in ((False, "dominated", OTHER_COLOR, 0.45), (True, "front", FRONT_COLOR, 0.9)):
+        # One trace a group, broken by None between trials: hundreds of traces would make the page slow.
+        group = [(record, steps) for record, steps in ladders if (record.number in front.numbers) is on_front]
+        figure.add_scatter(
+            x=[stage for _ in group for stage in (*_STAGES, None)],
+            y=[step for _, steps in group for step in (*steps, None)],
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "width": 1.5},
+            marker={"size": 6},
+            opacity=opacity,
+            hoverinfo="text",
+            hovertext=[
+                f"trial {record.number}, {stage}: {metric_text(step, record.metric)}"
+                for record, steps in group
+                for stage, step in zip((*_STAGES, ""), (*steps, None), strict=True)
+            ],
+        )
+    return figure
+
+
+def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
+    """Number of failed trials by what went wrong, most frequent on top."""
+    reasons = Counter(error_headline(record.error) or "no error text" for record in records if record.state == "failed")
+    ranked = list(reversed(reasons.most_common(12)))
+    figure = _chart("", None, [])
+    figure.update_xaxes(title_text="failed trials", dtick=max(1, max(reasons.values(), default=1) // 8))
+    # Two reasons may read the same once they are cut, so the position is a number and the text its label.
+    figure.update_yaxes(
+        tickvals=list(range(len(ranked))), ticktext=[plain(reason, 48) for reason, _ in ranked], automargin=True
+    )
+    figure.add_bar(
+        x=[number for _, number in ranked],
+        y=list(range(len(ranked))),
+        orientation="h",
+        width=0.6,
+        marker={"color": KNEE_COLOR},
+        hoverinfo="text",
+        hovertext=[f"{count(number, 'trial')}: {plain(reason, 160)}" for reason, number in ranked],
+    )
+    return figure

@@ -1,0 +1,121 @@
+"""All trials as one table, and as a CSV file that a spreadsheet may open without running anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.front import ParetoFront
+from analysis.statistics import seed_estimate
+from analysis.text import error_headline
+from trials.record import TrialRecord
+
+COLUMNS: dict[str, str] = {
+    "trial": "number of the trial in the ledger",
+    "state": "complete, failed or stopped",
+    "seed": "seed of the trial",
+    "max_flops": "budget, in FLOPs",
+    "flops": "cost of the student, in FLOPs; amortised per frame for streams",
+    "params": "number of parameters",
+    "latency_ms": "measured latency",
+    "val_metric": "primary metric on the validation split at the front's stage; the selection uses it",
+    "test_metric": "primary metric on the test split at that stage; the selection never uses it",
+    "gated_val": "validation metric of the supernet with its gates",
+    "derived_val": "validation metric of the derived student before it is trained again",
+    "retrained_val": "validation metric of the trained student",
+    "num_seeds": "number of repeats of the trained student",
+    "val_low": "lower end of the 95 % interval of the validation mean over repeats",
+    "val_high": "upper end of that interval",
+    "on_front": "whether no other complete trial beats it",
+    "knee": "whether it is the recommended trial",
+    "hv_contribution": "share of the hypervolume's box that only this trial dominates",
+    "arch_id": "content hash of the architecture",
+    "duration_s": "total duration",
+    "num_warnings": "number of warnings",
+    "error": "what went wrong, in one line: the exception, without its traceback",
+}
+"""Documented columns, in order. One column `knobs.NAME` a knob follows, names sorted."""
+
+_COUNTS = ("max_flops", "flops", "params", "num_seeds")
+# A spreadsheet takes a text that begins so for a formula (OWASP, "CSV Injection"); the wide forms count too.
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+
+
+def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None) -> pd.DataFrame:
+    """One row a trial, in order of their numbers, with the columns of `COLUMNS` and one `knobs.NAME` a knob.
+
+    Args:
+        records: the trials.
+        front: which trials are on the front, at which stage; built from `records` if None.
+
+    Returns:
+        The table; a value that was not measured is missing (NaN, `<NA>` or None), never zero.
+
+    Raises:
+        ValueError: the records do not share one primary metric.
+    """
+    front = ParetoFront.from_records(records) if front is None else front
+    ordered = sorted(records, key=lambda record: record.number)
+    knobs = sorted({name for record in records for name in record.knobs})
+    rows = [_row(record, front) | {f"knobs.{name}": record.knobs.get(name) for name in knobs} for record in ordered]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *(f"knobs.{name}" for name in knobs)])
+    return table.astype(dict.fromkeys(_COUNTS, "Int64"))
+
+
+def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
+    estimate = seed_estimate(record, front.split, front.stage)
+    cost = record.cost
+    return {
+        "trial": record.number,
+        "state": record.state,
+        "seed": record.seed,
+        "max_flops": budget_flops(record),
+        "flops": cost.flops if cost else None,
+        "params": cost.params if cost else None,
+        "latency_ms": cost.latency_ms if cost else None,
+        "val_metric": record.score(front.split, front.stage),
+        "test_metric": record.score("test", front.stage),
+        "gated_val": record.score("val", "gated"),
+        "derived_val": record.score("val", "derived"),
+        "retrained_val": record.score("val", "retrained"),
+        "num_seeds": estimate.num_values if estimate else None,
+        "val_low": estimate.low if estimate else None,
+        "val_high": estimate.high if estimate else None,
+        "on_front": record.number in front.numbers,
+        "knee": front.knee is not None and record.number == front.knee.number,
+        "hv_contribution": front.contributions.get(record.number),
+        "arch_id": record.arch_id,
+        "duration_s": duration_s(record),
+        "num_warnings": len(record.warnings),
+        "error": error_headline(record.error) or None,
+    }
+
+
+def budget_flops(record: TrialRecord) -> int | None:
+    """The trial's budget, its knob `max_flops`, in FLOPs; None where it had none."""
+    budget = record.knobs.get("max_flops")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not math.isfinite(budget):
+        return None
+    return round(budget)
+
+
+def duration_s(record: TrialRecord) -> float | None:
+    """Total duration: the part named `total` where the trial gives one, else the sum of its parts."""
+    if not record.durations_s:
+        return None
+    return record.durations_s.get("total", sum(record.durations_s.values()))
+
+
+def neutral_cell(value: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write the table as CSV in UTF-8, with every text cell and column name neutralised by `neutral_cell`."""
+    safe = table.map(neutral_cell)
+    safe.columns = [str(neutral_cell(name)) for name in table.columns]
+    safe.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")

@@ -1,0 +1,78 @@
+"""Numbers and labels as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trials.record import Metric, TrialRecord
+
+MISSING = "–"
+COST_CONVENTION = "FLOPs are counted as fvcore does: one multiply-accumulate is one FLOP."
+
+_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PERCENT_NAMES = ("acc", "top1", "top5", "iou", "map", "gap", "precision", "recall", "f1", "hit")
+
+
+def si(value: float | None, digits: int = 3) -> str:
+    """A count with an SI prefix and `digits` significant digits: `12.3 M`, `1.2 G`, `950`."""
+    if value is None:
+        return MISSING
+    for scale, prefix in _SI:
+        # 999,950 would print as "1e+03 k": choose the prefix by the rounded value.
+        if float(f"{abs(value):.{digits}g}") >= scale:
+            return f"{_plain(value / scale, digits)} {prefix}"
+    return _plain(value, digits)
+
+
+def _plain(value: float, digits: int) -> str:
+    rounded = float(f"{value:.{digits}g}")
+    decimals = max(0, digits - len(str(int(abs(rounded)))))
+    text = f"{rounded:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def is_fraction(metric: Metric) -> bool:
+    """Whether the field quotes the metric in percent: accuracy, IoU, mAP and their like, going by the name."""
+    return metric.maximize and any(part in metric.name.lower() for part in _PERCENT_NAMES)
+
+
+def metric_text(value: float | None, metric: Metric) -> str:
+    """A metric's value: `93.1 %` for a fraction of the percent family, else four significant digits."""
+    if value is None:
+        return MISSING
+    if is_fraction(metric) and abs(value) <= 1.0:
+        return f"{value * 100:.1f} %"
+    return f"{value:.4g}"
+
+
+def difference_text(value: float, metric: Metric) -> str:
+    """The size of a difference between two values: `1.2 points` for percentages, else three significant digits."""
+    if is_fraction(metric) and abs(value) <= 1.0:
+        return f"{abs(value) * 100:.1f} points"
+    return f"{abs(value):.3g}"
+
+
+def flops_label(records: Iterable[TrialRecord]) -> str:
+    """What the FLOPs of these records are counted over: a clip, or for streams a frame, amortised."""
+    streams = {record.cost.keyframe_interval is not None for record in records if record.cost is not None}
+    if streams == {True}:
+        return "FLOPs per frame, amortised over the key-frame interval"
+    if streams == {True, False}:
+        return "FLOPs (per clip, or per frame amortised for streams)"
+    return "FLOPs per clip"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def error_headline(text: str | None) -> str:
+    """What went wrong in one line: the last exception of a traceback, else the first line of the text."""
+    lines = [line.rstrip() for line in (text or "").splitlines() if line.strip()]
+    tracebacks = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if tracebacks:
+        after = lines[tracebacks[-1] + 1 :]
+        # Frames are indented; the first line that is not names the exception.
+        return next((line for line in after if not line[0].isspace()), lines[-1].strip())
+    return lines[0].strip() if lines else ""
