@@ -217,13 +217,16 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     )
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows as text, without blank ones."""
+def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and texts of each row; blank lines are no rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             columns = reader.fieldnames or []
-            table = [{key: value.strip() for key, value in row.items() if isinstance(value, str)} for row in reader]
+            table = [
+                (reader.line_num, {key: value.strip() for key, value in row.items() if isinstance(value, str)})
+                for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"labels must be a readable csv file in UTF-8, but {path} gave: {error}") from error
     absent = [name for name in ("path", "label", "split") if name not in columns]
@@ -237,14 +240,16 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     return table
 
 
-def _check_rows(table: Sequence[dict[str, str]], config: FolderConfig) -> tuple[list[Row], list[tuple[str, str]]]:
+def _check_rows(
+    table: Sequence[tuple[int, dict[str, str]]], config: FolderConfig
+) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rows that name a file inside the root, once, with a label and a known split; and the others with reasons."""
     root = config.root.resolve()
     settings = _Decoder(config).settings
     rows: list[Row] = []
     problems: list[tuple[str, str]] = []
     first_line: dict[Path, int] = {}
-    for line, entry in enumerate(table, start=2):
+    for line, entry in table:
         name = entry["path"] or f"line {line}"
         try:
             path = (root / entry["path"]).resolve()

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from videos import write_image, write_table, write_video
+
+from nas_kd.data import ClipLoader, DataError, FolderConfig, UnusableRowsError, check_sample, load
+from nas_kd.data.cache import ClipCache, cache_key
+from nas_kd.data.decode import DecodeError, frame_files, read_clip, sample_positions
+from nas_kd.data.folder import FolderDataset
+
+RISING = (20, 60, 100, 140, 180, 220)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, four clips each for training and two of each for val and test."""
+    root = tmp_path / "set"
+    rows = []
+    for name, levels in (("dark", (10, 20, 30, 40)), ("light", (200, 210, 220, 230))):
+        for split, count in (("train", 4), ("val", 2), ("test", 2)):
+            for number in range(count):
+                path = f"{split}/{name}{number}.mp4"
+                write_video(root / path, levels)
+                rows.append((path, name, split))
+    write_table(root, rows)
+    return root
+
+
+def config(root: Path, **change: object) -> FolderConfig:
+    options = {"root": root, "frames": 4, "size": 16, "cache_dir": root.parent / "cache", **change}
+    return FolderConfig.model_validate(options)
+
+
+def add_rows(root: Path, *rows: tuple[str, str, str]) -> None:
+    with (root / "labels.csv").open("a", newline="") as file:
+        file.writelines(",".join(row) + "\r\n" for row in rows)
+
+
+def cached(root: Path) -> list[Path]:
+    return sorted((root.parent / "cache").glob("??/*.npy"))
+
+
+def test_a_folder_gives_four_splits(root):
+    splits = load(config(root), seed=0)
+    assert [len(part) for part in (splits.weights, splits.gates, splits.val, splits.test)] == [4, 4, 4, 4]
+    assert splits.info.class_names == ("dark", "light")
+    assert splits.retrain.indices == tuple(range(8))
+    assert (splits.skipped, splits.notes) == ((), ())
+    for part in (splits.weights, splits.val, splits.test):
+        for index in range(len(part)):
+            sample = part[index]
+            check_sample(sample, splits.info, "sample")
+            assert (sample["clip"].float().mean() > 128) == bool(sample["label"])
+
+
+def test_memory_and_disk_give_the_same_batches(root):
+    splits = [load(config(root, memory_gb=memory), seed=0) for memory in (1.0, 0.0)]
+    assert isinstance(splits[1].test, FolderDataset)
+    batches = [next(ClipLoader(part.retrain, 8, shuffle=True, augment="flip+crop").epoch(1)) for part in splits]
+    assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0])
+
+
+def test_files_are_decoded_once_and_again_when_they_change(root, monkeypatch):
+    load(config(root), seed=0)
+    before = {path.name: path.stat().st_ino for path in cached(root)}
+    assert len(before) == 16
+    with monkeypatch.context() as patch:
+        patch.setattr("nas_kd.data.folder.read_clip", lambda *_: pytest.fail("decoded again"))
+        load(config(root), seed=0)
+    write_video(root / "train/dark0.mp4", (250, 250, 250, 250))
+    assert float(load(config(root), seed=0).retrain[0]["clip"].float().mean()) > 200
+    assert len(cached(root)) == 17
+    load(config(root, frames=2), seed=0)
+    assert len(cached(root)) == 33
+
+
+def test_a_lost_or_damaged_cache_entry_is_decoded_again(root):
+    splits = load(config(root, memory_gb=0), seed=0)
+    expected = [splits.test[index]["clip"] for index in range(4)]
+    for number, path in enumerate(cached(root)):
+        if number % 2:
+            path.unlink()
+        else:
+            path.write_bytes(b"not an array")
+    assert all(torch.equal(splits.test[index]["clip"], clip) for index, clip in enumerate(expected))
+
+
+def test_a_source_that_is_gone_is_named(root):
+    splits = load(config(root, memory_gb=0), seed=0)
+    shutil.rmtree(root.parent / "cache")
+    (root / "test/dark0.mp4").unlink()
+    with pytest.raises(DataError, match=r"dark0\.mp4 could be read .* no such file"):
+        splits.test[0]
+
+
+def make_hostile(root: Path) -> dict[str, str]:
+    """Unusable rows of every kind; returns path to a word of its reason."""
+    (root / "empty.mp4").write_bytes(b"")
+    sound = (root / "train/dark0.mp4").read_bytes()
+    (root / "cut.mp4").write_bytes(sound[: len(sound) // 2])
+    (root / "text.mp4").write_text("path,label,split\n" * 50)
+    (root / "playlist.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
+    (root / "nothing").mkdir()
+    (root / "broken").mkdir()
+    (root / "broken/1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "link.mp4").symlink_to(root.parent / "outside.mp4")
+    write_video(root.parent / "outside.mp4", RISING)
+    reasons = {
+        "empty.mp4": "empty (0 bytes)",
+        "cut.mp4": "not a readable",
+        "text.mp4": "not a readable",
+        "playlist.mp4": "",
+        "nothing": "holds no image",
+        "broken": "1.png",
+        "missing.mp4": "no such file",
+        "../outside.mp4": "leaves the root",
+        "link.mp4": "leaves the root",
+        "nul\0.mp4": "cannot be read",
+        "x" * 300 + ".mp4": "",
+    }
+    add_rows(root, *[(path, "dark", "train") for path in reasons])
+    add_rows(root, ("train/light0.mp4", "light", "train"), ("train/../train/light1.mp4", "light", "test"))
+    add_rows(root, ("test/dark0.mp4", "dark", "holdout"), ("labels.csv", "", "train"), ("", "dark", "train"))
+    return reasons | {
+        "train/light0.mp4": "same file as line",
+        "train/../train/light1.mp4": "same file as line",
+        "test/dark0.mp4": "same file as line",
+        "labels.csv": "label is empty",
+        "line 33": "path is empty",
+    }
+
+
+def test_every_unusable_row_is_listed_before_anything_is_trained(root):
+    reasons = make_hostile(root)
+    with pytest.raises(UnusableRowsError) as caught:
+        load(config(root), seed=0)
+    problems = dict(caught.value.problems)
+    assert problems.keys() == reasons.keys()
+    for path, words in reasons.items():
+        assert words in problems[path], (path, problems[path])
+        assert str(root) not in problems[path]
+    message = str(caught.value)
+    assert f"{len(reasons)} of 32 are not" in message
+    assert f"and {len(reasons) - 10} more" in message
+    assert "\n" not in message
+
+
+def test_unusable_rows_can_be_skipped(root):
+    reasons = make_hostile(root)
+    splits = load(config(root, on_error="skip"), seed=0)
+    assert {path for path, _ in splits.skipped} == reasons.keys()
+    assert len(splits.retrain) == 8
+    assert splits.notes == (f"{len(reasons)} of 32 rows of labels.csv were left out",)
+
+
+def test_unknown_split_is_a_reason(root):
+    write_video(root / "new.mp4", RISING)
+    add_rows(root, ("new.mp4", "dark", "holdout"))
+    with pytest.raises(UnusableRowsError, match="unknown split 'holdout'; choose from train, val, test"):
+        load(config(root), seed=0)
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.8, 0.95])
+def test_a_streamable_video_cut_short_is_refused(tmp_path, keep):
+    """The index in front survives the cut, so that the file opens and promises frames that are not there."""
+    whole = tmp_path / "whole.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(whole), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(40):
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    cut = tmp_path / "cut.mp4"
+    content = whole.read_bytes()
+    cut.write_bytes(content[: int(keep * len(content))])
+    assert read_clip(whole, 8, 32, 32, "crop").shape == (3, 8, 32, 32)
+    with pytest.raises(DecodeError, match=r"cut short|not a readable"):
+        read_clip(cut, 8, 32, 32, "crop")
+
+
+def test_val_is_carved_from_train_where_the_csv_has_none(root):
+    table = (root / "labels.csv").read_text().replace(",val", ",train")
+    (root / "labels.csv").write_text(table)
+    splits = load(config(root, val_share=0.34), seed=5)
+    assert (len(splits.retrain), len(splits.val), len(splits.test)) == (8, 4, 4)
+    assert sorted(splits.val[index]["label"].item() for index in range(4)) == [0, 0, 1, 1]
+    assert "4 of 12 training clips validate (stratified, seed 5)" in splits.notes[0]
+    again = load(config(root, val_share=0.34), seed=5)
+    assert all(torch.equal(splits.val[index]["clip"], again.val[index]["clip"]) for index in range(4))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("path,label\na.mp4,x\n", "lacks split"),
+        ("", "its first line reads nothing"),
+        ("path,label,split\n", "no row below its header"),
+        ("path,label,split\ntrain/dark0.mp4,a,train\ntrain/dark1.mp4,b,train\n", "the split 'test' must hold"),
+        ("path,label,split\ntrain/dark0.mp4,a,train\ntest/dark0.mp4,zebra,test\n", "'zebra' in test only"),
+        ("path,label,split\ntrain/dark0.mp4,a,train\ntest/dark0.mp4,a,test\n", "(?s)."),
+    ],
+)
+def test_a_table_that_cannot_serve_is_one_sentence(root, table, words):
+    (root / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=words) as caught:
+        load(config(root), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_table_is_named(root):
+    (root / "labels.csv").write_bytes(b"\xff\xfe\x00path")
+    with pytest.raises(DataError, match="readable csv file in UTF-8"):
+        load(config(root), seed=0)
+    (root / "labels.csv").unlink()
+    with pytest.raises(DataError, match=r"labels\.csv gave"):
+        load(config(root), seed=0)
+
+
+def test_a_set_larger_than_the_cache_is_refused_with_the_numbers(root):
+    with pytest.raises(DataError, match=r"allows 1e-05 GB and the set takes 5\.12e-05 GB"):
+        load(config(root, cache_limit_gb=1e-5), seed=0)
+    assert cached(root) == []
+
+
+def test_eviction_takes_the_oldest_and_never_the_campaigns_own(tmp_path):
+    cache = ClipCache(tmp_path, limit_bytes=5 * 1128)
+    clip = np.zeros(1000, np.uint8)
+    keys = [f"{number:02d}" * 32 for number in range(6)]
+    for age, key in enumerate(keys):
+        cache.store(key, clip)
+        moment = time.time() - 1000 + age
+        os.utime(cache.path(key), (moment, moment))
+    assert cache.has(keys[1], (1000,))
+    assert cache.evict(keep={keys[0]}, room_bytes=1128) == 2
+    left = [key for key in keys if cache.path(key).exists()]
+    assert left == [keys[0], keys[1], keys[4], keys[5]]
+    assert cache.evict(keep=set(keys), room_bytes=10**9) == 0
+
+
+def test_unfinished_files_of_dead_processes_are_swept(tmp_path):
+    cache = ClipCache(tmp_path, limit_bytes=10**6)
+    cache.store("ab" * 32, np.zeros(10, np.uint8))
+    old, new = tmp_path / "ab/old.tmp", tmp_path / "ab/new.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.evict(keep=())
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_readers_and_writers_at_once_see_whole_entries(tmp_path):
+    cache = ClipCache(tmp_path, limit_bytes=10**9)
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(30):
+            key = f"{turn % 3:02d}" * 32
+            clip = cache.read(key, (5000,), lambda turn=turn: np.full(5000, turn % 3, np.uint8))
+            if not (np.asarray(clip) == turn % 3).all():
+                failures.append(f"{number} {turn}")
+            if turn % 7 == number:
+                cache.path(key).unlink(missing_ok=True)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(tmp_path.glob("??/*.tmp")) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(root):
+    blocked = root.parent / "blocked"
+    blocked.write_text("a file, not a folder")
+    with pytest.raises(DataError, match="cache_dir must be a folder"):
+        load(config(root, cache_dir=blocked), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted", "positions"),
+    [(8, 8, list(range(8))), (16, 4, [2, 6, 10, 14]), (7, 3, [1, 3, 5]), (2, 4, [0, 0, 1, 1]), (1, 3, [0, 0, 0])],
+)
+def test_sampling_takes_the_middle_of_equal_parts(available, wanted, positions):
+    assert sample_positions(available, wanted).tolist() == positions
+
+
+def test_frames_come_in_order_and_at_the_sampled_places(tmp_path):
+    write_video(tmp_path / "a.mp4", RISING)
+    clip = read_clip(tmp_path / "a.mp4", 3, 16, 16, "stretch")
+    assert clip.shape == (3, 3, 16, 16)
+    assert np.abs(clip.mean(axis=(0, 2, 3)) - [60, 140, 220]).max() < 6
+
+
+def test_images_and_folders_of_images_are_clips(tmp_path):
+    for number, level in ((10, 90), (2, 50), (1, 10)):
+        write_image(tmp_path / f"clip/f{number}.png", np.full((20, 30, 3), level, np.uint8))
+    write_image(tmp_path / "odd%03d.png", np.full((20, 30, 3), (10, 100, 200), np.uint8))
+    (tmp_path / "clip/notes.txt").write_text("not an image")
+    assert [path.name for path in frame_files(tmp_path / "clip")] == ["f1.png", "f2.png", "f10.png"]
+    clip = read_clip(tmp_path / "clip", 3, 16, 16, "crop")
+    assert np.abs(clip.mean(axis=(0, 2, 3)) - [10, 50, 90]).max() < 2
+    still = read_clip(tmp_path / "odd%03d.png", 4, 16, 16, "crop")
+    assert np.abs(still.mean(axis=(2, 3)) - np.array([[10], [100], [200]])).max() < 2
+
+
+def test_crop_keeps_the_aspect_ratio_and_stretch_does_not(tmp_path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :10] = pixels[:, 30:] = 250
+    write_image(tmp_path / "a.png", pixels)
+    assert read_clip(tmp_path / "a.png", 1, 10, 10, "crop")[..., 2:8].max() < 30
+    stretched = read_clip(tmp_path / "a.png", 1, 10, 10, "stretch")
+    assert stretched[..., :2].min() > 200
+    assert stretched[..., 4:6].max() < 30
+
+
+def test_keys_follow_the_file_and_the_settings(tmp_path):
+    write_image(tmp_path / "clip/1.png", np.zeros((8, 8, 3), np.uint8))
+    key = cache_key(tmp_path / "clip", "a")
+    assert key == cache_key(tmp_path / "clip/../clip", "a")
+    assert key != cache_key(tmp_path / "clip", "b")
+    os.utime(tmp_path / "clip/1.png", (1, 1))
+    assert key != cache_key(tmp_path / "clip", "a")
+
+
+def test_weizmann4_reads(tmp_path):
+    root = Path(__file__).parents[2].parent / "shared" / "data" / "weizmann4"
+    if not root.is_dir():
+        pytest.skip("needs ../shared/data/weizmann4 beside the checkout")
+    splits = load(FolderConfig(root=root, frames=4, size=32, cache_dir=tmp_path / "cache"), seed=0)
+    assert (len(splits.retrain), len(splits.val), len(splits.test)) == (155, 24, 97)
+    assert splits.info.class_names == ("bend", "jack", "wave1", "wave2")
+    assert splits.skipped == ()
+    check_sample(splits.test[0], splits.info, "test[0]")

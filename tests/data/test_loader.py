@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nas_kd.data import ClipLoader, DataError, MemoryDataset, Subset, augment_batch, normalize
+from nas_kd.data.augment import NUM_DRAWS
+
+
+def make_set(items=10, frames=2, height=8, width=12):
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randint(0, 256, (items, 3, frames, height, width), generator=generator, dtype=torch.uint8)
+    return MemoryDataset({"clip": clip, "label": torch.arange(items) % 3})
+
+
+class Lazy:
+    """The same items one by one, as a set too large for memory gives them."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __len__(self):
+        return len(self.base)
+
+    def __getitem__(self, index):
+        return self.base[index]
+
+
+def same(first, second):
+    assert len(first) == len(second)
+    for left, right in zip(first, second, strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "flip+crop"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_lazy_and_worker_reads_agree(augment, workers):
+    memory = make_set()
+    options = {"seed": 4, "shuffle": True, "augment": augment}
+    fast = list(ClipLoader(memory, 4, **options).epoch(2))
+    slow = list(ClipLoader(Lazy(memory), 4, num_workers=workers, **options).epoch(2))
+    same(fast, slow)
+    assert [len(batch["label"]) for batch in fast] == [4, 4, 2]
+
+
+def test_epochs_differ_and_repeat_in_any_order():
+    loader = ClipLoader(make_set(), 4, seed=1, shuffle=True, augment="flip+crop")
+    third, first = list(loader.epoch(2)), list(loader.epoch(0))
+    same(third, list(ClipLoader(make_set(), 4, seed=1, shuffle=True, augment="flip+crop").epoch(2)))
+    assert [b["index"].tolist() for b in third] != [b["index"].tolist() for b in first]
+    for epoch in (first, third):
+        assert sorted(torch.cat([batch["index"] for batch in epoch]).tolist()) == list(range(10))
+
+
+def test_augmentation_follows_the_index_and_not_the_batch():
+    base = make_set()
+    part = Subset(base, [7, 2, 5])
+    whole = next(ClipLoader(base, 10, seed=3, augment="flip+crop").epoch(1))
+    some = next(ClipLoader(part, 3, seed=3, augment="flip+crop").epoch(1))
+    assert some["index"].tolist() == [7, 2, 5]
+    assert torch.equal(some["clip"], whole["clip"][[7, 2, 5]])
+
+
+def test_index_of_a_subset_is_that_of_its_base():
+    batch = next(ClipLoader(Subset(make_set(), [9, 4]), 2).epoch(0))
+    assert batch["index"].tolist() == [9, 4]
+    assert batch["label"].tolist() == [0, 1]
+
+
+def test_drop_last_and_length():
+    assert len(ClipLoader(make_set(), 4)) == 3
+    loader = ClipLoader(make_set(), 4, drop_last=True, keys=("label",))
+    batches = list(loader.epoch(0))
+    assert len(loader) == len(batches) == 2
+    assert set(batches[0]) == {"label", "index"}
+
+
+@pytest.mark.parametrize(
+    ("items", "batch", "drop", "words"),
+    [(0, 4, False, "empty"), (3, 0, False, "at least 1"), (3, 4, True, "lower batch_size")],
+)
+def test_loader_refuses(items, batch, drop, words):
+    with pytest.raises(DataError, match=words):
+        ClipLoader(make_set(items), batch, drop_last=drop)
+
+
+def target_batch(height=20, width=28):
+    """One bright rectangle a clip, drawn alike in all targets."""
+    x0, y0, x1, y1 = 6, 4, 15, 12
+    clip = torch.zeros(1, 3, 2, height, width, dtype=torch.uint8)
+    clip[..., y0:y1, x0:x1] = 200
+    mask = (clip[:, 0] > 0).to(torch.uint8) * 3
+    boxes = torch.full((1, 2, 2, 5), -1.0)
+    boxes[:, :, 0] = torch.tensor([x0, y0, x1, y1, 2], dtype=torch.float32)
+    return {
+        "clip": clip,
+        "mask": mask,
+        "saliency": (clip[:, 0] > 0).float(),
+        "boxes": boxes,
+        "label": torch.tensor([2]),
+    }
+
+
+def test_flip_mirrors_every_target():
+    batch = target_batch()
+    flipped = augment_batch(batch, "flip", torch.zeros(1, NUM_DRAWS))
+    assert torch.equal(flipped["clip"], batch["clip"].flip(-1))
+    assert torch.equal(flipped["mask"], batch["mask"].flip(-1))
+    assert torch.equal(flipped["saliency"], batch["saliency"].flip(-1))
+    assert flipped["boxes"][0, 0, 0].tolist() == [13, 4, 22, 12, 2]
+    assert flipped["boxes"][0, 0, 1].tolist() == [-1] * 5
+    kept = augment_batch(batch, "flip", torch.full((1, NUM_DRAWS), 0.7))
+    assert all(torch.equal(kept[key], batch[key]) for key in batch)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_crop_moves_clip_mask_saliency_and_boxes_alike(seed):
+    batch = target_batch()
+    draws = torch.rand(1, NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
+    moved = augment_batch(batch, "flip+crop", draws)
+    inside = moved["mask"] == 3
+    assert moved["clip"].dtype == moved["mask"].dtype == torch.uint8
+    assert set(moved["mask"].unique().tolist()) <= {0, 3, 255}
+    # Linear and nearest resampling differ by no more than a pixel at the border of the rectangle.
+    bright = moved["clip"][:, 0] > 100
+    known = moved["mask"] != 255
+    assert (bright ^ inside)[known].float().mean() < 0.02
+    assert ((moved["saliency"] > 0.5) ^ inside)[known].float().mean() < 0.02
+    rows, columns = torch.where(inside[0, 0])
+    tight = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+    assert (moved["boxes"][0, 0, 0, :4] - tight).abs().max() <= 1.0
+    assert moved["boxes"][0, 0, 1].tolist() == [-1] * 5
+    assert torch.equal(batch["clip"], target_batch()["clip"])
+
+
+def test_a_crop_without_zoom_and_shift_changes_nothing():
+    batch = target_batch()
+    neutral = torch.tensor([[0.9, (1.0 - 0.75) / 0.35, 0.5, 0.5]], dtype=torch.float64)
+    moved = augment_batch(batch, "flip+crop", neutral)
+    assert all(torch.allclose(moved[key].float(), batch[key].float(), atol=1e-3) for key in batch)
+
+
+def test_a_box_that_leaves_the_frame_becomes_absent():
+    batch = target_batch()
+    batch["boxes"][:, :, 0] = torch.tensor([0.0, 0.0, 2.0, 2.0, 1.0])
+    closest = torch.tensor([[0.9, 0.0, 1.0, 1.0]])  # the smallest window, in the lower right
+    assert augment_batch(batch, "flip+crop", closest)["boxes"][0, 0, 0].tolist() == [-1] * 5
+
+
+def test_padding_is_ignored_and_not_salient():
+    batch = target_batch()
+    batch["saliency"] = torch.ones_like(batch["saliency"])
+    widest = torch.tensor([[0.9, 1.0, 0.5, 0.5]])
+    moved = augment_batch(batch, "flip+crop", widest)
+    assert moved["mask"][0, 0, 0, 0] == 255
+    assert moved["saliency"][0, 0, 0, 0] == 0
+    assert moved["saliency"][0, 0, 10, 14] == 1
+
+
+def test_normalize_is_the_formula():
+    clip = make_set().tensors["clip"]
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
+    expected = clip.double() / 255
+    for channel in range(3):
+        expected[:, channel] = (expected[:, channel] - mean[channel]) / std[channel]
+    result = normalize(clip, mean, std)
+    assert result.dtype == torch.float32
+    assert torch.allclose(result.double(), expected, atol=1e-5)

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from nas_kd.data import (
+    SOURCES,
+    DataConfig,
+    DataError,
+    DataInfo,
+    GeneratedConfig,
+    MemoryDataset,
+    OwnConfig,
+    Splits,
+    Subset,
+    check_sample,
+    load,
+    make_splits,
+    stratified_split,
+)
+
+ADAPTER: TypeAdapter[object] = TypeAdapter(DataConfig)
+INFO = DataInfo(num_classes=3, class_names=("a", "b", "c"), frames=2, height=4, width=6, name="toy")
+
+MODULE = """
+import torch
+from nas_kd.data import MemoryDataset
+
+def make(count):
+    return MemoryDataset({"clip": torch.zeros(count, 3, 2, 4, 6, dtype=torch.uint8), "label": torch.arange(count) % 3})
+
+class Plain:
+    def __init__(self, sample): self.sample = sample
+    def __len__(self): return 6
+    def __getitem__(self, index): return self.sample
+
+def plain(**sample):
+    good = {"clip": torch.zeros(3, 2, 4, 6, dtype=torch.uint8), "label": torch.tensor(1)}
+    return {"train": make(6), "val": make(3), "test": Plain(good | sample), "num_classes": 3}
+
+def load(train=12): return {"train": make(train), "val": make(3), "test": make(3), "class_names": ["a", "b", "c"]}
+def floats(): return plain(clip=torch.zeros(3, 2, 4, 6))
+def shape(): return plain(clip=torch.zeros(3, 2, 4, 5, dtype=torch.uint8))
+def label(): return plain(label=torch.tensor(3))
+def few(): return load() | {"class_names": ["a", "b"]}
+def lists(): return [1, 2]
+def partial(): return {"train": make(3)}
+def typo(): return load() | {"tset": 1}
+def empty(): return load() | {"val": []}
+def unnamed(): return {key: value for key, value in load().items() if key != "class_names"}
+def number(): return load() | {"train": 7}
+def naked(): return load() | {"train": [1, 2, 3]}
+constant = 5
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / f"{name}_broken.py").write_text("import no_such_package_anywhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_own_function_of_the_current_directory(module):
+    splits = load(OwnConfig(function=f"{module}:load", arguments={"train": 30}), seed=1, gate_share=0.4)
+    assert (len(splits.weights), len(splits.gates)) == (18, 12)
+    assert splits.info.class_names == ("a", "b", "c")
+    assert (splits.info.frames, splits.info.height, splits.info.width) == (2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("floats", r"test\[0\]\['clip'\] must be torch.uint8, but it is torch.float32"),
+        ("shape", r"must have the shape \(3, 2, 4, 6\), but it has \(3, 2, 4, 5\)"),
+        ("label", r"test\[0\]\['label'\] must lie in 0..2, but it is 3"),
+        ("few", r"train.labels must give each of 12 items a class in 0..1"),
+        ("lists", "returned a list"),
+        ("partial", "must return train, val and test"),
+        ("typo", "unknown key 'tset'"),
+        ("empty", "must hold at least one item"),
+        ("unnamed", "returned neither"),
+        ("number", "but it is a int"),
+        ("naked", "must be a dict with 'clip'.*but it is a int"),
+        ("constant", "'constant' is no function; choose from .*floats"),
+        ("absent", "'absent' is not there"),
+    ],
+)
+def test_own_function_that_breaks_the_contract_is_one_sentence(module, function, words):
+    with pytest.raises(DataError, match=words) as caught:
+        load(OwnConfig(function=f"{module}:{function}"), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_imports_that_fail_are_explained(module):
+    with pytest.raises(DataError, match="there is no module 'nowhere_to_be_found'"):
+        load(OwnConfig(function="nowhere_to_be_found:load"), seed=0)
+    with pytest.raises(DataError, match="failed to import: No module named 'no_such_package_anywhere'"):
+        load(OwnConfig(function=f"{module}_broken:load"), seed=0)
+
+
+@pytest.mark.parametrize("text", ["os", "os:", ":x", "os:system('x')", "a b:c", "__import__('os'):x"])
+def test_own_function_is_two_names_and_never_code(text):
+    with pytest.raises(ValidationError, match="module:function"):
+        OwnConfig(function=text)
+
+
+def test_data_config_is_told_apart_by_its_source():
+    assert isinstance(ADAPTER.validate_python({"source": "generated", "size": 16}), GeneratedConfig)
+    assert isinstance(ADAPTER.validate_python({"source": "own", "function": "a:b"}), OwnConfig)
+    with pytest.raises(ValidationError, match="'generated', 'folder', 'own'"):
+        ADAPTER.validate_python({"source": "web"})
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        ADAPTER.validate_python({"source": "folder", "root": ".", "frame": 3})
+    assert set(SOURCES) == {"generated", "folder", "own"}
+
+
+def toy(labels):
+    count = len(labels)
+    return MemoryDataset({"clip": torch.zeros(count, 3, 2, 4, 6, dtype=torch.uint8), "label": torch.tensor(labels)})
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_stratified_split_parts_each_class_by_the_share(labels, share, seed):
+    first, second = stratified_split(labels, share, seed)
+    assert sorted(first + second) == list(range(len(labels)))
+    assert len(second) == round(len(labels) * share)
+    for label in set(labels):
+        taken = sum(labels[index] == label for index in second)
+        assert abs(taken - share * labels.count(label)) <= 1
+    assert (first, second) == stratified_split(labels, share, seed)
+
+
+def test_splits_are_disjoint_and_retrain_is_their_union():
+    train = toy([0, 1, 2] * 4)
+    splits = make_splits(train, train, train, INFO, seed=2)
+    assert not set(splits.weights.indices) & set(splits.gates.indices)
+    assert splits.retrain.indices == tuple(range(12))
+    assert np.bincount(splits.gates.labels).tolist() == [2, 2, 2]
+    assert make_splits(train, train, train, INFO, seed=3).gates.indices != splits.gates.indices
+
+
+def test_splits_refuse():
+    train, empty = toy([0, 1, 2] * 4), Subset(toy([0]), [])
+    for share in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(DataError, match="gate_share must lie between"):
+            make_splits(train, train, train, INFO, seed=0, gate_share=share)
+    with pytest.raises(DataError, match="leaves 12 clips for weights and 0 for gates"):
+        make_splits(train, train, train, INFO, seed=0, gate_share=0.01)
+    with pytest.raises(DataError, match="at least 2 clips"):
+        make_splits(toy([0]), train, train, INFO, seed=0)
+    with pytest.raises(DataError, match="split 'test' of 'toy' must not be empty"):
+        make_splits(train, train, empty, INFO, seed=0)
+    with pytest.raises(DataError, match="must share no item"):
+        Splits(Subset(train, [0, 1]), Subset(train, [1]), train, train, INFO)
+    with pytest.raises(DataError, match="one training data set"):
+        Splits(Subset(train, [0]), Subset(toy([0]), [0]), train, train, INFO)
+    with pytest.raises(DataError, match="given twice"):
+        Subset(train, [0, 0])
+    with pytest.raises(DataError, match=r"lie in 0\.\.11"):
+        Subset(train, [12])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip": None}, "must be a tensor"),
+        ({"mask": torch.full((2, 4, 6), 4, dtype=torch.uint8)}, "but it holds 4"),
+        ({"mask": torch.zeros(2, 4, 6)}, "must be torch.uint8"),
+        ({"saliency": torch.full((2, 4, 6), 1.5)}, r"must lie in \[0, 1\]"),
+        ({"saliency": torch.full((2, 4, 6), float("nan"))}, r"must lie in \[0, 1\]"),
+        ({"boxes": torch.zeros(2, 5)}, "max_boxes, 5"),
+        ({"boxes": torch.full((2, 1, 5), 3.0)}, "but one is 3"),
+    ],
+)
+def test_check_sample_refuses(change, words):
+    good = {
+        "clip": torch.zeros(3, 2, 4, 6, dtype=torch.uint8),
+        "label": torch.tensor(0),
+        "mask": torch.full((2, 4, 6), 255, dtype=torch.uint8),
+        "boxes": torch.full((2, 1, 5), -1.0),
+    }
+    check_sample(good, INFO, "x")
+    with pytest.raises(DataError, match=words):
+        check_sample(good | change, INFO, "x")
+
+
+def test_memory_dataset_and_info_refuse():
+    with pytest.raises(DataError, match="same number of items"):
+        MemoryDataset({"clip": torch.zeros(2), "label": torch.zeros(3)})
+    with pytest.raises(DataError, match="'clip' and 'label'"):
+        MemoryDataset({"clip": torch.zeros(2)})
+    with pytest.raises(DataError, match="at least 2 classes"):
+        DataInfo(1, ("a",), 2, 4, 6, "toy")
+    with pytest.raises(DataError, match="names 1"):
+        DataInfo(2, ("a",), 2, 4, 6, "toy")
