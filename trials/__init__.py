@@ -1,1 +1,56 @@
-"""trials."""
+"""Where and how trials run, and the ledger they land in.
+
+The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The bridge
+to Ray Tune is `trials.searcher`; it is not imported here, since Ray takes seconds to import.
+"""
+
+from trials.context import Report, TrialContext, TrialFn, TrialStopped
+from trials.events import Event, OnEvent
+from trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
+from trials.ledger import COST_CONVENTION, Ledger, Proposal
+from trials.objectives import Objective, default_objectives, objective_values
+from trials.progress import Progress
+from trials.record import SCHEMA_VERSION, Cost, KnobValue, Metric, Split, Stage, State, TrialRecord
+from trials.resources import Resources
+from trials.runner import Executor, Summary, run_trials
+from trials.samplers import SAMPLERS, MutationSampler, build_sampler
+from trials.scheduler import RungScheduler, should_stop
+
+__all__ = [
+    "COST_CONVENTION",
+    "SAMPLERS",
+    "SCHEMA_VERSION",
+    "ChoiceKnob",
+    "Cost",
+    "Event",
+    "Executor",
+    "FloatKnob",
+    "IntKnob",
+    "Knob",
+    "KnobSpace",
+    "KnobValue",
+    "Ledger",
+    "Metric",
+    "MutationSampler",
+    "Objective",
+    "OnEvent",
+    "Progress",
+    "Proposal",
+    "Report",
+    "Resources",
+    "RungScheduler",
+    "Split",
+    "Stage",
+    "State",
+    "Summary",
+    "TrialContext",
+    "TrialFn",
+    "TrialRecord",
+    "TrialStopped",
+    "build_sampler",
+    "default_objectives",
+    "objective_values",
+    "parse_knobs",
+    "run_trials",
+    "should_stop",
+]

@@ -11,7 +11,7 @@ from trials.record import KnobValue, TrialRecord
 RECORD_NAME = "record.json"
 
 
-class TrialStopped(BaseException):  # noqa: N818 - not an error, and like KeyboardInterrupt not to be caught as one
+class TrialStopped(BaseException):
     """Raised by `TrialContext.report` where the scheduler stops the trial.
 
     Let it pass. It is no `Exception`, so that a broad `except Exception` does not swallow it; `finally` and `with`

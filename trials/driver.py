@@ -6,7 +6,6 @@ way right now.
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,8 +67,17 @@ class Driver:
     def recover(self) -> None:
         """Settle what an earlier driver left: tell what was written, and line up what was running.
 
-        A queued trial that was promoted comes back under its number too.
+        Raises:
+            ValueError: There are folders of trials that the ledger does not know; their checkpoints and records
+                belong to another campaign.
         """
+        known = len(self.ledger)
+        for directory in sorted((self._run_dir / "trials").glob("[0-9]*")):
+            if int(directory.name) >= known:
+                raise ValueError(
+                    f"{directory} must belong to a trial of the ledger, but that knows {known} trials; restore the "
+                    "ledger, or use another run folder"
+                )
         self.announce("begun")
         for proposal in self.ledger.running():
             assignment = self._assign(proposal)
@@ -80,6 +88,11 @@ class Driver:
             else:
                 self._left_running.append(assignment)
 
+    def has_work(self) -> bool:
+        """Whether `next` would hand out a trial."""
+        proposed = self.ledger.count("running", "complete", "failed", "stopped")
+        return bool(self._left_running) or proposed < self.num_trials
+
     def next(self) -> Assignment | None:
         """The next trial, already in the ledger; None when there is none to start any more.
 
@@ -88,10 +101,8 @@ class Driver:
         kind: EventKind = "started"
         if self._left_running:
             assignment, kind = self._left_running.popleft(), "continued"
-        elif self.ledger.count("running", "complete", "failed", "stopped") < self.num_trials:
+        elif self.has_work():
             assignment = self._assign(self.ledger.ask(self._space, sampler=self._sampler, seed=self._seed))
-            # A folder of this number can only stem from a run whose ledger is gone; its checkpoints are another's.
-            shutil.rmtree(assignment.directory, ignore_errors=True)
         else:
             return None
         self._live[assignment.number] = assignment

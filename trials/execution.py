@@ -31,7 +31,12 @@ class Assignment:
     config_hash: str
 
     def record_without_result(
-        self, state: State, error: str | None, *, diagnostics: Mapping[str, float] | None = None
+        self,
+        state: State,
+        error: str | None,
+        *,
+        diagnostics: Mapping[str, float] | None = None,
+        durations_s: Mapping[str, float] | None = None,
     ) -> TrialRecord:
         """The record of a trial that did not come to its end."""
         return TrialRecord(
@@ -42,6 +47,7 @@ class Assignment:
             knobs=self.knobs,
             metric=self.metric,
             diagnostics=diagnostics or {},
+            durations_s=durations_s or {},
             environment={"host": platform.node(), "python": platform.python_version()},
             started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             error=error,
@@ -88,8 +94,8 @@ def run_assignment(
         try:
             record = _checked(trial_fn(context), assignment)
         except Exception:
-            record = assignment.record_without_result("failed", traceback.format_exc())
-            record = record.model_copy(update={"durations_s": {"total": time.monotonic() - started}})
+            durations_s = {"total": time.monotonic() - started}
+            record = assignment.record_without_result("failed", traceback.format_exc(), durations_s=durations_s)
         record.write(assignment.directory / RECORD_NAME)
         return record
 

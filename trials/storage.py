@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -49,9 +50,10 @@ class _FlockLock(JournalFileOpenLock):
         assert self._descriptor is not None
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def __del__(self) -> None:
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        # `os` may be gone already when the interpreter shuts down.
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            _close(self._descriptor)
 
 
 def repair_journal(path: Path) -> int:

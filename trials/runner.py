@@ -1,0 +1,156 @@
+"""Run a campaign: trials until the ledger holds as many as wanted, whatever happens to them.
+
+The order of events is what makes a campaign survive: a proposal is in the ledger before its trial starts; a record is
+in the trial's folder, on disk, before it is told to the ledger; it is told before it is announced. So after `kill -9`
+at any moment the same command goes on: finished trials are not run again, and one that was running starts under its
+number, in its folder, from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trials.context import TrialFn
+from trials.driver import Driver
+from trials.events import OnEvent
+from trials.files import bytes_on_disk
+from trials.inline import run_inline
+from trials.knobs import KnobSpace
+from trials.ledger import Ledger
+from trials.resources import Resources
+from trials.scheduler import RungScheduler
+from trials.table import last_line
+
+Executor = Literal["ray", "inline"]
+
+# Ray reads these when it is imported. Set by the user, they stay as they are.
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # hides GPUs from trials that ask for none, and warns otherwise
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside our records
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots are not used
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a campaign stands when its driver returns. Counts are of the whole ledger, not of this run alone."""
+
+    num_trials: int
+    num_complete: int
+    num_failed: int
+    num_stopped: int
+    failures: Mapping[int, str]
+    """The last line of each failed trial's error, by number."""
+    bytes_on_disk: int
+    """Of the whole run folder."""
+    elapsed_s: float
+    """Of this run."""
+    interrupted: bool
+
+    def __str__(self) -> str:
+        """A few lines for the terminal."""
+        megabytes = self.bytes_on_disk / 1e6
+        lines = [
+            f"{self.num_complete} of {self.num_trials} trials complete, {self.num_stopped} stopped early, "
+            f"{self.num_failed} failed; {megabytes:.1f} MB on disk; {self.elapsed_s:.0f} s"
+        ]
+        lines += [f"trial {number} failed: {reason}" for number, reason in sorted(self.failures.items())]
+        if self.interrupted:
+            lines.append("interrupted; run the same command again to continue")
+        return "\n".join(lines)
+
+
+def run_trials(
+    trial_fn: TrialFn,
+    ledger: Ledger,
+    knobs: KnobSpace,
+    *,
+    num_trials: int,
+    run_dir: Path,
+    resources: Resources | None = None,
+    seed: int = 0,
+    sampler: str = "tpe",
+    scheduler: RungScheduler | None = None,
+    max_failures: int = 2,
+    on_event: OnEvent | None = None,
+    executor: Executor = "ray",
+) -> Summary:
+    """Run trials until the ledger holds `num_trials`; call it again to resume, or with more to go on.
+
+    Args:
+        trial_fn: The work; see `trials.context.TrialFn`. On Ray it travels to other processes by cloudpickle.
+        ledger: Opened with `Ledger.open`.
+        knobs: What to search over; may differ from an earlier run's.
+        num_trials: How many the ledger shall hold in all. Failed and stopped trials count.
+        run_dir: Gets one folder a trial, `trials/0003`. On several machines it must be the same path on each.
+        resources: What a trial may use.
+        seed: With one trial at a time, the same seed gives the same proposals, resumed or not.
+        sampler: A name in `trials.samplers.SAMPLERS`.
+        scheduler: Stops trials early; by default none is.
+        max_failures: How often a trial is started again whose process died. An exception is no such death: it is
+            recorded at once.
+        on_event: Told of everything that happens, in this process.
+        executor: `ray`, or `inline` for one trial after the other in this process.
+
+    Returns:
+        How the campaign stands. After Ctrl-C it says `interrupted`, and running trials can be continued.
+
+    Raises:
+        ValueError: An argument breaks its rule, or the machines cannot hold a single trial.
+    """
+    resources = resources or Resources()
+    if executor not in ("ray", "inline"):
+        raise ValueError(f"unknown executor {executor!r}; choose from ray, inline")
+    if executor == "inline" and resources.max_concurrent not in (None, 1):
+        raise ValueError(f"`max_concurrent` must be 1 with executor 'inline', but got {resources.max_concurrent}")
+    if max_failures < 0:
+        raise ValueError(f"`max_failures` must be 0 or more, but got {max_failures}")
+    started = time.monotonic()
+    driver = Driver(
+        ledger,
+        knobs,
+        num_trials=num_trials,
+        run_dir=run_dir,
+        seed=seed,
+        sampler=sampler,
+        scheduler=scheduler,
+        on_event=on_event,
+    )
+    interrupted = False
+    try:
+        driver.recover()
+        if executor == "inline":
+            run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
+        elif driver.has_work():
+            for name, value in _RAY_SETTINGS.items():
+                os.environ.setdefault(name, value)
+            from trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
+
+            run_on_ray(driver, trial_fn, resources, max_failures=max_failures)
+    except KeyboardInterrupt:
+        interrupted = True
+    driver.announce(
+        "interrupted" if interrupted else "finished",
+        message="interrupted; run the same command again to continue" if interrupted else "",
+    )
+    failed = [record for record in ledger.records() if record.state == "failed"]
+    return Summary(
+        num_trials=ledger.count("complete", "failed", "stopped", "running"),
+        num_complete=ledger.count("complete"),
+        num_failed=ledger.count("failed"),
+        num_stopped=ledger.count("stopped"),
+        failures={record.number: last_line(record.error) or "no reason given" for record in failed},
+        bytes_on_disk=bytes_on_disk(run_dir),
+        elapsed_s=time.monotonic() - started,
+        interrupted=interrupted,
+    )
