@@ -7,7 +7,8 @@ from typing import Any
 
 from search_spaces.arch import ArchSpec
 from search_spaces.cells import Edge
-from search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
+from search_spaces.clip_cell import ClipCellSpace
+from search_spaces.clip_cell_settings import ClipCellSettings
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops
 from search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule

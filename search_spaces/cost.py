@@ -75,9 +75,9 @@ class CostTable:
         device = next(iter(probabilities.values())).device if probabilities else torch.device("cpu")
         exact = {name: p.double() for name, p in probabilities.items()}
         total = torch.tensor(float(self.constant), dtype=torch.float64, device=device)
-        for term, equation in zip(self.terms, self._equations, strict=True):
+        for i, (term, equation) in enumerate(zip(self.terms, self._equations, strict=True)):
             operands = [exact[name] for name in term.variables]
-            total = total + torch.einsum(equation, self._tensor(term, device), *operands)
+            total = total + torch.einsum(equation, self._tensor(i, device), *operands)
         return total
 
     @cached_property
@@ -89,8 +89,8 @@ class CostTable:
     def _tensors(self) -> dict[tuple[int, torch.device], Tensor]:
         return {}
 
-    def _tensor(self, term: CostTerm, device: torch.device) -> Tensor:
-        key = (id(term), device)
+    def _tensor(self, term: int, device: torch.device) -> Tensor:
+        key = (term, device)
         if key not in self._tensors:
-            self._tensors[key] = torch.from_numpy(term.flops.astype(np.float64)).to(device)
+            self._tensors[key] = torch.from_numpy(self.terms[term].flops.astype(np.float64)).to(device)
         return self._tensors[key]

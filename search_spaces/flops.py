@@ -20,20 +20,22 @@ from torch import Tensor, nn
 
 CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
 
-# Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores pure data movement.
-FREE_OPS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "abs add add_ add_n argmax avg_pool1d avg_pool2d avg_pool3d ceil clone cos cumsum div div_ elu exp feature_dropout "
-        "floor_divide gelu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ log "
-        "log_softmax logical_not lift_fresh max_pool1d max_pool2d max_pool3d maximum mean mean_ min minimum mish mul mul_ "
-        "neg new_ones norm pad pixel_shuffle pixel_unshuffle pow prelu reciprocal relu6 relu6_ repeat roll rsqrt rsub "
-        "sigmoid sigmoid_ sign silu silu_ sin softmax softplus sqrt square std sub sub_ sum tanh tanh_ triu tril "
-        "upsample_nearest1d upsample_nearest3d var where zero_ unfold_copy alias fill_ flip amax amin channel_shuffle "
-        "rand randn zeros_like ones_like masked_fill_ type_as clamp_min clamp_max unbind unflatten movedim swapaxes "
-        "bitwise_and bitwise_or logical_and logical_or ne le lt tensor empty_like"
-    ).split()
-) | {"prim::PythonOp", "prim::Constant"}
+ELEMENTWISE = """
+    abs add add_ add_n ceil clamp_max clamp_min cos div div_ elu exp feature_dropout gelu hardsigmoid hardsigmoid_
+    hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ log logical_and logical_not logical_or bitwise_and
+    bitwise_or le lt ne masked_fill_ maximum minimum mish mul mul_ neg pow prelu reciprocal relu6 relu6_ rsqrt rsub
+    sigmoid sigmoid_ sign silu silu_ sin softplus sqrt square sub sub_ tanh tanh_ tril triu where
+"""
+REDUCTIONS = """
+    amax amin argmax avg_pool1d avg_pool2d avg_pool3d cumsum log_softmax max_pool1d max_pool2d max_pool3d mean min norm
+    softmax std sum var
+"""
+DATA_MOVEMENT = """
+    alias channel_shuffle clone empty_like fill_ flip lift_fresh movedim new_ones ones_like pad pixel_shuffle
+    pixel_unshuffle rand randn repeat swapaxes tensor unflatten unfold_copy upsample_nearest1d upsample_nearest3d zero_
+"""
+FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
+"""Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
 
 _trace_lock = threading.Lock()  # tracing toggles process-wide switches
 
@@ -71,10 +73,8 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 def _recurrent(gates: int) -> Callable[[list[Any], list[Any]], int]:
     def count(inputs: list[Any], outputs: list[Any]) -> int:
-        # Packed sequences would put other tensors here; they fail below with a shape error instead of a wrong count.
-        x = _shape(inputs[0])
         params = next(i for i in inputs[1:] if i.node().kind() == "prim::ListConstruct" and _is_weights(i))
-        steps = x[0] * x[1]
+        steps = prod(_shape(inputs[0])[:-1])  # batch · length; the data of a packed sequence have one axis for both
         return steps * sum(prod(_shape(w)) for w in params.node().inputs() if len(_shape(w)) == 2)
 
     def _is_weights(value: Any) -> bool:
@@ -129,7 +129,8 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         with _trace_lock, torch.no_grad():
-            module.eval()  # in training mode the tracer would move BatchNorm's running statistics
+            for child, _ in modes:  # an exported program has no eval()
+                child.training = False  # in training mode the tracer would move BatchNorm's running statistics
             torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
             analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

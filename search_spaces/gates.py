@@ -87,7 +87,7 @@ def two_path(logits: Tensor, temperature: float, generator: torch.Generator | No
         return Draw((int(noisy.argmax()),), torch.ones_like(noisy[:1]))
     pair = noisy.topk(2).indices.sort().values
     weights = logits[pair].softmax(0)
-    first = torch.rand((), generator=generator) < float(weights[0].detach())
+    first = bool(torch.rand((), generator=generator) < float(weights[0].detach()))
     hard = torch.tensor([first, not first], dtype=weights.dtype, device=weights.device)
     return Draw((int(pair[0]), int(pair[1])), weights - weights.detach() + hard)
 

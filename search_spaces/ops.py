@@ -20,7 +20,7 @@ OpBuilder = Callable[[int, int, int], nn.Module]
 
 
 class FrameConv(nn.Conv2d):
-    """A convolution over each frame: (1, k, k). Frames are folded into the batch, a free view when channels are last."""
+    """A convolution over each frame: (1, k, k). Frames join the batch, a free view when channels are last."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -28,7 +28,7 @@ class FrameConv(nn.Conv2d):
     def forward(self, clip: Tensor) -> Tensor:
         """(N, C_in, T, H, W) -> (N, C_out, T, H', W')."""
         frames = super().forward(clip.transpose(1, 2).flatten(0, 1))
-        return frames.unflatten(0, (-1, clip.shape[2])).transpose(1, 2)
+        return frames.view(-1, clip.shape[2], *frames.shape[1:]).transpose(1, 2)
 
 
 class TimeConv(nn.Conv2d):
@@ -39,7 +39,8 @@ class TimeConv(nn.Conv2d):
 
     def forward(self, clip: Tensor) -> Tensor:
         """(N, C_in, T, H, W) -> (N, C_out, T, H, W)."""
-        return super().forward(clip.flatten(3)).unflatten(3, (clip.shape[3], clip.shape[4]))
+        out = super().forward(clip.flatten(3))
+        return out.view(*out.shape[:3], *clip.shape[3:])
 
 
 class TemporalShift(nn.Module):
@@ -93,7 +94,16 @@ def conv3d(c_in: int, c_out: int, stride: int, *, kernel: int) -> nn.Module:
 
 
 def separable(c_in: int, c_out: int, stride: int, *, kernel: int, expansion: int, temporal: bool = False) -> nn.Module:
-    """Depthwise-separable with expansion (Sandler et al., MobileNetV2, CVPR 2018); `temporal` adds a depthwise k=3 in time."""
+    """Depthwise-separable with expansion: Sandler et al., MobileNetV2, CVPR 2018.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        stride: in space.
+        kernel: side of the depthwise convolution over each frame.
+        expansion: middle channels are expansion · c_in; without expansion there is no first 1×1 convolution.
+        temporal: add a depthwise convolution over 3 frames.
+    """
     middle = expansion * c_in
     layers: list[nn.Module] = []
     if expansion > 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice
@@ -162,14 +162,28 @@ class ModuleSpace(SearchSpace):
         build: makes the module; called for each supernet and student.
         example: an input of the module with batch size 1.
         name: of the space.
+
+    Raises:
+        ValueError: the module has no edge, is one itself, holds one inside another, or holds one under two names.
     """
 
     def __init__(self, build: Callable[[], nn.Module], example: Tensor, name: str = "module") -> None:
         self.name, self.settings, self.knobs = name, {}, {}
         self._build, self._example = build, example
-        self.variables = {path: edge.gate.choices for path, edge in _edges(build()).items()}
+        module = build()
+        self.variables = {path: edge.gate.choices for path, edge in _edges(module).items()}
         if not self.variables:
             raise ValueError("a searchable module needs at least one search_spaces.Edge, but this one has none")
+        if "" in self.variables:
+            raise ValueError("a searchable module cannot itself be an Edge; put the Edge inside a module")
+        for path, edge in _edges(module).items():
+            names = [p for p, m in module.named_modules(remove_duplicate=False) if m is edge]
+            if len(names) > 1:
+                raise ValueError(f"an Edge needs one name, but one has {', '.join(names)}; call it twice instead")
+            if inner := [p for p, m in edge.named_modules() if isinstance(m, Edge) and m is not edge]:
+                raise ValueError(
+                    f"edges cannot be nested, but {path!r} holds {', '.join(inner)}; flatten the candidates"
+                )
 
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         network = self._build()
@@ -182,25 +196,35 @@ class ModuleSpace(SearchSpace):
         return self._derived(self._build(), choices)
 
     def inherit(self, network: nn.Module, student: nn.Module, choices: Mapping[str, Choice]) -> None:
-        student.load_state_dict(self._derived(copy.deepcopy(network), choices).state_dict())
+        weights = network.state_dict()
+        for path, edge in _edges(network).items():
+            weights = {name: w for name, w in weights.items() if not name.startswith(f"{path}.")}
+            chosen = edge.candidates[str(choices[path])].state_dict()
+            weights |= {f"{path}.{name}": w for name, w in chosen.items()}
+        student.load_state_dict(weights)
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
         network = self._build().eval()
-        shapes: dict[str, tuple[Tensor, ...]] = {}
+        calls: dict[str, list[tuple[Any, ...]]] = {path: [] for path in _edges(network)}
         hooks = [
-            edge.register_forward_pre_hook(lambda _, inputs, path=path: shapes.update({path: inputs}))
+            edge.register_forward_pre_hook(lambda _, inputs, path=path: calls[path].append(inputs))
             for path, edge in _edges(network).items()
         ]
-        network(self._example)
+        with torch.no_grad():
+            network(self._example)
         for hook in hooks:
             hook.remove()
-        terms, free = [], set()
+        terms: list[CostTerm] = []
+        free: set[str] = set()
         for path, edge in _edges(network).items():
-            if path not in shapes:
+            if not calls[path]:
                 raise ValueError(f"edge {path!r} does not run in the module's forward pass; use it or remove it")
-            counts = [count_flops(candidate, shapes[path]) for candidate in edge.candidates.values()]
-            free.update(op for count in counts for op in count.uncounted)
-            terms.append(CostTerm(path, (path,), np.array([c.total for c in counts], dtype=np.int64)))
+            flops = np.zeros(len(edge.candidates), dtype=np.int64)
+            for inputs in calls[path]:  # an edge that is called twice costs twice
+                counts = [count_flops(candidate, inputs) for candidate in edge.candidates.values()]
+                free.update(op for count in counts for op in count.uncounted)
+                flops += np.array([count.total for count in counts], dtype=np.int64)
+            terms.append(CostTerm(path, (path,), flops))
         first = {path: choices[0] for path, choices in self.variables.items()}
         whole = count_flops(self._derived(network, first), self._example)
         constant = whole.total - sum(int(term.flops[0]) for term in terms)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -106,24 +108,40 @@ class Supernet(nn.Module):
         Raises:
             InfeasibleBudgetError: even the cheapest architecture costs more.
         """
-        with torch.no_grad():
-            log_p = {name: p.double().log().tolist() for name, p in self.probabilities().items()}
+        log_p = self._log_probabilities()
+        if max_flops is None:  # what evaluation mode runs
+            best = {name: int(values.argmax()) for name, values in log_p.items()}
+            return self._arch_of(best)
         least, most = self.flops_range()
-        high = most if max_flops is None else math.floor(max_flops)
+        high = math.floor(max_flops)
         if high < least:
             raise InfeasibleBudgetError(
                 f"max_flops must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
                 f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
             )
         low = math.ceil(min_share * high)
-        if max_flops is None or not least <= low <= most:
+        if not least <= low <= most:  # the budget exceeds the dearest architecture, or the share is below the cheapest
             low = least
         try:
-            index = most_probable(self.cost_table, log_p, low, high)
+            return self._arch_of(most_probable(self.cost_table, log_p, low, high))
         except InfeasibleBudgetError:  # nothing so close to the budget
-            index = most_probable(self.cost_table, log_p, least, high)
-        choices = {name: self.space.variables[name][i] for name, i in index.items()}
-        return self.space.arch({**self.knobs, **choices})
+            return self._arch_of(most_probable(self.cost_table, log_p, least, high))
+
+    def _log_probabilities(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Gate -> log-probabilities in double precision, from the logits: a probability may round to zero."""
+        log_p = {}
+        with torch.no_grad():
+            for name in self.space.variables:
+                logits = self.gates[name].logits(self.control.budget)
+                if not bool(logits.isfinite().all()):
+                    raise ValueError(
+                        f"the logits of a gate must be finite, but those of {name!r} are {logits.tolist()}"
+                    )
+                log_p[name] = logits.double().log_softmax(0).cpu().numpy()
+        return log_p
+
+    def _arch_of(self, index: Mapping[str, int]) -> ArchSpec:
+        return self.space.arch({**self.knobs, **{name: self.space.variables[name][i] for name, i in index.items()}})
 
     def derive(self, max_flops: float | None = None, *, arch: ArchSpec | None = None) -> nn.Module:
         """A plain module with the weights of the chosen architecture, independent of this supernet.
@@ -140,7 +158,7 @@ class Supernet(nn.Module):
         student = self.space.student(arch)
         self.space.inherit(self.network, student, arch.choices)
         reference = next(self.network.parameters())
-        return student.to(reference.device).train(self.training)
+        return student.to(device=reference.device, dtype=reference.dtype).train(self.training)
 
     @contextmanager
     def pinned(self, arch: ArchSpec) -> Iterator[Supernet]:
