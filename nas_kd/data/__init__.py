@@ -27,7 +27,7 @@ from nas_kd.data.sample import (
     check_sample,
     labels_of,
 )
-from nas_kd.data.splits import Splits, make_splits, stratified_split
+from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
 
 DataConfig = Annotated[GeneratedConfig | FolderConfig | OwnConfig, Field(discriminator="source")]
 """The `data` section of a campaign file; `source` says which one it is."""
@@ -86,6 +86,7 @@ __all__ = [
     "UnusableRowsError",
     "augment_batch",
     "check_sample",
+    "grouped_split",
     "labels_of",
     "load",
     "load_folder",

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nas_kd.data.cache import Clip, ClipCache, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, clip_bytes, stack
-from nas_kd.data.splits import Splits, make_splits, stratified_split
+from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
 
 SPLITS = ("train", "val", "test")
 _LISTED = 10
@@ -48,6 +48,11 @@ class FolderConfig(BaseModel):
     val_share: float = Field(
         default=0.15, gt=0, lt=1, description="Share of the training split that validates where the csv has no val."
     )
+    group: str | None = Field(
+        default=None,
+        description="Column of the csv; rows that agree in it, such as windows of one recording, stay on one side "
+        "where training clips are parted.",
+    )
     flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its label.")
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded clips are kept here."
@@ -67,7 +72,7 @@ class UnusableRowsError(DataError):
 
     def __init__(self, csv_path: Path, num_rows: int, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = tuple(problems)
-        shown = "; ".join(f"{path}: {reason}" for path, reason in problems[:_LISTED])
+        shown = "; ".join(f"{_printable(path)}: {reason}" for path, reason in problems[:_LISTED])
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         super().__init__(
             f"every row of {csv_path} must be usable, but {len(problems)} of {num_rows} are not (mend them, or set "
@@ -77,11 +82,12 @@ class UnusableRowsError(DataError):
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row: the file, the text of its label, its split, and the key of its decoded clip."""
+    """One usable row: the file, the text of its label, its split, its group, and the key of its decoded clip."""
 
     path: Path
     label: str
     split: str
+    group: str
     key: str
 
 
@@ -170,7 +176,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
         DataError: The csv or the set as a whole cannot be used.
     """
     csv_path = config.root / config.labels
-    table = _read_csv(csv_path)
+    table = _read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
     failed = _Decoder(config).decode_all(rows)
     problems += [(_relative(row.path, config), failed[row.key]) for row in rows if row.key in failed]
@@ -189,7 +195,11 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     notes = []
     if not by_split["val"]:
         train = by_split["train"]
-        kept, carved = stratified_split([class_names.index(row.label) for row in train], config.val_share, seed)
+        labels = [class_names.index(row.label) for row in train]
+        if config.group is None:
+            kept, carved = stratified_split(labels, config.val_share, seed)
+        else:
+            kept, carved = grouped_split(labels, [row.group for row in train], config.val_share, seed)
         by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
         notes.append(
             f"{csv_path.name} has no usable val rows: {len(carved)} of {len(train)} training clips validate "
@@ -213,11 +223,19 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
         small = 0 < len(lazy) * clip_bytes(info) <= config.memory_gb * 1e9
         sets[name] = stack(lazy) if small else lazy
     return make_splits(
-        sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share, skipped=problems, notes=notes
+        sets["train"],
+        sets["val"],
+        sets["test"],
+        info,
+        seed=seed,
+        gate_share=gate_share,
+        groups=None if config.group is None else [row.group for row in by_split["train"]],
+        skipped=problems,
+        notes=notes,
     )
 
 
-def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _read_csv(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Line number and texts of each row; blank lines are no rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -228,11 +246,13 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
                 for row in reader
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"labels must be a readable csv file in UTF-8, but {path} gave: {error}") from error
-    absent = [name for name in ("path", "label", "split") if name not in columns]
+        raise DataError(
+            f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    absent = [name for name in needed if name not in columns]
     if absent:
         raise DataError(
-            f"{path} must have the columns path,label,split, but it lacks {', '.join(absent)} "
+            f"{path} must have the columns {','.join(needed)}, but it lacks {', '.join(absent)} "
             f"(its first line reads {','.join(columns) or 'nothing'})"
         )
     if not table:
@@ -267,10 +287,11 @@ def _check_rows(
                 reason = "no such file"
             else:
                 first_line[path] = line
-                rows.append(Row(path, entry["label"], entry["split"], cache_key(path, settings)))
+                group = entry[config.group] if config.group else ""
+                rows.append(Row(path, entry["label"], entry["split"], group, cache_key(path, settings)))
                 continue
         except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
-            reason = f"the path cannot be read ({error})"
+            reason = f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
         problems.append((name, reason))
     return rows, problems
 
@@ -285,6 +306,11 @@ def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
                 f"{split} only; add training rows for them or remove the {split} rows"
             )
     return names
+
+
+def _printable(text: str) -> str:
+    """Control characters escaped, so that a hostile name cannot break the message up."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _relative(path: Path, config: FolderConfig) -> str:

@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from nas_kd.data.sample import DataInfo, MemoryDataset, Sample
@@ -287,6 +286,8 @@ class _Painter:
 
 def _source_images(seed: int, split: SplitName) -> list[Array]:
     """The 8×8 images of a split in [0, 1], by digit; the three splits share none."""
+    from sklearn.datasets import load_digits  # here: it costs a second that users of other sources need not wait
+
     bunch = load_digits()
     begin, end = _SPLIT_ENDS[split]
     rng = np.random.default_rng((seed, 1_000))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +102,8 @@ class MemoryDataset:
     @property
     def labels(self) -> list[int]:
         """The class of each item."""
-        return [int(label) for label in self.tensors["label"]]
+        labels: list[int] = self.tensors["label"].tolist()
+        return labels
 
     def __len__(self) -> int:
         return len(self.tensors["label"])
@@ -233,4 +233,4 @@ def stack(dataset: ClipDataset) -> MemoryDataset:
 
 def clip_bytes(info: DataInfo) -> int:
     """Bytes of one uint8 clip."""
-    return int(np.prod((3, info.frames, info.height, info.width)))
+    return 3 * info.frames * info.height * info.width

@@ -79,6 +79,36 @@ def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[li
     return [index for index in range(len(array)) if index not in chosen], sorted(chosen)
 
 
+def grouped_split(labels: Sequence[int], groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Part items in two and keep the items of a group together, such as overlapping windows of one recording.
+
+    Groups are placed one by one, large ones first and equal ones in an order of the seed's, each where it leaves the
+    class counts of the second part nearer to their share: exact balance is given up for whole groups.
+
+    Args:
+        labels: Class of each item.
+        groups: Group of each item.
+        share: Share of the second part that is aimed at, in (0, 1).
+        seed: Decides which groups go where.
+
+    Returns:
+        The positions of the first and of the second part, ascending.
+    """
+    rng = np.random.default_rng(seed)
+    classes, label_index = np.unique(np.asarray(labels), return_inverse=True)
+    names, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(names), len(classes)), dtype=np.int64)
+    np.add.at(counts, (group_index, label_index), 1)
+    missing = counts.sum(axis=0) * share
+    chosen = np.zeros(len(names), dtype=bool)
+    for group in np.lexsort((rng.random(len(names)), -counts.sum(axis=1))):
+        after = missing - counts[group]
+        if np.square(after).sum() < np.square(missing).sum():
+            chosen[group], missing = True, after
+    second = chosen[group_index]
+    return np.flatnonzero(~second).tolist(), np.flatnonzero(second).tolist()
+
+
 def make_splits(
     train: ClipDataset,
     val: ClipDataset,
@@ -87,6 +117,7 @@ def make_splits(
     *,
     seed: int,
     gate_share: float = 0.5,
+    groups: Sequence[str] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Splits:
@@ -99,6 +130,7 @@ def make_splits(
         info: What a model must know.
         seed: Seed of the parting, ≥ 0.
         gate_share: Share of `train` that fits the gates, in (0, 1).
+        groups: Group of each training item; those of one group fit either weights or gates, see `grouped_split`.
         skipped: Passed on.
         notes: Passed on.
 
@@ -112,10 +144,14 @@ def make_splits(
             f"the training split of {info.name!r} must hold at least 2 clips, one for weights and one for gates, "
             f"but it holds {len(train)}"
         )
-    weights, gates = stratified_split(labels_of(train), gate_share, seed)
+    labels = labels_of(train)
+    if groups is None:
+        weights, gates = stratified_split(labels, gate_share, seed)
+    else:
+        weights, gates = grouped_split(labels, groups, gate_share, seed)
     if not weights or not gates:
         raise DataError(
             f"gate_share {gate_share} leaves {len(weights)} clips for weights and {len(gates)} for gates of "
-            f"{len(train)}; choose a share nearer to 0.5 or give more clips"
+            f"{len(train)}; choose a share nearer to 0.5 or give more clips (or groups, where they are kept together)"
         )
     return Splits(Subset(train, weights), Subset(train, gates), val, test, info, tuple(skipped), tuple(notes))

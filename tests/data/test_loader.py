@@ -33,6 +33,7 @@ def same(first, second):
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later, of the worker process
 @pytest.mark.parametrize("augment", ["none", "flip", "flip+crop"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_lazy_and_worker_reads_agree(augment, workers):
@@ -42,6 +43,18 @@ def test_memory_lazy_and_worker_reads_agree(augment, workers):
     slow = list(ClipLoader(Lazy(memory), 4, num_workers=workers, **options).epoch(2))
     same(fast, slow)
     assert [len(batch["label"]) for batch in fast] == [4, 4, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_batches():
+    part = Subset(make_set(), [8, 1, 6, 3])
+    options = {"seed": 4, "shuffle": True, "augment": "flip+crop"}
+    expected = list(ClipLoader(part, 3, **options).epoch(1))
+    for dataset in (part, Lazy(part)):
+        for batch, cpu in zip(ClipLoader(dataset, 3, device="cuda", **options).epoch(1), expected, strict=True):
+            assert all(value.is_cuda for value in batch.values())
+            assert torch.equal(batch["label"].cpu(), cpu["label"])
+            assert (batch["clip"].cpu().int() - cpu["clip"].int()).abs().max() <= 1
 
 
 def test_epochs_differ_and_repeat_in_any_order():

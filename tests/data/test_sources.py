@@ -20,6 +20,7 @@ from nas_kd.data import (
     Splits,
     Subset,
     check_sample,
+    grouped_split,
     load,
     make_splits,
     stratified_split,
@@ -138,6 +139,23 @@ def test_stratified_split_parts_each_class_by_the_share(labels, share, seed):
         taken = sum(labels[index] == label for index in second)
         assert abs(taken - share * labels.count(label)) <= 1
     assert (first, second) == stratified_split(labels, share, seed)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=2, max_size=60), st.integers(0, 99))
+def test_grouped_split_keeps_groups_whole(items, seed):
+    labels, groups = [label for label, _ in items], [f"g{group}" for _, group in items]
+    first, second = grouped_split(labels, groups, 0.5, seed)
+    assert sorted(first + second) == list(range(len(items)))
+    assert not {groups[index] for index in first} & {groups[index] for index in second}
+
+
+def test_grouped_split_comes_near_the_share_in_each_class():
+    labels = [index % 4 for index in range(160)]
+    groups = [str(index // 4) for index in range(160)]
+    for seed in range(5):
+        _, second = grouped_split(labels, groups, 0.25, seed)
+        assert np.bincount([labels[index] for index in second]).tolist() == [10] * 4
+    assert grouped_split(labels, groups, 0.25, 0) != grouped_split(labels, groups, 0.25, 1)
 
 
 def test_splits_are_disjoint_and_retrain_is_their_union():
