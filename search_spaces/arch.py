@@ -5,13 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 SCHEMA_VERSION = 1
 
 Choice = int | str
+
+
+def _frozen(value: Any) -> Any:
+    """A JSON value whose lists are tuples and whose objects are read-only, all the way down."""
+    if isinstance(value, dict):
+        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def canonical_json(value: Any) -> str:
@@ -34,27 +41,30 @@ class ArchSpec:
     space: str
     settings: Mapping[str, Any]
     choices: Mapping[str, Choice]
+    _json: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, choice in self.choices.items():
-            if isinstance(choice, bool) or not isinstance(choice, int | str):
-                raise ValueError(f"a choice must be an integer or a string, but {name!r} is {choice!r}")
-        # A private copy through JSON: nobody else can change the content after the hash was taken.
-        object.__setattr__(self, "settings", MappingProxyType(json.loads(canonical_json(dict(self.settings)))))
+            if not isinstance(name, str) or isinstance(choice, bool) or not isinstance(choice, int | str):
+                raise ValueError(f"a choice must be an integer or a string under a name, but {name!r} is {choice!r}")
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "space": self.space,
+            "settings": dict(self.settings),
+            "choices": dict(self.choices),
+        }
+        # Private copies through JSON: nobody else can change the content under the hash.
+        object.__setattr__(self, "_json", canonical_json(content))
+        object.__setattr__(self, "settings", _frozen(json.loads(canonical_json(content["settings"]))))
         object.__setattr__(self, "choices", MappingProxyType(dict(sorted(self.choices.items()))))
 
     def as_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "space": self.space,
-            "settings": json.loads(canonical_json(dict(self.settings))),
-            "choices": dict(self.choices),
-        }
+        return dict(json.loads(self._json))
 
     def to_json(self) -> str:
         """Canonical JSON."""
-        return canonical_json(self.as_dict())
+        return self._json
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ArchSpec:
@@ -69,7 +79,10 @@ class ArchSpec:
             )
         if missing := {"space", "settings", "choices"} - value.keys():
             raise ValueError(f"an architecture needs the keys space, settings and choices; missing: {sorted(missing)}")
-        return cls(str(value["space"]), value["settings"], value["choices"])
+        for key, kind in (("space", str), ("settings", Mapping), ("choices", Mapping)):
+            if not isinstance(value[key], kind):
+                raise ValueError(f"{key} of an architecture must be a {kind.__name__.lower()}, but is {value[key]!r}")
+        return cls(value["space"], value["settings"], value["choices"])
 
     @classmethod
     def from_json(cls, text: str) -> ArchSpec:
@@ -82,13 +95,13 @@ class ArchSpec:
     @property
     def arch_id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        return hashlib.sha256(self._json.encode()).hexdigest()[:12]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ArchSpec) and self.to_json() == other.to_json()
+        return isinstance(other, ArchSpec) and self._json == other._json
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._json)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArchSpec.from_json, (self.to_json(),)
+        return ArchSpec.from_json, (self._json,)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,11 @@ class Edge(nn.Module):
         return copy.deepcopy(self.candidates[name])
 
 
+class _Narrow(NamedTuple):
+    shell: nn.Module  # the structure at that width; its tensors are on the meta device and never used
+    blocks: dict[str, tuple[slice, ...]]  # name of a parameter or buffer -> its part of the widest one
+
+
 class Sliced(nn.Module):
     """A module built at its largest width, which also runs at every smaller one by the leading slices of its weights.
 
@@ -49,38 +55,40 @@ class Sliced(nn.Module):
         self.build = build
         self.widest = (max_in, max_out)
         self.full = build(max_in, max_out)
-        self._shells: dict[tuple[int, int], nn.Module] = {}
+        self._narrow: dict[tuple[int, int], _Narrow] = {}
 
     def forward(self, x: Tensor, out_channels: int) -> Tensor:
         """Run with x.shape[1] input channels and `out_channels` output channels."""
         widths = (int(x.shape[1]), out_channels)
         if widths == self.widest:
             return cast(Tensor, self.full(x))
-        shell = self._shell(widths)
-        shell.train(self.training)
-        return cast(Tensor, functional_call(shell, self._slices(shell), (x,)))
+        narrow = self._at(widths)
+        if narrow.shell.training != self.training:
+            narrow.shell.train(self.training)
+        return cast(Tensor, functional_call(narrow.shell, self._slices(narrow), (x,)))
 
     def narrowed(self, in_channels: int, out_channels: int) -> dict[str, Tensor]:
         """State dict of the module at that width: copies of the leading slices."""
-        shell = self._shell((in_channels, out_channels))
-        return {name: tensor.detach().clone() for name, tensor in self._slices(shell).items()}
+        narrow = self._at((in_channels, out_channels))
+        return {name: tensor.detach().clone() for name, tensor in self._slices(narrow).items()}
 
-    def _shell(self, widths: tuple[int, int]) -> nn.Module:
-        if widths not in self._shells:
+    def _at(self, widths: tuple[int, int]) -> _Narrow:
+        if widths not in self._narrow:
             with torch.device("meta"):
-                self._shells[widths] = self.build(*widths)
-        return self._shells[widths]
+                shell = self.build(*widths)
+            parts = chain(shell.named_parameters(), shell.named_buffers())
+            self._narrow[widths] = _Narrow(shell, {name: tuple(map(slice, part.shape)) for name, part in parts})
+        return self._narrow[widths]
 
-    def _slices(self, shell: nn.Module) -> dict[str, Tensor]:
-        full = {**dict(self.full.named_parameters()), **dict(self.full.named_buffers())}
-        shapes = {**dict(shell.named_parameters()), **dict(shell.named_buffers())}
-        return {name: full[name][tuple(slice(n) for n in part.shape)] for name, part in shapes.items()}
+    def _slices(self, narrow: _Narrow) -> dict[str, Tensor]:
+        full = dict(chain(self.full.named_parameters(), self.full.named_buffers()))
+        return {name: full[name][block] for name, block in narrow.blocks.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sliced:
         clone = copy.copy(self)
         memo[id(self)] = clone
-        clone.__dict__ = {key: copy.deepcopy(v, memo) for key, v in self.__dict__.items() if key != "_shells"}
-        clone._shells = {}
+        clone.__dict__ = {key: copy.deepcopy(v, memo) for key, v in self.__dict__.items() if key != "_narrow"}
+        clone._narrow = {}
         return clone
 
 

@@ -60,8 +60,13 @@ def _gumbel(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def softmax(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:
-    """All candidates, weighted by softmax(logits / temperature)."""
-    return Draw(tuple(range(len(logits))), (logits / temperature).softmax(0))
+    """All candidates, weighted by softmax(logits / temperature).
+
+    A candidate whose weight rounds to zero does not run: its part of the output and of the gradients is zero.
+    """
+    weights = (logits / temperature).softmax(0)
+    indices = tuple(i for i, weight in enumerate(weights.tolist()) if weight)
+    return Draw(indices, weights if len(indices) == len(weights) else weights[list(indices)])
 
 
 def gumbel(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Draw:

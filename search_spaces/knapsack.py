@@ -1,22 +1,28 @@
 """The most probable architecture within a budget, exactly.
 
-Maximise Σ log p(choice) subject to low ≤ FLOPs ≤ high, where FLOPs are a sum of terms that may couple several choices
-(the width of a cell and of the next). Variables are eliminated along the net: a partial solution is a *label* (FLOPs so
-far, score so far, choices), and labels that agree in every choice that later terms still read, and in FLOPs, compete
-(dynamic programming on the exact integer cost). Two bounds keep the labels few without losing the optimum:
+Maximise Σ score(choice) subject to low ≤ FLOPs ≤ high, where FLOPs are a sum of terms that may couple several choices
+(the width of a stage and of the next). Variables are eliminated along the net. A partial solution is a *label*: FLOPs
+so far, score so far, choices. Three rules keep the labels few without losing the optimum:
 
-- reach: the least and the most FLOPs with which a label can still end must meet [low, high];
+- dominance: among labels that agree in every choice that later terms still read, one that is dearer and no better is
+  dropped where only the upper limit binds; where both limits bind, only labels of equal cost compete;
+- reach: the costs with which a label can still end must meet [low, high]; towards the end of the net these costs are
+  known exactly, before that as an interval;
 - Lagrange: no completion of a label scores more than its relaxation at the best multiplier (Handler and Zang, 1980),
-  so a label whose relaxation is below a solution already known is dropped.
+  so a label whose relaxation is not above a solution already known is dropped.
 
-A solution is known early from a first pass that keeps only the best label of each of a few thousand cost classes.
+Cost: the problem is a knapsack, so the worst case is exponential in time; memory stays bounded, because labels beyond
+a fixed number are searched depth first. What is hard is a band so narrow that only few of many architectures meet it;
+within 5 % below a budget, 40 gates of 9 choices take well under a second (`tests/search_spaces/test_knapsack.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product
+from math import gcd, prod
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,177 +32,330 @@ from search_spaces.cost import CostTable
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_NUM_CLASSES = 4096  # cost classes of the first pass
-_SLACK = 1e-9  # relative; solutions closer than this in log-probability count as equally probable
+_MAX_LABELS = 1 << 14  # kept together; more are split and searched depth first
+_MAX_SUFFIXES = 1 << 17  # costs of completions that are listed one by one
+_WIDEST_GAP = 1e3  # of scores, for the passes that look near the bound only
+_SLACK = 1e-12  # relative to the scores; sums that differ by less count as equal
 
 
 class InfeasibleBudgetError(ValueError):
     """No architecture of the space lies in the range of FLOPs asked for."""
 
 
+class _TooManyLabelsError(Exception):
+    """More labels than are kept together."""
+
+
+class _Step(NamedTuple):
+    """One term: introduce its new variables, add its costs, forget the variables that no later term reads."""
+
+    variables: tuple[int, ...]
+    flops: Ints
+    new: list[int]
+    before: list[int]  # live variables before the step
+    live: list[int]  # and after it
+
+
 @dataclass
 class _Labels:
     cost: Ints  # (n,)
     score: Floats  # (n,)
-    choice: Ints  # (n, num_variables), -1 where not chosen yet
+    choice: npt.NDArray[np.int16]  # (n, num_variables), -1 where not chosen yet
 
-    def __getitem__(self, keep: Ints | npt.NDArray[np.bool_]) -> _Labels:
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def __getitem__(self, keep: Ints | npt.NDArray[np.bool_] | slice) -> _Labels:
         return _Labels(self.cost[keep], self.score[keep], self.choice[keep])
 
 
-class _Chain:
-    """The table as steps: introduce the variables of a term, add the term, forget what no later term reads."""
+class _Solution(NamedTuple):
+    score: float
+    cost: int
+    choice: tuple[int, ...]
 
-    def __init__(self, table: CostTable, scores: Mapping[str, Sequence[float]]) -> None:
+
+class _Chain:
+    """The table as steps in the order of the net."""
+
+    def __init__(self, table: CostTable, scores: Mapping[str, Sequence[float] | Floats], sign: int = 1) -> None:
         names = list(table.variables)
         self.sizes = [len(table.variables[n]) for n in names]
         self.scores = [np.asarray(scores[n], dtype=np.float64) for n in names]
-        self.constant = table.constant
-        terms = [(tuple(names.index(v) for v in t.variables), t.flops) for t in table.terms]
-        used = {v for variables, _ in terms for v in variables}
-        # A gate without any cost still has a most probable choice.
-        terms += [((v,), np.zeros(self.sizes[v], dtype=np.int64)) for v in range(len(names)) if v not in used]
-        last = {v: k for k, (variables, _) in enumerate(terms) for v in variables}
+        self.constant = sign * table.constant
+        self.terms = [(tuple(names.index(v) for v in t.variables), sign * t.flops) for t in table.terms]
+        used = {v for variables, _ in self.terms for v in variables}
+        # A gate without any cost still has a best choice.
+        self.terms += [((v,), np.zeros(self.sizes[v], dtype=np.int64)) for v in range(len(names)) if v not in used]
+        last = {v: k for k, (variables, _) in enumerate(self.terms) for v in variables}
         seen: set[int] = set()
-        self.steps: list[tuple[tuple[int, ...], Ints, list[int], list[int]]] = []
+        self.steps: list[_Step] = []
         live: list[int] = []
-        for k, (variables, flops) in enumerate(terms):
+        for k, (variables, flops) in enumerate(self.terms):
             new = [v for v in variables if v not in seen]
             seen.update(new)
-            live = [v for v in [*live, *new] if last[v] > k]
-            self.steps.append((variables, flops, new, live))
+            before, live = live, [v for v in [*live, *new] if last[v] > k]
+            self.steps.append(_Step(variables, flops, new, before, live))
 
-    def completions(self, cost_weight: float, score_weight: float, best: Literal["max", "min"]) -> list[Floats]:
-        """For each point between steps: best Σ (score_weight · score + cost_weight · cost) of what follows.
+    def completions(self, cost_weight: float, score_weight: float) -> tuple[list[Floats], _Solution]:
+        """Best Σ (score_weight · score + cost_weight · cost) of what follows each point between steps.
 
-        One array a point, whose axes are the live variables there.
+        Returns:
+            One array a point, whose axes are the live variables there; and a solution that attains the first of them.
         """
-        reduce = np.max if best == "max" else np.min
         tables: list[Floats] = [np.zeros(())]
-        for k in range(len(self.steps) - 1, -1, -1):
-            variables, flops, new, live = self.steps[k]
-            before = self.steps[k - 1][3] if k else []
-            axes = [*before, *(v for v in new if v not in before)]
-            shape = [self.sizes[v] for v in axes]
-            total = np.zeros(shape)
-            total = total + _aligned(tables[0], live, axes) + cost_weight * _aligned(flops, list(variables), axes)
-            for v in new:
-                total = total + score_weight * _aligned(self.scores[v], [v], axes)
-            drop = tuple(i for i, v in enumerate(axes) if v not in before)
-            tables.insert(0, reduce(total, axis=drop) if drop else total)
-        return tables
+        picks: list[Ints] = []
+        for step in reversed(self.steps):
+            axes = [*step.before, *step.new]
+            total = np.zeros([self.sizes[v] for v in axes])
+            total += _aligned(tables[0], step.live, axes) + cost_weight * _aligned(step.flops, step.variables, axes)
+            if score_weight:
+                for v in step.new:
+                    total += score_weight * _aligned(self.scores[v], [v], axes)
+            flat = total.reshape([*total.shape[: len(step.before)], -1])
+            picks.insert(0, flat.argmax(-1))
+            tables.insert(0, flat.max(-1))
+        choice = [0] * len(self.sizes)
+        for step, pick in zip(self.steps, picks, strict=True):
+            best = np.unravel_index(pick[tuple(choice[v] for v in step.before)], [self.sizes[v] for v in step.new])
+            for v, index in zip(step.new, best, strict=True):
+                choice[v] = int(index)
+        return tables, self.solution(choice)
 
-    def run(self, low: int, high: int, multiplier: float, incumbent: float, num_classes: int | None) -> _Labels:
-        """All labels that may end in [low, high] and beat `incumbent`; one a cost class if `num_classes` is given."""
-        least = self.completions(1.0, 0.0, "min")
-        most = self.completions(1.0, 0.0, "max")
-        relaxed = self.completions(-multiplier, 1.0, "max")
-        edge = high if multiplier >= 0 else low
-        slack = _SLACK * max(1.0, abs(incumbent)) if np.isfinite(incumbent) else 0.0
-        labels = _Labels(
-            np.array([self.constant], dtype=np.int64),
-            np.zeros(1),
-            np.full((1, len(self.sizes)), -1, dtype=np.int64),
-        )
-        for k, (variables, flops, new, live) in enumerate(self.steps):
-            for v in new:
-                n, m = len(labels.cost), self.sizes[v]
-                labels = labels[np.repeat(np.arange(n), m)]
-                labels.choice[:, v] = np.tile(np.arange(m), n)
-                labels.score = labels.score + self.scores[v][labels.choice[:, v]]
-            labels.cost = labels.cost + flops[tuple(labels.choice[:, v] for v in variables)]
-            at = tuple(labels.choice[:, v] for v in live)
-            bound = labels.score - multiplier * labels.cost + relaxed[k + 1][at] + multiplier * edge
-            keep = (
-                (labels.cost + least[k + 1][at] <= high)
-                & (labels.cost + most[k + 1][at] >= low)
-                & (bound > incumbent + slack)
-                & np.isfinite(labels.score)
-            )
-            labels = self._compete(labels[keep], live, high, num_classes)
-        return labels
+    def solution(self, choice: Sequence[int]) -> _Solution:
+        """Score and cost of complete choices."""
+        cost = self.constant + sum(int(flops[tuple(choice[v] for v in vs)]) for vs, flops in self.terms)
+        return _Solution(sum(float(s[i]) for s, i in zip(self.scores, choice, strict=True)), cost, tuple(choice))
 
-    def _compete(self, labels: _Labels, live: list[int], high: int, num_classes: int | None) -> _Labels:
-        """Of labels with equal live choices and equal cost (or cost class), keep the best score."""
-        if len(labels.cost) == 0:
-            return labels
-        cost = labels.cost if num_classes is None else labels.cost * num_classes // max(high, 1)
-        keys = [labels.choice[:, v] for v in live]
-        # Last key first; a tie in score goes to the dearer label, which wastes less of the budget.
-        order = np.lexsort((-labels.cost, -labels.score, cost, *keys))
-        labels, cost = labels[order], cost[order]
-        first = np.ones(len(order), dtype=bool)
-        same = cost[1:] == cost[:-1]
-        for v in live:
-            same &= labels.choice[1:, v] == labels.choice[:-1, v]
-        first[1:] = ~same
-        return labels[first]
+    def cost_step(self) -> int:
+        """All costs differ by multiples of this."""
+        return max(gcd(*(int(d) for _, flops in self.terms for d in np.unique(flops - flops.flat[0]))), 1)
+
+    def suffixes(self) -> dict[int, tuple[Ints, int, int]]:
+        """Point between steps -> all costs with which it can end, as far back as they are few enough to list.
+
+        The costs of a combination of live choices lie, sorted, from `combination · span` on: (sorted, span, least).
+        """
+        sets: dict[tuple[int, ...], Ints] = {(): np.zeros(1, dtype=np.int64)}
+        found: dict[int, tuple[Ints, int, int]] = {}
+        for k in range(len(self.steps) - 1, 0, -1):
+            step, grown = self.steps[k], dict[tuple[int, ...], Ints]()
+            if sum(map(len, sets.values())) * prod(self.sizes[v] for v in step.new) > 8 * _MAX_SUFFIXES:
+                break
+            for old in product(*(range(self.sizes[v]) for v in step.before)):
+                parts = []
+                for fresh in product(*(range(self.sizes[v]) for v in step.new)):
+                    at = dict(zip([*step.before, *step.new], (*old, *fresh), strict=True))
+                    cost = step.flops[tuple(at[v] for v in step.variables)]
+                    parts.append(sets[tuple(at[v] for v in step.live)] + cost)
+                grown[old] = np.unique(np.concatenate(parts))
+            if sum(map(len, grown.values())) > _MAX_SUFFIXES:
+                break
+            sets = grown
+            least = min(int(costs[0]) for costs in sets.values())
+            span = max(int(costs[-1]) for costs in sets.values()) - least + 1
+            found[k] = (np.concatenate([c - least + i * span for i, c in enumerate(sets.values())]), span, least)
+        return found
 
 
-def _aligned(array: npt.NDArray[np.generic], axes: list[int], onto: list[int]) -> Floats:
+def _aligned(array: npt.NDArray[np.generic], axes: Sequence[int], onto: list[int]) -> Floats:
     """`array`, whose axes are variables `axes`, broadcastable against axes `onto`."""
     order = sorted(range(len(axes)), key=lambda i: onto.index(axes[i]))
     shape = [array.shape[axes.index(v)] if v in axes else 1 for v in onto]
     return np.asarray(np.transpose(array, order), dtype=np.float64).reshape(shape)
 
 
-def _multiplier(chain: _Chain, low: int, high: int) -> float:
-    """The multiplier with the lowest Lagrange bound, by ternary search on a convex function."""
+class _Search:
+    """Label search in [low, high], for a chain whose unconstrained optimum costs more than `high`."""
 
-    def bound(multiplier: float) -> float:
-        edge = high if multiplier >= 0 else low
-        return float(chain.completions(-multiplier, 1.0, "max")[0]) + multiplier * (edge - chain.constant)
+    def __init__(self, chain: _Chain, low: int, high: int) -> None:
+        self.chain, self.low, self.high = chain, low, high
+        self.slack = _SLACK * max(1.0, sum(float(np.abs(s[np.isfinite(s)]).max(initial=0.0)) for s in chain.scores))
+        self.least = [-t for t in chain.completions(-1.0, 0.0)[0]]
+        self.most = chain.completions(1.0, 0.0)[0]
+        self.suffixes: dict[int, tuple[Ints, int, int]] = {}
+        self.multiplier, self.cheap = self._dual()
+        self.relaxed = chain.completions(-self.multiplier, 1.0)[0]
 
-    spread = sum(float(np.ptp(s[np.isfinite(s)])) for s in chain.scores if np.isfinite(s).any())
-    gap = max(min((int(g) for _, f, _, _ in chain.steps for g in [np.ptp(f)] if g), default=1), 1)
-    left, right = -spread / gap, spread / gap
-    for _ in range(60):
-        a, b = left + (right - left) / 3, right - (right - left) / 3
-        if bound(a) <= bound(b):
-            right = b
-        else:
-            left = a
-    middle = (left + right) / 2
-    return min((0.0, middle, left, right), key=bound)
+    def _dual(self) -> tuple[float, _Solution]:
+        """The multiplier with the lowest bound, by intersecting lines, and a solution at or below `high`."""
+        over = self.chain.completions(0.0, 1.0)[1]
+        spread = sum(float(np.ptp(s[np.isfinite(s)])) for s in self.chain.scores if np.isfinite(s).any())
+        under = self.chain.completions(-(spread + 1.0), 1.0)[1]  # costs are integers: the cheapest one
+        if not np.isfinite(under.score) or under.cost > self.high:
+            raise InfeasibleBudgetError
+        multiplier = 0.0
+        for _ in range(100):
+            multiplier = max((over.score - under.score) / (over.cost - under.cost), 0.0)
+            middle = self.chain.completions(-multiplier, 1.0)[1]
+            gain = (middle.score - over.score) - multiplier * (middle.cost - over.cost)
+            if gain <= self.slack or middle.cost in (over.cost, under.cost):
+                break
+            over, under = (middle, under) if middle.cost > self.high else (over, middle)
+        return multiplier, under
+
+    def best(self) -> _Solution:
+        """The optimum.
+
+        Raises:
+            InfeasibleBudgetError: there is none.
+        """
+        one_sided = self._run(self.cheap.score, None) or self.cheap
+        if one_sided.cost >= self.low:
+            return one_sided
+        known = self._run(-np.inf, self.low, beam=True)
+        if known is not None and known.score >= one_sided.score - self.slack:
+            return known
+        floor = known.score if known else -np.inf
+        self.suffixes = self.chain.suffixes()
+        try:
+            return self._found(self._run(floor, self.low, split=False) or known)
+        except _TooManyLabelsError:
+            # The optimum is near the bound: first only labels that reach a share of the gap, then more.
+            gap = min(one_sided.score - floor, _WIDEST_GAP)
+            share = max(min(gap, 1.0) / 256, self.slack)
+            while share < gap:
+                if (solution := self._run(one_sided.score - share, self.low)) is not None:
+                    return solution
+                share *= 4
+            return self._found(self._run(floor, self.low) or known)
+
+    @staticmethod
+    def _found(solution: _Solution | None) -> _Solution:
+        if solution is None:
+            raise InfeasibleBudgetError
+        return solution
+
+    def _run(self, floor: float, low: int | None, *, beam: bool = False, split: bool = True) -> _Solution | None:
+        """The best solution above `floor`, or None.
+
+        Args:
+            floor: score to beat.
+            low: least cost; None for no lower limit, where dominance is stronger.
+            beam: keep one label for each of a few hundred costs: fast, but the result is only some solution.
+            split: search more labels than are kept together in parts, instead of raising an error.
+        """
+        found: _Solution | None = None
+        nothing = np.full((1, len(self.chain.sizes)), -1, dtype=np.int16)
+        stack = [(0, _Labels(np.array([self.chain.constant], dtype=np.int64), np.zeros(1), nothing))]
+        while stack:
+            k, labels = stack.pop()
+            if k == len(self.chain.steps):
+                if len(labels) and float(labels.score.max()) > floor + self.slack:
+                    found = self.chain.solution(labels.choice[int(labels.score.argmax())].tolist())
+                    floor = found.score
+                continue
+            labels, bound = self._extended(k, labels, floor, low)
+            group = self._combination(k, labels)
+            if beam:
+                keep = _best_of_each(np.zeros_like(group), labels.cost // max((self.high - self.low) // 8, 1), bound)
+            else:
+                keep = (_undominated if low is None else _best_of_each)(group, labels.cost, labels.score)
+            labels, bound = labels[keep], bound[keep]
+            if len(labels) <= _MAX_LABELS:
+                stack.append((k + 1, labels))
+            elif not split:
+                raise _TooManyLabelsError
+            else:
+                labels, size = labels[np.argsort(bound, kind="stable")], _MAX_LABELS // 4
+                parts = [labels[start : start + size] for start in range(0, len(labels), size)]
+                stack += [(k + 1, part) for part in (parts[-1:] if beam else parts)]  # the most promising is on top
+        return found
+
+    def _combination(self, k: int, labels: _Labels) -> Ints:
+        """(n,) number of the combination of live choices after step k."""
+        number = np.zeros(len(labels), dtype=np.int64)
+        for v in self.chain.steps[k].live:
+            number = number * self.chain.sizes[v] + labels.choice[:, v]
+        return number
+
+    def _extended(self, k: int, labels: _Labels, floor: float, low: int | None) -> tuple[_Labels, Floats]:
+        """All labels after step k that may still end in the band above `floor`, and their bounds."""
+        step, sizes = self.chain.steps[k], self.chain.sizes
+        n, shape = len(labels), [sizes[v] for v in step.new]
+        labels = labels[np.repeat(np.arange(n), prod(shape))]
+        for v, fresh in zip(step.new, np.indices(shape).reshape(len(shape), prod(shape)), strict=True):
+            labels.choice[:, v] = np.tile(fresh, n)
+            labels.score += self.chain.scores[v][labels.choice[:, v]]
+        labels.cost += step.flops[tuple(labels.choice[:, v] for v in step.variables)]
+        at = tuple(labels.choice[:, v] for v in step.live)
+        bound = labels.score + self.relaxed[k + 1][at] + self.multiplier * (self.high - labels.cost)
+        keep = (labels.cost + self.least[k + 1][at] <= self.high) & (bound > floor + self.slack)
+        if low is not None:
+            keep &= labels.cost + self.most[k + 1][at] >= low
+            if k + 1 in self.suffixes:
+                costs, span, least = self.suffixes[k + 1]
+                offset, base = self._combination(k, labels) * span, labels.cost + least
+                left = np.searchsorted(costs, offset + np.clip(low - base, 0, span))
+                keep &= np.searchsorted(costs, offset + np.clip(self.high - base, -1, span - 1), side="right") > left
+        return labels[keep], bound[keep]
+
+
+def _best_of_each(group: Ints, cost: Ints, score: Floats) -> Ints:
+    """Indices of the best score of each group and cost."""
+    order = np.lexsort((-score, cost, group))
+    group, cost = group[order], cost[order]
+    first = np.diff(group, prepend=-1).astype(bool) | np.diff(cost, prepend=cost[:1] - 1).astype(bool)
+    return np.asarray(order[first])
+
+
+def _undominated(group: Ints, cost: Ints, score: Floats) -> Ints:
+    """Indices of the labels to which no other one of their group is at most as dear and at least as good."""
+    if not len(cost):
+        return np.zeros(0, dtype=np.int64)
+    order = np.lexsort((-score, cost, group))
+    rank = group[order] * len(score) + np.unique(score, return_inverse=True)[1][order]
+    # Within a group, in order of cost, a label must be better than all before it.
+    best_before = np.maximum.accumulate(np.concatenate([[-1], rank[:-1]]))
+    new_group = np.diff(group[order], prepend=-1) > 0
+    return np.asarray(order[(rank > best_before) | new_group])
 
 
 def cost_range(table: CostTable) -> tuple[int, int]:
     """FLOPs of the cheapest and of the dearest architecture."""
     chain = _Chain(table, {name: [0.0] * len(values) for name, values in table.variables.items()})
-    least = chain.completions(1.0, 0.0, "min")[0]
-    most = chain.completions(1.0, 0.0, "max")[0]
-    return chain.constant + int(least), chain.constant + int(most)
+    return chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
 
 
 def most_probable(
-    table: CostTable, log_probabilities: Mapping[str, Sequence[float]], low: int, high: int
+    table: CostTable, scores: Mapping[str, Sequence[float] | Floats], low: int, high: int
 ) -> dict[str, int]:
-    """The choices with the highest joint probability among those with low ≤ FLOPs ≤ high.
+    """The choices with the highest sum of scores among those with low ≤ FLOPs ≤ high.
 
     All gates count, also those without effect under the other choices: they take their most probable value, so a
     shallow net has no advantage over a deep one.
 
     Args:
         table: costs.
-        log_probabilities: gate -> log p of each choice; -inf forbids a choice.
+        scores: gate -> score of each choice, finite or -inf, which forbids it. With logits (log-probabilities but for a
+            constant a gate) the result is the most probable architecture.
         low: least FLOPs, inclusive.
         high: most FLOPs, inclusive.
 
     Returns:
-        gate -> index of its choice.
+        gate -> index of its choice; of several optima any, but always the same one.
 
     Raises:
         InfeasibleBudgetError: there is none.
+        ValueError: a score is NaN or +inf.
     """
-    chain = _Chain(table, log_probabilities)
-    multiplier = _multiplier(chain, low, high)
-    incumbent = -np.inf
-    best: Ints | None = None
-    for num_classes in (_NUM_CLASSES, None):  # a good solution first, then whatever is better
-        labels = chain.run(low, high, multiplier, incumbent, num_classes)
-        if len(labels.cost):
-            winner = int(np.lexsort((-labels.cost, -labels.score))[0])
-            incumbent, best = float(labels.score[winner]), labels.choice[winner]
-    if best is None:
-        raise InfeasibleBudgetError(f"no architecture has between {low:,} and {high:,} FLOPs")
-    return dict(zip(table.variables, (int(i) for i in best), strict=True))
+    for name in table.variables:
+        if not bool((np.asarray(scores[name]) < np.inf).all()):
+            raise ValueError(f"scores must be finite or -inf, but those of {name!r} are {list(scores[name])}")
+    chain = _Chain(table, scores)
+    best = chain.completions(0.0, 1.0)[1]
+    try:
+        if not np.isfinite(best.score):
+            raise InfeasibleBudgetError
+        if not low <= best.cost <= high:
+            first, step = chain.solution([0] * len(chain.sizes)).cost, chain.cost_step()
+            low, high = low + (first - low) % step, high - (high - first) % step  # costs that can occur at all
+            if low > high:
+                raise InfeasibleBudgetError
+            if best.cost > high:
+                best = _Search(chain, low, high).best()
+            else:  # too cheap: the mirror image
+                best = _Search(_Chain(table, scores, sign=-1), -high, -low).best()
+    except InfeasibleBudgetError:
+        raise InfeasibleBudgetError(f"no architecture has between {low:,} and {high:,} FLOPs") from None
+    return dict(zip(table.variables, best.choice, strict=True))

@@ -121,6 +121,10 @@ class SearchSpace(ABC):
         self.check(arch)
         return self.build_student(arch.choices)
 
+    def widest(self, knobs: Mapping[str, Choice]) -> ArchSpec:
+        """The last choice of every variable: the largest one, where choices ascend."""
+        return self.arch({**self.knobs_with(knobs), **{name: values[-1] for name, values in self.variables.items()}})
+
     def sample(self, rng: np.random.Generator) -> ArchSpec:
         """An architecture with uniform choices (uniform over choices, not over canonical architectures)."""
         return self.arch(
@@ -181,9 +185,7 @@ class ModuleSpace(SearchSpace):
             if len(names) > 1:
                 raise ValueError(f"an Edge needs one name, but one has {', '.join(names)}; call it twice instead")
             if inner := [p for p, m in edge.named_modules() if isinstance(m, Edge) and m is not edge]:
-                raise ValueError(
-                    f"edges cannot be nested, but {path!r} holds {', '.join(inner)}; flatten the candidates"
-                )
+                raise ValueError(f"edges cannot be nested, but {path!r} holds {', '.join(inner)}; flatten them")
 
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         network = self._build()

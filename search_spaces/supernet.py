@@ -108,10 +108,9 @@ class Supernet(nn.Module):
         Raises:
             InfeasibleBudgetError: even the cheapest architecture costs more.
         """
-        log_p = self._log_probabilities()
+        logits = self._logits()
         if max_flops is None:  # what evaluation mode runs
-            best = {name: int(values.argmax()) for name, values in log_p.items()}
-            return self._arch_of(best)
+            return self._arch_of({name: int(values.argmax()) for name, values in logits.items()})
         least, most = self.flops_range()
         high = math.floor(max_flops)
         if high < least:
@@ -123,22 +122,20 @@ class Supernet(nn.Module):
         if not least <= low <= most:  # the budget exceeds the dearest architecture, or the share is below the cheapest
             low = least
         try:
-            return self._arch_of(most_probable(self.cost_table, log_p, low, high))
+            return self._arch_of(most_probable(self.cost_table, logits, low, high))
         except InfeasibleBudgetError:  # nothing so close to the budget
-            return self._arch_of(most_probable(self.cost_table, log_p, least, high))
+            return self._arch_of(most_probable(self.cost_table, logits, least, high))
 
-    def _log_probabilities(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Gate -> log-probabilities in double precision, from the logits: a probability may round to zero."""
-        log_p = {}
+    def _logits(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Gate -> logits: log-probabilities but for a constant, and never -inf where a probability rounds to zero."""
+        values = {}
         with torch.no_grad():
             for name in self.space.variables:
                 logits = self.gates[name].logits(self.control.budget)
                 if not bool(logits.isfinite().all()):
-                    raise ValueError(
-                        f"the logits of a gate must be finite, but those of {name!r} are {logits.tolist()}"
-                    )
-                log_p[name] = logits.double().log_softmax(0).cpu().numpy()
-        return log_p
+                    raise ValueError(f"the logits of gate {name!r} must be finite, but are {logits.tolist()}")
+                values[name] = logits.double().cpu().numpy()
+        return values
 
     def _arch_of(self, index: Mapping[str, int]) -> ArchSpec:
         return self.space.arch({**self.knobs, **{name: self.space.variables[name][i] for name, i in index.items()}})
