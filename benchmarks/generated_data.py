@@ -2,7 +2,14 @@
 
 A small (2+1)-D net is trained on the default clips at several numbers of frames and resolutions. Prints one JSON line a
 setting: accuracy on the test split, and that of the digit and of the motion alone.
-Run: `python benchmarks/generated_data.py --seeds 2`.
+Run: `python benchmarks/generated_data.py --seeds 3`.
+
+Mean accuracy over seeds 0, 1, 2 (15 epochs, one thread of a shared 2-core machine, torch 2.13 CPU, 2026-11-21):
+
+    frames × side   8 × 32   4 × 32   2 × 32   1 × 32   8 × 16   8 × 8
+    class           .948     .707     .392     .138     .805     .437
+    digit           .948     .939     .780     .581     .805     .440
+    motion          1.00     .751     .500     .244     1.00     .991
 """
 
 from __future__ import annotations

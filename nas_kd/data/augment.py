@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nas_kd.data.sample import IGNORE
+from nas_kd.data.sample import IGNORE, DataError
 
 Augment = Literal["none", "flip", "flip+crop"]
 Batch = dict[str, Tensor]
@@ -18,6 +18,16 @@ NUM_DRAWS = 4
 
 ZOOM = (0.75, 1.1)  # side of the cropped window in shares of the frame; above 1 it is padded
 SHIFT = 0.125  # largest offset of the window's centre, in shares of the frame
+
+
+def check_augment(how: str) -> None:
+    """Refuse an unknown augmentation.
+
+    Raises:
+        DataError: With the known ones.
+    """
+    if how not in get_args(Augment):
+        raise DataError(f"unknown augmentation {how!r}; choose from {', '.join(get_args(Augment))}")
 
 
 def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
@@ -34,7 +44,11 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
 
     Returns:
         A new dict; the tensors of `batch` are not written to.
+
+    Raises:
+        DataError: `how` is unknown.
     """
+    check_augment(how)
     if how == "none":
         return dict(batch)
     result = dict(batch)

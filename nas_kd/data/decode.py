@@ -36,7 +36,8 @@ def sample_positions(available: int, wanted: int) -> npt.NDArray[np.int64]:
 def frame_files(folder: Path) -> list[Path]:
     """The images in a folder, in the order of the numbers in their names (frame2 before frame10)."""
     images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    return sorted(images, key=_natural_key)
+    # Hidden files beside images are a file manager's, not frames.
+    return sorted((path for path in images if not path.name.startswith(".")), key=_natural_key)
 
 
 def read_clip(path: Path, frames: int, height: int, width: int, fit: Fit) -> Frames:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,7 +40,9 @@ class FolderConfig(BaseModel):
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
     labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
     frames: int = Field(default=8, ge=1, description="Frames a clip, taken uniformly over the whole video.")
-    size: int | tuple[int, int] = Field(default=112, description="Side, or (height, width), in pixels.")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=112, description="Side, or (height, width), in pixels."
+    )
     fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="fail: refuse the data set if a row is unusable; skip: leave such rows out."

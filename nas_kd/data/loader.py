@@ -6,7 +6,7 @@ on what ran before, nor on the batch size, nor on the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch
-from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Subset
+from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch, check_augment
+from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
 
 _RESIDENT_BYTES = 2 * 2**30
 """Sets up to this size are copied to an accelerator once, instead of batch by batch."""
@@ -42,7 +42,8 @@ class ClipLoader:
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
 
     Raises:
-        DataError: A batch size below 1, an empty data set, or `drop_last` with fewer items than one batch.
+        DataError: A batch size below 1, an empty data set, `drop_last` with fewer items than one batch, an unknown
+            augmentation; and, when batches are read, a key that the samples lack.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ClipLoader:
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
     ) -> None:
+        check_augment(augment)
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, but it is {batch_size}")
         if len(dataset) == 0:
@@ -127,7 +129,7 @@ class ClipLoader:
                 yield self._to_device(collate([self.dataset[int(position)] for position in positions]))
 
     def _read_memory(self, base: MemoryDataset, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-        tensors = {key: base.tensors[key] for key in (self.keys or base.tensors)}
+        tensors = _select(base.tensors, self.keys)
         if self.device.type != "cpu" and self._resident is None:
             size_bytes = sum(value[0].nbytes * len(self._index) for value in tensors.values())
             if size_bytes <= _RESIDENT_BYTES:
@@ -151,5 +153,15 @@ class _Collate:
     def __init__(self, keys: tuple[str, ...] | None) -> None:
         self.keys = keys
 
-    def __call__(self, samples: list[dict[str, Tensor]]) -> Batch:
-        return {key: torch.stack([sample[key] for sample in samples]) for key in (self.keys or samples[0])}
+    def __call__(self, samples: list[Sample]) -> Batch:
+        chosen = [_select(sample, self.keys) for sample in samples]
+        return {key: torch.stack([sample[key] for sample in chosen]) for key in chosen[0]}
+
+
+def _select(tensors: Mapping[str, Tensor], keys: tuple[str, ...] | None) -> dict[str, Tensor]:
+    if keys is None:
+        return dict(tensors)
+    for key in keys:
+        if key not in tensors:
+            raise DataError(f"the data set has no {key!r}; choose from {', '.join(tensors)}")
+    return {key: tensors[key] for key in keys}

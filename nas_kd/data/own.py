@@ -7,6 +7,7 @@ with `class_names`, or `num_classes` where classes have no names; `flip_safe: Fa
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from nas_kd.data.sample import ClipDataset, DataError, DataInfo, check_sample
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, check_sample
 from nas_kd.data.splits import Splits, make_splits
 
 _KNOWN_KEYS = frozenset({"train", "val", "test", "class_names", "num_classes", "flip_safe"})
@@ -50,7 +51,15 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
     Raises:
         DataError: The function cannot be found, or what it returns breaks the contract of `sample`.
     """
-    given = _find(config.function)(**config.arguments)
+    function = _find(config.function)
+    try:
+        inspect.signature(function).bind(**config.arguments)
+    except TypeError as error:
+        raise DataError(
+            f"data.arguments must fit {config.function}{inspect.signature(function)}, but they are "
+            f"{config.arguments}: {error}"
+        ) from error
+    given = function(**config.arguments)
     if isinstance(given, Splits):
         _check_sets({name: getattr(given, name) for name in ("weights", "gates", "val", "test")}, given.info)
         return given
@@ -122,7 +131,7 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
             raise DataError(f"{function}()['num_classes'] must be an int, but it is a {type(count).__name__}")
         names = [f"class_{index}" for index in range(count)]
     names = tuple(map(str, names))
-    sample = train[0]
+    sample = _first(train, f"{function}()['train']")
     clip = sample.get("clip") if isinstance(sample, Mapping) else None
     if not isinstance(clip, Tensor) or clip.ndim != 4:
         raise DataError(
@@ -142,7 +151,7 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
 
 def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
     for name, dataset in sets.items():
-        check_sample(dataset[0], info, f"{name}[0]")
+        check_sample(_first(dataset, name), info, f"{name}[0]")
         labels = getattr(dataset, "labels", None)
         if labels is None:
             continue
@@ -152,6 +161,13 @@ def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
                 f"{name}.labels must give each of {len(dataset)} items a class in 0..{info.num_classes - 1}, but it "
                 f"gives {len(labels)} items" + (f" and holds {wrong[0]}" if wrong else "")
             )
+
+
+def _first(dataset: ClipDataset, name: str) -> Sample:
+    try:
+        return dataset[0]
+    except Exception as error:  # whatever a user's code raises, told apart from our own failures
+        raise DataError(f"{name}[0] could not be read: {type(error).__name__}: {error}") from error
 
 
 def _describe(sample: object) -> str:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from videos import write_image, write_table, write_video
 
 from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRowsError, check_sample, load
@@ -231,6 +232,14 @@ def test_a_table_that_cannot_serve_is_one_sentence(root, table, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change", [{"size": 0}, {"size": (8, -1)}, {"frames": 0}, {"val_share": 1.0}, {"on_error": "warn"}]
+)
+def test_config_refuses(root, change):
+    with pytest.raises(ValidationError):
+        config(root, **change)
+
+
 def test_a_missing_or_binary_table_is_named(root):
     (root / "labels.csv").write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(DataError, match="readable csv file in UTF-8"):
@@ -322,6 +331,7 @@ def test_images_and_folders_of_images_are_clips(tmp_path):
         write_image(tmp_path / f"clip/f{number}.png", np.full((20, 30, 3), level, np.uint8))
     write_image(tmp_path / "odd%03d.png", np.full((20, 30, 3), (10, 100, 200), np.uint8))
     (tmp_path / "clip/notes.txt").write_text("not an image")
+    (tmp_path / "clip/._f1.png").write_bytes(b"left by a file manager")
     assert [path.name for path in frame_files(tmp_path / "clip")] == ["f1.png", "f2.png", "f10.png"]
     clip = read_clip(tmp_path / "clip", 3, 16, 16, "crop")
     assert np.abs(clip.mean(axis=(0, 2, 3)) - [10, 50, 90]).max() < 2

@@ -98,6 +98,14 @@ def test_loader_refuses(items, batch, drop, words):
         ClipLoader(make_set(items), batch, drop_last=drop)
 
 
+def test_unknown_augmentations_and_keys_list_the_known():
+    with pytest.raises(DataError, match=r"unknown augmentation 'mixup'; choose from none, flip, flip\+crop"):
+        ClipLoader(make_set(), 2, augment="mixup")
+    for dataset in (make_set(), Lazy(make_set())):
+        with pytest.raises(DataError, match="no 'mask'; choose from clip, label"):
+            next(ClipLoader(dataset, 2, keys=("clip", "mask")).epoch(0))
+
+
 def target_batch(height=20, width=28):
     """One bright rectangle a clip, drawn alike in all targets."""
     x0, y0, x1, y1 = 6, 4, 15, 12

@@ -57,7 +57,12 @@ def empty(): return load() | {"val": []}
 def unnamed(): return {key: value for key, value in load().items() if key != "class_names"}
 def number(): return load() | {"train": 7}
 def naked(): return load() | {"train": [1, 2, 3]}
+def failing(): return load() | {"test": Failing(None)}
+def grouped(*, count): return load()
 constant = 5
+
+class Failing(Plain):
+    def __getitem__(self, index): raise RuntimeError("no disk today")
 """
 
 
@@ -92,6 +97,8 @@ def test_own_function_of_the_current_directory(module):
         ("unnamed", "returned neither"),
         ("number", "but it is a int"),
         ("naked", "must be a dict with 'clip'.*but it is a int"),
+        ("failing", r"test\[0\] could not be read: RuntimeError: no disk today"),
+        ("grouped", r"data.arguments must fit .*grouped\(\*, count\), but they are \{\}: missing"),
         ("constant", "'constant' is no function; choose from .*floats"),
         ("absent", "'absent' is not there"),
     ],
