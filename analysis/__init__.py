@@ -1,1 +1,63 @@
-"""analysis."""
+"""What the trials say: fronts, statistics, pictures and the report. Reads trial records, nothing else of ours."""
+
+from analysis.advice import Advice, advise, summarise
+from analysis.figures import front_figure, write_front_png
+from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
+from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
+from analysis.pareto import (
+    Direction,
+    attainment_front,
+    hypervolume,
+    hypervolume_contributions,
+    knee,
+    non_dominated,
+    non_dominated_rank,
+)
+from analysis.report import ReportPaths, write_report
+from analysis.statistics import (
+    Estimate,
+    RankCorrelation,
+    estimate_mean,
+    group_by_arch,
+    paired_difference,
+    rank_correlation,
+    seed_estimate,
+    stage_correlations,
+)
+from analysis.table import COLUMNS, trial_table, write_csv
+
+__all__ = [
+    "COLUMNS",
+    "Advice",
+    "Direction",
+    "Estimate",
+    "ParetoFront",
+    "RankCorrelation",
+    "ReportPaths",
+    "TeacherPoint",
+    "advise",
+    "attainment_front",
+    "comparable",
+    "estimate_mean",
+    "failure_chart",
+    "front_chart",
+    "front_figure",
+    "group_by_arch",
+    "hypervolume",
+    "hypervolume_chart",
+    "hypervolume_contributions",
+    "hypervolume_history",
+    "knee",
+    "ladder_chart",
+    "non_dominated",
+    "non_dominated_rank",
+    "paired_difference",
+    "rank_correlation",
+    "seed_estimate",
+    "stage_correlations",
+    "summarise",
+    "trial_table",
+    "write_csv",
+    "write_front_png",
+    "write_report",
+]

@@ -62,8 +62,9 @@ li { margin: .3rem 0; overflow-wrap: anywhere; }
 .pick pre { background: var(--paper); margin: .6rem 0; }
 .caveat { color: var(--warn); }
 figure.chart { margin: 1rem 0; }
-.plot { height: 26rem; width: 100%; }
-.plot.low { height: 17rem; }
+figcaption { margin-top: .4rem; }
+.plot { height: 27rem; width: 100%; }
+.plot.low { height: 14rem; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
 .two > * { min-width: 0; }
 .two .plot { height: 19rem; }
@@ -71,9 +72,11 @@ noscript img { max-width: 100%; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--muted); font-weight: 600; white-space: nowrap; position: sticky; top: 0; background: var(--paper); }
-td.number { text-align: right; white-space: nowrap; }
-td.long { min-width: 14rem; max-width: 24rem; overflow-wrap: anywhere; }
+th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
+th.number, td.number { text-align: right; }
+td.number { white-space: nowrap; }
+table.sortable th { white-space: nowrap; }
+td.long { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th button::after { content: " ↕"; opacity: .35; }
@@ -106,7 +109,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   figure.chart, .pick, tr, details { break-inside: avoid; }
   .scroll { overflow: visible; }
   input[type="search"], .screen { display: none; }
-  th { position: static; }
+  td.long { max-width: none; white-space: normal; overflow-wrap: anywhere; }
 }
 """
 
@@ -140,7 +143,8 @@ function showTrial(number) {
 
 for (const plot of plots) {
   const figure = JSON.parse(plot.nextElementSibling.textContent);
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
+  const config = { displaylogo: false, responsive: true, modeBarButtons: buttons };
   Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
     Plotly.relayout(plot, colours());
     plot.on("plotly_click", (event) => {

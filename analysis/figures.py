@@ -87,7 +87,7 @@ def front_figure(
         teacher: printed beside the students where known.
         front: built from `records` if None.
     """
-    front = ParetoFront.from_records(records, teacher=teacher) if front is None else front
+    front = ParetoFront.from_records(records) if front is None else front
     figure = Figure(figsize=(8.0, 5.0), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

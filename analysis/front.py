@@ -11,6 +11,8 @@ import numpy as np
 from analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
 from trials.record import Metric, Split, Stage, TrialRecord
 
+REFERENCE_MARGIN = 1.1
+
 
 @dataclass(frozen=True)
 class TeacherPoint:
@@ -71,20 +73,19 @@ class ParetoFront:
         split: Split = "val",
         stage: Stage = "retrained",
         *,
-        teacher: TeacherPoint | None = None,
         reference: tuple[float, float] | None = None,
     ) -> ParetoFront:
         """Build the front of `cost.flops` against the primary metric, from complete trials that have both.
 
-        The default box runs from the cost of the most expensive complete trial (or of the teacher, where that is more)
-        and the metric's worst value down to zero FLOPs and the metric's best value. Worst and best are 0 and 1, widened
-        where a trial lies outside; for a minimised metric they are the worst value of this run and 0.
+        The default box runs from 1.1 times the cost of the most expensive comparable trial and the metric's worst value
+        to zero FLOPs and the metric's best value. The margin lets the most expensive trial count; the teacher's cost
+        would make nearly all of the box free to any student. Worst and best are 0 and 1, widened where a trial lies
+        outside; for a minimised metric they are the worst value of this run and 0.
 
         Args:
             records: the trials; failed, stopped and unmeasured ones are ignored.
             split: the split to compare on. Selection belongs on `"val"`.
             stage: the stage to compare at.
-            teacher: widens the default box to the teacher's FLOPs.
             reference: (FLOPs, metric) instead of the default worst corner, to compare runs with each other.
 
         Raises:
@@ -94,7 +95,7 @@ class ParetoFront:
         maximize = metric is None or metric.maximize
         measured = comparable(records, split, stage)
         values = [value for _, _, value in measured]
-        highest_flops = max([flops for _, flops, _ in measured] + ([teacher.flops] if teacher else []), default=0)
+        highest_flops = max((flops for _, flops, _ in measured), default=0)
         worst, best = (min([0.0, *values]), max([1.0, *values])) if maximize else (max(values, default=0.0), 0.0)
         front_directions: tuple[Direction, Direction] = ("minimize", "maximize" if maximize else "minimize")
         on_front = non_dominated([(flops, value) for _, flops, value in measured], front_directions)
@@ -102,7 +103,7 @@ class ParetoFront:
         return cls(
             records=tuple(record for record, _, _ in sorted(front, key=lambda row: (row[1], row[0].number))),
             directions=front_directions,
-            reference=reference or (float(highest_flops), worst),
+            reference=reference or (REFERENCE_MARGIN * highest_flops, worst),
             ideal=(0.0, best if maximize else min([best, *values])),
             split=split,
             stage=stage,

@@ -78,7 +78,7 @@ def front_chart(
 
     Each point carries its trial number as `customdata`, so that a page can link it to its row.
     """
-    front = ParetoFront.from_records(records, teacher=teacher) if front is None else front
+    front = ParetoFront.from_records(records) if front is None else front
     rows = comparable(records, front.split, front.stage)
     metric = records[0].metric if records else None
     figure = _chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
@@ -101,6 +101,7 @@ def front_chart(
         marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
         figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
     if teacher is not None:
+        figure.add_hline(teacher.value, line={"color": TEACHER_COLOR, "width": 1, "dash": "dot"}, layer="below")
         figure.add_traces(_teacher_trace(teacher, metric))
     return figure
 
@@ -117,6 +118,7 @@ def _chart(y_title: str, metric: Metric | None, values: Sequence[float]) -> go.F
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hovermode="closest",
         hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": OTHER_COLOR, "activecolor": FRONT_COLOR},
     )
     figure.update_xaxes(showgrid=False, zeroline=False, ticks="outside", showline=True)
     as_percent = metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
@@ -209,7 +211,6 @@ def hypervolume_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.
     history = hypervolume_history(records, front)
     figure = _chart("hypervolume (share of the box)", None, [])
     figure.update_xaxes(title_text="trial")
-    figure.update_yaxes(rangemode="tozero")
     figure.add_scatter(
         x=[number for number, _ in history],
         y=[value for _, value in history],
@@ -267,7 +268,7 @@ def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
         x=[number for _, number in ranked],
         y=list(range(len(ranked))),
         orientation="h",
-        width=0.6,
+        width=0.5,
         marker={"color": KNEE_COLOR},
         hoverinfo="text",
         hovertext=[f"{count(number, 'trial')}: {plain(reason, 160)}" for reason, number in ranked],

@@ -72,7 +72,13 @@ def join(*children: Child) -> Markup:
 
 def table(headers: Sequence[Child], rows: Sequence[Sequence[Child]], **attributes: object) -> Markup:
     """A table in a frame that scrolls sideways. Cells that are `td` or `tr` markup already are taken as they are."""
-    head = element("tr", [element("th", header, scope="col") for header in headers])
+    first = rows[0] if rows else ()
+    numeric = [isinstance(cell, Markup) and "number" in cell[: cell.find(">")] for cell in first]
+    numeric += [False] * (len(headers) - len(numeric))
+    head = element(
+        "tr",
+        [element("th", h, scope="col", class_="number" if n else None) for h, n in zip(headers, numeric, strict=True)],
+    )
     body = [element("tr", [_cell(cell) for cell in row]) for row in rows]
     content = element("table", element("thead", head), element("tbody", body), **attributes)
     return element("div", content, class_="scroll")
@@ -92,14 +98,24 @@ def json_for_html(text: str) -> Markup:
     return Markup(text)
 
 
-def chart(name: str, figure: go.Figure, caption: str, fallback_png: bytes | None = None) -> Markup:
-    """A place for an interactive figure and its data; without scripts, `fallback_png` stands in for it."""
+def chart(
+    name: str, figure: go.Figure, caption: str, *, fallback_png: bytes | None = None, low: bool = False
+) -> Markup:
+    """A place for an interactive figure, and its data for the script.
+
+    Args:
+        name: id of the place.
+        figure: what to draw there.
+        caption: printed below, and read out in place of the picture.
+        fallback_png: shown where scripts do not run.
+        low: whether to take less height.
+    """
     fallback = None
     if fallback_png is not None:
         source = f"data:image/png;base64,{base64.b64encode(fallback_png).decode('ascii')}"
         fallback = element("noscript", element("img", src=source, alt=caption))
     data = element("script", json_for_html(figure.to_json()), type="application/json")
-    plot = element("div", class_="plot", id=name, role="img", aria_label=caption)
+    plot = element("div", class_="plot low" if low else "plot", id=name, role="img", aria_label=caption)
     return element("figure", plot, data, fallback, element("figcaption", caption), class_="chart")
 
 

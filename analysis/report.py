@@ -48,7 +48,7 @@ def write_report(
         records: all trials of the run, also failed and stopped ones; may be empty.
         out_dir: created if missing.
         title: headline of the report.
-        teacher: drawn beside the students, and widens the hypervolume's default reference point; None if unknown.
+        teacher: drawn beside the students and compared with the pick; None if unknown.
         metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
 
     Returns:
@@ -58,7 +58,7 @@ def write_report(
         ValueError: the records do not share one primary metric.
         OSError: a file cannot be written.
     """
-    front = ParetoFront.from_records(records, teacher=teacher)
+    front = ParetoFront.from_records(records)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(
         report=out_dir / "report.html",
@@ -103,7 +103,7 @@ def _body(
     if front.records:
         parts += [
             element("h2", "Front"),
-            chart("front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, picture),
+            chart("front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture),
             sections.front_table(front, teacher),
             element("h2", "Architectures on the front"),
             sections.architectures(front, run),
@@ -128,7 +128,7 @@ def _body(
     if any(record.state == "failed" for record in records):
         parts += [
             element("h2", "Failures"),
-            chart("failures", failure_chart(records), "Failed trials by what went wrong."),
+            chart("failures", failure_chart(records), "Failed trials by what went wrong.", low=True),
             sections.failures(records),
         ]
     parts += [

@@ -80,28 +80,29 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
         ratio = f"{teacher.flops / cost.flops:.3g}×" if teacher and cost.flops else MISSING
         rows.append(
             [
-                element("td", _trial_link(record.number), " ", _badge(record, front)),
+                element("td", _trial_link(record.number), " ", _badge(record, front) if record is front.knee else None),
                 _number(metric_text(record.score(front.split, front.stage), record.metric)),
                 _number(_interval(estimate, record.metric)),
                 _number(_gain(previous, record, front)),
                 _number(metric_text(record.score("test", front.stage), record.metric)),
-                _number(si(cost.flops)),
+                _number(si(cost.flops, trim=False)),
                 _number(ratio),
-                _number(si(cost.params)),
+                _number(si(cost.params, trim=False)),
                 _number(MISSING if cost.latency_ms is None else f"{cost.latency_ms:.3g}"),
                 _number(f"{front.contributions[record.number]:.4f}"),
             ]
         )
         previous = record
     metric = front.records[0].metric.name
+    unit = ", points" if is_fraction(front.records[0].metric) else ""
     headers: list[Child] = [
         "trial",
         f"validation {metric}",
         "95 % interval (n seeds)",
-        "gain over the row above",
+        f"gain over the row above{unit}",
         f"test {metric} *",
         "FLOPs",
-        "cheaper than teacher",
+        "teacher's FLOPs / its own",
         "parameters",
         "latency, ms",
         "hypervolume contribution",
@@ -283,7 +284,8 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
             cells.append(_number_cell(value, "{:.4g}" if isinstance(value, float) else "{}"))
         else:
             cells.append(element("td", "" if value is None else str(value)))
-    cells.append(element("td", error_headline(record.error), class_="long" if record.error else None))
+    error = error_headline(record.error)
+    cells.append(element("td", error, class_="long", title=error) if error else element("td"))
     is_knee = front.knee is not None and front.knee.number == record.number
     place = "knee" if is_knee else "front" if record.number in front.numbers else None
     return element("tr", cells, class_=place, id=f"trial-{record.number}")
@@ -328,12 +330,14 @@ def _number(text: str) -> Markup:
 
 
 def _number_cell(value: float | None, pattern: str) -> Markup:
-    """A right-aligned number that sorts by its value; empty where missing."""
-    return element("td", "" if value is None else pattern.format(value), class_="number", data_value=_sort_key(value))
+    """A right-aligned number that sorts by its value."""
+    return element(
+        "td", MISSING if value is None else pattern.format(value), class_="number", data_value=_sort_key(value)
+    )
 
 
 def _quantity(value: int | None) -> Markup:
-    return element("td", si(value), class_="number", data_value=_sort_key(value))
+    return element("td", si(value, trim=False), class_="number", data_value=_sort_key(value))
 
 
 def _sort_key(value: float | None) -> float | str:
@@ -363,8 +367,9 @@ def _gain(previous: TrialRecord | None, record: TrialRecord, front: ParetoFront)
 
 
 def _signed(value: float, metric: Metric) -> str:
-    return f"{value * 100:+.1f}" if is_fraction(metric) and abs(value) <= 1 else f"{value:+.3g}"
+    text = f"{value * 100:+.1f}" if is_fraction(metric) and abs(value) <= 1 else f"{value:+.3g}"
+    return text.replace("-", "−")
 
 
 def _correlation(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.2f}"
+    return MISSING if value is None else f"{value:+.2f}".replace("-", "−")

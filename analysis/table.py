@@ -118,4 +118,4 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write the table as CSV in UTF-8, with every text cell and column name neutralised by `neutral_cell`."""
     safe = table.map(neutral_cell)
     safe.columns = [str(neutral_cell(name)) for name in table.columns]
-    safe.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+    safe.to_csv(path, index=False, encoding="utf-8", errors="backslashreplace", lineterminator="\n")

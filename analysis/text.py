@@ -13,22 +13,25 @@ _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 _PERCENT_NAMES = ("acc", "top1", "top5", "iou", "map", "gap", "precision", "recall", "f1", "hit")
 
 
-def si(value: float | None, digits: int = 3) -> str:
-    """A count with an SI prefix and `digits` significant digits: `12.3 M`, `1.2 G`, `950`."""
+def si(value: float | None, digits: int = 3, *, trim: bool = True) -> str:
+    """A count with an SI prefix and `digits` significant digits: `12.3 M`, `1.2 G`, `950`.
+
+    Without `trim`, prefixed numbers keep their zeros (`39.0 M`), so that a column lines up.
+    """
     if value is None:
         return MISSING
     for scale, prefix in _SI:
         # 999,950 would print as "1e+03 k": choose the prefix by the rounded value.
         if float(f"{abs(value):.{digits}g}") >= scale:
-            return f"{_plain(value / scale, digits)} {prefix}"
-    return _plain(value, digits)
+            return f"{_plain(value / scale, digits, trim)} {prefix}"
+    return _plain(value, digits, trim=True)
 
 
-def _plain(value: float, digits: int) -> str:
+def _plain(value: float, digits: int, trim: bool) -> str:
     rounded = float(f"{value:.{digits}g}")
     decimals = max(0, digits - len(str(int(abs(rounded)))))
     text = f"{rounded:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return text.rstrip("0").rstrip(".") if trim and "." in text else text
 
 
 def is_fraction(metric: Metric) -> bool:

@@ -1,0 +1,188 @@
+"""The front built from records: who counts, the hypervolume's box, contributions, knee and advice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic import TEACHER, record, run
+
+from analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise
+from analysis.text import difference_text, error_headline, flops_label, metric_text, si
+from trials.record import Cost, Metric, TrialRecord
+
+LOSS = Metric(name="loss", maximize=False)
+
+
+def test_only_complete_measured_trials_compete() -> None:
+    records = [
+        record(0, 10, 0.5),
+        record(1, 1, 0.99, state="stopped"),
+        record(2, 1, 0.99, state="failed"),
+        record(3, 1, None),
+        record(4, 20, 0.4),
+    ]
+    front = ParetoFront.from_records(records)
+    assert [r.number for r in front.records] == [0]
+    assert [r.number for r, _, _ in comparable(records)] == [0, 4]
+
+
+def test_front_is_sorted_by_cost_and_keeps_copies_by_number() -> None:
+    records = [record(5, 20, 0.9), record(3, 20, 0.9), record(1, 30, 0.95), record(2, 10, 0.5), record(4, 25, 0.9)]
+    front = ParetoFront.from_records(records)
+    assert [r.number for r in front.records] == [2, 3, 5, 1]
+    np.testing.assert_array_equal(front.points, [[10, 0.5], [20, 0.9], [20, 0.9], [30, 0.95]])
+    assert front.contributions[3] == front.contributions[5] == 0.0
+
+
+def test_default_box_and_hypervolume_by_hand() -> None:
+    front = ParetoFront.from_records([record(0, 10, 0.5), record(1, 100, 0.8)])
+    assert front.reference == pytest.approx((110.0, 0.0))
+    assert front.ideal == (0.0, 1.0)
+    assert front.hypervolume == pytest.approx((90 * 0.5 + 10 * 0.8) / 110)
+    assert front.contributions == pytest.approx({0: 90 * 0.5 / 110, 1: 10 * 0.3 / 110})
+
+
+def test_given_reference_replaces_the_default() -> None:
+    front = ParetoFront.from_records([record(0, 10, 0.5), record(1, 100, 0.8)], reference=(20.0, 0.4))
+    assert front.hypervolume == pytest.approx(10 * 0.1 / (20 * 0.6))
+
+
+def test_minimised_metric_turns_the_box_round() -> None:
+    records = [record(0, 10, 2.0, metric=LOSS), record(1, 20, 0.5, metric=LOSS), record(2, 20, 0.6, metric=LOSS)]
+    front = ParetoFront.from_records(records)
+    assert [r.number for r in front.records] == [0, 1]
+    assert front.reference == pytest.approx((22.0, 2.0))
+    assert front.ideal == (0.0, 0.0)
+    assert front.hypervolume == pytest.approx(2 * 1.5 / (22 * 2))
+
+
+@pytest.mark.parametrize("records", [[], [record(0, 0, 0.5)], [record(0, 5, 0.0, metric=LOSS)]])
+def test_a_box_without_area_has_no_hypervolume(records: list[TrialRecord]) -> None:
+    front = ParetoFront.from_records(records)
+    assert front.hypervolume == 0.0
+    assert set(front.contributions.values()) <= {0.0}
+
+
+def test_other_split_and_stage() -> None:
+    metrics = {"retrained": {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.7}}, "gated": {"val": {"accuracy": 0.4}}}
+    records = [record(0, 10, metrics=metrics), record(1, 5, 0.6)]
+    assert [r.number for r in ParetoFront.from_records(records).records] == [1]
+    assert [r.number for r in ParetoFront.from_records(records, split="test").records] == [0]
+    assert ParetoFront.from_records(records, stage="gated").points.tolist() == [[10, 0.4]]
+
+
+def test_two_primary_metrics_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"accuracy \(max\), loss \(min\)"):
+        ParetoFront.from_records([record(0, 1, 0.5), record(1, 1, 0.5, metric=LOSS)])
+
+
+def test_hypervolume_history_never_falls_and_ends_at_the_front() -> None:
+    records = run(40)
+    front = ParetoFront.from_records(records)
+    history = hypervolume_history(list(reversed(records)), front)
+    numbers, values = zip(*history, strict=True)
+    assert list(numbers) == sorted(r.number for r, _, _ in comparable(records))
+    assert (np.diff(values) >= 0).all()
+    assert values[-1] == pytest.approx(front.hypervolume)
+    first = ParetoFront.from_records(records[: numbers[0] + 1], reference=front.reference)
+    assert values[0] == pytest.approx(first.hypervolume)
+
+
+def test_knee_uses_orders_of_magnitude_and_survives_zero_flops() -> None:
+    records = [record(0, 10**6, 0.1), record(1, 3 * 10**6, 0.55), record(2, 3 * 10**8, 0.9), record(3, 10**9, 0.95)]
+    assert ParetoFront.from_records(records).knee is records[1]  # linear FLOPs would choose trial 2
+    assert ParetoFront.from_records([record(0, 0, 0.1), record(1, 10, 0.9), record(2, 99, 1.0)]).knee is not None
+    assert ParetoFront.from_records([]).knee is None
+
+
+def test_advice_names_pick_price_and_alternatives() -> None:
+    records = [record(0, 4_000_000, 0.60), record(7, 12_000_000, 0.90), record(9, 96_000_000, 0.95)]
+    advice = advise(ParetoFront.from_records(records), TeacherPoint("big", 1_200_000_000, 0.96))
+    assert advice is not None
+    assert advice.pick.number == 7
+    assert advice.sentence == (
+        "Pick trial 7: 90.0 % at 12 M FLOPs, because the front bends there: the next step up, trial 9, asks 8× the "
+        "FLOPs to be 5.0 points better, and the next step down, trial 0, saves 67 % of the FLOPs but is 30.0 "
+        "points worse. It needs 100× fewer FLOPs than the teacher and is 6.0 points worse than it."
+    )
+    assert advice.better == "trial 9, 95.0 % at 96 M FLOPs"
+    assert advice.cheaper == "trial 0, 60.0 % at 4 M FLOPs"
+    assert "rests on one training run" in advice.caveats[0]
+
+
+def test_advice_for_short_fronts() -> None:
+    assert advise(ParetoFront.from_records([])) is None
+    single = advise(ParetoFront.from_records([record(3, 10, 0.5)]))
+    assert single is not None
+    assert "no other complete trial is cheaper or better" in single.sentence
+    assert (single.better, single.cheaper) == (None, None)
+    pair = advise(ParetoFront.from_records([record(3, 10, 0.5), record(4, 20, 0.6)]))
+    assert pair is not None
+    assert pair.pick.number == 4
+    assert "has no bend" in pair.sentence
+
+
+def test_a_copy_of_the_pick_is_no_alternative() -> None:
+    advice = advise(ParetoFront.from_records([record(0, 10, 0.5), record(1, 10, 0.5)]))
+    assert advice is not None
+    assert (advice.pick.number, advice.better, advice.cheaper) == (0, None, None)
+
+
+def test_a_better_cheaper_student_is_said_to_be_so_whatever_the_direction() -> None:
+    good = record(0, 10, 0.2, metric=LOSS)
+    advice = advise(ParetoFront.from_records([good]), TeacherPoint("t", 100, 0.3))
+    assert advice is not None
+    assert "10× fewer FLOPs than the teacher and is 0.1 better than it" in advice.sentence
+
+
+def test_overlapping_intervals_are_a_caveat() -> None:
+    def repeated(number: int, flops: int, values: tuple[float, ...]) -> TrialRecord:
+        return record(number, flops, float(np.mean(values)), repeats={"retrained/val/accuracy": values})
+
+    close = [repeated(0, 10, (0.50, 0.54, 0.52)), repeated(1, 20, (0.51, 0.55, 0.53))]
+    apart = [repeated(0, 10, (0.50, 0.51, 0.52)), repeated(1, 20, (0.80, 0.81, 0.82))]
+    doubtful, clear = (advise(ParetoFront.from_records(pair)) for pair in (close, apart))
+    assert doubtful is not None
+    assert clear is not None
+    assert "trials 1 and 0 overlap (n = 3 and 3 seeds)" in doubtful.caveats[0]
+    assert clear.caveats == ()
+
+
+def test_summary_counts_states_reasons_and_architectures() -> None:
+    records = run(30)
+    text = " ".join(summarise(records, ParetoFront.from_records(records), TEACHER))
+    assert "30 trials: 22 complete, 3 failed, 5 stopped early." in text
+    assert "2 × FloatingPointError: the loss became NaN in epoch 3" in text
+    assert "27 trials chose an architecture: 27 unique architectures." in text
+    assert "The teacher, R3D, width 64, reaches 95.7 % at 1.91 G FLOPs." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(12_345_678, "12.3 M"), (999_950, "1 M"), (999_499, "999 k"), (950, "950"), (0, "0"), (1.5e9, "1.5 G"),
+     (0.25, "0.25"), (-2_000, "-2 k"), (None, "–")],
+)  # fmt: skip
+def test_si_prefixes(value: float | None, expected: str) -> None:
+    assert si(value) == expected
+
+
+def test_text_of_metrics_and_errors() -> None:
+    accuracy = Metric(name="accuracy")
+    assert metric_text(0.9314, accuracy) == "93.1 %"
+    assert metric_text(0.9314, Metric(name="nss")) == "0.9314"
+    assert difference_text(-0.0123, accuracy) == "1.2 points"
+    assert si(39_000_000, trim=False) == "39.0 M"
+    chained = (
+        "Traceback (most recent call last):\n  File 'a'\nKeyError: 'x'\n\nDuring handling, another:\n\n"
+        "Traceback (most recent call last):\n  File 'b'\n    raise\nmodule.RealError: the cause\nwith a second line\n"
+    )
+    assert error_headline(chained) == "module.RealError: the cause"
+    assert error_headline("out of disk\nsecond line") == "out of disk"
+    assert error_headline(None) == error_headline(" \n") == ""
+
+
+def test_streams_count_flops_per_frame() -> None:
+    stream = record(0, cost=Cost(flops=10, params=1, keyframe_interval=8))
+    assert "per frame, amortised" in flops_label([stream])
+    assert flops_label([record(1, 5, 0.5)]) == "FLOPs per clip"
+    assert "for streams" in flops_label([stream, record(1, 5, 0.5)])

@@ -1,0 +1,207 @@
+"""The report is one offline file that says the right things and runs nothing but its own scripts."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import HOSTILE, TEACHER, hostile_run, record, run
+
+from analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
+from analysis.page import element, escape, join, json_for_html
+from analysis.sections import export_command
+from trials.record import Cost, Metric, TrialRecord
+
+VOID = {"meta", "img", "input", "br"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a browser would find: elements with attributes, executable scripts, data blocks and visible text."""
+
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    text: str = ""
+    open_tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open_tags.append(tag)
+        if tag == "script":
+            (self.data if dict(attrs).get("type") == "application/json" else self.scripts).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.open_tags:
+            kind = self.data if self.elements[-1][1].get("type") == "application/json" else self.scripts
+            kind[-1] += data
+        elif "style" not in self.open_tags:
+            self.text += data
+
+    def policy(self) -> str:
+        found = [a["content"] for tag, a in self.elements if a.get("http-equiv") == "Content-Security-Policy"]
+        assert len(found) == 1
+        assert found[0] is not None
+        return found[0]
+
+
+def report(
+    records: Sequence[TrialRecord],
+    out_dir: Path,
+    title: str = "Title",
+    teacher: TeacherPoint | None = None,
+    **metadata: str,
+) -> tuple[ReportPaths, Page]:
+    paths = write_report(records, out_dir, title=title, teacher=teacher, metadata=metadata)
+    page = Page()
+    page.feed(paths.report.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open_tags == []
+    return paths, page
+
+
+def check_harmless(page: Page) -> None:
+    """Nothing loads, nothing handles events inline, and the policy lets exactly our two scripts run."""
+    assert len(page.scripts) == 2
+    assert page.scripts[0].lstrip().startswith("/**\n* plotly.js")
+    assert '"use strict"' in page.scripts[1]
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts]
+    assert f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}';" in page.policy()
+    assert page.policy().startswith("default-src 'none';")
+    assert "http" not in page.policy()
+    for tag, attributes in page.elements:
+        assert tag not in {"iframe", "object", "embed", "link", "base", "form", "svg"}
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"<{tag}> has {name}"
+            assert name != "style"
+            if name in {"src", "href", "action", "srcset", "poster", "background"}:
+                assert value is not None
+                assert value.startswith(("#trial-", "data:image/png;base64,"))
+    for block in page.data:
+        json.loads(block)
+        assert not re.search("[<>&\u2028\u2029]", block)
+
+
+def test_report_of_a_good_run(tmp_path: Path) -> None:
+    records = run()
+    paths, page = report(records, tmp_path / "new" / "dir", "Students", TEACHER, run="runs/demo", campaign="demo.yaml")
+    check_harmless(page)
+    front = ParetoFront.from_records(records)
+    assert front.knee is not None
+    number = front.knee.number
+    for part in (
+        "30 trials: 22 complete, 3 failed, 5 stopped early.",
+        f"Pick trial {number}: ",
+        f"nas-kd export runs/demo --trial {number}",
+        f"Hypervolume {front.hypervolume:.4f}",
+        "Test values stand beside for information. No trial was selected, ranked or stopped by them.",
+        "torch.OutOfMemoryError: CUDA out of memory",
+        "one multiply-accumulate is one FLOP. Here they are FLOPs per clip.",
+        "of 9 edges chose skip: the cell may have collapsed",
+        "Kendall's tau-b",
+        "demo.yaml",
+        "NVIDIA H100",
+    ):
+        assert part in page.text, part
+    assert page.text.count("one multiply-accumulate is one FLOP") == 1
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {f"trial-{r.number}" for r in records} <= set(ids)
+    assert len(page.data) == 4
+
+    assert paths.picture.read_bytes().startswith(b"\x89PNG")
+    with paths.front.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["trial"]) for row in rows] == [r.number for r in front.records]
+    with paths.trials.open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(records)
+
+
+def test_names_and_labels_never_run(tmp_path: Path) -> None:
+    teacher = TeacherPoint(HOSTILE, 10**8, 0.9)
+    _, page = report(hostile_run(), tmp_path, HOSTILE, teacher, **{HOSTILE: HOSTILE, "run": HOSTILE})
+    check_harmless(page)
+    assert page.text.count("<img src=x onerror=") > 20  # read as text, in every place
+    assert HOSTILE in page.text
+    assert not any("document.title='run'" in script for script in page.scripts)
+    assert sum(tag == "img" for tag, _ in page.elements) == 1  # the fallback picture
+
+
+def test_same_records_give_the_same_report(tmp_path: Path) -> None:
+    first, _ = report(run(8), tmp_path / "a")
+    second, _ = report(run(8), tmp_path / "b")
+    assert first.report.read_bytes() == second.report.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([], "This run holds no trial yet."),
+        ([record(0, state="failed", error="E: x"), record(1, state="stopped")], "no trial is complete"),
+        ([record(0, 5)], "no complete trial has a validation value of a trained student"),
+        ([record(0, 5, 0.5)], "no other complete trial is cheaper or better"),
+        ([record(0, 0, 0.5)], "Pick trial 0: 50.0 % at 0 FLOPs"),
+    ],
+    ids=["empty", "none complete", "none trained", "one", "free"],
+)
+def test_short_runs_are_explained(records: list[TrialRecord], expected: str, tmp_path: Path) -> None:
+    paths, page = report(records, tmp_path, teacher=TEACHER)
+    check_harmless(page)
+    assert expected in page.text
+    assert all(path.exists() for path in (paths.report, paths.trials, paths.front, paths.picture))
+
+
+def test_hundreds_of_trials(tmp_path: Path) -> None:
+    _, page = report(run(250), tmp_path, teacher=TEACHER)
+    check_harmless(page)
+    assert sum(tag == "tr" and "id" in attributes for tag, attributes in page.elements) == 250
+
+
+def test_streams_state_their_amortised_cost(tmp_path: Path) -> None:
+    cost = Cost(flops=10, params=1, keyframe_flops=24, delta_flops=8, keyframe_interval=8, state_bytes=64)
+    _, page = report([record(0, cost=cost, metrics={"retrained": {"val": {"accuracy": 0.5}}})], tmp_path)
+    assert "FLOPs per frame, amortised over the key-frame interval" in page.text
+    assert "(key-frame cost + (K - 1) · delta cost) / K" in page.text
+
+
+def test_architectures_are_readable_whatever_their_shape(tmp_path: Path) -> None:
+    arch = {"space": "s", "settings": {"width": 8}, "choices": {"c0.e0": "conv", "c0.e1": "skip", "depth": 3}}
+    records = [record(0, 1, 0.5, arch=arch, arch_id="aa"), record(1, 2, 0.6, arch={"layers": [1, 2]}, arch_id="bb")]
+    records += [record(2, 3, 0.7, arch_id="aa")]
+    _, page = report(records, tmp_path)
+    for part in ("1 × conv, 1 × skip, 1 × 3", "e0: conv, e1: skip", "Space s", '"layers": [', "found more than once"):
+        assert part in page.text
+
+
+def test_minimised_metric_reports_gains_as_positive(tmp_path: Path) -> None:
+    loss = Metric(name="loss", maximize=False)
+    _, page = report([record(0, 10, 0.9, metric=loss), record(1, 20, 0.6, metric=loss)], tmp_path)
+    assert "+0.3" in page.text
+    assert "0.9 at 10 FLOPs" in page.text
+
+
+def test_export_command_quotes_the_run() -> None:
+    assert export_command("runs/a b; rm -rf x", 3) == "nas-kd export 'runs/a b; rm -rf x' --trial 3"
+
+
+def test_builder_escapes_by_default() -> None:
+    assert element("p", "<b>", title='"x"', hidden=True, id=None) == '<p title="&quot;x&quot;" hidden>&lt;b&gt;</p>'
+    assert element("p", element("b", "&")) == "<p><b>&amp;</b></p>"
+    assert join("a", None, ["<", 3]) == "a&lt;3"
+    assert escape("a\x00\u202eb\nc") == "ab\nc"
+    assert json.loads(json_for_html(json.dumps("</script><!--\u2028&", ensure_ascii=False))) == "</script><!--\u2028&"
