@@ -1,0 +1,316 @@
+"""A campaign: prepare what trials share, run them, report, export. The only module that knows all four packages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
+from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, load_config
+from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.tasks import TASKS
+from nas_kd.training.checkpoint import write_whole
+from nas_kd.training.fit import Progress, no_progress
+from nas_kd.trial import TrialFunction
+from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
+from search_spaces import CONVENTION, Supernet
+from trials import (
+    ChoiceKnob,
+    FloatKnob,
+    Knob,
+    Ledger,
+    Metric,
+    OnEvent,
+    Resources,
+    RungScheduler,
+    Summary,
+    TrialRecord,
+    parse_knobs,
+    run_trials,
+)
+
+CONFIG_NAME = "campaign.yaml"
+
+
+def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
+    """Everything that the study proposes: the budget, the space's knobs with several values, the dotted knobs."""
+    budget = config.budget.max_flops
+    knobs: dict[str, Knob] = {}
+    if isinstance(budget, FlopsRange):
+        knobs["max_flops"] = FloatKnob(low=budget.low, high=budget.high, log=True)
+    else:
+        knobs["max_flops"] = ChoiceKnob(values=budget)
+    for name, values in bench.space.knobs.items():
+        if len(values) > 1:
+            knobs[name] = ChoiceKnob(values=values)
+    return {**knobs, **parse_knobs(config.knobs)}
+
+
+def check_budget(config: CampaignConfig, bench: Workbench) -> None:
+    """Raise where the lowest budget is below the cheapest student at some values of the space's knobs.
+
+    Raises:
+        ConfigError: one sentence with the least budget that works.
+    """
+    lowest, names = config.budget.lowest, list(bench.space.knobs)
+    cheapest = []
+    for values in product(*bench.space.knobs.values()):
+        knobs = dict(zip(names, values, strict=True))
+        cheapest.append((Supernet(bench.space, knobs).flops_range()[0], knobs))
+    least, knobs = max(cheapest, key=lambda item: item[0])
+    if lowest < least:
+        at = ", ".join(f"{name} {value}" for name, value in knobs.items())
+        raise ConfigError(
+            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student at {at} costs {least:,}; "
+            "raise the budget, or drop values of the space's knobs"
+        )
+
+
+def check_data(config: CampaignConfig, bench: Workbench) -> None:
+    """Raise where the space asks for more frames than the clips have.
+
+    Raises:
+        ConfigError: the value, the rule and the way out.
+    """
+    frames = max((int(f) for f in bench.space.knobs.get("frames", ())), default=0)
+    if frames > bench.splits.info.frames:
+        raise ConfigError(
+            f"space.frames: a student may see at most data.frames = {bench.splits.info.frames} frames, but {frames} is "
+            "asked for; lower it or raise data.frames"
+        )
+    if not bench.splits.info.flip_safe:
+        for name, section in (
+            ("teacher.fit", config.teacher.fit),
+            ("search", config.search),
+            ("retrain", config.retrain),
+        ):
+            if "flip" in section.augment:
+                raise ConfigError(
+                    f"{name}.augment: {section.augment!r} mirrors clips, but the data says that a mirrored clip may change "
+                    "its class; use none"
+                )
+
+
+@dataclass(frozen=True)
+class CampaignResult:
+    """Where a campaign left things.
+
+    Attributes:
+        run_dir: the run's folder.
+        summary: counts, failures, bytes, seconds.
+        records: all trials.
+    """
+
+    run_dir: Path
+    summary: Summary
+    records: tuple[TrialRecord, ...]
+
+
+class Campaign:
+    """A campaign that is being driven: `prepare` once, then `run`. Holds the run's folder until it is closed.
+
+    Args:
+        config: the campaign.
+
+    Raises:
+        RuntimeError: another process drives this run.
+        ValueError: the run's ledger ranks by something else.
+    """
+
+    def __init__(self, config: CampaignConfig) -> None:
+        self.config = config
+        self.run_dir = config.run_dir.resolve()
+        task = TASKS[config.task]
+        self._metric = Metric(name=task.metric, maximize=task.maximize)
+        self._knobs: dict[str, Knob] = {}
+        self.ledger: Ledger | None = None
+
+    def __enter__(self) -> Campaign:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ledger is not None:
+            self.ledger.close()
+
+    def prepare(self, progress: Progress = no_progress, note: Callable[[str], None] = lambda text: None) -> Ledger:
+        """Check the config against the data, then train or load the teacher.
+
+        Args:
+            progress: told how far it is.
+            note: told, in a sentence, of what was decided on the way.
+
+        Raises:
+            ConfigError, ValueError: the config cannot work; nothing was trained.
+        """
+        config, metric = self.config, self._metric
+        bench = build_workbench(config, "cuda" if config.resources.gpus_per_trial > 0 else "cpu")
+        check_data(config, bench)
+        check_budget(config, bench)
+        self._knobs = study_knobs(config, bench)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger.open(
+            self.run_dir, metric=metric, config_hash=config.digest(), storage=config.storage, name=config.name
+        )
+        for text in bench.splits.notes:
+            note(text)
+        if bench.splits.skipped:
+            listed = self.run_dir / "skipped.json"
+            listed.write_text(json.dumps(bench.splits.skipped, indent=2) + "\n")
+            note(f"{len(bench.splits.skipped)} rows of the data were left out; {listed} says why")
+        known = prepare_teacher(bench, self.run_dir, progress)
+        value = float(known[f"val/{metric.name}"])
+        note(f"teacher: validation {metric.name} {value:.3f} at {int(known['flops']):,} FLOPs a clip")
+        write_whole(self.run_dir / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        budget = config.budget.max_flops
+        if not isinstance(budget, FlopsRange):
+            for flops in budget[: config.trials]:  # each budget once before the sampler decides
+                self.ledger.enqueue({"max_flops": flops}, self._knobs)
+        return self.ledger
+
+    def run(self, on_event: OnEvent | None = None) -> CampaignResult:
+        """Run the trials that the ledger lacks.
+
+        Args:
+            on_event: told of everything that happens to trials.
+        """
+        if self.ledger is None:
+            raise ValueError("a campaign must be prepared before it runs: call prepare() first")
+        config, resources, stopping = self.config, self.config.resources, self.config.early_stopping
+        summary = run_trials(
+            TrialFunction(config, self.run_dir),
+            self.ledger,
+            self._knobs,
+            num_trials=config.trials,
+            run_dir=self.run_dir,
+            resources=Resources(
+                cpus_per_trial=resources.cpus_per_trial,
+                gpus_per_trial=resources.gpus_per_trial,
+                max_concurrent=resources.max_concurrent,
+                address=resources.address,
+            ),
+            seed=config.seed,
+            sampler=config.sampler,
+            scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
+            max_failures=resources.max_failures,
+            on_event=on_event,
+            executor=resources.executor,
+        )
+        return CampaignResult(self.run_dir, summary, tuple(self.ledger.records()))
+
+
+def search(config: CampaignConfig, on_event: OnEvent | None = None) -> CampaignResult:
+    """Run or resume a campaign: the same call after any crash goes on with what is missing.
+
+    Raises:
+        ConfigError, ValueError: the config cannot work; nothing was trained.
+        RuntimeError: another process drives this run.
+    """
+    with Campaign(config) as campaign:
+        campaign.prepare()
+        return campaign.run(on_event)
+
+
+def load_run(run_dir: Path) -> tuple[CampaignConfig, list[TrialRecord]]:
+    """The config and the records of a run.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    if not (run_dir / CONFIG_NAME).is_file():
+        raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
+    config = load_config(run_dir / CONFIG_NAME)
+    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
+    return config, ledger.records()
+
+
+def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
+    """Write the report of a run: HTML, CSV and PNG.
+
+    Args:
+        run_dir: the run's folder.
+        out_dir: where to; `report` in the run's folder by default.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    config, records = load_run(run_dir)
+    metric = TASKS[config.task].metric
+    manifest = run_dir / "teacher" / "teacher.json"
+    teacher = None
+    if manifest.is_file():
+        known = json.loads(manifest.read_text())
+        teacher = TeacherPoint(
+            name=config.teacher.model,
+            flops=int(known["flops"]),
+            value=float(known[f"val/{metric}"]),
+            test=float(known[f"test/{metric}"]),
+            params=int(known["params"]),
+        )
+    facts = {
+        "run": str(run_dir),
+        "data": config.data.source,
+        "task": config.task,
+        "space": config.space.name,
+        "sampler": config.sampler,
+        "seed": str(config.seed),
+        "FLOPs": CONVENTION,
+    }
+    return write_report(records, out_dir or run_dir / "report", title=config.name, teacher=teacher, metadata=facts)
+
+
+def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops: int | None = None) -> TrialRecord:
+    """The trial to export: the one named, the most accurate one within a budget, or the knee of the front.
+
+    Raises:
+        ValueError: there is none; the sentence says what there is.
+    """
+    complete = [r for r in records if r.state == "complete" and r.cost is not None]
+    if not complete:
+        raise ValueError("there is no complete trial to export; `nas-kd report` says what failed")
+    if trial is not None:
+        for record in complete:
+            if record.number == trial:
+                return record
+        raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
+    front = ParetoFront.from_records(complete)
+    if max_flops is not None:
+        within = [r for r in front.records if r.cost is not None and r.cost.flops <= max_flops]
+        if not within:
+            cheapest = min(r.cost.flops for r in complete if r.cost is not None)
+            raise ValueError(f"no complete trial costs at most {max_flops:,} FLOPs; the cheapest costs {cheapest:,}")
+        return max(within, key=lambda r: r.cost.flops if r.cost else 0)
+    knee = front.knee
+    assert knee is not None, "a front with a complete trial has a knee"
+    return knee
+
+
+def export(
+    run_dir: Path,
+    *,
+    trial: int | None = None,
+    max_flops: int | None = None,
+    formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
+    out_dir: Path | None = None,
+) -> tuple[Path, ExportRecord]:
+    """Export the student of a run; see `pick` for which one.
+
+    Returns:
+        The folder with the files, and the record of the comparison.
+
+    Raises:
+        ValueError: nothing to export.
+        ExportError: what was written does not compute what was trained.
+    """
+    config, records = load_run(run_dir)
+    record = pick(records, trial=trial, max_flops=max_flops)
+    space = None
+    if ":" in config.space.name:
+        bundle = json.loads((run_dir / "trials" / f"{record.number:04d}" / "arch.json").read_text())
+        space = config.space.build(len(bundle["class_names"]))
+    folder = out_dir or run_dir / "export" / f"trial-{record.number:04d}"
+    return folder, export_student(run_dir / "trials" / f"{record.number:04d}", folder, formats, space=space)

@@ -1,0 +1,153 @@
+"""`nas-kd`: search, report, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from search_spaces import CONVENTION
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=f"Find the cheap students of a heavy video model. FLOPs: {CONVENTION}.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A user's mistake is a sentence on standard error and exit code 2, not a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except RuntimeError as error:
+        errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar with ETA on a terminal; on anything else a line for each quarter."""
+    if not console.is_terminal:
+        said: set[tuple[str, int]] = set()
+
+        def line(share: float, words: str) -> None:
+            quarter = (words.partition(",")[0], int(share * 4))
+            if quarter not in said:
+                said.add(quarter)
+                console.print(f"{words}: {share:.0%}", markup=False, highlight=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("preparing", total=1.0)
+        yield lambda share, words: bar.update(task, completed=share, description=escape(words))
+
+
+@app.command()
+def search(
+    file: Annotated[Path | None, typer.Argument(help="Campaign file (YAML); without it, the embedded default.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key of the file; repeatable.")
+    ] = None,
+) -> None:
+    """Launch a campaign, or resume it: the same command after any crash goes on with what is missing."""
+    with plain_errors():
+        from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
+        from nas_kd.config import load_config
+        from trials import Progress as TrialsProgress
+
+        config = load_config(file, overrides or ())
+        console.print(f"run folder: {config.run_dir}", markup=False, highlight=False)
+        with campaigns.Campaign(config) as campaign:
+            with progress_bar() as progress:
+                ledger = campaign.prepare(progress, lambda text: console.print(text, markup=False, highlight=False))
+            with TrialsProgress(ledger.objectives, ledger.records(), console=console) as table:
+                result = campaign.run(table)
+        console.print(str(result.summary), markup=False, highlight=False)
+        console.print(f"next: nas-kd report {config.run_dir}", markup=False, highlight=False)
+        if result.summary.interrupted:
+            raise typer.Exit(130)
+        if result.summary.num_complete == 0:
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; `report` in the run's by default.")] = None,
+) -> None:
+    """Write the Pareto-front report of a run: one HTML file that works offline, CSV and PNG."""
+    with plain_errors():
+        from nas_kd import campaign as campaigns
+
+        paths = campaigns.report(run, out)
+        for path in (paths.report, paths.picture, paths.front, paths.trials):
+            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    trial: Annotated[int | None, typer.Option(help="Export this trial.")] = None,
+    max_flops: Annotated[
+        str | None, typer.Option(help="Export the most accurate student within this budget, such as 50M.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
+) -> None:
+    """Export a student, proven equal to the trained one; by default the knee of the front."""
+    with plain_errors():
+        from nas_kd import campaign as campaigns
+        from nas_kd.config import parse_flops
+
+        if trial is not None and max_flops is not None:
+            raise ValueError("--trial and --max-flops exclude each other: give the one that decides")
+        wanted = [f for item in formats or ["safetensors,pt2,onnx"] for f in item.split(",")]
+        folder, record = campaigns.export(
+            run,
+            trial=trial,
+            max_flops=None if max_flops is None else parse_flops(max_flops),
+            formats=wanted,  # type: ignore[arg-type]  # unknown names are refused with a sentence
+            out_dir=out,
+        )
+        console.print(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}", markup=False, highlight=False)
+        for item in record.parity:
+            console.print(
+                f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
+                f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="nas-kd")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,445 @@
+"""The campaign file as typed, documented models, and its mistakes as sentences."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from nas_kd.data import DataConfig, GeneratedConfig
+from nas_kd.imports import import_function
+from nas_kd.objectives import ObjectiveConfig
+from nas_kd.tasks import TASKS
+from nas_kd.teachers import TeacherConfig
+from nas_kd.training.fit import FitConfig
+from nas_kd.training.gate_search import GateConfig
+from search_spaces import SPACES, SearchSpace
+from trials.knobs import ChoiceKnob, parse_knobs
+
+
+class ConfigError(ValueError):
+    """The campaign file cannot be used; each line of the message is one mistake with its way out."""
+
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_flops(value: Any) -> Any:
+    """`12.5M` -> 12500000; numbers pass through. Suffixes k, M, G, T are powers of 1000.
+
+    Raises:
+        ValueError: the text is no number with such a suffix.
+    """
+    if not isinstance(value, str):
+        return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
+    if match is None:
+        raise ValueError(f"FLOPs must be a number such as 12.5M (suffixes k, M, G, T), but got {value!r}")
+    return round(float(match[1]) * _SUFFIX[match[2].lower()])
+
+
+Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FlopsRange(_Section):
+    """Budgets between two bounds, proposed on a logarithmic scale."""
+
+    low: Flops
+    high: Flops
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FlopsRange:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class BudgetConfig(_Section):
+    """What a student may cost.
+
+    Attributes:
+        max_flops: FLOPs a clip: one number, several to choose from (each is tried once before the sampler decides),
+            or a range `{low: …, high: …}`.
+    """
+
+    max_flops: Annotated[
+        Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
+        Discriminator(lambda value: "range" if isinstance(value, dict | FlopsRange) else "list"),
+    ] = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
+
+    @model_validator(mode="after")
+    def _some(self) -> BudgetConfig:
+        if not self.max_flops:
+            raise ValueError("max_flops must name at least one budget, but the list is empty")
+        return self
+
+    @property
+    def lowest(self) -> int:
+        """The tightest budget that can be proposed."""
+        return self.max_flops.low if isinstance(self.max_flops, FlopsRange) else min(self.max_flops)
+
+
+class SpaceConfig(BaseModel):
+    """The search space: a name of `search_spaces.SPACES` or your own as `module:function`; the other keys are its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "clip_cell"
+
+    @model_validator(mode="after")
+    def _fits(self) -> SpaceConfig:
+        if self.name not in SPACES and ":" not in self.name:
+            raise ValueError(
+                f"unknown space {self.name!r}; choose from {', '.join(SPACES)}, or give your own as module:function"
+            )
+        if self.name in SPACES:
+            try:
+                self.build(2)
+            except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
+                raise ValueError("; ".join(explain(error, self.model_extra or {}))) from error
+        return self
+
+    def build(self, num_classes: int) -> SearchSpace:
+        """The space for so many classes.
+
+        Raises:
+            ValueError: the settings do not fit.
+        """
+        settings = {"num_classes": num_classes, **(self.model_extra or {})}
+        if self.name in SPACES:
+            return SPACES[self.name](settings)
+        space = import_function(self.name, purpose="space.name")(**settings)
+        if not isinstance(space, SearchSpace):
+            raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")
+        return space
+
+
+class SearchConfig(FitConfig):
+    """The gate search of a trial: how weights train, and `gates`."""
+
+    epochs: int = Field(default=6, ge=1)
+    gates: GateConfig = GateConfig()
+
+
+class RetrainConfig(FitConfig):
+    """Training of the derived student.
+
+    Attributes:
+        init: `inherit` the supernet's weights, or start `fresh`.
+        num_seeds: trainings with different seeds; the report gives the interval over them, the first one is exported.
+    """
+
+    epochs: int = Field(default=10, ge=1)
+    init: Literal["inherit", "fresh"] = "inherit"
+    num_seeds: int = Field(default=1, ge=1)
+
+
+class NormalizeConfig(_Section):
+    """(clip / 255 − mean) / std, for each of R, G, B."""
+
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        0.225,
+        0.225,
+        0.225,
+    )
+
+
+class EarlyStoppingConfig(_Section):
+    """Stops trials whose (accuracy, FLOPs) after a rung of retraining are in the worse part by non-dominated rank.
+
+    Attributes:
+        rungs: epochs of the retraining at which trials are compared, ascending.
+        reduction_factor: above 1; 3 continues about a third.
+    """
+
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    reduction_factor: float = Field(default=3.0, gt=1)
+
+
+class ResourceConfig(_Section):
+    """What a trial gets.
+
+    Attributes:
+        executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
+        cpus_per_trial: CPU cores, which are also its threads.
+        gpus_per_trial: GPUs; a fraction shares one between trials.
+        max_concurrent: at most so many trials at once; null for as many as fit.
+        address: of a running Ray cluster; without it a local one is started.
+        max_failures: how often a trial whose process dies is started again.
+    """
+
+    executor: Literal["ray", "inline"] = "ray"
+    cpus_per_trial: int = Field(default=1, ge=1)
+    gpus_per_trial: float = Field(default=0.0, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1)
+    address: str | None = None
+    max_failures: int = Field(default=1, ge=0)
+
+
+def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
+    """The values of a knob that a section must accept: all of a choice, the bounds of a range."""
+    knob = parse_knobs({path: definition})[path]
+    return list(knob.values) if isinstance(knob, ChoiceKnob) else [knob.low, knob.high]
+
+
+class CampaignConfig(_Section):
+    """A campaign file.
+
+    Attributes:
+        name: of the run's folder under `runs`.
+        runs: where run folders are.
+        seed: of everything random.
+        task: what the students are trained for.
+        trials: how many trials the campaign has in all; failed ones count.
+        sampler: which Optuna sampler proposes the knobs.
+        storage: URL of a database for the ledger (postgresql://…); without it the ledger is in the run's folder.
+        knobs: what the study varies besides the budget and the space's own knobs (those with several values): dotted
+            paths into `objective`, `search` and `retrain`, each with a definition such as
+            `{type: float, low: 0.1, high: 3, log: true}`.
+    """
+
+    name: str = Field(default="campaign", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    runs: Path = Path("runs")
+    seed: int = Field(default=0, ge=0)
+    task: str = "classification"
+    trials: int = Field(default=12, ge=1)
+    sampler: str = "tpe"
+    storage: str | None = None
+    data: DataConfig = GeneratedConfig()
+    normalize: NormalizeConfig = NormalizeConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    space: SpaceConfig = SpaceConfig()
+    budget: BudgetConfig = BudgetConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    knobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    early_stopping: EarlyStoppingConfig | None = None
+    resources: ResourceConfig = ResourceConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generated_unless_said(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("data"), dict) and "source" not in value["data"]:
+            return {**value, "data": {"source": "generated", **value["data"]}}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> CampaignConfig:
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; choose from {', '.join(TASKS)}")
+        for path in self.knobs:
+            section = path.split(".")[0]
+            if section not in ("objective", "search", "retrain") or path == section:
+                raise ValueError(
+                    f"knobs.{path}: a knob must be a dotted path into objective, search or retrain, such as "
+                    "objective.response.weight; budgets and the space's knobs vary by listing several values there"
+                )
+            node: Any = self
+            for part in path.split("."):
+                if not isinstance(node, BaseModel) or part not in type(node).model_fields:
+                    raise ValueError(f"knobs.{path}: there is no {part!r}; {_choose(part, _fields(node))}")
+                node = getattr(node, part)
+            for value in _extremes(path, self.knobs[path]):
+                self._accepts(path, value)
+        return self
+
+    def _accepts(self, path: str, value: Any) -> None:
+        """Raise where a section does not take a value that a knob may propose."""
+        section, _, rest = path.partition(".")
+        content = getattr(self, section).model_dump(mode="json")
+        set_path(content, rest, value)
+        try:
+            type(getattr(self, section)).model_validate(content)
+        except ValidationError as error:
+            raise ValueError(f"knobs.{path} may not propose {value!r}: {explain(error, content)[0]}") from error
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.name
+
+    def with_knobs(self, knobs: Mapping[str, Any]) -> CampaignConfig:
+        """This config with the values of the dotted knobs filled in; other knobs are left to the trial.
+
+        Raises:
+            ConfigError: a value does not fit.
+        """
+        data = self.model_dump(mode="json")
+        for path, value in knobs.items():
+            if "." in path:
+                set_path(data, path, value)
+        return validate(data, source="knobs")
+
+    def digest(self, *sections: str) -> str:
+        """A short hash of some sections; of all that influences a trial's result if none is named."""
+        names = sections or ("task", "seed", "data", "normalize", "teacher", "space", "objective", "search", "retrain")
+        chosen = {name: self.model_dump(mode="json")[name] for name in names}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> CampaignConfig:
+    """Read a campaign file.
+
+    Args:
+        path: YAML; None for the defaults.
+        overrides: `dotted.path=value`, the value in YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; a line for each mistake.
+    """
+    source = str(path) if path else "the default campaign"
+    data: Any = {}
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such campaign file")
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: a campaign file holds keys and values, but this one is a {type(data).__name__}")
+        data.setdefault("name", path.stem)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set takes dotted.path=value, but got {override!r}")
+        try:
+            set_path(data, key, yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {override}: {' '.join(str(error).split())}") from error
+    return validate(data, source=source)
+
+
+def set_path(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `data["a"]["b"]` for the path `a.b`, with the sections on the way made where they are missing."""
+    *parents, last = path.split(".")
+    for part in parents:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ValueError(f"{part!r} on the way of {path!r} holds a value and no section")
+    data[last] = value
+
+
+def validate(data: Mapping[str, Any], *, source: str) -> CampaignConfig:
+    """The config of these values.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    try:
+        return CampaignConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error, data))) from error
+
+
+def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
+    """A sentence for each mistake: key path, rule, value, allowed values."""
+    lines = []
+    root = next((m for m in _subclasses(BaseModel) if m.__name__ == error.title), CampaignConfig)
+    for item in error.errors(include_url=False):
+        path, model = _locate(item["loc"], data, root)
+        where = ".".join(str(p) for p in path)
+        kind, value = item["type"], item["input"]
+        if kind == "extra_forbidden":
+            key = str(path[-1])
+            lines.append(f"{where}: unknown key {key!r}; {_choose(key, _fields(model))}")
+        elif kind == "value_error":
+            inner = item["ctx"]["error"]
+            lines.append(f"{where}: {inner}" if where else str(inner))
+        elif kind == "union_tag_not_found":
+            lines.append(f"{where}.source: missing; choose from {', '.join(_tags(item))}")
+        elif kind == "union_tag_invalid":
+            lines.append(f"{where}.source: {item['ctx']['tag']!r} is unknown; choose from {', '.join(_tags(item))}")
+        elif kind == "missing":
+            lines.append(f"{where}: missing; give it a value")
+        else:
+            message = item["msg"][:1].lower() + item["msg"][1:]
+            lines.append(f"{where}: {message}, but got {_short(value)}")
+    return list(dict.fromkeys(lines))
+
+
+def _tags(item: Mapping[str, Any]) -> list[str]:
+    return re.findall(r"'(\w+)'", str(item["ctx"].get("expected_tags", "'generated', 'folder', 'own'")))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _fields(model: Any) -> list[str]:
+    cls = model if isinstance(model, type) else type(model)
+    return list(cls.model_fields) if issubclass(cls, BaseModel) else []
+
+
+def _choose(key: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}choose from {', '.join(allowed)}" if allowed else "remove it"
+
+
+def _subclasses(model: type[BaseModel]) -> Iterable[type[BaseModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[Any], Any]:
+    """The key path in the file (without the tags of unions) and the model that the last key was looked up in."""
+    path: list[Any] = []
+    model: Any = root
+    node = data
+    for i, part in enumerate(loc):
+        inside = isinstance(node, Mapping) and part in node
+        listed = isinstance(node, list | tuple) and isinstance(part, int)
+        if not inside and not listed and i < len(loc) - 1:
+            models = [m for m in _models(model) if part in (m.__name__, _tag(m))]
+            model = models[0] if models else model
+            continue  # the tag of a union: not a key of the file
+        path.append(part)
+        node = node[part] if inside or (listed and part < len(node)) else None
+        if i < len(loc) - 1:
+            candidates = [m.model_fields[part].annotation for m in _models(model) if part in m.model_fields]
+            model = candidates[0] if candidates else model
+    models = _models(model)
+    return path, models[0] if len(models) == 1 else next((m for m in models), model)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [m for a in get_args(annotation) for m in _models(a)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("source")
+    return str(field.default) if field else ""

@@ -1,0 +1,102 @@
+"""A student on disk: `student.safetensors` and `arch.json`, free of classes and of code.
+
+`arch.json` says everything that is needed to build the net again, to prepare its input and to read its output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from search_spaces import SPACES, ArchSpec, SearchSpace
+
+WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
+
+
+class BundleInfo(BaseModel):
+    """What stands in `arch.json`.
+
+    Attributes:
+        schema_version: of this file.
+        arch: the architecture, as `ArchSpec` writes it.
+        arch_id: its content hash.
+        input_shape: of one clip, (3, T, H, W), after normalisation.
+        mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std.
+        std: likewise.
+        source_frames: frames of a clip as the teacher sees it, from which the student's are taken uniformly.
+        source_size: (H, W) of such a clip; the student's input is its bilinear resampling.
+        class_names: meaning of the logits.
+        task: what the student was trained for.
+        trial: its trial, or None.
+        seed: of its training.
+        flops: of one clip.
+        params: number of parameters.
+        metrics: split -> metric -> value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    arch: Mapping[str, Any]
+    arch_id: str
+    input_shape: tuple[int, int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source_frames: int
+    source_size: tuple[int, int]
+    class_names: tuple[str, ...]
+    task: str
+    trial: int | None = None
+    seed: int
+    flops: int
+    params: int
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+def save_bundle(folder: Path, student: nn.Module, info: BundleInfo) -> None:
+    """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    for name, write in (
+        (WEIGHTS_NAME, lambda path: save_file(state, path, metadata={"arch_id": info.arch_id})),
+        (ARCH_NAME, lambda path: path.write_text(json.dumps(info.model_dump(mode="json"), indent=2) + "\n")),
+    ):
+        beside = folder / f"{name}.writing"
+        write(beside)
+        beside.replace(folder / name)
+
+
+def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:
+    """The student of a bundle, in evaluation mode, and what is known about it. Runs no code of the bundle.
+
+    Args:
+        folder: with the two files.
+        space: the student's search space; needed where it is not one of `search_spaces.SPACES`.
+
+    Raises:
+        ValueError: a file is missing or does not fit, or the space is not known here.
+    """
+    for name in (ARCH_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
+    info = BundleInfo.model_validate_json((folder / ARCH_NAME).read_text())
+    arch = ArchSpec.from_dict(info.arch)
+    if arch.arch_id != info.arch_id:
+        raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
+    if space is None:
+        if arch.space not in SPACES:
+            raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
+        space = SPACES[arch.space](arch.settings)
+    student = space.student(arch)
+    try:
+        student.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights of {folder} do not fit architecture {arch.arch_id}: {reason}") from error
+    return student.eval(), info

@@ -1,0 +1,157 @@
+"""The objective of a trial: named terms from the modules beside this one, weighted and summed here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from nas_kd.objectives.cross_resolution import cross_resolution
+from nas_kd.objectives.feature import feature
+from nas_kd.objectives.maps import adapter_for
+from nas_kd.objectives.response import response
+from nas_kd.taps import ModelOutput, Taps, last_map
+from nas_kd.tasks import Batch, Task
+
+
+class _Term(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class TaskTerm(_Term):
+    """The task's own loss on the labels."""
+
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+
+class ResponseTerm(_Term):
+    """Distillation of the teacher's logits."""
+
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    kd_temperature: float = Field(default=4.0, gt=0)
+
+
+class FeatureTerm(_Term):
+    """Distillation of a feature map. `student` and `teacher` name modules; without them the last maps are taken."""
+
+    student: str | None = None
+    teacher: str | None = None
+
+
+class CrossResolutionTerm(FeatureTerm):
+    """As `FeatureTerm`, at the teacher's resolution; the paper's weight is 100."""
+
+
+class ObjectiveConfig(BaseModel):
+    """Terms of the loss, each with its weight; a weight of 0 leaves the term out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: TaskTerm = TaskTerm()
+    response: ResponseTerm = ResponseTerm()
+    feature: FeatureTerm = FeatureTerm()
+    cross_resolution: CrossResolutionTerm = CrossResolutionTerm()
+
+    @property
+    def distils(self) -> bool:
+        """Whether any term needs the teacher."""
+        return any(t.weight > 0 for t in (self.response, self.feature, self.cross_resolution))
+
+
+MAP_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "feature": feature,
+    "cross_resolution": cross_resolution,
+}
+"""Name -> function of (adapted student map, teacher map). A new objective on maps is an entry and a config field."""
+
+
+class Objective(nn.Module):
+    """Function of student, teacher and batch that returns named, unweighted terms; `total` weighs and sums them.
+
+    It owns the adapters, which train with the student's weights.
+
+    Args:
+        config: terms and weights.
+        task: loss on the labels.
+        student: the net that will be trained (a supernet or a student); must return its widest maps when `example`
+            runs through it.
+        teacher: frozen model, or None where nothing is distilled.
+        example: one student input.
+        teacher_example: one teacher input.
+        varying_width: the student's maps may be narrower later, so an adapter is always there.
+
+    Raises:
+        ValueError: a tapped module does not exist, or two maps cannot be compared.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        task: Task,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        example: Tensor,
+        teacher_example: Tensor,
+        *,
+        varying_width: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.task = config, task
+        self.pairs: dict[str, tuple[str, str]] = {}
+        self.adapters = nn.ModuleDict()
+        terms = {n: t for n in MAP_OBJECTIVES if (t := getattr(config, n)).weight > 0}
+        if config.distils and teacher is None:
+            raise ValueError("the objective distils, but there is no teacher; set the distillation weights to 0")
+        if not terms or teacher is None:
+            return
+        for name, term in terms.items():
+            self.pairs[name] = (
+                term.student or last_map(student, example),
+                term.teacher or last_map(teacher, teacher_example),
+            )
+        student_maps = _maps(student, example, self.student_taps)
+        teacher_maps = _maps(teacher, teacher_example, self.teacher_taps)
+        for name, (ours, theirs) in self.pairs.items():
+            adapter = adapter_for(student_maps[ours], teacher_maps[theirs], always=varying_width)
+            MAP_OBJECTIVES[name](adapter(student_maps[ours]), teacher_maps[theirs])  # fails here, not in training
+            self.adapters[name] = adapter
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """Modules of the student whose maps are needed."""
+        return tuple(dict.fromkeys(ours for ours, _ in self.pairs.values()))
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """Modules of the teacher whose maps are needed."""
+        return tuple(dict.fromkeys(theirs for _, theirs in self.pairs.values()))
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms by name, each a scalar."""
+        terms: dict[str, Tensor] = {}
+        if self.config.task.weight > 0:
+            terms["task"] = self.task.loss(student.logits, batch)
+        if teacher is not None:
+            if self.config.response.weight > 0:
+                terms["response"] = response(student.logits, teacher.logits, self.config.response.kd_temperature)
+            for name, (ours, theirs) in self.pairs.items():
+                adapted = self.adapters[name](student.features[ours])
+                terms[name] = MAP_OBJECTIVES[name](adapted, teacher.features[theirs])
+        return terms
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Σ weight · term."""
+        return torch.stack([getattr(self.config, name).weight * value for name, value in terms.items()]).sum()
+
+
+def _maps(module: nn.Module, example: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:
+    mode = module.training
+    with torch.no_grad(), Taps(module, names) as taps:
+        module.eval()
+        output = taps(example)
+    module.train(mode)
+    return output.features

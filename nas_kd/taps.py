@@ -1,0 +1,126 @@
+"""Taps: read the feature maps of any module by the names of its submodules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces import Supernet
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a model gives for one batch.
+
+    Attributes:
+        logits: (N, num_classes), or whatever the task reads.
+        features: module name -> its output.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Taps:
+    """Forward hooks on named submodules, for as long as the object is open.
+
+    Args:
+        module: any module; of a `Supernet`, its network is tapped, whose module names are those of its students.
+        names: names of its submodules, as in `named_modules()`.
+
+    Raises:
+        ValueError: a name that the module does not have; the sentence names the nearest ones.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self.module = module
+        self.names = tuple(dict.fromkeys(names))
+        modules = _tappable(module)
+        for name in self.names:
+            if name not in modules:
+                raise ValueError(f"{type(module).__name__} has no module {name!r} to tap; it has {_sketch(modules)}")
+        self._seen: dict[str, Tensor] = {}
+        self._hooks = [
+            modules[name].register_forward_hook(lambda _m, _i, output, name=name: self._keep(name, output))
+            for name in self.names
+        ]
+
+    def _keep(self, name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(f"a tapped module must return one tensor, but {name!r} returns a {type(output).__name__}")
+        self._seen[name] = output
+
+    def __call__(self, *inputs: Any) -> ModelOutput:
+        """Run the module and return its output with the tapped maps.
+
+        Raises:
+            ValueError: a tapped module did not run, or the output is no tensor.
+        """
+        self._seen.clear()
+        logits = self.module(*inputs)
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f"{type(self.module).__name__} must return logits as one tensor, but returns a "
+                f"{type(logits).__name__}; wrap it in a module that picks them"
+            )
+        features = dict(self._seen)
+        self._seen.clear()
+        if missing := set(self.names) - features.keys():
+            raise ValueError(f"tapped modules did not run in the forward pass: {', '.join(sorted(missing))}")
+        return ModelOutput(logits, features)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Taps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def last_map(module: nn.Module, example: Tensor) -> str:
+    """Name of the submodule that gives the last feature map (4-D or 5-D, more than one pixel) of a forward pass.
+
+    Of nested modules that return the same tensor, the outermost one: `layers.2` and not `layers.2.1.relu`.
+
+    Raises:
+        ValueError: no submodule returns such a map.
+    """
+    found: list[str] = []
+
+    def watch(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1:
+            found.append(name)
+
+    hooks = [
+        child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
+        for name, child in _tappable(module).items()
+        if name
+    ]
+    mode = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.train(mode)
+    if not found:
+        raise ValueError(f"{type(module).__name__} has no submodule that returns a feature map; name one under `taps`")
+    return found[-1]  # an outer module finishes after the modules inside it
+
+
+def _tappable(module: nn.Module) -> dict[str, nn.Module]:
+    return dict((module.network if isinstance(module, Supernet) else module).named_modules())
+
+
+def _sketch(modules: Mapping[str, nn.Module], limit: int = 12) -> str:
+    names = [name for name in modules if name and name.count(".") < 2]
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

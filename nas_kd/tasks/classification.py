@@ -1,0 +1,38 @@
+"""One class a clip: cross-entropy, top-1 accuracy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from nas_kd.tasks.task import Batch, Task
+
+
+class Classification(Task):
+    """Cross-entropy; `accuracy` is the share of clips classified right."""
+
+    metric: ClassVar[str] = "accuracy"
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self._accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._loss_sum, self._count = 0.0, 0
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, batch["label"])
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        self._accuracy.update(logits.cpu(), batch["label"].cpu())
+        self._loss_sum += float(F.cross_entropy(logits, batch["label"], reduction="sum"))
+        self._count += len(logits)
+
+    def compute(self) -> dict[str, float]:
+        if self._count == 0:
+            raise ValueError("metrics need at least one clip, but the split is empty")
+        values = {"accuracy": float(self._accuracy.compute()), "cross_entropy": self._loss_sum / self._count}
+        self._accuracy.reset()
+        self._loss_sum, self._count = 0.0, 0
+        return values

@@ -1,0 +1,106 @@
+"""The teacher of a campaign: built from its config, frozen for good, tapped by module names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nas_kd.imports import import_function
+from nas_kd.taps import ModelOutput, Taps
+from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
+from nas_kd.training.fit import FitConfig
+
+TEACHERS = {"r2plus1d": lambda num_classes, settings: R2Plus1D(num_classes, R2Plus1DSettings(**settings))}
+"""Name -> builder from (num_classes, settings)."""
+
+
+class TeacherConfig(BaseModel):
+    """The teacher.
+
+    Attributes:
+        model: `r2plus1d`, or your own as `module:function`, called with num_classes and the settings as keywords.
+        settings: of the model.
+        weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
+            campaign and kept in the run folder for all trials.
+        fit: how it is trained.
+        taps: names of the modules whose maps are distilled; without them the last feature map is found by itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "r2plus1d"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: Path | None = None
+    fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
+    taps: tuple[str, ...] = ()
+
+
+def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
+    """The teacher's model, with the weights of its file if there is one.
+
+    Raises:
+        ValueError: unknown model, settings that do not fit, or weights that do not fit the model.
+    """
+    if ":" in config.model:
+        model = import_function(config.model, purpose="teacher.model")(num_classes=num_classes, **config.settings)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"teacher.model {config.model!r} must return an nn.Module, but returns {type(model).__name__}"
+            )
+    elif config.model in TEACHERS:
+        model = TEACHERS[config.model](num_classes, config.settings)
+    else:
+        raise ValueError(
+            f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as module:function"
+        )
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors state dict, strictly.
+
+    Raises:
+        ValueError: the file is missing, is not safetensors, or does not fit the model.
+    """
+    if not path.is_file():
+        raise ValueError(f"teacher.weights must be a safetensors file, but there is none at {path}")
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights of {path} do not fit {type(model).__name__}: {reason}") from error
+
+
+class Teacher(nn.Module):
+    """A frozen model: always in evaluation mode, without gradients, its buffers untouched.
+
+    Args:
+        model: (N, 3, T, H, W) normalised clips -> logits.
+        taps: names of the modules whose maps are wanted.
+    """
+
+    def __init__(self, model: nn.Module, taps: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self._taps = Taps(self.model, taps)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher stays in evaluation mode."""
+        return super().train(False)
+
+    def close(self) -> None:
+        """Remove the hooks from the model, which others may share."""
+        self._taps.close()
+
+    @torch.no_grad()
+    def forward(self, clip: Tensor) -> ModelOutput:
+        """Logits and tapped maps."""
+        return self._taps(clip)

@@ -1,0 +1,1 @@
+"""Training: of a teacher or a student, and the search of gates under a budget."""

@@ -1,0 +1,185 @@
+"""Supervised training of one net: a teacher, or a student with distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from nas_kd.data import Augment, Batch, ClipLoader
+from nas_kd.tasks import Task
+from nas_kd.training.checkpoint import Checkpoint
+
+
+class FitConfig(BaseModel):
+    """How a net is trained.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: clips a step.
+        optimizer: `adamw`, or `sgd` with momentum 0.9.
+        lr: peak learning rate, reached after the warm-up, then cosine to 0.
+        warmup: share of the steps in which the learning rate rises linearly.
+        weight_decay: on weights of two or more dimensions; biases and BatchNorm have none.
+        clip_norm: largest norm of the gradient; the norm is cut to it.
+        augment: `none`, `flip` or `flip+crop`, equal for all frames of a clip.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=3e-3, gt=0)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=5.0, gt=0)
+    augment: Augment = "none"
+
+
+Loss = Callable[[Batch], Mapping[str, Tensor]]
+"""Batch -> unweighted terms."""
+Progress = Callable[[float, str], None]
+"""(share done from 0 to 1, a few words)."""
+
+
+def no_progress(fraction: float, message: str) -> None:
+    """Shows nothing."""
+
+
+def make_optimizer(
+    config: FitConfig, parameters: Iterable[nn.Parameter], *, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """AdamW or SGD with decay on matrices and kernels only."""
+    decayed, plain = [], []
+    for p in parameters:
+        (decayed if p.ndim > 1 else plain).append(p)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    lr = config.lr if lr is None else lr
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def learning_rate(config: FitConfig, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1]: linear warm-up, then cosine to 0."""
+    if progress < config.warmup:
+        return config.lr * max(progress / config.warmup, 0.01)
+    rest = (progress - config.warmup) / max(1 - config.warmup, 1e-9)
+    return config.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all groups of the optimizer the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@dataclass
+class Averages:
+    """Means of the terms of one epoch, kept on the device so that logging does not wait for it."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add one step."""
+        for name, value in terms.items():
+            value = value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """Term -> mean."""
+        return {name: float(value) / self.count for name, value in self.sums.items()}
+
+
+def check_finite(total: Tensor, terms: Mapping[str, Tensor], what: str) -> None:
+    """Raise `FloatingPointError` where a loss is no number."""
+    if not torch.isfinite(total):
+        values = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+        raise FloatingPointError(f"the loss of {what} is not finite ({values}); lower the learning rate or a weight")
+
+
+def fit(
+    module: nn.Module,
+    loader: ClipLoader,
+    loss: Loss,
+    total: Callable[[Mapping[str, Tensor]], Tensor],
+    config: FitConfig,
+    *,
+    seed: int,
+    parameters: Iterable[nn.Parameter] | None = None,
+    extra_parts: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    tag: str = "",
+    progress: Progress = no_progress,
+    log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+) -> None:
+    """Train `module` in place. Restarts from its checkpoint at the last whole epoch, with the same result.
+
+    Args:
+        module: what is trained; it is in training mode within steps and in evaluation mode afterwards.
+        loader: batches.
+        loss: terms of a batch.
+        total: the sum that is minimised.
+        config: schedule.
+        seed: of dropout and other noise; each epoch has its own state of the generator, so nothing of it is stored.
+        parameters: what is optimised; those of `module` by default.
+        extra_parts: further modules for the checkpoint, such as the objective with its adapters.
+        checkpoint: file, or None to keep nothing.
+        tag: names what is trained in the checkpoint.
+        progress: told after every step.
+        log: told the mean terms after every epoch.
+    """
+    chosen = list(parameters) if parameters is not None else list(module.parameters())
+    optimizer = make_optimizer(config, chosen)
+    keeper = Checkpoint(checkpoint, tag, {"module": module, "optimizer": optimizer, **(extra_parts or {})})
+    start, _ = keeper.restore()
+    steps = len(loader) * config.epochs
+    for epoch in range(start, config.epochs):
+        torch.manual_seed(seed * 100_003 + epoch)
+        module.train()
+        averages = Averages()
+        for i, batch in enumerate(loader.epoch(epoch)):
+            done = epoch * len(loader) + i
+            set_learning_rate(optimizer, learning_rate(config, done / steps))
+            terms = loss(batch)
+            value = total(terms)
+            check_finite(value, terms, tag or "training")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(chosen, config.clip_norm)
+            optimizer.step()
+            averages.add({**terms, "total": value})
+            progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
+        log(epoch, averages.means())
+        keeper.save(epoch + 1, {})
+    module.eval()
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[Tensor], Tensor], loader: ClipLoader, task: Task, clip: Callable[[Batch], Tensor]
+) -> dict[str, float]:
+    """Metrics of `predict` over a split.
+
+    Args:
+        predict: model input -> logits; the caller puts the model into evaluation mode.
+        loader: the split, unshuffled.
+        task: metrics.
+        clip: batch -> model input.
+    """
+    for batch in loader.epoch(0):
+        task.update(predict(clip(batch)), batch)
+    return task.compute()

@@ -1,0 +1,164 @@
+"""Gate search: weights and gates take turns, each on its own split, under the budget.
+
+First-order alternation (Liu et al., DARTS, ICLR 2019, section 2.3 with ξ = 0): a step of the weights on a batch of the
+`weights` split with the gates fixed, then a step of the gates on a batch of the `gates` split with the weights fixed.
+Gates stay uniform during the warm-up, so that no candidate is judged before it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from nas_kd.data import Batch, ClipLoader
+from nas_kd.objectives import Objective
+from nas_kd.training.budget import BudgetController
+from nas_kd.training.checkpoint import Checkpoint
+from nas_kd.training.fit import (
+    Averages,
+    FitConfig,
+    Loss,
+    Progress,
+    check_finite,
+    learning_rate,
+    make_optimizer,
+    no_progress,
+    set_learning_rate,
+)
+from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
+
+
+class GateConfig(BaseModel):
+    """The gates of a search.
+
+    Attributes:
+        estimator: `straight_through` runs one candidate an edge; see `search_spaces.gates` for the others.
+        temperature_start: gate temperature at the start of the search.
+        temperature_end: gate temperature at its end.
+        lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS).
+        warmup: share of the epochs in which only weights train.
+        split_share: share of the training clips on which gates train; weights train on the rest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimator: str = "straight_through"
+    temperature_start: float = Field(default=2.0, gt=0)
+    temperature_end: float = Field(default=0.5, gt=0)
+    lr: float = Field(default=0.05, gt=0)
+    warmup: float = Field(default=0.3, ge=0, lt=1)
+    split_share: float = Field(default=0.5, gt=0, lt=1)
+
+    def model_post_init(self, _: object) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"unknown gate estimator {self.estimator!r}; choose from {', '.join(ESTIMATORS)}")
+
+    @property
+    def schedule(self) -> TemperatureSchedule:
+        """Gate temperature over the search."""
+        return TemperatureSchedule(self.temperature_start, self.temperature_end)
+
+
+def _cycle(loader: ClipLoader, epoch: int) -> Iterator[Batch]:
+    """Batches without end; a smaller split is gone through several times an epoch, each time in a new order."""
+    passes = 0
+    while True:
+        yield from loader.epoch(epoch * 1000 + passes)
+        passes += 1
+
+
+def search_gates(
+    supernet: Supernet,
+    objective: Objective,
+    loss: Loss,
+    weights: ClipLoader,
+    gates: ClipLoader,
+    budget: BudgetController,
+    fit: FitConfig,
+    config: GateConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    tag: str = "search",
+    progress: Progress = no_progress,
+    log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+) -> None:
+    """Train weights and gates of `supernet` in place; restarts from its checkpoint at the last whole epoch.
+
+    Args:
+        supernet: what is searched.
+        objective: weighs the terms; its adapters train with the weights.
+        loss: terms of a batch, of either split.
+        weights: batches for the weights.
+        gates: batches for the gates.
+        budget: penalty of the gates.
+        fit: schedule of the weights.
+        config: gates.
+        seed: of gate noise and dropout; each epoch has its own state of the generators.
+        checkpoint: file, or None to keep nothing.
+        tag: names the search in the checkpoint.
+        progress: told after every step.
+        log: told the mean terms after every epoch.
+    """
+    weight_parameters = [*supernet.weight_parameters(), *objective.parameters()]
+    gate_parameters = supernet.gate_parameters()
+    optimizer = make_optimizer(fit, weight_parameters)
+    gate_optimizer = torch.optim.Adam(gate_parameters, lr=config.lr, betas=(0.5, 0.999))
+    parts = {
+        "supernet": supernet,
+        "objective": objective,
+        "optimizer": optimizer,
+        "gate_optimizer": gate_optimizer,
+        "budget": budget,
+    }
+    keeper = Checkpoint(checkpoint, tag, parts)
+    start, _ = keeper.restore()
+    steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
+    for epoch in range(start, fit.epochs):
+        torch.manual_seed(seed * 100_003 + epoch)
+        if supernet.control.generator is not None:
+            supernet.control.generator.manual_seed(seed * 100_003 + epoch)
+        supernet.train()
+        averages, gate_batches = Averages(), _cycle(gates, epoch)
+        for i, batch in enumerate(weights.epoch(epoch)):
+            done = epoch * len(weights) + i
+            supernet.gate_temperature = config.schedule.at(done / steps)
+            set_learning_rate(optimizer, learning_rate(fit, done / steps))
+            _freeze(gate_parameters, weight_parameters)
+            terms = loss(batch)
+            value = objective.total(terms)
+            check_finite(value, terms, "the weights")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
+            optimizer.step()
+            averages.add({**terms, "total": value})
+            if epoch >= warm:
+                _freeze(weight_parameters, gate_parameters)
+                gate_terms = loss(next(gate_batches))
+                expected = supernet.expected_flops()
+                penalty = budget.penalty(expected)
+                value = objective.total(gate_terms) + penalty
+                check_finite(value, gate_terms, "the gates")
+                gate_optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                gate_optimizer.step()
+                budget.update(expected)
+            progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
+        with torch.no_grad():
+            expected = float(supernet.expected_flops())
+        log(epoch, {**averages.means(), "expected_flops": expected, "penalty_weight": budget.weight})
+        keeper.save(epoch + 1, {})
+    _freeze([], [*weight_parameters, *gate_parameters])
+    supernet.eval()
+
+
+def _freeze(frozen: list[nn.Parameter], trained: list[nn.Parameter]) -> None:
+    for p in frozen:
+        p.requires_grad_(False)
+    for p in trained:
+        p.requires_grad_(True)

@@ -1,0 +1,56 @@
+"""What is measured beside accuracy: latency, and the machine it was measured on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def latency_ms(module: nn.Module, example: Tensor, *, repeats: int = 20, warmup: int = 3) -> float:
+    """Median time of one forward pass in milliseconds, with the threads and on the device that are set.
+
+    Args:
+        module: in evaluation mode.
+        example: its input; batch size 1 gives the latency of one clip.
+        repeats: timed passes.
+        warmup: passes before.
+    """
+    finish: Callable[[], Any] = torch.cuda.synchronize if example.is_cuda else lambda: None
+    times = []
+    for i in range(warmup + repeats):
+        finish()
+        start = time.perf_counter()
+        module(example)
+        finish()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions, hardware and threads."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "host": platform.node(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

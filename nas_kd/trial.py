@@ -1,0 +1,288 @@
+"""One whole trial: gate search → derive → retrain → evaluate → record."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nas_kd.config import CampaignConfig
+from nas_kd.data import ClipDataset
+from nas_kd.deploy.bundle import BundleInfo, save_bundle
+from nas_kd.learner import Learner
+from nas_kd.objectives import ObjectiveConfig
+from nas_kd.training.budget import BudgetController
+from nas_kd.training.checkpoint import count_params
+from nas_kd.training.fit import FitConfig, Progress, fit
+from nas_kd.training.gate_search import search_gates
+from nas_kd.training.measure import environment, latency_ms
+from nas_kd.workbench import Workbench, ready_workbench
+from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
+from search_spaces.arch import Choice
+from trials import Cost, Metric, TrialContext, TrialRecord
+
+COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
+Metrics = dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass
+class TrialFunction:
+    """What the runner executes: picklable, and without anything heavy inside.
+
+    Args:
+        config: of the campaign.
+        run_dir: the run's folder, where the teacher is.
+    """
+
+    config: CampaignConfig
+    run_dir: Path
+
+    def __call__(self, context: TrialContext) -> TrialRecord:
+        """Run the trial of `context`, or continue it from its checkpoints."""
+        torch.set_num_threads(context.num_cpus)
+        bench = ready_workbench(self.config.model_dump_json(), self.run_dir, context.device)
+        return Trial(bench, self.config.with_knobs(context.knobs), context).run()
+
+
+@dataclass
+class Trial:
+    """One trial at work.
+
+    Args:
+        bench: data, teacher and space.
+        config: of the campaign, with this trial's knobs filled in.
+        context: number, knobs, seed, folder.
+    """
+
+    bench: Workbench
+    config: CampaignConfig
+    context: TrialContext
+    durations_s: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def knobs(self) -> dict[str, Choice]:
+        """The space's knobs of this trial."""
+        given = {n: v for n, v in self.context.knobs.items() if n in self.bench.space.knobs}
+        return self.bench.space.knobs_with(given)  # type: ignore[arg-type]
+
+    @property
+    def max_flops(self) -> int:
+        """The budget."""
+        return int(self.context.knobs["max_flops"])
+
+    def run(self) -> TrialRecord:
+        """The whole trial."""
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        supernet = self._search()
+        arch = self._derive(supernet)
+        derived = supernet.derive(arch=arch)
+        del supernet
+        student, repeats = self._retrain(arch, derived)
+        cost = self._cost(student, arch)
+        self.durations_s["total"] = time.perf_counter() - clock
+        self._save(student, arch, cost)
+        return TrialRecord(
+            number=self.context.number,
+            state="complete",
+            seed=self.context.seed,
+            config_hash=self.bench.config.digest(),
+            knobs=self.context.knobs,
+            metric=Metric(name=self.bench.task.metric, maximize=self.bench.task.maximize),
+            arch=arch.as_dict(),
+            arch_id=arch.arch_id,
+            cost=cost,
+            metrics=self.metrics,
+            repeats=repeats,
+            diagnostics=self.diagnostics,
+            warnings=tuple(self.warnings),
+            environment=environment(self.context.device),
+            durations_s=self.durations_s,
+            started_at=started,
+        )
+
+    # Stages
+
+    def _search(self) -> Supernet:
+        seed, config = self.context.seed, self.config.search
+        torch.manual_seed(seed)
+        supernet = Supernet(self.bench.space, self.knobs, estimator=config.gates.estimator, seed=seed)
+        supernet.to(self.bench.device)
+        budget = BudgetController(self.max_flops)
+        clock = time.perf_counter()
+        with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
+            learner = self._learner(supernet, self.config.objective, config, varying_width=True)
+        with closing(learner):
+            search_gates(
+                supernet,
+                learner.objective,
+                learner.loss,
+                self.bench.loader(self.bench.splits.weights, config, seed=seed, train=True),
+                self.bench.loader(self.bench.splits.gates, config, seed=seed + 1, train=True),
+                budget,
+                config,
+                config.gates,
+                seed=seed,
+                checkpoint=self.context.directory / "checkpoint-search.pt",
+                tag=f"search {self.config.digest()} {dict(self.context.knobs)} {seed}",
+                progress=self._stage(0.0, self._search_share),
+                log=lambda epoch, means: self._log("search", epoch, means),
+            )
+        self.durations_s["search"] = time.perf_counter() - clock
+        self.metrics["gated"] = {"val": self._evaluate(supernet, self.bench.splits.val)}
+        self.diagnostics["penalty_weight"] = budget.weight
+        self.diagnostics["expected_flops"] = float(supernet.expected_flops())
+        with torch.no_grad():
+            entropies = [
+                float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
+                for p in supernet.probabilities().values()
+                if len(p) > 1
+            ]
+        self.diagnostics["gate_entropy"] = sum(entropies) / max(len(entropies), 1)
+        return supernet
+
+    def _derive(self, supernet: Supernet) -> ArchSpec:
+        arch = supernet.arch(self.max_flops)
+        flops = self.bench.space.cost(arch)
+        free = self.bench.space.cost(supernet.arch())
+        self.diagnostics["unconstrained_flops"] = float(free)
+        if flops < BUDGET_SHARE * self.max_flops:
+            self.warnings.append(
+                f"the student costs {flops:,} FLOPs, {flops / self.max_flops:.0%} of its budget of {self.max_flops:,}: "
+                "the space has nothing closer to it"
+            )
+        if abs(math.log(free / self.max_flops)) > math.log(1.5):
+            self.warnings.append(
+                f"left alone, the gates would choose {free:,} FLOPs for a budget of {self.max_flops:,}: the search was "
+                "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
+            )
+        edges = [str(choice) for name, choice in arch.choices.items() if ".edges." in name]
+        idle = sum(choice in ("zero", "identity") for choice in edges)
+        self.diagnostics["idle_edges"] = idle / max(len(edges), 1)
+        if edges and idle / len(edges) > COLLAPSE_SHARE:
+            self.warnings.append(
+                f"{idle} of {len(edges)} edges are zero or identity: the search may have collapsed to skip connections"
+            )
+        return arch
+
+    def _retrain(self, arch: ArchSpec, derived: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
+        config, bench = self.config.retrain, self.bench
+        self.metrics["derived"] = {"val": self._evaluate(derived, bench.splits.val)}
+        clock = time.perf_counter()
+        results: list[tuple[nn.Module, dict[str, dict[str, float]]]] = []
+        for i in range(config.num_seeds):
+            seed = self.context.seed + i
+            torch.manual_seed(seed)
+            student = bench.space.student(arch).to(bench.device)
+            if config.init == "inherit":
+                student.load_state_dict(derived.state_dict())
+            learner = self._learner(student, self.config.objective, config)
+            share = (1 - self._search_share) / config.num_seeds
+
+            def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
+                self._log(f"retrain-{i}", epoch, means)
+                self._report_rung(i, epoch, student, arch)
+
+            with closing(learner):
+                fit(
+                    student,
+                    bench.loader(bench.splits.retrain, config, seed=seed, train=True),
+                    learner.loss,
+                    learner.objective.total,
+                    config,
+                    seed=seed,
+                    parameters=[*student.parameters(), *learner.objective.parameters()],
+                    extra_parts={"objective": learner.objective},
+                    checkpoint=self.context.directory / f"checkpoint-retrain-{i}.pt",
+                    tag=f"retrain {i} {self.config.digest()} {arch.arch_id} {seed}",
+                    progress=self._stage(self._search_share + i * share, share),
+                    log=log,
+                )
+            splits = {"val": bench.splits.val, "test": bench.splits.test}  # test: only here, and never fed back
+            results.append((student, {name: self._evaluate(student, split) for name, split in splits.items()}))
+        self.durations_s["retrain"] = time.perf_counter() - clock
+        repeats = {
+            f"retrained/{split}/{name}": tuple(values[split][name] for _, values in results)
+            for split in ("val", "test")
+            for name in results[0][1][split]
+        }
+        self.metrics["retrained"] = {
+            split: {name: sum(v := repeats[f"retrained/{split}/{name}"]) / len(v) for name in results[0][1][split]}
+            for split in ("val", "test")
+        }
+        return results[0][0], repeats if len(results) > 1 else {}
+
+    def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
+        example = self.bench.space.example_input(self.knobs).to(self.bench.device)
+        flops = count_flops(student, example).total
+        assert flops == self.bench.space.cost(arch), "the cost table and fvcore's count of the student are one truth"
+        return Cost(flops=flops, params=count_params(student), latency_ms=latency_ms(student, example))
+
+    def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
+        info, normalize = self.bench.splits.info, self.config.normalize
+        shape = tuple(self.bench.space.example_input(self.knobs).shape[1:])
+        save_bundle(
+            self.context.directory,
+            student,
+            BundleInfo(
+                arch=arch.as_dict(),
+                arch_id=arch.arch_id,
+                input_shape=shape,  # type: ignore[arg-type]
+                mean=normalize.mean,
+                std=normalize.std,
+                source_frames=info.frames,
+                source_size=(info.height, info.width),
+                class_names=info.class_names,
+                task=self.config.task,
+                trial=self.context.number,
+                seed=self.context.seed,
+                flops=cost.flops,
+                params=cost.params,
+                metrics=self.metrics["retrained"],
+            ),
+        )
+
+    # Helpers
+
+    def _learner(
+        self, net: nn.Module, config: ObjectiveConfig, fit_config: FitConfig, *, varying_width: bool = False
+    ) -> Learner:
+        return Learner(self.bench, net, config, self.knobs, cached=fit_config.augment == "none", varying=varying_width)
+
+    def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:
+        model.eval()
+        return self.bench.evaluate(model, dataset, lambda clip: self.bench.space.fit_input(clip, self.knobs))
+
+    def _report_rung(self, repeat: int, epoch: int, student: nn.Module, arch: ArchSpec) -> None:
+        stopping = self.config.early_stopping
+        if stopping is None or repeat > 0 or epoch + 1 not in stopping.rungs:
+            return
+        score = self._evaluate(student, self.bench.splits.val)[self.bench.task.metric]
+        values = {self.bench.task.metric: score, "flops": float(self.bench.space.cost(arch))}
+        self.context.report(values=values, step=epoch + 1)
+
+    @property
+    def _search_share(self) -> float:
+        """Share of the trial's time that the search takes, roughly: a search step trains twice."""
+        search, retrain = 2 * self.config.search.epochs, 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
+        return search / (search + retrain)
+
+    def _stage(self, start: float, share: float) -> Progress:
+        return lambda done, words: self.context.report(min(start + share * done, 1.0), words)
+
+    def _log(self, stage: str, epoch: int, means: Mapping[str, float]) -> None:
+        """One line an epoch with the mean of every term; a continued trial appends after what it had."""
+        self.context.directory.mkdir(parents=True, exist_ok=True)
+        line = {"stage": stage, "epoch": epoch + 1, **{name: round(value, 6) for name, value in means.items()}}
+        with (self.context.directory / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,195 @@
+"""What all trials of a campaign share in one process: data, teacher, space. Built once, kept while the process lives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nas_kd.config import CampaignConfig
+from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
+from nas_kd.objectives import MAP_OBJECTIVES
+from nas_kd.taps import last_map
+from nas_kd.tasks import TASKS, Task
+from nas_kd.teachers import Teacher, build_teacher_model
+from nas_kd.teachers.cache import TeacherCache
+from nas_kd.teachers.teacher import load_weights
+from nas_kd.training.checkpoint import count_params, write_whole
+from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
+from search_spaces import SearchSpace, count_flops
+
+CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
+
+
+@dataclass
+class Workbench:
+    """Data, teacher and space of one campaign on one device."""
+
+    config: CampaignConfig
+    device: torch.device
+    splits: Splits
+    task: Task
+    space: SearchSpace
+    teacher_model: nn.Module
+    cache: TeacherCache | None = None
+
+    def loader(self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool) -> ClipLoader:
+        """Batches of a split: shuffled and augmented for training, in order and complete otherwise."""
+        batch_size = min(fit_config.batch_size, len(dataset))
+        return ClipLoader(
+            dataset,
+            batch_size if train else min(64, len(dataset)),
+            seed=seed,
+            shuffle=train,
+            augment=fit_config.augment if train else "none",
+            drop_last=train,  # a last batch of one clip would upset BatchNorm
+            device=self.device,
+            keys=("clip", "label"),
+        )
+
+    def clip(self, batch: Batch) -> Tensor:
+        """The normalised clips of a batch: (N, 3, T, H, W), what the teacher sees."""
+        return normalize(batch["clip"], self.config.normalize.mean, self.config.normalize.std)
+
+    def example(self) -> Tensor:
+        """Zeros of the teacher's input shape, with batch size 1."""
+        info = self.splits.info
+        return torch.zeros(1, 3, info.frames, info.height, info.width, device=self.device)
+
+    def evaluate(
+        self, model: Callable[[Tensor], Tensor], dataset: ClipDataset, view: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """Metrics over a split; `view` makes the model's input of the normalised clip."""
+        loader = self.loader(dataset, FitConfig(), seed=0, train=False)
+        return evaluate(model, loader, self.task, lambda batch: view(self.clip(batch)))
+
+
+def build_workbench(config: CampaignConfig, device: str) -> Workbench:
+    """Data, space and an untrained teacher.
+
+    Raises:
+        ValueError: something of the config does not fit the data, in one sentence.
+    """
+    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    torch.manual_seed(config.seed)
+    model = build_teacher_model(config.teacher, splits.info.num_classes).to(device)
+    return Workbench(
+        config,
+        torch.device(device),
+        splits,
+        TASKS[config.task](splits.info.num_classes),
+        config.space.build(splits.info.num_classes),
+        model,
+    )
+
+
+@lru_cache(maxsize=1)
+def ready_workbench(config_json: str, run_dir: Path, device: str) -> Workbench:
+    """The workbench with the teacher that `prepare_teacher` left in the run's folder; kept for the next trial."""
+    bench = build_workbench(CampaignConfig.model_validate_json(config_json), device)
+    load_weights(bench.teacher_model, run_dir / "teacher" / "teacher.safetensors")
+    bench.teacher_model.requires_grad_(False).eval()
+    if (run_dir / "teacher" / "outputs" / "cache.json").is_file():
+        bench.cache = TeacherCache(run_dir / "teacher" / "outputs")
+    return bench
+
+
+def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_progress) -> dict[str, float | int | str]:
+    """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
+
+    Returns:
+        Its metrics by split, FLOPs and parameters, as in `teacher.json`.
+
+    Raises:
+        ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
+    """
+    folder = run_dir / "teacher"
+    config, model = bench.config, bench.teacher_model
+    digest = config.digest("task", "seed", "data", "normalize", "teacher")
+    manifest = folder / "teacher.json"
+    _check_logits(bench)
+    if manifest.is_file():
+        known: dict[str, float | int | str] = json.loads(manifest.read_text())
+        if known.get("digest") != digest:
+            raise ValueError(
+                f"{run_dir} was begun with another teacher or other data; give the campaign another name, or restore "
+                "the sections task, seed, data, normalize and teacher"
+            )
+        load_weights(model, folder / "teacher.safetensors")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.teacher.weights is None:
+            loader = bench.loader(bench.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
+            fit(
+                model,
+                loader,
+                lambda batch: {"task": bench.task.loss(model(bench.clip(batch)), batch)},
+                lambda terms: terms["task"],
+                config.teacher.fit,
+                seed=config.seed,
+                checkpoint=folder / "checkpoint.pt",
+                tag=digest,
+                progress=lambda share, words: progress(share, f"teacher, {words}"),
+            )
+        model.eval()
+        known = {"digest": digest, "params": count_params(model)}
+        known["flops"] = count_flops(model, bench.example(), strict=False).total
+        for split in ("val", "test"):
+            values = bench.evaluate(model, getattr(bench.splits, split), lambda clip: clip)
+            known |= {f"{split}/{name}": value for name, value in values.items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, folder / "teacher.safetensors")
+        write_whole(manifest, json.dumps(known, indent=2) + "\n")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    _fill_cache(bench, folder / "outputs", progress)
+    return known
+
+
+def _check_logits(bench: Workbench) -> None:
+    mode = bench.teacher_model.training
+    with torch.no_grad():
+        logits = bench.teacher_model.eval()(bench.example())
+    bench.teacher_model.train(mode)
+    wanted = (1, bench.splits.info.num_classes)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the teacher must give logits of shape {wanted} for one clip of shape {tuple(bench.example().shape)[1:]}, "
+            f"but gives {got}"
+        )
+
+
+def cached_taps(bench: Workbench) -> tuple[str, ...]:
+    """Modules of the teacher whose maps any trial of the campaign may distil."""
+    config = bench.config
+    names: list[str] = []
+    for name in MAP_OBJECTIVES:
+        term = getattr(config.objective, name)
+        if term.weight > 0 or f"objective.{name}.weight" in config.knobs:
+            names.append(term.teacher or last_map(bench.teacher_model, bench.example()))
+    return tuple(dict.fromkeys(names))
+
+
+def distils_somewhere(config: CampaignConfig) -> bool:
+    """Whether any trial may ask the teacher."""
+    return config.objective.distils or any(path.startswith("objective.") for path in config.knobs)
+
+
+def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
+    config = bench.config
+    fits: tuple[FitConfig, ...] = (config.search, config.retrain)
+    if not distils_somewhere(config) or all(f.augment != "none" for f in fits):
+        return
+    teacher = Teacher(bench.teacher_model, cached_taps(bench))
+    # Not for training: every clip once, in order.
+    loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
+    num_clips = len(bench.splits.retrain.base)
+    if TeacherCache.size_bytes(teacher(bench.example()), num_clips) <= CACHE_LIMIT_BYTES:
+        TeacherCache.write(folder, teacher, loader, bench.clip, num_clips, progress)
+    teacher.close()
