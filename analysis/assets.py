@@ -36,7 +36,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
@@ -63,11 +63,11 @@ li { margin: .3rem 0; overflow-wrap: anywhere; }
 .caveat { color: var(--warn); }
 figure.chart { margin: 1rem 0; }
 figcaption { margin-top: .4rem; }
-.plot { height: 27rem; width: 100%; }
-.plot.low { height: 14rem; }
+.plot { height: 430px; width: 100%; }
+.plot.low { height: 225px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
 .two > * { min-width: 0; }
-.two .plot { height: 19rem; }
+.two .plot { height: 305px; }
 noscript img { max-width: 100%; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -104,11 +104,15 @@ dd { margin: 0; overflow-wrap: anywhere; }
     color-scheme: light; --paper: #fff; --panel: #f6f7f9; --ink: #000; --muted: #444; --line: #bbb; --grid: #ddd;
     --accent: #00507f; --knee: #9c4100; --good: #00604a; --warn: #6b4600;
   }
-  body { padding: 0; font-size: 11px; }
+  html { font-size: 11px; }
+  body { padding: 0; max-width: none; }
+  .two { display: block; }
   h2 { break-after: avoid; }
   figure.chart, .pick, tr, details { break-inside: avoid; }
   .scroll { overflow: visible; }
-  input[type="search"], .screen { display: none; }
+  table.sortable { font-size: .6rem; }
+  table.sortable :is(th, td) { padding: .2rem .25rem; white-space: normal; overflow-wrap: anywhere; }
+  input[type="search"], .modebar { display: none; }
   td.long { max-width: none; white-space: normal; overflow-wrap: anywhere; }
 }
 """
@@ -158,9 +162,6 @@ const repaint = () => plots.forEach((plot) => Plotly.relayout(plot, colours()));
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
   window.matchMedia(query).addEventListener("change", repaint);
 }
-window.addEventListener("beforeprint", () => {
-  document.querySelectorAll("details").forEach((details) => { details.open = true; });
-});
 
 // Sorting by a column: numbers by value, everything else by its text; what is missing stays at the end.
 function sortBy(table, column, ascending) {

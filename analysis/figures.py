@@ -189,13 +189,14 @@ def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
 def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord, flops: int) -> None:
     value = front.points[front.records.index(knee), 1]
     axes.scatter([flops], [value], s=70, marker="D", color=KNEE_COLOR, zorder=4, label="knee, the suggested pick")
-    left_half = axes.transAxes.inverted().transform(axes.transData.transform((flops, value)))[0] < 0.6
+    # Above a front nothing can lie, so the label goes to the upper left, where there is room for it.
+    has_room = axes.transAxes.inverted().transform(axes.transData.transform((flops, value)))[0] > 0.3
     axes.annotate(
         f"trial {knee.number}: {metric_text(value, knee.metric)} at {si(flops)}",
         (flops, value),
-        (9 if left_half else -9, -16),
+        (-9, 7) if has_room else (9, -16),
         textcoords="offset points",
-        ha="left" if left_half else "right",
+        ha="right" if has_room else "left",
         color=KNEE_COLOR,
         fontsize=9,
         fontweight="bold",
