@@ -1,7 +1,7 @@
 """Where and how trials run, and the ledger they land in.
 
-The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The bridge
-to Ray Tune is `trials.searcher`; it is not imported here, since Ray takes seconds to import.
+The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The
+bridge to Ray Tune is `trials.searcher`; it is not imported here, since Ray takes seconds to import.
 """
 
 from trials.context import Report, TrialContext, TrialFn, TrialStopped

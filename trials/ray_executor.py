@@ -101,12 +101,13 @@ class _TrialActor(tune.Trainable):
         self._trial_fn: TrialFn = cloudpickle.loads(parameters["payload"])
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
-        self._begin(config)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._run = _Run(config["assignment"], self._trial_fn, self._num_cpus, self._num_gpus)
+        self._assignment: Assignment = config["assignment"]
+        self._run: _Run | None = None
 
     def step(self) -> dict[str, Any]:
+        if self._run is None:
+            # Not earlier: a process that dies while Tune sets it up or resets it is counted by Tune as two failures.
+            self._run = _Run(self._assignment, self._trial_fn, self._num_cpus, self._num_gpus)
         message = self._run.next_message()
         if isinstance(message, TrialRecord):
             return {"record": message.to_json(), "done": True}
@@ -114,17 +115,18 @@ class _TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end()
-        self._begin(new_config)
+        self._assignment = new_config["assignment"]
         return True
 
     def cleanup(self) -> None:
         self._end()
 
     def _end(self) -> None:
-        if not self._run.stop():
+        if self._run is not None and not self._run.stop():
             # It swallows `TrialStopped` or computes without reporting; the next trial must not share the machine with
             # it. Tune starts a new process for that one.
             os._exit(1)
+        self._run = None
 
 
 @contextlib.contextmanager

@@ -115,7 +115,11 @@ class TrialRecord(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _complete_means_finite(self) -> TrialRecord:
+    def _finite_where_it_must_be(self) -> TrialRecord:
+        # A knob may be a string as well, so an infinite one would come back from JSON as "Infinity".
+        for name, value in _numbers(self.knobs, "knobs"):
+            if not math.isfinite(value):
+                raise ValueError(f"trial {self.number}: {name} is {value}; a knob must be finite")
         if self.state != "complete":
             return self
         if self.cost is None:

@@ -28,7 +28,7 @@ from trials.table import last_line
 
 Executor = Literal["ray", "inline"]
 
-# Ray reads these when it is imported. Set by the user, they stay as they are.
+# Set by the user, they stay as they are.
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_AUTH_MODE": "disabled",
@@ -68,6 +68,12 @@ class Summary:
         if self.interrupted:
             lines.append("interrupted; run the same command again to continue")
         return "\n".join(lines)
+
+
+def set_ray_environment() -> None:
+    """Set what Ray reads from the environment when it is imported; call it before `import ray`."""
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def run_trials(
@@ -132,8 +138,7 @@ def run_trials(
         if executor == "inline":
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
         elif driver.has_work():
-            for name, value in _RAY_SETTINGS.items():
-                os.environ.setdefault(name, value)
+            set_ray_environment()
             from trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
 
             run_on_ray(driver, trial_fn, resources, max_failures=max_failures)

@@ -184,9 +184,7 @@ def _from_unit(distribution: BaseDistribution, unit: float) -> Any:
 
 SAMPLERS: Mapping[str, SamplerBuilder] = {
     # `constant_liar` counts running trials as bad, so that parallel proposals keep apart.
-    "tpe": lambda seed, space: TPESampler(
-        multivariate=True, constant_liar=True, warn_independent_sampling=False, seed=seed
-    ),
+    "tpe": lambda seed, space: TPESampler(multivariate=True, constant_liar=True, seed=seed),
     "nsga2": lambda seed, space: NSGAIISampler(population_size=20, seed=seed),
     "random": lambda seed, space: RandomSampler(seed=seed),
     "mutation": lambda seed, space: MutationSampler(seed, space),

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from toy_trials import METRIC, SPACE, make_record, open_ledger
+
+from trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, Ledger, Metric, Objective
+from trials.samplers import quiet_optuna
+from trials.storage import JOURNAL_NAME, open_storage, repair_journal
+
+# SQLite stands in for PostgreSQL and MySQL: the same code of Optuna's, reached by URL.
+STORAGES = ["journal", "sqlite"]
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else None
+
+
+def ask_and_tell(ledger: Ledger, count: int, space: KnobSpace = SPACE, **options: Any) -> list[dict[str, Any]]:
+    proposals = []
+    for _ in range(count):
+        proposal = ledger.ask(space, **options)
+        proposals.append(dict(proposal.knobs))
+        ledger.tell(make_record(proposal.number, proposal.knobs))
+    return proposals
+
+
+def stored_study(run_dir: Path, storage: str | None = None) -> optuna.Study:
+    with quiet_optuna():
+        return optuna.load_study(storage=open_storage(run_dir, storage), study_name=run_dir.name)
+
+
+def test_records_come_back_after_reopening(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ask_and_tell(ledger, 3)
+        running = ledger.ask(SPACE)
+        told = ledger.records()
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        assert ledger.records() == told
+        assert [record.number for record in told] == [0, 1, 2]
+        assert ledger.running() == [running]
+        assert len(ledger) == 4
+        assert (ledger.count("complete"), ledger.count("running"), ledger.count("failed")) == (3, 1, 0)
+
+
+def test_states_in_the_study(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        for state in ("complete", "failed", "stopped", "running"):
+            proposal = ledger.ask(SPACE)
+            if state != "running":
+                ledger.tell(make_record(proposal.number, proposal.knobs, state))
+        record = ledger.records()[0]
+    trials = stored_study(tmp_path, storage).get_trials()
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING]
+    assert [trial.state for trial in trials] == states
+    assert record.cost is not None
+    assert trials[0].values == [record.score(), float(record.cost.flops)]
+    # A stopped trial has an accuracy in its record, which the samplers never see.
+    assert [trial.values for trial in trials[1:]] == [None, None, None]
+
+
+def test_telling_twice_changes_nothing_and_telling_otherwise_is_refused(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        proposal = ledger.ask(SPACE)
+        record = make_record(proposal.number, proposal.knobs)
+        assert ledger.tell(record)
+        assert not ledger.tell(record)
+        with pytest.raises(ValueError, match=r"trial 0 of .* is told already, with another record"):
+            ledger.tell(make_record(0, proposal.knobs, "failed"))
+        assert ledger.records() == [record]
+
+
+def test_what_cannot_be_told(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        knobs = {"width": 1, "rate": 0.1, "op": "conv"}
+        with pytest.raises(ValueError, match="trial 0 was never proposed"):
+            ledger.tell(make_record(0, knobs))
+        ledger.enqueue(knobs, SPACE)
+        with pytest.raises(ValueError, match="trial 0 was never proposed"):
+            ledger.tell(make_record(0, knobs))
+        ledger.ask(SPACE)
+        with pytest.raises(ValueError, match="must carry the objective 'accuracy'"):
+            ledger.tell(make_record(0, knobs, metrics={}))
+        with pytest.raises(ValueError, match="metric must be"):
+            ledger.tell(make_record(0, knobs, metric=Metric(name="mAP")))
+        assert [proposal.number for proposal in ledger.running()] == [0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_resumed_study_proposes_what_the_uninterrupted_one_does(tmp_path: Path, sampler: str) -> None:
+    with open_ledger(tmp_path / "a") as ledger:
+        whole = ask_and_tell(ledger, 30, sampler=sampler, seed=5)
+    resumed = []
+    for count in (1, 11, 13, 5):
+        with open_ledger(tmp_path / "b") as ledger:
+            resumed += ask_and_tell(ledger, count, sampler=sampler, seed=5)
+    assert resumed == whole
+    assert len({json.dumps(knobs) for knobs in whole}) > 25  # it is not one proposal thirty times
+    with open_ledger(tmp_path / "c") as ledger:
+        assert ask_and_tell(ledger, 1, sampler=sampler, seed=6) != whole[:1]
+
+
+def test_nsga2_generations_survive_a_resume(tmp_path: Path) -> None:
+    for count in (15, 15):
+        with open_ledger(tmp_path) as ledger:
+            ask_and_tell(ledger, count, sampler="nsga2")
+    generations = [
+        next(value for key, value in trial.system_attrs.items() if key.endswith("generation"))
+        for trial in stored_study(tmp_path).get_trials()
+    ]
+    assert generations == [0] * 20 + [1] * 10
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_choices_may_change_between_runs(tmp_path: Path, sampler: str, storage: str | None) -> None:
+    wider = {**SPACE, "op": ChoiceKnob(values=("dw", "conv", "shift", "delta", "skip"))}
+    narrower = {**SPACE, "op": ChoiceKnob(values=("shift", "conv"))}
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ask_and_tell(ledger, 12, sampler=sampler)
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        wide = ask_and_tell(ledger, 12, wider, sampler=sampler)
+        assert {knobs["op"] for knobs in wide} - {"conv", "shift", "delta"}
+        narrow = ask_and_tell(ledger, 6, narrower, sampler=sampler)
+        assert {knobs["op"] for knobs in narrow} <= {"shift", "conv"}
+        back = ask_and_tell(ledger, 2, SPACE, sampler=sampler)
+        assert [dict(record.knobs) for record in ledger.records()[12:]] == wide + narrow + back
+    names = [set(trial.params) for trial in stored_study(tmp_path, storage).get_trials()]
+    assert names[0] == names[31] == {"width", "rate", "op"}
+    assert names[12] == {"width", "rate", "op~2"}
+    assert names[24] == {"width", "rate", "op~3"}
+
+
+def test_sampler_learns_across_a_wider_space(tmp_path: Path) -> None:
+    """After the choices were widened, mutation still starts from the front of the earlier trials."""
+    wider: KnobSpace = {**SPACE, "op": ChoiceKnob(values=("skip", "conv", "shift", "delta"))}
+    with open_ledger(tmp_path) as ledger:
+        for number in range(12):
+            knobs = {"width": 64 if number else 1, "rate": 0.5 + number / 100, "op": "delta" if number else "conv"}
+            ledger.enqueue(knobs, SPACE)
+            proposal = ledger.ask(SPACE)
+            good = {"derived": {"val": {"accuracy": 0.1 if number else 0.9}}}
+            ledger.tell(make_record(number, proposal.knobs, metrics=good))
+        proposal = ledger.ask(wider, sampler="mutation")
+    parent = {"width": 1, "rate": 0.5, "op": "conv"}
+    assert sum(proposal.knobs[name] != parent[name] for name in parent) == 1
+
+
+def test_knobs_may_appear_and_go(tmp_path: Path) -> None:
+    without_default: KnobSpace = {**SPACE, "frames": IntKnob(low=1, high=8)}
+    with_default: KnobSpace = {**SPACE, "frames": IntKnob(low=1, high=8, default=8)}
+    fewer: KnobSpace = {"width": SPACE["width"]}
+
+    def learned_from(run_dir: Path, space: KnobSpace) -> int:
+        with open_ledger(run_dir) as ledger:
+            ask_and_tell(ledger, 12)
+            assert set(ledger.ask(space).knobs) == set(space)
+            view = ledger._view(ledger._trials(), space)
+            return len(view.get_trials(states=(TrialState.COMPLETE,)))
+
+    assert learned_from(tmp_path / "a", without_default) == 0
+    assert learned_from(tmp_path / "b", with_default) == 12
+    assert learned_from(tmp_path / "c", fewer) == 12
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_queued_trials_come_first_and_may_leave_knobs_to_the_sampler(
+    tmp_path: Path, storage: str | None, sampler: str
+) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ask_and_tell(ledger, 2, sampler=sampler)
+        full = {"width": 8, "rate": 0.25, "op": "shift"}
+        assert ledger.enqueue(full, SPACE) == 2
+        assert ledger.enqueue({"op": "delta"}, SPACE) == 3
+        assert ledger.enqueue(full, SPACE) == 2  # once is enough
+        assert ledger.count("queued") == 2
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        assert ledger.enqueue(full, SPACE) == 2
+        first, second, third = (ledger.ask(SPACE, sampler=sampler) for _ in range(3))
+        assert (first.number, dict(first.knobs)) == (2, full)
+        assert (second.number, second.knobs["op"], set(second.knobs)) == (3, "delta", set(SPACE))
+        assert third.number == 4
+        assert ledger.enqueue(full, SPACE) == 2
+        assert ledger.running() == [first, second, third]
+    assert stored_study(tmp_path, storage).get_trials()[2].params == full
+
+
+def test_queued_values_are_checked(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        with pytest.raises(ValueError, match="knob 'op' cannot be 'skip'"):
+            ledger.enqueue({"op": "skip"}, SPACE)
+        assert len(ledger) == 0
+        ledger.enqueue({"op": "delta"}, SPACE)
+        with pytest.raises(ValueError, match="knob 'op' cannot be 'delta'"):
+            ledger.ask({**SPACE, "op": ChoiceKnob(values=("conv",))})
+        assert ledger.ask(SPACE).knobs["op"] == "delta"
+
+
+def test_reports_of_steps(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ledger.ask(SPACE)
+        ledger.ask(SPACE)
+        ledger.report(1, 2, {"accuracy": 0.1, "flops": 3.0})
+        ledger.report(1, 10, {"accuracy": 0.2, "flops": 3.0})
+        ledger.report(1, 2, {"accuracy": 0.3, "flops": 3.0})
+        assert ledger.reports() == {1: {2: {"accuracy": 0.3, "flops": 3.0}, 10: {"accuracy": 0.2, "flops": 3.0}}}
+
+
+def test_second_driver_is_refused_and_readers_are_not(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ask_and_tell(ledger, 1)
+        with pytest.raises(RuntimeError, match=r"one driver at a time, but process \d+ drives"):
+            open_ledger(tmp_path, storage=storage)
+        reader = Ledger.load(tmp_path, storage=storage)
+        assert reader.records() == ledger.records()
+        with pytest.raises(RuntimeError, match="open for reading only"):
+            reader.ask(SPACE)
+        reader.close()
+    open_ledger(tmp_path, storage=storage).close()
+
+
+def test_other_objectives_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    open_ledger(tmp_path).close()
+    with pytest.raises(ValueError, match=r"ranks by accuracy \(maximize\), flops \(minimize\).*restore that") as raised:
+        open_ledger(tmp_path, metric=Metric(name="loss", maximize=False))
+    assert "\n" not in str(raised.value)
+    objectives = (Objective(name="accuracy", maximize=True), Objective(name="latency_ms"))
+    with pytest.raises(ValueError, match=r"asks for accuracy \(maximize\), latency_ms \(minimize\)"):
+        open_ledger(tmp_path, objectives=objectives)
+    open_ledger(tmp_path).close()  # the refused ones let go of the lock
+
+
+def test_three_objectives_by_name(tmp_path: Path) -> None:
+    objectives = (
+        Objective(name="accuracy", maximize=True),
+        Objective(name="params"),
+        Objective(name="derived/val/accuracy", maximize=True),
+    )
+    with open_ledger(tmp_path, objectives=objectives) as ledger:
+        proposals = ask_and_tell(ledger, 12)
+        record = ledger.records()[3]
+    trial = stored_study(tmp_path).get_trials()[3]
+    assert trial.values == [record.score(), float(proposals[3]["width"]), record.score()]
+
+
+def test_one_objective_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold two or more"):
+        open_ledger(tmp_path, objectives=[Objective(name="accuracy", maximize=True)])
+
+
+def test_metadata(tmp_path: Path) -> None:
+    with open_ledger(tmp_path, config_hash="one") as ledger:
+        ledger.set_metadata("note", {"a": [1]})
+    with open_ledger(tmp_path, config_hash="two") as ledger:
+        metadata = ledger.metadata
+    assert metadata["note"] == {"a": [1]}
+    assert metadata["config_hash"] == "two"
+    assert metadata["metric"] == METRIC.model_dump()
+    assert metadata["convention"] == "one multiply-accumulate is one FLOP"
+
+
+def test_loading_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no trials in .*search first"):
+        Ledger.load(tmp_path)
+    assert not list(tmp_path.iterdir())
+    open_ledger(tmp_path).close()
+    with pytest.raises(FileNotFoundError, match="there is no study 'other'"):
+        Ledger.load(tmp_path, name="other")
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code": 4, "worker', b"x" * 200_000])
+def test_torn_journal_is_repaired(tmp_path: Path, tail: bytes) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ask_and_tell(ledger, 2)
+        told = ledger.records()
+    path = tmp_path / JOURNAL_NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    assert Ledger.load(tmp_path).records() == told  # a reader just does not see it
+    assert path.read_bytes() == whole + tail
+    with open_ledger(tmp_path) as ledger:
+        ask_and_tell(ledger, 1)
+        assert ledger.records()[:2] == told
+    assert Ledger.load(tmp_path).count("complete") == 3
+
+
+def test_repair_cuts_the_torn_tail_only(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    assert repair_journal(path) == 0
+    for content, cut in ((b"", 0), (b"a\nb\n", 0), (b"a\nbc", 2), (b"abc", 3)):
+        path.write_bytes(content)
+        assert repair_journal(path) == cut
+        assert path.read_bytes() == content[: len(content) - cut]
+
+
+def test_every_prefix_of_the_journal_can_be_resumed(tmp_path: Path) -> None:
+    """A kill can leave any prefix of the journal: each must open, and go on to the same records."""
+    with open_ledger(tmp_path / "whole") as ledger:
+        ask_and_tell(ledger, 2)
+        ledger.enqueue({"op": "delta"}, SPACE)
+        ask_and_tell(ledger, 1)
+        told = ledger.records()
+    content = (tmp_path / "whole" / JOURNAL_NAME).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    for end in [0, *ends, *(end - 3 for end in ends)]:
+        run_dir = tmp_path / f"cut{end}" / "whole"
+        run_dir.mkdir(parents=True)
+        (run_dir / JOURNAL_NAME).write_bytes(content[:end])
+        with open_ledger(run_dir) as ledger:
+            for proposal in ledger.running():
+                ledger.tell(make_record(proposal.number, proposal.knobs))
+            while len(ledger.records()) < 3:
+                if len(ledger) == 2:
+                    ledger.enqueue({"op": "delta"}, SPACE)
+                ask_and_tell(ledger, 1)
+            assert ledger.records() == told, end
+
+
+def test_table_has_a_row_a_trial(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.dataframe().empty
+        knobs = ask_and_tell(ledger, 2)
+        failed = ledger.ask(SPACE)
+        error = "Traceback\n  ...\nValueError: boom\n"
+        ledger.tell(
+            make_record(failed.number, failed.knobs, "failed", error=error, cost=None, metrics={}, diagnostics={"x": 1})
+        )
+        table = ledger.dataframe()
+    assert list(table["number"]) == [0, 1, 2]
+    assert list(table["state"]) == ["complete", "complete", "failed"]
+    assert list(table["flops"][:2]) == [each["width"] * 1000 for each in knobs]
+    assert table["score"].isna().tolist() == [False, False, True]
+    assert list(table["knob.width"][:2]) == [each["width"] for each in knobs]
+    assert (table["derived/val/accuracy"][:2] == table["score"][:2]).all()
+    assert table["error"][2] == "ValueError: boom"
+    assert table["diagnostic.x"][2] == 1
+    assert table.columns.is_unique

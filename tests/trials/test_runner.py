@@ -1,0 +1,337 @@
+"""One contract for both executors, and the kills that a campaign must survive."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_trials
+from toy_trials import SPACE, executions, make_record, open_ledger
+
+from trials import Event, Executor, Ledger, Resources, RungScheduler, Summary, TrialContext, TrialFn, run_trials
+from trials.files import FileLock
+
+# Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+EXECUTORS = ["inline", pytest.param("ray", marks=pytest.mark.ray)]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray session for the module; the runner uses the one that is there."""
+    from trials.runner import set_ray_environment
+
+    set_ray_environment()
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+        return "ray"
+    return "inline"
+
+
+def campaign(run_dir: Path, trial_fn: TrialFn, num_trials: int, executor: Executor, **options: Any) -> Summary:
+    options = {"resources": Resources(max_concurrent=1), "sampler": "random", "max_failures": 1, **options}
+    with open_ledger(run_dir) as ledger:
+        return run_trials(trial_fn, ledger, SPACE, num_trials=num_trials, run_dir=run_dir, executor=executor, **options)
+
+
+def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> None:
+    events: list[Event] = []
+    told_when_announced: list[bool] = []
+
+    def observe(event: Event) -> None:
+        events.append(event)
+        if event.kind == "ended":
+            numbers = [record.number for record in Ledger.load(tmp_path).records()]
+            told_when_announced.append(event.number in numbers)
+
+    summary = campaign(tmp_path, toy_trials.fail_second, 3, executor, on_event=observe)
+    assert (summary.num_complete, summary.num_failed, summary.num_trials) == (2, 1, 3)
+    assert summary.failures == {1: "ValueError: the second trial is unlucky"}
+    assert not summary.interrupted
+    records = Ledger.load(tmp_path).records()
+    assert [record.state for record in records] == ["complete", "failed", "complete"]
+    assert "Traceback" in (records[1].error or "")
+    assert "in fail_second" in (records[1].error or "")
+    assert told_when_announced == [True] * 3
+
+    # Checkpoints go, what is worth keeping stays, and the summary counts it.
+    kept = sorted(path.name for path in (tmp_path / "trials" / "0000").iterdir())
+    assert kept == [".lock", "record.json", "student.pt"]
+    assert 0 < summary.bytes_on_disk < 100_000
+
+    kinds = [event.kind for event in events if event.number == 0]
+    assert kinds == ["started", "progress", "ended"]
+    assert next(event.message for event in events if event.kind == "progress") == "half way [bold]there"
+    assert (events[0].kind, events[-1].kind) == ("begun", "finished")
+    assert [event.num_ended for event in events if event.kind == "ended"] == [1, 2, 3]
+
+    # The same command again does nothing; more trials go on where it ended.
+    again = campaign(tmp_path, toy_trials.fail_second, 3, executor)
+    assert (again.num_complete, again.num_failed) == (2, 1)
+    more = campaign(tmp_path, toy_trials.fail_second, 4, executor)
+    assert more.num_trials == 4
+    assert executions(tmp_path) == [(0, "run"), (2, "run"), (3, "run")]
+
+
+def test_records_that_lie_become_failures(tmp_path: Path, executor: Executor) -> None:
+    summary = campaign(tmp_path, toy_trials.lie, 5, executor)
+    assert [summary.failures[number].split(": ", 1)[1].split(",")[0] for number in range(5)] == [
+        "a trial function must return a `TrialRecord`",
+        "the record must be of trial 1",
+        f"the record's knobs must be {dict(Ledger.load(tmp_path).records()[2].knobs)}".split(",")[0],
+        "trial 3: a complete trial must carry the objective 'accuracy'",
+        "the record's metric must be name='accuracy' maximize=True",
+    ]
+
+
+def test_stopped_is_not_complete(tmp_path: Path, executor: Executor) -> None:
+    scheduler = RungScheduler(rungs=(2,), reduction_factor=3)
+    summary = campaign(tmp_path, toy_trials.climb, 4, executor, scheduler=scheduler)
+    steps = collections.Counter(number for number, _ in executions(tmp_path))
+    # Trial 1 is dominated by one of two, more than a third; so are the others. None trains past its rung.
+    assert steps == {0: 4, 1: 2, 2: 2, 3: 2}
+    assert (summary.num_complete, summary.num_stopped) == (1, 3)
+    record = Ledger.load(tmp_path).records()[1]
+    assert record.state == "stopped"
+    assert record.diagnostics == {"stopped/step": 2.0, "stopped/accuracy": 0.25, "stopped/flops": 2000.0}
+    assert record.metrics == {}
+    with open_ledger(tmp_path) as ledger:
+        view = ledger._view(ledger._trials(), SPACE)
+        assert [trial.values is None for trial in view.get_trials()] == [False, True, True, True]
+
+
+def test_seeds_are_the_trials_own_and_repeatable(tmp_path: Path, executor: Executor) -> None:
+    for name in ("a", "b"):
+        campaign(tmp_path / name, toy_trials.succeed, 2, executor, seed=9)
+    first, second = (Ledger.load(tmp_path / name).records() for name in ("a", "b"))
+    assert [(record.seed, record.knobs) for record in first] == [(record.seed, record.knobs) for record in second]
+    assert first[0].seed != first[1].seed
+
+
+def test_written_but_untold_record_is_told_without_running(tmp_path: Path, executor: Executor) -> None:
+    with open_ledger(tmp_path) as ledger:
+        told, running = ledger.ask(SPACE), ledger.ask(SPACE)
+    directory = tmp_path / "trials" / f"{told.number:04d}"
+    make_record(told.number, told.knobs).write(directory / "record.json")
+    (directory / "checkpoint.pt").touch()
+    kinds: list[tuple[str, int | None]] = []
+    campaign(tmp_path, toy_trials.succeed, 2, executor, on_event=lambda event: kinds.append((event.kind, event.number)))
+    assert executions(tmp_path) == [(running.number, "run")]
+    assert [kind for kind in kinds if kind[0] in ("continued", "started", "ended")] == [
+        ("ended", 0),
+        ("continued", 1),
+        ("ended", 1),
+    ]
+    assert not (directory / "checkpoint.pt").exists()
+    assert {record.number: record.knobs for record in Ledger.load(tmp_path).records()}[1] == running.knobs
+
+
+@pytest.mark.ray
+def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Path, ray_session: None) -> None:
+    events: list[Event] = []
+    summary = campaign(tmp_path, toy_trials.die_once, 4, "ray", on_event=events.append)
+    assert (summary.num_complete, summary.num_failed) == (3, 1)
+    assert summary.failures[2].startswith("trial 2 was started 2 times and could not be finished: its process died")
+    assert sorted(executions(tmp_path)) == [
+        (0, "run"),
+        (1, "resumed"),
+        (1, "run"),
+        (2, "resumed"),
+        (2, "run"),
+        (3, "run"),
+    ]
+    assert [event.number for event in events if event.kind == "retried"] == [1, 2]
+
+
+@pytest.mark.ray
+def test_worker_has_its_threads_before_torch_and_serves_many_trials(tmp_path: Path, ray_session: None) -> None:
+    resources = Resources(cpus_per_trial=2)
+    campaign(tmp_path, toy_trials.tell_environment, 4, "ray", resources=resources)
+    environments = [dict(record.environment) for record in Ledger.load(tmp_path).records()]
+    assert len({environment.pop("pid") for environment in environments}) == 1  # one process for all four
+    expected = {"threads": "2", "policy": "PASSIVE", "torch": "False", "device": "cpu", "num_cpus": "2"}
+    assert environments == [expected] * 4
+
+
+@pytest.mark.ray
+def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session: None) -> None:
+    with pytest.raises(ValueError, match="a trial asks for 64 CPU, but the machines have 2; ask for less"):
+        campaign(tmp_path, toy_trials.succeed, 1, "ray", resources=Resources(cpus_per_trial=64))
+    assert Ledger.load(tmp_path).records() == []
+
+
+def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str]:
+    script = Path(__file__).parent / "toy_campaign.py"
+    return subprocess.Popen(
+        [sys.executable, str(script), str(run_dir), executor, str(num_trials)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_killed_driver_resumes_and_runs_nothing_twice(tmp_path: Path, executor: str) -> None:
+    run_dir = tmp_path / "run"
+    first = start(run_dir, executor, 5)
+    wait_for(run_dir / "waiting")
+    with pytest.raises(RuntimeError, match=f"process {first.pid} drives"):
+        open_ledger(run_dir)
+    # On two cores Ray runs trial 2 beside others; let those end first, so that the log is the same each time.
+    time.sleep(0.0 if executor == "inline" else 1.0)
+    first.kill()
+    first.communicate()
+    before = Ledger.load(run_dir).records()
+    announced = {int(line) for line in (run_dir / "announced.log").read_text().splitlines()}
+    assert announced <= {record.number for record in before}
+    assert {0, 1} <= announced
+    (run_dir / "go").touch()
+
+    second = start(run_dir, executor, 5)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert "5 of 5 trials complete" in output
+    records = Ledger.load(run_dir).records()
+    assert [record.number for record in records] == list(range(5))
+    assert [record for record in records if record in before] == before
+    counts = collections.Counter(executions(run_dir))
+    assert counts[(2, "run")] == counts[(2, "resumed")] == 1
+    assert all(counts[(record.number, "run")] == 1 for record in before)
+    assert not (run_dir / "trials" / "0002" / "checkpoint.txt").exists()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, executor, 4)
+    wait_for(run_dir / "waiting")
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "interrupted; run the same command again to continue" in output
+    assert 2 in [proposal.number for proposal in Ledger.load(run_dir).running()]
+
+
+@pytest.mark.parametrize("point", ["write", "tell", "unlink"])
+def test_kill_around_the_end_of_a_trial_loses_nothing(
+    tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die in place of each durable step of a trial's end, and resume."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    targets: dict[str, tuple[Any, str]] = {
+        "write": (sys.modules["trials.record"], "write_atomically"),
+        "tell": (Ledger, "tell"),
+        "unlink": (sys.modules["trials.driver"], "remove_checkpoints"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*targets[point], die)
+        with pytest.raises(Killed):
+            campaign(tmp_path, toy_trials.succeed, 2, "inline")
+    summary = campaign(tmp_path, toy_trials.succeed, 2, "inline")
+    assert summary.num_complete == 2
+    counts = collections.Counter(number for number, _ in executions(tmp_path))
+    assert counts == {0: 2 if point == "write" else 1, 1: 1}
+
+
+def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trials.execution._WAIT_FOR_PREDECESSOR_S", 0.1)
+    lock = FileLock(tmp_path / "trials" / "0000" / ".lock")
+    with open_ledger(tmp_path) as ledger:
+        ledger.ask(SPACE)
+    assert lock.acquire()
+    with pytest.raises(RuntimeError, match=f"trial 0 is still being run by process {os.getpid()}"):
+        campaign(tmp_path, toy_trials.succeed, 1, "inline")
+    lock.release()
+    assert campaign(tmp_path, toy_trials.succeed, 1, "inline").num_complete == 1
+
+
+def test_trials_of_a_lost_ledger_are_not_mistaken_for_ours(tmp_path: Path) -> None:
+    campaign(tmp_path, toy_trials.succeed, 1, "inline")
+    (tmp_path / "ledger.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"trials/0000 must belong to a trial of the ledger, but that knows 0 trials"):
+        campaign(tmp_path, toy_trials.succeed, 1, "inline")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_trials": 0}, "`num_trials` must be 1 or more, but got 0"),
+        ({"executor": "slurm"}, "unknown executor 'slurm'; choose from ray, inline"),
+        ({"sampler": "cma"}, "unknown sampler 'cma'"),
+        ({"max_failures": -1}, "`max_failures` must be 0 or more, but got -1"),
+        ({"resources": Resources(max_concurrent=2)}, "`max_concurrent` must be 1 with executor 'inline'"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    arguments = {"num_trials": 1, "executor": "inline", **options}
+    with pytest.raises(ValueError, match=message):
+        campaign(tmp_path, toy_trials.succeed, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Resources(cpus_per_trial=0), "`cpus_per_trial` must be above 0"),
+        (lambda: Resources(gpus_per_trial=-1), "`gpus_per_trial` must be 0 or more"),
+        (lambda: Resources(gpus_per_trial=1.5), "`gpus_per_trial` above 1 must be whole"),
+        (lambda: Resources(max_concurrent=0), "`max_concurrent` must be 1 or more"),
+    ],
+)
+def test_wrong_resources(make: Callable[[], Resources], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((1.5,), {}, "`fraction` must be from 0 to 1, but got 1.5"),
+        ((), {"values": {"accuracy": 0.5, "flops": 1.0}}, "`values` and `step` go together"),
+        ((), {"values": {"accuracy": 0.5}, "step": 1}, "`values` must hold accuracy, flops, but lacks flops"),
+        ((), {"values": {"accuracy": 0.5, "flops": 1.0}, "step": 0}, "`step` must be 1 or more, but got 0"),
+    ],
+)
+def test_wrong_reports(tmp_path: Path, arguments: tuple[float, ...], options: dict[str, Any], message: str) -> None:
+    context = TrialContext(0, {}, 0, tmp_path, objectives=("accuracy", "flops"))
+    with pytest.raises(ValueError, match=message):
+        context.report(*arguments, **options)
+
+
+def test_importing_trials_imports_neither_ray_nor_torch() -> None:
+    code = "import sys, trials; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,132 @@
+"""Toy trial functions and records. Importable, so that Ray's workers find them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from trials import ChoiceKnob, Cost, FloatKnob, IntKnob, KnobSpace, Ledger, Metric, TrialContext, TrialRecord
+
+METRIC = Metric(name="accuracy")
+SPACE: KnobSpace = {
+    "width": IntKnob(low=1, high=64),
+    "rate": FloatKnob(low=1e-3, high=1.0, log=True),
+    "op": ChoiceKnob(values=("conv", "shift", "delta")),
+}
+
+
+def make_record(number: int, knobs: Any, state: str = "complete", /, **changes: Any) -> TrialRecord:
+    """A record whose accuracy and flops follow from the knobs."""
+    width, rate = int(knobs["width"]), float(knobs["rate"])
+    bonus = {"conv": 0.0, "shift": 0.05, "delta": 0.1}.get(str(knobs["op"]), 0.2)
+    fields: dict[str, Any] = {
+        "number": number,
+        "state": state,
+        "seed": 1,
+        "config_hash": "toy",
+        "knobs": dict(knobs),
+        "metric": METRIC,
+        "cost": Cost(flops=width * 1000, params=width),
+        "metrics": {"derived": {"val": {"accuracy": (width / 64) ** 0.5 * 0.8 - abs(rate - 0.1) * 0.1 + bonus}}},
+    }
+    return TrialRecord(**{**fields, **changes})
+
+
+def open_ledger(run_dir: Path, **changes: Any) -> Ledger:
+    return Ledger.open(run_dir, **{"metric": METRIC, "config_hash": "toy", **changes})
+
+
+def log_execution(context: TrialContext, what: str) -> None:
+    """One line an execution, appended in one write, so that a kill leaves it whole."""
+    path = context.directory.parent.parent / "executions.log"
+    with path.open("a") as file:
+        file.write(f"{context.number} {what}\n")
+
+
+def executions(run_dir: Path) -> list[tuple[int, str]]:
+    path = run_dir / "executions.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(line.split()[0]), line.split()[1]) for line in lines]
+
+
+def succeed(context: TrialContext) -> TrialRecord:
+    log_execution(context, "run")
+    context.report(0.5, "half way [bold]there")
+    (context.directory / "checkpoint.pt").write_bytes(bytes(1000))
+    (context.directory / "checkpoints").mkdir(exist_ok=True)
+    (context.directory / "checkpoints" / "last.pt").write_bytes(bytes(1000))
+    (context.directory / "student.pt").write_bytes(bytes(10))
+    return make_record(context.number, context.knobs, seed=context.seed)
+
+
+def fail_second(context: TrialContext) -> TrialRecord:
+    if context.number == 1:
+        raise ValueError("the second trial is unlucky")
+    return succeed(context)
+
+
+def lie(context: TrialContext) -> Any:
+    """Return what no trial function may return."""
+    knobs = dict(context.knobs)
+    return [
+        None,
+        make_record(context.number + 1, knobs),
+        make_record(context.number, {**knobs, "width": 99}),
+        make_record(context.number, knobs, metrics={}),
+        make_record(context.number, knobs, metric=Metric(name="mAP")),
+    ][context.number]
+
+
+def climb(context: TrialContext) -> TrialRecord:
+    """Four steps; trial 0 is the best that a budget can buy, the others cost more and are worse."""
+    quality = 0.9 if context.number == 0 else 0.5 / context.number
+    flops = 1000.0 * (1 + context.number)
+    for step in range(1, 5):
+        log_execution(context, f"step{step}")
+        context.report(step / 4, values={"accuracy": quality * step / 4, "flops": flops}, step=step)
+    metrics = {"derived": {"val": {"accuracy": quality}}}
+    return make_record(
+        context.number, context.knobs, cost=Cost(flops=int(flops), params=1), metrics=metrics, seed=context.seed
+    )
+
+
+def die_once(context: TrialContext) -> TrialRecord:
+    """Trial 1 is killed once, after a checkpoint; trial 2 always."""
+    checkpoint = context.directory / "checkpoint.txt"
+    log_execution(context, "resumed" if checkpoint.exists() else "run")
+    if context.number == 2 or (context.number == 1 and not checkpoint.exists()):
+        checkpoint.write_text("1")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_record(context.number, context.knobs)
+
+
+def wait_at_third(context: TrialContext) -> TrialRecord:
+    """Trial 2 writes a checkpoint and then waits until the file `go` is in the run folder."""
+    checkpoint = context.directory / "checkpoint.txt"
+    log_execution(context, "resumed" if checkpoint.exists() else "run")
+    if context.number == 2:
+        if not checkpoint.exists():
+            checkpoint.write_text("epoch 1")
+            (context.directory.parent.parent / "waiting").touch()
+        while not (context.directory.parent.parent / "go").exists():
+            time.sleep(0.02)
+            context.report(message="waiting")
+        assert checkpoint.read_text() == "epoch 1"
+    return make_record(context.number, context.knobs)
+
+
+def tell_environment(context: TrialContext) -> TrialRecord:
+    import sys
+
+    environment = {
+        "pid": str(os.getpid()),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "torch": str("torch" in sys.modules),
+        "device": context.device,
+        "num_cpus": str(context.num_cpus),
+    }
+    return make_record(context.number, context.knobs, environment=environment)
