@@ -62,6 +62,7 @@ class ClipCellSpace(SearchSpace):
             for j, edge in product(range(depths[-1]), settings.edges):
                 variables[f"stages.{s}.cells.{j}.edges.{edge}"] = settings.edge_ops(edge)
         self.variables = variables
+        self._tables: dict[tuple[int, int], CostTable] = {}
 
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         return ClipSupernet(self._s, make_gate)
@@ -100,8 +101,13 @@ class ClipCellSpace(SearchSpace):
             target.head.classifier.bias.copy_(supernet.head.classifier.bias)
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
-        s_, frames = self._s, int(knobs["frames"])
-        side = int(knobs["resolution"])
+        key = int(knobs["frames"]), int(knobs["resolution"])
+        if key not in self._tables:
+            self._tables[key] = self._measured(*key)
+        return self._tables[key]
+
+    def _measured(self, frames: int, side: int) -> CostTable:
+        s_ = self._s
         free: set[str] = set()
 
         def flops(count: FlopCount) -> int:

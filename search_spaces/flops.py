@@ -8,6 +8,7 @@ convention and named in the result; any other operator that has no handler is an
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
+    from fvcore.nn import FlopCountAnalysis
 
 CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
 
@@ -128,7 +132,8 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     modes = [(m, m.training) for m in module.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        with _trace_lock, torch.no_grad():
+        with _trace_lock, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
             for child, _ in modes:  # an exported program has no eval()
                 child.training = False  # in training mode the tracer would move BatchNorm's running statistics
             torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products

@@ -153,6 +153,9 @@ class GateControl:
     pinned: dict[str, int] = field(default_factory=dict)
     draws: dict[str, Draw] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "draws": {}}  # they belong to one forward pass, whose graph cannot be copied
+
 
 class Gate(nn.Module):
     """A choice among `choices` with one learnable logit each, all zero at the start.
