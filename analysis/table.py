@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
 def budget_flops(record: TrialRecord) -> int | None:
     """The trial's budget, its knob `max_flops`, in FLOPs; None where it had none."""
     budget = record.knobs.get("max_flops")
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not math.isfinite(budget):
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
         return None
     return round(budget)
 
