@@ -349,13 +349,13 @@ def most_probable(
             raise InfeasibleBudgetError
         if not low <= best.cost <= high:
             first, step = chain.solution([0] * len(chain.sizes)).cost, chain.cost_step()
-            low, high = low + (first - low) % step, high - (high - first) % step  # costs that can occur at all
-            if low > high:
+            lowest, highest = low + (first - low) % step, high - (high - first) % step  # costs that can occur at all
+            if lowest > highest:
                 raise InfeasibleBudgetError
-            if best.cost > high:
-                best = _Search(chain, low, high).best()
+            if best.cost > highest:
+                best = _Search(chain, lowest, highest).best()
             else:  # too cheap: the mirror image
-                best = _Search(_Chain(table, scores, sign=-1), -high, -low).best()
+                best = _Search(_Chain(table, scores, sign=-1), -highest, -lowest).best()
     except InfeasibleBudgetError:
         raise InfeasibleBudgetError(f"no architecture has between {low:,} and {high:,} FLOPs") from None
     return dict(zip(table.variables, best.choice, strict=True))
