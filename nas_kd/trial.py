@@ -141,7 +141,7 @@ class Trial:
         self.durations_s["search"] = time.perf_counter() - clock
         self.metrics["gated"] = {"val": self._evaluate(supernet, self.bench.splits.val)}
         self.diagnostics["penalty_weight"] = budget.weight
-        self.diagnostics["expected_flops"] = float(supernet.expected_flops())
+        self.diagnostics["expected_flops"] = float(supernet.expected_flops().detach())
         with torch.no_grad():
             entropies = [
                 float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))

@@ -2,15 +2,13 @@
 
     clip (N, 3, T, H, W) → stem (3×3, stride 2) → stages → mean over T, H, W → linear → (N, num_classes)
 
-A stage has a searchable width and depth; its first cell changes width and stride. A cell adds its edges to a shortcut:
+A stage has a searchable width and depth; its first cell changes width and stride. A cell has an inner node h:
 
-    one node:   out = relu(shortcut(x) + e_0_1(x))
-    two nodes:  h = relu(e_0_1(x));  out = relu(shortcut(x) + e_0_2(x) + e_1_2(h))
+    h = relu(e_0_1(x));  out = relu(shortcut(x) + e_1_2(h) + e_0_2(x))
 
-The shortcut is a 1×1 convolution in the first cell of a stage and the input itself in the others, so `zero` on all
-edges skips a cell. With two nodes `identity` is offered on the edge between them (elsewhere it would double the
-shortcut), and an edge e_0_1 whose result `zero` on e_1_2 discards has no effect: it does not run, costs nothing and is
-left out of the `ArchSpec`, as are the edges of cells beyond the chosen depth.
+The shortcut is a 1×1 convolution in the first cell of a stage and the input itself in the others. Of the candidates,
+`identity` is offered on e_1_2 (the cell becomes one layer deep) and `zero` on e_0_2 (it loses a branch); a whole cell
+is skipped by the depth of its stage. Edges of cells beyond the chosen depth are left out of the `ArchSpec`.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from search_spaces.clip_cell_net import (
     candidate_op,
     projection,
 )
-from search_spaces.clip_cell_settings import ClipCellSettings
+from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import FlopCount, count_flops
 from search_spaces.gates import GateFactory
@@ -59,7 +57,7 @@ class ClipCellSpace(SearchSpace):
         for s, (widths, depths) in enumerate(zip(settings.widths, settings.depths, strict=True)):
             variables[f"stages.{s}.width"] = widths
             variables[f"stages.{s}.depth"] = depths
-            for j, edge in product(range(depths[-1]), settings.edges):
+            for j, edge in product(range(depths[-1]), EDGES):
                 variables[f"stages.{s}.cells.{j}.edges.{edge}"] = settings.edge_ops(edge)
         self.variables = variables
         self._tables: dict[tuple[int, int], CostTable] = {}
@@ -75,9 +73,7 @@ class ClipCellSpace(SearchSpace):
         for s in range(len(self._s.strides)):
             active |= {f"stages.{s}.width", f"stages.{s}.depth"}
             for j in range(int(choices.get(f"stages.{s}.depth", 0))):
-                prefix = f"stages.{s}.cells.{j}.edges."
-                dead = {"0_1"} if choices.get(f"{prefix}1_2") == "zero" else set()
-                active |= {prefix + edge for edge in self._s.edges if edge not in dead}
+                active |= {f"stages.{s}.cells.{j}.edges.{edge}" for edge in EDGES}
         return active
 
     def inherit(self, network: nn.Module, student: nn.Module, choices: Mapping[str, Choice]) -> None:
@@ -137,7 +133,7 @@ class ClipCellSpace(SearchSpace):
                 shape = tuple(len(v) for v in ((sources, widths) if first and name else (widths,)))
                 if first:
                     terms.append(CostTerm(f"{prefix}.shortcut", axes, table("shortcut").reshape(shape)))
-                for edge in s_.edges:
+                for edge in EDGES:
                     ops = s_.edge_ops(edge)
                     if edge == "1_2":
                         inner = [(w, w) for w in widths]
@@ -149,10 +145,6 @@ class ClipCellSpace(SearchSpace):
                     # Depth is the axis before the ops: a cell beyond the depth costs nothing.
                     cost = cost[..., None, :] * runs[:, None]
                     names = (*own, depth, f"{prefix}.edges.{edge}")
-                    if edge == "0_1" and "1_2" in s_.edges:
-                        alive = np.array([op != "zero" for op in s_.edge_ops("1_2")])
-                        cost = cost[..., None] * alive
-                        names = (*names, f"{prefix}.edges.1_2")
                     terms.append(CostTerm(f"{prefix}.edges.{edge}", names, cost))
             before, side = (width, widths), half
         head = [flops(_measure("head", w, s_.num_classes, 1, frames, side)) for w in before[1]]
@@ -188,12 +180,7 @@ class ClipCellSpace(SearchSpace):
 
     def size(self) -> int:
         """Number of canonical architectures."""
-        ops = {edge: len(self._s.edge_ops(edge)) for edge in self._s.edges}
-        if self._s.nodes == 1:
-            cell = ops["0_1"]
-        else:
-            dead = int("zero" in self._s.ops)
-            cell = ops["0_2"] * ((ops["1_2"] - dead) * ops["0_1"] + dead)
+        cell = prod(len(self._s.edge_ops(edge)) for edge in EDGES)
         stages = [
             len(widths) * sum(cell**depth for depth in depths)
             for widths, depths in zip(self._s.widths, self._s.depths, strict=True)

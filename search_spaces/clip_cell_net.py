@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced, mix_widths
-from search_spaces.clip_cell_settings import ClipCellSettings
+from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
 from search_spaces.gates import Gate, GateFactory
 from search_spaces.ops import FrameConv, op_named
 
@@ -53,23 +53,16 @@ class StudentCell(nn.Module):
         super().__init__()
         self.shortcut = projection(c_in, c_out, stride=stride) if first else nn.Identity()
         self.edges = nn.ModuleDict()
-        for edge, op in sorted(ops.items()):
+        for edge, op in ops.items():
             if op != "zero":
                 source, step = (c_out, 1) if edge == "1_2" else (c_in, stride)
                 self.edges[edge] = candidate_op(source, c_out, op=op, stride=step)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, T, H, W) -> (N, C_out, T, H', W')."""
-        out = self.shortcut(x)
-        if "1_2" in self.edges:
-            # A cell whose first edge is zero still runs the second one, on zeros of the right shape.
-            inner = F.relu(self.edges["0_1"](x)) if "0_1" in self.edges else torch.zeros_like(out)
-            out = out + self.edges["1_2"](inner)
-            if "0_2" in self.edges:
-                out = out + self.edges["0_2"](x)
-        else:
-            for edge in self.edges.values():
-                out = out + edge(x)
+        out = self.shortcut(x) + self.edges["1_2"](F.relu(self.edges["0_1"](x)))
+        if "0_2" in self.edges:
+            out = out + self.edges["0_2"](x)
         return F.relu(out)
 
 
@@ -84,7 +77,7 @@ class ClipStudent(nn.Module):
             cells = []
             for j in range(int(choices[f"stages.{s}.depth"])):
                 prefix = f"stages.{s}.cells.{j}.edges."
-                ops = {e: str(choices[prefix + e]) for e in settings.edges if prefix + e in choices}
+                ops = {edge: str(choices[prefix + edge]) for edge in EDGES}
                 target = int(choices[f"stages.{s}.width"])
                 cells.append(StudentCell(width, target, stride if j == 0 else 1, ops, first=j == 0))
                 width = target
@@ -116,7 +109,7 @@ class SearchCell(nn.Module):
         super().__init__()
         self.shortcut = Sliced(partial(projection, stride=stride), c_in, c_out) if first else None
         self.edges = nn.ModuleDict()
-        for edge in settings.edges:
+        for edge in EDGES:
             source, step = (c_out, 1) if edge == "1_2" else (c_in, stride)
             build = {op: partial(candidate_op, op=op, stride=step) for op in settings.edge_ops(edge)}
             self.edges[edge] = Edge({op: Sliced(make_op, source, c_out) for op, make_op in build.items()}, make)
@@ -125,14 +118,7 @@ class SearchCell(nn.Module):
     def forward(self, x: Tensor, width: int) -> Tensor:
         """(N, C_in, T, H, W) -> (N, width, T, H', W')."""
         out = x if self.shortcut is None else self.shortcut(x, width)
-        if "1_2" not in self.edges:
-            return F.relu(out + self.edges["0_1"](x, width))
-        last = cast(Edge, self.edges["1_2"])
-        single = last.gate.draw().single
-        if single is None or last.gate.choices[single] != "zero":  # otherwise nobody reads the inner node
-            out = out + last(F.relu(self.edges["0_1"](x, width)), width)
-        elif last.gate.draw().weights.requires_grad:
-            out = out + 0.0 * last.gate.draw().weights[0].to(out.dtype)  # keeps the gate in the graph
+        out = out + self.edges["1_2"](F.relu(self.edges["0_1"](x, width)), width)
         return F.relu(out + self.edges["0_2"](x, width))
 
 

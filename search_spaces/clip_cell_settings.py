@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.ops import op_named
@@ -12,9 +10,10 @@ DEFAULT_OPS = (
     "conv2d_k3",
     "conv2plus1d_k3",
     "conv3d_k3",
-    "separable_k3_e2",
+    "separable_k3_e1",
     "separable3d_k3_e2",
     "separable3d_k5_e1",
+    "shift_k1",
     "shift_k3",
     "identity",
     "zero",
@@ -30,8 +29,7 @@ class ClipCellSettings(BaseModel):
         widths: for each stage, the channel counts to choose from.
         depths: for each stage, the numbers of cells to choose from.
         strides: for each stage, the spatial stride of its first cell.
-        nodes: nodes of a cell after its input: 1 (one edge) or 2 (three edges).
-        ops: candidates of the edges, names in `search_spaces.ops.OPS`.
+        ops: candidates of the edges, names in `search_spaces.ops.OPS`; see `edge_ops` for `identity` and `zero`.
         resolution: sides of the student's square input to choose from, in pixels.
         frames: numbers of frames to choose from, taken uniformly from the teacher's clip.
     """
@@ -43,7 +41,6 @@ class ClipCellSettings(BaseModel):
     widths: tuple[tuple[int, ...], ...] = ((8, 12, 16), (16, 24, 32), (32, 48, 64))
     depths: tuple[tuple[int, ...], ...] = ((1, 2), (1, 2), (1, 2))
     strides: tuple[int, ...] = (1, 2, 2)
-    nodes: Literal[1, 2] = 2
     ops: tuple[str, ...] = DEFAULT_OPS
     resolution: tuple[int, ...] = (32,)
     frames: tuple[int, ...] = (8,)
@@ -72,15 +69,18 @@ class ClipCellSettings(BaseModel):
             op_named(op)
         if len(set(self.ops)) != len(self.ops) or not set(self.ops) - {"identity", "zero"}:
             raise ValueError(f"ops must hold no duplicates and at least one convolution, but are {list(self.ops)}")
-        if self.nodes == 1 and "identity" in self.ops:
-            raise ValueError("identity needs nodes=2: in a cell of one edge it would only double the shortcut")
         return self
 
     def edge_ops(self, edge: str) -> tuple[str, ...]:
-        """Candidates of an edge `0_1`, `0_2` or `1_2`."""
-        return self.ops if edge == "1_2" else tuple(op for op in self.ops if op != "identity")
+        """Candidates of an edge of a cell.
 
-    @property
-    def edges(self) -> tuple[str, ...]:
-        """Edges of a cell; the one that decides whether another one matters comes first."""
-        return ("0_1",) if self.nodes == 1 else ("1_2", "0_1", "0_2")
+        All edges take the convolutions. `identity` is for the edge from the inner node (beside the shortcut it would
+        only double it), `zero` for the second edge from the input: so every cell keeps a convolution, and a search
+        that is pressed for FLOPs cannot collapse to skip connections.
+        """
+        idle = {"0_1": {"identity", "zero"}, "0_2": {"identity"}, "1_2": {"zero"}}[edge]
+        return tuple(op for op in self.ops if op not in idle)
+
+
+EDGES = ("0_1", "0_2", "1_2")
+"""Edges of a cell: input to inner node, input to output, inner node to output."""

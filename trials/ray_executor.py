@@ -12,11 +12,13 @@ import math
 import os
 import queue
 import shutil
+import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,6 +33,8 @@ from trials.searcher import LedgerScheduler, LedgerSearcher
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _SECONDS_TO_STOP = 30.0
+_TEMPORARY_PREFIX = "nas_kd_ray_"
+_SESSION_NAME = ".ray_session"
 
 
 class _Run:
@@ -98,6 +102,8 @@ class _TrialActor(tune.Trainable):
         # Before the trial function is loaded, since that imports torch, which reads these when it is loaded.
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(num_cpus)
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        # What the driver can import, the trial function may refer to.
+        sys.path.extend(entry for entry in parameters["python_path"] if entry not in sys.path)
         self._trial_fn: TrialFn = cloudpickle.loads(parameters["payload"])
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
@@ -145,7 +151,7 @@ def _quiet_tune() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _session(resources: Resources) -> Iterator[None]:
+def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
     """A Ray session: the one that is there already, or one for the time of the campaign."""
     if ray.is_initialized():
         yield
@@ -156,7 +162,9 @@ def _session(resources: Resources) -> Iterator[None]:
         options = {"address": resources.address, "log_to_driver": False, "logging_level": "ERROR"}
     else:
         # Ray puts sockets below it, whose paths may have 107 bytes at most: not in the run folder, nor in TMPDIR.
-        temporary = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+        temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir="/tmp")
+        _remove_session_of_killed_driver(run_dir)
+        (run_dir / _SESSION_NAME).write_text(temporary, encoding="utf-8")
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
     ray.init(**options)
     try:
@@ -165,6 +173,16 @@ def _session(resources: Resources) -> Iterator[None]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+            (run_dir / _SESSION_NAME).unlink(missing_ok=True)
+
+
+def _remove_session_of_killed_driver(run_dir: Path) -> None:
+    """Delete Ray's files of the last driver of this run, if it could not do so itself."""
+    note = run_dir / _SESSION_NAME
+    if note.exists():
+        left = Path(note.read_text(encoding="utf-8"))
+        if left.parent == Path("/tmp") and left.name.startswith(_TEMPORARY_PREFIX):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _places(resources: Resources) -> int:
@@ -188,7 +206,7 @@ def _places(resources: Resources) -> int:
 
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources, *, max_failures: int) -> None:
     """Run all trials of the driver on Ray; see `trials.runner.run_trials`."""
-    with _quiet_tune(), _session(resources):
+    with _quiet_tune(), _session(resources, driver.ledger.run_dir):
         places = _places(resources)
         scratch = driver.ledger.run_dir / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -197,6 +215,7 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources, *, max_f
             tune.with_parameters(
                 _TrialActor,
                 payload=cloudpickle.dumps(trial_fn),  # type: ignore[no-untyped-call]
+                python_path=list(sys.path),
                 num_cpus=resources.threads,
                 num_gpus=resources.gpus_per_trial,
             ),

@@ -141,17 +141,16 @@ def search_gates(
                 _freeze(weight_parameters, gate_parameters)
                 gate_terms = loss(next(gate_batches))
                 expected = supernet.expected_flops()
-                penalty = budget.penalty(expected)
-                value = objective.total(gate_terms) + penalty
+                budget.advance((done - warm * len(weights)) / (steps - warm * len(weights)), expected)
+                value = objective.total(gate_terms) + budget.penalty(expected)
                 check_finite(value, gate_terms, "the gates")
                 gate_optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
                 gate_optimizer.step()
                 budget.update(expected)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
-        with torch.no_grad():
-            expected = float(supernet.expected_flops())
-        log(epoch, {**averages.means(), "expected_flops": expected, "penalty_weight": budget.weight})
+        reached = float(supernet.expected_flops().detach())
+        log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
         keeper.save(epoch + 1, {})
     _freeze([], [*weight_parameters, *gate_parameters])
     supernet.eval()

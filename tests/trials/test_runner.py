@@ -214,6 +214,10 @@ def test_killed_driver_resumes_and_runs_nothing_twice(tmp_path: Path, executor: 
     announced = {int(line) for line in (run_dir / "announced.log").read_text().splitlines()}
     assert announced <= {record.number for record in before}
     assert {0, 1} <= announced
+    # A worker outlives its driver for a moment, and could end its trial; here it shall not.
+    orphan = FileLock(run_dir / "trials" / "0002" / ".lock")
+    assert orphan.acquire(timeout_s=30)
+    orphan.release()
     (run_dir / "go").touch()
 
     second = start(run_dir, executor, 5)
