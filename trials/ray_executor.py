@@ -238,5 +238,10 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources, *, max_f
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()
+        except tune.TuneError as error:
+            # Tune wraps what our own side raises in advice on its own way to resume, which is not ours.
+            if error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -11,7 +11,9 @@ writes them (one proposal, one record, one state), Optuna 5.0:
     SQLite with WAL   6.7                 9.2                49
     ================  ==================  =================  ==================
 
-Both survive `kill -9`; the journal does so only with the two repairs below, since Optuna's own journal
+Both survive `kill -9`: a campaign whose driver was killed at random moments, 25 times within 260 trials on the journal
+and 56 times within 90 on SQLite, lost and repeated nothing that had been told. The journal does so only with the two
+repairs below, since Optuna's own
 
 - keeps its lock as a link in the folder, which a killed process leaves behind and the next one waits on for 30 s. Ours
   is an `flock`, which the kernel drops;

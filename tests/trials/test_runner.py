@@ -16,7 +16,18 @@ import pytest
 import toy_trials
 from toy_trials import SPACE, executions, make_record, open_ledger
 
-from trials import Event, Executor, Ledger, Resources, RungScheduler, Summary, TrialContext, TrialFn, run_trials
+from trials import (
+    ChoiceKnob,
+    Event,
+    Executor,
+    Ledger,
+    Resources,
+    RungScheduler,
+    Summary,
+    TrialContext,
+    TrialFn,
+    run_trials,
+)
 from trials.files import FileLock
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
@@ -146,6 +157,14 @@ def test_written_but_untold_record_is_told_without_running(tmp_path: Path, execu
     ]
     assert not (directory / "checkpoint.pt").exists()
     assert {record.number: record.knobs for record in Ledger.load(tmp_path).records()}[1] == running.knobs
+
+
+def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, executor: Executor) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.enqueue({"op": "delta"}, SPACE)
+        narrower = {**SPACE, "op": ChoiceKnob(values=("conv",))}
+        with pytest.raises(ValueError, match="knob 'op' cannot be 'delta'"):
+            run_trials(toy_trials.succeed, ledger, narrower, num_trials=1, run_dir=tmp_path, executor=executor)
 
 
 @pytest.mark.ray
