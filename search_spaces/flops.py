@@ -35,8 +35,9 @@ REDUCTIONS = """
     softmax std sum var
 """
 DATA_MOVEMENT = """
-    _pack_padded_sequence _pad_packed_sequence alias channel_shuffle clone empty_like fill_ flip lift_fresh movedim new_ones ones_like pad pixel_shuffle
-    pixel_unshuffle rand randn repeat swapaxes tensor unflatten unfold_copy upsample_nearest1d upsample_nearest3d zero_
+    _pack_padded_sequence _pad_packed_sequence alias channel_shuffle clone empty_like fill_ flip lift_fresh movedim
+    new_ones ones_like pad pixel_shuffle pixel_unshuffle rand randn repeat swapaxes tensor unflatten unfold_copy
+    upsample_nearest1d upsample_nearest3d zero_
 """
 FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
 """Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""

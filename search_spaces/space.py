@@ -174,6 +174,7 @@ class ModuleSpace(SearchSpace):
     def __init__(self, build: Callable[[], nn.Module], example: Tensor, name: str = "module") -> None:
         self.name, self.settings, self.knobs = name, {}, {}
         self._build, self._example = build, example
+        self._table: CostTable | None = None
         module = build()
         self.variables = {path: edge.gate.choices for path, edge in _edges(module).items()}
         if not self.variables:
@@ -206,6 +207,11 @@ class ModuleSpace(SearchSpace):
         student.load_state_dict(weights)
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
+        if self._table is None:
+            self._table = self._measured()
+        return self._table
+
+    def _measured(self) -> CostTable:
         network = self._build().eval()
         calls: dict[str, list[tuple[Any, ...]]] = {path: [] for path in _edges(network)}
         hooks = [

@@ -129,8 +129,14 @@ def counting_edge(estimator: str, *, gates_train: bool) -> Edge:
 
 @pytest.mark.parametrize(
     ("estimator", "gates_train", "num_run"),
-    [("straight_through", True, 1), ("two_path", False, 1), ("two_path", True, 2), ("softmax", True, 4), ("gumbel", True, 4)],
-)  # fmt: skip
+    [
+        ("straight_through", True, 1),
+        ("two_path", False, 1),
+        ("two_path", True, 2),
+        ("softmax", True, 4),
+        ("gumbel", True, 4),
+    ],
+)
 def test_only_drawn_candidates_run(estimator: str, gates_train: bool, num_run: int) -> None:
     edge = counting_edge(estimator, gates_train=gates_train)
     for step in range(1, 20):

@@ -1,0 +1,152 @@
+"""The counter against closed forms that are recomputed here; what it does not know it names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from search_spaces import UncountedOpError, count_flops
+
+N, LENGTH, WIDTH, HIDDEN = 2, 5, 8, 6
+
+
+class Attention(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_scaled_dot_product_attention() -> None:
+    q, k, v = torch.zeros(N, 3, 5, 4), torch.zeros(N, 3, 7, 4), torch.zeros(N, 3, 7, 9)
+    assert count_flops(Attention(), (q, k, v)).total == N * 3 * 5 * 7 * (4 + 9)
+
+
+def attention_flops(width: int, length: int) -> int:
+    projections = 4 * length * width * width
+    return projections + 2 * length * length * width
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_multihead_attention(need_weights: bool) -> None:
+    class SelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, x, x, need_weights=need_weights)[0]  # type: ignore[no-any-return]
+
+    assert count_flops(SelfAttention(), torch.zeros(N, LENGTH, WIDTH)).total == N * attention_flops(WIDTH, LENGTH)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_transformer_encoder_layer(training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True).train(training)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    count = count_flops(layer, torch.zeros(N, LENGTH, WIDTH))
+    norms = count.by_operator["layer_norm"]
+    assert count.total - norms == N * (attention_flops(WIDTH, LENGTH) + 2 * LENGTH * WIDTH * 32)
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+    assert layer.training == training
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.LSTM, 4), (nn.RNN, 1)])
+def test_recurrent_layers(
+    kind: type[nn.RNNBase], gates: int, num_layers: int, directions: int, batch_first: bool
+) -> None:
+    layer = kind(WIDTH, HIDDEN, num_layers, batch_first=batch_first, bidirectional=directions == 2)  # type: ignore[call-arg, arg-type]
+    step = 0
+    for index in range(num_layers):
+        inputs = WIDTH if index == 0 else HIDDEN * directions
+        step += directions * gates * HIDDEN * (inputs + HIDDEN)
+    x = torch.zeros(N, LENGTH, WIDTH) if batch_first else torch.zeros(LENGTH, N, WIDTH)
+    assert count_flops(layer, x).total == N * LENGTH * step
+    assert count_flops(layer, torch.zeros(LENGTH, WIDTH)).total == LENGTH * step
+
+
+def test_lstm_with_projection_and_packed_sequences() -> None:
+    layer = nn.LSTM(WIDTH, HIDDEN, proj_size=3, batch_first=True)
+    step = 4 * HIDDEN * (WIDTH + 3) + 3 * HIDDEN
+    assert count_flops(layer, torch.zeros(N, LENGTH, WIDTH)).total == N * LENGTH * step
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(WIDTH, HIDDEN, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.tensor([LENGTH, 2])
+            return self.gru(pack_padded_sequence(x, lengths, batch_first=True))[1]  # type: ignore[no-any-return]
+
+    assert count_flops(Packed(), torch.zeros(2, LENGTH, WIDTH)).total == (LENGTH + 2) * 3 * HIDDEN * (WIDTH + HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "flops"),
+    [
+        (nn.Conv3d(4, 6, (3, 5, 1), (1, 2, 1), (1, 2, 0)), (1, 4, 3, 8, 7), 6 * 3 * 4 * 7 * 4 * 15),
+        (nn.Conv3d(4, 8, 3, padding=1, groups=4), (2, 4, 3, 5, 5), 2 * 8 * 3 * 5 * 5 * 1 * 27),
+        (nn.Conv1d(4, 6, 3), (2, 4, 9), 2 * 6 * 7 * 4 * 3),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (1, 4, 5, 5), 4 * 25 * 6 * 9),
+        (nn.ConvTranspose3d(4, 6, 2, stride=2), (1, 4, 2, 3, 3), 4 * 18 * 6 * 8),
+        (nn.ConvTranspose2d(4, 8, 3, groups=4), (1, 4, 5, 5), 4 * 25 * 2 * 9),
+        (nn.Linear(4, 6), (3, 5, 4), 15 * 24),
+        (nn.Bilinear(1, 1, 1), None, None),
+    ],
+)  # fmt: skip
+def test_products_of_common_layers(module: nn.Module, shape: tuple[int, ...] | None, flops: int | None) -> None:
+    if shape is None:  # an operator that nobody counts must be named
+        with pytest.raises(UncountedOpError, match=r"the FLOPs of Bilinear would miss aten::\w+; add a handler"):
+            count_flops(module, (torch.zeros(2, 1), torch.zeros(2, 1)))
+        return
+    assert count_flops(module, torch.zeros(shape)).total == flops
+
+
+def test_free_and_unknown_operators_are_named() -> None:
+    count = count_flops(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Softmax(-1)), torch.zeros(1, 4))
+    assert count.total == 16
+    assert dict(count.uncounted) == {"aten::gelu": 1, "aten::softmax": 1}
+
+    class Determinant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(x @ x)
+
+    with pytest.raises(UncountedOpError, match="Determinant would miss aten::linalg_det"):
+        count_flops(Determinant(), torch.zeros(1, 4, 4))
+    lax = count_flops(Determinant(), torch.zeros(1, 4, 4), strict=False)
+    assert lax.total == 64
+    assert lax.uncounted["aten::linalg_det"] == 1
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x @ x
+
+
+class CallsOpaque(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Opaque.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_a_custom_function_is_named_for_nobody_can_look_into_it() -> None:
+    with pytest.raises(UncountedOpError, match=r"CallsOpaque would miss prim::PythonOp\.Opaque"):
+        count_flops(CallsOpaque(), torch.zeros(4, 4))
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4).eval()))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    modes = [m.training for m in module.modules()]
+    assert modes == [True, True, True, True, False]
+    count_flops(module, torch.randn(2, 3, 8, 8))
+    assert [m.training for m in module.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    with pytest.raises(RuntimeError):
+        count_flops(module, torch.randn(2, 5, 8, 8))
+    assert [m.training for m in module.modules()] == modes

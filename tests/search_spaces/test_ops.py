@@ -1,0 +1,71 @@
+"""Operators: shapes, and equality with slow, obvious twins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search_spaces import OPS, count_flops
+from search_spaces.ops import FrameConv, TemporalShift, TimeConv, op_named
+
+
+def clip(channels: int, frames: int = 3, height: int = 7, width: int = 6) -> Tensor:
+    return torch.randn(2, channels, frames, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_shapes_gradients_and_countability(name: str) -> None:
+    for stride, (c_in, c_out) in [(1, (6, 6)), (1, (4, 6)), (2, (4, 6)), (2, (6, 6))]:
+        if name == "identity" and (stride != 1 or c_in != c_out):
+            with pytest.raises(ValueError, match="identity keeps the shape"):
+                OPS[name](c_in, c_out, stride)
+            continue
+        op, x = OPS[name](c_in, c_out, stride), clip(c_in)
+        out = op(x)
+        assert out.shape == (2, c_out, 3, -(-7 // stride), -(-6 // stride))
+        assert op(x.contiguous(memory_format=torch.channels_last_3d)).shape == out.shape
+        flops = count_flops(op, x[:1]).total
+        assert (flops == 0) == (name in ("identity", "zero"))
+        if parameters := list(op.parameters()):
+            out.square().sum().backward()
+            assert all(p.grad is not None for p in parameters)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_frame_conv_is_a_flat_conv3d(stride: int, groups: int, channels_last: bool) -> None:
+    ours = FrameConv(4, 8, 5, stride, groups)
+    twin = nn.Conv3d(4, 8, (1, 5, 5), (1, stride, stride), (0, 2, 2), groups=groups, bias=False)
+    twin.weight.data.copy_(ours.weight.data.unsqueeze(2))
+    x = clip(4).contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(ours(x), twin(x), rtol=1e-4, atol=1e-5)
+    assert count_flops(ours, x).total == count_flops(twin, x).total
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_time_conv_is_a_conv3d_along_time(groups: int, channels_last: bool) -> None:
+    ours = TimeConv(4, 8, 3, groups)
+    twin = nn.Conv3d(4, 8, (3, 1, 1), padding=(1, 0, 0), groups=groups, bias=False)
+    twin.weight.data.copy_(ours.weight.data.unsqueeze(-1))
+    x = clip(4, frames=5).contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(ours(x), twin(x), rtol=1e-4, atol=1e-5)
+    assert count_flops(ours, x).total == count_flops(twin, x).total
+
+
+@pytest.mark.parametrize(("channels", "frames"), [(16, 4), (9, 3), (8, 1), (2, 4), (1, 3)])
+def test_temporal_shift_moves_an_eighth_each_way(channels: int, frames: int) -> None:
+    x = clip(channels, frames)
+    expected, fold = x.clone(), max(channels // 8, 1)
+    for c in range(min(2 * fold, channels)):
+        for t in range(frames):
+            source = t + 1 if c < fold else t - 1
+            expected[:, c, t] = x[:, c, source] if 0 <= source < frames else 0
+    assert torch.equal(TemporalShift()(x), expected)
+
+
+def test_an_unknown_op_lists_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown op 'dwconv5'; choose from identity, zero, conv2d_k1, conv2d_k3"):
+        op_named("dwconv5")
