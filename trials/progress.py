@@ -18,7 +18,6 @@ from trials.dominance import front
 from trials.events import Event
 from trials.objectives import Objective, objective_values
 from trials.record import KnobValue, TrialRecord
-from trials.table import last_line
 
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 
@@ -150,7 +149,7 @@ class Progress:
             if event.number in self.front():
                 words.append("(front)")
             if event.record.error:
-                words.append(last_line(event.record.error) or "")
+                words.append(event.record.reason() or "")
             eta = self.eta_s()
             if eta is not None:
                 words.append(f"- {format_duration(eta)} left")
@@ -210,6 +209,6 @@ def _row_of(record: TrialRecord) -> _Row:
         format_count(_budget(record.knobs)),
         state=record.state,
         fraction=1.0 if record.state == "complete" else 0.0,
-        message=last_line(record.error) or "",
+        message=record.reason() or "",
         record=record,
     )

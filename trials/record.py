@@ -142,6 +142,11 @@ class TrialRecord(BaseModel):
                 return float(value)
         return None
 
+    def reason(self) -> str | None:
+        """Why the trial failed, in a line: the last one of `error`. None where there is no error."""
+        lines = (self.error or "").strip().splitlines()
+        return lines[-1] if lines else None
+
     def to_json(self) -> str:
         """The record as one line of JSON."""
         return self.model_dump_json()

@@ -24,7 +24,6 @@ from trials.knobs import KnobSpace
 from trials.ledger import Ledger
 from trials.resources import Resources
 from trials.scheduler import RungScheduler
-from trials.table import last_line
 
 Executor = Literal["ray", "inline"]
 
@@ -36,6 +35,7 @@ _RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # hides GPUs from trials that ask for none, and warns otherwise
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside our records
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # our searcher says how many; by itself Tune starts one process at a time
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots are not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -154,7 +154,7 @@ def run_trials(
         num_complete=ledger.count("complete"),
         num_failed=ledger.count("failed"),
         num_stopped=ledger.count("stopped"),
-        failures={record.number: last_line(record.error) or "no reason given" for record in failed},
+        failures={record.number: record.reason() or "no reason given" for record in failed},
         bytes_on_disk=bytes_on_disk(run_dir),
         elapsed_s=time.monotonic() - started,
         interrupted=interrupted,

@@ -73,6 +73,10 @@ class LedgerSearcher(Searcher):
         else:
             self._driver.stop(number)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles searchers to restore them, and the driver may hold a terminal or a connection."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is the state."""
 
@@ -90,6 +94,10 @@ class LedgerScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._driver = driver
         self._searcher = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for the searcher."""
+        return {}
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Pass a report on; the driver keeps it in the ledger and decides."""

@@ -43,7 +43,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "seed": record.seed,
         "config_hash": record.config_hash,
         "started_at": record.started_at,
-        "error": last_line(record.error),
+        "error": record.reason(),
     }
     row |= {f"knob.{name}": value for name, value in record.knobs.items()}
     if record.cost is not None:
@@ -55,9 +55,3 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     row |= {f"diagnostic.{name}": value for name, value in record.diagnostics.items()}
     row |= {f"duration_s.{name}": value for name, value in record.durations_s.items()}
     return row
-
-
-def last_line(text: str | None) -> str | None:
-    """The last line of a traceback, which is the error itself; None where there is none."""
-    lines = (text or "").strip().splitlines()
-    return lines[-1] if lines else None

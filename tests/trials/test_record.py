@@ -141,6 +141,14 @@ def test_score_is_of_the_last_stage_on_the_validation_split() -> None:
     assert make_record(0, KNOBS, metrics={"teacher": {"val": {"accuracy": 1.0}}}).score() is None
 
 
+def test_reason_is_the_last_line_of_the_error() -> None:
+    assert (
+        make_record(0, KNOBS, "failed", error="Traceback\n  File\nValueError: boom\n\n").reason() == "ValueError: boom"
+    )
+    assert make_record(0, KNOBS, "failed", error="\n").reason() is None
+    assert make_record(0, KNOBS).reason() is None
+
+
 def test_unknown_schema_version_says_what_to_do() -> None:
     text = json.dumps({**json.loads(full_record().to_json()), "schema_version": SCHEMA_VERSION + 1, "new_field": 1})
     with pytest.raises(ValueError, match="`schema_version` must be 1, but got 2; read this record with the release"):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,7 +171,13 @@ def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, execu
 @pytest.mark.ray
 def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Path, ray_session: None) -> None:
     events: list[Event] = []
-    summary = campaign(tmp_path, toy_trials.die_once, 4, "ray", on_event=events.append)
+    lock = threading.Lock()  # as a terminal display holds one: what observes need not be picklable
+
+    def observe(event: Event) -> None:
+        with lock:
+            events.append(event)
+
+    summary = campaign(tmp_path, toy_trials.die_once, 4, "ray", on_event=observe)
     assert (summary.num_complete, summary.num_failed) == (3, 1)
     assert summary.failures[2].startswith("trial 2 was started 2 times and could not be finished: its process died")
     assert sorted(executions(tmp_path)) == [
@@ -225,14 +232,12 @@ def test_killed_driver_resumes_and_runs_nothing_twice(tmp_path: Path, executor: 
     wait_for(run_dir / "waiting")
     with pytest.raises(RuntimeError, match=f"process {first.pid} drives"):
         open_ledger(run_dir)
-    # On two cores Ray runs trial 2 beside others; let those end first, so that the log is the same each time.
-    time.sleep(0.0 if executor == "inline" else 1.0)
     first.kill()
     first.communicate()
     before = Ledger.load(run_dir).records()
     announced = {int(line) for line in (run_dir / "announced.log").read_text().splitlines()}
     assert announced <= {record.number for record in before}
-    assert {0, 1} <= announced
+    assert announced == {0, 1}
     # A worker outlives its driver for a moment, and could end its trial; here it shall not.
     orphan = FileLock(run_dir / "trials" / "0002" / ".lock")
     assert orphan.acquire(timeout_s=30)
@@ -355,6 +360,6 @@ def test_wrong_reports(tmp_path: Path, arguments: tuple[float, ...], options: di
         context.report(*arguments, **options)
 
 
-def test_importing_trials_imports_neither_ray_nor_torch() -> None:
-    code = "import sys, trials; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+def test_importing_trials_imports_nothing_slow() -> None:
+    code = "import sys, trials; sys.exit(bool({'ray', 'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toy_trials import SPACE, open_ledger, wait_at_third
 
-from trials import Event, run_trials
+from trials import Event, Resources, run_trials
 
 
 def announce(event: Event) -> None:
@@ -26,6 +26,7 @@ if __name__ == "__main__":
                 SPACE,
                 num_trials=int(sys.argv[3]),
                 run_dir=run_dir,
+                resources=Resources(max_concurrent=1),  # so that the kill comes at the same point each time
                 on_event=announce,
                 executor="ray" if sys.argv[2] == "ray" else "inline",
             )
