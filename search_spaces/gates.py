@@ -45,9 +45,14 @@ class Draw:
         if len(self.indices) == 1:
             output = run(self.indices[0])
             return output * self.weights[0].to(output.dtype) if self.weights.requires_grad else output
-        return torch.stack(
-            [weight.to(dtype=out.dtype) * out for weight, out in zip(self.weights, map(run, self.indices), strict=True)]
-        ).sum(0)
+        # A running sum, not a stack: the memory format stays, and depthwise convolutions depend on it.
+        total: Tensor | None = None
+        for index, weight in zip(self.indices, self.weights, strict=True):
+            output = run(index)
+            part = output * weight.to(output.dtype)
+            total = part if total is None else total + part
+        assert total is not None, "a draw holds at least one candidate"
+        return total
 
 
 Estimator = Callable[[Tensor, float, torch.Generator | None], Draw]
