@@ -95,6 +95,9 @@ class Sliced(nn.Module):
 def mix_widths(draw: Draw, run: Callable[[int], Tensor]) -> Tensor:
     """Combine outputs of different channel counts: the missing channels of a narrower one are zero.
 
+    What reads a mixture of several widths reads it at the widest, as in FBNetV2 (Wan et al., CVPR 2020, section 3.1):
+    a relaxation of the narrow net, exact where a single width is drawn.
+
     Args:
         draw: which widths run.
         run: index of a width -> (N, C_i, ...).

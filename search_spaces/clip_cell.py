@@ -14,32 +14,20 @@ is skipped by the depth of its stage. Edges of cells beyond the chosen depth are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced
-from search_spaces.clip_cell_net import (
-    ClipStudent,
-    ClipSupernet,
-    Head,
-    SearchCell,
-    SearchStage,
-    Stem,
-    StudentCell,
-    candidate_op,
-    projection,
-)
+from search_spaces.clip_cell_cost import clip_cell_costs
+from search_spaces.clip_cell_net import ClipStudent, ClipSupernet, SearchCell, SearchStage, StudentCell
 from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
-from search_spaces.cost import CostTable, CostTerm
-from search_spaces.flops import FlopCount, count_flops
+from search_spaces.cost import CostTable
 from search_spaces.gates import GateFactory
 from search_spaces.space import SearchSpace
 
@@ -99,57 +87,8 @@ class ClipCellSpace(SearchSpace):
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
         key = int(knobs["frames"]), int(knobs["resolution"])
         if key not in self._tables:
-            self._tables[key] = self._measured(*key)
+            self._tables[key] = clip_cell_costs(self._s, self.variables, *key)
         return self._tables[key]
-
-    def _measured(self, frames: int, side: int) -> CostTable:
-        s_ = self._s
-        free: set[str] = set()
-
-        def flops(count: FlopCount) -> int:
-            free.update(count.uncounted)
-            return count.total
-
-        constant = flops(_measure("stem", 3, s_.stem_width, 2, frames, side))
-        side = -(-side // 2)
-        terms: list[CostTerm] = []
-        before: tuple[str | None, tuple[int, ...]] = (None, (s_.stem_width,))
-        for s, stride in enumerate(s_.strides):
-            width, depth, widths = f"stages.{s}.width", f"stages.{s}.depth", s_.widths[s]
-            half = -(-side // stride)
-            for j in range(s_.depths[s][-1]):
-                first = j == 0
-                name, sources = before if first else (None, widths)
-                pairs = [(a, b) for a, b in product(sources, widths) if first or a == b]
-                step, at = (stride, side) if first else (1, half)
-                runs = np.array([d > j for d in s_.depths[s]])
-                prefix = f"stages.{s}.cells.{j}"
-
-                def table(op: str, step: int = step, at: int = at, pairs: list[tuple[int, int]] = pairs) -> np.ndarray:
-                    return np.array([flops(_measure(op, a, b, step, frames, at)) for a, b in pairs], dtype=np.int64)
-
-                # Axes: [width before,] width — the first only where the stage is entered.
-                axes = ((name, width) if name else (width,)) if first else (width,)
-                shape = tuple(len(v) for v in ((sources, widths) if first and name else (widths,)))
-                if first:
-                    terms.append(CostTerm(f"{prefix}.shortcut", axes, table("shortcut").reshape(shape)))
-                for edge in EDGES:
-                    ops = s_.edge_ops(edge)
-                    if edge == "1_2":
-                        inner = [(w, w) for w in widths]
-                        cost = np.stack([table(op, 1, half, inner) for op in ops], -1)
-                        own: tuple[str, ...] = (width,)
-                    else:
-                        cost = np.stack([table(op).reshape(shape) for op in ops], -1)
-                        own = axes
-                    # Depth is the axis before the ops: a cell beyond the depth costs nothing.
-                    cost = cost[..., None, :] * runs[:, None]
-                    names = (*own, depth, f"{prefix}.edges.{edge}")
-                    terms.append(CostTerm(f"{prefix}.edges.{edge}", names, cost))
-            before, side = (width, widths), half
-        head = [flops(_measure("head", w, s_.num_classes, 1, frames, side)) for w in before[1]]
-        terms.append(CostTerm("head", (cast(str, before[0]),), np.array(head, dtype=np.int64)))
-        return CostTable(self.variables, tuple(terms), constant, tuple(sorted(free)))
 
     def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:
         side = int(knobs["resolution"])
@@ -194,17 +133,3 @@ def frame_indices(total: int, wanted: int) -> list[int]:
     Bhardwaj et al. (CVPR 2019) take every (total / wanted)-th frame; centres also fit where that is no integer.
     """
     return [int((i + 0.5) * total / wanted) for i in range(wanted)]
-
-
-@lru_cache(maxsize=65536)
-def _measure(part: str, c_in: int, c_out: int, stride: int, frames: int, side: int) -> FlopCount:
-    """FLOPs of one part at its real shape; parts of equal shape are measured once a process."""
-    if part == "stem":
-        module: nn.Module = Stem(c_out)
-    elif part == "shortcut":
-        module = projection(c_in, c_out, stride=stride)
-    elif part == "head":
-        module = Head(c_in, c_out)
-    else:
-        module = candidate_op(c_in, c_out, op=part, stride=stride)
-    return count_flops(module, torch.zeros(1, c_in, frames, side, side))
