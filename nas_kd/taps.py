@@ -85,19 +85,22 @@ class Taps:
         self.close()
 
 
-def last_map(module: nn.Module, example: Tensor) -> str:
-    """Name of the submodule that gives the last feature map (4-D or 5-D, more than one pixel) of a forward pass.
+def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Names of the submodules that give the last feature map of each scale, in the order of the forward pass.
 
-    Of nested modules that return the same tensor, the outermost one: `layers.2` and not `layers.2.1.relu`.
+    A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. Of nested modules that
+    return the same map it is the outermost one: `layers.2` and not `layers.2.1.relu`.
 
     Raises:
         ValueError: no submodule returns such a map.
     """
-    found: list[str] = []
+    last: dict[tuple[int, int], str] = {}
 
     def watch(name: str, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1:
-            found.append(name)
+            scale = (int(output.shape[-2]), int(output.shape[-1]))
+            last.pop(scale, None)  # scales are ordered by their last map
+            last[scale] = name  # an outer module finishes after the modules inside it
 
     hooks = [
         child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
@@ -112,9 +115,9 @@ def last_map(module: nn.Module, example: Tensor) -> str:
         for hook in hooks:
             hook.remove()
         module.train(mode)
-    if not found:
-        raise ValueError(f"{type(module).__name__} has no submodule that returns a feature map; name one under `taps`")
-    return found[-1]  # an outer module finishes after the modules inside it
+    if not last:
+        raise ValueError(f"{type(module).__name__} has no submodule that returns a feature map; name the modules")
+    return tuple(last.values())
 
 
 def _tappable(module: nn.Module) -> dict[str, nn.Module]:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
-from nas_kd.objectives import MAP_OBJECTIVES
-from nas_kd.taps import last_map
+from nas_kd.taps import last_maps
 from nas_kd.tasks import TASKS, Task
 from nas_kd.teachers import Teacher, build_teacher_model
 from nas_kd.teachers.cache import TeacherCache
@@ -168,12 +167,19 @@ def _check_logits(bench: Workbench) -> None:
 def cached_taps(bench: Workbench) -> tuple[str, ...]:
     """Modules of the teacher whose maps any trial of the campaign may distil."""
     config = bench.config
+    if not (_may_weigh(config, "feature") or _may_weigh(config, "cross_resolution")):
+        return ()
+    maps = last_maps(bench.teacher_model, bench.example())
     names: list[str] = []
-    for name in MAP_OBJECTIVES:
-        term = getattr(config.objective, name)
-        if term.weight > 0 or f"objective.{name}.weight" in config.knobs:
-            names.append(term.teacher or last_map(bench.teacher_model, bench.example()))
+    if _may_weigh(config, "feature"):
+        names += [theirs for _, theirs in config.objective.feature.pairs] if config.objective.feature.pairs else maps
+    if _may_weigh(config, "cross_resolution"):
+        names.append(config.objective.cross_resolution.teacher or maps[-1])
     return tuple(dict.fromkeys(names))
+
+
+def _may_weigh(config: CampaignConfig, term: str) -> bool:
+    return bool(getattr(config.objective, term).weight > 0) or f"objective.{term}.weight" in config.knobs
 
 
 def distils_somewhere(config: CampaignConfig) -> bool:

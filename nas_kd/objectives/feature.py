@@ -9,11 +9,11 @@ from nas_kd.objectives.maps import matched_frames, resample
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of two maps of equal channels, each first scaled to unit norm over its channels.
+    """Squared distance of two maps of equal channels, each scaled to unit norm over its channels; mean over positions.
 
-    The teacher's map is resampled to the student's pixels. Deviation from FitNets: the maps are normalised (as in
-    Zagoruyko and Komodakis, ICLR 2017, eq. 2), so that one weight serves teachers whose activations differ in size.
-    A value of 2 / C would be that of unrelated maps; it is therefore multiplied by C.
+    That is 2 − 2 · cosine at each position: 0 for maps that agree but for their size, 2 for unrelated ones. The
+    teacher's map is resampled to the student's pixels. Deviation from FitNets: the maps are normalised (as Zagoruyko
+    and Komodakis do, ICLR 2017, eq. 2), so that one weight serves teachers whose activations differ in size.
 
     Args:
         student: (N, C, H_s, W_s) or (N, C, T_s, H_s, W_s), after the adapter.

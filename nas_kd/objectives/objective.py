@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +13,7 @@ from nas_kd.objectives.cross_resolution import cross_resolution
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.response import response
-from nas_kd.taps import ModelOutput, Taps, last_map
+from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Batch, Task
 
 
@@ -36,14 +37,28 @@ class ResponseTerm(_Term):
 
 
 class FeatureTerm(_Term):
-    """Distillation of a feature map. `student` and `teacher` name modules; without them the last maps are taken."""
+    """Distillation of feature maps, the mean over pairs.
+
+    Attributes:
+        pairs: [student module, teacher module] each; without them, the last map of each scale of the one with the last
+            map of the same scale of the other, counted from the smallest. Distilling every scale is what makes a short
+            gate search work: candidates of an edge learn one function soon (Li et al., Blockwisely Supervised NAS,
+            CVPR 2020).
+    """
+
+    pairs: tuple[tuple[str, str], ...] | None = None
+
+
+class CrossResolutionTerm(_Term):
+    """Distillation of one feature map at the teacher's resolution; the paper's weight is 100.
+
+    Attributes:
+        student: name of the module; the last map by default.
+        teacher: likewise.
+    """
 
     student: str | None = None
     teacher: str | None = None
-
-
-class CrossResolutionTerm(FeatureTerm):
-    """As `FeatureTerm`, at the teacher's resolution; the paper's weight is 100."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -101,34 +116,35 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.task = config, task
-        self.pairs: dict[str, tuple[str, str]] = {}
+        self.pairs: dict[str, tuple[tuple[str, str], ...]] = {}
         self.adapters = nn.ModuleDict()
-        terms = {n: t for n in MAP_OBJECTIVES if (t := getattr(config, n)).weight > 0}
         if config.distils and teacher is None:
             raise ValueError("the objective distils, but there is no teacher; set the distillation weights to 0")
-        if not terms or teacher is None:
+        if teacher is None:
             return
-        for name, term in terms.items():
-            self.pairs[name] = (
-                term.student or last_map(student, example),
-                term.teacher or last_map(teacher, teacher_example),
-            )
+        if config.feature.weight > 0:
+            self.pairs["feature"] = config.feature.pairs or _scale_pairs(student, example, teacher, teacher_example)
+        if config.cross_resolution.weight > 0:
+            ours = config.cross_resolution.student or last_maps(student, example)[-1]
+            theirs = config.cross_resolution.teacher or last_maps(teacher, teacher_example)[-1]
+            self.pairs["cross_resolution"] = ((ours, theirs),)
         student_maps = _maps(student, example, self.student_taps)
         teacher_maps = _maps(teacher, teacher_example, self.teacher_taps)
-        for name, (ours, theirs) in self.pairs.items():
-            adapter = adapter_for(student_maps[ours], teacher_maps[theirs], always=varying_width)
-            MAP_OBJECTIVES[name](adapter(student_maps[ours]), teacher_maps[theirs])  # fails here, not in training
-            self.adapters[name] = adapter
+        for name, pairs in self.pairs.items():
+            adapters = [adapter_for(student_maps[s], teacher_maps[t], always=varying_width) for s, t in pairs]
+            for adapter, (ours, theirs) in zip(adapters, pairs, strict=True):
+                MAP_OBJECTIVES[name](adapter(student_maps[ours]), teacher_maps[theirs])  # fails here, not in training
+            self.adapters[name] = nn.ModuleList(adapters)
 
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Modules of the student whose maps are needed."""
-        return tuple(dict.fromkeys(ours for ours, _ in self.pairs.values()))
+        return tuple(dict.fromkeys(ours for pairs in self.pairs.values() for ours, _ in pairs))
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
         """Modules of the teacher whose maps are needed."""
-        return tuple(dict.fromkeys(theirs for _, theirs in self.pairs.values()))
+        return tuple(dict.fromkeys(theirs for pairs in self.pairs.values() for _, theirs in pairs))
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms by name, each a scalar."""
@@ -138,14 +154,26 @@ class Objective(nn.Module):
         if teacher is not None:
             if self.config.response.weight > 0:
                 terms["response"] = response(student.logits, teacher.logits, self.config.response.kd_temperature)
-            for name, (ours, theirs) in self.pairs.items():
-                adapted = self.adapters[name](student.features[ours])
-                terms[name] = MAP_OBJECTIVES[name](adapted, teacher.features[theirs])
+            for name, pairs in self.pairs.items():
+                adapters = cast(nn.ModuleList, self.adapters[name])
+                values = [
+                    MAP_OBJECTIVES[name](adapter(student.features[ours]), teacher.features[theirs])
+                    for adapter, (ours, theirs) in zip(adapters, pairs, strict=True)
+                ]
+                terms[name] = torch.stack(values).mean()
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Σ weight · term."""
         return torch.stack([getattr(self.config, name).weight * value for name, value in terms.items()]).sum()
+
+
+def _scale_pairs(
+    student: nn.Module, example: Tensor, teacher: nn.Module, teacher_example: Tensor
+) -> tuple[tuple[str, str], ...]:
+    ours, theirs = last_maps(student, example), last_maps(teacher, teacher_example)
+    count = min(len(ours), len(theirs))
+    return tuple(zip(ours[-count:], theirs[-count:], strict=True))
 
 
 def _maps(module: nn.Module, example: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:

@@ -29,7 +29,6 @@ class TeacherConfig(BaseModel):
         weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
             campaign and kept in the run folder for all trials.
         fit: how it is trained.
-        taps: names of the modules whose maps are distilled; without them the last feature map is found by itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +37,6 @@ class TeacherConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
     fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
-    taps: tuple[str, ...] = ()
 
 
 def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:

@@ -37,9 +37,9 @@ class BudgetController:
         self,
         max_flops: float,
         *,
-        rate: float = 0.05,
-        stiffness: float = 1.0,
-        descent: float = 0.7,
+        rate: float = 0.1,
+        stiffness: float = 4.0,
+        descent: float = 0.6,
         max_weight: float = 50.0,
     ) -> None:
         if not max_flops > 0:
