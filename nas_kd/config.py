@@ -90,7 +90,7 @@ class BudgetConfig(_Section):
     max_flops: Annotated[
         Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
         Discriminator(lambda value: "range" if isinstance(value, dict | FlopsRange) else "list"),
-    ] = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
+    ] = (2_000_000, 3_000_000, 5_000_000, 8_000_000)
 
     @model_validator(mode="after")
     def _some(self) -> BudgetConfig:
@@ -142,7 +142,9 @@ class SpaceConfig(BaseModel):
 class SearchConfig(FitConfig):
     """The gate search of a trial: how weights train, and `gates`."""
 
-    epochs: int = Field(default=6, ge=1)
+    epochs: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
 
 
@@ -154,7 +156,7 @@ class RetrainConfig(FitConfig):
         num_seeds: trainings with different seeds; the report gives the interval over them, the first one is exported.
     """
 
-    epochs: int = Field(default=10, ge=1)
+    lr: float = Field(default=5e-3, gt=0)
     init: Literal["inherit", "fresh"] = "inherit"
     num_seeds: int = Field(default=1, ge=1)
 

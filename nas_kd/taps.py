@@ -88,19 +88,18 @@ class Taps:
 def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Names of the submodules that give the last feature map of each scale, in the order of the forward pass.
 
-    A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. Of nested modules that
-    return the same map it is the outermost one: `layers.2` and not `layers.2.1.relu`.
+    A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. A module inside one that
+    leaves the scale is no candidate, and of nested modules that return the same map the outermost one is named:
+    `layers.2`, and neither `layers.2.1.relu` nor what `layers.3` does before its stride.
 
     Raises:
         ValueError: no submodule returns such a map.
     """
-    last: dict[tuple[int, int], str] = {}
+    scales: dict[str, tuple[int, int]] = {}  # in the order in which modules finish: an outer one after its inner ones
 
     def watch(name: str, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1:
-            scale = (int(output.shape[-2]), int(output.shape[-1]))
-            last.pop(scale, None)  # scales are ordered by their last map
-            last[scale] = name  # an outer module finishes after the modules inside it
+            scales[name] = (int(output.shape[-2]), int(output.shape[-1]))
 
     hooks = [
         child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
@@ -115,6 +114,13 @@ def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         for hook in hooks:
             hook.remove()
         module.train(mode)
+    last: dict[tuple[int, int], str] = {}
+    for name, scale in scales.items():
+        parts = name.split(".")
+        outer = (".".join(parts[:n]) for n in range(1, len(parts)))
+        if all(scales.get(parent, scale) == scale for parent in outer):
+            last.pop(scale, None)  # scales are ordered by their last map
+            last[scale] = name
     if not last:
         raise ValueError(f"{type(module).__name__} has no submodule that returns a feature map; name the modules")
     return tuple(last.values())

@@ -46,6 +46,7 @@ class FeatureTerm(_Term):
             CVPR 2020).
     """
 
+    weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     pairs: tuple[tuple[str, str], ...] | None = None
 
 

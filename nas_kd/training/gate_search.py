@@ -32,6 +32,9 @@ from nas_kd.training.fit import (
 from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
 
 
+REACH = 8.0  # in logits: from even odds to certainty, with some way back
+
+
 class GateConfig(BaseModel):
     """The gates of a search.
 
@@ -39,7 +42,9 @@ class GateConfig(BaseModel):
         estimator: `straight_through` runs one candidate an edge; see `search_spaces.gates` for the others.
         temperature_start: gate temperature at the start of the search.
         temperature_end: gate temperature at its end.
-        lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS).
+        lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS). null sets it so that a logit can move by about
+            `REACH` over the whole search, however long that is: gates then settle when the budget is reached and not
+            before.
         warmup: share of the epochs in which only weights train.
         split_share: share of the training clips on which gates train; weights train on the rest.
     """
@@ -49,8 +54,8 @@ class GateConfig(BaseModel):
     estimator: str = "straight_through"
     temperature_start: float = Field(default=2.0, gt=0)
     temperature_end: float = Field(default=0.5, gt=0)
-    lr: float = Field(default=0.05, gt=0)
-    warmup: float = Field(default=0.3, ge=0, lt=1)
+    lr: float | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.25, ge=0, lt=1)
     split_share: float = Field(default=0.5, gt=0, lt=1)
 
     def model_post_init(self, _: object) -> None:
@@ -107,7 +112,10 @@ def search_gates(
     weight_parameters = [*supernet.weight_parameters(), *objective.parameters()]
     gate_parameters = supernet.gate_parameters()
     optimizer = make_optimizer(fit, weight_parameters)
-    gate_optimizer = torch.optim.Adam(gate_parameters, lr=config.lr, betas=(0.5, 0.999))
+    steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
+    gate_steps = max(steps - warm * len(weights), 1)
+    gate_lr = REACH / gate_steps if config.lr is None else config.lr
+    gate_optimizer = torch.optim.Adam(gate_parameters, lr=gate_lr, betas=(0.5, 0.999))
     parts = {
         "supernet": supernet,
         "objective": objective,
@@ -117,7 +125,6 @@ def search_gates(
     }
     keeper = Checkpoint(checkpoint, tag, parts)
     start, _ = keeper.restore()
-    steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
     for epoch in range(start, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         if supernet.control.generator is not None:
@@ -141,7 +148,7 @@ def search_gates(
                 _freeze(weight_parameters, gate_parameters)
                 gate_terms = loss(next(gate_batches))
                 expected = supernet.expected_flops()
-                budget.advance((done - warm * len(weights)) / (steps - warm * len(weights)), expected)
+                budget.advance((done - warm * len(weights)) / gate_steps, expected)
                 value = objective.total(gate_terms) + budget.penalty(expected)
                 check_finite(value, gate_terms, "the gates")
                 gate_optimizer.zero_grad(set_to_none=True)
