@@ -18,7 +18,7 @@ from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
-from search_spaces import CONVENTION, Supernet
+from search_spaces import Supernet
 from trials import (
     ChoiceKnob,
     FloatKnob,
@@ -66,8 +66,8 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
     if lowest < least:
         at = ", ".join(f"{name} {value}" for name, value in knobs.items())
         raise ConfigError(
-            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student at {at} costs {least:,}; "
-            "raise the budget, or drop values of the space's knobs"
+            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student at {at} costs "
+            f"{least:,}; raise the budget, or drop values of the space's knobs"
         )
 
 
@@ -91,8 +91,8 @@ def check_data(config: CampaignConfig, bench: Workbench) -> None:
         ):
             if "flip" in section.augment:
                 raise ConfigError(
-                    f"{name}.augment: {section.augment!r} mirrors clips, but the data says that a mirrored clip may change "
-                    "its class; use none"
+                    f"{name}.augment: {section.augment!r} mirrors clips, but the data says that a mirrored clip may "
+                    "change its class; use none"
                 )
 
 
@@ -258,7 +258,6 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
         "space": config.space.name,
         "sampler": config.sampler,
         "seed": str(config.seed),
-        "FLOPs": CONVENTION,
     }
     return write_report(records, out_dir or run_dir / "report", title=config.name, teacher=teacher, metadata=facts)
 

@@ -105,7 +105,7 @@ class BudgetConfig(_Section):
 
 
 class SpaceConfig(BaseModel):
-    """The search space: a name of `search_spaces.SPACES` or your own as `module:function`; the other keys are its settings."""
+    """The search space: a name of `search_spaces.SPACES` or `module:function`; the other keys are its settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

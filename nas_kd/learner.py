@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ class Learner:
         """Unweighted terms of a batch."""
         clip = self.bench.clip(batch)
         student = self._student(self.bench.space.fit_input(clip, self.knobs))
-        return self.objective(student, self._answers(batch, clip), batch)
+        return cast(dict[str, Tensor], self.objective(student, self._answers(batch, clip), batch))
 
     def close(self) -> None:
         """Remove all hooks."""

@@ -27,10 +27,10 @@ from nas_kd.training.measure import environment, latency_ms
 from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
 from search_spaces.arch import Choice
-from trials import Cost, Metric, TrialContext, TrialRecord
+from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
-Metrics = dict[str, dict[str, dict[str, float]]]
+Metrics = dict[Stage, dict[Split, dict[str, float]]]
 
 
 @dataclass
@@ -248,7 +248,7 @@ class Trial:
                 seed=self.context.seed,
                 flops=cost.flops,
                 params=cost.params,
-                metrics=self.metrics["retrained"],
+                metrics=dict(self.metrics["retrained"].items()),  # type: ignore[arg-type]  # keys are a kind of str
             ),
         )
 

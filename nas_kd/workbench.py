@@ -1,4 +1,4 @@
-"""What all trials of a campaign share in one process: data, teacher, space. Built once, kept while the process lives."""
+"""What all trials of a campaign share in one process: data, teacher, space. Built once, kept while it lives."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, SearchSpace
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
@@ -63,13 +64,10 @@ def save_bundle(folder: Path, student: nn.Module, info: BundleInfo) -> None:
     """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    for name, write in (
-        (WEIGHTS_NAME, lambda path: save_file(state, path, metadata={"arch_id": info.arch_id})),
-        (ARCH_NAME, lambda path: path.write_text(json.dumps(info.model_dump(mode="json"), indent=2) + "\n")),
-    ):
-        beside = folder / f"{name}.writing"
-        write(beside)
-        beside.replace(folder / name)
+    beside = folder / f"{WEIGHTS_NAME}.writing"
+    save_file(state, beside, metadata={"arch_id": info.arch_id})
+    beside.replace(folder / WEIGHTS_NAME)
+    write_whole(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
 
 
 def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:

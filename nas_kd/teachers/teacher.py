@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,7 +46,7 @@ def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
         ValueError: unknown model, settings that do not fit, or weights that do not fit the model.
     """
     if ":" in config.model:
-        model = import_function(config.model, purpose="teacher.model")(num_classes=num_classes, **config.settings)
+        model: Any = import_function(config.model, purpose="teacher.model")(num_classes=num_classes, **config.settings)
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"teacher.model {config.model!r} must return an nn.Module, but returns {type(model).__name__}"
@@ -55,11 +55,12 @@ def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
         model = TEACHERS[config.model](num_classes, config.settings)
     else:
         raise ValueError(
-            f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as module:function"
+            f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as "
+            "module:function"
         )
     if config.weights is not None:
         load_weights(model, config.weights)
-    return model
+    return cast(nn.Module, model)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -57,10 +57,11 @@ def make_optimizer(
     config: FitConfig, parameters: Iterable[nn.Parameter], *, lr: float | None = None
 ) -> torch.optim.Optimizer:
     """AdamW or SGD with decay on matrices and kernels only."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for p in parameters:
         (decayed if p.ndim > 1 else plain).append(p)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]

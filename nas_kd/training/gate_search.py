@@ -31,7 +31,6 @@ from nas_kd.training.fit import (
 )
 from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
 
-
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 
 
