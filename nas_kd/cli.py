@@ -83,12 +83,12 @@ def search(
                 ledger = campaign.prepare(progress, lambda text: console.print(text, markup=False, highlight=False))
             with TrialsProgress(ledger.objectives, ledger.records(), console=console) as table:
                 result = campaign.run(table)
-        console.print(str(result.summary), markup=False, highlight=False)
+        console.print(str(result.summary), markup=False, highlight=False, soft_wrap=True)
         console.print(f"next: nas-kd report {config.run_dir}", markup=False, highlight=False)
-        if result.summary.interrupted:
-            raise typer.Exit(130)
-        if result.summary.num_complete == 0:
-            raise typer.Exit(1)
+    if result.summary.interrupted:
+        raise typer.Exit(130)
+    if result.summary.num_complete == 0:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -40,13 +41,16 @@ class TrialFunction:
     Args:
         config: of the campaign.
         run_dir: the run's folder, where the teacher is.
+        home: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
     """
 
     config: CampaignConfig
     run_dir: Path
+    home: Path = field(default_factory=Path.cwd)
 
     def __call__(self, context: TrialContext) -> TrialRecord:
         """Run the trial of `context`, or continue it from its checkpoints."""
+        os.chdir(self.home)
         torch.set_num_threads(context.num_cpus)
         bench = ready_workbench(self.config.model_dump_json(), self.run_dir, context.device)
         return Trial(bench, self.config.with_knobs(context.knobs), context).run()
@@ -248,7 +252,7 @@ class Trial:
                 seed=self.context.seed,
                 flops=cost.flops,
                 params=cost.params,
-                metrics=dict(self.metrics["retrained"].items()),  # type: ignore[arg-type]  # keys are a kind of str
+                metrics=dict(self.metrics["retrained"].items()),
             ),
         )
 

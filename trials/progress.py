@@ -81,6 +81,7 @@ class Progress:
         self._num_ended = len(self._rows)
         self._num_trials = 0
         self._live: Live | None = None
+        self._quarters: dict[int, int] = {}
 
     def __enter__(self) -> Progress:
         """Start the live table, on a terminal."""
@@ -112,9 +113,18 @@ class Progress:
                 row.fraction = event.fraction
             if event.record is not None:
                 self._rows[event.number] = _row_of(event.record)
-        if self._live is None and event.kind != "begun":
+        if self._live is None and event.kind != "begun" and self._is_news(event):
             line = self.describe(event)
             self._console.print(Text(line), soft_wrap=True)
+
+    def _is_news(self, event: Event) -> bool:
+        """Whether a plain log gets a line: of progress, the first report of each quarter, and whatever has values."""
+        if event.kind != "progress" or event.number is None or event.fraction is None or event.values is not None:
+            return True
+        quarter = int(event.fraction * 4)
+        news = self._quarters.get(event.number) != quarter
+        self._quarters[event.number] = quarter
+        return news
 
     def front(self) -> set[int]:
         """The numbers of the complete trials that nobody dominates."""
