@@ -108,7 +108,7 @@ class Averages:
 def check_finite(total: Tensor, terms: Mapping[str, Tensor], what: str) -> None:
     """Raise `FloatingPointError` where a loss is no number."""
     if not torch.isfinite(total):
-        values = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+        values = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in terms.items())
         raise FloatingPointError(f"the loss of {what} is not finite ({values}); lower the learning rate or a weight")
 
 

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas_kd.objectives import Objective, ObjectiveConfig, cross_resolution, feature, response
+from nas_kd.objectives.maps import Adapter, adapter_for
+from nas_kd.taps import ModelOutput, Taps, last_maps
+from nas_kd.tasks import Classification
+from nas_kd.teachers import R2Plus1D, R2Plus1DSettings
+
+
+def test_response_is_the_closed_form_with_t_squared() -> None:
+    student, teacher, t = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), 2.0
+    p = [math.exp(1.0), 1.0]
+    p = [v / sum(p) for v in p]
+    q = [1.0, math.exp(0.5)]
+    q = [v / sum(q) for v in q]
+    expected = t**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert response(student, teacher, t).item() == pytest.approx(expected, rel=1e-5)
+    assert response(teacher, teacher, t).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_response_gradient_keeps_its_size_over_temperatures() -> None:
+    teacher = torch.tensor([[0.3, -0.2, 0.1]])
+    norms = []
+    for t in (10.0, 40.0):
+        student = torch.zeros(1, 3, requires_grad=True)
+        response(student, teacher, t).backward()
+        assert student.grad is not None
+        norms.append(student.grad.norm().item())
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)  # without T² they would differ 16-fold
+
+
+def test_response_refuses_other_classes() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 2\).*\(1, 3\)"):
+        response(torch.zeros(1, 2), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_cross_resolution_equals_its_slow_twin(frames: int | None) -> None:
+    torch.manual_seed(0)
+    lead = (2, 5) if frames is None else (2, 5, frames)
+    student, teacher = torch.randn(*lead, 4, 4), torch.randn(*lead, 7, 7)
+
+    def up(image: Tensor) -> Tensor:  # bilinear, half-pixel centres, frame by frame
+        out = torch.zeros(7, 7)
+        for y in range(7):
+            for x in range(7):
+                sy, sx = (max((v + 0.5) * 4 / 7 - 0.5, 0.0) for v in (y, x))
+                y0, x0 = int(sy), int(sx)
+                y1, x1, fy, fx = min(y0 + 1, 3), min(x0 + 1, 3), sy - y0, sx - x0
+                top = image[y0, x0] * (1 - fx) + image[y0, x1] * fx
+                low = image[y1, x0] * (1 - fx) + image[y1, x1] * fx
+                out[y, x] = top * (1 - fy) + low * fy
+        return out
+
+    raised = torch.stack([up(image) for image in student.reshape(-1, 4, 4)]).reshape(teacher.shape)
+    expected = (raised - teacher).pow(2).mean()
+    assert torch.allclose(cross_resolution(student, teacher), expected, atol=1e-5)
+
+
+def test_cross_resolution_compares_the_frames_that_the_student_sees() -> None:
+    teacher = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(1, 3, 8, 2, 2)
+    student = teacher[:, :, [2, 6]]  # centres of two halves of eight frames
+    assert cross_resolution(student, teacher).item() == 0.0
+
+
+def test_maps_of_unequal_rank_are_refused() -> None:
+    with pytest.raises(ValueError, match="equal rank"):
+        cross_resolution(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 3, 4, 4))
+
+
+def test_feature_ignores_the_size_of_activations_and_is_two_for_unrelated_maps() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(2, 6, 3, 4, 4)
+    assert feature(a * 7, a).item() == pytest.approx(0.0, abs=1e-6)
+    first, second = torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+    first[:, 0], second[:, 1] = 3.0, 5.0
+    assert feature(first, second).item() == pytest.approx(2.0)
+
+
+def test_an_adapter_is_there_only_where_widths_differ() -> None:
+    same, wide = torch.zeros(1, 4, 2, 2), torch.zeros(1, 8, 2, 2)
+    assert isinstance(adapter_for(same, same), nn.Identity)
+    adapter = adapter_for(same, wide)
+    assert isinstance(adapter, Adapter)
+    conv = nn.Conv2d(3, 8, 1, bias=False)
+    conv.weight.data = adapter.weight.data[:, :3, None, None].clone()
+    narrow = torch.randn(2, 3, 2, 2)  # a supernet's narrower map uses the leading columns
+    assert torch.allclose(adapter(narrow), conv(narrow), atol=1e-6)
+
+
+def small(width: int) -> R2Plus1D:
+    torch.manual_seed(width)
+    return R2Plus1D(3, R2Plus1DSettings(widths=(width, 2 * width), blocks=(1, 1), strides=(1, 2)))
+
+
+def test_objective_names_weighs_and_sums_its_terms() -> None:
+    student, teacher, clip = small(4), small(6).eval(), torch.randn(2, 3, 4, 16, 16)
+    config = ObjectiveConfig.model_validate(
+        {
+            "task": {"weight": 0.5},
+            "response": {"weight": 2},
+            "feature": {"weight": 3},
+            "cross_resolution": {"weight": 100},
+        }
+    )
+    objective = Objective(config, Classification(3), student, teacher, clip[:1], clip[:1])
+    assert objective.pairs["feature"] == (("layers.0", "layers.0"), ("layers.1", "layers.1"))
+    assert objective.pairs["cross_resolution"] == (("layers.1", "layers.1"),)
+    batch = {"label": torch.tensor([0, 2])}
+    with Taps(student, objective.student_taps) as ours, Taps(teacher, objective.teacher_taps) as theirs:
+        terms = objective(ours(clip), theirs(clip), batch)
+    assert set(terms) == {"task", "response", "feature", "cross_resolution"}
+    expected = 0.5 * terms["task"] + 2 * terms["response"] + 3 * terms["feature"] + 100 * terms["cross_resolution"]
+    assert torch.allclose(objective.total(terms), expected)
+    assert len(list(objective.parameters())) == 3
+
+
+def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distance() -> None:
+    net, clip = small(4).eval(), torch.randn(2, 3, 4, 16, 16)
+    config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "cross_resolution": {"weight": 1}})
+    objective = Objective(config, Classification(3), net, net, clip[:1], clip[:1])
+    with Taps(net, objective.student_taps) as taps:
+        output = taps(clip)
+    terms = objective(output, output, {"label": torch.zeros(2, dtype=torch.long)})
+    assert "task" not in terms
+    assert objective.total(terms).item() == pytest.approx(0.0, abs=1e-6)
+    assert not list(objective.parameters())
+
+
+def test_distilling_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="no teacher"):
+        Objective(ObjectiveConfig(), Classification(3), small(4), None, torch.zeros(1), torch.zeros(1))
+
+
+class Strided(nn.Module):
+    """As a ResNet: stages in a row, whose first layer runs before the stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layer1 = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.layer2 = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layer2(self.layer1(self.stem(x))))
+        return out
+
+
+def test_last_maps_are_the_outermost_of_each_scale() -> None:
+    assert last_maps(Strided(), torch.zeros(1, 3, 8, 8)) == ("layer1", "layer2")
+    with pytest.raises(ValueError, match="no submodule that returns a feature map"):
+        last_maps(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), torch.zeros(1, 3))
+
+
+def test_taps_read_by_name_and_say_what_exists() -> None:
+    net = Strided()
+    with Taps(net, ["layer2"]) as taps:
+        output = taps(torch.ones(1, 3, 8, 8))
+    assert isinstance(output, ModelOutput)
+    assert output.features["layer2"].shape == (1, 8, 4, 4)
+    assert not net.layer2._forward_hooks
+    with pytest.raises(ValueError, match=r"no module 'layer9' to tap; it has stem, layer1"):
+        Taps(net, ["layer9"])

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nas_kd.config import CampaignConfig
+from nas_kd.data import Batch
+from nas_kd.learner import Learner
+from nas_kd.training.budget import BudgetController
+from nas_kd.training.fit import FitConfig, fit, learning_rate
+from nas_kd.training.gate_search import search_gates
+from nas_kd.workbench import Workbench, build_workbench
+from search_spaces import CostTable, CostTerm, Gate, Supernet
+
+
+class Killed(BaseException):
+    """Stands for a kill in the middle of an epoch."""
+
+
+@pytest.fixture
+def bench(tiny: Callable[..., CampaignConfig]) -> Workbench:
+    return build_workbench(tiny(), "cpu")
+
+
+def die_at(step: int) -> Callable[[float, str], None]:
+    left = [step]
+
+    def progress(share: float, words: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    return progress
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_fit_continues_bit_by_bit(bench: Workbench, tmp_path: Path, optimizer: str) -> None:
+    config = FitConfig(epochs=3, batch_size=8, optimizer=optimizer, lr=0.01)  # type: ignore[arg-type]
+
+    def run(path: Path | None, progress: Callable[[float, str], None] = lambda a, b: None) -> nn.Module:
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            nn.Flatten(), nn.Dropout(0.3), nn.Linear(3 * 4 * 16 * 16, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        )
+        loader = bench.loader(bench.splits.retrain, config, seed=2, train=True)
+        fit(
+            net,
+            loader,
+            lambda batch: {"task": bench.task.loss(net(bench.clip(batch)), batch)},
+            lambda terms: terms["task"],
+            config,
+            seed=2,
+            checkpoint=path,
+            tag="t",
+            progress=progress,
+        )
+        return net
+
+    whole = run(None)
+    with pytest.raises(Killed):
+        run(tmp_path / "c.pt", die_at(9))  # in the second epoch of six steps
+    assert same(run(tmp_path / "c.pt"), whole)
+
+
+def search(
+    bench: Workbench, checkpoint: Path | None, progress: Callable[[float, str], None] = lambda a, b: None, **spy: Any
+) -> tuple[Supernet, BudgetController]:
+    torch.manual_seed(0)
+    supernet = Supernet(bench.space, seed=3)
+    with supernet.pinned(bench.space.widest(supernet.knobs)):
+        learner = Learner(bench, supernet, bench.config.objective, supernet.knobs, cached=False, varying=True)
+    budget = BudgetController(200_000)
+    config = bench.config.search
+    search_gates(
+        supernet,
+        learner.objective,
+        spy.get("loss", lambda batch: learner.loss(batch)),
+        bench.loader(bench.splits.weights, config, seed=3, train=True),
+        bench.loader(bench.splits.gates, config, seed=4, train=True),
+        budget,
+        config,
+        config.gates,
+        seed=3,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    learner.close()
+    return supernet, budget
+
+
+def test_gate_search_continues_bit_by_bit(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    bench = build_workbench(tiny(search={"epochs": 3, "gates": {"warmup": 0.0}}), "cpu")
+    whole, budget = search(bench, None)
+    with pytest.raises(Killed):
+        search(bench, tmp_path / "c.pt", die_at(7))
+    again, controller = search(bench, tmp_path / "c.pt")
+    assert same(again, whole)
+    assert controller.state_dict() == budget.state_dict()
+
+
+def test_weights_and_gates_train_on_their_own_splits(tiny: Callable[..., CampaignConfig]) -> None:
+    bench = build_workbench(tiny(search={"epochs": 1, "gates": {"warmup": 0.0}}), "cpu")
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    torch.manual_seed(0)
+    supernet = Supernet(bench.space, seed=3)
+    with supernet.pinned(bench.space.widest(supernet.knobs)):
+        learner = Learner(bench, supernet, bench.config.objective, supernet.knobs, cached=False, varying=True)
+    gate, weight = supernet.gate_parameters()[0], supernet.weight_parameters()[0]
+
+    def loss(batch: Batch) -> Any:
+        assert gate.requires_grad != weight.requires_grad
+        seen[gate.requires_grad] |= set(batch["index"].tolist())
+        return learner.loss(batch)
+
+    config = bench.config.search
+    loaders = [bench.loader(s, config, seed=0, train=True) for s in (bench.splits.weights, bench.splits.gates)]
+    budget = BudgetController(200_000)
+    search_gates(supernet, learner.objective, loss, loaders[0], loaders[1], budget, config, config.gates, seed=0)
+    assert seen[False] == set(bench.splits.weights.indices)
+    assert seen[True] == set(bench.splits.gates.indices)
+    assert not seen[True] & seen[False]
+
+
+@pytest.mark.parametrize("target", [150_000, 900_000])
+def test_the_controller_meets_its_target_from_above_and_below(target: int) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"g{i}" for i in range(6)]
+    gates = {name: Gate(("a", "b", "c", "d")) for name in names}
+    terms = tuple(CostTerm(n, (n,), np.sort(rng.integers(1_000, 250_000, 4)).astype(np.int64)) for n in names)
+    table = CostTable({n: gates[n].choices for n in names}, terms, 0)
+    wanted = torch.tensor(rng.normal(size=(6, 4)))  # a task that prefers some candidates
+    budget = BudgetController(target)
+    optimizer = torch.optim.Adam([g.gate_logits for g in gates.values()], lr=8 / 600)
+    for step in range(600):
+        probabilities = {n: gates[n].probabilities() for n in names}
+        expected = table.expected(probabilities)
+        budget.advance(step / 600, expected)
+        task = -sum((wanted[i] * probabilities[n].double()).sum() for i, n in enumerate(names))
+        optimizer.zero_grad()
+        (task + budget.penalty(expected)).backward()
+        optimizer.step()
+        budget.update(expected)
+    reached = table.expected({n: gates[n].probabilities() for n in names}).item()
+    assert reached == pytest.approx(budget.target, rel=0.03)
+    assert 0.95 * target <= budget.target <= target
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    config = FitConfig(lr=1.0, warmup=0.1)
+    assert learning_rate(config, 0.05) == pytest.approx(0.5)
+    assert learning_rate(config, 0.1) == pytest.approx(1.0)
+    assert learning_rate(config, 0.55) == pytest.approx(0.5)
+    assert learning_rate(config, 1.0) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_loss_that_is_no_number_is_named(bench: Workbench) -> None:
+    net = nn.Linear(1, 1)
+    config = FitConfig(epochs=1, batch_size=8)
+    loader = bench.loader(bench.splits.retrain, config, seed=0, train=True)
+    with pytest.raises(FloatingPointError, match=r"task=nan.*lower the learning rate"):
+        fit(net, loader, lambda b: {"task": net.weight.sum() * float("nan")}, lambda t: t["task"], config, seed=0)
