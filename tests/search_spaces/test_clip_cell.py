@@ -52,12 +52,12 @@ def scramble_batch_norm(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.normal_(m.bias, generator=generator)
 
 
-@pytest.mark.parametrize("kind", SPACES)
-def test_expected_table_space_and_fvcore_agree_as_integers(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "number"), [("all candidates", 70), ("convolutions only", 15)])
+def test_expected_table_space_and_fvcore_agree_as_integers(kind: str, number: int) -> None:
     space, rng = SPACES[kind](), np.random.default_rng(0)
     supernets = [Supernet(space, knobs) for knobs in ({"resolution": 11, "frames": 3}, {"resolution": 16, "frames": 2})]
     seen = set()
-    for turn in range(60):
+    for turn in range(number):
         supernet = supernets[turn % 2]
         arch = space.arch({**space.sample(rng).choices, **supernet.knobs})
         decide(supernet, arch, rng)
@@ -67,7 +67,7 @@ def test_expected_table_space_and_fvcore_agree_as_integers(kind: str) -> None:
         assert space.cost(arch) == counted
         assert supernet.arch() == arch
         seen.add(counted)
-    assert len(seen) > 50
+    assert len(seen) > 0.9 * number
 
 
 def test_expected_flops_of_one_hot_gates_are_the_integers_of_the_table() -> None:
