@@ -58,7 +58,8 @@ class Supernet(nn.Module):
             raise ValueError(f"each variable of a space needs one gate of its name; without a partner: {odd}")
         for gate in self.gates.values():
             gate.control = self.control
-        self.cost_table = space.cost_table(self.knobs)
+        with torch.random.fork_rng(devices=[]):  # measuring builds modules, or not where costs are known already:
+            self.cost_table = space.cost_table(self.knobs)  # what is drawn after this must not depend on that
 
     @property
     def gate_temperature(self) -> float:

@@ -17,6 +17,7 @@ from nas_kd.training.fit import FitConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
 from nas_kd.workbench import Workbench, build_workbench
 from search_spaces import CostTable, CostTerm, Gate, Supernet
+from search_spaces.knapsack import cost_range
 
 
 class Killed(BaseException):
@@ -131,13 +132,15 @@ def test_weights_and_gates_train_on_their_own_splits(tiny: Callable[..., Campaig
     assert not seen[True] & seen[False]
 
 
-@pytest.mark.parametrize("target", [150_000, 900_000])
-def test_the_controller_meets_its_target_from_above_and_below(target: int) -> None:
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_the_controller_meets_its_target_from_above_and_below(share: float) -> None:
     rng = np.random.default_rng(0)
     names = [f"g{i}" for i in range(6)]
     gates = {name: Gate(("a", "b", "c", "d")) for name in names}
     terms = tuple(CostTerm(n, (n,), np.sort(rng.integers(1_000, 250_000, 4)).astype(np.int64)) for n in names)
     table = CostTable({n: gates[n].choices for n in names}, terms, 0)
+    least, most = cost_range(table)
+    target = least + share * (most - least)
     wanted = torch.tensor(rng.normal(size=(6, 4)))  # a task that prefers some candidates
     budget = BudgetController(target)
     optimizer = torch.optim.Adam([g.gate_logits for g in gates.values()], lr=8 / 600)
@@ -151,7 +154,7 @@ def test_the_controller_meets_its_target_from_above_and_below(target: int) -> No
         optimizer.step()
         budget.update(expected)
     reached = table.expected({n: gates[n].probabilities() for n in names}).item()
-    assert reached == pytest.approx(budget.target, rel=0.03)
+    assert reached == pytest.approx(budget.target, rel=0.05)
     assert 0.95 * target <= budget.target <= target
 
 

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import nas_kd.campaign as campaigns
+from nas_kd.cli import app
+from nas_kd.config import CampaignConfig
+from nas_kd.trial import Trial
+from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from search_spaces import ArchSpec
+from trials import TrialContext, TrialRecord
+
+KNOBS = {"max_flops": 250_000, "resolution": 16}
+
+
+def ready(config: CampaignConfig) -> Workbench:
+    run_dir = config.run_dir
+    prepare_teacher(build_workbench(config, "cpu"), run_dir)
+    return ready_workbench(config.model_dump_json(), run_dir, "cpu")
+
+
+def run(bench: Workbench, folder: Path, **changes: object) -> TrialRecord:
+    context = TrialContext(number=0, knobs={**KNOBS, **changes}, seed=5, directory=folder)  # type: ignore[dict-item]
+    return Trial(bench, bench.config.with_knobs(context.knobs), context).run()
+
+
+def content(record: TrialRecord) -> dict[str, object]:
+    """What a seed decides."""
+    kept = record.model_dump(mode="json", exclude={"durations_s", "started_at", "cost"})
+    return {**kept, "flops": record.cost.flops if record.cost else None}
+
+
+def test_a_trial_keeps_the_promises(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    bench = ready(tiny())
+    before = {name: value.clone() for name, value in bench.teacher_model.state_dict().items()}
+    record = run(bench, tmp_path / "a")
+    assert record.cost is not None
+    assert record.arch is not None
+    arch = ArchSpec.from_dict(record.arch)
+    assert record.cost.flops == bench.space.cost(arch)
+    assert 0.95 * 250_000 <= record.cost.flops <= 250_000
+    assert set(record.metrics) == {"gated", "derived", "retrained"}
+    assert "test" not in record.metrics["gated"]
+    assert "test" not in record.metrics["derived"]
+    assert all(torch.equal(before[n], v) for n, v in bench.teacher_model.state_dict().items())
+    assert content(run(bench, tmp_path / "b")) == content(record)  # promise 8
+
+
+def test_a_killed_trial_goes_on_and_ends_the_same(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ready(tiny())
+    whole = run(bench, tmp_path / "a")
+
+    class Killed(BaseException):
+        pass
+
+    steps = [0]
+    original = Trial._stage
+
+    def stage(self: Trial, start: float, share: float) -> Callable[[float, str], None]:
+        inner = original(self, start, share)
+
+        def progress(done: float, words: str) -> None:
+            steps[0] += 1
+            if steps[0] == 11:  # six steps of search, then in the second epoch of retraining
+                raise Killed
+            inner(done, words)
+
+        return progress
+
+    monkeypatch.setattr(Trial, "_stage", stage)
+    with pytest.raises(Killed):
+        run(bench, tmp_path / "b")
+    assert (tmp_path / "b" / "checkpoint-retrain-0.pt").is_file()
+    assert content(run(bench, tmp_path / "b")) == content(whole)
+
+
+def test_repeats_and_fresh_weights_and_dotted_knobs(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    bench = ready(tiny(retrain={"num_seeds": 2, "init": "fresh"}, knobs={}))
+    record = run(bench, tmp_path / "a")
+    values = record.repeats["retrained/val/accuracy"]
+    assert len(values) == 2
+    assert record.metrics["retrained"]["val"]["accuracy"] == pytest.approx(sum(values) / 2)
+    config = bench.config.with_knobs({"objective.response.weight": 0.25, "max_flops": 3})
+    assert config.objective.response.weight == 0.25
+
+
+def test_the_cache_gives_what_the_teacher_gives(tiny: Callable[..., CampaignConfig]) -> None:
+    bench = ready(tiny())
+    assert bench.cache is not None
+    batch = next(iter(bench.loader(bench.splits.gates, bench.config.search, seed=3, train=True).epoch(0)))
+    cached = bench.cache(batch)
+    from nas_kd.teachers import Teacher
+
+    teacher = Teacher(bench.teacher_model, bench.cache.taps)
+    live = teacher(bench.clip(batch))
+    teacher.close()
+    assert torch.allclose(cached.logits, live.logits, atol=1e-5)
+    assert cached.features.keys() == live.features.keys() != set()
+    for name, value in live.features.items():
+        assert torch.allclose(cached.features[name], value, atol=2e-3 * float(value.abs().max()))
+
+
+def cli(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.output
+
+
+def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    config = tiny()
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    code, output = cli("search", file)
+    assert code == 0, output
+    assert "2 of 2 trials complete" in output
+    records = {p: p.read_text() for p in config.run_dir.glob("trials/*/record.json")}
+    assert len(records) == 2
+    assert {json.loads(r)["knobs"]["max_flops"] for r in records.values()} == {150_000, 250_000}
+    assert not list(config.run_dir.glob("trials/*/checkpoint*"))
+
+    code, output = cli("search", file, "--set", "trials=3")  # two are there already
+    assert code == 0, output
+    assert len(list(config.run_dir.glob("trials/*/record.json"))) == 3
+    assert all(path.read_text() == text for path, text in records.items())
+
+    code, output = cli("report", config.run_dir)
+    assert code == 0, output
+    assert {p.name for p in (config.run_dir / "report").iterdir()} >= {"report.html", "front.png", "front.csv"}
+
+    code, output = cli("export", config.run_dir, "--trial", 1)
+    assert code == 0, output
+    record = json.loads((config.run_dir / "export" / "trial-0001" / "export.json").read_text())
+    assert [p["file"] for p in record["parity"]] == ["student.safetensors", "student.pt2", "student.onnx"]
+    assert record["parity"][0]["max_abs_difference"] == 0.0
+    assert record["parity"][1]["flops"] == record["flops"]
+    assert all(p["max_abs_difference"] < 1e-4 for p in record["parity"])
+
+    code, output = cli("export", config.run_dir, "--max-flops", "1k")
+    assert code == 2
+    assert "no complete trial costs at most 1,000 FLOPs" in output
+
+    code, output = cli("search", file, "--set", "teacher.fit.epochs=2")
+    assert code == 2
+    assert "another teacher or other data" in output
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trails=3", "trails: unknown key 'trails'; did you mean 'trials'?"),
+        ("trials=many", "trials: input should be a valid integer"),
+        ("space.ops=[conv2d_k3,dwconv5]", "unknown op 'dwconv5'; choose from"),
+        ("space.wide=3", "unknown key 'wide'; did you mean 'widths'?"),
+        ("budget.max_flops=1k", "the cheapest student at resolution 16, frames 4 costs"),
+        ("budget.max_flops=lots", "FLOPs must be a number such as 12.5M"),
+        ("space.frames=[8]", "a student may see at most data.frames = 4 frames, but 8"),
+        ("data={source: folder, root: /no/such/folder}", "/no/such/folder"),
+        ("knobs={objective.respons.weight: {type: float, low: 0, high: 1}}", "did you mean 'response'?"),
+        ("knobs={objective.response.weight: {type: float, low: -1, high: 1}}", "may not propose -1"),
+        ("teacher.weights=/no/such.safetensors", "there is none at /no/such.safetensors"),
+        ("teacher.model=nothing:here", "importing 'nothing' failed"),
+    ],
+)
+def test_a_bad_campaign_is_one_sentence_before_anything_trains(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, override: str, sentence: str
+) -> None:
+    config = tiny()
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    code, output = cli("search", file, "--set", override)
+    assert code == 2, output
+    assert sentence in output
+    complaints = [line for line in output.splitlines() if line.startswith("nas-kd: ")]
+    assert len(complaints) == 1
+    assert "Traceback" not in output
+    assert not (config.run_dir / "teacher").exists()
+
+
+def test_the_dumped_campaign_reads_back(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    config = tiny(budget={"max_flops": {"low": "150k", "high": "1.5M"}})
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert campaigns.load_config(file) == config
+
+
+def test_a_shadowing_module_is_named(tmp_path: Path) -> None:
+    (tmp_path / "trials.py").write_text("")
+    result = subprocess.run(
+        [sys.executable, "-c", "import nas_kd"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert f"Python finds {tmp_path.resolve() / 'trials.py'} first" in result.stderr
