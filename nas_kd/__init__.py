@@ -5,26 +5,32 @@
     student = supernet.derive(max_flops=50e6)
 
 Campaigns: `load_config`, `search`, `report`, `export`; the same on the command line as `nas-kd`.
+
+Names are imported when they are first used, so that `nas-kd --help` does not wait for torch.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from nas_kd.shadowing import check_packages
 
-check_packages()
+if TYPE_CHECKING:
+    from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search
+    from nas_kd.config import CampaignConfig, ConfigError, load_config
+    from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
+    from nas_kd.deploy.export import ExportError, ExportRecord, export_student
+    from nas_kd.objectives import Objective, ObjectiveConfig
+    from nas_kd.taps import ModelOutput, Taps
+    from nas_kd.tasks import TASKS, Task
+    from nas_kd.teachers import Teacher, TeacherConfig
+    from nas_kd.training.budget import BudgetController
+    from nas_kd.training.fit import FitConfig, fit
+    from nas_kd.training.gate_search import GateConfig, search_gates
+    from search_spaces import Edge, ModuleSpace, SearchSpace, Supernet, count_flops
 
-from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search  # noqa: E402
-from nas_kd.config import CampaignConfig, ConfigError, load_config  # noqa: E402
-from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle  # noqa: E402
-from nas_kd.deploy.export import ExportError, ExportRecord, export_student  # noqa: E402
-from nas_kd.objectives import Objective, ObjectiveConfig  # noqa: E402
-from nas_kd.taps import ModelOutput, Taps  # noqa: E402
-from nas_kd.tasks import TASKS, Task  # noqa: E402
-from nas_kd.teachers import Teacher, TeacherConfig  # noqa: E402
-from nas_kd.training.budget import BudgetController  # noqa: E402
-from nas_kd.training.fit import FitConfig, fit  # noqa: E402
-from nas_kd.training.gate_search import GateConfig, search_gates  # noqa: E402
-from search_spaces import Edge, ModuleSpace, SearchSpace, Supernet, count_flops  # noqa: E402
+check_packages()
 
 __all__ = [
     "TASKS",
@@ -62,3 +68,31 @@ __all__ = [
     "search",
     "search_gates",
 ]
+
+_NAMES = {
+    "nas_kd.campaign": "Campaign CampaignResult export load_run pick report search",
+    "nas_kd.config": "CampaignConfig ConfigError load_config",
+    "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
+    "nas_kd.deploy.export": "ExportError ExportRecord export_student",
+    "nas_kd.objectives": "Objective ObjectiveConfig",
+    "nas_kd.taps": "ModelOutput Taps",
+    "nas_kd.tasks": "TASKS Task",
+    "nas_kd.teachers": "Teacher TeacherConfig",
+    "nas_kd.training.budget": "BudgetController",
+    "nas_kd.training.fit": "FitConfig fit",
+    "nas_kd.training.gate_search": "GateConfig search_gates",
+    "search_spaces": "Edge ModuleSpace SearchSpace Supernet count_flops",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'nas_kd' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
 from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.tasks import TASKS
@@ -33,6 +33,9 @@ from trials import (
     parse_knobs,
     run_trials,
 )
+
+if TYPE_CHECKING:
+    from analysis import ReportPaths
 
 CONFIG_NAME = "campaign.yaml"
 
@@ -238,6 +241,8 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
     Raises:
         ValueError: the folder holds no run.
     """
+    from analysis import TeacherPoint, write_report  # a second of plotting libraries, which a search does without
+
     config, records = load_run(run_dir)
     metric = TASKS[config.task].metric
     manifest = run_dir / "teacher" / "teacher.json"
@@ -268,6 +273,8 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
     Raises:
         ValueError: there is none; the sentence says what there is.
     """
+    from analysis import ParetoFront
+
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:
         raise ValueError("there is no complete trial to export; `nas-kd report` says what failed")

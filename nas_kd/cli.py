@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search_spaces import CONVENTION
+# As search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
+CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
 
 app = typer.Typer(
     add_completion=False,
