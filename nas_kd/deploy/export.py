@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -209,7 +210,13 @@ def _quiet(module: nn.Module) -> Run:
 
 @contextmanager
 def _third_party_warnings() -> Any:
-    """The exporters warn of their own deprecations, which no user of ours can act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """The exporters warn of their own deprecations and optional parts, on which no user of ours can act."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
