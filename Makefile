@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation clean
 
 install: $(STAMP)
 
@@ -27,10 +27,16 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step
+bench: bench-step bench-pareto bench-distillation
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
+
+bench-pareto: install
+	$(BIN)/python benchmarks/pareto.py
+
+bench-distillation: install
+	$(BIN)/python benchmarks/distillation.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

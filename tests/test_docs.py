@@ -1,0 +1,83 @@
+"""What the documentation shows, runs; what a campaign file takes, is documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import nas_kd
+from nas_kd.config import (
+    CampaignConfig,
+    EarlyStoppingConfig,
+    NormalizeConfig,
+    ResourceConfig,
+    RetrainConfig,
+    SearchConfig,
+    load_config,
+    validate,
+)
+from nas_kd.data import FolderConfig, GeneratedConfig
+from nas_kd.teachers import TeacherConfig
+from nas_kd.training.gate_search import GateConfig
+from search_spaces import ClipCellSettings
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+
+
+def test_the_module_example_of_the_readme_runs() -> None:
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(BLOCKS[0], names)
+    student = names["student"]
+    assert not any(isinstance(m, nas_kd.Edge) for m in student.modules())
+
+
+def test_the_campaign_example_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = 'load_config("examples/demo.yaml", ["trials=4"])'
+    assert call in BLOCKS[1]
+    tiny = load_config(ROOT / "examples/demo.yaml").model_dump(mode="json") | {
+        "runs": str(tmp_path),
+        "trials": 1,
+        "data": {"num_train": 48, "num_val": 24, "num_test": 24},
+        "search": {"epochs": 1},
+        "retrain": {"epochs": 1},
+        "resources": {"executor": "inline", "max_concurrent": 1},
+    }
+    tiny["teacher"]["fit"]["epochs"] = 1
+    names: dict[str, Any] = {"__name__": "readme", "tiny": validate(tiny, source="readme")}
+    exec(BLOCKS[1].replace(call, "tiny"), names)
+    assert Path(capsys.readouterr().out.splitlines()[0]).is_file()
+    assert (names["folder"] / "student.pt2").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_example_campaigns_are_valid(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("page", "model"),
+    [
+        ("campaign", CampaignConfig),
+        ("campaign", TeacherConfig),
+        ("campaign", SearchConfig),
+        ("campaign", GateConfig),
+        ("campaign", RetrainConfig),
+        ("campaign", ResourceConfig),
+        ("campaign", EarlyStoppingConfig),
+        ("campaign", NormalizeConfig),
+        ("search", ClipCellSettings),
+        ("data", FolderConfig),
+        ("data", GeneratedConfig),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_every_key_is_documented(page: str, model: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    given_by_us = {"num_classes", "source", "root", "labels"}
+    missing = [key for key in model.model_fields if f"`{key}`" not in text and key not in given_by_us]
+    assert not missing
