@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def import_function(reference: str, *, purpose: str) -> Callable[..., Any]:
     if not (module_name and colon and attribute):
         raise ValueError(f"{purpose} must be given as module:function, but is {reference!r}")
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last: a folder `analysis` or `trials` of the user's must not hide ours from here on
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -34,3 +35,25 @@ def import_function(reference: str, *, purpose: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{purpose} {reference!r}: module {module_name!r} has no function {attribute!r}")
     return function  # type: ignore[no-any-return]
+
+
+def call_function(reference: str, settings: Mapping[str, Any], *, purpose: str) -> Any:
+    """What the function that `module:function` names returns for these keyword arguments.
+
+    Args:
+        reference: where to find it.
+        settings: its arguments.
+        purpose: what it is for, for the error sentences.
+
+    Raises:
+        ValueError: the function cannot be had, or does not take the settings.
+    """
+    function = import_function(reference, purpose=purpose)
+    try:
+        inspect.signature(function).bind(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"{purpose} {reference!r} is called with {', '.join(settings)}, but its arguments are "
+            f"{inspect.signature(function)}: {error}"
+        ) from error
+    return function(**settings)

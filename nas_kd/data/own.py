@@ -79,7 +79,8 @@ def _find(function: str) -> Callable[..., object]:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         # Stays there: a function may import its neighbours only when it is called, and workers of a loader later still.
-        sys.path.insert(0, here)
+        # Last in the path: a folder `analysis` or `trials` of the user's must not hide ours from here on.
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nas_kd.imports import import_function
+from nas_kd.imports import call_function
+from nas_kd.mistakes import explain
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.training.fit import FitConfig
@@ -46,13 +47,19 @@ def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
         ValueError: unknown model, settings that do not fit, or weights that do not fit the model.
     """
     if ":" in config.model:
-        model: Any = import_function(config.model, purpose="teacher.model")(num_classes=num_classes, **config.settings)
+        model: Any = call_function(
+            config.model, {"num_classes": num_classes, **config.settings}, purpose="teacher.model"
+        )
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"teacher.model {config.model!r} must return an nn.Module, but returns {type(model).__name__}"
             )
     elif config.model in TEACHERS:
-        model = TEACHERS[config.model](num_classes, config.settings)
+        try:
+            model = TEACHERS[config.model](num_classes, config.settings)
+        except ValidationError as error:
+            sentences = explain(error, config.settings)
+            raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
     else:
         raise ValueError(
             f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as "

@@ -1,0 +1,99 @@
+"""Mistakes in a campaign file as sentences: key path, rule, value, and what may stand there."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
+    """A sentence for each mistake: key path, rule, value, allowed values."""
+    lines = []
+    root = next((m for m in _subclasses(BaseModel) if m.__name__ == error.title), BaseModel)
+    for item in error.errors(include_url=False):
+        path, model = _locate(item["loc"], data, root)
+        where = ".".join(str(p) for p in path)
+        kind, value = item["type"], item["input"]
+        if kind == "extra_forbidden":
+            key = str(path[-1])
+            lines.append(f"{where}: unknown key {key!r}; {choose(key, fields(model))}")
+        elif kind == "value_error":
+            inner = item["ctx"]["error"]
+            lines.append(f"{where}: {inner}" if where else str(inner))
+        elif kind == "union_tag_not_found":
+            lines.append(f"{where}.source: missing; choose from {', '.join(_tags(item))}")
+        elif kind == "union_tag_invalid":
+            lines.append(f"{where}.source: {item['ctx']['tag']!r} is unknown; choose from {', '.join(_tags(item))}")
+        elif kind == "missing":
+            lines.append(f"{where}: missing; give it a value")
+        else:
+            message = item["msg"][:1].lower() + item["msg"][1:]
+            lines.append(f"{where}: {message}, but got {_short(value)}")
+    return list(dict.fromkeys(lines))
+
+
+def _tags(item: Mapping[str, Any]) -> list[str]:
+    return re.findall(r"'(\w+)'", str(item["ctx"].get("expected_tags", "'generated', 'folder', 'own'")))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def fields(model: Any) -> list[str]:
+    """Names of the keys of a model or of its class."""
+    cls = model if isinstance(model, type) else type(model)
+    return list(cls.model_fields) if issubclass(cls, BaseModel) else []
+
+
+def choose(key: str, allowed: Sequence[str]) -> str:
+    """What may stand in the place of an unknown `key`, the nearest first."""
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}choose from {', '.join(allowed)}" if allowed else "remove it"
+
+
+def _subclasses(model: type[BaseModel]) -> Iterable[type[BaseModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[Any], Any]:
+    """The key path in the file (without the tags of unions) and the model that the last key was looked up in."""
+    path: list[Any] = []
+    model: Any = root
+    node = data
+    for i, part in enumerate(loc):
+        inside = isinstance(node, Mapping) and part in node
+        listed = isinstance(node, list | tuple) and isinstance(part, int)
+        if not inside and not listed and i < len(loc) - 1:
+            models = [m for m in _models(model) if part in (m.__name__, _tag(m))]
+            model = models[0] if models else model
+            continue  # the tag of a union: not a key of the file
+        path.append(part)
+        node = node[part] if inside or (listed and part < len(node)) else None
+        if i < len(loc) - 1:
+            candidates = [m.model_fields[part].annotation for m in _models(model) if part in m.model_fields]
+            model = candidates[0] if candidates else model
+    models = _models(model)
+    return path, models[0] if len(models) == 1 else next((m for m in models), model)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [m for a in get_args(annotation) for m in _models(a)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("source")
+    return str(field.default) if field else ""

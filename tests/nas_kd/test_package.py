@@ -1,0 +1,94 @@
+"""The distribution: public names, what is imported when, and the wheel away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import nas_kd
+import search_spaces
+from nas_kd import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert sorted(nas_kd._HOME) == sorted(nas_kd.__all__)
+    for name in nas_kd.__all__:
+        value = getattr(nas_kd, name)
+        assert getattr(value, "__name__", name) == name
+    assert set(nas_kd.__all__) <= set(dir(nas_kd))
+    with pytest.raises(AttributeError, match="no attribute 'Techer'; it has TASKS"):
+        nas_kd.Techer  # noqa: B018
+
+
+def test_help_states_the_convention_and_loads_nothing_heavy() -> None:
+    assert cli.CONVENTION == search_spaces.CONVENTION
+    script = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom nas_kd.cli import app\n"
+        "output = ''.join(CliRunner().invoke(app, ['--help']).output.split())\n"
+        "assert 'onemultiply-accumulateisoneFLOP' in output, output\n"
+        "print(*sorted({'torch', 'ray', 'pandas', 'matplotlib', 'optuna'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["trials.py", "search_spaces/__init__.py"])
+def test_what_shadows_a_package_is_named(tmp_path: Path, name: str) -> None:
+    shadow = tmp_path / name
+    shadow.parent.mkdir(exist_ok=True)
+    shadow.write_text("")
+    command = [sys.executable, "-c", "import nas_kd; print(nas_kd.__file__)"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"Python finds {shadow.resolve()} first" in last
+    assert "rename or move" in last
+
+
+def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="the wheel is built with the setuptools that is here")
+    copy = tmp_path / "source"  # setuptools writes build/ and egg-info beside what it builds
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "nas_kd", "search_spaces", "trials", "analysis", "tests"):
+        (copy / name).symlink_to(ROOT / name)
+    script = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
+    built = subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
+    home = tmp_path / "home"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+        wheel.extractall(home)
+    tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert tops == {"nas_kd", "search_spaces", "trials", "analysis"}
+    for package in tops:
+        ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
+        assert ours == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+        assert f"{package}/py.typed" in names
+    entry = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "nas-kd = nas_kd.cli:main" in (home / entry).read_text()
+    check = (
+        "import sys, nas_kd, search_spaces, trials, analysis\n"
+        "for module in (nas_kd, search_spaces, trials, analysis):\n"
+        "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
+        "nas_kd.load_config(None)\n"
+        "sys.argv[1:] = ['--help']\n"
+        "from nas_kd.cli import main\nmain()"
+    )
+    # -P keeps the folder of the script out of the path; PYTHONPATH comes before the editable installation.
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", check, str(home.resolve())],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(home.resolve())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "Usage: nas-kd" in run.stdout

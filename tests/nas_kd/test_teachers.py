@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nas_kd.config import CampaignConfig
+from nas_kd.learner import Learner
+from nas_kd.taps import Taps, last_maps
+from nas_kd.teachers import R2Plus1D, R2Plus1DSettings, Teacher, TeacherConfig, build_teacher_model
+from nas_kd.teachers.cache import TeacherCache
+from nas_kd.workbench import build_workbench, cached_taps, prepare_teacher, ready_workbench
+from search_spaces import Supernet
+
+MAKE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Conv3d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, clip):
+        return self.head(self.body(clip).mean(dim=(2, 3, 4)))
+
+class Pair(Net):
+    def forward(self, clip):
+        return super().forward(clip), None
+
+def good(num_classes, **settings):
+    return Net(num_classes)
+
+def pair(num_classes):
+    return Pair(num_classes)
+
+def few(num_classes):
+    return Net(num_classes - 1)
+
+def strict(num_classes):
+    return Net(num_classes)
+
+def number(num_classes):
+    return 7
+"""
+
+
+def small(**changes: object) -> R2Plus1D:
+    settings = {"widths": (4, 6), "blocks": (1, 1), "strides": (1, 2), **changes}
+    return R2Plus1D(3, R2Plus1DSettings.model_validate(settings))
+
+
+def test_a_teacher_is_frozen_whatever_is_called_on_it() -> None:
+    model = small(dropout=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    teacher = Teacher(model, ["layers.1"])
+    nn.Sequential(teacher).train()  # what a training loop does to a module that holds the teacher
+    clip = torch.randn(2, 3, 4, 16, 16, requires_grad=True)
+    first, second = teacher(clip), teacher(clip)
+    assert torch.equal(first.logits, second.logits)  # no dropout
+    assert not first.logits.requires_grad
+    assert not first.features["layers.1"].requires_grad
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    teacher.close()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_maps_of_our_teacher_keep_all_frames() -> None:
+    model = small()
+    assert last_maps(model, torch.zeros(1, 3, 4, 16, 16)) == ("layers.0", "layers.1")
+    with Taps(model.eval(), ["layers.0", "layers.1"]) as taps:
+        maps = taps(torch.zeros(1, 3, 4, 16, 16)).features
+    assert [tuple(m.shape) for m in maps.values()] == [(1, 4, 4, 8, 8), (1, 6, 4, 4, 4)]
+
+
+def test_maps_of_a_supernet_are_those_of_its_students(tiny: Callable[..., CampaignConfig]) -> None:
+    space = tiny().space.build(4)
+    supernet = Supernet(space)
+    example = space.example_input(supernet.knobs)
+    student = supernet.derive(arch=space.widest(supernet.knobs))
+    assert last_maps(supernet, example) == last_maps(student, example) == ("stages.0", "stages.1")
+
+
+class Tokens(nn.Module):
+    """As a transformer: no module returns a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.twice = nn.Linear(8, 8)
+        self.unused = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.layer(tokens)
+        mixed: Tensor = self.attention(tokens, tokens, tokens)[0]
+        return self.twice(self.twice(mixed)).mean(1)
+
+
+def test_taps_refuse_what_gives_no_map() -> None:
+    net, tokens = Tokens().eval(), torch.randn(1, 3, 8)
+    with pytest.raises(ValueError, match="Tokens has no submodule that returns a feature map; name the modules"):
+        last_maps(net, tokens)
+    with Taps(net, ["unused"]) as taps, pytest.raises(ValueError, match="did not run in the forward pass: unused"):
+        taps(tokens)
+    with Taps(net, ["attention"]) as taps, pytest.raises(ValueError, match="'attention' returns a tuple"):
+        taps(tokens)
+    with Taps(net.attention, []) as taps, pytest.raises(ValueError, match="must return logits as one tensor"):
+        taps(tokens, tokens, tokens)
+    with Taps(net, ["twice"]) as taps:  # called twice: the last call counts
+        assert torch.equal(taps(tokens).features["twice"].mean(1), net(tokens))
+
+
+def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = small()
+    save_file(source.state_dict(), tmp_path / "good.safetensors")
+    settings = {"widths": (4, 6), "blocks": (1, 1), "strides": (1, 2)}
+    model = build_teacher_model(TeacherConfig(settings=settings, weights=tmp_path / "good.safetensors"), 3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
+    )
+    torch.save(source.state_dict(), tmp_path / "pickle.pt")
+    for file, classes, reason in (
+        ("good.safetensors", 5, r"do not fit R2Plus1D: .*size mismatch for classifier"),
+        ("pickle.pt", 3, "do not fit R2Plus1D: "),
+        ("absent.safetensors", 3, "there is none at"),
+    ):
+        with pytest.raises(ValueError, match=reason) as caught:
+            build_teacher_model(TeacherConfig(settings=settings, weights=tmp_path / file), classes)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sentence"),
+    [
+        ({"model": "own_teachers:pair"}, r"logits of shape \(1, 4\).*but gives tuple"),
+        ({"model": "own_teachers:few"}, r"logits of shape \(1, 4\).*but gives \(1, 3\)"),
+        ({"model": "own_teachers:number"}, "must return an nn.Module, but returns int"),
+        ({"model": "own_teachers:nobody"}, "has no function 'nobody'"),
+        (
+            {"model": "own_teachers:strict", "settings": {"depth": 3}},
+            "called with num_classes, depth, but its arguments are",
+        ),
+        ({"model": "r2plus1d", "settings": {"depth": 3}}, "teacher.settings: depth: unknown key .*widths, blocks"),
+        ({"model": "r2plus1d", "settings": {"widths": [4]}}, "same number of stages"),
+        ({"model": "resnet"}, "unknown teacher.model 'resnet'; choose from r2plus1d"),
+    ],
+)
+def test_a_wrong_teacher_is_one_sentence_before_anything_trains(
+    tiny: Callable[..., CampaignConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: dict[str, object],
+    sentence: str,
+) -> None:
+    (tmp_path / "own_teachers.py").write_text(MAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_teachers", raising=False)
+    config = tiny(teacher={"settings": {}, **teacher})
+    with pytest.raises(ValueError, match=sentence) as caught:
+        prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    assert "\n" not in str(caught.value)
+    assert not config.run_dir.exists()
+
+
+def test_an_own_teacher_is_trained_once_and_kept(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_teachers.py").write_text(MAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_teachers", raising=False)
+    config = tiny(teacher={"model": "own_teachers:good", "settings": {}}, objective={"feature": {"weight": 0}})
+    known = prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    assert known["params"] == 3 * 4 * 27 + 4 + 4 * 4 + 4
+    weights = (config.run_dir / "teacher" / "teacher.safetensors").read_bytes()
+    assert prepare_teacher(build_workbench(config, "cpu"), config.run_dir) == known
+    assert (config.run_dir / "teacher" / "teacher.safetensors").read_bytes() == weights
+
+
+def test_the_cache_is_left_out_where_clips_are_augmented(tiny: Callable[..., CampaignConfig]) -> None:
+    config = tiny()
+    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    bench = ready_workbench(config.model_dump_json(), config.run_dir, "cpu")
+    assert bench.cache is not None
+    assert bench.cache.taps == set(cached_taps(bench)) == {"layers.0", "layers.1"}
+    student = bench.space.student(bench.space.widest({}))
+    knobs = bench.space.knobs_with()
+    batch = next(iter(bench.loader(bench.splits.retrain, config.retrain, seed=0, train=True).epoch(0)))
+    answers = {}
+    for cached in (True, False):
+        learner = Learner(bench, student, config.objective, knobs, cached=cached)
+        with torch.no_grad():
+            bench.teacher_model.classifier.bias.add_(1.0)  # from here on the live teacher differs from the cache
+        answers[cached] = learner._answers(batch, bench.clip(batch))
+        learner.close()
+    assert answers[True] is not None
+    assert answers[False] is not None
+    assert torch.allclose(answers[True].logits + 2, answers[False].logits, atol=1e-4)
+
+
+def test_a_cache_that_was_cut_off_is_written_again(tiny: Callable[..., CampaignConfig]) -> None:
+    config = tiny()
+    bench = build_workbench(config, "cpu")
+    prepare_teacher(bench, config.run_dir)
+    folder = config.run_dir / "teacher" / "outputs"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "cache.json").unlink()
+    (folder / "0.npy").write_bytes(b"half")
+    with pytest.raises(ValueError, match="no complete teacher cache"):
+        TeacherCache(folder)
+    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert json.loads(whole["cache.json"])["files"]["logits"] == "0.npy"
