@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
+from sqlalchemy.exc import SQLAlchemyError
 
+from nas_kd.checks import check_fit, check_machine
 from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.tasks import TASKS
@@ -18,8 +20,8 @@ from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
-from search_spaces import Supernet
 from trials import (
+    SAMPLERS,
     ChoiceKnob,
     FloatKnob,
     Knob,
@@ -52,51 +54,6 @@ def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
         if len(values) > 1:
             knobs[name] = ChoiceKnob(values=values)
     return {**knobs, **parse_knobs(config.knobs)}
-
-
-def check_budget(config: CampaignConfig, bench: Workbench) -> None:
-    """Raise where the lowest budget is below the cheapest student at some values of the space's knobs.
-
-    Raises:
-        ConfigError: one sentence with the least budget that works.
-    """
-    lowest, names = config.budget.lowest, list(bench.space.knobs)
-    cheapest = []
-    for values in product(*bench.space.knobs.values()):
-        knobs = dict(zip(names, values, strict=True))
-        cheapest.append((Supernet(bench.space, knobs).flops_range()[0], knobs))
-    least, knobs = max(cheapest, key=lambda item: item[0])
-    if lowest < least:
-        at = ", ".join(f"{name} {value}" for name, value in knobs.items())
-        raise ConfigError(
-            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student at {at} costs "
-            f"{least:,}; raise the budget, or drop values of the space's knobs"
-        )
-
-
-def check_data(config: CampaignConfig, bench: Workbench) -> None:
-    """Raise where the space asks for more frames than the clips have.
-
-    Raises:
-        ConfigError: the value, the rule and the way out.
-    """
-    frames = max((int(f) for f in bench.space.knobs.get("frames", ())), default=0)
-    if frames > bench.splits.info.frames:
-        raise ConfigError(
-            f"space.frames: a student may see at most data.frames = {bench.splits.info.frames} frames, but {frames} is "
-            "asked for; lower it or raise data.frames"
-        )
-    if not bench.splits.info.flip_safe:
-        for name, section in (
-            ("teacher.fit", config.teacher.fit),
-            ("search", config.search),
-            ("retrain", config.retrain),
-        ):
-            if "flip" in section.augment:
-                raise ConfigError(
-                    f"{name}.augment: {section.augment!r} mirrors clips, but the data says that a mirrored clip may "
-                    "change its class; use none"
-                )
 
 
 @dataclass(frozen=True)
@@ -151,14 +108,16 @@ class Campaign:
             ConfigError, ValueError: the config cannot work; nothing was trained.
         """
         config, metric = self.config, self._metric
-        bench = build_workbench(config, "cuda" if config.resources.gpus_per_trial > 0 else "cpu")
-        check_data(config, bench)
-        check_budget(config, bench)
+        if config.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
+        check_machine(config)
+        bench = build_workbench(
+            config, "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
+        )
+        check_fit(config, bench)
         self._knobs = study_knobs(config, bench)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger.open(
-            self.run_dir, metric=metric, config_hash=config.digest(), storage=config.storage, name=config.name
-        )
+        self.ledger = self._open_ledger()
         for text in bench.splits.notes:
             note(text)
         if bench.splits.skipped:
@@ -174,6 +133,20 @@ class Campaign:
             for flops in budget[: config.trials]:  # each budget once before the sampler decides
                 self.ledger.enqueue({"max_flops": flops}, self._knobs)
         return self.ledger
+
+    def _open_ledger(self) -> Ledger:
+        config = self.config
+        try:
+            return Ledger.open(
+                self.run_dir, metric=self._metric, config_hash=config.digest(), storage=config.storage, name=config.name
+            )
+        except ImportError as error:
+            raise ConfigError(
+                "storage: its driver is not installed; for PostgreSQL: pip install 'nas-kd[postgresql]'"
+            ) from error
+        except SQLAlchemyError as error:  # the URL may hold a password, so it is not repeated
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"storage: the database cannot be used: {reason}") from error
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
         """Run the trials that the ledger lacks.

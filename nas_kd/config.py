@@ -30,7 +30,7 @@ from nas_kd.teachers import TeacherConfig
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig
 from search_spaces import SPACES, SearchSpace
-from trials.knobs import ChoiceKnob, parse_knobs
+from trials.knobs import ChoiceKnob, FloatKnob, parse_knobs
 
 
 class ConfigError(ValueError):
@@ -48,7 +48,7 @@ def parse_flops(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
-    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
+    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
     if match is None:
         raise ValueError(f"FLOPs must be a number such as 12.5M (suffixes k, M, G, T), but got {value!r}")
     return round(float(match[1]) * _SUFFIX[match[2].lower()])
@@ -182,6 +182,12 @@ class EarlyStoppingConfig(_Section):
     rungs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     reduction_factor: float = Field(default=3.0, gt=1)
 
+    @model_validator(mode="after")
+    def _ascending(self) -> EarlyStoppingConfig:
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs must ascend without repetition, but are {list(self.rungs)}")
+        return self
+
 
 class ResourceConfig(_Section):
     """What a trial gets.
@@ -202,11 +208,20 @@ class ResourceConfig(_Section):
     address: str | None = None
     max_failures: int = Field(default=1, ge=0)
 
+    @model_validator(mode="after")
+    def _one_after_the_other(self) -> ResourceConfig:
+        if self.executor == "inline" and self.max_concurrent not in (None, 1):
+            raise ValueError(f"max_concurrent must be 1 or null with executor inline, but is {self.max_concurrent}")
+        return self
+
 
 def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
-    """The values of a knob that a section must accept: all of a choice, the bounds of a range."""
+    """The values of a knob that a section must accept: all of a choice, the bounds of a range and one between them."""
     knob = parse_knobs({path: definition})[path]
-    return list(knob.values) if isinstance(knob, ChoiceKnob) else [knob.low, knob.high]
+    if isinstance(knob, ChoiceKnob):
+        return list(knob.values)
+    between = [knob.low + 0.381966 * (knob.high - knob.low)] if isinstance(knob, FloatKnob) else []  # no whole number
+    return [knob.low, knob.high, *between]
 
 
 class CampaignConfig(_Section):
@@ -254,8 +269,17 @@ class CampaignConfig(_Section):
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:
         if self.task not in TASKS:
-            raise ValueError(f"unknown task {self.task!r}; choose from {', '.join(TASKS)}")
+            raise ValueError(f"task: {self.task!r} is unknown; choose from {', '.join(TASKS)}")
+        if self.early_stopping and self.early_stopping.rungs[-1] > self.retrain.epochs:
+            raise ValueError(
+                f"early_stopping.rungs: a rung is an epoch of the retraining, at most retrain.epochs = "
+                f"{self.retrain.epochs}, but one is {self.early_stopping.rungs[-1]}"
+            )
         for path in self.knobs:
+            if path == "search.gates.split_share":
+                raise ValueError(
+                    f"knobs.{path}: all trials share the splits, so it cannot vary; set it in search.gates"
+                )
             section = path.split(".")[0]
             if section not in ("objective", "search", "retrain") or path == section:
                 raise ValueError(

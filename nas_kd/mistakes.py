@@ -24,6 +24,7 @@ def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
             lines.append(f"{where}: unknown key {key!r}; {choose(key, fields(model))}")
         elif kind == "value_error":
             inner = item["ctx"]["error"]
+            where = ".".join(str(p) for p in _present(path, data))
             lines.append(f"{where}: {inner}" if where else str(inner))
         elif kind == "union_tag_not_found":
             lines.append(f"{where}.source: missing; choose from {', '.join(_tags(item))}")
@@ -32,9 +33,30 @@ def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
         elif kind == "missing":
             lines.append(f"{where}: missing; give it a value")
         else:
-            message = item["msg"][:1].lower() + item["msg"][1:]
+            message = _RULES.get(kind) or item["msg"][:1].lower() + item["msg"][1:]
             lines.append(f"{where}: {message}, but got {_short(value)}")
     return list(dict.fromkeys(lines))
+
+
+_RULES = {
+    "tuple_type": "must be a list",
+    "dict_type": "must be a section with keys and values",
+    "model_type": "must be a section with keys and values",
+    "model_attributes_type": "must be a section with keys and values",
+}
+"""Where pydantic's words are about Python and not about the file."""
+
+
+def _present(path: Sequence[Any], data: Any) -> list[Any]:
+    """The path without what follows the last key that is in the file, such as the name of a member of a union."""
+    present: list[Any] = []
+    for part in path:
+        listed = isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        if not listed and not (isinstance(data, Mapping) and part in data):
+            break
+        present.append(part)
+        data = data[part]
+    return present
 
 
 def _tags(item: Mapping[str, Any]) -> list[str]:

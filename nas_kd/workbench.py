@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
+from nas_kd.objectives import ObjectiveConfig
 from nas_kd.taps import last_maps
 from nas_kd.tasks import TASKS, Task
 from nas_kd.teachers import Teacher, build_teacher_model
@@ -112,7 +113,7 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
     config, model = bench.config, bench.teacher_model
     digest = config.digest("task", "seed", "data", "normalize", "teacher")
     manifest = folder / "teacher.json"
-    _check_logits(bench)
+    check_logits(bench)
     if manifest.is_file():
         known: dict[str, float | int | str] = json.loads(manifest.read_text())
         if known.get("digest") != digest:
@@ -150,7 +151,8 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
     return known
 
 
-def _check_logits(bench: Workbench) -> None:
+def check_logits(bench: Workbench) -> None:
+    """Raise `ValueError` where the teacher does not classify the data's classes."""
     mode = bench.teacher_model.training
     with torch.no_grad():
         logits = bench.teacher_model.eval()(bench.example())
@@ -176,6 +178,13 @@ def cached_taps(bench: Workbench) -> tuple[str, ...]:
     if _may_weigh(config, "cross_resolution"):
         names.append(config.objective.cross_resolution.teacher or maps[-1])
     return tuple(dict.fromkeys(names))
+
+
+def weighed(config: CampaignConfig) -> ObjectiveConfig:
+    """The objective with every term that any trial may use."""
+    terms = {name: getattr(config.objective, name) for name in type(config.objective).model_fields}
+    used = {name: t.model_copy(update={"weight": 1.0}) for name, t in terms.items() if _may_weigh(config, name)}
+    return config.objective.model_copy(update=used)
 
 
 def _may_weigh(config: CampaignConfig, term: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from nas_kd.objectives.cross_resolution import cross_resolution
@@ -71,6 +71,12 @@ class ObjectiveConfig(BaseModel):
     response: ResponseTerm = ResponseTerm()
     feature: FeatureTerm = FeatureTerm()
     cross_resolution: CrossResolutionTerm = CrossResolutionTerm()
+
+    @model_validator(mode="after")
+    def _some(self) -> ObjectiveConfig:
+        if not (self.task.weight > 0 or self.distils):
+            raise ValueError("at least one term must have a weight above 0, but all are 0")
+        return self
 
     @property
     def distils(self) -> bool:

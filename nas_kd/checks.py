@@ -1,0 +1,108 @@
+"""What a campaign file alone cannot tell: whether it fits the data, the teacher, the space and the machine.
+
+All of it is checked before anything is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+import torch
+
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.objectives import Objective
+from nas_kd.workbench import Workbench, check_logits, weighed
+from search_spaces import Supernet
+from search_spaces.arch import Choice
+
+
+def check_machine(config: CampaignConfig) -> None:
+    """Raise where a trial asks for more than this machine has; a cluster is asked by Ray itself.
+
+    Raises:
+        ConfigError: the value and what there is.
+    """
+    resources = config.resources
+    if resources.address is not None:
+        return
+    cores = os.cpu_count() or 1
+    if resources.cpus_per_trial > cores:
+        raise ConfigError(
+            f"resources.cpus_per_trial: this machine has {cores} cores, but got {resources.cpus_per_trial}; lower it"
+        )
+    if resources.gpus_per_trial > torch.cuda.device_count():
+        raise ConfigError(
+            f"resources.gpus_per_trial: torch finds {torch.cuda.device_count()} GPUs on this machine, but got "
+            f"{resources.gpus_per_trial:g}; lower it, or give the address of a cluster"
+        )
+
+
+def check_fit(config: CampaignConfig, bench: Workbench) -> None:
+    """Raise where data, teacher, space, budget and objective do not go together.
+
+    Raises:
+        ConfigError: the value, the rule and the way out.
+    """
+    _check_frames(bench)
+    _check_flips(config, bench)
+    _check_budget(config, bench)
+    check_logits(bench)
+    _check_objective(config, bench)
+
+
+def _check_frames(bench: Workbench) -> None:
+    frames = max((int(f) for f in bench.space.knobs.get("frames", ())), default=0)
+    if frames > bench.splits.info.frames:
+        raise ConfigError(
+            f"space.frames: a student may see at most data.frames = {bench.splits.info.frames} frames, but {frames} is "
+            "asked for; lower it or raise data.frames"
+        )
+
+
+def _check_flips(config: CampaignConfig, bench: Workbench) -> None:
+    if bench.splits.info.flip_safe:
+        return
+    used = [
+        ("teacher.fit.augment", config.teacher.fit.augment),
+        ("search.augment", config.search.augment),
+        ("retrain.augment", config.retrain.augment),
+        *((f"knobs.{path}", value) for path, d in config.knobs.items() for value in d.get("values", ())),
+    ]
+    for path, value in used:
+        if path.endswith(".augment") and "flip" in str(value):
+            raise ConfigError(
+                f"{path}: {value!r} mirrors clips, but in this data a mirrored clip may change its class; use none"
+            )
+
+
+def _knob_values(bench: Workbench) -> list[dict[str, Choice]]:
+    names = list(bench.space.knobs)
+    return [dict(zip(names, values, strict=True)) for values in product(*bench.space.knobs.values())]
+
+
+def _check_budget(config: CampaignConfig, bench: Workbench) -> None:
+    """The lowest budget must allow a student at all values of the space's knobs."""
+    lowest = config.budget.lowest
+    cheapest = [(Supernet(bench.space, knobs).flops_range()[0], knobs) for knobs in _knob_values(bench)]
+    least, knobs = max(cheapest, key=lambda item: item[0])
+    if lowest < least:
+        at = ", ".join(f"{name} {value}" for name, value in knobs.items())
+        raise ConfigError(
+            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student{' at ' if at else ''}"
+            f"{at} costs {least:,}; raise the budget, or drop values of the space's knobs"
+        )
+
+
+def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
+    """Maps that a trial may distil must exist and be comparable, for the student's smallest input and its largest."""
+    objective, values = weighed(config), _knob_values(bench)
+    teacher = bench.teacher_model if objective.distils else None
+    for knobs in (values[0], values[-1]):
+        supernet = Supernet(bench.space, knobs).to(bench.device)
+        example = bench.space.example_input(supernet.knobs).to(bench.device)
+        try:
+            with supernet.pinned(bench.space.widest(supernet.knobs)):
+                Objective(objective, bench.task, supernet, teacher, example, bench.example(), varying_width=True)
+        except ValueError as error:
+            raise ConfigError(f"objective: {error}") from error
