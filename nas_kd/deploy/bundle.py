@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nas_kd.mistakes import explain
 from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, SearchSpace
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
+SCHEMA_VERSION = 1
 
 
 class BundleInfo(BaseModel):
@@ -43,7 +46,7 @@ class BundleInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     arch: Mapping[str, Any]
     arch_id: str
     input_shape: tuple[int, int, int, int]
@@ -83,7 +86,7 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
     for name in (ARCH_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
-    info = BundleInfo.model_validate_json((folder / ARCH_NAME).read_text())
+    info = _read_info(folder / ARCH_NAME)
     arch = ArchSpec.from_dict(info.arch)
     if arch.arch_id != info.arch_id:
         raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
@@ -93,8 +96,27 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
         space = SPACES[arch.space](arch.settings)
     student = space.student(arch)
     try:
+        with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+            if (theirs := (file.metadata() or {}).get("arch_id")) != arch.arch_id:
+                raise ValueError(f"they were trained for architecture {theirs}")
         student.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {folder} do not fit architecture {arch.arch_id}: {reason}") from error
     return student.eval(), info
+
+
+def _read_info(path: Path) -> BundleInfo:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}; take the bundle from its trial again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {version}, but this nas_kd reads {SCHEMA_VERSION}; use the one that wrote it"
+        )
+    try:
+        return BundleInfo.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged: {'; '.join(explain(error, content))}") from error

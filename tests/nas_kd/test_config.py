@@ -1,0 +1,185 @@
+"""The campaign file: what it accepts, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nas_kd.campaign import Campaign
+from nas_kd.config import CampaignConfig, ConfigError, load_config, parse_flops, validate
+
+FLOAT = {"type": "float", "low": 0.1, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"),
+    [
+        ("12.5M", 12_500_000),
+        ("150k", 150_000),
+        ("1e3k", 1_000_000),
+        (" 3 g ", 3 * 10**9),
+        (".5T", 5 * 10**11),
+        ("7", 7),
+        (2.5e6, 2_500_000),
+        (9, 9),
+    ],
+)
+def test_flops_are_read_with_suffixes_of_1000(text: object, flops: int) -> None:
+    value = parse_flops(text)
+    assert value == flops
+    assert isinstance(value, int)
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.2.3M", "-3M", "3 Mi", "1,000", ".", "nan"])
+def test_other_texts_are_no_flops(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a number such as 12\.5M"):
+        parse_flops(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"budget": {"max_flops": "-5"}}, "budget.max_flops: FLOPs must be a number such as 12.5M"),
+        ({"budget": {"max_flops": []}}, "budget: max_flops must name at least one budget"),
+        ({"budget": {"max_flops": {"low": "3M", "high": "1M"}}}, "budget.max_flops: low must be below high"),
+        ({"budget": {"max_flops": {"low": "3M"}}}, "budget.max_flops.high: missing"),
+        ({"budget": "5M"}, "budget: must be a section with keys and values, but got '5M'"),
+        ({"data": {"source": "folders"}}, "data.source: 'folders' is unknown; choose from generated, folder, own"),
+        ({"data": {"motions": ["sideways"]}}, "data: unknown motion 'sideways'; choose from still, up"),
+        ({"data": {"num_trains": 3}}, "data.num_trains: unknown key 'num_trains'; did you mean 'num_train'?"),
+        ({"space": {"name": "cells"}}, "space: unknown space 'cells'; choose from clip_cell, or give your own"),
+        ({"space": {"ops": "conv2d_k3"}}, "space: ops: must be a list, but got 'conv2d_k3'"),
+        ({"objective": {"response": {"temperature": 2}}}, "'temperature'; did you mean 'kd_temperature'?"),
+        ({"objective": {"response": {"weight": float("nan")}}}, "objective.response.weight: input should be"),
+        (
+            {"objective": {"task": {"weight": 0}, "response": {"weight": 0}, "feature": {"weight": 0}}},
+            "objective: at least one term must have a weight above 0",
+        ),
+        ({"search": {"gates": {"estimator": "darts"}}}, "unknown gate estimator 'darts'; choose from straight_through"),
+        ({"task": "segment"}, "task: 'segment' is unknown; choose from classification"),
+        ({"name": "../elsewhere"}, "name: string should match pattern"),
+        ({"knobs": {"data.size": FLOAT}}, "knobs.data.size: a knob must be a dotted path into objective, search or"),
+        ({"knobs": {"search.gates.split_share": FLOAT}}, "all trials share the splits, so it cannot vary"),
+        ({"knobs": {"search.lr.x": FLOAT}}, "knobs.search.lr.x: there is no 'x'"),
+        ({"knobs": {"search.epochs": {**FLOAT, "low": 1.0, "high": 3.0}}}, "knobs.search.epochs may not propose 1.76"),
+        ({"knobs": {"search.lr": {"type": "float", "low": 1.0}}}, "knob search.lr.float.high: Field required"),
+        ({"early_stopping": {"rungs": [3]}}, "early_stopping.rungs: a rung is an epoch of the retraining, at most"),
+        ({"early_stopping": {"rungs": [2, 1]}}, "early_stopping: rungs must ascend"),
+        ({"resources": {"executor": "inline", "max_concurrent": 4}}, "resources: max_concurrent must be 1 or null"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_key_path(
+    tiny: Callable[..., CampaignConfig], change: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny(**change)
+    assert str(caught.value).startswith("test: ")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sampler": "guess"}, "sampler: 'guess' is unknown; choose from tpe"),
+        ({"resources": {"cpus_per_trial": 4096}}, "resources.cpus_per_trial: this machine has"),
+        ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: torch finds"),
+        ({"storage": "no URL"}, "storage: the database cannot be used"),
+        ({"storage": "sqlite:////no/such/folder/x.db"}, "storage: the database cannot be used"),
+        ({"objective": {"feature": {"pairs": [["nope", "layers.0"]]}}}, "objective: Supernet has no module 'nope'"),
+        ({"objective": {"feature": {"pairs": [["stages.0", "nope"]]}}}, "objective: R2Plus1D has no module 'nope'"),
+        ({"objective": {"feature": {"pairs": [["stages.0", "classifier"]]}}}, "maps must have equal rank"),
+        ({"budget": {"max_flops": "1k"}}, "the lowest budget is 1,000 FLOPs, but the cheapest student at resolution"),
+        (
+            {"data": {"motions": ["left", "right"]}, "retrain": {"augment": "flip"}},
+            "retrain.augment: 'flip' mirrors clips, but in this data a mirrored clip may change its class",
+        ),
+        (
+            {
+                "data": {"motions": ["left", "right"]},
+                "knobs": {"search.augment": {"type": "choice", "values": ["none", "flip+crop"]}},
+            },
+            "knobs.search.augment: 'flip+crop' mirrors clips",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
+    tiny: Callable[..., CampaignConfig], change: dict[str, Any], sentence: str
+) -> None:
+    config = tiny(**change)
+    with Campaign(config) as campaign, pytest.raises(ConfigError) as caught:
+        campaign.prepare()
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (config.run_dir / "teacher").exists()
+
+
+def test_two_mistakes_are_two_lines() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate({"trials": 0, "seeds": 1}, source="f.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        "f.yaml: trials: input should be greater than or equal to 1, but got 0",
+        lines[1],
+    ]
+    assert lines[1].startswith("f.yaml: seeds: unknown key 'seeds'; did you mean 'seed'? choose from name, runs, seed")
+
+
+def test_overrides_are_yaml_at_dotted_paths(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("search: {epochs: 3}\n")
+    config = load_config(file, ["search.gates.lr=0.5", "budget.max_flops=[1M, 2M]", "early_stopping.rungs=[1, 2]"])
+    assert config.name == "mine"  # of the file, where it says none
+    assert (config.search.epochs, config.search.gates.lr) == (3, 0.5)
+    assert config.budget.max_flops == (1_000_000, 2_000_000)
+    assert config.early_stopping is not None
+    assert config.early_stopping.rungs == (1, 2)
+    for wrong, sentence in (
+        ("trials", "--set takes dotted.path=value, but got 'trials'"),
+        ("search.epochs.x=1", "'epochs' on the way of 'search.epochs.x' holds a value and no section"),
+        ("trials=[1", "--set trials=[1: "),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(file, [wrong])
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("a: [", "not valid YAML"), ("- 1", "this one is a list"), ("\x00", "not valid YAML")]
+)
+def test_a_file_that_is_no_campaign_is_said_to_be_none(tmp_path: Path, content: str, sentence: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(file)
+    with pytest.raises(ConfigError, match="there is no such campaign file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_knobs_fill_their_sections_and_leave_the_others(tiny: Callable[..., CampaignConfig]) -> None:
+    config = tiny(knobs={"objective.response.weight": FLOAT})
+    filled = config.with_knobs({"objective.response.weight": 0.7, "max_flops": 5, "resolution": 12})
+    assert filled.objective.response.weight == 0.7
+    assert filled.model_copy(update={"objective": config.objective}) == config
+    assert filled.digest() != config.digest()
+    assert filled.digest("teacher", "data") == config.digest("teacher", "data")
+    with pytest.raises(ConfigError, match=r"knobs: objective\.response\.weight: input should be greater"):
+        config.with_knobs({"objective.response.weight": -1.0})
+
+
+def test_what_is_dumped_reads_back_equal(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    config = tiny(
+        knobs={"objective.response.weight": FLOAT},
+        early_stopping={"rungs": [1]},
+        objective={"feature": {"pairs": [["stages.0", "layers.0"]]}},
+        teacher={"weights": "some.safetensors"},
+    )
+    file = tmp_path / "campaign.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(file) == config
+    assert load_config(None) == CampaignConfig()

@@ -1,0 +1,236 @@
+"""Bundles and exports: what is written computes what was trained, and what does not is refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nas_kd.campaign import load_run, pick
+from nas_kd.config import CampaignConfig
+from nas_kd.deploy import export as exporting
+from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.export import ExportError, export_student
+from search_spaces import ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
+from trials import Cost, Metric, TrialRecord
+
+
+def bundle(folder: Path, space: SearchSpace, seed: int = 0, arch: ArchSpec | None = None) -> nn.Module:
+    """A student whose BatchNorm has seen data, saved."""
+    torch.manual_seed(seed)
+    arch = arch or space.sample(np.random.default_rng(seed))
+    student = space.student(arch)
+    example = space.example_input({name: arch.choices[name] for name in space.knobs})
+    for _ in range(3):
+        student.train()(torch.randn(4, *example.shape[1:]))
+    student.eval()
+    info = BundleInfo(
+        arch=arch.as_dict(),
+        arch_id=arch.arch_id,
+        input_shape=tuple(example.shape[1:]),  # type: ignore[arg-type]
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.2, 0.2),
+        source_frames=4,
+        source_size=(16, 16),
+        class_names=("a", "b", "c", "d"),
+        task="classification",
+        trial=3,
+        seed=seed,
+        flops=count_flops(student, example).total,
+        params=sum(p.numel() for p in student.parameters()),
+        metrics={"val": {"accuracy": 0.5}},
+    )
+    save_bundle(folder, student, info)
+    return student
+
+
+@pytest.fixture
+def space(tiny: Callable[..., CampaignConfig]) -> SearchSpace:
+    return tiny().space.build(4)
+
+
+def test_a_bundle_gives_back_the_same_student(space: SearchSpace, tmp_path: Path) -> None:
+    student = bundle(tmp_path, space)
+    again, info = load_bundle(tmp_path)
+    x = torch.randn(2, *info.input_shape)
+    assert not again.training
+    assert torch.equal(again(x), student(x))
+    assert {p.name for p in tmp_path.iterdir()} == {"arch.json", "student.safetensors"}
+
+
+def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path) -> None:
+    bundle(tmp_path, space)
+    arch_file, weights_file = tmp_path / "arch.json", tmp_path / "student.safetensors"
+    text, weights = arch_file.read_text(), load_file(weights_file)
+
+    def refused(sentence: str) -> None:
+        with pytest.raises(ValueError, match=sentence) as caught:
+            load_bundle(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    changed = json.loads(text)
+    changed["arch"]["choices"]["stages.0.width"] = 10 - changed["arch"]["choices"]["stages.0.width"]  # 4 for 6
+    arch_file.write_text(json.dumps(changed))
+    refused("was changed")
+    arch_file.write_text("{")
+    refused(r"arch\.json")
+    arch_file.write_text(json.dumps({**json.loads(text), "flops": "many"}))
+    refused("is damaged: flops: input should be a valid integer")
+    arch_file.write_text(json.dumps({**json.loads(text), "schema_version": 99}))
+    refused("schema version 99")
+    arch_file.write_text(text)
+    name = next(key for key, value in weights.items() if value.ndim > 1)
+    metadata = {"arch_id": json.loads(text)["arch_id"]}
+    save_file({k: v for k, v in weights.items() if k != name}, weights_file, metadata)
+    refused(f"do not fit architecture .*Missing key.*{name}")
+    save_file({**weights, name: torch.zeros(1)}, weights_file, metadata)
+    refused(f"do not fit architecture .*size mismatch for {name}")
+    save_file(weights, weights_file, {"arch_id": "another"})
+    refused("they were trained for architecture another")
+    weights_file.write_bytes(b"no safetensors")
+    refused("do not fit architecture")
+    weights_file.unlink()
+    refused("has no student.safetensors")
+
+
+def test_a_student_of_an_own_space_needs_the_space(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        edge = Edge({"wide": nn.Conv3d(3, 4, 3, padding=1), "thin": nn.Conv3d(3, 4, 1)})
+        return nn.Sequential(edge, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 4))
+
+    own = ModuleSpace(build, torch.zeros(1, 3, 4, 8, 8), name="mine")
+    student = bundle(tmp_path, own)
+    with pytest.raises(ValueError, match=r"'mine' is your own: pass it as load_bundle\(folder, space\)"):
+        load_bundle(tmp_path)
+    again, info = load_bundle(tmp_path, own)
+    x = torch.randn(2, *info.input_shape)
+    assert torch.equal(again(x), student(x))
+
+
+FRESH = """
+import sys
+import torch
+folder = sys.argv[1]
+x, y = torch.load(folder + "/pair.pt")
+torch.testing.assert_close(torch.export.load(folder + "/student.pt2").module()(x), y, atol=1e-4, rtol=1e-4)
+import onnxruntime
+session = onnxruntime.InferenceSession(folder + "/student.onnx")
+torch.testing.assert_close(torch.from_numpy(session.run(None, {"clip": x.numpy()})[0]), y, atol=1e-4, rtol=1e-4)
+print(*sorted(name for name in sys.modules if name.split(".")[0] in ("nas_kd", "search_spaces")))
+"""
+
+
+def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: Path) -> None:
+    source, out = tmp_path / "trial", tmp_path / "out"
+    student = bundle(source, space, seed=1)
+    record = export_student(source, out)
+    assert [p.file for p in record.parity] == ["student.safetensors", "student.pt2", "student.onnx"]
+    assert record.parity[0].flops == record.parity[1].flops == record.flops
+    assert record.parity[2].flops is None
+    assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
+    assert json.loads((out / "export.json").read_text()) == record.model_dump(mode="json")
+    _, info = load_bundle(out)
+    x = torch.randn(5, *info.input_shape)
+    torch.save((x, student(x).detach()), out / "pair.pt")
+    command = [sys.executable, "-c", FRESH, str(out)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "flops", "sentence"),
+    [
+        (0.01, 0, r"student\.pt2 differs from the trained student by 1; it was not kept"),
+        (0.0, 7, "costs .* FLOPs, but the trained"),
+    ],
+)
+def test_a_wrong_export_is_not_kept(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float, flops: int, sentence: str
+) -> None:
+    bundle(tmp_path / "trial", space)
+    right = exporting.WRITERS["safetensors"]
+
+    def wrong(student: nn.Module, info: BundleInfo, folder: Path, own: SearchSpace | None) -> Any:
+        path = folder / "student.pt2"
+        path.write_text("graph")
+        _, run, counted = right(student, info, folder, own)
+
+        def off_at_three(x: Tensor) -> Tensor:  # as a graph with a frozen batch size
+            return run(x) + (change * 100 if len(x) == 3 else 0.0)
+
+        return path, off_at_three, (counted or 0) + flops
+
+    monkeypatch.setitem(exporting.WRITERS, "pt2", wrong)
+    out = tmp_path / "out"
+    with pytest.raises(ExportError, match=sentence):
+        export_student(tmp_path / "trial", out, ("pt2",))
+    assert not (out / "student.pt2").exists()
+    assert not (out / "export.json").exists()
+
+
+def test_a_missing_package_and_an_unknown_format_are_named(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(tmp_path / "trial", space)
+    with pytest.raises(ValueError, match="unknown format 'tflite'; choose from safetensors, pt2, onnx"):
+        export_student(tmp_path / "trial", tmp_path / "out", ("tflite",))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "onnxscript":
+            raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match=r"needs onnxscript; install it with: pip install 'nas-kd\[onnx\]'"):
+        export_student(tmp_path / "trial", tmp_path / "out", ("onnx",))
+
+
+def record(number: int, flops: int, accuracy: float, state: Any = "complete") -> TrialRecord:
+    done = state == "complete"
+    return TrialRecord(
+        number=number,
+        state=state,
+        seed=0,
+        config_hash="",
+        knobs={"max_flops": flops},
+        metric=Metric(name="accuracy", maximize=True),
+        cost=Cost(flops=flops, params=1) if done else None,
+        metrics={"retrained": {"val": {"accuracy": accuracy}, "test": {"accuracy": 1 - accuracy}}} if done else {},
+        error=None if done else "ValueError: no",
+    )
+
+
+def test_pick_takes_the_trial_the_budget_or_the_knee() -> None:
+    records = [record(0, 100, 0.3), record(1, 200, 0.8), record(2, 300, 0.7), record(3, 1000, 0.85)]
+    records.append(record(4, 50, 0.99, "failed"))
+    assert pick(records, trial=2).number == 2
+    assert pick(records, max_flops=999).number == 1  # not trial 2, which costs more and is worse
+    assert pick(records, max_flops=199).number == 0
+    assert pick(records).number == 1
+    for arguments, sentence in (
+        ({"max_flops": 99}, "no complete trial costs at most 99 FLOPs; the cheapest costs 100"),
+        ({"trial": 4}, "trial 4 is not among the complete ones: 0, 1, 2, 3"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pick(records, **arguments)
+    with pytest.raises(ValueError, match="no complete trial to export"):
+        pick(records[4:])
+
+
+def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not the folder of a run: it has no campaign\.yaml"):
+        load_run(tmp_path)
