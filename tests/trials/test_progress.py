@@ -44,6 +44,19 @@ def test_one_plain_line_an_event_whatever_is_in_it() -> None:
     assert len(lines) == 4
 
 
+def test_plain_log_gets_a_line_a_quarter_of_each_trial_and_every_rung() -> None:
+    file, console = plain()
+    with Progress(OBJECTIVES, console=console) as progress:
+        progress(event("started", number=0, knobs=KNOBS))
+        for step in range(100):
+            for number in (0, 1):
+                progress(event("progress", number=number, fraction=step / 100, message=f"step {step}"))
+        progress(event("progress", number=0, fraction=0.99, values={"accuracy": 0.5}))
+    lines = file.getvalue().splitlines()[1:]
+    assert [line.split()[4] for line in lines] == ["0%", "0%", "25%", "25%", "50%", "50%", "75%", "75%", "99%"]
+    assert lines[-1].endswith("accuracy 0.5")
+
+
 def test_failed_trial_shows_the_last_line_of_its_error() -> None:
     file, console = plain()
     with Progress(OBJECTIVES, console=console) as progress:

@@ -1,0 +1,164 @@
+"""One trial under other settings than the default ones; the promises themselves: test_campaign."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas_kd.campaign import export, search
+from nas_kd.config import CampaignConfig
+from nas_kd.trial import Trial
+from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from search_spaces import ArchSpec
+from trials import TrialContext, TrialRecord
+
+SPACE = """
+import torch
+from torch import nn
+from search_spaces import Edge, ModuleSpace
+
+def make(num_classes, width):
+    def build():
+        edge = Edge({"wide": nn.Conv3d(3, width, 3, padding=1), "thin": nn.Conv3d(3, width, 1)})
+        return nn.Sequential(edge, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(width, num_classes))
+    return ModuleSpace(build, torch.zeros(1, 3, 4, 16, 16), name="mine")
+"""
+
+
+def ready(config: CampaignConfig) -> Workbench:
+    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    return ready_workbench(config.model_dump_json(), config.run_dir, "cpu")
+
+
+def trial(bench: Workbench, folder: Path, **knobs: Any) -> Trial:
+    context = TrialContext(number=0, knobs={"max_flops": 250_000, "resolution": 16, **knobs}, seed=5, directory=folder)
+    return Trial(bench, bench.config.with_knobs(context.knobs), context)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_test_clips_are_read_once_when_everything_is_decided(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ready(tiny())
+    names = {id(bench.splits.val): "val", id(bench.splits.test): "test"}
+    seen: list[str] = []
+    evaluate = Trial._evaluate
+
+    def spy(self: Trial, model: Any, dataset: Any) -> Mapping[str, float]:
+        seen.append(names[id(dataset)])
+        return evaluate(self, model, dataset)
+
+    monkeypatch.setattr(Trial, "_evaluate", spy)
+    record = trial(bench, tmp_path / "a").run()
+    assert seen == ["val", "val", "val", "test"]  # gated, derived, retrained
+    assert record.score() == record.metrics["retrained"]["val"]["accuracy"]
+
+
+@pytest.mark.parametrize("init", ["inherit", "fresh"])
+def test_a_student_inherits_its_weights_or_starts_afresh(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+) -> None:
+    found: list[dict[str, Tensor]] = []
+    retrain = Trial._retrain
+
+    def spy(self: Trial, arch: ArchSpec, derived: nn.Module) -> Any:
+        found.append({name: p.detach().clone() for name, p in derived.named_parameters()})
+        student, repeats = retrain(self, arch, derived)
+        found.append({name: p.detach() for name, p in student.named_parameters()})
+        return student, repeats
+
+    monkeypatch.setattr(Trial, "_retrain", spy)
+    trial(ready(tiny(retrain={"init": init, "lr": 1e-9, "epochs": 1})), tmp_path).run()
+    derived, trained = found
+    kernels = [name for name, value in derived.items() if value.ndim > 1]
+    assert all(torch.allclose(derived[n], trained[n], atol=1e-6) == (init == "inherit") for n in kernels)
+
+
+def test_maps_of_other_widths_are_distilled_through_adapters(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path
+) -> None:
+    # Teacher: 4 and 8 channels; students: 4 or 6 and 6 or 8, at 12 pixels, so that maps differ in size too.
+    objective = {"response": {"weight": 0}, "task": {"weight": 0}, "feature": {"weight": 1}}
+    bench = ready(tiny(objective={**objective, "cross_resolution": {"weight": 100}}, retrain={"epochs": 6}))
+    record = trial(bench, tmp_path / "a", resolution=12).run()
+    lines = [line for line in log(tmp_path / "a") if line["stage"] == "retrain-0"]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for name in ("feature", "cross_resolution"):
+        assert lines[-1][name] < 0.97 * lines[0][name]
+    assert all(
+        line["total"] == pytest.approx(line["feature"] + 100 * line["cross_resolution"], rel=1e-3) for line in lines
+    )
+    assert record.knobs["resolution"] == 12
+    arch = json.loads((tmp_path / "a" / "arch.json").read_text())
+    assert arch["input_shape"] == [3, 4, 12, 12]
+
+
+def test_dotted_knobs_reach_the_training(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    knobs = {"retrain.epochs": {"type": "int", "low": 1, "high": 4}}
+    bench = ready(tiny(knobs=knobs))
+    record = trial(bench, tmp_path / "a", **{"retrain.epochs": 4, "objective.response.weight": 0.0}).run()
+    lines = [line for line in log(tmp_path / "a") if line["stage"] == "retrain-0"]
+    assert len(lines) == 4
+    assert "response" not in lines[0]
+    assert "feature" in lines[0]
+    assert record.knobs["retrain.epochs"] == 4
+
+
+def test_a_budget_that_the_space_cannot_use_is_warned_of(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    record = trial(ready(tiny()), tmp_path / "a", max_flops=100_000_000).run()
+    assert record.cost is not None
+    assert record.cost.flops < 95_000_000
+    assert any("the space has nothing closer to it" in warning for warning in record.warnings)
+
+
+def test_early_stopping_ends_a_bad_trial_after_its_rung(
+    tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Trial._evaluate
+
+    def worse_and_worse(self: Trial, model: Any, dataset: Any) -> dict[str, float]:
+        return {**evaluate(self, model, dataset), "accuracy": 1.0 / (1 + self.context.number)}
+
+    monkeypatch.setattr(Trial, "_evaluate", worse_and_worse)
+    budgets = ["150k", "160k", "170k", "180k", "190k", "200k"]  # so every later trial is dominated: dearer and worse
+    config = tiny(
+        early_stopping={"rungs": [1], "reduction_factor": 2},
+        trials=6,
+        budget={"max_flops": budgets},
+        space={"resolution": [16]},
+    )
+    result = search(config)
+    states = [record.state for record in result.records]
+    assert states[0] == "complete"
+    assert set(states) == {"complete", "stopped"}
+    stopped = next(record for record in result.records if record.state == "stopped")
+    lines = log(config.run_dir / "trials" / f"{stopped.number:04d}")
+    assert [line["epoch"] for line in lines if line["stage"] == "retrain-0"] == [1]
+
+
+def test_an_own_space_runs_a_campaign_and_is_exported(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_space.py").write_text(SPACE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny().model_dump(mode="json")
+    space = {"name": "own_space:make", "width": 6}
+    config = CampaignConfig.model_validate({**config, "space": space, "budget": {"max_flops": [600_000]}, "trials": 1})
+    result = search(config)
+    (record,) = result.records
+    assert record.state == "complete", record.error
+    assert isinstance(record, TrialRecord)
+    assert record.cost is not None
+    assert record.cost.flops <= 600_000
+    folder, exported = export(config.run_dir, formats=["safetensors"])
+    assert exported.flops == record.cost.flops
+    assert (folder / "student.safetensors").is_file()
