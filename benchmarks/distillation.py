@@ -42,7 +42,7 @@ def find_student(bench: Workbench, config: CampaignConfig, max_flops: int) -> Ar
     torch.manual_seed(config.seed)
     supernet = Supernet(bench.space, seed=config.seed).to(bench.device)
     with supernet.pinned(bench.space.widest(supernet.knobs)):
-        learner = Learner(bench, supernet, config.objective, supernet.knobs, cached=True, varying=True)
+        learner = Learner(bench, supernet, config.search.objective, supernet.knobs, cached=True, varying=True)
     with closing(learner):
         search_gates(
             supernet,

@@ -96,13 +96,13 @@ def _check_budget(config: CampaignConfig, bench: Workbench) -> None:
 
 def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
     """Maps that a trial may distil must exist and be comparable, for the student's smallest input and its largest."""
-    objective, values = weighed(config), _knob_values(bench)
-    teacher = bench.teacher_model if objective.distils else None
-    for knobs in (values[0], values[-1]):
+    values = _knob_values(bench)
+    for (path, objective), knobs in product(weighed(config).items(), (values[0], values[-1])):
+        teacher = bench.teacher_model if objective.distils else None
         supernet = Supernet(bench.space, knobs).to(bench.device)
         example = bench.space.example_input(supernet.knobs).to(bench.device)
         try:
             with supernet.pinned(bench.space.widest(supernet.knobs)):
                 Objective(objective, bench.task, supernet, teacher, example, bench.example(), varying_width=True)
         except ValueError as error:
-            raise ConfigError(f"objective: {error}") from error
+            raise ConfigError(f"{path}: {error}") from error

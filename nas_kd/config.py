@@ -24,7 +24,7 @@ from pydantic import (
 from nas_kd.data import DataConfig, GeneratedConfig
 from nas_kd.imports import call_function
 from nas_kd.mistakes import choose, explain, fields
-from nas_kd.objectives import ObjectiveConfig
+from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TeacherConfig
 from nas_kd.training.fit import FitConfig
@@ -139,12 +139,17 @@ class SpaceConfig(BaseModel):
 
 
 class SearchConfig(FitConfig):
-    """The gate search of a trial: how weights train, and `gates`."""
+    """The gate search of a trial: how weights train, the `gates`, and the `objective` of the search.
+
+    The search has an objective of its own: its candidates learn fast from maps, which a student that trains alone needs
+    less (docs/objectives.md).
+    """
 
     epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=8, ge=1)
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
+    objective: ObjectiveConfig = ObjectiveConfig(response=ResponseTerm(weight=1.0), feature=FeatureTerm(weight=10.0))
 
 
 class RetrainConfig(FitConfig):

@@ -125,7 +125,7 @@ class Trial:
         budget = BudgetController(self.max_flops)
         clock = time.perf_counter()
         with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
-            learner = self._learner(supernet, self.config.objective, config, varying_width=True)
+            learner = self._learner(supernet, config.objective, config, varying_width=True)
         with closing(learner):
             search_gates(
                 supernet,

@@ -168,38 +168,37 @@ def check_logits(bench: Workbench) -> None:
 
 def cached_taps(bench: Workbench) -> tuple[str, ...]:
     """Modules of the teacher whose maps any trial of the campaign may distil."""
-    config = bench.config
-    if not (_may_weigh(config, "feature") or _may_weigh(config, "cross_resolution")):
+    objectives = weighed(bench.config).values()
+    if not any(o.feature.weight > 0 or o.cross_resolution.weight > 0 for o in objectives):
         return ()
     maps = last_maps(bench.teacher_model, bench.example())
     names: list[str] = []
-    if _may_weigh(config, "feature"):
-        names += [theirs for _, theirs in config.objective.feature.pairs] if config.objective.feature.pairs else maps
-    if _may_weigh(config, "cross_resolution"):
-        names.append(config.objective.cross_resolution.teacher or maps[-1])
+    for objective in objectives:
+        if objective.feature.weight > 0:
+            names += [theirs for _, theirs in objective.feature.pairs] if objective.feature.pairs else maps
+        if objective.cross_resolution.weight > 0:
+            names.append(objective.cross_resolution.teacher or maps[-1])
     return tuple(dict.fromkeys(names))
 
 
-def weighed(config: CampaignConfig) -> ObjectiveConfig:
-    """The objective with every term that any trial may use."""
-    terms = {name: getattr(config.objective, name) for name in type(config.objective).model_fields}
-    used = {name: t.model_copy(update={"weight": 1.0}) for name, t in terms.items() if _may_weigh(config, name)}
-    return config.objective.model_copy(update=used)
+def weighed(config: CampaignConfig) -> dict[str, ObjectiveConfig]:
+    """The objectives of the search and of the retraining, with every term that any trial may use."""
 
+    def of(objective: ObjectiveConfig, path: str) -> ObjectiveConfig:
+        terms = {name: getattr(objective, name) for name in type(objective).model_fields}
+        varied = {
+            n: t.model_copy(update={"weight": 1.0}) for n, t in terms.items() if f"{path}.{n}.weight" in config.knobs
+        }
+        return objective.model_copy(update=varied)
 
-def _may_weigh(config: CampaignConfig, term: str) -> bool:
-    return bool(getattr(config.objective, term).weight > 0) or f"objective.{term}.weight" in config.knobs
-
-
-def distils_somewhere(config: CampaignConfig) -> bool:
-    """Whether any trial may ask the teacher."""
-    return config.objective.distils or any(path.startswith("objective.") for path in config.knobs)
+    paths = {"objective": config.objective, "search.objective": config.search.objective}
+    return {path: of(objective, path) for path, objective in paths.items()}
 
 
 def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     config = bench.config
     fits: tuple[FitConfig, ...] = (config.search, config.retrain)
-    if not distils_somewhere(config) or all(f.augment != "none" for f in fits):
+    if not any(o.distils for o in weighed(config).values()) or all(f.augment != "none" for f in fits):
         return
     teacher = Teacher(bench.teacher_model, cached_taps(bench))
     # Not for training: every clip once, in order.

@@ -32,7 +32,7 @@ class TaskTerm(_Term):
 class ResponseTerm(_Term):
     """Distillation of the teacher's logits."""
 
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     kd_temperature: float = Field(default=4.0, gt=0)
 
 
@@ -46,7 +46,7 @@ class FeatureTerm(_Term):
             CVPR 2020).
     """
 
-    weight: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     pairs: tuple[tuple[str, str], ...] | None = None
 
 
