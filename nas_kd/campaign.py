@@ -127,7 +127,13 @@ class Campaign:
         known = prepare_teacher(bench, self.run_dir, progress)
         value = float(known[f"val/{metric.name}"])
         note(f"teacher: validation {metric.name} {value:.3f} at {int(known['flops']):,} FLOPs a clip")
-        write_whole(self.run_dir / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
+        if others:
+            note(
+                f"{len(others)} trials of this run had another space, search, retraining or objective; they stay on "
+                "the front, so compare them with care, or give this campaign another name"
+            )
+        self._write_config()
         budget = config.budget.max_flops
         if not isinstance(budget, FlopsRange):
             for flops in budget[: config.trials]:  # each budget once before the sampler decides
@@ -147,6 +153,11 @@ class Campaign:
         except SQLAlchemyError as error:  # the URL may hold a password, so it is not repeated
             reason = str(error).splitlines()[0]
             raise ConfigError(f"storage: the database cannot be used: {reason}") from error
+
+    def _write_config(self) -> None:
+        path = self.run_dir / CONFIG_NAME
+        path.touch(mode=0o600 if self.config.storage else 0o644)  # a database's URL may hold a password
+        write_whole(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
         """Run the trials that the ledger lacks.

@@ -23,8 +23,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part."""
+    """Write a text file so that a reader sees the old content or the new one, never a part. Its mode is kept."""
     beside = path.with_name(path.name + ".writing")
+    beside.touch(mode=path.stat().st_mode & 0o777 if path.exists() else 0o644)
     with beside.open("w") as file:
         file.write(text)
         file.flush()
