@@ -84,7 +84,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="more only help where nothing else runs")
+    parser.add_argument("--only", nargs="*", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     console = Console()
     config = load_config(
         options.campaign, [f"retrain.epochs={options.epochs}", "objective.cross_resolution.weight=1.0"]
@@ -97,8 +100,8 @@ def main() -> None:
         console.print(f"teacher: test accuracy {known['test/accuracy']:.3f} at {known['flops']:,} FLOPs")
         console.print(f"student {arch.arch_id}: {bench.space.cost(arch):,} FLOPs, {options.epochs} epochs")
         results: dict[str, list[float]] = {}
-        for name, objective in OBJECTIVES.items():
-            results[name] = [train(bench, config, arch, objective, seed) for seed in range(options.seeds)]
+        for name in dict.fromkeys(["none", *options.only]):
+            results[name] = [train(bench, config, arch, OBJECTIVES[name], seed) for seed in range(options.seeds)]
             console.print(f"{name}: {', '.join(f'{value:.3f}' for value in results[name])}")
     table = Table("objective", "test accuracy", "± 95 %", "gain over none", "95 % interval", "seeds")
     figures = {}
