@@ -32,7 +32,6 @@ class TaskTerm(_Term):
 class ResponseTerm(_Term):
     """Distillation of the teacher's logits."""
 
-    weight: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     kd_temperature: float = Field(default=4.0, gt=0)
 
 
