@@ -83,7 +83,7 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
         config,
         torch.device(device),
         splits,
-        TASKS[config.task](splits.info.num_classes),
+        TASKS[config.task](splits.info),
         config.space.build(splits.info.num_classes),
         model,
     )

@@ -13,6 +13,8 @@ because two frames show half a height of travel (up = down) or a whole one (stan
 slow pair and leave the fast pair half a height a step. A jitter of the speed keeps this exact: it is symmetric in both
 directions.
 
+Masks and boxes carry the group of digits alone: a single frame shows no motion.
+
 The digits are the 8×8 images bundled with scikit-learn (E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten
 Digits", UCI Machine Learning Repository, 1998); nothing is downloaded.
 """
@@ -111,6 +113,8 @@ class GeneratedConfig(BaseModel):
             width=self.size,
             name="generated",
             flip_safe=not sideways,
+            mask_names=("background", *groups),
+            box_names=tuple(groups),
         )
 
 
@@ -206,9 +210,9 @@ class _Painter:
         return {
             "clip": torch.from_numpy(clip),
             "label": torch.tensor(label),
-            "mask": torch.from_numpy((inside * np.uint8(label + 1)).astype(np.uint8)),
+            "mask": torch.from_numpy((inside * np.uint8(group + 1)).astype(np.uint8)),
             "saliency": torch.from_numpy(self._saliency(corners)),
-            "boxes": torch.from_numpy(self._boxes(glyph, corners, label)),
+            "boxes": torch.from_numpy(self._boxes(glyph, corners, group)),
         }
 
     def _background(self, rng: np.random.Generator) -> Array:
@@ -267,7 +271,7 @@ class _Painter:
         saliency: Array = (bell / peak).astype(np.float32)
         return saliency
 
-    def _boxes(self, glyph: Array, corners: npt.NDArray[np.int64], label: int) -> Array:
+    def _boxes(self, glyph: Array, corners: npt.NDArray[np.int64], group: int) -> Array:
         """[T, 1, 5] the tight box; of a digit cut by an edge, that of its larger part."""
         size = self.config.size
         inside = glyph > _MASK_THRESHOLD
@@ -280,7 +284,7 @@ class _Painter:
             cut = high > size
             boxes[:, 0, 1 - axis] = np.where(cut & tail_is_larger, 0, low)
             boxes[:, 0, 3 - axis] = np.where(cut, np.where(tail_is_larger, high - size, size), high)
-        boxes[:, 0, 4] = label
+        boxes[:, 0, 4] = group
         return boxes
 
 

@@ -20,10 +20,10 @@ Sample = dict[str, Tensor]
 
 - `clip`: uint8 [3, T, H, W], RGB.
 - `label`: int64 scalar, the class.
-- `mask` (optional): uint8 [T, H, W]; 0 is background, 1 + class elsewhere, `IGNORE` where unlabelled.
+- `mask` (optional): uint8 [T, H, W]; an index into `DataInfo.mask_names`, `IGNORE` where unlabelled.
 - `saliency` (optional): float32 [T, H, W] in [0, 1].
-- `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and the
-  class; the rows of absent boxes are −1.
+- `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and an
+  index into `DataInfo.box_names`; the rows of absent boxes are −1.
 """
 
 
@@ -52,13 +52,15 @@ class DataInfo:
     """What a model must know to read a data set.
 
     Attributes:
-        num_classes: Number of classes, background not counted.
+        num_classes: Number of classes of `label`.
         class_names: Their names, by class index.
         frames: T of each clip.
         height: H in pixels.
         width: W in pixels.
         name: Short name of the data for reports.
         flip_safe: Whether a mirrored clip keeps its label (False for "moves to the left").
+        mask_names: Meaning of each value of `mask`, "background" included where there is one; empty without masks.
+        box_names: Meaning of each class of `boxes`; empty without boxes.
     """
 
     num_classes: int
@@ -68,6 +70,8 @@ class DataInfo:
     width: int
     name: str
     flip_safe: bool = True
+    mask_names: tuple[str, ...] = ()
+    box_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -202,10 +206,10 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
     if "mask" in sample:
         mask = sample["mask"]
         known = mask[mask != IGNORE]
-        if known.numel() and int(known.max()) > info.num_classes:
+        if known.numel() and int(known.max()) >= len(info.mask_names):
             raise DataError(
-                f"{where}['mask'] must hold 0 (background), 1 + class ≤ {info.num_classes}, or {IGNORE} (ignore), "
-                f"but it holds {int(known.max())}"
+                f"{where}['mask'] must hold indices into mask_names, 0..{len(info.mask_names) - 1}, or {IGNORE} "
+                f"(ignore), but it holds {int(known.max())}; name the classes of the masks as mask_names"
             )
     if "saliency" in sample:
         saliency = sample["saliency"]
@@ -219,8 +223,11 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
             )
         present = boxes[boxes[..., 4] >= 0]
         highest = int(present[:, 4].max()) if present.numel() else -1
-        if highest >= info.num_classes:
-            raise DataError(f"{where}['boxes'] must hold classes in 0..{info.num_classes - 1}, but one is {highest}")
+        if highest >= len(info.box_names):
+            raise DataError(
+                f"{where}['boxes'] must hold indices into box_names, 0..{len(info.box_names) - 1}, but one is "
+                f"{highest}; name the classes of the boxes as box_names"
+            )
 
 
 def stack(dataset: ClipDataset) -> MemoryDataset:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from nas_kd.data import DataInfo
 from nas_kd.tasks.task import Batch, Task
 
 
@@ -16,18 +18,22 @@ class Classification(Task):
 
     metric: ClassVar[str] = "accuracy"
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
-        self._accuracy = MulticlassAccuracy(num_classes, average="micro")
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__(info)
+        self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits, batch["label"])
+    @property
+    def num_outputs(self) -> int:
+        return self.info.num_classes
 
-    def update(self, logits: Tensor, batch: Batch) -> None:
-        self._accuracy.update(logits.cpu(), batch["label"].cpu())
-        self._loss_sum += float(F.cross_entropy(logits, batch["label"], reduction="sum"))
-        self._count += len(logits)
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs, batch["label"])
+
+    def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        self._accuracy.update(outputs.cpu(), batch["label"].cpu())
+        self._loss_sum += float(F.cross_entropy(outputs, batch["label"], reduction="sum"))
+        self._count += len(outputs)
 
     def compute(self) -> dict[str, float]:
         if self._count == 0:

@@ -1,12 +1,17 @@
-"""The contract of a task."""
+"""The contract of a task.
+
+Shape legend: N clips, T frames, C channels of an output, H and W pixels of a frame, h and w pixels of an output map.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
+
+from nas_kd.data import DataInfo
 
 Batch = Mapping[str, Tensor]
 
@@ -14,25 +19,51 @@ Batch = Mapping[str, Tensor]
 class Task(ABC):
     """Loss and metrics of a task.
 
+    A task looks at whole clips, or it is *frame-wise*: then its models map frames (N, 3, H, W) to maps (N, C, h, w),
+    and what `loss` and `update` get are the maps of all frames of a clip, (N, T, C, h, w).
+
     Attributes:
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
+        framewise: whether models see single frames.
+        keys: what a batch must hold besides the clip.
+        num_outputs: channels that a model must give.
+
+    Raises:
+        ValueError: the data have no labels for this task.
     """
 
     metric: ClassVar[str]
     maximize: ClassVar[bool] = True
+    framewise: ClassVar[bool] = False
+    keys: ClassVar[tuple[str, ...]] = ("label",)
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self, info: DataInfo) -> None:
+        self.info = info
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Channels that a model must give."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A scalar, the mean over the batch."""
 
     @abstractmethod
-    def update(self, logits: Tensor, batch: Batch) -> None:
-        """Add one batch to the metrics."""
+    def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        """Add one batch to the metrics.
+
+        Args:
+            outputs: of the model.
+            batch: with `keys`.
+            offsets: for each of the T frames, how many frames it is after its key frame; None where a model has none.
+        """
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The metrics of what was added since the last call, which also clears them."""
+        """The metrics of what was added since the last call, which also clears them.
+
+        Where offsets were given, `metric@k` is the primary metric of the frames k after their key frame, and the
+        primary metric itself is the mean of those over k (the protocol of Delta Distillation, ECCV 2022).
+        """
