@@ -2,6 +2,7 @@
 
 The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
 with `class_names`, or `num_classes` where classes have no names; `flip_safe: False` says that mirroring changes labels.
+Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, check_sample
 from nas_kd.data.splits import Splits, make_splits
 
-_KNOWN_KEYS = frozenset({"train", "val", "test", "class_names", "num_classes", "flip_safe"})
+_KNOWN_KEYS = frozenset({"train", "val", "test", "class_names", "num_classes", "flip_safe", "mask_names", "box_names"})
 
 
 class OwnConfig(BaseModel):
@@ -147,7 +148,19 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         width=clip.shape[3],
         name=function,
         flip_safe=bool(given.get("flip_safe", True)),
+        mask_names=_names(function, given, "mask_names"),
+        box_names=_names(function, given, "box_names"),
     )
+
+
+def _names(function: str, given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    names = given.get(key, ())
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise DataError(
+            f"{function}()[{key!r}] must be a list of names, but it is a {type(names).__name__}; "
+            'write for example ["background", "object"]'
+        )
+    return tuple(map(str, names))
 
 
 def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:

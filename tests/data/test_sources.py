@@ -27,7 +27,16 @@ from nas_kd.data import (
 )
 
 ADAPTER: TypeAdapter[object] = TypeAdapter(DataConfig)
-INFO = DataInfo(num_classes=3, class_names=("a", "b", "c"), frames=2, height=4, width=6, name="toy")
+INFO = DataInfo(
+    num_classes=3,
+    class_names=("a", "b", "c"),
+    frames=2,
+    height=4,
+    width=6,
+    name="toy",
+    mask_names=("nothing", "a", "b", "c"),
+    box_names=("a", "b", "c"),
+)
 
 MODULE = """
 import torch
@@ -59,6 +68,10 @@ def number(): return load() | {"train": 7}
 def naked(): return load() | {"train": [1, 2, 3]}
 def failing(): return load() | {"test": Failing(None)}
 def grouped(*, count): return load()
+def dense(): return plain(mask=torch.ones(2, 4, 6, dtype=torch.uint8), boxes=torch.zeros(2, 1, 5)) | {
+    "mask_names": ["nothing", "thing"], "box_names": ("thing",)}
+def nameless(): return {key: value for key, value in dense().items() if key != "mask_names"}
+def letters(): return dense() | {"mask_names": "ab"}
 constant = 5
 
 class Failing(Plain):
@@ -83,6 +96,13 @@ def test_own_function_of_the_current_directory(module):
     assert (splits.info.frames, splits.info.height, splits.info.width) == (2, 4, 6)
 
 
+def test_own_data_names_the_values_of_masks_and_boxes(module):
+    info = load(OwnConfig(function=f"{module}:dense"), seed=0).info
+    assert (info.mask_names, info.box_names) == (("nothing", "thing"), ("thing",))
+    info = load(OwnConfig(function=f"{module}:load"), seed=0).info
+    assert (info.mask_names, info.box_names) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -99,6 +119,8 @@ def test_own_function_of_the_current_directory(module):
         ("naked", "must be a dict with 'clip'.*but it is a int"),
         ("failing", r"test\[0\] could not be read: RuntimeError: no disk today"),
         ("grouped", r"data.arguments must fit .*grouped\(\*, count\), but they are \{\}: missing"),
+        ("nameless", r"test\[0\]\['mask'\] must hold indices into mask_names"),
+        ("letters", r"\['mask_names'\] must be a list of names, but it is a str"),
         ("constant", "'constant' is no function; choose from .*floats"),
         ("absent", "'absent' is not there"),
     ],
