@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nas_kd.data import DataInfo
 from nas_kd.objectives import Objective, ObjectiveConfig, cross_resolution, feature, response
 from nas_kd.objectives.maps import Adapter, adapter_for
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Classification
 from nas_kd.teachers import R2Plus1D, R2Plus1DSettings
+
+THREE = DataInfo(num_classes=3, class_names=("a", "b", "c"), frames=4, height=16, width=16, name="three")
 
 
 def test_response_is_the_closed_form_with_t_squared() -> None:
@@ -109,7 +112,7 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
             "cross_resolution": {"weight": 100},
         }
     )
-    objective = Objective(config, Classification(3), student, teacher, clip[:1], clip[:1])
+    objective = Objective(config, Classification(THREE), student, teacher, clip[:1], clip[:1])
     assert objective.pairs["feature"] == (("layers.0", "layers.0"), ("layers.1", "layers.1"))
     assert objective.pairs["cross_resolution"] == (("layers.1", "layers.1"),)
     batch = {"label": torch.tensor([0, 2])}
@@ -124,7 +127,7 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
 def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distance() -> None:
     net, clip = small(4).eval(), torch.randn(2, 3, 4, 16, 16)
     config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "cross_resolution": {"weight": 1}})
-    objective = Objective(config, Classification(3), net, net, clip[:1], clip[:1])
+    objective = Objective(config, Classification(THREE), net, net, clip[:1], clip[:1])
     with Taps(net, objective.student_taps) as taps:
         output = taps(clip)
     terms = objective(output, output, {"label": torch.zeros(2, dtype=torch.long)})
@@ -135,7 +138,7 @@ def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distan
 
 def test_distilling_without_a_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="no teacher"):
-        Objective(ObjectiveConfig(), Classification(3), small(4), None, torch.zeros(1), torch.zeros(1))
+        Objective(ObjectiveConfig(), Classification(THREE), small(4), None, torch.zeros(1), torch.zeros(1))
 
 
 class Strided(nn.Module):
