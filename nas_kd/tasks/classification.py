@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from nas_kd.data import DataInfo
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, NoOptions, Task
 
 
 class Classification(Task):
@@ -18,8 +18,8 @@ class Classification(Task):
 
     metric: ClassVar[str] = "accuracy"
 
-    def __init__(self, info: DataInfo) -> None:
-        super().__init__(info)
+    def __init__(self, info: DataInfo, config: NoOptions | None = None) -> None:
+        super().__init__(info, config)
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
 

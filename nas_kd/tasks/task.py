@@ -9,11 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from nas_kd.data import DataInfo
 
 Batch = Mapping[str, Tensor]
+
+
+class NoOptions(BaseModel):
+    """Of a task that leaves nothing to choose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Task(ABC):
@@ -22,11 +29,16 @@ class Task(ABC):
     A task looks at whole clips, or it is *frame-wise*: then its models map frames (N, 3, H, W) to maps (N, C, h, w),
     and what `loss` and `update` get are the maps of all frames of a clip, (N, T, C, h, w).
 
+    Args:
+        info: what is known of the data.
+        config: an instance of `options`; without it, their defaults.
+
     Attributes:
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
         framewise: whether models see single frames.
         keys: what a batch must hold besides the clip.
+        options: model of what a campaign may choose.
         num_outputs: channels that a model must give.
 
     Raises:
@@ -37,8 +49,9 @@ class Task(ABC):
     maximize: ClassVar[bool] = True
     framewise: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
+    options: ClassVar[type[BaseModel]] = NoOptions
 
-    def __init__(self, info: DataInfo) -> None:
+    def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:
         self.info = info
 
     @property

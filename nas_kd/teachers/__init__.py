@@ -1,8 +1,18 @@
-"""Teachers: any `nn.Module`, frozen and tapped by module name, and our own small one."""
+"""Teachers: any `nn.Module`, frozen and tapped by module name, and our own small ones."""
 
 from __future__ import annotations
 
+from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.teacher import TEACHERS, Teacher, TeacherConfig, build_teacher_model
 
-__all__ = ["TEACHERS", "R2Plus1D", "R2Plus1DSettings", "Teacher", "TeacherConfig", "build_teacher_model"]
+__all__ = [
+    "TEACHERS",
+    "FrameNet",
+    "FrameNetSettings",
+    "R2Plus1D",
+    "R2Plus1DSettings",
+    "Teacher",
+    "TeacherConfig",
+    "build_teacher_model",
+]

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nas_kd.data import DataInfo
+from nas_kd.tasks import TASKS, Classification, Detection, Segmentation, make_task
+from nas_kd.tasks.offsets import frames_by_offset, over_offsets
+
+INFO = DataInfo(
+    num_classes=2,
+    class_names=("up", "down"),
+    frames=4,
+    height=16,
+    width=24,
+    name="toy",
+    mask_names=("background", "cat", "dog"),
+    box_names=("cat", "dog"),
+)
+BARE = DataInfo(num_classes=2, class_names=("up", "down"), frames=4, height=16, width=24, name="bare")
+
+
+def test_tasks_are_made_by_name_with_their_options() -> None:
+    assert isinstance(make_task("classification", INFO, {}), Classification)
+    segmentation = make_task("segmentation", INFO, {"ohem": True, "ohem_threshold": 0.7})
+    assert isinstance(segmentation, Segmentation)
+    assert (segmentation.config.ohem_threshold, segmentation.num_outputs) == (0.7, 3)
+    detection = make_task("detection", INFO, {"box_weight": 2})
+    assert isinstance(detection, Detection)
+    assert (detection.config.box_weight, detection.num_outputs) == (2.0, 6)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_says_what_it_is(name: str) -> None:
+    task = make_task(name, INFO, {})
+    assert type(task)(INFO).num_outputs == task.num_outputs
+    assert task.keys
+    assert all(key in ("label", "mask", "boxes") for key in task.keys)
+    with pytest.raises(ValueError, match="metrics need at least one"):
+        task.compute()
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "options", "sentence"),
+    [
+        ("segment", INFO, {}, "unknown task 'segment'; choose from classification, segmentation, detection"),
+        ("classification", INFO, {"ohem": True}, "task_options: ohem: unknown key 'ohem'; remove it"),
+        ("segmentation", INFO, {"ohme": True}, "task_options: ohme: unknown key 'ohme'; did you mean 'ohem'"),
+        ("segmentation", INFO, {"ohem_threshold": 2}, "task_options: ohem_threshold: .*less than or equal to 1.*got 2"),
+        ("detection", INFO, {"max_detections": 0}, "task_options: max_detections: .*, but got 0"),
+        ("segmentation", BARE, {}, "no masks to segment: mask_names must name at least 2 classes, but 'bare' names 0"),
+        ("detection", BARE, {}, "no boxes to detect: box_names must name at least 1 class, but 'bare' names none"),
+    ],
+)
+def test_a_wrong_task_is_one_sentence(name: str, info: DataInfo, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        make_task(name, info, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_that_do_not_fit_are_refused() -> None:
+    batch = {"mask": torch.zeros(1, 4, 16, 24, dtype=torch.uint8), "boxes": torch.full((1, 4, 2, 5), -1.0)}
+    for task, wanted in ((Segmentation(INFO), 3), (Detection(INFO), 6)):
+        for shape in ((1, 4, wanted + 1, 4, 6), (1, 3, wanted, 4, 6), (4, wanted, 4, 6)):
+            with pytest.raises(ValueError, match=rf"needs maps of shape \(1, 4, {wanted}, 'h', 'w'\), a channel for"):
+                task.loss(torch.zeros(shape), batch)
+
+
+def test_offsets_split_the_frames_of_a_clip() -> None:
+    assert frames_by_offset(None, 3) == {None: [0, 1, 2]}
+    assert frames_by_offset([0, 1, 0, 1, 2], 5) == {0: [0, 2], 1: [1, 3], 2: [4]}
+    with pytest.raises(ValueError, match="each of the 3 frames of a clip, but name 2"):
+        frames_by_offset([0, 1], 3)
+    assert over_offsets("m", {None: 0.5}) == {"m": 0.5}
+    assert over_offsets("m", {2: 0.25, 0: 0.75}) == {"m": 0.5, "m@0": 0.75, "m@2": 0.25}
+    with pytest.raises(ValueError, match="offsets must come with all batches or none"):
+        over_offsets("m", {None: 0.5, 0: 0.5})
