@@ -39,12 +39,15 @@ class CostTable:
         terms: the parts whose cost depends on a choice, in the order of the net.
         constant: FLOPs of the parts that are always there.
         uncounted: operators of the candidates that are free by convention.
+        period: frames that the sums are over. With a period of K, terms and constant are those of one key-frame
+            interval, and what an architecture costs is their share of a frame, rounded up.
     """
 
     variables: Mapping[str, tuple[Choice, ...]]
     terms: tuple[CostTerm, ...]
     constant: int
     uncounted: tuple[str, ...] = ()
+    period: int = 1
 
     def __post_init__(self) -> None:
         for term in self.terms:
@@ -53,7 +56,15 @@ class CostTable:
                 raise ValueError(f"cost term {term.name!r} must have the shape {shape}, but has {term.flops.shape}")
 
     def flops(self, choices: Mapping[str, Choice]) -> int:
-        """FLOPs of one architecture.
+        """FLOPs of one architecture, a frame where there is a period.
+
+        Args:
+            choices: gate -> choice. A gate that has no effect under the other choices may be missing.
+        """
+        return -(-self.total(choices) // self.period)
+
+    def total(self, choices: Mapping[str, Choice]) -> int:
+        """FLOPs of one architecture over the whole period.
 
         Args:
             choices: gate -> choice. A gate that has no effect under the other choices may be missing.
@@ -66,8 +77,8 @@ class CostTable:
     def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Expected FLOPs for independent gates, a float64 scalar, differentiable.
 
-        With one-hot probabilities it is exactly the FLOPs of that architecture: products and sums of integers below
-        2**53 are exact in float64.
+        With one-hot probabilities it is exactly the FLOPs of that architecture (before rounding up, where there is a
+        period): products and sums of integers below 2**53 are exact in float64.
 
         Args:
             probabilities: gate -> (num_choices,).
@@ -78,7 +89,7 @@ class CostTable:
         for i, (term, equation) in enumerate(zip(self.terms, self._equations, strict=True)):
             operands = [exact[name] for name in term.variables]
             total = total + torch.einsum(equation, self._tensor(i, device), *operands)
-        return total
+        return total / self.period if self.period > 1 else total
 
     @cached_property
     def _equations(self) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 fvcore misses fused attention and recurrent layers, which would count as zero. The handlers below close those gaps with
 the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
 convention and named in the result; any other operator that has no handler is an error, never a silent zero.
+
+One exception: `Minus` and `Plus`, the subtractions and additions that a delta costs. They are overhead of the method, so
+each of their output elements counts as one FLOP.
 """
 
 from __future__ import annotations
@@ -42,11 +45,29 @@ DATA_MOVEMENT = """
 FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
 """Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
 
+COUNTED_OPS = ("aten::sub", "aten::add")  # in `Minus` and `Plus`, and nowhere else
+
 _trace_lock = threading.Lock()  # tracing toggles process-wide switches
 
 
 class UncountedOpError(ValueError):
     """A module uses an operator that the counter does not know, so its FLOPs would be too low."""
+
+
+class Minus(nn.Module):
+    """left − right, counted: one FLOP an element."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Of equal shapes."""
+        return left - right
+
+
+class Plus(nn.Module):
+    """left + right, counted: one FLOP an element."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Of shapes that broadcast to that of `left`."""
+        return left + right
 
 
 @dataclass(frozen=True)
@@ -139,9 +160,17 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
                 child.training = False  # in training mode the tracer would move BatchNorm's running statistics
             torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
             analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
+            counted = [name for name, child in module.named_modules() if isinstance(child, Minus | Plus)]
+            if counted:
+                analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            total = int(analysis.total())
             by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
+            if counted:
+                overhead = analysis.by_module()
+                for operator in COUNTED_OPS:  # those outside of the counted modules are free, as everywhere
+                    by_operator.pop(operator.removeprefix("aten::"), None)
+                by_operator["delta"] = sum(int(overhead[name]) for name in counted)
+            total = sum(by_operator.values())
             unsupported: Counter[str] = analysis.unsupported_ops()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

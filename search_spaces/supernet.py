@@ -96,7 +96,9 @@ class Supernet(nn.Module):
 
     def flops_range(self) -> tuple[int, int]:
         """FLOPs of the cheapest and of the dearest architecture at these knobs."""
-        return cost_range(self.cost_table)
+        period = self.cost_table.period
+        least, most = cost_range(self.cost_table)
+        return -(-least // period), -(-most // period)
 
     def arch(self, max_flops: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
         """The most probable architecture, exactly, within the budget.
@@ -121,11 +123,12 @@ class Supernet(nn.Module):
             )
         low = math.ceil(min_share * high)
         if not least <= low <= most:  # the budget exceeds the dearest architecture, or the share is below the cheapest
-            low = least
+            low = 0
+        period = self.cost_table.period
         try:
-            return self._arch_of(most_probable(self.cost_table, logits, low, high))
+            return self._arch_of(most_probable(self.cost_table, logits, low * period, high * period))
         except InfeasibleBudgetError:  # nothing so close to the budget
-            return self._arch_of(most_probable(self.cost_table, logits, least, high))
+            return self._arch_of(most_probable(self.cost_table, logits, 0, high * period))
 
     def _logits(self) -> dict[str, npt.NDArray[np.float64]]:
         """Gate -> logits: log-probabilities but for a constant, and never -inf where a probability rounds to zero."""

@@ -1,0 +1,251 @@
+"""A teacher whose layers became delta layers: key frames run the teacher, the others add changes to what it gave.
+
+    key frame:   z_0 = f(x_0), kept with what the layer's student needs of x_0
+    others:      z_t = z_0 + h(x_t) − h(x_0)
+
+All that is no delta layer (activations, normalisation, upsampling, the first and the last layer) runs on every frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.cells import Edge
+from search_spaces.delta_ops import DeltaOp, ZeroDelta, repeated
+from search_spaces.flops import Plus
+
+Reference = Literal["keyframe", "previous"]
+State = dict[str, tuple[Tensor, ...]]
+"""Delta layer -> (z_0, what its student remembers of x_0), first dimension the streams."""
+
+
+@dataclass
+class Stream:
+    """What the delta layers of one net share.
+
+    Attributes:
+        phase: `key` runs the teacher's layers and fills `state`, `delta` runs the students.
+        lazy: keep x_0 itself, so that a student sees it with gradients; what a net remembers otherwise is final.
+        reference: after a delta frame, `previous` makes that frame the one that the next refers to.
+        state: of the present frame.
+    """
+
+    phase: Literal["key", "delta"] = "key"
+    lazy: bool = False
+    reference: Reference = "keyframe"
+    state: State = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Stream:
+        clone = Stream(reference=self.reference)  # the state belongs to one forward pass
+        memo[id(self)] = clone
+        return clone
+
+
+class DeltaLayer(nn.Module):
+    """A teacher's layer f with its student.
+
+    Args:
+        teacher: f; None in a net that only runs delta frames.
+        student: h, or an edge of candidates; None where nothing reads the output on delta frames.
+        name: of the layer in the teacher.
+        stream: shared by the layers of a net.
+        out_shape: of the output, without its first dimension.
+        copy_input: the net overwrites the layer's input after the layer ran.
+        copy_output: the net overwrites the layer's output.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: DeltaOp | Edge | None,
+        name: str,
+        stream: Stream,
+        out_shape: tuple[int, ...],
+        *,
+        copy_input: bool = False,
+        copy_output: bool = False,
+    ) -> None:
+        super().__init__()
+        self.teacher, self.student, self.plus = teacher, student, Plus()
+        self.name, self.stream, self.out_shape = name, stream, out_shape
+        self.copy_input, self.copy_output = copy_input, copy_output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x) on a key frame, z_0 + h(x) − h(x_0) on others."""
+        stream = self.stream
+        if stream.phase == "key":
+            assert self.teacher is not None, "a net for delta frames has no teacher layers"
+            z = cast(Tensor, self.teacher(x))
+            if self.student is not None:
+                stream.state[self.name] = (self._kept(z), *self._memory(x))
+            return z
+        if self.student is None:
+            return x.new_zeros(()).expand(x.shape[0], *self.out_shape)
+        z_0, *memory = stream.state[self.name]
+        if isinstance(self.student, ZeroDelta):
+            return self._kept(repeated(z_0, x, z_0))
+        if stream.lazy:
+            return self._sum(repeated(z_0, x, z_0), self.student(x, *memory))
+        change, now = cast(DeltaOp, self.student).change(x, *memory)
+        z = self._sum(z_0, change)
+        if stream.reference == "previous":
+            kept = tuple(t.clone() for t in now) if self.copy_input else now
+            stream.state[self.name] = (self._kept(z), *kept)
+        return z
+
+    def _memory(self, x: Tensor) -> tuple[Tensor, ...]:
+        memory = (x,) if self.stream.lazy else cast(DeltaOp, self.student).remember(x)
+        return tuple(t.clone() for t in memory) if self.copy_input else memory
+
+    def _kept(self, z: Tensor) -> Tensor:
+        return z.clone() if self.copy_output else z
+
+    def _sum(self, z_0: Tensor, change: Tensor) -> Tensor:
+        return cast(Tensor, self.plus(z_0, change))
+
+
+class DeltaNet(nn.Module):
+    """A net with delta layers. `forward` runs whole clips; `key` and `delta` run frame by frame.
+
+    It stays in evaluation mode but for its students: statistics and dropout belong to the teacher.
+
+    Args:
+        net: frames (N, 3, H, W) -> outputs; its `DeltaLayer`s share one `Stream`.
+        keyframe_interval: K; frames 0, K, 2K, … of a clip are key frames.
+
+    Raises:
+        ValueError: the interval is below 1.
+    """
+
+    def __init__(self, net: nn.Module, keyframe_interval: int) -> None:
+        super().__init__()
+        if keyframe_interval < 1:
+            raise ValueError(f"keyframe_interval must be at least 1, but it is {keyframe_interval}")
+        self.net, self.keyframe_interval = net, keyframe_interval
+        self.stream = next((layer.stream for layer in self.layers().values()), Stream())
+
+    def layers(self) -> dict[str, DeltaLayer]:
+        """Name of the layer in the teacher -> delta layer, in the order of the net."""
+        return {m.name: m for m in self.net.modules() if isinstance(m, DeltaLayer)}
+
+    def student_parameters(self) -> list[nn.Parameter]:
+        """Parameters of all students (and of their gates, in a supernet)."""
+        return [p for layer in self.layers().values() if layer.student is not None for p in layer.student.parameters()]
+
+    def teacher_parameters(self) -> list[nn.Parameter]:
+        """All others: those that were the teacher's."""
+        owned = {id(p) for p in self.student_parameters()}
+        return [p for p in self.parameters() if id(p) not in owned]
+
+    def train(self, mode: bool = True) -> DeltaNet:
+        """Only students change their mode."""
+        super().train(False)
+        self.training = mode
+        for layer in self.layers().values():
+            if layer.student is not None:
+                layer.student.train(mode)
+        return self
+
+    def offsets(self, frames: int) -> list[int]:
+        """For each frame of a clip, how many frames it is after its key frame."""
+        return [t % self.keyframe_interval for t in range(frames)]
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Run clips, all key frames at once and then all others at once.
+
+        Args:
+            clip: (N, 3, T, H, W); for T no multiple of K the last interval is shorter.
+
+        Returns:
+            (N, T, ...) outputs of the frames.
+        """
+        batch, frames = int(clip.shape[0]), int(clip.shape[2])  # a tracer gives tensors
+        interval = min(self.keyframe_interval, frames)
+        whole, rest = divmod(frames, interval)
+        parts = [self._intervals(clip[:, :, : whole * interval], interval)]
+        if rest:
+            parts.append(self._intervals(clip[:, :, whole * interval :], rest))
+        outputs = [part.reshape(batch, -1, *part.shape[2:]) for part in parts]
+        return torch.cat(outputs, 1) if rest else outputs[0]
+
+    def _intervals(self, clip: Tensor, interval: int) -> Tensor:
+        """(N, 3, M · interval, H, W) -> (N · M, interval, ...)."""
+        frames = clip.unflatten(2, (-1, interval)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (N · M, interval, 3, H, W)
+        keys = frames[:, 0].contiguous(memory_format=torch.channels_last)
+        trains = any(p.requires_grad for p in self.teacher_parameters()) if torch.is_grad_enabled() else False
+        with self._at("key", lazy=True), torch.set_grad_enabled(trains):
+            first = cast(Tensor, self.net(keys))
+        if interval == 1:
+            self.stream.state = {}
+            return first[:, None]
+        others = frames[:, 1:].transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with self._at("delta", lazy=True):
+            rest = cast(Tensor, self.net(others))
+        self.stream.state = {}
+        rest = rest.unflatten(0, (interval - 1, -1)).transpose(0, 1)
+        return torch.cat([first[:, None], rest], 1)
+
+    def key(self, frame: Tensor) -> tuple[Tensor, State]:
+        """A key frame.
+
+        Args:
+            frame: (N, 3, H, W).
+
+        Returns:
+            The teacher's output, and the state for the frames that follow.
+        """
+        with self._at("key", lazy=False):
+            self.stream.state = {}
+            output = cast(Tensor, self.net(frame))
+            state, self.stream.state = self.stream.state, {}
+        return output, state
+
+    def delta(self, frame: Tensor, state: Mapping[str, tuple[Tensor, ...]]) -> tuple[Tensor, State]:
+        """A frame after its key frame; no teacher layer that has a student runs.
+
+        Args:
+            frame: (N, 3, H, W).
+            state: of `key`, or of the last `delta` where the reference is the previous frame.
+
+        Returns:
+            The output, and the state for the next frame.
+        """
+        with self._at("delta", lazy=False):
+            self.stream.state = dict(state)
+            output = cast(Tensor, self.net(frame))
+            after, self.stream.state = self.stream.state, {}
+        return output, after
+
+    def _at(self, phase: Literal["key", "delta"], *, lazy: bool) -> _Phase:
+        return _Phase(self.stream, phase, lazy)
+
+
+class _Phase:
+    """Sets phase and laziness for a pass; a class, since generators do not trace."""
+
+    def __init__(self, stream: Stream, phase: Literal["key", "delta"], lazy: bool) -> None:
+        self.stream, self.phase, self.lazy = stream, phase, lazy
+
+    def __enter__(self) -> None:
+        self.stream.phase, self.stream.lazy = self.phase, self.lazy  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.phase, self.stream.lazy = "key", False
+
+
+def tensors_of(state: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all parts of a state, `layer#i`, in order."""
+    for layer, tensors in state.items():
+        for i, tensor in enumerate(tensors):
+            yield f"{layer}#{i}", tensor
+
+
+def state_bytes(state: Mapping[str, Sequence[Tensor]]) -> int:
+    """Bytes that a state takes; memory that several tensors share counts once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for _, t in tensors_of(state)}
+    return sum(storages.values())
