@@ -1,7 +1,7 @@
 """What the trials say: fronts, statistics, pictures and the report. Reads trial records, nothing else of ours."""
 
 from analysis.advice import Advice, advise, summarise
-from analysis.figures import front_figure, write_front_png
+from analysis.figures import front_figure, write_png
 from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
 from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
 from analysis.pareto import (
@@ -24,6 +24,8 @@ from analysis.statistics import (
     seed_estimate,
     stage_correlations,
 )
+from analysis.stream_figures import offsets_chart, offsets_figure
+from analysis.streams import drift, has_streams, mean_of_delta_frames, offset_scores
 from analysis.table import COLUMNS, trial_table, write_csv
 
 __all__ = [
@@ -38,19 +40,25 @@ __all__ = [
     "advise",
     "attainment_front",
     "comparable",
+    "drift",
     "estimate_mean",
     "failure_chart",
     "front_chart",
     "front_figure",
     "group_by_arch",
+    "has_streams",
     "hypervolume",
     "hypervolume_chart",
     "hypervolume_contributions",
     "hypervolume_history",
     "knee",
     "ladder_chart",
+    "mean_of_delta_frames",
     "non_dominated",
     "non_dominated_rank",
+    "offset_scores",
+    "offsets_chart",
+    "offsets_figure",
     "paired_difference",
     "rank_correlation",
     "seed_estimate",
@@ -58,6 +66,6 @@ __all__ = [
     "summarise",
     "trial_table",
     "write_csv",
-    "write_front_png",
+    "write_png",
     "write_report",
 ]

@@ -96,7 +96,7 @@ def front_figure(
     limits = flops_range(records, teacher)
     if not rows:
         axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
-    _style(axes, metric, limits, as_percent=_percent_axis(metric, [value for _, _, value in rows]))
+    _style(axes, metric, limits, as_percent=percent_axis(metric, [value for _, _, value in rows]))
     axes.set_xlabel(f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
     axes.set_ylabel(printable(metric_label(metric, front.split), 60), parse_math=False)
     if title:
@@ -112,14 +112,15 @@ def front_figure(
     return figure
 
 
-def write_front_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Render a figure as PNG. A character that the font lacks is drawn as a box; that is not worth a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*[Gg]lyph.* missing from", category=UserWarning)
         figure.savefig(path, format="png", metadata={"Software": "nas_kd"})
 
 
-def _percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
+def percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
+    """Whether an axis of these values of the metric reads in percent."""
     return metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
-from trials.record import Metric, Split, Stage, TrialRecord
+from trials.record import FrozenDict, Metric, Split, Stage, TrialRecord
 
 REFERENCE_MARGIN = 1.1
 
@@ -24,6 +24,7 @@ class TeacherPoint:
         value: the primary metric on the validation split.
         test: the primary metric on the test split, where known.
         params: number of parameters, where known.
+        secondary: further metrics by `split/name`, such as `val/temporal_consistency`, where known.
     """
 
     name: str
@@ -31,6 +32,14 @@ class TeacherPoint:
     value: float
     test: float | None = None
     params: int | None = None
+    secondary: Mapping[str, float] = field(default_factory=FrozenDict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "secondary", FrozenDict(self.secondary))
+
+    def score(self, split: Split) -> float | None:
+        """The primary metric on a split, or None where it is not known."""
+        return self.value if split == "val" else self.test
 
 
 def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:

@@ -21,12 +21,13 @@ from analysis.figures import (
     flops_range,
     flops_ticks,
     metric_label,
+    percent_axis,
     printable,
 )
 from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
 from analysis.statistics import seed_estimate
 from analysis.table import budget_flops
-from analysis.text import count, error_headline, flops_label, is_fraction, metric_text, si
+from analysis.text import count, error_headline, flops_label, metric_text, si
 from trials.record import Metric, Stage, TrialRecord
 
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
@@ -50,6 +51,11 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
         lines.append(f"test, not used for selection: {metric_text(test, record.metric)}")
     if record.cost is not None:
         lines.append(f"{si(record.cost.flops)} FLOPs, {si(record.cost.params)} parameters")
+        if record.cost.is_stream:
+            lines.append(
+                f"key frame {si(record.cost.keyframe_flops)} FLOPs, others {si(record.cost.delta_flops)}, "
+                f"one key frame in {record.cost.keyframe_interval}"
+            )
         if record.cost.latency_ms is not None:
             lines.append(f"{record.cost.latency_ms:.3g} ms measured")
     shown = list(record.knobs.items())[:_MAX_KNOBS]
@@ -81,7 +87,7 @@ def front_chart(
     front = ParetoFront.from_records(records) if front is None else front
     rows = comparable(records, front.split, front.stage)
     metric = records[0].metric if records else None
-    figure = _chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
+    figure = empty_chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
     limits = flops_range(records, teacher)
     figure.update_xaxes(title_text=f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
     if limits is not None:
@@ -106,7 +112,7 @@ def front_chart(
     return figure
 
 
-def _chart(y_title: str, metric: Metric | None, values: Sequence[float]) -> go.Figure:
+def empty_chart(y_title: str, metric: Metric | None, values: Sequence[float]) -> go.Figure:
     """An empty figure with the shared look; the page sets the colours of text and grid to its own."""
     figure = go.Figure()
     figure.update_layout(
@@ -121,7 +127,7 @@ def _chart(y_title: str, metric: Metric | None, values: Sequence[float]) -> go.F
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": OTHER_COLOR, "activecolor": FRONT_COLOR},
     )
     figure.update_xaxes(showgrid=False, zeroline=False, ticks="outside", showline=True)
-    as_percent = metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
+    as_percent = percent_axis(metric, values)
     figure.update_yaxes(title_text=plain(y_title), zeroline=False, tickformat=".3~p" if as_percent else None)
     return figure
 
@@ -209,7 +215,7 @@ def _teacher_trace(teacher: TeacherPoint, metric: Metric | None) -> list[go.Scat
 def hypervolume_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
     """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?"""
     history = hypervolume_history(records, front)
-    figure = _chart("hypervolume (share of the box)", None, [])
+    figure = empty_chart("hypervolume (share of the box)", None, [])
     figure.update_xaxes(title_text="trial")
     figure.add_scatter(
         x=[number for number, _ in history],
@@ -231,7 +237,7 @@ def ladder_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figur
     ladders = [(record, steps) for record, steps in ladders if sum(step is not None for step in steps) > 1]
     values = [step for _, steps in ladders for step in steps if step is not None]
     metric = records[0].metric if records else None
-    figure = _chart(metric_label(metric, "val"), metric, values)
+    figure = empty_chart(metric_label(metric, "val"), metric, values)
     figure.update_xaxes(title_text="stage", type="category", range=[-0.15, 2.15])
     for on_front, name, color, opacity in ((False, "dominated", OTHER_COLOR, 0.45), (True, "front", FRONT_COLOR, 0.9)):
         # One trace a group, broken by None between trials: hundreds of traces would make the page slow.
@@ -258,7 +264,7 @@ def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
     """Number of failed trials by what went wrong, most frequent on top."""
     reasons = Counter(error_headline(record.error) or "no error text" for record in records if record.state == "failed")
     ranked = list(reversed(reasons.most_common(12)))
-    figure = _chart("", None, [])
+    figure = empty_chart("", None, [])
     figure.update_xaxes(title_text="failed trials", dtick=max(1, max(reasons.values(), default=1) // 8))
     # Two reasons may read the same once they are cut, so the position is a number and the text its label.
     figure.update_yaxes(

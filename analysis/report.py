@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import sections
+from analysis import sections, stream_sections
 from analysis.advice import advise, summarise
-from analysis.figures import front_figure, write_front_png
+from analysis.figures import front_figure, write_png
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
 from analysis.page import Child, Markup, chart, element, join, render
+from analysis.stream_figures import offsets_figure, splits_with_offsets
+from analysis.streams import has_streams
 from analysis.table import trial_table, write_csv
 from trials.record import TrialRecord
 
@@ -23,12 +25,13 @@ _STEP_CAPTION = (
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where `write_report` put its files."""
+    """Where `write_report` put its files; `offsets` is None where no stream of the front was measured per offset."""
 
     report: Path
     trials: Path
     front: Path
     picture: Path
+    offsets: Path | None = None
 
 
 def write_report(
@@ -40,6 +43,8 @@ def write_report(
     metadata: Mapping[str, str],
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
+
+    Where a stream of the front was measured per offset from its key frame, `offsets.png` is written as well.
 
     Selection, front and advice use the validation split only. No text from records, title or metadata can run or be
     read as markup in any of the files.
@@ -65,12 +70,15 @@ def write_report(
         trials=out_dir / "trials.csv",
         front=out_dir / "front.csv",
         picture=out_dir / "front.png",
+        offsets=out_dir / "offsets.png" if splits_with_offsets(front) else None,
     )
     table = trial_table(records, front)
     write_csv(table, paths.trials)
     write_csv(table[table["on_front"].astype(bool)].sort_values(["flops", "trial"]), paths.front)
-    write_front_png(front_figure(records, title=title, teacher=teacher, front=front), paths.picture)
-    body = _body(records, front, title, teacher, metadata, paths.picture.read_bytes())
+    write_png(front_figure(records, title=title, teacher=teacher, front=front), paths.picture)
+    if paths.offsets is not None:
+        write_png(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
+    body = _body(records, front, title, teacher, metadata, paths)
     paths.report.write_text(render(title, body), encoding="utf-8", newline="\n")
     return paths
 
@@ -81,7 +89,7 @@ def _body(
     title: str,
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
-    picture: bytes,
+    paths: ReportPaths,
 ) -> Markup:
     run = metadata.get("run", "RUN")
     advice = advise(front, teacher)
@@ -103,8 +111,14 @@ def _body(
     if front.records:
         parts += [
             element("h2", "Front"),
-            chart("front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture),
+            chart(
+                "front",
+                front_chart(records, front=front, teacher=teacher),
+                _STEP_CAPTION,
+                fallback_png=paths.picture.read_bytes(),
+            ),
             sections.front_table(front, teacher),
+            *_streams(records, front, teacher, paths),
             element("h2", "Architectures on the front"),
             sections.architectures(front, run),
             element("h2", "Can the numbers be trusted?"),
@@ -141,6 +155,16 @@ def _body(
         sections.environment(records, metadata),
     ]
     return join(parts)
+
+
+def _streams(
+    records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None, paths: ReportPaths
+) -> list[Child]:
+    if has_streams(records):
+        picture = paths.offsets.read_bytes() if paths.offsets is not None else None
+        return [element("h2", "Streams"), stream_sections.streams(front, teacher, picture)]
+    # Students of clips have their other metrics in their records; they are shown where the teacher's stand beside.
+    return [stream_sections.secondary(front, teacher)] if teacher is not None and teacher.secondary else []
 
 
 def _nothing_to_pick(records: Sequence[TrialRecord]) -> Markup:

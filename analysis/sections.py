@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.advice import Advice
+from analysis.cells import badge, interval_text, number_cell, trial_link
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.page import Child, Markup, definitions, element, join, table
 from analysis.statistics import (
-    Estimate,
     estimate_mean,
     group_by_arch,
     paired_difference,
@@ -20,9 +20,20 @@ from analysis.statistics import (
     seed_values,
     stage_correlations,
 )
+from analysis.streams import has_streams
 from analysis.table import COLUMNS, budget_flops, duration_s
-from analysis.text import COST_CONVENTION, MISSING, count, error_headline, flops_label, is_fraction, metric_text, si
-from trials.record import Metric, TrialRecord
+from analysis.text import (
+    COST_CONVENTION,
+    MISSING,
+    count,
+    error_headline,
+    flops_label,
+    is_fraction,
+    metric_text,
+    si,
+    signed_text,
+)
+from trials.record import TrialRecord
 
 _MAX_ERROR_CHARS = 4000
 _MAX_ERRORS = 12
@@ -80,16 +91,16 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
         ratio = f"{teacher.flops / cost.flops:.3g}×" if teacher and cost.flops else MISSING
         rows.append(
             [
-                element("td", _trial_link(record.number), " ", _badge(record, front) if record is front.knee else None),
-                _number(metric_text(record.score(front.split, front.stage), record.metric)),
-                _number(_interval(estimate, record.metric)),
-                _number(_gain(previous, record, front)),
-                _number(metric_text(record.score("test", front.stage), record.metric)),
-                _number(si(cost.flops, trim=False)),
-                _number(ratio),
-                _number(si(cost.params, trim=False)),
-                _number(MISSING if cost.latency_ms is None else f"{cost.latency_ms:.3g}"),
-                _number(f"{front.contributions[record.number]:.4f}"),
+                element("td", trial_link(record.number), " ", badge(record, front) if record is front.knee else None),
+                number_cell(metric_text(record.score(front.split, front.stage), record.metric)),
+                number_cell(interval_text(estimate, record.metric)),
+                number_cell(_gain(previous, record, front)),
+                number_cell(metric_text(record.score("test", front.stage), record.metric)),
+                number_cell(si(cost.flops, trim=False)),
+                number_cell(ratio),
+                number_cell(si(cost.params, trim=False)),
+                number_cell(MISSING if cost.latency_ms is None else f"{cost.latency_ms:.3g}"),
+                number_cell(f"{front.contributions[record.number]:.4f}"),
             ]
         )
         previous = record
@@ -168,9 +179,9 @@ def correlations(records: Sequence[TrialRecord]) -> Markup:
     rows = [
         [
             f"{earlier} → {later}",
-            _number(_correlation(result.kendall)),
-            _number(_correlation(result.spearman)),
-            _number(str(result.num_pairs)),
+            number_cell(_correlation(result.kendall)),
+            number_cell(_correlation(result.spearman)),
+            number_cell(str(result.num_pairs)),
         ]
         for (earlier, later), result in stage_correlations(records).items()
     ]
@@ -190,8 +201,10 @@ def repeated_architectures(records: Sequence[TrialRecord]) -> Markup | None:
         if len(values) > 1:
             estimate = estimate_mean(values)
             trials = ", ".join(str(record.number) for record in group)
-            interval = _interval(estimate, group[0].metric)
-            rows.append([arch_id, trials, _number(metric_text(estimate.mean, group[0].metric)), _number(interval)])
+            interval = interval_text(estimate, group[0].metric)
+            rows.append(
+                [arch_id, trials, number_cell(metric_text(estimate.mean, group[0].metric)), number_cell(interval)]
+            )
     if not rows:
         return None
     headers: list[Child] = ["architecture", "trials", "validation mean", "95 % interval (n trials)"]
@@ -231,7 +244,7 @@ def warnings_list(records: Sequence[TrialRecord]) -> Markup | None:
     ranked = sorted(trials.items(), key=lambda item: -len(item[1]))
     items = []
     for warning, numbers in ranked:
-        links = [join(", " if at else "", _trial_link(number)) for at, number in enumerate(dict.fromkeys(numbers))]
+        links = [join(", " if at else "", trial_link(number)) for at, number in enumerate(dict.fromkeys(numbers))]
         items.append(element("li", warning, " (trial " if len(links) == 1 else " (trials ", links, ")"))
     return element("ul", items)
 
@@ -268,20 +281,20 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
         record.score("val", "derived"),
     ]
     cells = [
-        element("td", record.number, " ", _badge(record, front), class_="number", data_value=record.number),
+        element("td", record.number, " ", badge(record, front), class_="number", data_value=record.number),
         element("td", element("span", record.state, class_=f"badge {record.state}")),
         *(_quantity(value) for value in (budget_flops(record), flops, params)),
-        _number_cell(cost.latency_ms if cost else None, "{:.3g}"),
+        _sortable_cell(cost.latency_ms if cost else None, "{:.3g}"),
         *(element("td", metric_text(s, metric), class_="number", data_value="" if s is None else s) for s in scores),
-        _number_cell(contribution, "{:.4f}"),
-        _number_cell(duration, "{:.0f}"),
+        _sortable_cell(contribution, "{:.4f}"),
+        _sortable_cell(duration, "{:.0f}"),
         element("td", element("code", record.arch_id or "")),
-        _number_cell(record.seed, "{}"),
+        _sortable_cell(record.seed, "{}"),
     ]
     for name in knobs:
         value = record.knobs.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            cells.append(_number_cell(value, "{:.4g}" if isinstance(value, float) else "{}"))
+            cells.append(_sortable_cell(value, "{:.4g}" if isinstance(value, float) else "{}"))
         else:
             cells.append(element("td", "" if value is None else str(value)))
     error = error_headline(record.error)
@@ -294,8 +307,11 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
 def convention(records: Sequence[TrialRecord]) -> Markup:
     """How cost was counted, said once."""
     text = f"{COST_CONVENTION} Here they are {flops_label(records)}."
-    if any(record.cost is not None and record.cost.keyframe_interval is not None for record in records):
-        text += " For a stream with key-frame interval K: (key-frame cost + (K - 1) · delta cost) / K."
+    if has_streams(records):
+        text += (
+            " For a stream with key-frame interval K: (key-frame cost + (K - 1) · delta cost) / K. The additions and "
+            "subtractions of the deltas themselves are counted, one FLOP each."
+        )
     return element("p", text)
 
 
@@ -315,21 +331,7 @@ def environment(records: Sequence[TrialRecord], metadata: Mapping[str, str]) -> 
     return definitions(pairs)
 
 
-def _trial_link(number: int) -> Markup:
-    return element("a", str(number), href=f"#trial-{number}")
-
-
-def _badge(record: TrialRecord, front: ParetoFront) -> Markup | None:
-    if front.knee is not None and record.number == front.knee.number:
-        return element("span", "knee", class_="badge knee")
-    return element("span", "front", class_="badge front") if record.number in front.numbers else None
-
-
-def _number(text: str) -> Markup:
-    return element("td", text, class_="number")
-
-
-def _number_cell(value: float | None, pattern: str) -> Markup:
+def _sortable_cell(value: float | None, pattern: str) -> Markup:
     """A right-aligned number that sorts by its value."""
     return element(
         "td", MISSING if value is None else pattern.format(value), class_="number", data_value=_sort_key(value)
@@ -344,14 +346,6 @@ def _sort_key(value: float | None) -> float | str:
     return "" if value is None else value
 
 
-def _interval(estimate: Estimate | None, metric: Metric) -> str:
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return f"none (n = {estimate.num_values})" if estimate else "none (n = 1)"
-    if is_fraction(metric) and max(abs(estimate.low), abs(estimate.high)) <= 1:
-        return f"{estimate.low * 100:.1f} – {estimate.high * 100:.1f} % (n = {estimate.num_values})"
-    return f"{estimate.low:.4g} – {estimate.high:.4g} (n = {estimate.num_values})"
-
-
 def _gain(previous: TrialRecord | None, record: TrialRecord, front: ParetoFront) -> str:
     """Difference to the next cheaper front point, with its interval where both were repeated alike."""
     if previous is None:
@@ -360,15 +354,10 @@ def _gain(previous: TrialRecord | None, record: TrialRecord, front: ParetoFront)
     sign = 1.0 if record.metric.maximize else -1.0
     if len(before) == len(after) > 1:
         gain = paired_difference([sign * value for value in after], [sign * value for value in before])
-        ends = [_signed(end, record.metric) for end in gain.interval or ()]
-        return f"{_signed(gain.mean, record.metric)} [{', '.join(ends)}]"
+        ends = [signed_text(end, record.metric) for end in gain.interval or ()]
+        return f"{signed_text(gain.mean, record.metric)} [{', '.join(ends)}]"
     old, new = (item.score(front.split, front.stage) or 0.0 for item in (previous, record))
-    return _signed(sign * (new - old), record.metric)
-
-
-def _signed(value: float, metric: Metric) -> str:
-    text = f"{value * 100:+.1f}" if is_fraction(metric) and abs(value) <= 1 else f"{value:+.3g}"
-    return text.replace("-", "−")
+    return signed_text(sign * (new - old), record.metric)
 
 
 def _correlation(value: float | None) -> str:

@@ -183,14 +183,21 @@ def stage_correlations(
     return result
 
 
-def seed_values(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> tuple[float, ...]:
-    """The primary metric of each repeat of a trial, one a seed; empty where the trial was not repeated."""
-    return tuple(record.repeats.get(f"{stage}/{split}/{record.metric.name}", ()))
+def seed_values(
+    record: TrialRecord, split: Split = "val", stage: Stage = "retrained", name: str | None = None
+) -> tuple[float, ...]:
+    """The metric `name`, by default the primary one, of each repeat of a trial; empty where it was not repeated."""
+    return tuple(record.repeats.get(f"{stage}/{split}/{name or record.metric.name}", ()))
 
 
-def seed_estimate(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> Estimate | None:
-    """Mean and interval of the primary metric over the trial's repeats; None without a finite repeat."""
-    values = [value for value in seed_values(record, split, stage) if math.isfinite(value)]
+def seed_estimate(
+    record: TrialRecord, split: Split = "val", stage: Stage = "retrained", name: str | None = None
+) -> Estimate | None:
+    """Mean and interval of the metric `name`, by default the primary one, over the trial's repeats.
+
+    None without a finite repeat.
+    """
+    values = [value for value in seed_values(record, split, stage, name) if math.isfinite(value)]
     return estimate_mean(values) if values else None
 
 

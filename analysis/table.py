@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.front import ParetoFront
 from analysis.statistics import seed_estimate
+from analysis.streams import SPLITS, offset_scores, offsets_of
 from analysis.text import error_headline
 from trials.record import TrialRecord
 
@@ -19,7 +20,14 @@ COLUMNS: dict[str, str] = {
     "max_flops": "budget, in FLOPs",
     "flops": "cost of the student, in FLOPs; amortised per frame for streams",
     "params": "number of parameters",
-    "latency_ms": "measured latency",
+    "latency_ms": "measured latency; amortised per frame for streams",
+    "keyframe_interval": "streams: every so many frames, one is a key frame",
+    "keyframe_flops": "streams: FLOPs of a key frame",
+    "delta_flops": "streams: FLOPs of a frame between key frames",
+    "worst_frame_flops": "streams: FLOPs of the dearest frame",
+    "state_bytes": "streams: what one stream keeps between frames, in bytes",
+    "keyframe_latency_ms": "streams: measured latency of a key frame",
+    "delta_latency_ms": "streams: measured latency of a frame between key frames",
     "val_metric": "primary metric on the validation split at the front's stage; the selection uses it",
     "test_metric": "primary metric on the test split at that stage; the selection never uses it",
     "gated_val": "validation metric of the supernet with its gates",
@@ -36,15 +44,21 @@ COLUMNS: dict[str, str] = {
     "num_warnings": "number of warnings",
     "error": "what went wrong, in one line: the exception, without its traceback",
 }
-"""Documented columns, in order. One column `knobs.NAME` a knob follows, names sorted."""
+"""Documented columns, in order. Then follow `val_metric@k` for each offset k, in frames, from a stream's key frame that
+was measured in any trial, and `test_metric@k` likewise: the primary metric there, at the front's stage. Last comes one
+column `knobs.NAME` a knob, names sorted."""
 
-_COUNTS = ("max_flops", "flops", "params", "num_seeds")
+_OF_STREAMS = (
+    "keyframe_interval", "keyframe_flops", "delta_flops", "worst_frame_flops", "state_bytes", "keyframe_latency_ms",
+    "delta_latency_ms",
+)  # fmt: skip
+_COUNTS = ("max_flops", "flops", "params", "num_seeds", *_OF_STREAMS[:5])
 # A spreadsheet takes a text that begins so for a formula (OWASP, "CSV Injection"); the wide forms count too.
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None) -> pd.DataFrame:
-    """One row a trial, in order of their numbers, with the columns of `COLUMNS` and one `knobs.NAME` a knob.
+    """One row a trial, in order of their numbers: the columns of `COLUMNS`, then those per offset and per knob.
 
     Args:
         records: the trials.
@@ -59,8 +73,9 @@ def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None
     front = ParetoFront.from_records(records) if front is None else front
     ordered = sorted(records, key=lambda record: record.number)
     knobs = sorted({name for record in records for name in record.knobs})
+    per_offset = [f"{split}_metric@{offset}" for split in SPLITS for offset in offsets_of(records, front.stage)]
     rows = [_row(record, front) | {f"knobs.{name}": record.knobs.get(name) for name in knobs} for record in ordered]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *(f"knobs.{name}" for name in knobs)])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *per_offset, *(f"knobs.{name}" for name in knobs)])
     return table.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
@@ -75,6 +90,7 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
         "flops": cost.flops if cost else None,
         "params": cost.params if cost else None,
         "latency_ms": cost.latency_ms if cost else None,
+        **{name: getattr(cost, name) if cost else None for name in _OF_STREAMS},
         "val_metric": record.score(front.split, front.stage),
         "test_metric": record.score("test", front.stage),
         "gated_val": record.score("val", "gated"),
@@ -90,6 +106,11 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
         "duration_s": duration_s(record),
         "num_warnings": len(record.warnings),
         "error": error_headline(record.error) or None,
+        **{
+            f"{split}_metric@{offset}": value
+            for split in SPLITS
+            for offset, value in offset_scores(record, split, front.stage).items()
+        },
     }
 
 

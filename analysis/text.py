@@ -10,7 +10,9 @@ MISSING = "–"
 COST_CONVENTION = "FLOPs are counted as fvcore does: one multiply-accumulate is one FLOP."
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_PERCENT_NAMES = ("acc", "top1", "top5", "iou", "map", "gap", "precision", "recall", "f1", "hit")
+_PERCENT_NAMES = (
+    "acc", "top1", "top5", "iou", "map", "gap", "precision", "recall", "f1", "hit", "consistency", "stability",
+)  # fmt: skip
 
 
 def si(value: float | None, digits: int = 3, *, trim: bool = True) -> str:
@@ -25,6 +27,14 @@ def si(value: float | None, digits: int = 3, *, trim: bool = True) -> str:
         if float(f"{abs(value):.{digits}g}") >= scale:
             return f"{_plain(value / scale, digits, trim)} {prefix}"
     return _plain(value, digits, trim=True)
+
+
+def bytes_text(value: int | None) -> str:
+    """A size in bytes with an SI prefix: `64 B`, `1.5 kB`, `2.1 MB`."""
+    if value is None:
+        return MISSING
+    text = si(value)
+    return f"{text}B" if " " in text else f"{text} B"
 
 
 def _plain(value: float, digits: int, trim: bool) -> str:
@@ -55,13 +65,19 @@ def difference_text(value: float, metric: Metric) -> str:
     return f"{abs(value):.3g}"
 
 
+def signed_text(value: float, metric: Metric) -> str:
+    """A difference with its sign: `+1.2` points for percentages, else three significant digits."""
+    text = f"{value * 100:+.1f}" if is_fraction(metric) and abs(value) <= 1 else f"{value:+.3g}"
+    return text.replace("-", "−")
+
+
 def flops_label(records: Iterable[TrialRecord]) -> str:
     """What the FLOPs of these records are counted over: a clip, or for streams a frame, amortised."""
-    streams = {record.cost.keyframe_interval is not None for record in records if record.cost is not None}
+    streams = {record.cost.is_stream for record in records if record.cost is not None}
     if streams == {True}:
-        return "FLOPs per frame, amortised over the key-frame interval"
+        return "amortised FLOPs per frame"
     if streams == {True, False}:
-        return "FLOPs (per clip, or per frame amortised for streams)"
+        return "FLOPs (per clip, or for streams amortised per frame)"
     return "FLOPs per clip"
 
 

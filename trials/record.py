@@ -21,6 +21,9 @@ Split = Literal["val", "test"]
 # A student is judged by its last stage; the teacher's own figures are beside the point.
 STAGES_OF_A_STUDENT: tuple[Stage, ...] = ("retrained", "derived", "gated")
 
+# What the cost of a stream has beside its amortised FLOPs: all of them, or for other students none.
+STREAM_FIELDS = ("keyframe_flops", "delta_flops", "keyframe_interval", "state_bytes")
+
 
 class FrozenDict(dict[Any, Any]):
     """A dict that refuses changes. It stays a `dict`, so that JSON and pydantic take it as it is."""
@@ -51,7 +54,20 @@ Frozen = Annotated[_T, AfterValidator(_freeze)]
 class Cost(BaseModel):
     """Cost of a student. FLOPs: one multiply-accumulate is one FLOP (fvcore's convention), per clip.
 
-    For streams `flops` is the amortised cost of a frame and the four stream fields are set.
+    A stream computes one key frame in full and then `keyframe_interval - 1` frames from their deltas. For streams
+    `flops` is the amortised cost of a frame, (key frame + (K - 1) · delta frame) / K, `latency_ms` its amortised
+    latency, and the four stream fields are set.
+
+    Attributes:
+        flops: per clip, or per frame for streams.
+        params: number of parameters.
+        latency_ms: measured, in ms, of what `flops` counts.
+        keyframe_flops: FLOPs of a key frame.
+        delta_flops: FLOPs of a frame between key frames.
+        keyframe_interval: K, in frames: every K-th frame is a key frame.
+        state_bytes: what one stream keeps between frames, in bytes.
+        keyframe_latency_ms: measured latency of a key frame of a stream, in ms.
+        delta_latency_ms: measured latency of a frame between key frames, in ms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -59,10 +75,36 @@ class Cost(BaseModel):
     flops: int = Field(ge=0)
     params: int = Field(ge=0)
     latency_ms: float | None = None
-    keyframe_flops: int | None = None
-    delta_flops: int | None = None
-    keyframe_interval: int | None = None
-    state_bytes: int | None = None
+    keyframe_flops: int | None = Field(default=None, ge=0)
+    delta_flops: int | None = Field(default=None, ge=0)
+    keyframe_interval: int | None = Field(default=None, ge=1)
+    state_bytes: int | None = Field(default=None, ge=0)
+    keyframe_latency_ms: float | None = None
+    delta_latency_ms: float | None = None
+
+    @model_validator(mode="after")
+    def _stream_fields_come_together(self) -> Cost:
+        missing = [name for name in STREAM_FIELDS if getattr(self, name) is None]
+        if missing and len(missing) < len(STREAM_FIELDS):
+            raise ValueError(f"a stream's cost must have all of {', '.join(STREAM_FIELDS)}; missing: {missing}")
+        if missing and (self.keyframe_latency_ms, self.delta_latency_ms) != (None, None):
+            raise ValueError(f"latencies of key and delta frames belong to a stream, whose cost has {STREAM_FIELDS}")
+        return self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether this is the cost of a stream, counted per frame."""
+        return self.keyframe_interval is not None
+
+    @property
+    def worst_frame_flops(self) -> int | None:
+        """FLOPs of a stream's dearest frame, normally the key frame, which also computes what deltas refer to.
+
+        None for a student that is no stream.
+        """
+        if self.keyframe_flops is None or self.delta_flops is None:
+            return None
+        return max(self.keyframe_flops, self.delta_flops)
 
 
 class Metric(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,93 @@ def _trial(number: int, rng: np.random.Generator) -> TrialRecord:
         warnings=(f"{skips} of 9 edges chose skip: the cell may have collapsed",) if skips >= 4 else (),
         **common,
     )
+
+
+MIOU = Metric(name="miou")
+STREAM_TEACHER = TeacherPoint(
+    name="framewise",
+    flops=40_000_000_000,
+    value=0.765,
+    test=0.755,
+    secondary={"val/temporal_consistency": 0.871, "test/temporal_consistency": 0.862, "val/label_stability": 0.9},
+)
+
+
+def stream(
+    number: int,
+    keyframe_flops: int,
+    delta_flops: int,
+    val: Sequence[Sequence[float]],
+    test: Sequence[Sequence[float]] = (),
+    *,
+    metric: Metric = MIOU,
+    secondary: Mapping[str, float] | None = None,
+    **fields: Any,
+) -> TrialRecord:
+    """A streaming student.
+
+    Args:
+        number: of the trial.
+        keyframe_flops: FLOPs of a key frame.
+        delta_flops: FLOPs of the other frames.
+        val: one row a seed, the metric at each offset from the key frame; their number is the key-frame interval.
+        test: the same on the test split.
+        metric: the primary metric.
+        secondary: further metrics, the same on both splits.
+        fields: override or add.
+    """
+    interval = len(val[0])
+    metrics: dict[str, dict[str, float]] = {}
+    repeats: dict[str, list[float]] = {}
+    for split, rows in (("val", val), ("test", test)):
+        if not rows:
+            continue
+        seeds = {metric.name: [float(np.mean(row)) for row in rows]}
+        seeds |= {f"{metric.name}@{offset}": [row[offset] for row in rows] for offset in range(interval)}
+        metrics[split] = {name: float(np.mean(values)) for name, values in seeds.items()} | dict(secondary or {})
+        if len(rows) > 1:
+            repeats |= {f"retrained/{split}/{name}": values for name, values in seeds.items()}
+    cost = Cost(
+        flops=round((keyframe_flops + (interval - 1) * delta_flops) / interval),
+        params=5_000_000,
+        latency_ms=2.0,
+        keyframe_flops=keyframe_flops,
+        delta_flops=delta_flops,
+        keyframe_interval=interval,
+        state_bytes=6_300_000,
+        keyframe_latency_ms=5.0,
+        delta_latency_ms=0.5,
+    )
+    values: dict[str, Any] = {"metric": metric, "cost": cost, "metrics": {"retrained": metrics}, "repeats": repeats}
+    return record(number, **(values | fields))
+
+
+def stream_run() -> list[TrialRecord]:
+    """Three streams on the front, a dominated one, a failed one. The knee is trial 1, with three seeds, K = 3."""
+    seeds = [(0.76, 0.75, 0.72), (0.77, 0.75, 0.73), (0.78, 0.75, 0.74)]
+    on_test = [[value - 0.01 * seed for value in row] for seed, row in enumerate(seeds)]
+    steady = {"temporal_consistency": 0.885, "label_stability": 0.91, "loss": 0.4321}
+    return [
+        stream(0, 40_000_000_000, 1_000_000_000, [(0.75, 0.62, 0.55)], [(0.74, 0.61, 0.54)], secondary=steady),
+        stream(1, 41_000_000_000, 5_000_000_000, seeds, on_test, secondary=steady),
+        stream(2, 40_000_000_000, 28_000_000_000, [(0.77, 0.76)], secondary={"temporal_consistency": 0.88}),
+        stream(3, 44_000_000_000, 30_000_000_000, [(0.70, 0.60, 0.50)]),
+        record(4, state="failed", metric=MIOU, error=DIVERGED),
+    ]
+
+
+def hostile_streams() -> list[TrialRecord]:
+    """Streams whose metrics try to leave their place, and offsets that are none."""
+    metric = Metric(name="=miou" + HOSTILE)
+    wrong = ("-1", "01", "1.5", "٣", "1e3", "9" * 5000, HOSTILE, "")
+    named = {"=1+1" + HOSTILE: 0.5, "temporal_consistency": 0.9} | {f"{metric.name}@{end}": 0.123 for end in wrong}
+    rows = [(0.7, 0.6), (0.72, 0.63)]
+    return [
+        stream(
+            n, 10**9, (n + 1) * 10**8, [(a + n / 50, b + n / 50) for a, b in rows], rows, metric=metric, secondary=named
+        )
+        for n in range(2)
+    ]
 
 
 HOSTILE = (

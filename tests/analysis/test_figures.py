@@ -17,7 +17,7 @@ from analysis import (
     front_figure,
     hypervolume_chart,
     ladder_chart,
-    write_front_png,
+    write_png,
 )
 from analysis.figures import flops_ticks, printable
 from analysis.interactive import hover_text, plain
@@ -80,7 +80,7 @@ def test_static_front_draws_line_points_and_labels() -> None:
 )
 @pytest.mark.parametrize("teacher", [None, TeacherPoint(HOSTILE, 10**7, 0.9)])
 def test_any_run_can_be_drawn(records: list[TrialRecord], teacher: TeacherPoint | None, tmp_path: Path) -> None:
-    write_front_png(front_figure(records, title=HOSTILE, teacher=teacher), tmp_path / "front.png")
+    write_png(front_figure(records, title=HOSTILE, teacher=teacher), tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(PNG)
     front = ParetoFront.from_records(records)
     for figure in (

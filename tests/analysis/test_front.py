@@ -182,7 +182,9 @@ def test_text_of_metrics_and_errors() -> None:
 
 
 def test_streams_count_flops_per_frame() -> None:
-    stream = record(0, cost=Cost(flops=10, params=1, keyframe_interval=8))
-    assert "per frame, amortised" in flops_label([stream])
+    stream = record(
+        0, cost=Cost(flops=9, params=1, keyframe_flops=16, delta_flops=8, keyframe_interval=8, state_bytes=1)
+    )
+    assert flops_label([stream]) == "amortised FLOPs per frame"
     assert flops_label([record(1, 5, 0.5)]) == "FLOPs per clip"
     assert "for streams" in flops_label([stream, record(1, 5, 0.5)])

@@ -175,8 +175,9 @@ def test_hundreds_of_trials(tmp_path: Path) -> None:
 def test_streams_state_their_amortised_cost(tmp_path: Path) -> None:
     cost = Cost(flops=10, params=1, keyframe_flops=24, delta_flops=8, keyframe_interval=8, state_bytes=64)
     _, page = report([record(0, cost=cost, metrics={"retrained": {"val": {"accuracy": 0.5}}})], tmp_path)
-    assert "FLOPs per frame, amortised over the key-frame interval" in page.text
+    assert "Here they are amortised FLOPs per frame." in page.text
     assert "(key-frame cost + (K - 1) · delta cost) / K" in page.text
+    assert "additions and subtractions of the deltas themselves are counted, one FLOP each" in page.text
 
 
 def test_architectures_are_readable_whatever_their_shape(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trials.files import bytes_on_disk, write_atomically
 
 GOLDEN = Path(__file__).parent / "golden" / "record-v1.json"
 KNOBS = {"width": 8, "rate": 0.1, "op": "conv"}
+STREAM: dict[str, Any] = {"keyframe_flops": 97, "delta_flops": 1, "keyframe_interval": 2, "state_bytes": 64}
 
 
 def full_record() -> TrialRecord:
@@ -30,7 +31,7 @@ def full_record() -> TrialRecord:
         metric={"name": "mIoU", "maximize": True},
         arch={"space": "clip_cell", "choices": {"cell0/edge1": "shift"}, "widths": [8, 16]},
         arch_id="a1b2",
-        cost=Cost(flops=49, params=10, latency_ms=1.5, keyframe_flops=97, delta_flops=1, keyframe_interval=2),
+        cost=Cost(flops=49, params=10, latency_ms=1.5, **STREAM),
         metrics={"derived": {"val": {"mIoU": 0.5}}, "retrained": {"val": {"mIoU": 0.6}, "test": {"mIoU": 0.55}}},
         repeats={"retrained/val/mIoU": [0.59, 0.61]},
         diagnostics={"skip_share": 0.25},
@@ -44,6 +45,38 @@ def full_record() -> TrialRecord:
 def test_stored_format_of_version_1_is_still_read_and_written() -> None:
     assert TrialRecord.read(GOLDEN) == full_record()
     assert json.loads(full_record().to_json()) == json.loads(GOLDEN.read_text())
+
+
+def test_a_record_from_before_the_latencies_of_streams_is_still_read() -> None:
+    stored = json.loads(GOLDEN.read_text())
+    del stored["cost"]["keyframe_latency_ms"], stored["cost"]["delta_latency_ms"]
+    assert TrialRecord.from_json(json.dumps(stored)) == full_record()
+
+
+@pytest.mark.parametrize("left_out", STREAM)
+def test_the_fields_of_a_stream_come_together(left_out: str) -> None:
+    with pytest.raises(ValidationError, match=rf"missing: \['{left_out}'\]"):
+        Cost(flops=49, params=10, **{name: value for name, value in STREAM.items() if name != left_out})
+
+
+def test_latencies_of_key_and_delta_frames_belong_to_a_stream() -> None:
+    assert Cost(flops=49, params=10, keyframe_latency_ms=3.0, delta_latency_ms=0.5, **STREAM).delta_latency_ms == 0.5
+    with pytest.raises(ValidationError, match="belong to a stream"):
+        Cost(flops=49, params=10, delta_latency_ms=0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"keyframe_interval": 0}, {"state_bytes": -1}, {"delta_flops": -1}])
+def test_fields_of_a_stream_have_a_range(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal"):
+        Cost(flops=49, params=10, **(STREAM | wrong))
+
+
+def test_the_worst_frame_is_the_dearer_one() -> None:
+    assert Cost(flops=49, params=10, **STREAM).worst_frame_flops == 97
+    assert Cost(flops=49, params=10, **(STREAM | {"keyframe_flops": 1, "delta_flops": 97})).worst_frame_flops == 97
+    plain = Cost(flops=49, params=10)
+    assert (plain.worst_frame_flops, plain.is_stream) == (None, False)
+    assert "worst_frame_flops" not in plain.model_dump()  # derived: never stored
 
 
 def test_nothing_in_a_record_can_be_changed() -> None:

@@ -1,0 +1,231 @@
+"""The metric per offset from the key frame, as a static and as an interactive picture: one line a front trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
+from analysis.front import ParetoFront, TeacherPoint
+from analysis.interactive import empty_chart, plain
+from analysis.statistics import Estimate, seed_estimate
+from analysis.streams import SPLITS, at_offset, offset_scores, streams_of
+from analysis.text import count, metric_text, si
+from trials.record import Split, TrialRecord
+
+X_TITLE = "frames since the key frame"
+
+# Okabe and Ito (2008) without the colours of knee and teacher; the marker changes once the colours are used up.
+_COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"))  # for matplotlib and for plotly
+_MAX_NAMED = len(_COLORS) * len(_MARKERS)
+_MAX_TICKS = 12
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A trial's values on one split, with its look.
+
+    Attributes:
+        record: the trial.
+        scores: offset, in frames, to the primary metric.
+        intervals: offset to the estimate over repeats, where it has an interval.
+        name: what the legend calls it.
+        is_knee: whether it is the recommended trial.
+        is_named: whether it stands in the legend.
+        color: of line and marks.
+        markers: the mark, as matplotlib and as plotly call it.
+        width: of the line, in points.
+    """
+
+    record: TrialRecord
+    scores: dict[int, float]
+    intervals: dict[int, Estimate]
+    name: str
+    is_knee: bool
+    is_named: bool
+    color: str
+    markers: tuple[str, str]
+    width: float
+
+
+def _lines(front: ParetoFront, split: Split) -> list[_Line]:
+    streams = streams_of(front)
+    lines = []
+    for place, record in enumerate(streams):
+        scores = offset_scores(record, split, front.stage)
+        if not scores:
+            continue
+        estimates = {
+            offset: seed_estimate(record, split, front.stage, at_offset(record.metric, offset).name)
+            for offset in scores
+        }
+        is_knee = record is front.knee
+        is_named = is_knee or len(streams) <= _MAX_NAMED
+        color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]
+        flops = si(record.cost.flops if record.cost else None)
+        lines.append(
+            _Line(
+                record=record,
+                scores=scores,
+                intervals={at: found for at, found in estimates.items() if found is not None and found.interval},
+                name=f"{'knee: ' if is_knee else ''}trial {record.number}, {flops} FLOPs",
+                is_knee=is_knee,
+                is_named=is_named,
+                color=KNEE_COLOR if is_knee else color if is_named else OTHER_COLOR,
+                markers=("D", "diamond") if is_knee else marker,
+                width=2.4 if is_knee else 1.5,
+            )
+        )
+    return lines
+
+
+def splits_with_offsets(front: ParetoFront) -> list[Split]:
+    """The splits on which a stream of the front was measured per offset; empty where there is nothing to draw."""
+    return [split for split in SPLITS if _lines(front, split)]
+
+
+def _values(lines: Sequence[_Line], teacher: float | None) -> list[float]:
+    values = [value for line in lines for value in line.scores.values()]
+    return values if teacher is None else [*values, teacher]
+
+
+def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint | None = None) -> Figure:
+    """Draw the primary metric at each offset from the key frame: a line a front stream, a panel a split.
+
+    Args:
+        front: its streams are drawn.
+        title: printed above the picture.
+        teacher: a horizontal line where its value on the split is known; it computes every frame alike.
+    """
+    splits = splits_with_offsets(front)
+    figure = Figure(figsize=(4.0 + 4.0 * max(1, len(splits)), 4.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(1, len(splits)), sharey=True, squeeze=False)[0]
+    if not splits:
+        panels[0].text(
+            0.5, 0.5, "no stream measured per offset yet", ha="center", va="center", transform=panels[0].transAxes
+        )
+    if title:
+        figure.suptitle(printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    values: list[float] = []
+    for axes, split in zip(panels, splits, strict=False):
+        lines, level = _lines(front, split), teacher.score(split) if teacher else None
+        values += _values(lines, level)
+        _draw_lines(axes, lines, level, teacher)
+        axes.set_title(printable(metric_label(lines[0].record.metric, split), 60), fontsize=10, parse_math=False)
+    metric = front.records[0].metric if front.records else None
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#E4E6EA", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(X_TITLE)
+        axes.xaxis.set_major_locator(MaxNLocator(_MAX_TICKS, integer=True))
+        if percent_axis(metric, values):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: Sequence[_Line], level: float | None, teacher: TeacherPoint | None) -> None:
+    if level is not None and teacher is not None:
+        label = f"teacher: {printable(teacher.name, 40)}"
+        axes.axhline(level, color=TEACHER_COLOR, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1, label=label)
+    for line in lines:
+        x, y = list(line.scores), list(line.scores.values())
+        over = 4 if line.is_knee else 3
+        label = line.name if line.is_named else "_"  # matplotlib keeps such labels out of the legend
+        axes.plot(x, y, color=line.color, linewidth=line.width, marker=line.markers[0], ms=5, zorder=over, label=label)
+        for offset, estimate in line.intervals.items():
+            ends = estimate.interval
+            assert ends is not None, "kept only where there is an interval"
+            axes.plot([offset, offset], ends, color=line.color, linewidth=1.0, alpha=0.6, zorder=2)
+
+
+def offsets_chart(front: ParetoFront, split: Split = "val", *, teacher: TeacherPoint | None = None) -> go.Figure:
+    """The primary metric at each offset from the key frame, a line a front stream, with intervals over seeds.
+
+    Each point carries its trial number as `customdata`, so that a page can link it to its row.
+
+    Args:
+        front: its streams are drawn.
+        split: the split whose values are drawn.
+        teacher: a horizontal line where its value on the split is known; it computes every frame alike.
+    """
+    lines, level = _lines(front, split), teacher.score(split) if teacher else None
+    metric = front.records[0].metric if front.records else None
+    figure = empty_chart(metric_label(metric, split), metric, _values(lines, level))
+    last = max((offset for line in lines for offset in line.scores), default=0)
+    figure.update_xaxes(title_text=X_TITLE, range=[-0.3, last + 0.3], dtick=max(1, -(-last // _MAX_TICKS)))
+    if level is not None and teacher is not None:
+        value = metric_text(level, metric) if metric else f"{level:.4g}"
+        figure.add_scatter(
+            x=[-0.3, last + 0.3],
+            y=[level, level],
+            mode="lines",
+            name=f"teacher: {plain(teacher.name, 40)}",
+            line={"color": TEACHER_COLOR, "width": 1.5, "dash": "dot"},
+            hoverinfo="text",
+            hovertext=[f"<b>teacher</b>: {plain(teacher.name)}<br>{value}"] * 2,
+        )
+    for line in lines:
+        figure.add_traces(_traces(line, split))
+    return figure
+
+
+def _traces(line: _Line, split: Split) -> list[go.Scatter]:
+    """A trial's line, and its intervals as one more line, broken by None, that the legend hides with it."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    for offset, estimate in line.intervals.items():
+        ends = estimate.interval
+        assert ends is not None, "kept only where there is an interval"
+        x += [offset, offset, None]
+        y += [*ends, None]
+    group = f"trial-{line.record.number}"
+    bars = go.Scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={"color": line.color, "width": 1.5},
+        opacity=0.6,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=group,
+    )
+    points = go.Scatter(
+        x=list(line.scores),
+        y=list(line.scores.values()),
+        customdata=[line.record.number] * len(line.scores),
+        mode="lines+markers",
+        name=line.name,
+        line={"color": line.color, "width": line.width},
+        marker={"symbol": line.markers[1], "size": 8},
+        legendgroup=group,
+        showlegend=line.is_named,
+        hoverinfo="text",
+        hovertext=[_hover(line, offset, split) for offset in line.scores],
+    )
+    return [bars, points] if x else [points]
+
+
+def _hover(line: _Line, offset: int, split: Split) -> str:
+    metric = line.record.metric
+    where = "key frame" if offset == 0 else f"{count(offset, 'frame')} after the key frame"
+    text = f"<b>trial {line.record.number}</b>, {where}<br>{plain(metric_label(metric, split))}: "
+    text += metric_text(line.scores[offset], metric)
+    estimate = line.intervals.get(offset)
+    if estimate is not None and estimate.interval is not None:
+        low, high = (metric_text(end, metric) for end in estimate.interval)
+        text += f"<br>over {count(estimate.num_values, 'seed')}: {low} to {high} (95 %)"
+    return text

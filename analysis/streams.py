@@ -1,0 +1,98 @@
+"""Streaming students: how good they are at each distance from their key frame, and how far they drift.
+
+A stream computes a key frame in full and the frames after it from their changes, so an error can grow until the next
+key frame. `metric@k` in a record is its primary metric over the frames k after their key frame; the primary metric
+itself is the mean over k. At k = 0 the teacher alone answers, which flatters that mean: hence the values per offset.
+
+References:
+    Habibian, A., Ben Yahia, H., Abati, D., Gavves, E. and Porikli, F. (2022). Delta Distillation for Efficient Video
+        Processing. ECCV.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from analysis.front import ParetoFront, TeacherPoint
+from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values
+from trials.record import Metric, Split, Stage, TrialRecord
+
+SPLITS: tuple[Split, ...] = ("val", "test")
+
+# Nine digits are more frames than any key-frame interval has, and few enough for every reader of numbers.
+_OFFSET = re.compile(r"0|[1-9][0-9]{0,8}")
+_STEADINESS = ("temporal_consistency", "label_stability")
+
+
+def has_streams(records: Iterable[TrialRecord]) -> bool:
+    """Whether any record is of a streaming student."""
+    return any(record.cost is not None and record.cost.is_stream for record in records)
+
+
+def streams_of(front: ParetoFront) -> tuple[TrialRecord, ...]:
+    """The streaming students on the front, by increasing amortised cost."""
+    return tuple(record for record in front.records if has_streams([record]))
+
+
+def at_offset(metric: Metric, offset: int) -> Metric:
+    """The metric `offset` frames after the key frame."""
+    return Metric(name=f"{metric.name}@{offset}", maximize=metric.maximize)
+
+
+def offset_scores(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> dict[int, float]:
+    """Offset from the key frame, in frames, to the primary metric there, in order; empty where none was measured."""
+    start = f"{record.metric.name}@"
+    measured = record.metrics.get(stage, {}).get(split, {})
+    ends = {name.removeprefix(start): float(value) for name, value in measured.items() if name.startswith(start)}
+    return dict(sorted((int(end), value) for end, value in ends.items() if _OFFSET.fullmatch(end)))
+
+
+def offsets_of(records: Iterable[TrialRecord], stage: Stage = "retrained") -> list[int]:
+    """All offsets that were measured in any of the records, on any split, in order."""
+    return sorted({offset for record in records for split in SPLITS for offset in offset_scores(record, split, stage)})
+
+
+def drift(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> Estimate | None:
+    """The primary metric at the last offset, K - 1, minus that at the key frame.
+
+    Paired by seed where the trial was repeated: a seed's two values come from one student. Negative is a loss for a
+    metric that is maximised. None without a stream of K > 1 frames that was measured at both ends.
+    """
+    interval = record.cost.keyframe_interval if record.cost is not None else None
+    scores = offset_scores(record, split, stage)
+    if interval is None or interval < 2 or not {0, interval - 1} <= scores.keys():
+        return None
+    ends = [seed_values(record, split, stage, at_offset(record.metric, offset).name) for offset in (interval - 1, 0)]
+    if len(ends[0]) == len(ends[1]) > 1:
+        return paired_difference(*ends)
+    return estimate_mean([scores[interval - 1] - scores[0]])
+
+
+def mean_of_delta_frames(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> float | None:
+    """Mean of the primary metric over the offsets 1 to K - 1: what the student itself reaches.
+
+    None without a stream of K > 1 frames that was measured at each of them.
+    """
+    interval = record.cost.keyframe_interval if record.cost is not None else None
+    if interval is None or interval < 2:
+        return None
+    later = [value for offset, value in offset_scores(record, split, stage).items() if 1 <= offset < interval]
+    return sum(later) / len(later) if len(later) == interval - 1 else None
+
+
+def secondary_names(front: ParetoFront, teacher: TeacherPoint | None) -> list[str]:
+    """Metrics of the front and the teacher beside the primary one and its values per offset.
+
+    How steady the answers are over time comes first, the others by name.
+    """
+    names = {
+        name
+        for record in front.records
+        for split in SPLITS
+        for name in record.metrics.get(front.stage, {}).get(split, {})
+    }
+    if teacher is not None:
+        names |= {name for split, _, name in (key.partition("/") for key in teacher.secondary) if split in SPLITS}
+    names -= {record.metric.name for record in front.records}
+    return sorted((name for name in names if "@" not in name), key=lambda name: (name not in _STEADINESS, name))
