@@ -10,12 +10,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
+from nas_kd.data import GeneratedConfig
+from nas_kd.data.generated import GeneratedDataset
 from nas_kd.learner import Learner
 from nas_kd.taps import Taps, last_maps
-from nas_kd.teachers import R2Plus1D, R2Plus1DSettings, Teacher, TeacherConfig, build_teacher_model
+from nas_kd.tasks import Segmentation
+from nas_kd.teachers import (
+    FrameNet,
+    FrameNetSettings,
+    R2Plus1D,
+    R2Plus1DSettings,
+    Teacher,
+    TeacherConfig,
+    build_teacher_model,
+)
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.workbench import build_workbench, cached_taps, prepare_teacher, ready_workbench
-from search_spaces import Supernet
+from search_spaces import Supernet, count_flops
 
 MAKE = """
 import torch
@@ -152,7 +163,10 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
         ),
         ({"model": "r2plus1d", "settings": {"depth": 3}}, "teacher.settings: depth: unknown key .*widths, blocks"),
         ({"model": "r2plus1d", "settings": {"widths": [4]}}, "same number of stages"),
-        ({"model": "resnet"}, "unknown teacher.model 'resnet'; choose from r2plus1d"),
+        ({"model": "resnet"}, "unknown teacher.model 'resnet'; choose from r2plus1d, framenet"),
+        ({"model": "framenet", "settings": {"width": [4]}}, "teacher.settings: width: unknown key .*widths"),
+        ({"model": "framenet", "settings": {"widths": [4]}}, "same number of stages, at least 1, but name 1 and 3"),
+        ({"model": "framenet", "settings": {"depths": [1, 0, 1]}}, "teacher.settings: depths.1: .*, but got 0"),
     ],
 )
 def test_a_wrong_teacher_is_one_sentence_before_anything_trains(
@@ -220,3 +234,56 @@ def test_a_cache_that_was_cut_off_is_written_again(tiny: Callable[..., CampaignC
     prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
     assert json.loads(whole["cache.json"])["files"]["logits"] == "0.npy"
+
+
+@pytest.mark.parametrize("size", [(64, 112), (33, 47), (5, 7), (1, 1)])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_frame_teacher_gives_maps_at_a_quarter_of_any_size(size: tuple[int, int], stages: int) -> None:
+    settings = FrameNetSettings(widths=(4, 6, 8)[:stages], depths=(1, 2, 1)[:stages], head_width=5)
+    net = FrameNet(3, settings).eval()
+    quarter = tuple(-(-side // 4) for side in size)
+    assert net(torch.zeros(2, 3, *size)).shape == (2, 3, *quarter)
+    with Taps(net, [f"stages.{i}" for i in range(stages)]) as taps:
+        maps = taps(torch.zeros(1, 3, *size)).features
+    for i, (width, image) in enumerate(zip(settings.widths, maps.values(), strict=True)):
+        assert image.shape == (1, width, *(-(-side // 2 ** (i + 2)) for side in size))
+
+
+def test_a_frame_teacher_is_made_of_plain_layers_each_used_once() -> None:
+    net = build_teacher_model(TeacherConfig(model="framenet"), 4).eval()
+    convs = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    assert next(iter(convs)) == "stem.0"
+    assert [name for name, conv in convs.items() if conv.bias is not None] == ["head.3"]
+    calls: list[nn.Module] = []
+    leaves = [module for module in net.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(lambda m, *_: calls.append(m)) for module in leaves]
+    frame = torch.randn(1, 3, 64, 112)
+    net(frame)
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == len(set(calls)) == len(leaves)
+    assert calls[0] is convs["stem.0"]
+    assert calls[-1] is convs["head.3"]
+    assert count_flops(net, frame).total == 64_575_616
+
+
+def test_a_frame_teacher_learns_generated_masks() -> None:
+    config = GeneratedConfig(num_train=8, num_val=1, num_test=1, frames=2, size=32, digits=((3,), (8,)))
+    dataset = GeneratedDataset(config, "train")
+    frames = torch.stack([dataset[i]["clip"] for i in range(8)]).transpose(1, 2).flatten(0, 1).float() / 255 - 0.5
+    batch = {"mask": torch.stack([dataset[i]["mask"] for i in range(8)])}
+    torch.manual_seed(0)
+    task = Segmentation(config.info)
+    net = FrameNet(task.num_outputs, FrameNetSettings(widths=(12, 16), depths=(1, 1), head_width=12))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(120):
+        loss = task.loss(net(frames).unflatten(0, (8, 2)), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    with torch.no_grad():
+        task.update(net.eval()(frames).unflatten(0, (8, 2)), batch)
+    assert task.compute()["miou"] > 0.7, losses[-1]
