@@ -21,7 +21,8 @@ from nas_kd.config import (
     validate,
 )
 from nas_kd.data import FolderConfig, GeneratedConfig
-from nas_kd.teachers import TeacherConfig
+from nas_kd.tasks import DetectionConfig, SegmentationConfig
+from nas_kd.teachers import FrameNetSettings, TeacherConfig
 from nas_kd.training.gate_search import GateConfig
 from search_spaces import ClipCellSettings
 
@@ -71,6 +72,9 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", EarlyStoppingConfig),
         ("campaign", NormalizeConfig),
         ("search", ClipCellSettings),
+        ("tasks", SegmentationConfig),
+        ("tasks", DetectionConfig),
+        ("tasks", FrameNetSettings),
         ("data", FolderConfig),
         ("data", GeneratedConfig),
     ],
