@@ -1,4 +1,4 @@
-"""Where clips come from: generated ones, a folder, or a function of the user's own.
+"""Where clips come from: generated ones, a folder, labelled frames of videos, or a function of the user's own.
 
 `load` turns a `DataConfig` into `Splits`; `ClipLoader` turns a data set into batches. A new source is a module with a
 config and a loader, one entry in `SOURCES` and one member of `DataConfig`.
@@ -12,7 +12,8 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from nas_kd.data.augment import Augment, Batch, augment_batch, normalize
-from nas_kd.data.folder import FolderConfig, UnusableRowsError, load_folder
+from nas_kd.data.camera import CameraConfig
+from nas_kd.data.folder import FolderConfig, load_folder
 from nas_kd.data.generated import GeneratedConfig, GeneratedDataset
 from nas_kd.data.loader import ClipLoader
 from nas_kd.data.own import OwnConfig, load_own
@@ -27,9 +28,11 @@ from nas_kd.data.sample import (
     check_sample,
     labels_of,
 )
+from nas_kd.data.sequences import SequencesConfig, load_sequences
 from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
+from nas_kd.data.table import UnusableRowsError
 
-DataConfig = Annotated[GeneratedConfig | FolderConfig | OwnConfig, Field(discriminator="source")]
+DataConfig = Annotated[GeneratedConfig | FolderConfig | SequencesConfig | OwnConfig, Field(discriminator="source")]
 """The `data` section of a campaign file; `source` says which one it is."""
 
 
@@ -47,11 +50,18 @@ def load_generated(config: GeneratedConfig, *, seed: int, gate_share: float = 0.
     return make_splits(train, val, test, config.info, seed=seed, gate_share=gate_share)
 
 
-SOURCES: Mapping[str, SourceLoader] = {"generated": load_generated, "folder": load_folder, "own": load_own}
+SOURCES: Mapping[str, SourceLoader] = {
+    "generated": load_generated,
+    "folder": load_folder,
+    "sequences": load_sequences,
+    "own": load_own,
+}
 """Name of a source to its loader."""
 
 
-def load(config: GeneratedConfig | FolderConfig | OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+def load(
+    config: GeneratedConfig | FolderConfig | SequencesConfig | OwnConfig, *, seed: int, gate_share: float = 0.5
+) -> Splits:
     """The splits that a config describes.
 
     Args:
@@ -70,6 +80,7 @@ __all__ = [
     "SOURCES",
     "Augment",
     "Batch",
+    "CameraConfig",
     "ClipDataset",
     "ClipLoader",
     "DataConfig",
@@ -81,6 +92,7 @@ __all__ = [
     "MemoryDataset",
     "OwnConfig",
     "Sample",
+    "SequencesConfig",
     "Splits",
     "Subset",
     "UnusableRowsError",
@@ -92,6 +104,7 @@ __all__ = [
     "load_folder",
     "load_generated",
     "load_own",
+    "load_sequences",
     "make_splits",
     "normalize",
     "stratified_split",

@@ -14,19 +14,32 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nas_kd.data.decode import frame_files
+from nas_kd.data.decode import DecodeError, frame_files
 from nas_kd.data.sample import DataError
 
 Clip = npt.NDArray[np.uint8]
 
 _FORMAT = 1  # raise when the same file and settings would decode to other bytes
 _STALE_S = 3600.0  # an unfinished file this old belongs to a process that died
+_NPY_HEADER_BYTES = 128
+
+
+class Entry(NamedTuple):
+    """One entry to be: its key, its shape, and what makes it (which may raise `DecodeError`)."""
+
+    key: str
+    shape: tuple[int, ...]
+    decode: Callable[[], Clip]
 
 
 def cache_key(path: Path, settings: str) -> str:
@@ -114,6 +127,45 @@ class ClipCache:
             ) from error
         return clip
 
+    def fill(self, entries: Sequence[Entry], threads: int, what: str = "clips") -> dict[str, str]:
+        """Bring every entry into the cache.
+
+        Args:
+            entries: All that the campaign will read, of distinct keys.
+            threads: Entries decoded at once; 0: as many as cores, up to 8.
+            what: What the entries are, for the progress bar.
+
+        Returns:
+            The reason of each that cannot be decoded, by key.
+
+        Raises:
+            DataError: The entries exceed the limit, or cannot be written.
+        """
+        missing = [entry for entry in entries if not self.has(entry.key, entry.shape)]
+        self.check_room(sum(map(_entry_bytes, entries)))
+        self.evict({entry.key for entry in entries}, room_bytes=sum(map(_entry_bytes, missing)))
+        failed: dict[str, str] = {}
+        if not missing:
+            return failed
+
+        def decode(entry: Entry) -> str | None:
+            try:
+                self.store(entry.key, entry.decode())
+            except DecodeError as error:
+                return str(error)
+            return None
+
+        console = Console(stderr=True)
+        columns = (TextColumn(f"decoding {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with (
+            Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+            ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool,
+        ):
+            for entry, reason in zip(missing, progress.track(pool.map(decode, missing), len(missing)), strict=True):
+                if reason is not None:
+                    failed[entry.key] = reason
+        return failed
+
     def check_room(self, needed_bytes: int) -> None:
         """Refuse a data set that can never fit.
 
@@ -157,3 +209,7 @@ class ClipCache:
             excess -= size
             deleted += 1
         return deleted
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return int(np.prod(entry.shape)) + _NPY_HEADER_BYTES

@@ -40,6 +40,28 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted((path for path in images if not path.name.startswith(".")), key=_natural_key)
 
 
+def scaled_window(
+    source_height: int, source_width: int, height: int, width: int, fit: Fit
+) -> tuple[int, int, int, int]:
+    """How a frame comes to a size: it is scaled, then a window of height × width is cut from it.
+
+    Args:
+        source_height: Height of the frame in pixels.
+        source_width: Width of the frame in pixels.
+        height: H of the result in pixels.
+        width: W of the result in pixels.
+        fit: As for `read_clip`.
+
+    Returns:
+        Height and width of the scaled frame, and the upper and the left edge of the window in it.
+    """
+    if fit == "stretch":
+        return height, width, 0, 0
+    scale = max(height / source_height, width / source_width)
+    scaled_height, scaled_width = max(height, round(source_height * scale)), max(width, round(source_width * scale))
+    return scaled_height, scaled_width, (scaled_height - height) // 2, (scaled_width - width) // 2
+
+
 def read_clip(path: Path, frames: int, height: int, width: int, fit: Fit) -> Frames:
     """Decode one clip.
 
@@ -141,14 +163,10 @@ class _Scaler:
 
     def __call__(self, frame: av.VideoFrame) -> Frames:
         """[3, H, W]."""
-        height, width = self.height, self.width
-        if self.fit == "crop":
-            scale = max(height / frame.height, width / frame.width)
-            height, width = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+        height, width, top, left = scaled_window(frame.height, frame.width, self.height, self.width, self.fit)
         scaled = self.reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=Interpolation.AREA, threads=1
         )
-        top, left = (height - self.height) // 2, (width - self.width) // 2
         pixels = np.asarray(scaled.to_ndarray(), dtype=np.uint8)
         return pixels[top : top + self.height, left : left + self.width].transpose(2, 0, 1)
 

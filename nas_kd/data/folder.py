@@ -7,28 +7,20 @@ before anything is trained, into a cache on disk; whatever cannot be read is rep
 
 from __future__ import annotations
 
-import csv
 import functools
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nas_kd.data.cache import Clip, ClipCache, cache_key
+from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, clip_bytes, stack
 from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
-
-SPLITS = ("train", "val", "test")
-_LISTED = 10
-_NPY_HEADER_BYTES = 128
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
 
 
 class FolderConfig(BaseModel):
@@ -67,19 +59,6 @@ class FolderConfig(BaseModel):
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-
-class UnusableRowsError(DataError):
-    """Rows of the csv that cannot be used, all of them in `problems`; the message shows the first few."""
-
-    def __init__(self, csv_path: Path, num_rows: int, problems: Sequence[tuple[str, str]]) -> None:
-        self.problems = tuple(problems)
-        shown = "; ".join(f"{_printable(path)}: {reason}" for path, reason in problems[:_LISTED])
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        super().__init__(
-            f"every row of {csv_path} must be usable, but {len(problems)} of {num_rows} are not (mend them, or set "
-            f"on_error: skip to leave them out): {shown}{more}"
-        )
 
 
 @dataclass(frozen=True)
@@ -137,32 +116,8 @@ class _Decoder:
 
     def decode_all(self, rows: Sequence[Row]) -> dict[str, str]:
         """Bring every row into the cache; returns the reason of each that failed, by key."""
-        missing = [row for row in rows if not self.cache.has(row.key, self.shape)]
-        entry_bytes = torch.Size(self.shape).numel() + _NPY_HEADER_BYTES
-        self.cache.check_room(len(rows) * entry_bytes)
-        self.cache.evict({row.key for row in rows}, room_bytes=len(missing) * entry_bytes)
-        failed: dict[str, str] = {}
-        if not missing:
-            return failed
-
-        def decode(row: Row) -> str | None:
-            try:
-                self.cache.store(row.key, self.decode(row))
-            except DecodeError as error:
-                return str(error)
-            return None
-
-        threads = self.config.decode_threads or min(os.cpu_count() or 1, 8)
-        console = Console(stderr=True)
-        columns = (TextColumn("decoding clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            for row, reason in zip(missing, progress.track(pool.map(decode, missing), len(missing)), strict=True):
-                if reason is not None:
-                    failed[row.key] = reason
-        return failed
+        entries = [Entry(row.key, self.shape, functools.partial(self.decode, row)) for row in rows]
+        return self.cache.fill(entries, self.config.decode_threads)
 
 
 def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
@@ -178,7 +133,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
         DataError: The csv or the set as a whole cannot be used.
     """
     csv_path = config.root / config.labels
-    table = _read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
+    table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
     failed = _Decoder(config).decode_all(rows)
     problems += [(_relative(row.path, config), failed[row.key]) for row in rows if row.key in failed]
@@ -237,31 +192,6 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     )
 
 
-def _read_csv(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and texts of each row; blank lines are no rows."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or []
-            table = [
-                (reader.line_num, {key: value.strip() for key, value in row.items() if isinstance(value, str)})
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    absent = [name for name in needed if name not in columns]
-    if absent:
-        raise DataError(
-            f"{path} must have the columns {','.join(needed)}, but it lacks {', '.join(absent)} "
-            f"(its first line reads {','.join(columns) or 'nothing'})"
-        )
-    if not table:
-        raise DataError(f"{path} must list at least one clip, but it has no row below its header")
-    return table
-
-
 def _check_rows(
     table: Sequence[tuple[int, dict[str, str]]], config: FolderConfig
 ) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -273,27 +203,24 @@ def _check_rows(
     first_line: dict[Path, int] = {}
     for line, entry in table:
         name = entry["path"] or f"line {line}"
-        try:
-            path = (root / entry["path"]).resolve()
-            if not entry["path"]:
-                reason = "the path is empty"
-            elif not path.is_relative_to(root):
-                reason = "the path leaves the root"
-            elif path in first_line:
+        path, reason = locate(root, entry["path"])
+        if reason in ("", "no such file"):
+            if path in first_line:
                 reason = f"line {line} names the same file as line {first_line[path]}"
             elif not entry["label"]:
                 reason = "the label is empty"
             elif entry["split"] not in SPLITS:
                 reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
-            elif not path.exists():
-                reason = "no such file"
+        if not reason:
+            try:
+                key = cache_key(path, settings)
+            except OSError as error:  # a folder that may not be listed
+                reason = f"the path cannot be read ({error.strerror or error})"
             else:
                 first_line[path] = line
                 group = entry[config.group] if config.group else ""
-                rows.append(Row(path, entry["label"], entry["split"], group, cache_key(path, settings)))
+                rows.append(Row(path, entry["label"], entry["split"], group, key))
                 continue
-        except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
-            reason = f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
         problems.append((name, reason))
     return rows, problems
 
@@ -304,15 +231,10 @@ def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
         unseen = sorted({row.label for row in by_split[split]} - set(names))
         if unseen:
             raise DataError(
-                f"each class must have training clips, but {csv_path} has {', '.join(map(repr, unseen[:_LISTED]))} in "
+                f"each class must have training clips, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
                 f"{split} only; add training rows for them or remove the {split} rows"
             )
     return names
-
-
-def _printable(text: str) -> str:
-    """Control characters escaped, so that a hostile name cannot break the message up."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _relative(path: Path, config: FolderConfig) -> str:

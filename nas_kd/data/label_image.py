@@ -1,0 +1,141 @@
+"""Label images: one class index a pixel, scaled with exactly the geometry of the frame they belong to."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nas_kd.data.decode import DecodeError, Fit, scaled_window
+from nas_kd.data.sample import IGNORE
+
+Labels = npt.NDArray[np.uint8]
+
+# What Pillow raises for files that are damaged, cut short, too large to be sane, or of another kind.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What the pixels of a label image mean.
+
+    Attributes:
+        num_classes: M; values 0..M − 1 are classes.
+        ignore: Values that become `IGNORE`.
+        binary: Any other value above 0 is class 1.
+    """
+
+    num_classes: int
+    ignore: tuple[int, ...] = ()
+    binary: bool = False
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image in pixels, from its header.
+
+    Raises:
+        DecodeError: It is no readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _BROKEN as error:
+        raise DecodeError(_reason(error)) from error
+
+
+def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int, fit: Fit, rule: LabelRule) -> Labels:
+    """Decode one label image; every pixel of the file is checked, also those that scaling leaves out.
+
+    Args:
+        path: A palette, grey or 1-bit image; the palette's colours do not count, its indices do.
+        frame_size: Height and width of the frame that it labels; its own must be the same.
+        height: H of the result in pixels.
+        width: W of the result in pixels.
+        fit: As for `read_clip`.
+        rule: What its values mean.
+
+    Returns:
+        uint8 [H, W], classes or `IGNORE`; scaled by the nearest pixel.
+
+    Raises:
+        DecodeError: The file is missing, damaged, of another size than the frame, has more than one channel, or holds
+            a value that is no class.
+    """
+    try:
+        with Image.open(path) as image:
+            bands, mode = image.getbands(), image.mode
+            values = np.asarray(image)
+    except _BROKEN as error:
+        raise DecodeError(_reason(error)) from error
+    if len(bands) != 1 or not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer)):
+        raise DecodeError(f"a label image must have one channel of class indices, but its mode is {mode}")
+    if values.shape != frame_size:
+        raise DecodeError(
+            f"the label image must have the size of its frame, {frame_size[0]}x{frame_size[1]}, "
+            f"but it has {values.shape[0]}x{values.shape[1]} (height x width)"
+        )
+    return nearest(_classes(values.astype(np.int64), rule), height, width, fit)
+
+
+def nearest(labels: Labels, height: int, width: int, fit: Fit) -> Labels:
+    """[H, W] of `labels` [source H, source W] by the nearest pixel, with the geometry of `scaled_window`."""
+    source_height, source_width = labels.shape
+    scaled_height, scaled_width, top, left = scaled_window(source_height, source_width, height, width, fit)
+    rows = ((np.arange(height) + top + 0.5) * source_height / scaled_height).astype(np.int64)
+    columns = ((np.arange(width) + left + 0.5) * source_width / scaled_width).astype(np.int64)
+    return np.ascontiguousarray(labels[rows[:, None], columns])
+
+
+def boxes_of(mask: npt.NDArray[np.uint8], num_boxes: int, min_pixels: int) -> npt.NDArray[np.float32]:
+    """The tight box of each class but the first.
+
+    Args:
+        mask: uint8 [T, H, W]; class k + 1 has the box k, class 0 and `IGNORE` have none.
+        num_boxes: K, classes that have boxes.
+        min_pixels: A class with fewer pixels in a frame has no box there.
+
+    Returns:
+        float32 [T, K, 5]: x0, y0, x1, y1 in pixels (edges) and k; row k is −1 where class k + 1 has no box.
+    """
+    boxes = np.full((len(mask), num_boxes, 5), -1.0, dtype=np.float32)
+    height, width = mask.shape[1:]
+    for number in range(num_boxes):
+        inside = mask == number + 1
+        rows, columns = inside.any(axis=2), inside.any(axis=1)
+        here = inside.sum(axis=(1, 2)) >= max(1, min_pixels)
+        edges = (
+            columns.argmax(1),
+            rows.argmax(1),
+            width - columns[:, ::-1].argmax(1),
+            height - rows[:, ::-1].argmax(1),
+        )
+        tight = np.stack([*edges, np.full(len(mask), number)], axis=1)
+        boxes[here, number] = tight[here]
+    return boxes
+
+
+def _classes(values: npt.NDArray[np.int64], rule: LabelRule) -> Labels:
+    ignored = np.isin(values, rule.ignore)
+    if rule.binary:
+        classes = values != 0
+    else:
+        wrong = values[~ignored & ((values < 0) | (values >= rule.num_classes))]
+        if wrong.size:
+            raise DecodeError(
+                f"label values must lie in 0..{rule.num_classes - 1}, but {wrong.size} pixels have others, such as "
+                f"{wrong[0]}; list it in ignore to leave such pixels out, or name more classes"
+            )
+        classes = values
+    return np.where(ignored, IGNORE, classes).astype(np.uint8)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    # Pillow's own text names the path, which the caller does.
+    text = getattr(error, "strerror", None) or type(error).__name__
+    return f"not a readable image ({text})"

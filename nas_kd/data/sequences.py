@@ -1,0 +1,486 @@
+"""Windows of videos with one label image a frame, described by a csv file.
+
+Columns: `path` of a frame, `label` of its label image, `split`, the sequence it belongs to, and its frame number; more
+are allowed and ignored. Frames of one sequence and split whose numbers lie at most `max_gap` apart make a run, and
+windows of T frames are cut from runs. Each frame is decoded once, with its labels, into the cache of clips; a window is
+a slice of what its split holds, so windows that overlap take no more memory.
+
+With a `camera`, the clips of its splits are made of single frames instead, see `nas_kd.data.camera`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor
+
+from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
+from nas_kd.data.camera import CameraConfig, add_noise, source_size, trajectory, warp, warp_labels
+from nas_kd.data.decode import DecodeError, Fit, read_clip
+from nas_kd.data.label_image import LabelRule, boxes_of, image_size, read_labels
+from nas_kd.data.sample import IGNORE, ClipDataset, DataError, DataInfo, Sample, stack
+from nas_kd.data.splits import Splits, grouped_split, make_splits
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
+
+_PLANES = 4  # of a decoded frame: red, green, blue, labels
+_REMEDY = "mend the files or remove the rows"
+
+
+class SequencesConfig(BaseModel):
+    """A folder of labelled frames of videos with a csv file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["sequences"] = "sequences"
+    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
+    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    frames: int = Field(default=8, ge=1, description="Frames a window.")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=112, description="Side, or (height, width), in pixels."
+    )
+    fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
+    sequence: str = Field(default="sequence", description="Column of the csv with the name of the video.")
+    order: str = Field(default="frame", description="Column of the csv with the frame number.")
+    max_gap: int = Field(
+        default=1, ge=1, description="Largest difference of the numbers of neighbouring frames inside a window."
+    )
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames from one training window to the next, half a window by default; windows of val and test "
+        "never overlap.",
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), max_length=IGNORE, description="Names of the label values 0, 1, …; binary labels have names."
+    )
+    ignore: tuple[int, ...] = Field(default=(), description="Label values that no loss and no metric looks at.")
+    binary: bool = Field(
+        default=False, description="Every label value above 0 is the object, as in masks of 0 and 255."
+    )
+    boxes: bool = Field(default=False, description="Whether to give the tight box of each class but the first.")
+    min_box_pixels: int = Field(
+        default=16, ge=1, description="A class with fewer pixels in a frame, after scaling, has no box there."
+    )
+    val_share: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="Share of the training windows, by whole sequences, that validates where the csv has no val.",
+    )
+    flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its labels.")
+    camera: CameraConfig | None = Field(
+        default=None, description="Clips out of single frames by a simulated camera; none by default."
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded frames are kept here."
+    )
+    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest entries above this.")
+    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory.")
+    decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
+
+    @model_validator(mode="after")
+    def _classes_make_sense(self) -> SequencesConfig:
+        if self.binary and len(self.classes) not in (0, 2):
+            raise ValueError(
+                f"classes must name background and object where labels are binary, but it is {self.classes}"
+            )
+        if not self.binary and len(self.classes) < 2:
+            raise ValueError(
+                f"classes must name at least 2 label values, but it names {len(self.classes)}; list the names of the "
+                "values 0, 1, … or set binary: true"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must differ, but they are {self.classes}")
+        return self
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the values of masks."""
+        return self.classes or ("background", "object")
+
+    @property
+    def info(self) -> DataInfo:
+        """What a model must know. The one label of a clip says nothing; its classes are those of the masks."""
+        height, width = self.frame_size
+        return DataInfo(
+            num_classes=len(self.mask_names),
+            class_names=self.mask_names,
+            frames=self.frames,
+            height=height,
+            width=width,
+            name=self.root.resolve().name,
+            flip_safe=self.flip_safe,
+            mask_names=self.mask_names,
+            box_names=self.mask_names[1:] if self.boxes else (),
+        )
+
+    def camera_of(self, split: str) -> CameraConfig | None:
+        """The camera of a split, if it has one."""
+        return self.camera if self.camera is not None and split in self.camera.splits else None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One usable row: the files of a frame and its labels, its split, its sequence and its number therein."""
+
+    path: Path
+    label_path: Path
+    split: str
+    sequence: str
+    number: int
+
+
+def windows(frames: Sequence[Frame], length: int, stride: int, max_gap: int, *, to_end: bool) -> tuple[list[int], int]:
+    """Where windows begin.
+
+    Args:
+        frames: Ordered by sequence and number.
+        length: T, frames a window.
+        stride: Frames from one window to the next of a run.
+        max_gap: Largest difference of numbers inside a run.
+        to_end: Whether a last window, nearer to the one before, reaches the end of each run.
+
+    Returns:
+        Positions in `frames`, and how many frames are in no window.
+    """
+    cuts = [
+        position
+        for position, (one, next_one) in enumerate(pairwise(frames), start=1)
+        if one.sequence != next_one.sequence or next_one.number - one.number > max_gap
+    ]
+    starts: list[int] = []
+    for begin, end in pairwise([0, *cuts, len(frames)]):
+        starts.extend(range(begin, end - length + 1, stride))
+        if to_end and end - begin >= length and starts[-1] != end - length:
+            starts.append(end - length)
+    seen = np.zeros(len(frames), dtype=bool)
+    for start in starts:
+        seen[start : start + length] = True
+    return starts, int((~seen).sum())
+
+
+class FrameStore:
+    """The decoded frames of one split: in memory, or read from the cache frame by frame.
+
+    Args:
+        frames: Ordered by sequence and number.
+        config: How they are decoded.
+        split: Which split they belong to; one with a camera is decoded larger.
+    """
+
+    def __init__(self, frames: Sequence[Frame], config: SequencesConfig, split: str) -> None:
+        self.frames = tuple(frames)
+        self.config = config
+        camera = config.camera_of(split)
+        self.size = config.frame_size if camera is None else source_size(*config.frame_size, camera.margin)
+        rule = LabelRule(len(config.mask_names), tuple(sorted(config.ignore)), config.binary)
+        settings = f"labelled frame {self.size} {config.fit} {rule}"
+        self._rule = rule
+        self._cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+        self._keys = [
+            cache_key(frame.path, f"{settings} {cache_key(frame.label_path, settings)}") for frame in self.frames
+        ]
+        self._held: Tensor | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the cache must hold, by frame."""
+        return [
+            Entry(key, (_PLANES, *self.size), functools.partial(self._decode, frame))
+            for key, frame in zip(self._keys, self.frames, strict=True)
+        ]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the frames are in memory."""
+        return self._held is not None
+
+    def hold(self) -> None:
+        """Read all frames into memory, if `memory_gb` allows it."""
+        shape = (_PLANES, len(self.frames), *self.size)
+        if torch.Size(shape).numel() <= self.config.memory_gb * 1e9:
+            held = torch.empty(shape, dtype=torch.uint8)
+            for position in range(len(self.frames)):
+                held[:, position] = torch.from_numpy(self._read(position))
+            self._held = held
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Frames uint8 [3, n, H, W] and labels uint8 [n, H, W] of n positions; views where they are in memory."""
+        if self._held is not None:
+            planes = self._held[:, start:stop]
+        else:
+            planes = torch.from_numpy(np.stack([self._read(position) for position in range(start, stop)], axis=1))
+        return planes[:3], planes[3]
+
+    def _read(self, position: int) -> Clip:
+        frame = self.frames[position]
+        try:
+            decode = functools.partial(self._decode, frame)
+            # A copy: what the cache gives is mapped read-only, which tensors cannot be.
+            return self._cache.read(self._keys[position], (_PLANES, *self.size), decode).copy()
+        except DecodeError as error:
+            raise DataError(f"{frame.path} could be read when the campaign started, but no longer: {error}") from error
+
+    def _decode(self, frame: Frame) -> Clip:
+        size = image_size(frame.path)
+        pixels = read_clip(frame.path, 1, *self.size, self.config.fit)[:, 0]
+        try:
+            labels = read_labels(frame.label_path, size, *self.size, self.config.fit, self._rule)
+        except DecodeError as error:
+            raise DecodeError(f"label image {frame.label_path.name}: {error}") from error
+        return np.concatenate([pixels, labels[None]])
+
+
+class WindowDataset:
+    """Windows of consecutive frames.
+
+    Args:
+        store: The frames.
+        starts: Position of the first frame of each window.
+        config: Length of the windows, and what is given of them.
+    """
+
+    def __init__(self, store: FrameStore, starts: Sequence[int], config: SequencesConfig) -> None:
+        self.store = store
+        self.starts = tuple(starts)
+        self.config = config
+        self.labels = [0] * len(self.starts)
+        # Held boxes are a few bytes a frame, and finding them is slower than everything else about an item.
+        self._boxes = _boxes(store.read(0, len(store.frames))[1], config) if config.boxes and store.is_held else None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        start, stop = self.starts[index], self.starts[index] + self.config.frames
+        clip, mask = self.store.read(start, stop)
+        sample = {"clip": clip, "label": torch.tensor(0), "mask": mask}
+        if self.config.boxes:
+            sample["boxes"] = _boxes(mask, self.config) if self._boxes is None else self._boxes[start:stop]
+        return sample
+
+
+class CameraDataset:
+    """Clips of a simulated camera over single frames.
+
+    Item i shows frame i // `clips_per_image` with a motion that depends on the camera's seed, the split and i alone.
+
+    Args:
+        store: The frames, decoded at the larger size.
+        config: With a camera.
+        split: Name of the split.
+    """
+
+    def __init__(self, store: FrameStore, config: SequencesConfig, split: str) -> None:
+        camera = config.camera_of(split)
+        assert camera is not None
+        self.store = store
+        self.config = config
+        self.camera = camera
+        self.labels = [0] * (len(store.frames) * camera.clips_per_image)
+        self._split_number = SPLITS.index(split)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
+        position = index // self.camera.clips_per_image
+        image, labels = (part.numpy() for part in self.store.read(position, position + 1))
+        rng = np.random.default_rng((self.camera.seed, self._split_number, index))
+        size = self.config.frame_size
+        matrices = trajectory(rng, self.config.frames, size, self.store.size, self.camera)
+        clip = warp(image[:, 0], matrices, size)
+        if self.camera.noise:
+            clip = add_noise(clip, self.camera.noise, rng)
+        mask = torch.from_numpy(warp_labels(labels[0], matrices, size))
+        sample = {"clip": torch.from_numpy(clip), "label": torch.tensor(0), "mask": mask}
+        if self.config.boxes:
+            sample["boxes"] = _boxes(mask, self.config)
+        return sample
+
+
+def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+    """Read the csv, check and decode every frame and its labels, and make the splits.
+
+    Training sequences stay whole where there are at least two: each fits either weights or gates.
+
+    Args:
+        config: Where the data lie and how windows are taken from them.
+        seed: Seed of the split in weights and gates, and of a carved validation split.
+        gate_share: Share of the training windows that fits gates.
+
+    Raises:
+        UnusableRowsError: Frames or label images cannot be used.
+        DataError: The csv or the set as a whole cannot be used.
+    """
+    csv_path = config.root / config.labels
+    table = read_csv(csv_path, ("path", "label", "split", config.sequence, config.order))
+    frames, problems = _check_rows(table, config)
+    notes: list[str] = []
+    if not problems:
+        frames = _with_val(frames, config, seed, notes)
+    by_split = {
+        name: sorted(
+            (frame for frame in frames if frame.split == name), key=lambda frame: (frame.sequence, frame.number)
+        )
+        for name in SPLITS
+    }
+    # Before the decoding, which takes long; but a row that is wrong is the better explanation.
+    starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
+    stores = {name: FrameStore(by_split[name], config, name) for name in SPLITS}
+    entries = [entry for name in SPLITS for entry in stores[name].entries]
+    named = {entry.key: frame for entry, frame in zip(entries, _in_order(by_split), strict=True)}
+    cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+    failed = cache.fill(entries, config.decode_threads, "frames")
+    root = config.root.resolve()
+    problems += [(str(named[key].path.relative_to(root)), reason) for key, reason in failed.items()]
+    if problems:
+        raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
+
+    sets: dict[str, ClipDataset] = {}
+    for name, store in stores.items():
+        store.hold()
+        if config.camera_of(name) is None:
+            sets[name] = WindowDataset(store, starts[name], config)
+        else:
+            moving = CameraDataset(store, config, name)
+            clip_bytes = _PLANES * config.frames * torch.Size(config.frame_size).numel()
+            # Motions do not change from epoch to epoch, so each clip is made once where there is room.
+            sets[name] = stack(moving) if len(moving) * clip_bytes <= config.memory_gb * 1e9 else moving
+    camera = config.camera_of("train")
+    copies = 1 if camera is None else camera.clips_per_image
+    groups = [by_split["train"][start].sequence for start in starts["train"] for _ in range(copies)]
+    if len(set(groups)) < 2:
+        notes.append(
+            f"{csv_path.name} has one training sequence with windows: weights and gates share it, and windows of both "
+            "may overlap"
+        )
+    return make_splits(
+        sets["train"],
+        sets["val"],
+        sets["test"],
+        config.info,
+        seed=seed,
+        gate_share=gate_share,
+        groups=groups if len(set(groups)) > 1 else None,
+        notes=notes,
+    )
+
+
+def _in_order(by_split: Mapping[str, Sequence[Frame]]) -> list[Frame]:
+    return [frame for name in SPLITS for frame in by_split[name]]
+
+
+def _boxes(mask: Tensor, config: SequencesConfig) -> Tensor:
+    return torch.from_numpy(boxes_of(mask.numpy(), len(config.mask_names) - 1, config.min_box_pixels))
+
+
+def _starts(frames: Sequence[Frame], split: str, config: SequencesConfig, notes: list[str]) -> list[int]:
+    """First frames of the clips of a split; frames that are left out are noted."""
+    if config.camera_of(split) is not None:
+        starts, left_out = list(range(len(frames))), 0
+    else:
+        starts, left_out = _windows(frames, split, config, config.max_gap)
+    if not starts:
+        gaps = {b.number - a.number for a, b in pairwise(frames) if a.sequence == b.sequence}
+        enough = next((gap for gap in sorted(gaps) if _windows(frames, split, config, gap)[0]), None)
+        advice = (
+            f"set max_gap: {enough}"
+            if enough is not None
+            else f"lower frames, add rows with split={split}, or make clips of single frames with camera"
+        )
+        raise DataError(
+            f"the split {split!r} must hold at least one window of {config.frames} frames whose numbers are at most "
+            f"{config.max_gap} apart (max_gap), but its {len(frames)} frames hold none; {advice}"
+        )
+    if left_out:
+        notes.append(
+            f"{left_out} of {len(frames)} {split} frames fill no window of {config.frames} frames (max_gap "
+            f"{config.max_gap}) and are left out"
+        )
+    return starts
+
+
+def _windows(frames: Sequence[Frame], split: str, config: SequencesConfig, max_gap: int) -> tuple[list[int], int]:
+    if split != "train":
+        return windows(frames, config.frames, config.frames, max_gap, to_end=False)
+    return windows(frames, config.frames, config.stride or max(1, config.frames // 2), max_gap, to_end=True)
+
+
+def _with_val(frames: list[Frame], config: SequencesConfig, seed: int, notes: list[str]) -> list[Frame]:
+    """The frames, some training sequences moved to val where there is none."""
+    if any(frame.split == "val" for frame in frames):
+        return frames
+    train = sorted(
+        (frame for frame in frames if frame.split == "train"), key=lambda frame: (frame.sequence, frame.number)
+    )
+    groups = [train[start].sequence for start in _starts(train, "train", config, [])]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise DataError(
+            f"val must have rows where fewer than 2 training sequences have windows, but {config.labels} has none and "
+            f"{len(names)} such sequences; add rows with split=val"
+        )
+    carved = {groups[index] for index in grouped_split([0] * len(groups), groups, config.val_share, seed)[1]}
+    if not carved:  # every sequence is larger than twice the share
+        carved = {min(names, key=groups.count)}
+    notes.append(
+        f"{config.labels} has no val rows: {len(carved)} of {len(names)} training sequences validate (seed {seed}): "
+        f"{', '.join(sorted(carved)[:LISTED])}"
+    )
+    return [
+        replace(frame, split="val") if frame.split == "train" and frame.sequence in carved else frame
+        for frame in frames
+    ]
+
+
+def _check_rows(
+    table: Sequence[tuple[int, dict[str, str]]], config: SequencesConfig
+) -> tuple[list[Frame], list[tuple[str, str]]]:
+    """Rows with two files inside the root, a known split, a sequence and a number of its own; the others' reasons."""
+    root = config.root.resolve()
+    frames: list[Frame] = []
+    problems: list[tuple[str, str]] = []
+    first_line: dict[object, int] = {}
+    for line, entry in table:
+        path, reason = locate(root, entry["path"])
+        label_path, label_reason = locate(root, entry["label"])
+        name, number = entry[config.sequence], entry[config.order]
+        place = (entry["split"], name, number.lstrip("0") or "0")
+        if reason:
+            pass
+        elif not entry["label"]:
+            reason = "the label is empty, but every frame needs a label image"
+        elif label_reason:
+            reason = f"label image {entry['label']}: {label_reason}"
+        elif entry["split"] not in SPLITS:
+            reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+        elif not name:
+            reason = f"the column {config.sequence} is empty"
+        elif not (number.isascii() and number.isdigit()):
+            reason = f"the column {config.order} must hold a whole number ≥ 0, but it holds {number!r}"
+        elif path in first_line:
+            reason = f"line {line} names the same file as line {first_line[path]}"
+        elif place in first_line:
+            reason = f"line {line} has the same split, sequence and frame number as line {first_line[place]}"
+        else:
+            first_line[path] = first_line[place] = line
+            frames.append(Frame(path, label_path, entry["split"], name, int(number)))
+            continue
+        problems.append((entry["path"] or f"line {line}", reason))
+    return frames, problems
