@@ -34,7 +34,7 @@ class PlannedLayer:
         flops: of the teacher's layer, a frame.
         copy_input: the net overwrites the input afterwards.
         copy_output: the net overwrites the output.
-        may_be_zero: whether `zero` is offered: its output is always merged with something else before it is read.
+        may_be_zero: whether `zero` is offered, see `_lives`.
         alive: the layers of which one alternative must be other than zero for anybody to read this layer's output.
     """
 
@@ -146,7 +146,7 @@ def plan_layers(
             left_out[name] = "among the first or the last layers"
             del eligible[name]
     feeds = _feeds(model, example, list(eligible))
-    for name in [n for n in eligible if not feeds.consumers[n] and n not in feeds.at_output]:
+    for name in [n for n in eligible if not feeds.readers[n]]:
         left_out[name] = "the output does not depend on it"
         del eligible[name]
     if not eligible:
@@ -255,17 +255,24 @@ def _pair(values: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Feeds:
-    """Who reads whose output without another delta layer in between.
+    """Who reads whose output without another delta layer in between. A reader "" is the net's output.
 
     Attributes:
-        consumers: layer -> layers.
-        sources: layer -> layers it reads; the frame itself is "".
-        at_output: layers that the output reads.
+        readers: layer -> who reads its output.
+        sources: layer -> the layers that it reads; the frame itself is "".
+        costly: for every operation with FLOPs that belongs to no layer, who reads its result.
     """
 
-    consumers: dict[str, set[str]]
+    readers: dict[str, set[str]]
     sources: dict[str, set[str]]
-    at_output: set[str]
+    costly: list[set[str]]
+
+
+_COSTLY = (
+    "Convolution", "Addmm", "Addbmm", "Mm", "Bmm", "Baddbmm", "Linear", "NativeBatchNorm", "NativeLayerNorm",
+    "NativeGroupNorm", "UpsampleBilinear", "UpsampleBicubic", "ScaledDotProduct", "AdaptiveAvgPool", "Mean",
+)  # fmt: skip
+"""How the nodes of operations that have FLOPs begin."""
 
 
 def _feeds(model: nn.Module, example: Tensor, names: Sequence[str]) -> _Feeds:
@@ -286,12 +293,13 @@ def _feeds(model: nn.Module, example: Tensor, names: Sequence[str]) -> _Feeds:
     ]
     try:
         with torch.enable_grad():
-            output = model(frame.clone())
+            reads[""] = model(frame.clone()).grad_fn
     finally:
         for hook in hooks:
             hook.remove()
-
-    def walk(start: Any) -> set[str]:
+    costly: dict[Any, set[str]] = {}
+    sources: dict[str, set[str]] = {}
+    for reader, start in reads.items():
         found: set[str] = set()
         visited: set[Any] = set()
         stack = [start]
@@ -303,55 +311,47 @@ def _feeds(model: nn.Module, example: Tensor, names: Sequence[str]) -> _Feeds:
             if node in marks:
                 found.add(marks[node])
                 continue
-            variable = getattr(node, "variable", None)
-            if variable is frame:
+            if node.name().startswith(_COSTLY):
+                costly.setdefault(node, set()).add(reader)
+            if getattr(node, "variable", None) is frame:
                 found.add("")
             stack.extend(parent for parent, _ in node.next_functions)
-        return found
-
-    sources = {name: walk(reads[name]) or {""} for name in names}
-    at_output = walk(output.grad_fn)
-    consumers = {name: {other for other in names if name in sources[other]} for name in names}
-    return _Feeds(consumers, sources, at_output)
+        sources[reader] = found or {""}
+    readers = {name: {reader for reader in reads if name in sources[reader]} for name in names}
+    return _Feeds(readers, sources, list(costly.values()))
 
 
 def _lives(names: Sequence[str], feeds: _Feeds) -> tuple[set[str], dict[str, Terms]]:
     """Which layers may be zero, and on which zeros the life of the others depends.
 
     A layer may be zero where every reader has another source as well, as the last convolution of a residual branch
-    has. To keep costs exact and small, `zero` is taken back where a layer's life would depend on more than
-    `MAX_CONDITION` of them.
+    has. So that costs are exact and small, `zero` is taken back where the life of a layer would depend on more than
+    `MAX_CONDITION` of them, and where it would take the only reader from an operation outside of the search.
     """
-    position = {name: i for i, name in enumerate(names)}
-    may_be_zero = {
-        name
-        for name in names
-        if all(len(feeds.sources[reader]) > 1 for reader in feeds.consumers[name])
-        and (name not in feeds.at_output or len(feeds.at_output) > 1)
-    }
-
-    def life(name: str, alive: dict[str, Terms]) -> Terms:
-        if name in feeds.at_output:
-            return ALWAYS
-        terms: set[frozenset[str]] = set()
-        for reader in feeds.consumers[name]:
-            own = {reader} if reader in may_be_zero else set()
-            terms |= {term | own for term in alive[reader]}
-        return frozenset(t for t in terms if not any(other < t for other in terms))
-
-    def all_lives() -> dict[str, Terms] | None:
-        alive: dict[str, Terms] = {}
+    position = {name: i for i, name in enumerate([*names, ""])}
+    may_be_zero = {name for name in names if all(len(feeds.sources[reader]) > 1 for reader in feeds.readers[name])}
+    while True:
+        alive: dict[str, Terms] = {"": ALWAYS}
+        taken_back: set[str] = set()
         for name in reversed(names):
-            alive[name] = life(name, alive)
+            terms: set[frozenset[str]] = set()
+            for reader in feeds.readers[name]:
+                own = {reader} if reader in may_be_zero else set()
+                terms |= {term | own for term in alive[reader]}
+            alive[name] = frozenset(t for t in terms if not any(other < t for other in terms))
             conditions = frozenset[str]().union(*alive[name])
             if len(conditions) > MAX_CONDITION:
-                zeros = sorted(feeds.consumers[name] & may_be_zero, key=lambda reader: position[reader])
+                zeros = sorted(feeds.readers[name] & may_be_zero, key=lambda reader: position[reader])
                 # A reader that always lives settles it; otherwise any variable that is left must go.
                 certain = [reader for reader in zeros if alive[reader] == ALWAYS]
-                may_be_zero.discard((certain or zeros or sorted(conditions))[-1])
-                return None
-        return alive
-
-    while (alive := all_lives()) is None:
-        pass
-    return may_be_zero, alive
+                taken_back = {(certain or zeros or sorted(conditions))[-1]}
+                break
+        if not taken_back:
+            for operation in feeds.costly:
+                if any(reader not in may_be_zero and alive[reader] == ALWAYS for reader in operation):
+                    continue
+                last = max(operation, key=lambda reader: position[reader])
+                taken_back |= ({last} & may_be_zero) | frozenset[str]().union(*alive[last])
+        if not taken_back:
+            return may_be_zero, {name: alive[name] for name in names}
+        may_be_zero -= taken_back
