@@ -266,7 +266,8 @@ class _Costs:
     def table(self, interval: int) -> CostTable:
         """FLOPs of an interval."""
         space, plan = self.space, self.space.plan
-        terms, free = [], set()
+        terms: list[CostTerm] = []
+        free: set[str] = set()
         for layer in plan.layers:
             totals = []
             for choice in space.variables[layer.name]:
@@ -278,10 +279,11 @@ class _Costs:
             conditions = sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
             names = (layer.name, *conditions)
             flops = np.zeros([len(space.variables[n]) for n in names], dtype=np.int64)
-            for index in product(*(range(len(space.variables[n])) for n in conditions)):
+            sizes = [range(len(space.variables[n])) for n in conditions]
+            for index in product(*sizes):
                 chosen = {n: space.variables[n][i] for n, i in zip(conditions, index, strict=True)}
                 if _lives(layer, chosen):
-                    flops[(slice(None), *index)] = totals
+                    flops[:, *index] = totals
             terms.append(CostTerm(layer.name, names, flops))
         return CostTable(
             space.variables, tuple(terms), interval * plan.rest_flops + sum(layer.flops for layer in plan.layers),

@@ -175,7 +175,9 @@ class DeltaNet(nn.Module):
 
     def _intervals(self, clip: Tensor, interval: int) -> Tensor:
         """(N, 3, M · interval, H, W) -> (N · M, interval, ...)."""
-        frames = clip.unflatten(2, (-1, interval)).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (N · M, interval, 3, H, W)
+        batch, _, length, height, width = clip.shape
+        folded = clip.reshape(batch, 3, int(length) // interval, interval, height, width)
+        frames = folded.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (N · M, interval, 3, H, W)
         keys = frames[:, 0].contiguous(memory_format=torch.channels_last)
         trains = any(p.requires_grad for p in self.teacher_parameters()) if torch.is_grad_enabled() else False
         with self._at("key", lazy=True), torch.set_grad_enabled(trains):
@@ -187,7 +189,7 @@ class DeltaNet(nn.Module):
         with self._at("delta", lazy=True):
             rest = cast(Tensor, self.net(others))
         self.stream.state = {}
-        rest = rest.unflatten(0, (interval - 1, -1)).transpose(0, 1)
+        rest = rest.reshape(interval - 1, -1, *rest.shape[1:]).transpose(0, 1)
         return torch.cat([first[:, None], rest], 1)
 
     def key(self, frame: Tensor) -> tuple[Tensor, State]:
@@ -232,7 +234,7 @@ class _Phase:
         self.stream, self.phase, self.lazy = stream, phase, lazy
 
     def __enter__(self) -> None:
-        self.stream.phase, self.stream.lazy = self.phase, self.lazy  # type: ignore[assignment]
+        self.stream.phase, self.stream.lazy = self.phase, self.lazy
 
     def __exit__(self, *_: object) -> None:
         self.stream.phase, self.stream.lazy = "key", False
