@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
 from nas_kd.config import (
@@ -20,7 +21,7 @@ from nas_kd.config import (
     load_config,
     validate,
 )
-from nas_kd.data import FolderConfig, GeneratedConfig
+from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig, SequencesConfig
 from nas_kd.tasks import DetectionConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig
 from nas_kd.training.gate_search import GateConfig
@@ -77,6 +78,8 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("tasks", FrameNetSettings),
         ("data", FolderConfig),
         ("data", GeneratedConfig),
+        ("data", SequencesConfig),
+        ("data", CameraConfig),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -85,3 +88,13 @@ def test_every_key_is_documented(page: str, model: type[BaseModel]) -> None:
     given_by_us = {"num_classes", "source", "root", "labels"}
     missing = [key for key in model.model_fields if f"`{key}`" not in text and key not in given_by_us]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "block",
+    re.findall(r"```yaml\n(data:.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.S),
+    ids=["davis", "camvid"],
+)
+def test_the_data_sections_of_the_documentation_are_valid(block: str) -> None:
+    section = yaml.safe_load(block)["data"]
+    assert TypeAdapter[object](DataConfig).validate_python(section) == SequencesConfig.model_validate(section)

@@ -160,7 +160,8 @@ def warp_labels(labels: npt.NDArray[np.uint8], matrices: Matrices, size: tuple[i
     x, y = _positions(matrices, size)
     columns = np.floor(x + 0.5).astype(np.int32).clip(0, labels.shape[1] - 1)
     rows = np.floor(y + 0.5).astype(np.int32).clip(0, labels.shape[0] - 1)
-    return labels[rows, columns]
+    moved: npt.NDArray[np.uint8] = labels[rows, columns]
+    return moved
 
 
 def add_noise(clip: npt.NDArray[np.uint8], noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
