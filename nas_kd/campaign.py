@@ -126,7 +126,8 @@ class Campaign:
             note(f"{len(bench.splits.skipped)} rows of the data were left out; {listed} says why")
         known = prepare_teacher(bench, self.run_dir, progress)
         value = float(known[f"val/{metric.name}"])
-        note(f"teacher: validation {metric.name} {value:.3f} at {int(known['flops']):,} FLOPs a clip")
+        unit = "frame" if bench.task.framewise else "clip"
+        note(f"teacher: validation {metric.name} {value:.3f} at {int(known['flops']):,} FLOPs a {unit}")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:
             note(
@@ -239,6 +240,7 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
             value=float(known[f"val/{metric}"]),
             test=float(known[f"test/{metric}"]),
             params=int(known["params"]),
+            secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
         )
     facts = {
         "run": str(run_dir),
@@ -299,8 +301,7 @@ def export(
     config, records = load_run(run_dir)
     record = pick(records, trial=trial, max_flops=max_flops)
     space = None
-    if ":" in config.space.name:
-        bundle = json.loads((run_dir / "trials" / f"{record.number:04d}" / "arch.json").read_text())
-        space = config.space.build(len(bundle["class_names"]))
+    if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
+        space = build_workbench(config, "cpu").space  # only the user's own code knows it
     folder = out_dir or run_dir / "export" / f"trial-{record.number:04d}"
     return folder, export_student(run_dir / "trials" / f"{record.number:04d}", folder, formats, space=space)

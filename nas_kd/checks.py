@@ -52,12 +52,14 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> None:
 
 
 def _check_frames(bench: Workbench) -> None:
-    frames = max((int(f) for f in bench.space.knobs.get("frames", ())), default=0)
-    if frames > bench.splits.info.frames:
-        raise ConfigError(
-            f"space.frames: a student may see at most data.frames = {bench.splits.info.frames} frames, but {frames} is "
-            "asked for; lower it or raise data.frames"
-        )
+    have = bench.splits.info.frames
+    for knob, what in (("frames", "a student may see"), ("keyframe_interval", "an interval between key frames takes")):
+        wanted = max((int(f) for f in bench.space.knobs.get(knob, ())), default=0)
+        if wanted > have:
+            raise ConfigError(
+                f"space.{knob}: {what} at most data.frames = {have} frames, but {wanted} is asked for; lower it or "
+                "raise data.frames"
+            )
 
 
 def _check_flips(config: CampaignConfig, bench: Workbench) -> None:
@@ -100,7 +102,7 @@ def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
     for (path, objective), knobs in product(weighed(config).items(), (values[0], values[-1])):
         teacher = bench.teacher_model if objective.distils else None
         supernet = Supernet(bench.space, knobs).to(bench.device)
-        example = bench.space.example_input(supernet.knobs).to(bench.device)
+        example = bench.student_example(supernet.knobs)
         try:
             with supernet.pinned(bench.space.widest(supernet.knobs)):
                 Objective(objective, bench.task, supernet, teacher, example, bench.example(), varying_width=True)

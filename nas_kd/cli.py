@@ -102,7 +102,9 @@ def report(
         from nas_kd import campaign as campaigns
 
         paths = campaigns.report(run, out)
-        for path in (paths.report, paths.picture, paths.front, paths.trials):
+        for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials):
+            if path is None:  # no stream on the front
+                continue
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from torch import nn
 
 from nas_kd.data import DataConfig, GeneratedConfig
 from nas_kd.imports import call_function
@@ -29,7 +30,7 @@ from nas_kd.tasks import TASKS
 from nas_kd.teachers import TeacherConfig
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig
-from search_spaces import SPACES, SearchSpace
+from search_spaces import DERIVED_SPACES, SPACES, DeltaBlocksSpace, SearchSpace
 from trials.knobs import ChoiceKnob, FloatKnob, parse_knobs
 
 
@@ -104,7 +105,8 @@ class BudgetConfig(_Section):
 
 
 class SpaceConfig(BaseModel):
-    """The search space: a name of `search_spaces.SPACES` or `module:function`; the other keys are its settings."""
+    """The search space: a name of `search_spaces.SPACES` or `DERIVED_SPACES`, or `module:function`; the other keys are
+    its settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -112,30 +114,55 @@ class SpaceConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> SpaceConfig:
-        if self.name not in SPACES and ":" not in self.name:
+        known = {**SPACES, **DERIVED_SPACES}
+        if self.name not in known and ":" not in self.name:
             raise ValueError(
-                f"unknown space {self.name!r}; choose from {', '.join(SPACES)}, or give your own as module:function"
+                f"unknown space {self.name!r}; choose from {', '.join(known)}, or give your own as module:function"
             )
-        if self.name in SPACES:
-            try:
-                self.build(2)
-            except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
-                raise ValueError("; ".join(explain(error, self.model_extra or {}))) from error
+        try:
+            if self.name in SPACES:
+                SPACES[self.name](self._settings(2))
+            elif self.is_derived:
+                DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
+        except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
+            raise ValueError("; ".join(explain(error, self.model_extra or {}))) from error
         return self
 
-    def build(self, num_classes: int) -> SearchSpace:
-        """The space for so many classes.
+    @property
+    def is_derived(self) -> bool:
+        """Whether the space is derived from the teacher."""
+        return self.name in DERIVED_SPACES
+
+    def _settings(self, num_outputs: int) -> dict[str, Any]:
+        return {"num_classes": num_outputs, **(self.model_extra or {})}
+
+    def build(self, num_outputs: int) -> SearchSpace:
+        """The space for so many outputs, where it needs no teacher.
 
         Raises:
             ValueError: the settings do not fit.
         """
-        settings = {"num_classes": num_classes, **(self.model_extra or {})}
+        settings = self._settings(num_outputs)
         if self.name in SPACES:
             return SPACES[self.name](settings)
         space = call_function(self.name, settings, purpose="space.name")
         if not isinstance(space, SearchSpace):
             raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")
         return space
+
+    def derive(self, teacher: nn.Module, frame_size: tuple[int, int], identity: Mapping[str, Any]) -> DeltaBlocksSpace:
+        """The space of a teacher's own layers.
+
+        Args:
+            teacher: frames -> maps.
+            frame_size: (H, W).
+            identity: what tells this teacher from others.
+
+        Raises:
+            ValueError: no layer of the teacher is eligible, or a pattern matches none.
+        """
+        settings = DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
+        return DeltaBlocksSpace(settings, teacher, frame_size, identity)
 
 
 class SearchConfig(FitConfig):
@@ -220,6 +247,32 @@ class ResourceConfig(_Section):
         return self
 
 
+TEACHER_SECTIONS = ("task", "task_options", "seed", "data", "normalize", "teacher")
+"""What decides the teacher of a campaign and its outputs."""
+
+_DELTA_ONLY = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}, "delta": {"weight": 1.0}}
+FRAMEWISE_DEFAULTS: Mapping[str, Any] = {
+    "teacher": {"model": "framenet"},
+    "space": {"name": "delta_blocks"},
+    "budget": {"max_flops": ["4M", "6M", "8M"]},
+    "objective": _DELTA_ONLY,
+    "search": {"objective": {**_DELTA_ONLY, "delta": {"weight": 1.0, "active_share": 1.0}}},
+}
+"""Defaults of campaigns whose task looks at single frames; what the file says goes before."""
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, with what it lacks from `defaults`, section by section; a space or teacher that it names is its own."""
+    merged = dict(given)
+    for key, default in defaults.items():
+        own = merged.get(key)
+        if own is None:
+            merged[key] = default
+        elif isinstance(default, Mapping) and isinstance(own, Mapping):
+            merged[key] = _merged(default, own)
+    return merged
+
+
 def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
     """The values of a knob that a section must accept: all of a choice, the bounds of a range and one between them."""
     knob = parse_knobs({path: definition})[path]
@@ -237,6 +290,7 @@ class CampaignConfig(_Section):
         runs: where run folders are.
         seed: of everything random.
         task: what the students are trained for.
+        task_options: of the task (docs/tasks.md).
         trials: how many trials the campaign has in all; failed ones count.
         sampler: which Optuna sampler proposes the knobs.
         storage: URL of a database for the ledger (postgresql://…); without it the ledger is in the run's folder.
@@ -249,6 +303,7 @@ class CampaignConfig(_Section):
     runs: Path = Path("runs")
     seed: int = Field(default=0, ge=0)
     task: str = "classification"
+    task_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)
     sampler: str = "tpe"
     storage: str | None = None
@@ -266,15 +321,32 @@ class CampaignConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _generated_unless_said(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("data"), dict) and "source" not in value["data"]:
-            return {**value, "data": {"source": "generated", **value["data"]}}
-        return value
+    def _defaults_that_depend(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if isinstance(value.get("data"), dict) and "source" not in value["data"]:
+            value = {**value, "data": {"source": "generated", **value["data"]}}
+        task = value.get("task")
+        return _merged(FRAMEWISE_DEFAULTS, value) if task in TASKS and TASKS[task].framewise else value
 
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:
         if self.task not in TASKS:
             raise ValueError(f"task: {self.task!r} is unknown; choose from {', '.join(TASKS)}")
+        try:
+            TASKS[self.task].options.model_validate(self.task_options)
+        except ValidationError as error:
+            raise ValueError(
+                "; ".join(f"task_options: {line}" for line in explain(error, self.task_options))
+            ) from error
+        if self.space.is_derived and not TASKS[self.task].framewise:
+            frames = ", ".join(name for name, task in TASKS.items() if task.framewise)
+            raise ValueError(f"space.name: {self.space.name!r} needs a task that looks at single frames: {frames}")
+        if TASKS[self.task].framewise and self.space.name in SPACES:
+            raise ValueError(
+                f"space.name: {self.space.name!r} makes students of whole clips, but task {self.task!r} looks at "
+                f"single frames; choose {', '.join(DERIVED_SPACES)}, or give your own as module:function"
+            )
         if self.early_stopping and self.early_stopping.rungs[-1] > self.retrain.epochs:
             raise ValueError(
                 f"early_stopping.rungs: a rung is an epoch of the retraining, at most retrain.epochs = "
@@ -329,7 +401,7 @@ class CampaignConfig(_Section):
 
     def digest(self, *sections: str) -> str:
         """A short hash of some sections; of all that influences a trial's result if none is named."""
-        names = sections or ("task", "seed", "data", "normalize", "teacher", "space", "objective", "search", "retrain")
+        names = sections or (*TEACHER_SECTIONS, "space", "objective", "search", "retrain")
         chosen = {name: self.model_dump(mode="json")[name] for name in names}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

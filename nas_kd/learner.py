@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from nas_kd.data import Batch
+from nas_kd.frames import ClipOfFrames, random_frames, random_pairs, take_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher
@@ -38,11 +40,14 @@ class Learner:
         varying: bool = False,
     ) -> None:
         self.bench, self.knobs = bench, dict(knobs)
-        example = bench.space.example_input(self.knobs).to(bench.device)
+        example = bench.student_example(self.knobs)
         teacher = bench.teacher_model if config.distils else None
         self.objective = Objective(config, bench.task, net, teacher, example, bench.example(), varying_width=varying)
         self.objective.to(bench.device)
-        self._student = Taps(net, self.objective.student_taps)
+        seen = ClipOfFrames(net) if bench.task.framewise and not bench.has_keyframes else net
+        prefix = "net." if seen is not net else ""
+        self._student = Taps(seen, [f"{prefix}{name}" for name in self.objective.student_taps])
+        self._prefix = prefix
         self._teacher: Teacher | None = None
         self._answers: Callable[[Batch, Tensor], ModelOutput | None] = lambda batch, clip: None
         if teacher is not None:
@@ -55,9 +60,36 @@ class Learner:
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""
+        if self.bench.task.framewise:
+            return self._loss_of_frames(batch)
         clip = self.bench.clip(batch)
         student = self._student(self.bench.space.fit_input(clip, self.knobs))
-        return cast(dict[str, Tensor], self.objective(student, self._answers(batch, clip), batch))
+        return self._terms(student, self._answers(batch, clip), batch)
+
+    def _loss_of_frames(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Of one random frame of each clip; with key frames, of the second frame of a random pair."""
+        if self.bench.has_keyframes:
+            batch = random_pairs(batch, int(self.knobs["keyframe_interval"]))
+        else:
+            batch = random_frames(batch)
+        clip = self.bench.clip(batch)
+        frame = clip[:, :, -1].contiguous(memory_format=torch.channels_last)
+        teacher = self._answers(batch, frame) if self.objective.uses_teacher else None
+        delta = self.objective.delta
+        if delta is not None and not delta.calibrated:
+            assert self._teacher is not None
+            assert teacher is not None
+            self.objective.calibrate(self._teacher(clip[:, :, 0]), teacher)
+        output = self._student(clip)
+        features = {name.removeprefix(self._prefix): value for name, value in output.features.items()}
+        student = ModelOutput(output.logits[:, -1:], features)
+        if teacher is not None:
+            teacher = ModelOutput(teacher.logits[:, None], teacher.features)
+        last = torch.full((len(clip), 1), clip.shape[2] - 1)
+        return self._terms(student, teacher, take_frames(batch, last))
+
+    def _terms(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], self.objective(student, teacher, batch))
 
     def close(self) -> None:
         """Remove all hooks."""

@@ -23,10 +23,11 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, Progress, fit
-from nas_kd.training.gate_search import search_gates
+from nas_kd.training.gate_search import search_gates, slow_parameters
 from nas_kd.training.measure import environment, latency_ms
+from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
-from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
+from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
 from search_spaces.arch import Choice
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
@@ -170,12 +171,12 @@ class Trial:
                 f"left alone, the gates would choose {free:,} FLOPs for a budget of {self.max_flops:,}: the search was "
                 "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
             )
-        edges = [str(choice) for name, choice in arch.choices.items() if ".edges." in name]
-        idle = sum(choice in ("zero", "identity") for choice in edges)
-        self.diagnostics["idle_edges"] = idle / max(len(edges), 1)
-        if edges and idle / len(edges) > COLLAPSE_SHARE:
+        gates = [str(choice) for choice in arch.choices.values() if isinstance(choice, str)]
+        idle = sum(choice in ("zero", "identity") for choice in gates)
+        self.diagnostics["idle_edges"] = idle / max(len(gates), 1)
+        if gates and idle / len(gates) > COLLAPSE_SHARE:
             self.warnings.append(
-                f"{idle} of {len(edges)} edges are zero or identity: the search may have collapsed to skip connections"
+                f"{idle} of {len(gates)} edges are zero or identity: the search may have collapsed to skip connections"
             )
         return arch
 
@@ -197,6 +198,9 @@ class Trial:
                 self._log(f"retrain-{i}", epoch, means)
                 self._report_rung(i, epoch, student, arch)
 
+            slow, slow_scale = slow_parameters(student, self.config.objective)
+            taken = {id(p) for p in slow}
+            fast = [p for p in (*student.parameters(), *learner.objective.parameters()) if p.requires_grad]
             with closing(learner):
                 fit(
                     student,
@@ -205,7 +209,10 @@ class Trial:
                     learner.objective.total,
                     config,
                     seed=seed,
-                    parameters=[*student.parameters(), *learner.objective.parameters()],
+                    parameters=[p for p in fast if id(p) not in taken],
+                    slow=slow,
+                    slow_scale=slow_scale,
+                    advance=learner.objective.advance,
                     extra_parts={"objective": learner.objective},
                     checkpoint=self.context.directory / f"checkpoint-retrain-{i}.pt",
                     tag=f"retrain {i} {self.config.digest()} {arch.arch_id} {seed}",
@@ -228,9 +235,13 @@ class Trial:
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
         example = self.bench.space.example_input(self.knobs).to(self.bench.device)
+        table = self.bench.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
-        assert flops == self.bench.space.cost(arch), "the cost table and fvcore's count of the student are one truth"
-        return Cost(flops=flops, params=count_params(student), latency_ms=latency_ms(student, example))
+        assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
+        params = count_params(student)
+        if isinstance(student, DeltaNet):
+            return Cost.model_validate(stream_cost(student, example[:, :, 0], flops, params))
+        return Cost(flops=flops, params=params, latency_ms=latency_ms(student, example))
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
         info, normalize = self.bench.splits.info, self.config.normalize
@@ -246,7 +257,7 @@ class Trial:
                 std=normalize.std,
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
-                class_names=info.class_names,
+                class_names=self.bench.task.class_names,
                 task=self.config.task,
                 trial=self.context.number,
                 seed=self.context.seed,
@@ -264,8 +275,7 @@ class Trial:
         return Learner(self.bench, net, config, self.knobs, cached=fit_config.augment == "none", varying=varying_width)
 
     def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:
-        model.eval()
-        return self.bench.evaluate(model, dataset, lambda clip: self.bench.space.fit_input(clip, self.knobs))
+        return self.bench.evaluate_student(model, dataset, self.knobs)
 
     def _report_rung(self, repeat: int, epoch: int, student: nn.Module, arch: ArchSpec) -> None:
         stopping = self.config.early_stopping

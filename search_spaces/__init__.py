@@ -10,6 +10,8 @@ from search_spaces.cells import Edge
 from search_spaces.clip_cell import ClipCellSpace
 from search_spaces.clip_cell_settings import ClipCellSettings
 from search_spaces.cost import CostTable, CostTerm
+from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
+from search_spaces.delta_net import DeltaNet
 from search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops
 from search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule
 from search_spaces.knapsack import InfeasibleBudgetError
@@ -22,9 +24,13 @@ SPACES: dict[str, Callable[[Mapping[str, Any]], SearchSpace]] = {
 }
 """Name -> builder from settings as JSON values. A space that is here can be built again from an `ArchSpec` alone."""
 
+DERIVED_SPACES = {"delta_blocks": DeltaBlocksSettings}
+"""Name -> settings of a space that is derived from a teacher."""
+
 __all__ = [
     "BUDGET_SHARE",
     "CONVENTION",
+    "DERIVED_SPACES",
     "ESTIMATORS",
     "OPS",
     "SPACES",
@@ -33,6 +39,9 @@ __all__ = [
     "ClipCellSpace",
     "CostTable",
     "CostTerm",
+    "DeltaBlocksSettings",
+    "DeltaBlocksSpace",
+    "DeltaNet",
     "Edge",
     "FlopCount",
     "Gate",

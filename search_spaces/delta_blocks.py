@@ -15,6 +15,7 @@ from itertools import product
 from typing import Annotated, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
@@ -278,12 +279,12 @@ class _Costs:
                 free.update(uncounted)
             conditions = sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
             names = (layer.name, *conditions)
-            flops = np.zeros([len(space.variables[n]) for n in names], dtype=np.int64)
+            flops: npt.NDArray[np.int64] = np.zeros([len(space.variables[n]) for n in names], dtype=np.int64)
             sizes = [range(len(space.variables[n])) for n in conditions]
             for index in product(*sizes):
                 chosen = {n: space.variables[n][i] for n, i in zip(conditions, index, strict=True)}
                 if _lives(layer, chosen):
-                    flops[:, *index] = totals
+                    flops[(slice(None), *index)] = totals  # type: ignore[index]
             terms.append(CostTerm(layer.name, names, flops))
         return CostTable(
             space.variables, tuple(terms), interval * plan.rest_flops + sum(layer.flops for layer in plan.layers),

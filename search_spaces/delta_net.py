@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from search_spaces.cells import Edge
 from search_spaces.delta_ops import DeltaOp, ZeroDelta, repeated
-from search_spaces.flops import Plus
+from search_spaces.flops import Plus, count_flops
 
 Reference = Literal["keyframe", "previous"]
 State = dict[str, tuple[Tensor, ...]]
@@ -223,8 +223,25 @@ class DeltaNet(nn.Module):
             after, self.stream.state = self.stream.state, {}
         return output, after
 
+    def delta_flops(self, frame: Tensor) -> int:
+        """FLOPs of a frame after its key frame; `frame` is (1, 3, H, W)."""
+        with torch.no_grad():
+            _, state = self.key(frame)
+        return count_flops(_DeltaPass(self, state), frame).total
+
     def _at(self, phase: Literal["key", "delta"], *, lazy: bool) -> _Phase:
         return _Phase(self.stream, phase, lazy)
+
+
+class _DeltaPass(nn.Module):
+    """A delta frame as a module of the frame alone."""
+
+    def __init__(self, net: DeltaNet, state: State) -> None:
+        super().__init__()
+        self.net, self.state = net, state
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.net.delta(frame, self.state)[0]
 
 
 class _Phase:

@@ -1,7 +1,7 @@
 """Candidates of a delta layer: cheap students h that predict how the output of a teacher's layer f changes.
 
-Every candidate predicts f(x) − f(x_0) as h(x) − h(x_0). Where h is linear and without bias that is h(x − x_0), the form of
-Delta Distillation (Habibian et al., ECCV 2022, arXiv 2203.09594); a non-linear h sees the pair (x_0, x) through the
+Every candidate predicts f(x) − f(x_0) as h(x) − h(x_0). Where h is linear and without bias that is h(x − x_0), the form
+of Delta Distillation (Habibian et al., ECCV 2022, arXiv 2203.09594); a non-linear h sees the pair (x_0, x) through the
 same net twice. Either way a frame that equals the key frame changes nothing, bit by bit, and a chain of changes adds
 up to the change of the whole: there is no drift.
 

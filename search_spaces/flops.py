@@ -4,8 +4,8 @@ fvcore misses fused attention and recurrent layers, which would count as zero. T
 the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
 convention and named in the result; any other operator that has no handler is an error, never a silent zero.
 
-One exception: `Minus` and `Plus`, the subtractions and additions that a delta costs. They are overhead of the method, so
-each of their output elements counts as one FLOP.
+One exception: `Minus` and `Plus`, the subtractions and additions that a delta costs. They are overhead of the method,
+so each of their output elements counts as one FLOP.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DATA_MOVEMENT = """
 FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
 """Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
 
-COUNTED_OPS = ("aten::sub", "aten::add")  # in `Minus` and `Plus`, and nowhere else
+COUNTED_OPS = ("aten::sub", "aten::add", "aten::add_")  # in `Minus` and `Plus`, and nowhere else
 
 _trace_lock = threading.Lock()  # tracing toggles process-wide switches
 
@@ -68,6 +68,14 @@ class Plus(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Of shapes that broadcast to that of `left`."""
         return left + right
+
+
+class PlusInPlace(Plus):
+    """The same, where `left` is not needed afterwards; its memory becomes the result's."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Of equal shapes."""
+        return left.add_(right)
 
 
 @dataclass(frozen=True)

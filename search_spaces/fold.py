@@ -70,8 +70,10 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         with torch.no_grad():
             scale = (norm.running_var + norm.eps).rsqrt()
             if norm.weight is not None:

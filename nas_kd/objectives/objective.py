@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from nas_kd.objectives.cross_resolution import cross_resolution
+from nas_kd.objectives.delta import DeltaLoss, Normalize, delta_pairs
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.response import response
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Batch, Task
+from search_spaces import DeltaNet, Supernet
 
 
 class _Term(BaseModel):
@@ -61,6 +63,23 @@ class CrossResolutionTerm(_Term):
     teacher: str | None = None
 
 
+class DeltaTerm(_Term):
+    """Delta distillation of every delta layer, for students of `delta_blocks`.
+
+    Attributes:
+        normalize: `layer` measures each layer's error in units of its own change, `overall` all of them in units of
+            their mean change, `none` not at all.
+        active_share: share of the training in which the term counts; later the task decides alone (a third in the
+            released code).
+        teacher_lr_scale: learning rate of the layers that were the teacher's, in shares of that of the students; 0
+            keeps them frozen. They learn in the student's copy: the teacher itself never changes.
+    """
+
+    normalize: Normalize = "layer"
+    active_share: float = Field(default=1 / 3, gt=0, le=1)
+    teacher_lr_scale: float = Field(default=0.0, ge=0, le=1)
+
+
 class ObjectiveConfig(BaseModel):
     """Terms of the loss, each with its weight; a weight of 0 leaves the term out."""
 
@@ -70,17 +89,23 @@ class ObjectiveConfig(BaseModel):
     response: ResponseTerm = ResponseTerm()
     feature: FeatureTerm = FeatureTerm()
     cross_resolution: CrossResolutionTerm = CrossResolutionTerm()
+    delta: DeltaTerm = DeltaTerm()
 
     @model_validator(mode="after")
     def _some(self) -> ObjectiveConfig:
         if not (self.task.weight > 0 or self.distils):
             raise ValueError("at least one term must have a weight above 0, but all are 0")
+        others = (self.task, self.response, self.feature, self.cross_resolution)
+        if self.delta.active_share < 1 and not any(t.weight > 0 for t in others):
+            raise ValueError(
+                f"delta.active_share must be 1 where delta is the only term, but it is {self.delta.active_share:.3g}"
+            )
         return self
 
     @property
     def distils(self) -> bool:
         """Whether any term needs the teacher."""
-        return any(t.weight > 0 for t in (self.response, self.feature, self.cross_resolution))
+        return any(t.weight > 0 for t in (self.response, self.feature, self.cross_resolution, self.delta))
 
 
 MAP_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -123,11 +148,17 @@ class Objective(nn.Module):
         super().__init__()
         self.config, self.task = config, task
         self.pairs: dict[str, tuple[tuple[str, str], ...]] = {}
+        self.delta_pairs: tuple[tuple[str, str], ...] = ()
         self.adapters = nn.ModuleDict()
+        self.progress = 0.0
+        self.delta: DeltaLoss | None = None
         if config.distils and teacher is None:
             raise ValueError("the objective distils, but there is no teacher; set the distillation weights to 0")
         if teacher is None:
             return
+        if config.delta.weight > 0:
+            self.delta_pairs = delta_pairs(_trained_layers(student))
+            self.delta = DeltaLoss(len(self.delta_pairs), config.delta.normalize)
         if config.feature.weight > 0:
             self.pairs["feature"] = config.feature.pairs or _scale_pairs(student, example, teacher, teacher_example)
         if config.cross_resolution.weight > 0:
@@ -145,12 +176,36 @@ class Objective(nn.Module):
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Modules of the student whose maps are needed."""
-        return tuple(dict.fromkeys(ours for pairs in self.pairs.values() for ours, _ in pairs))
+        return tuple(dict.fromkeys(ours for ours, _ in self._all_pairs))
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
         """Modules of the teacher whose maps are needed."""
-        return tuple(dict.fromkeys(theirs for pairs in self.pairs.values() for _, theirs in pairs))
+        return tuple(dict.fromkeys(theirs for _, theirs in self._all_pairs))
+
+    @property
+    def _all_pairs(self) -> tuple[tuple[str, str], ...]:
+        return (*self.delta_pairs, *(pair for pairs in self.pairs.values() for pair in pairs))
+
+    @property
+    def uses_delta(self) -> bool:
+        """Whether the delta term counts at the present progress."""
+        return self.delta is not None and self.progress < self.config.delta.active_share
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any term needs the teacher at the present progress."""
+        return self.uses_delta or bool(self.pairs) or self.config.response.weight > 0
+
+    def advance(self, progress: float) -> None:
+        """Say how far the training is, from 0 to 1."""
+        self.progress = progress
+
+    def calibrate(self, key: ModelOutput, frame: ModelOutput) -> None:
+        """Measure the scales of the delta term, once, from the teacher's maps at key frames and at later ones."""
+        assert self.delta is not None
+        theirs = [name for _, name in self.delta_pairs]
+        self.delta.calibrate([key.features[n] for n in theirs], [frame.features[n] for n in theirs])
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms by name, each a scalar."""
@@ -160,6 +215,9 @@ class Objective(nn.Module):
         if teacher is not None:
             if self.config.response.weight > 0:
                 terms["response"] = response(student.logits, teacher.logits, self.config.response.kd_temperature)
+            if self.delta is not None and self.uses_delta:
+                ours = [student.features[name] for name, _ in self.delta_pairs]
+                terms["delta"] = self.delta(ours, [teacher.features[name] for _, name in self.delta_pairs])
             for name, pairs in self.pairs.items():
                 adapters = cast(nn.ModuleList, self.adapters[name])
                 values = [
@@ -172,6 +230,18 @@ class Objective(nn.Module):
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Σ weight · term."""
         return torch.stack([getattr(self.config, name).weight * value for name, value in terms.items()]).sum()
+
+
+def _trained_layers(student: nn.Module) -> dict[str, object]:
+    """Delta layers that have a student.
+
+    Raises:
+        ValueError: the net has none.
+    """
+    net = student.network if isinstance(student, Supernet) else student
+    if not isinstance(net, DeltaNet):
+        raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
+    return {name: layer for name, layer in net.layers().items() if layer.student is not None}
 
 
 def _scale_pairs(

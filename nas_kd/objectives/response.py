@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch.
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch and over pixels.
 
     T² keeps the gradient's size independent of T (section 2 of the paper).
 
     Args:
-        student: (N, num_classes) logits.
-        teacher: (N, num_classes) logits.
+        student: (N, num_classes) logits, or (N, T, num_classes, h, w) of every pixel.
+        teacher: likewise.
         kd_temperature: T.
 
     Raises:
@@ -24,6 +24,8 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
             f"response distillation compares logits of one shape, but the student gives {tuple(student.shape)} and the "
             f"teacher {tuple(teacher.shape)}; both need the same classes"
         )
-    log_p = F.log_softmax(student / kd_temperature, dim=-1)
-    log_q = F.log_softmax(teacher / kd_temperature, dim=-1)
-    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * kd_temperature**2
+    channels = -1 if student.ndim == 2 else -3
+    log_p = F.log_softmax(student / kd_temperature, dim=channels)
+    log_q = F.log_softmax(teacher / kd_temperature, dim=channels)
+    summed = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    return summed * (student.shape[channels] / student.numel()) * kd_temperature**2

@@ -81,6 +81,10 @@ class Detection(Task):
         self._found: dict[Offset, list[FrameBoxes]] = {}
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.info.box_names
+
+    @property
     def num_outputs(self) -> int:
         return len(self.info.box_names) + 4
 

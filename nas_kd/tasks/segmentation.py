@@ -169,6 +169,10 @@ class Segmentation(Task):
         self._clear()
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.info.mask_names
+
+    @property
     def num_outputs(self) -> int:
         return len(self.info.mask_names)
 

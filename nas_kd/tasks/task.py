@@ -59,6 +59,11 @@ class Task(ABC):
     def num_outputs(self) -> int:
         """Channels that a model must give."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Meaning of the classes that outputs are about."""
+        return self.info.class_names
+
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A scalar, the mean over the batch."""

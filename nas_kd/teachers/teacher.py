@@ -45,7 +45,7 @@ class TeacherConfig(BaseModel):
     fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
 
 
-def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
+def build_teacher_model(config: TeacherConfig, num_outputs: int) -> nn.Module:
     """The teacher's model, with the weights of its file if there is one.
 
     Raises:
@@ -53,7 +53,7 @@ def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
     """
     if ":" in config.model:
         model: Any = call_function(
-            config.model, {"num_classes": num_classes, **config.settings}, purpose="teacher.model"
+            config.model, {"num_classes": num_outputs, **config.settings}, purpose="teacher.model"
         )
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -61,7 +61,7 @@ def build_teacher_model(config: TeacherConfig, num_classes: int) -> nn.Module:
             )
     elif config.model in TEACHERS:
         try:
-            model = TEACHERS[config.model](num_classes, config.settings)
+            model = TEACHERS[config.model](num_outputs, config.settings)
         except ValidationError as error:
             sentences = explain(error, config.settings)
             raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
@@ -54,22 +54,28 @@ def no_progress(fraction: float, message: str) -> None:
 
 
 def make_optimizer(
-    config: FitConfig, parameters: Iterable[nn.Parameter], *, lr: float | None = None
+    config: FitConfig,
+    parameters: Iterable[nn.Parameter],
+    *,
+    slow: Iterable[nn.Parameter] = (),
+    slow_scale: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with decay on matrices and kernels only."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for p in parameters:
-        (decayed if p.ndim > 1 else plain).append(p)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    lr = config.lr if lr is None else lr
+    """AdamW or SGD with decay on matrices and kernels only.
+
+    Args:
+        config: of the training.
+        parameters: at the full learning rate.
+        slow: at `slow_scale` times the learning rate.
+        slow_scale: at most 1.
+    """
+    groups: list[dict[str, Any]] = []
+    for chosen, scale in ((list(parameters), 1.0), (list(slow), slow_scale)):
+        for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+            if members := [p for p in chosen if (p.ndim > 1) == is_matrix]:
+                groups.append({"params": members, "weight_decay": decay, "lr_scale": scale})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def learning_rate(config: FitConfig, progress: float) -> float:
@@ -81,9 +87,9 @@ def learning_rate(config: FitConfig, progress: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all groups of the optimizer the same learning rate."""
+    """Give all groups of the optimizer a learning rate, each in its own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
 
 
 @dataclass
@@ -121,6 +127,9 @@ def fit(
     *,
     seed: int,
     parameters: Iterable[nn.Parameter] | None = None,
+    slow: Iterable[nn.Parameter] = (),
+    slow_scale: float = 1.0,
+    advance: Callable[[float], None] = lambda progress: None,
     extra_parts: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
     tag: str = "",
@@ -137,6 +146,9 @@ def fit(
         config: schedule.
         seed: of dropout and other noise; each epoch has its own state of the generator, so nothing of it is stored.
         parameters: what is optimised; those of `module` by default.
+        slow: further parameters, optimised at `slow_scale` times the learning rate.
+        slow_scale: at most 1.
+        advance: told before every step how far the training is, from 0 to 1.
         extra_parts: further modules for the checkpoint, such as the objective with its adapters.
         checkpoint: file, or None to keep nothing.
         tag: names what is trained in the checkpoint.
@@ -144,7 +156,8 @@ def fit(
         log: told the mean terms after every epoch.
     """
     chosen = list(parameters) if parameters is not None else list(module.parameters())
-    optimizer = make_optimizer(config, chosen)
+    later = list(slow)
+    optimizer = make_optimizer(config, chosen, slow=later, slow_scale=slow_scale)
     keeper = Checkpoint(checkpoint, tag, {"module": module, "optimizer": optimizer, **(extra_parts or {})})
     start, _ = keeper.restore()
     steps = len(loader) * config.epochs
@@ -155,12 +168,13 @@ def fit(
         for i, batch in enumerate(loader.epoch(epoch)):
             done = epoch * len(loader) + i
             set_learning_rate(optimizer, learning_rate(config, done / steps))
+            advance(done / steps)
             terms = loss(batch)
             value = total(terms)
             check_finite(value, terms, tag or "training")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(chosen, config.clip_norm)
+            torch.nn.utils.clip_grad_norm_([*chosen, *later], config.clip_norm)
             optimizer.step()
             averages.add({**terms, "total": value})
             progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
@@ -171,16 +185,21 @@ def fit(
 
 @torch.no_grad()
 def evaluate(
-    predict: Callable[[Tensor], Tensor], loader: ClipLoader, task: Task, clip: Callable[[Batch], Tensor]
+    predict: Callable[[Tensor], Tensor],
+    loader: ClipLoader,
+    task: Task,
+    clip: Callable[[Batch], Tensor],
+    offsets: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Metrics of `predict` over a split.
 
     Args:
-        predict: model input -> logits; the caller puts the model into evaluation mode.
+        predict: model input -> outputs; the caller puts the model into evaluation mode.
         loader: the split, unshuffled.
         task: metrics.
         clip: batch -> model input.
+        offsets: frames after the key frame, for each frame of a clip; None where there are no key frames.
     """
     for batch in loader.epoch(0):
-        task.update(predict(clip(batch)), batch)
+        task.update(predict(clip(batch)), batch, offsets)
     return task.compute()

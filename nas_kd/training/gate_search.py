@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
-from nas_kd.objectives import Objective
+from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
@@ -29,7 +29,7 @@ from nas_kd.training.fit import (
     no_progress,
     set_learning_rate,
 )
-from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
+from search_spaces import ESTIMATORS, DeltaNet, Supernet, TemperatureSchedule
 
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 
@@ -65,6 +65,20 @@ class GateConfig(BaseModel):
     def schedule(self) -> TemperatureSchedule:
         """Gate temperature over the search."""
         return TemperatureSchedule(self.temperature_start, self.temperature_end)
+
+
+def slow_parameters(net: nn.Module, config: ObjectiveConfig) -> tuple[list[nn.Parameter], float]:
+    """Parameters that were the teacher's and train slowly, and their share of the learning rate; none by default.
+
+    They are made trainable here: the space leaves them frozen.
+    """
+    inner = net.network if isinstance(net, Supernet) else net
+    if not isinstance(inner, DeltaNet) or config.delta.teacher_lr_scale == 0:
+        return [], 0.0
+    slow = inner.teacher_parameters()
+    for p in slow:
+        p.requires_grad_(True)
+    return slow, config.delta.teacher_lr_scale
 
 
 def _cycle(loader: ClipLoader, epoch: int) -> Iterator[Batch]:
@@ -108,9 +122,13 @@ def search_gates(
         progress: told after every step.
         log: told the mean terms after every epoch.
     """
-    weight_parameters = [*supernet.weight_parameters(), *objective.parameters()]
+    slow, slow_scale = slow_parameters(supernet, objective.config)
+    taken = {id(p) for p in slow}
+    fast = [p for p in (*supernet.weight_parameters(), *objective.parameters()) if p.requires_grad]
+    fast = [p for p in fast if id(p) not in taken]
+    weight_parameters = [*fast, *slow]  # what is frozen stays so
     gate_parameters = supernet.gate_parameters()
-    optimizer = make_optimizer(fit, weight_parameters)
+    optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
     steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
     gate_steps = max(steps - warm * len(weights), 1)
     gate_lr = REACH / gate_steps if config.lr is None else config.lr
@@ -133,6 +151,7 @@ def search_gates(
         for i, batch in enumerate(weights.epoch(epoch)):
             done = epoch * len(weights) + i
             supernet.gate_temperature = config.schedule.at(done / steps)
+            objective.advance(done / steps)
             set_learning_rate(optimizer, learning_rate(fit, done / steps))
             _freeze(gate_parameters, weight_parameters)
             terms = loss(batch)

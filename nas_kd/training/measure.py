@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
-def latency_ms(module: nn.Module, example: Tensor, *, repeats: int = 20, warmup: int = 3) -> float:
+def latency_ms(module: Callable[[Tensor], Any], example: Tensor, *, repeats: int = 20, warmup: int = 3) -> float:
     """Median time of one forward pass in milliseconds, with the threads and on the device that are set.
 
     Args:
-        module: in evaluation mode.
+        module: in evaluation mode, or any function of the input.
         example: its input; batch size 1 gives the latency of one clip.
         repeats: timed passes.
         warmup: passes before.

@@ -48,10 +48,16 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"budget": {"max_flops": {"low": "3M", "high": "1M"}}}, "budget.max_flops: low must be below high"),
         ({"budget": {"max_flops": {"low": "3M"}}}, "budget.max_flops.high: missing"),
         ({"budget": "5M"}, "budget: must be a section with keys and values, but got '5M'"),
-        ({"data": {"source": "folders"}}, "data.source: 'folders' is unknown; choose from generated, folder, own"),
+        (
+            {"data": {"source": "folders"}},
+            "data.source: 'folders' is unknown; choose from generated, folder, sequences, own",
+        ),
         ({"data": {"motions": ["sideways"]}}, "data: unknown motion 'sideways'; choose from still, up"),
         ({"data": {"num_trains": 3}}, "data.num_trains: unknown key 'num_trains'; did you mean 'num_train'?"),
-        ({"space": {"name": "cells"}}, "space: unknown space 'cells'; choose from clip_cell, or give your own"),
+        (
+            {"space": {"name": "cells"}},
+            "space: unknown space 'cells'; choose from clip_cell, delta_blocks, or give your own",
+        ),
         ({"space": {"ops": "conv2d_k3"}}, "space: ops: must be a list, but got 'conv2d_k3'"),
         ({"objective": {"response": {"temperature": 2}}}, "'temperature'; did you mean 'kd_temperature'?"),
         ({"objective": {"response": {"weight": float("nan")}}}, "objective.response.weight: input should be"),

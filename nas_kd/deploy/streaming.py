@@ -1,0 +1,295 @@
+"""A delta student at work: streams of frames, each with its own key frames and its own state.
+
+    runtime = StreamingStudent(student)
+    state = runtime.start(num_streams=4)
+    for frame in frames:                            # (4, 3, H, W)
+        output, state = runtime.step(frame, state)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout
+from search_spaces.delta_net import DeltaNet, Reference, State, state_bytes, tensors_of
+
+NEVER = -1  # the age of a stream without a key frame
+THUMBNAIL = 8  # side of the pooled frame by which a change of scene is judged
+
+
+@dataclass
+class StreamState:
+    """All that is kept between two frames, of B streams. `step` returns a new one and leaves the old one as it was.
+
+    Copy it with `copy.deepcopy`; tensors that share memory share it in the copy too.
+
+    Attributes:
+        ages: of each stream, the frames since its key frame; −1 before the first one.
+        due: of each stream, the frames until its next key frame; 0 where the next frame is one.
+        tensors: delta layer -> its tensors. The first dimension is B, or a multiple of it where a layer sees several
+            rows of a stream, such as windows; the rows of one stream are neighbours.
+        thumbnails: (B, 3, 8, 8) of the key frames, where a change of scene is looked for.
+        frame_shape: (3, H, W) of the frames; None before the first one.
+    """
+
+    ages: tuple[int, ...]
+    due: tuple[int, ...]
+    tensors: State = field(default_factory=dict)
+    thumbnails: Tensor | None = None
+    frame_shape: tuple[int, ...] | None = None
+
+    @property
+    def num_streams(self) -> int:
+        """B."""
+        return len(self.ages)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all streams; what several tensors share counts once."""
+        extra = {} if self.thumbnails is None else {"": (self.thumbnails,)}
+        return state_bytes({**self.tensors, **extra})
+
+    @property
+    def bytes_per_stream(self) -> int:
+        """Memory of one stream."""
+        return self.bytes // self.num_streams
+
+    def named(self) -> dict[str, Tensor]:
+        """`layer#i` -> tensor, in the order of the exported graphs."""
+        return dict(tensors_of(self.tensors))
+
+    def reset(self, streams: Iterable[int] | None = None) -> None:
+        """Make the next frame of these streams, or of all, a key frame: for a new video, a lost frame, a cut.
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        chosen = set(range(self.num_streams) if streams is None else streams)
+        if wrong := sorted(i for i in chosen if not 0 <= i < self.num_streams):
+            raise ValueError(f"streams count from 0 to {self.num_streams - 1}, but got {wrong}")
+        self.due = tuple(0 if i in chosen else due for i, due in enumerate(self.due))
+
+    def to(self, device: torch.device | str) -> StreamState:
+        """The same on another device."""
+        move = _once(lambda tensor: tensor.to(device))
+        tensors = {name: tuple(move(t) for t in parts) for name, parts in self.tensors.items()}
+        return replace(
+            self, tensors=tensors, thumbnails=None if self.thumbnails is None else self.thumbnails.to(device)
+        )
+
+
+class StreamingStudent:
+    """Runs a delta student frame by frame, without gradients.
+
+    Streams of one batch may be at different offsets from their key frames: then the rows are split, run in one pass
+    for key frames and one for the others, and merged, which copies the states. Where all streams are in one phase,
+    nothing is copied.
+
+    Args:
+        student: derived or loaded, in either form (`search_spaces.delta_residual.residual_form`); copied.
+        keyframe_interval: K; the student's own by default. 1 runs the teacher on every frame.
+        reference: `previous` refers each frame to the one before it. The same function up to rounding, and more
+            work; in the residual form there is no difference.
+        scene_change: a frame whose mean absolute difference to its key frame, both pooled to 8×8, is above this
+            becomes a key frame; in the units of the normalised frames.
+        compile: run both passes through `torch.compile`, with weights as constants on the CPU and as captured graphs
+            on CUDA; the first frames of either kind then take seconds to a minute.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        student: DeltaNet,
+        *,
+        keyframe_interval: int | None = None,
+        reference: Reference = "keyframe",
+        scene_change: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        interval = student.keyframe_interval if keyframe_interval is None else keyframe_interval
+        if interval < 1:
+            raise ValueError(f"keyframe_interval must be at least 1, but it is {interval}")
+        if reference not in ("keyframe", "previous"):
+            raise ValueError(f"reference must be keyframe or previous, but is {reference!r}")
+        if scene_change is not None and not scene_change > 0:
+            raise ValueError(f"scene_change must be above 0, or None to leave it out, but is {scene_change}")
+        self.keyframe_interval, self.reference, self.scene_change = interval, reference, scene_change
+        net = copy.deepcopy(student).requires_grad_(False).eval()
+        self.student: DeltaNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.stream.reference = reference
+        self.compile = compile
+        self._compiled: dict[str, tuple[StateLayout, Callable[..., Any], Callable[..., Any]]] = {}
+
+    def start(self, num_streams: int = 1, *, stagger: bool = False) -> StreamState:
+        """The state before the first frame.
+
+        Args:
+            num_streams: B.
+            stagger: end the first interval of the streams after 1, 2, … K frames, so that their key frames spread
+                over time and no batch is all key frames; the price is the copying of mixed phases.
+
+        Raises:
+            ValueError: fewer than one stream.
+        """
+        if num_streams < 1:
+            raise ValueError(f"num_streams must be at least 1, but is {num_streams}")
+        # Before its first key frame, −1 − due is how many frames earlier than usual the second one comes.
+        due = tuple(-(i % self.keyframe_interval) if stagger else 0 for i in range(num_streams))
+        return StreamState((NEVER,) * num_streams, due)
+
+    @torch.no_grad()
+    def step(self, frame: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """One frame of every stream.
+
+        Args:
+            frame: (B, 3, H, W), normalised; row i belongs to stream i.
+            state: of `start` or of the last `step`.
+
+        Returns:
+            The outputs (B, ...), and the state for the next frame.
+
+        Raises:
+            ValueError: the frames are not of the state's number or size.
+        """
+        self._check(frame, state)
+        frame = frame.contiguous(memory_format=torch.channels_last)
+        thumbnails = None if self.scene_change is None else F.adaptive_avg_pool2d(frame, THUMBNAIL)
+        is_key = self._key_frames(state, thumbnails)
+        if all(is_key):
+            output, tensors = self._key(frame)
+        elif not any(is_key):
+            output, tensors = self._delta(frame, state.tensors)
+        else:
+            output, tensors = self._mixed(frame, state, is_key)
+        if thumbnails is not None and state.thumbnails is not None and not all(is_key):
+            rows = torch.tensor(is_key, device=frame.device)[:, None, None, None]
+            thumbnails = torch.where(rows, thumbnails, state.thumbnails)
+        ages = tuple(0 if key else age + 1 for key, age in zip(is_key, state.ages, strict=True))
+        due = tuple(self._next(*each) for each in zip(is_key, state.ages, state.due, strict=True))
+        return output, StreamState(ages, due, tensors, thumbnails, tuple(frame.shape[1:]))
+
+    def _check(self, frame: Tensor, state: StreamState) -> None:
+        if frame.ndim != 4 or frame.shape[0] != state.num_streams:
+            raise ValueError(
+                f"frames must be ({state.num_streams}, 3, H, W), a row for each stream of the state, but are "
+                f"{tuple(frame.shape)}; start() makes a state for another number"
+            )
+        if state.frame_shape is not None and tuple(frame.shape[1:]) != state.frame_shape:
+            raise ValueError(
+                f"the streams have frames of shape {state.frame_shape}, but this one is {tuple(frame.shape[1:])}; "
+                "another size needs a new state from start()"
+            )
+
+    def _key_frames(self, state: StreamState, thumbnails: Tensor | None) -> list[bool]:
+        due = [left <= 0 for left in state.due]
+        if thumbnails is None or state.thumbnails is None or all(due):
+            return due
+        changed = (thumbnails - state.thumbnails).abs().mean((1, 2, 3)) > self.scene_change
+        return [a or b for a, b in zip(due, changed.tolist(), strict=True)]
+
+    def _next(self, is_key: bool, age: int, due: int) -> int:
+        if not is_key:
+            return due - 1
+        # -due is the stagger
+        return (-due or self.keyframe_interval) - 1 if age == NEVER else self.keyframe_interval - 1
+
+    def _mixed(self, frame: Tensor, state: StreamState, is_key: Sequence[bool]) -> tuple[Tensor, State]:
+        """Both passes, each on its own rows."""
+        streams = len(is_key)
+        keys = torch.tensor([i for i, key in enumerate(is_key) if key], device=frame.device)
+        others = torch.tensor([i for i, key in enumerate(is_key) if not key], device=frame.device)
+        take = _once(lambda tensor: _rows(tensor, others, streams))
+        before: State = {name: tuple(take(t) for t in parts) for name, parts in state.tensors.items()}
+        key_output, key_state = self._key(_rows(frame, keys, streams))
+        output_of_others, after = self._delta(_rows(frame, others, streams), before)
+        output = key_output.new_empty((streams, *key_output.shape[1:]))
+        output.index_copy_(0, keys, key_output)
+        output.index_copy_(0, others, output_of_others)
+        merged: dict[tuple[Any, ...], Tensor] = {}  # what shares memory before shares it after
+
+        def merge(old: Tensor, new_key: Tensor, was: Tensor, new: Tensor) -> Tensor:
+            identity = (*_identity(old), *_identity(new_key), *_identity(new))
+            if identity not in merged:
+                tensor = old.clone()
+                by_stream = tensor.unflatten(0, (streams, -1))
+                by_stream.index_copy_(0, keys, new_key.unflatten(0, (len(keys), -1)))
+                if new is not was:
+                    by_stream.index_copy_(0, others, new.unflatten(0, (len(others), -1)))
+                merged[identity] = tensor
+            return merged[identity]
+
+        tensors = {
+            name: tuple(map(merge, parts, key_state[name], before[name], after[name]))
+            for name, parts in state.tensors.items()
+        }
+        return output, tensors
+
+    def _key(self, frame: Tensor) -> tuple[Tensor, State]:
+        if not self.compile:
+            return self.student.key(frame)
+        layout, key, _ = self._graphs(frame)
+        output, *tensors = _own(key(frame), frame)
+        return output, layout.nested(tuple(tensors))
+
+    def _delta(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.compile:
+            return self.student.delta(frame, state)
+        layout, _, delta = self._graphs(frame)
+        result = delta(frame, *layout.flat(state))
+        if isinstance(result, Tensor):
+            return _own((result,), frame)[0], state
+        output, *tensors = _own(result, frame)
+        return output, layout.nested(tuple(tensors))
+
+    def _graphs(self, frame: Tensor) -> tuple[StateLayout, Callable[..., Any], Callable[..., Any]]:
+        device = str(frame.device)
+        if device not in self._compiled:
+            layout = StateLayout.of(self.student.key(frame)[1])
+            how: dict[str, Any] = {"mode": "reduce-overhead"} if frame.is_cuda else {"options": {"freezing": True}}
+            self._compiled[device] = (
+                layout,
+                torch.compile(KeyPass(self.student), **how),
+                torch.compile(DeltaPass(self.student, layout), **how),
+            )
+        if frame.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled[device]
+
+
+def _own(results: Sequence[Tensor], frame: Tensor) -> tuple[Tensor, ...]:
+    """A captured graph writes its results to the same memory each time: take them out of there."""
+    return tuple(map(_once(lambda tensor: tensor.clone()), results)) if frame.is_cuda else tuple(results)
+
+
+def _rows(tensor: Tensor, streams: Tensor, num_streams: int) -> Tensor:
+    """The rows of some streams, in the memory format of all of them."""
+    taken = tensor.unflatten(0, (num_streams, -1)).index_select(0, streams).flatten(0, 1)
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return taken.contiguous(memory_format=torch.channels_last)
+    return taken
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Apply `function` once to tensors that are the same memory."""
+    done: dict[tuple[Any, ...], Tensor] = {}
+
+    def apply(tensor: Tensor) -> Tensor:
+        identity = _identity(tensor)
+        if identity not in done:
+            done[identity] = function(tensor)
+        return done[identity]
+
+    return apply

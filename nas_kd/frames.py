@@ -1,0 +1,79 @@
+"""Frame-wise tasks look at single frames and at pairs of them, taken out of clips.
+
+Shape legend: N clips, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.data import Batch
+
+FRAME_KEYS = {"clip": 2, "mask": 1, "saliency": 1, "boxes": 1}
+"""Keys of a batch that have frames, and which dimension they are."""
+
+
+def take_frames(batch: Batch, picks: Tensor) -> Batch:
+    """The batch with some of its frames.
+
+    Args:
+        batch: of clips; keys without frames pass through.
+        picks: (N, k) indices of the frames of each clip.
+    """
+    taken = dict(batch)
+    for key, dim in FRAME_KEYS.items():
+        if key in batch:
+            value = batch[key].movedim(dim, 1)
+            rows = torch.arange(len(value), device=value.device)[:, None]
+            taken[key] = value[rows, picks.to(value.device)].movedim(1, dim)
+    return taken
+
+
+def random_frames(batch: Batch) -> Batch:
+    """One frame of each clip, drawn by torch's global generator: (N, 3, 1, H, W)."""
+    clips, frames = len(batch["clip"]), batch["clip"].shape[2]
+    return take_frames(batch, torch.randint(frames, (clips, 1)))
+
+
+def random_pairs(batch: Batch, keyframe_interval: int) -> Batch:
+    """(key frame, later frame) of each clip, 1 to K − 1 frames apart, all distances alike: (N, 3, 2, H, W).
+
+    Args:
+        batch: clips of at least two frames.
+        keyframe_interval: K, at least 2.
+    """
+    clips, frames = len(batch["clip"]), int(batch["clip"].shape[2])
+    distance = 1 + torch.randint(min(keyframe_interval, frames) - 1, (clips,))
+    start = (torch.rand(clips) * (frames - distance)).long()
+    return take_frames(batch, torch.stack([start, start + distance], 1))
+
+
+def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:
+    """A model of frames as one of clips: (N, 3, T, H, W) -> (N, T, ...).
+
+    Args:
+        model: (N, 3, H, W) -> (N, ...).
+        chunk: frames at once.
+    """
+
+    def run(clip: Tensor) -> Tensor:
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        outputs = torch.cat([model(part) for part in torch.split(frames, chunk)])
+        return outputs.reshape(len(clip), -1, *outputs.shape[1:])
+
+    return run
+
+
+class ClipOfFrames(nn.Module):
+    """A net of frames that takes clips, for spaces whose students see single frames."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """(N, 3, T, H, W) -> (N, T, ...)."""
+        return on_frames(self.net)(clip)

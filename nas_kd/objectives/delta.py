@@ -1,0 +1,74 @@
+"""Delta distillation (Habibian et al., ECCV 2022, arXiv 2203.09594): every delta layer against its teacher.
+
+The loss of a layer is the mean squared error of the predicted change, Δẑ − Δz with Δz = f(x_t) − f(x_0) from a full
+pass of the frozen teacher. Student and teacher share the key frame, so z_0 cancels and the error is ẑ_t − f(x_t):
+that of the two maps at frame t.
+
+Deviation: the released code divides by a loss's value at the start of training. Here it is divided by the value that it
+has for a student that predicts no change, E[Δz²], measured on the first batch: it does not depend on which candidates a
+supernet happens to draw first, and a copy of the teacher's layer, whose loss starts at 0, stays finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Normalize = Literal["layer", "overall", "none"]
+
+
+class DeltaLoss(nn.Module):
+    """The mean over layers; its scales are part of the state, so that a resumed training goes on with them.
+
+    Args:
+        num_layers: number of delta layers.
+        normalize: `layer` divides each layer's error by its own scale, `overall` all by their mean, `none` by 1.
+    """
+
+    scales: Tensor
+    calibrated: Tensor
+
+    def __init__(self, num_layers: int, normalize: Normalize = "layer") -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.register_buffer("scales", torch.ones(num_layers))
+        self.register_buffer("calibrated", torch.tensor(normalize == "none"))
+
+    def calibrate(self, key: Sequence[Tensor], frame: Sequence[Tensor]) -> None:
+        """Measure the scales.
+
+        Args:
+            key: for each layer, the teacher's output for the key frames.
+            frame: likewise for the frames after them.
+        """
+        changes = torch.stack([(f.float() - k.float()).square().mean() for k, f in zip(key, frame, strict=True)])
+        scales = changes if self.normalize == "layer" else changes.mean().expand_as(changes)
+        # A clip without any motion changes nothing and says nothing about the scale.
+        self.scales.copy_(torch.where(scales > 0, scales, torch.ones_like(scales)))
+        self.calibrated.fill_(True)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """A scalar; 1 is what predicting no change costs, where it is normalised.
+
+        Args:
+            student: for each layer, its output for frame t.
+            teacher: likewise.
+
+        Raises:
+            ValueError: the scales were not measured.
+        """
+        if not self.calibrated:
+            raise ValueError("the delta objective must be calibrated on a batch before its first use")
+        errors = [
+            (ours - theirs.detach()).square().mean() / scale
+            for ours, theirs, scale in zip(student, teacher, self.scales, strict=True)
+        ]
+        return torch.stack(errors).mean()
+
+
+def delta_pairs(layers: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """(module of the student, module of the teacher) of delta layers by their names in the teacher."""
+    return tuple((f"net.{name}", name) for name in layers)

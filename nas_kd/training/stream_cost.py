@@ -1,0 +1,39 @@
+"""What a student that runs frame by frame costs: amortised, on its key frames, on the others, and in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nas_kd.training.measure import latency_ms
+from search_spaces import DeltaNet
+from search_spaces.delta_net import state_bytes
+
+
+@torch.no_grad()
+def stream_cost(student: DeltaNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
+    """The fields of the cost of one stream.
+
+    Args:
+        student: in evaluation mode.
+        frame: (1, 3, H, W).
+        interval_flops: FLOPs of one key-frame interval, as `count_flops` gives them for a clip of K frames.
+        params: number of parameters.
+    """
+    interval = student.keyframe_interval
+    frame = frame.contiguous(memory_format=torch.channels_last)
+    _, state = student.key(frame)
+    delta = student.delta_flops(frame)
+    key_ms = latency_ms(lambda x: student.key(x)[0], frame)
+    delta_ms = latency_ms(lambda x: student.delta(x, state)[0], frame)
+    return {
+        "flops": -(-interval_flops // interval),
+        "params": params,
+        "latency_ms": (key_ms + (interval - 1) * delta_ms) / interval,
+        "keyframe_latency_ms": key_ms,
+        "delta_latency_ms": delta_ms,
+        "keyframe_flops": interval_flops - (interval - 1) * delta,
+        "delta_flops": delta,
+        "keyframe_interval": interval,
+        "state_bytes": state_bytes(state),
+    }
