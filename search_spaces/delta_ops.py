@@ -87,8 +87,10 @@ class ZeroDelta(DeltaOp):
 
 def repeated(tensor: Tensor, like: Tensor, key: Tensor) -> Tensor:
     """Rows of key frames repeated for the R frames that refer to them, as (R · N, ...)."""
+    if like.shape[0] == key.shape[0]:  # before any int(): an exported graph keeps its batch size open
+        return tensor
     times = int(like.shape[0]) // int(key.shape[0])
-    return tensor if times == 1 else tensor.repeat(times, *(1,) * (tensor.ndim - 1))
+    return tensor.repeat(times, *(1,) * (tensor.ndim - 1))
 
 
 @dataclass(frozen=True)
