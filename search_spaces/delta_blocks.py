@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, cast
 
@@ -145,6 +146,7 @@ class DeltaBlocksSpace(SearchSpace):
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         def edge(layer: PlannedLayer) -> Edge:
             names = [str(choice) for choice in self.variables[layer.name]]
+            layer = replace(layer, shape=replace(layer.shape, bases={}))  # decomposed once for all of its candidates
             built = Edge({name: self.candidate(layer, name) for name in names}, make_gate)
             built.gate.name = layer.name
             return built
@@ -200,9 +202,9 @@ class DeltaBlocksSpace(SearchSpace):
     def _net(self, interval: int, student_of: Any) -> DeltaNet:
         net, stream = copy.deepcopy(self.teacher), Stream()
         for layer in self.plan.layers:
-            parent, _, attribute = layer.name.rpartition(".")
+            module = net.get_submodule(layer.name)
             delta = DeltaLayer(
-                net.get_submodule(layer.name),
+                module,
                 student_of(layer),
                 layer.name,
                 stream,
@@ -210,7 +212,9 @@ class DeltaBlocksSpace(SearchSpace):
                 copy_input=layer.copy_input,
                 copy_output=layer.copy_output,
             )
-            setattr(net.get_submodule(parent), attribute, delta)
+            for parent in list(net.modules()):  # a module may have several names
+                if parent is not delta:
+                    parent._modules.update({name: delta for name, m in parent._modules.items() if m is module})
         return DeltaNet(net, interval)
 
 
@@ -248,6 +252,8 @@ class _Costs:
         return self._counted[key]
 
     def _measure(self, layer: PlannedLayer, name: str) -> tuple[int, int, tuple[str, ...]] | None:
+        if (weight := layer.shape.weight) is not None:  # costs need no initialisation
+            layer = replace(layer, shape=replace(layer.shape, weight=weight.new_zeros(()).expand_as(weight)))
         op = self.space._try(layer, name)
         if op is None:
             return None

@@ -85,7 +85,7 @@ class DeltaLayer(nn.Module):
                 stream.state[self.name] = (self._kept(z), *self._memory(x))
             return z
         if self.student is None:
-            return x.new_zeros(()).expand(x.shape[0], *self.out_shape)
+            return self._kept(x.new_zeros(()).expand(x.shape[0], *self.out_shape))
         z_0, *memory = stream.state[self.name]
         if isinstance(self.student, ZeroDelta):
             return self._kept(repeated(z_0, x, z_0))

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import gcd
+from dataclasses import dataclass, field
+from math import ceil, gcd
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +61,18 @@ class LinearDelta(DeltaOp):
 
 
 class PairDelta(DeltaOp):
-    """h(x) − h(x_0) for any h."""
+    """h(x) − h(x_0) for any h. h stays in evaluation mode, so that both halves are the same function."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body, self.minus = body, Minus()
+        self.body.eval()
+
+    def train(self, mode: bool = True) -> PairDelta:
+        """Statistics and dropout of a copied block belong to the teacher."""
+        super().train(mode)
+        self.body.eval()
+        return self
 
     def remember(self, key: Tensor) -> tuple[Tensor, ...]:
         return (self.body(key),)
@@ -107,6 +114,7 @@ class LayerShape:
         groups: of the teacher's convolution.
         out_size: (H, W) of the output; None for tokens.
         weight: the teacher's kernel (O, I / groups, kh, kw), or (O, I) for tokens; None for a whole block.
+        bases: filled with decompositions of the kernel where several candidates are built from one; None keeps none.
     """
 
     in_channels: int
@@ -118,6 +126,7 @@ class LayerShape:
     groups: int
     out_size: tuple[int, int] | None
     weight: Tensor | None
+    bases: dict[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> bool:
@@ -132,6 +141,19 @@ class LayerShape:
     def rank(self, gamma: int) -> int:
         """min(C_in, C_out) / γ, at least 1."""
         return max(1, min(self.in_channels, self.out_channels) // gamma)
+
+    def poolable(self, factor: int) -> bool:
+        """Whether there are pixels to pool by `factor`, and the kernel still fits into what is left."""
+        if self.out_size is None or min(self.out_size) < 4:
+            return False
+        for out, kernel, stride, padding, dilation in zip(
+            self.out_size, self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            reach = dilation * (kernel - 1) + 1
+            least = (out - 1) * stride + reach - 2 * padding  # the smallest input with that output
+            if ceil(least / factor) + 2 * padding < reach:
+                return False
+        return True
 
 
 class Resized(nn.Module):
@@ -183,12 +205,33 @@ def _silence(module: nn.Module) -> None:
     nn.init.zeros_(own)
 
 
-def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _basis(shape: LayerShape, unfolding: str, matrix: Tensor) -> Tensor:
+    """Left singular vectors of `matrix` by falling singular value, double precision.
+
+    By the eigenvectors of its Gram matrix, several times faster than a singular value decomposition; what that loses
+    lies below 1e-8 of the largest singular value, under the precision of the weights.
+    """
+    if shape.bases is not None and unfolding in shape.bases:
+        return shape.bases[unfolding]
+    tall = matrix.shape[0] > matrix.shape[1]
+    q, square = torch.linalg.qr(matrix) if tall else (None, matrix)
+    basis: Tensor = torch.linalg.eigh(square @ square.T)[1].flip(1)
+    basis = basis if q is None else q @ basis
+    if shape.bases is not None:
+        shape.bases[unfolding] = basis
+    return basis
+
+
+def _factors(shape: LayerShape, unfolding: str, matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(a, b) of truncated singular vectors with a @ b ≈ matrix, the roots of the singular values on both sides."""
-    u, s, v = torch.linalg.svd(matrix.double().cpu(), full_matrices=False)
-    root = s[:rank].sqrt()
+    if not matrix.any():  # costs are measured without a kernel
+        return matrix.new_zeros(matrix.shape[0], rank), matrix.new_zeros(rank, matrix.shape[1])
+    matrix = matrix.double().cpu()
+    u = _basis(shape, unfolding, matrix)[:, :rank]
+    b = u.T @ matrix
+    root = b.norm(dim=1).sqrt()
+    a, b = u * root, b / root.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     missing = rank - len(root)
-    a, b = u[:, :rank] * root, root[:, None] * v[:rank]
     if missing > 0:
         a, b = F.pad(a, (0, missing)), F.pad(b, (0, 0, 0, missing))
     return a.float(), b.float()
@@ -216,7 +259,7 @@ def _split(shape: LayerShape, gamma: int) -> nn.Module:
         _silence(second)
     else:
         o, i = shape.weight.shape[:2]
-        a, b = _factors(shape.weight.permute(0, 3, 1, 2).reshape(o * kw, i * kh), rank)
+        a, b = _factors(shape, "rows", shape.weight.permute(0, 3, 1, 2).reshape(o * kw, i * kh), rank)
         _set(first, b)
         _set(second, a.reshape(o, kw, rank).transpose(1, 2))
     return nn.Sequential(first, second)
@@ -229,7 +272,8 @@ def _pointwise(shape: LayerShape, gamma: int) -> nn.Module:
     if shape.weight is None:
         _silence(second)
     else:
-        a, b = _factors(shape.weight.flatten(2).sum(2) if shape.weight.ndim == 4 else shape.weight, rank)
+        matrix = shape.weight.flatten(2).sum(2) if shape.weight.ndim == 4 else shape.weight
+        a, b = _factors(shape, "sum", matrix, rank)
         _set(first, b)
         _set(second, a)
     if shape.stride != (1, 1):
@@ -242,12 +286,12 @@ def _bottleneck(shape: LayerShape, gamma: int) -> nn.Module:
     rank = shape.rank(gamma)
     reduce = nn.Conv2d(shape.in_channels, rank, 1, bias=False)
     core, expand = _conv(shape, rank, rank), nn.Conv2d(rank, shape.out_channels, 1, bias=False)
-    if shape.weight is None:
+    if shape.weight is None or not shape.weight.any():
         _silence(expand)
     else:
         w = shape.weight.double().cpu()
-        out_basis = torch.linalg.svd(w.flatten(1), full_matrices=False)[0][:, :rank]
-        in_basis = torch.linalg.svd(w.transpose(0, 1).flatten(1), full_matrices=False)[0][:, :rank]
+        out_basis = _basis(shape, "out", w.flatten(1))[:, :rank]
+        in_basis = _basis(shape, "in", w.transpose(0, 1).flatten(1))[:, :rank]
         _set(reduce, in_basis.T.float())
         _set(core, torch.einsum("oiyx,or,is->rsyx", w, out_basis, in_basis).float())
         _set(expand, out_basis.float())
@@ -276,10 +320,10 @@ def _separable(shape: LayerShape, gamma: int) -> nn.Module:
     if shape.weight is None:
         _silence(mix)
     else:
-        w = shape.weight.double().cpu()
-        u, s, v = torch.linalg.svd(w.permute(1, 0, 2, 3).flatten(2), full_matrices=False)
-        _set(depthwise, v[:, 0].float())
-        _set(mix, (u[:, :, 0] * s[:, :1]).T.float())
+        w = shape.weight.double().cpu().transpose(0, 1).flatten(2)  # (I, O, kh · kw)
+        kernels = torch.linalg.eigh(w.transpose(1, 2) @ w)[1][:, :, -1:]
+        _set(depthwise, kernels.float())
+        _set(mix, (w @ kernels)[:, :, 0].T.float())
     return nn.Sequential(depthwise, mix)
 
 
@@ -303,7 +347,7 @@ def _shuffle(shape: LayerShape, gamma: int) -> nn.Module:
     if shape.weight is None:
         _silence(second)
     else:
-        a, b = _factors(shape.weight.flatten(1), rank)
+        a, b = _factors(shape, "out", shape.weight.flatten(1), rank)
         _set(first, b)
         _set(second, a.repeat_interleave(4, dim=0))
     return Resized(nn.Sequential(first, second), 2, shape.out_size, shuffle=True)
@@ -326,34 +370,29 @@ class Family:
         build: (shape of the layer, γ) -> h.
         takes_gamma: whether the name ends with γ.
         linear: whether h is linear and without bias.
-        fits: layers that can have it.
+        fits: (shape of a layer, γ) -> whether it can have it.
     """
 
     build: Callable[[LayerShape, int], nn.Module]
     takes_gamma: bool
     linear: bool
-    fits: Callable[[LayerShape], bool]
+    fits: Callable[[LayerShape, int], bool]
 
 
-def _spatial(shape: LayerShape) -> bool:
+def _spatial(shape: LayerShape, gamma: int) -> bool:
     return not shape.tokens and shape.groups == 1 and not shape.pointwise
 
 
-def _large(shape: LayerShape) -> bool:
-    """Whether there are pixels to pool."""
-    return shape.out_size is not None and min(shape.out_size) >= 4
-
-
 FAMILIES: dict[str, Family] = {
-    "full": Family(_copy_of, False, True, lambda shape: shape.weight is not None),
+    "full": Family(_copy_of, False, True, lambda shape, gamma: shape.weight is not None),
     "split": Family(_split, True, True, _spatial),
-    "pointwise": Family(_pointwise, True, True, lambda shape: shape.groups == 1),
+    "pointwise": Family(_pointwise, True, True, lambda shape, gamma: shape.groups == 1),
     "bottleneck": Family(_bottleneck, True, True, _spatial),
-    "grouped": Family(_grouped, True, True, lambda shape: not shape.tokens and shape.groups == 1),
+    "grouped": Family(_grouped, True, True, lambda shape, gamma: not shape.tokens and shape.groups == 1),
     "separable": Family(_separable, False, True, _spatial),
-    "lowres": Family(_lowres, True, True, _large),
-    "shuffle": Family(_shuffle, True, True, lambda shape: _large(shape) and shape.groups == 1),
-    "pair": Family(_nonlinear, True, False, lambda shape: shape.groups == 1),
+    "lowres": Family(_lowres, True, True, lambda shape, gamma: shape.poolable(gamma)),
+    "shuffle": Family(_shuffle, True, True, lambda shape, gamma: shape.groups == 1 and shape.poolable(2)),
+    "pair": Family(_nonlinear, True, False, lambda shape, gamma: shape.groups == 1),
 }
 """Family -> how it is built. A name such as `split4` is the family `split` with γ = 4; `zero` is built by the space."""
 
@@ -381,7 +420,7 @@ def build_candidate(name: str, shape: LayerShape) -> DeltaOp | None:
         return ZeroDelta()
     family_name, gamma = parse_candidate(name)
     family = FAMILIES[family_name]
-    if not family.fits(shape):
+    if not family.fits(shape, gamma):
         return None
     body = family.build(shape, gamma)
     return LinearDelta(body) if family.linear else PairDelta(body)

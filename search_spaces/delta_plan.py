@@ -87,6 +87,7 @@ class _Seen:
     z: Tensor
     x_version: int
     z_version: int
+    overwrites: bool  # the module writes into its own input
     calls: int = 1
 
 
@@ -196,17 +197,24 @@ def _candidates(
 
 def _observe(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
+    before: dict[str, int] = {}
+
+    def enter(name: str, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            before[name] = inputs[0]._version
 
     def watch(name: str, inputs: tuple[Any, ...], output: Any) -> None:
         if name in seen:
             seen[name].calls += 1
         elif len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            seen[name] = _Seen(inputs[0], output, inputs[0]._version, output._version)
+            version = inputs[0]._version
+            seen[name] = _Seen(inputs[0], output, version, output._version, version != before[name])
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _m, inputs, out, name=name: watch(name, inputs, out))
-        for name in names
-    ]
+    hooks = []
+    for name in names:
+        module = model.get_submodule(name)
+        hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: enter(name, inputs)))
+        hooks.append(module.register_forward_hook(lambda _m, inputs, out, name=name: watch(name, inputs, out)))
     try:
         with torch.no_grad():
             model(example)
@@ -217,14 +225,19 @@ def _observe(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
 
 
 def _unfit(module: nn.Module, seen: _Seen, *, is_block: bool) -> str | None:
-    """Why a module cannot be a delta layer, or None."""
+    """Why a module cannot be a delta layer, by itself or as a block, or None."""
     if seen.calls > 1:
         return "runs more than once a frame"
+    if seen.x.shape[0] != 1 or seen.z.shape[0] != 1:
+        return "its first dimension is not that of the frames"
+    if seen.overwrites:
+        return "it overwrites its input"
     if is_block:
         return None if seen.z.ndim == 4 and seen.x.ndim == 4 else "a block must map (N, C, H, W) to (N, C', H', W')"
     if isinstance(module, nn.Linear):
+        if type(module) is not nn.Linear:
+            return "no plain linear layer"
         return None if seen.x.ndim == 3 and seen.x.shape[1] > 1 else "a linear layer needs tokens (N, L, C)"
-    assert isinstance(module, nn.Conv2d)
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return "no plain convolution with zeros as padding"
     if module.groups == module.in_channels and module.groups > 1:
@@ -233,12 +246,13 @@ def _unfit(module: nn.Module, seen: _Seen, *, is_block: bool) -> str | None:
 
 
 def _shape_of(module: nn.Module, seen: _Seen) -> LayerShape:
-    if isinstance(module, nn.Linear):
+    plain = _unfit(module, seen, is_block=False) is None
+    if plain and isinstance(module, nn.Linear):
         ones = (1, 1)
         weight = module.weight.detach()
         return LayerShape(module.in_features, module.out_features, ones, ones, (0, 0), ones, 1, None, weight)
     size = (int(seen.z.shape[-2]), int(seen.z.shape[-1]))
-    if type(module) is nn.Conv2d:
+    if plain and isinstance(module, nn.Conv2d):
         return LayerShape(
             module.in_channels, module.out_channels, _pair(module.kernel_size), _pair(module.stride),
             _pair(module.padding), _pair(module.dilation), module.groups, size, module.weight.detach(),
@@ -270,7 +284,7 @@ class _Feeds:
 
 _COSTLY = (
     "Convolution", "Addmm", "Addbmm", "Mm", "Bmm", "Baddbmm", "Linear", "NativeBatchNorm", "NativeLayerNorm",
-    "NativeGroupNorm", "UpsampleBilinear", "UpsampleBicubic", "ScaledDotProduct", "AdaptiveAvgPool", "Mean",
+    "NativeGroupNorm", "Upsample", "GridSampler", "ScaledDotProduct", "AdaptiveAvgPool", "Mean", "Mv", "Dot",
 )  # fmt: skip
 """How the nodes of operations that have FLOPs begin."""
 

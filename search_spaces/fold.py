@@ -37,20 +37,21 @@ def fold_batchnorm(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """(convolution, BatchNorm) names where the second one's input is the first one's output."""
-    made: dict[int, str] = {}
+    made: dict[int, tuple[str, int]] = {}
     alive: list[Tensor] = []  # so that an id is not given to a second tensor
     pairs: list[tuple[str, str]] = []
     calls: dict[str, int] = {}
 
     def convolved(name: str, output: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
-        made[id(output)] = name
+        made[id(output)] = (name, output._version)
         alive.append(output)
 
     def normalised(name: str, value: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
-        if id(value) in made:
-            pairs.append((made[id(value)], name))
+        conv, version = made.get(id(value), ("", 0))
+        if conv and version == value._version:  # nothing was written into it in between
+            pairs.append((conv, name))
 
     hooks = []
     for name, module in model.named_modules():
