@@ -21,7 +21,6 @@ from nas_kd.config import CampaignConfig, load_config
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import fit
 from nas_kd.training.gate_search import search_gates
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
 from search_spaces import ArchSpec, Supernet
@@ -64,16 +63,8 @@ def train(bench: Workbench, config: CampaignConfig, arch: ArchSpec, objective: O
     student = bench.space.student(arch).to(bench.device)
     knobs = {name: arch.choices[name] for name in bench.space.knobs}
     with closing(Learner(bench, student, objective, knobs, cached=True)) as learner:
-        fit(
-            student,
-            bench.loader(bench.splits.retrain, config.retrain, seed=seed, train=True),
-            learner.loss,
-            learner.objective.total,
-            config.retrain,
-            seed=seed,
-            parameters=[*student.parameters(), *learner.objective.parameters()],
-        )
-    return bench.evaluate(student, bench.splits.test, lambda clip: bench.space.fit_input(clip, knobs))["accuracy"]
+        learner.fit(bench.splits.retrain, config.retrain, seed=seed)
+    return bench.evaluate_student(student, bench.splits.test, knobs)["accuracy"]
 
 
 def main() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from nas_kd.data import Batch
+from nas_kd.data import Batch, ClipDataset
 from nas_kd.frames import ClipOfFrames, random_frames, random_pairs, take_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher
+from nas_kd.training.fit import FitConfig, fit
+from nas_kd.training.gate_search import slow_parameters
 from nas_kd.workbench import Workbench
 from search_spaces.arch import Choice
 
@@ -39,7 +41,7 @@ class Learner:
         cached: bool,
         varying: bool = False,
     ) -> None:
-        self.bench, self.knobs = bench, dict(knobs)
+        self.bench, self.net, self.knobs = bench, net, dict(knobs)
         example = bench.student_example(self.knobs)
         teacher = bench.teacher_model if config.distils else None
         self.objective = Objective(config, bench.task, net, teacher, example, bench.example(), varying_width=varying)
@@ -90,6 +92,33 @@ class Learner:
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         return cast(dict[str, Tensor], self.objective(student, teacher, batch))
+
+    def fit(self, dataset: ClipDataset, config: FitConfig, *, seed: int, **options: Any) -> None:
+        """Train the net, with the objective's own parameters, on a split.
+
+        Args:
+            dataset: the split.
+            config: how.
+            seed: of order, augmentation and noise.
+            options: of `nas_kd.training.fit.fit`.
+        """
+        slow, slow_scale = slow_parameters(self.net, self.objective.config)
+        taken = {id(p) for p in slow}
+        trained = (p for p in (*self.net.parameters(), *self.objective.parameters()) if p.requires_grad)
+        fit(
+            self.net,
+            self.bench.loader(dataset, config, seed=seed, train=True),
+            self.loss,
+            self.objective.total,
+            config,
+            seed=seed,
+            parameters=[p for p in trained if id(p) not in taken],
+            slow=slow,
+            slow_scale=slow_scale,
+            advance=self.objective.advance,
+            extra_parts={"objective": self.objective},
+            **options,
+        )
 
     def close(self) -> None:
         """Remove all hooks."""

@@ -22,8 +22,8 @@ from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
-from nas_kd.training.fit import FitConfig, Progress, fit
-from nas_kd.training.gate_search import search_gates, slow_parameters
+from nas_kd.training.fit import FitConfig, Progress
+from nas_kd.training.gate_search import search_gates
 from nas_kd.training.measure import environment, latency_ms
 from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
@@ -198,22 +198,11 @@ class Trial:
                 self._log(f"retrain-{i}", epoch, means)
                 self._report_rung(i, epoch, student, arch)
 
-            slow, slow_scale = slow_parameters(student, self.config.objective)
-            taken = {id(p) for p in slow}
-            fast = [p for p in (*student.parameters(), *learner.objective.parameters()) if p.requires_grad]
             with closing(learner):
-                fit(
-                    student,
-                    bench.loader(bench.splits.retrain, config, seed=seed, train=True),
-                    learner.loss,
-                    learner.objective.total,
+                learner.fit(
+                    bench.splits.retrain,
                     config,
                     seed=seed,
-                    parameters=[p for p in fast if id(p) not in taken],
-                    slow=slow,
-                    slow_scale=slow_scale,
-                    advance=learner.objective.advance,
-                    extra_parts={"objective": learner.objective},
                     checkpoint=self.context.directory / f"checkpoint-retrain-{i}.pt",
                     tag=f"retrain {i} {self.config.digest()} {arch.arch_id} {seed}",
                     progress=self._stage(self._search_share + i * share, share),

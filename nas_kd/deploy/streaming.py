@@ -1,9 +1,9 @@
 """A delta student at work: streams of frames, each with its own key frames and its own state.
 
-    runtime = StreamingStudent(student)
-    state = runtime.start(num_streams=4)
-    for frame in frames:                            # (4, 3, H, W)
-        output, state = runtime.step(frame, state)
+runtime = StreamingStudent(student)
+state = runtime.start(num_streams=4)
+for frame in frames:                            # (4, 3, H, W)
+    output, state = runtime.step(frame, state)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ class StreamState:
 
     Attributes:
         ages: of each stream, the frames since its key frame; −1 before the first one.
-        due: of each stream, the frames until its next key frame; 0 where the next frame is one.
+        due: of each stream, the frames until its next key frame; 0 where the next frame is one. Before the first
+            frame, −n shortens the first interval to n frames.
         tensors: delta layer -> its tensors. The first dimension is B, or a multiple of it where a layer sees several
             rows of a stream, such as windows; the rows of one stream are neighbours.
         thumbnails: (B, 3, 8, 8) of the key frames, where a change of scene is looked for.
@@ -142,7 +143,6 @@ class StreamingStudent:
         """
         if num_streams < 1:
             raise ValueError(f"num_streams must be at least 1, but is {num_streams}")
-        # Before its first key frame, −1 − due is how many frames earlier than usual the second one comes.
         due = tuple(-(i % self.keyframe_interval) if stagger else 0 for i in range(num_streams))
         return StreamState((NEVER,) * num_streams, due)
 
@@ -191,7 +191,7 @@ class StreamingStudent:
 
     def _key_frames(self, state: StreamState, thumbnails: Tensor | None) -> list[bool]:
         due = [left <= 0 for left in state.due]
-        if thumbnails is None or state.thumbnails is None or all(due):
+        if self.scene_change is None or thumbnails is None or state.thumbnails is None or all(due):
             return due
         changed = (thumbnails - state.thumbnails).abs().mean((1, 2, 3)) > self.scene_change
         return [a or b for a, b in zip(due, changed.tolist(), strict=True)]
@@ -199,39 +199,26 @@ class StreamingStudent:
     def _next(self, is_key: bool, age: int, due: int) -> int:
         if not is_key:
             return due - 1
-        # -due is the stagger
-        return (-due or self.keyframe_interval) - 1 if age == NEVER else self.keyframe_interval - 1
+        return (-due if age == NEVER and due else self.keyframe_interval) - 1
 
     def _mixed(self, frame: Tensor, state: StreamState, is_key: Sequence[bool]) -> tuple[Tensor, State]:
         """Both passes, each on its own rows."""
-        streams = len(is_key)
-        keys = torch.tensor([i for i, key in enumerate(is_key) if key], device=frame.device)
-        others = torch.tensor([i for i, key in enumerate(is_key) if not key], device=frame.device)
-        take = _once(lambda tensor: _rows(tensor, others, streams))
-        before: State = {name: tuple(take(t) for t in parts) for name, parts in state.tensors.items()}
-        key_output, key_state = self._key(_rows(frame, keys, streams))
-        output_of_others, after = self._delta(_rows(frame, others, streams), before)
-        output = key_output.new_empty((streams, *key_output.shape[1:]))
-        output.index_copy_(0, keys, key_output)
-        output.index_copy_(0, others, output_of_others)
-        merged: dict[tuple[Any, ...], Tensor] = {}  # what shares memory before shares it after
+        keys = [i for i, key in enumerate(is_key) if key]
+        others = [i for i, key in enumerate(is_key) if not key]
+        place = {stream: (part, i) for part, rows in enumerate((keys, others)) for i, stream in enumerate(rows)}
+        sizes = len(keys), len(others)
 
-        def merge(old: Tensor, new_key: Tensor, was: Tensor, new: Tensor) -> Tensor:
-            identity = (*_identity(old), *_identity(new_key), *_identity(new))
-            if identity not in merged:
-                tensor = old.clone()
-                by_stream = tensor.unflatten(0, (streams, -1))
-                by_stream.index_copy_(0, keys, new_key.unflatten(0, (len(keys), -1)))
-                if new is not was:
-                    by_stream.index_copy_(0, others, new.unflatten(0, (len(others), -1)))
-                merged[identity] = tensor
-            return merged[identity]
+        def merge(*parts: Tensor) -> Tensor:
+            rows = [_row(parts[part], i, sizes[part]) for part, i in (place[stream] for stream in range(len(is_key)))]
+            return torch.cat(rows)
 
-        tensors = {
-            name: tuple(map(merge, parts, key_state[name], before[name], after[name]))
-            for name, parts in state.tensors.items()
-        }
-        return output, tensors
+        take = _once(lambda tensor: torch.cat([_row(tensor, i, len(is_key)) for i in others]))
+        before: State = {name: tuple(map(take, parts)) for name, parts in state.tensors.items()}
+        key_output, key_state = self._key(torch.cat([_row(frame, i, len(is_key)) for i in keys]))
+        output, after = self._delta(take(frame), before)
+        merge_once = _once(merge)
+        tensors: State = {name: tuple(map(merge_once, key_state[name], after[name])) for name in key_state}
+        return merge(key_output, output), tensors
 
     def _key(self, frame: Tensor) -> tuple[Tensor, State]:
         if not self.compile:
@@ -261,7 +248,7 @@ class StreamingStudent:
                 torch.compile(DeltaPass(self.student, layout), **how),
             )
         if frame.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return self._compiled[device]
 
 
@@ -270,26 +257,20 @@ def _own(results: Sequence[Tensor], frame: Tensor) -> tuple[Tensor, ...]:
     return tuple(map(_once(lambda tensor: tensor.clone()), results)) if frame.is_cuda else tuple(results)
 
 
-def _rows(tensor: Tensor, streams: Tensor, num_streams: int) -> Tensor:
-    """The rows of some streams, in the memory format of all of them."""
-    taken = tensor.unflatten(0, (num_streams, -1)).index_select(0, streams).flatten(0, 1)
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return taken.contiguous(memory_format=torch.channels_last)
-    return taken
+def _row(tensor: Tensor, stream: int, num_streams: int) -> Tensor:
+    """What of a tensor belongs to one of its streams."""
+    rows = tensor.shape[0] // num_streams
+    return tensor.narrow(0, stream * rows, rows)
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
-
-
-def _once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Apply `function` once to tensors that are the same memory."""
+def _once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Apply `function` once to tensors that are the same memory, so that what shares memory before shares it after."""
     done: dict[tuple[Any, ...], Tensor] = {}
 
-    def apply(tensor: Tensor) -> Tensor:
-        identity = _identity(tensor)
+    def apply(*tensors: Tensor) -> Tensor:
+        identity = tuple((t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors)
         if identity not in done:
-            done[identity] = function(tensor)
+            done[identity] = function(*tensors)
         return done[identity]
 
     return apply
