@@ -63,7 +63,7 @@ class ResidualLayer(DeltaLayer):
                 stream.state[self.name] = (self._kept(z),)
             return z
         if student is None:
-            return x.new_zeros(()).expand(x.shape[0], *self.out_shape)
+            return self._kept(x.new_zeros(()).expand(x.shape[0], *self.out_shape))
         (residual,) = stream.state[self.name]
         rows = repeated(residual, x, residual)
         if isinstance(student, ZeroDelta):

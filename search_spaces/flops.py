@@ -5,7 +5,8 @@ the closed forms of the layers. Element-wise operators (additions, activations, 
 convention and named in the result; any other operator that has no handler is an error, never a silent zero.
 
 One exception: `Minus` and `Plus`, the subtractions and additions that a delta costs. They are overhead of the method,
-so each of their output elements counts as one FLOP.
+so each of their output elements counts as one FLOP. An exported graph has no such modules any more; there the nodes
+that came from them are counted, which `torch.export` notes at every node and keeps in its files.
 """
 
 from __future__ import annotations
@@ -147,6 +148,36 @@ HANDLERS: dict[str, Callable[[list[Any], list[Any]], int]] = {
 }
 
 
+def _counted_nodes(graph: torch.fx.GraphModule) -> set[torch.fx.Node]:
+    """Nodes of an exported graph that came from `Minus` or `Plus`."""
+    counted = {f"{kind.__module__}.{kind.__qualname__}" for kind in (Minus, Plus, PlusInPlace)}
+    found = set()
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and (stack := node.meta.get("nn_module_stack")):
+            kind = list(stack.values())[-1][1]  # of the innermost module: its class, in a loaded file the name of it
+            if (kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}") in counted:
+                found.add(node)
+    return found
+
+
+class _Elements(torch.fx.Interpreter):
+    """Runs a graph and adds up the elements of what some of its nodes give, at the real sizes."""
+
+    def __init__(self, graph: torch.fx.GraphModule, nodes: set[torch.fx.Node]) -> None:
+        super().__init__(graph)
+        self.nodes, self.elements = nodes, 0
+
+    def count(self, inputs: tuple[Any, ...]) -> int:
+        self.run(*inputs)
+        return self.elements
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.nodes:
+            self.elements += int(result.numel())
+        return result
+
+
 def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: bool = True) -> FlopCount:
     """FLOPs of `module(*inputs)` in evaluation mode; the module's own mode and buffers are left as they were.
 
@@ -178,6 +209,8 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
                 for operator in COUNTED_OPS:  # those outside of the counted modules are free, as everywhere
                     by_operator.pop(operator.removeprefix("aten::"), None)
                 by_operator["delta"] = sum(int(overhead[name]) for name in counted)
+            if isinstance(module, torch.fx.GraphModule) and (nodes := _counted_nodes(module)):
+                by_operator["delta"] = _Elements(module, nodes).count(inputs)
             total = sum(by_operator.values())
             unsupported: Counter[str] = analysis.unsupported_ops()
     finally:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nas_kd.mistakes import explain
+from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
-from search_spaces import SPACES, ArchSpec, SearchSpace
+from search_spaces import SPACES, ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, SearchSpace
+from search_spaces.delta_residual import residual_form
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
@@ -30,7 +33,8 @@ class BundleInfo(BaseModel):
         schema_version: of this file.
         arch: the architecture, as `ArchSpec` writes it.
         arch_id: its content hash.
-        input_shape: of one clip, (3, T, H, W), after normalisation.
+        input_shape: of one clip, (3, T, H, W), after normalisation; of a student that runs frame by frame, T is its
+            key-frame interval.
         mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std.
         std: likewise.
         source_frames: frames of a clip as the teacher sees it, from which the student's are taken uniformly.
@@ -39,9 +43,14 @@ class BundleInfo(BaseModel):
         task: what the student was trained for.
         trial: its trial, or None.
         seed: of its training.
-        flops: of one clip.
+        flops: of one clip; of a student that runs frame by frame, amortised a frame, rounded up.
         params: number of parameters.
         metrics: split -> metric -> value.
+        keyframe_interval: K of a student that runs frame by frame; None for others, as all that follows.
+        keyframe_flops: of a key frame.
+        delta_flops: of a frame after a key frame.
+        state_bytes: of one stream.
+        form: of the delta layers; None is `delta`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +70,11 @@ class BundleInfo(BaseModel):
     flops: int
     params: int
     metrics: Mapping[str, Mapping[str, float]]
+    keyframe_interval: int | None = None
+    keyframe_flops: int | None = None
+    delta_flops: int | None = None
+    state_bytes: int | None = None
+    form: Literal["delta", "residual"] | None = None
 
 
 def save_bundle(folder: Path, student: nn.Module, info: BundleInfo) -> None:
@@ -78,7 +92,8 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
 
     Args:
         folder: with the two files.
-        space: the student's search space; needed where it is not one of `search_spaces.SPACES`.
+        space: the student's search space; needed where it is not one of `search_spaces.SPACES`, and where it was
+            derived from a teacher of your own.
 
     Raises:
         ValueError: a file is missing or does not fit, or the space is not known here.
@@ -90,11 +105,7 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
     arch = ArchSpec.from_dict(info.arch)
     if arch.arch_id != info.arch_id:
         raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
-    if space is None:
-        if arch.space not in SPACES:
-            raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
-        space = SPACES[arch.space](arch.settings)
-    student = space.student(arch)
+    student = (space or _space_of(arch)).student(arch)
     try:
         with safe_open(folder / WEIGHTS_NAME, "pt") as file:
             if (theirs := (file.metadata() or {}).get("arch_id")) != arch.arch_id:
@@ -103,7 +114,28 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {folder} do not fit architecture {arch.arch_id}: {reason}") from error
+    if info.form == "residual":
+        assert isinstance(student, DeltaNet), "only delta students have forms"
+        student = residual_form(student)
     return student.eval(), info
+
+
+def _space_of(arch: ArchSpec) -> SearchSpace:
+    """The space of an architecture, from its settings alone."""
+    if arch.space in SPACES:
+        return SPACES[arch.space](arch.settings)
+    if arch.space != DeltaBlocksSpace.name:
+        raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
+    settings = arch.as_dict()["settings"]
+    identity, size = settings.pop("teacher", {}), settings.pop("frame_size", ())
+    if identity.get("model") not in TEACHERS:
+        raise ValueError(
+            f"the student was derived from a teacher of your own, {identity.get('model')!r}: build its space with "
+            "DeltaBlocksSpace(settings, teacher, frame_size, identity) and pass it as load_bundle(folder, space)"
+        )
+    with torch.random.fork_rng(devices=[]):  # fresh weights, all of which the bundle replaces
+        teacher = TEACHERS[identity["model"]](identity["num_outputs"], identity["settings"])
+        return DeltaBlocksSpace(DeltaBlocksSettings.model_validate(settings), teacher, tuple(size), identity)
 
 
 def _read_info(path: Path) -> BundleInfo:

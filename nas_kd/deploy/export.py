@@ -2,80 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.export_stream import export_stream
+from nas_kd.deploy.record import (
+    BATCHES,
+    ExportError,
+    ExportRecord,
+    Format,
+    Parity,
+    batch_dim,
+    need_onnx,
+    third_party_warnings,
+)
 from nas_kd.training.measure import environment
-from search_spaces import CONVENTION, SearchSpace, count_flops
+from search_spaces import DeltaNet, SearchSpace, count_flops
 
-Format = Literal["safetensors", "pt2", "onnx"]
-BATCHES = (1, 3)  # both are compared, so that a batch size frozen into a graph is found
-TOLERANCE = 1e-3  # largest difference of a logit, relative to the largest logit (at least 1)
-
-
-class ExportError(RuntimeError):
-    """A written file does not compute what the student computes, or needs a package that is not installed."""
-
-
-class Parity(BaseModel):
-    """What comparing one written file with the trained student gave.
-
-    Attributes:
-        file: name of the file.
-        sha256: of its bytes.
-        bytes: its size.
-        max_abs_difference: largest difference of a logit over the compared batches.
-        largest_logit: largest absolute logit of the student there, to judge the difference by.
-        flops: counted on the reloaded graph; None for ONNX, whose operators fvcore does not read.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str
-    sha256: str
-    bytes: int
-    max_abs_difference: float
-    largest_logit: float
-    flops: int | None
-
-
-class ExportRecord(BaseModel):
-    """What stands in `export.json`.
-
-    Attributes:
-        arch_id: of the student.
-        trial: its trial.
-        flops: of the trained student, for one clip.
-        flops_convention: what is counted.
-        compared_batches: batch sizes at which outputs were compared.
-        seed: of the compared inputs.
-        parity: one entry a file.
-        environment: versions and hardware.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = 1
-    arch_id: str
-    trial: int | None
-    flops: int
-    flops_convention: str = CONVENTION
-    compared_batches: tuple[int, ...] = BATCHES
-    seed: int
-    parity: tuple[Parity, ...]
-    environment: Mapping[str, str]
+__all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
 
 
 def export_student(
@@ -88,9 +38,12 @@ def export_student(
 ) -> ExportRecord:
     """Write the student of a bundle in the formats asked for, read each again and compare.
 
+    A delta student becomes two graphs, one for key frames and one for the others: `export_stream`.
+
     Args:
         bundle: folder of the trained student.
-        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and `export.json`.
+        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and `export.json`;
+            of a delta student `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`.
         formats: what to write; the batch dimension of graphs is dynamic.
         space: needed where the student's space is your own.
         seed: of the inputs that are compared.
@@ -103,6 +56,8 @@ def export_student(
         if name not in WRITERS:
             raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
     student, info = load_bundle(bundle, space)
+    if isinstance(student, DeltaNet):
+        return export_stream(student, info, out_dir, formats, space=space, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, *info.input_shape, generator=generator) for n in BATCHES]
     with torch.no_grad():
@@ -114,22 +69,11 @@ def export_student(
     for name in dict.fromkeys(("safetensors", *formats)):
         path, run, flops = WRITERS[name](student, info, out_dir, space)
         difference = max(float((run(x) - y).abs().max()) for x, y in zip(inputs, expected, strict=True))
-        if not difference <= TOLERANCE * max(1.0, largest):
-            path.unlink()
-            raise ExportError(f"{path.name} differs from the trained student by {difference:.3g}; it was not kept")
+        entry = Parity.of(path, difference, largest, flops)
         if flops is not None and flops != info.flops:
             path.unlink()
             raise ExportError(f"{path.name} costs {flops:,} FLOPs, but the trained student {info.flops:,}; not kept")
-        parity.append(
-            Parity(
-                file=path.name,
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                bytes=path.stat().st_size,
-                max_abs_difference=difference,
-                largest_logit=largest,
-                flops=flops,
-            )
-        )
+        parity.append(entry)
     record = ExportRecord(
         arch_id=info.arch_id,
         trial=info.trial,
@@ -154,8 +98,8 @@ def _write_safetensors(student: nn.Module, info: BundleInfo, folder: Path, space
 
 def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
     path = folder / "student.pt2"
-    with _third_party_warnings():
-        program = torch.export.export(student, (torch.zeros(2, *info.input_shape),), dynamic_shapes=_dynamic_batch())
+    with third_party_warnings():
+        program = torch.export.export(student, (torch.zeros(2, *info.input_shape),), dynamic_shapes=({0: batch_dim()},))
         torch.export.save(program, path, extra_files={ARCH_NAME: json.dumps(info.model_dump(mode="json"))})
         graph = torch.export.load(path).module()
         flops = count_flops(graph, torch.zeros(1, *info.input_shape)).total
@@ -163,18 +107,14 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
 
 
 def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  # torch needs it, and says so less clearly
-    except ImportError as error:
-        raise ExportError(f"ONNX export needs {error.name}; install it with: pip install 'nas-kd[onnx]'") from error
+    onnxruntime = need_onnx()
     path = folder / "student.onnx"
-    with _third_party_warnings():
+    with third_party_warnings():
         program = torch.onnx.export(
             student,
             (torch.zeros(2, *info.input_shape),),
             dynamo=True,
-            dynamic_shapes=_dynamic_batch(),
+            dynamic_shapes=({0: batch_dim()},),
             input_names=["clip"],
             output_names=["logits"],
             verbose=False,
@@ -194,10 +134,6 @@ WRITERS: dict[str, Writer] = {"safetensors": _write_safetensors, "pt2": _write_p
 """Format -> function that writes the file, reads it again, and returns its path, how to run it, and its FLOPs."""
 
 
-def _dynamic_batch() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch", min=1, max=65536)},)
-
-
 def _quiet(module: nn.Module) -> Run:
     def run(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -206,17 +142,3 @@ def _quiet(module: nn.Module) -> Run:
         return output
 
     return run
-
-
-@contextmanager
-def _third_party_warnings() -> Any:
-    """The exporters warn of their own deprecations and optional parts, on which no user of ours can act."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,48 +13,53 @@ from search_spaces.delta_net import DeltaNet, State, tensors_of
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How a state's tensors lie in a row. Layers that are dead on delta frames have no state.
+    """How a state's tensors lie in a row, each one once: the output of a layer may be the input of the next one.
+
+    Layers that are dead on delta frames have no state.
 
     Attributes:
-        counts: delta layer -> number of its tensors, in the order in which the layers run on key frames.
+        names: `layer#i` of each tensor, by its first appearance.
+        places: delta layer -> the positions of its tensors in the row, in the order in which the layers run.
     """
 
-    counts: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+    places: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, state: State) -> StateLayout:
         """The layout of a state that a key frame gave."""
-        return cls(tuple((name, len(tensors)) for name, tensors in state.items()))
-
-    def names(self) -> list[str]:
-        """`layer#i` for every tensor."""
-        return [f"{name}#{i}" for name, count in self.counts for i in range(count)]
+        seen: dict[tuple[Any, ...], int] = {}
+        names: list[str] = []
+        places: dict[str, list[int]] = {layer: [] for layer in state}
+        for name, tensor in tensors_of(state):
+            identity = same_memory(tensor)
+            if identity not in seen:
+                seen[identity] = len(names)
+                names.append(name)
+            places[name.rpartition("#")[0]].append(seen[identity])
+        return cls(tuple(names), tuple((layer, tuple(where)) for layer, where in places.items()))
 
     def flat(self, state: State) -> tuple[Tensor, ...]:
         """The tensors, in the order of `names`."""
-        return tuple(tensor for name, _ in self.counts for tensor in state[name])
+        tensors = dict(tensors_of(state))
+        return tuple(tensors[name] for name in self.names)
 
     def nested(self, tensors: tuple[Tensor, ...]) -> State:
         """The inverse of `flat`."""
-        state: State = {}
-        start = 0
-        for name, count in self.counts:
-            state[name] = tuple(tensors[start : start + count])
-            start += count
-        return state
+        return {layer: tuple(tensors[i] for i in where) for layer, where in self.places}
 
 
 class KeyPass(nn.Module):
     """frame (N, 3, H, W) -> (output, *state)."""
 
-    def __init__(self, student: DeltaNet) -> None:
+    def __init__(self, student: DeltaNet, layout: StateLayout) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.layout = student, layout
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """The teacher's output, then the state's tensors in the order of the layers."""
+        """The teacher's output, then the state's tensors."""
         output, state = self.student.key(frame)
-        return (output, *(tensor for _, tensor in tensors_of(state)))
+        return (output, *self.layout.flat(state))
 
 
 class DeltaPass(nn.Module):
@@ -73,3 +79,8 @@ class DeltaPass(nn.Module):
 def layout_of(student: DeltaNet, frame: Tensor) -> StateLayout:
     """The layout of the state that one key frame (N, 3, H, W) gives."""
     return StateLayout.of(student.key(frame)[1])
+
+
+def same_memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same view of the same memory, as long as both exist."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout
+from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, same_memory
 from search_spaces.delta_net import DeltaNet, Reference, State, state_bytes, tensors_of
 
 NEVER = -1  # the age of a stream without a key frame
@@ -63,7 +63,7 @@ class StreamState:
         return self.bytes // self.num_streams
 
     def named(self) -> dict[str, Tensor]:
-        """`layer#i` -> tensor, in the order of the exported graphs."""
+        """`layer#i` -> tensor, in the order in which the layers run."""
         return dict(tensors_of(self.tensors))
 
     def reset(self, streams: Iterable[int] | None = None) -> None:
@@ -240,11 +240,11 @@ class StreamingStudent:
     def _graphs(self, frame: Tensor) -> tuple[StateLayout, Callable[..., Any], Callable[..., Any]]:
         device = str(frame.device)
         if device not in self._compiled:
-            layout = StateLayout.of(self.student.key(frame)[1])
+            layout = layout_of(self.student, frame)
             how: dict[str, Any] = {"mode": "reduce-overhead"} if frame.is_cuda else {"options": {"freezing": True}}
             self._compiled[device] = (
                 layout,
-                torch.compile(KeyPass(self.student), **how),
+                torch.compile(KeyPass(self.student, layout), **how),
                 torch.compile(DeltaPass(self.student, layout), **how),
             )
         if frame.is_cuda:
@@ -268,7 +268,7 @@ def _once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     done: dict[tuple[Any, ...], Tensor] = {}
 
     def apply(*tensors: Tensor) -> Tensor:
-        identity = tuple((t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors)
+        identity = tuple(map(same_memory, tensors))
         if identity not in done:
             done[identity] = function(*tensors)
         return done[identity]

@@ -1,0 +1,230 @@
+"""Export of a student that runs frame by frame: one graph for key frames, one for the others.
+
+    key:    frame (N, 3, H, W)            -> output, state…
+    delta:  frame (N, 3, H, W), state…    -> output          the state stays as the key frame left it
+
+The delta graph holds no weights of the teacher's layers that have a student.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of
+from nas_kd.deploy.record import (
+    BATCHES,
+    ExportError,
+    ExportRecord,
+    Format,
+    Parity,
+    StateTensor,
+    StreamRecord,
+    batch_dim,
+    need_onnx,
+    third_party_warnings,
+)
+from nas_kd.training.measure import environment
+from search_spaces import DeltaNet, SearchSpace, count_flops
+from search_spaces.delta_residual import ResidualLayer, without_teacher
+
+Graph = Callable[..., tuple[Tensor, ...]]
+
+
+def export_stream(
+    student: DeltaNet,
+    info: BundleInfo,
+    out_dir: Path,
+    formats: Sequence[Format],
+    *,
+    space: SearchSpace | None = None,
+    seed: int = 0,
+) -> ExportRecord:
+    """Write a delta student, read every file again, and compare a whole key-frame interval with clip mode.
+
+    Args:
+        student: as loaded from its bundle.
+        info: of the bundle.
+        out_dir: gets `student.safetensors` + `arch.json` (always), `key.pt2` and `delta.pt2`, `key.onnx` and
+            `delta.onnx`, and `export.json`.
+        formats: what to write; the batch dimension of graphs is open.
+        space: needed where the student's space is your own.
+        seed: of the frames that are compared.
+
+    Raises:
+        ExportError: an output or a FLOP count differs, or a package is missing; the files in question are removed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    interval = student.keyframe_interval
+    shape = (3, interval, *info.input_shape[2:])
+    clips = [torch.randn(n, *shape, generator=generator) for n in BATCHES]
+    pair = Exported(student, shape)
+    with torch.no_grad():
+        expected = [student(clip) for clip in clips]
+    largest = max(float(y.abs().max()) for y in expected)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "export.json").unlink(missing_ok=True)
+
+    save_bundle(out_dir, student, info)
+    again, _ = load_bundle(out_dir, space)
+    with torch.no_grad():
+        difference = max(_apart(again(clip), y) for clip, y in zip(clips, expected, strict=True))
+    total = count_flops(again, torch.zeros(1, *shape)).total
+    _refuse_flops([out_dir / WEIGHTS_NAME], -(-total // interval), info.flops)
+    parity = [Parity.of(out_dir / WEIGHTS_NAME, difference, largest, info.flops)]
+
+    for kind in dict.fromkeys(formats):
+        if kind == "safetensors":
+            continue
+        key_path, delta_path = out_dir / f"key.{kind}", out_dir / f"delta.{kind}"
+        graphs, flops = (_write_pt2 if kind == "pt2" else _write_onnx)(pair, info, key_path, delta_path)
+        apart = [_compare(*graphs, clip, y) for clip, y in zip(clips, expected, strict=True)]
+        entries = [
+            Parity.of(path, max(each), largest, None if flops is None else flops[i])
+            for i, (path, each) in enumerate(zip((key_path, delta_path), zip(*apart, strict=True), strict=True))
+        ]
+        if flops is not None:
+            _refuse_flops([key_path, delta_path], flops[0] + (interval - 1) * flops[1], total)
+        parity += entries
+
+    frame = torch.zeros(1, 3, *shape[2:])
+    delta_flops = student.delta_flops(frame)
+    record = ExportRecord(
+        arch_id=info.arch_id,
+        trial=info.trial,
+        flops=info.flops,
+        seed=seed,
+        parity=tuple(parity),
+        stream=StreamRecord(
+            keyframe_interval=interval,
+            form="residual" if any(isinstance(m, ResidualLayer) for m in student.modules()) else "delta",
+            interval_flops=total,
+            keyframe_flops=total - (interval - 1) * delta_flops,
+            delta_flops=delta_flops,
+            state=pair.state,
+            state_bytes=sum(tensor.bytes for tensor in pair.state),
+        ),
+        environment=environment("cpu"),
+    )
+    (out_dir / "export.json").write_text(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
+    return record
+
+
+class Exported:
+    """The two passes of a student with examples of their inputs, at batch size 2.
+
+    Args:
+        student: in evaluation mode.
+        shape: (3, K, H, W) of an interval.
+    """
+
+    def __init__(self, student: DeltaNet, shape: tuple[int, ...]) -> None:
+        self.frame = torch.zeros(2, 3, *shape[2:])
+        self.layout: StateLayout = layout_of(student, self.frame)
+        self.key = KeyPass(student, self.layout).eval()
+        self.delta = DeltaPass(without_teacher(student), self.layout).eval()
+        with torch.no_grad():
+            self.tensors = self.key(self.frame)[1:]
+        self.state = tuple(
+            StateTensor(
+                name=name,
+                rows=len(tensor) // 2,
+                shape=tuple(tensor.shape[1:]),
+                bytes=tensor.numel() * tensor.element_size() // 2,
+            )
+            for name, tensor in zip(self.layout.names, self.tensors, strict=True)
+        )
+
+    def key_shapes(self) -> tuple[Any, ...]:
+        """What is open in the inputs of the key graph."""
+        return ({0: batch_dim()},)
+
+    def delta_shapes(self) -> tuple[Any, ...]:
+        """Likewise of the delta graph; a layer that sees windows has several rows a stream."""
+        batch = batch_dim()
+        return {0: batch}, tuple({0: batch if t.rows == 1 else t.rows * batch} for t in self.state)
+
+
+def _write_pt2(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tuple[tuple[Graph, Graph], tuple[int, int]]:
+    extra = {ARCH_NAME: json.dumps(info.model_dump(mode="json")), "state.json": json.dumps(pair.layout.names)}
+    with third_party_warnings(), torch.no_grad():
+        programs = (
+            torch.export.export(pair.key, (pair.frame,), dynamic_shapes=pair.key_shapes()),
+            torch.export.export(pair.delta, (pair.frame, *pair.tensors), dynamic_shapes=pair.delta_shapes()),
+        )
+        for program, path in zip(programs, (key, delta), strict=True):
+            torch.export.save(program, path, extra_files=dict(extra))
+        first, second = (torch.export.load(path).module() for path in (key, delta))
+        frame = pair.frame[:1]
+        state = first(frame)[1:]
+        flops = count_flops(first, frame).total, count_flops(second, (frame, *state)).total
+    return (_tuple(first), _tuple(second)), flops
+
+
+def _write_onnx(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tuple[tuple[Graph, Graph], None]:
+    onnxruntime = need_onnx()
+    state = list(pair.layout.names)
+    graphs: list[Graph] = []
+    for module, inputs, shapes, path, names, results in (
+        (pair.key, (pair.frame,), pair.key_shapes(), key, ["frame"], ["output", *state]),
+        (pair.delta, (pair.frame, *pair.tensors), pair.delta_shapes(), delta, ["frame", *state], ["output"]),
+    ):
+        with third_party_warnings(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=names,
+                output_names=results,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path, external_data=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def run(*tensors: Tensor, session: Any = session, names: list[str] = names) -> tuple[Tensor, ...]:
+            feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+            return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
+
+        graphs.append(run)
+    return (graphs[0], graphs[1]), None
+
+
+def _tuple(module: torch.nn.Module) -> Graph:
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            result = module(*tensors)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    return run
+
+
+def _compare(key: Graph, delta: Graph, clip: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Largest differences of key frames and of the others; the state is the one that the key graph gave."""
+    output, *state = key(clip[:, :, 0])
+    others = [delta(clip[:, :, t], *state)[0] for t in range(1, clip.shape[2])]
+    return (
+        _apart(output, expected[:, 0]),
+        max((_apart(ours, expected[:, t]) for t, ours in enumerate(others, 1)), default=0.0),
+    )
+
+
+def _apart(ours: Tensor, expected: Tensor) -> float:
+    assert ours.shape == expected.shape, "graphs have the student's outputs"
+    return float((ours - expected).abs().max())
+
+
+def _refuse_flops(paths: Sequence[Path], found: int, expected: int) -> None:
+    if found != expected:
+        for path in paths:
+            path.unlink()
+        names = " and ".join(path.name for path in paths)
+        raise ExportError(f"{names} cost {found:,} FLOPs, but the trained student {expected:,}; not kept")

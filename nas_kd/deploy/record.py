@@ -1,0 +1,169 @@
+"""What an export leaves behind beside its files: the comparison with the trained student."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from search_spaces import CONVENTION
+
+Format = Literal["safetensors", "pt2", "onnx"]
+BATCHES = (1, 3)  # both are compared, so that a batch size frozen into a graph is found
+TOLERANCE = 1e-3  # largest difference of an output, relative to the largest output (at least 1)
+
+
+class ExportError(RuntimeError):
+    """A written file does not compute what the student computes, or needs a package that is not installed."""
+
+
+class Parity(BaseModel):
+    """What comparing one written file with the trained student gave.
+
+    Attributes:
+        file: name of the file.
+        sha256: of its bytes.
+        bytes: its size.
+        max_abs_difference: largest difference of a logit over the compared batches.
+        largest_logit: largest absolute logit of the student there, to judge the difference by.
+        flops: counted on the reloaded graph; None for ONNX, whose operators fvcore does not read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    sha256: str
+    bytes: int
+    max_abs_difference: float
+    largest_logit: float
+    flops: int | None
+
+    @classmethod
+    def of(cls, path: Path, difference: float, largest: float, flops: int | None) -> Parity:
+        """The entry of a file.
+
+        Raises:
+            ExportError: the difference is too large; the file is removed.
+        """
+        if not difference <= TOLERANCE * max(1.0, largest):
+            path.unlink()
+            raise ExportError(f"{path.name} differs from the trained student by {difference:.3g}; it was not kept")
+        return cls(
+            file=path.name,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            bytes=path.stat().st_size,
+            max_abs_difference=difference,
+            largest_logit=largest,
+            flops=flops,
+        )
+
+
+class StateTensor(BaseModel):
+    """One tensor that the key graph gives and the delta graph takes.
+
+    Attributes:
+        name: `layer#i`; also the name of the ONNX graphs' output and input.
+        rows: rows a stream; the first dimension is rows · streams.
+        shape: of one row.
+        bytes: a stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rows: int
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class StreamRecord(BaseModel):
+    """How the two graphs of a delta student belong together.
+
+    Attributes:
+        keyframe_interval: K; frames 0, K, 2K, … go to the key graph, with no state, all others to the delta graph.
+        form: `delta` keeps (z_0, x_0) of a layer, `residual` keeps z_0 − h(x_0).
+        interval_flops: FLOPs of the trained student for K frames.
+        keyframe_flops: of the key graph.
+        delta_flops: of the delta graph.
+        state: in the order of the key graph's outputs after the first one, and of the delta graph's inputs after it.
+        state_bytes: of one stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keyframe_interval: int
+    form: Literal["delta", "residual"]
+    interval_flops: int
+    keyframe_flops: int
+    delta_flops: int
+    state: tuple[StateTensor, ...]
+    state_bytes: int
+
+
+class ExportRecord(BaseModel):
+    """What stands in `export.json`.
+
+    Attributes:
+        arch_id: of the student.
+        trial: its trial.
+        flops: of the trained student, for one clip; amortised a frame where it runs frame by frame.
+        flops_convention: what is counted.
+        compared_batches: batch sizes at which outputs were compared.
+        seed: of the compared inputs.
+        parity: one entry a file.
+        stream: of a student that runs frame by frame.
+        environment: versions and hardware.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    arch_id: str
+    trial: int | None
+    flops: int
+    flops_convention: str = CONVENTION
+    compared_batches: tuple[int, ...] = BATCHES
+    seed: int
+    parity: tuple[Parity, ...]
+    stream: StreamRecord | None = None
+    environment: Mapping[str, str]
+
+
+def batch_dim() -> Any:
+    """The open first dimension of exported graphs."""
+    return torch.export.Dim("batch", min=1, max=65536)
+
+
+def need_onnx() -> Any:
+    """onnxruntime.
+
+    Raises:
+        ExportError: a package is missing.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch needs it, and says so less clearly
+    except ImportError as error:
+        raise ExportError(f"ONNX export needs {error.name}; install it with: pip install 'nas-kd[onnx]'") from error
+    return onnxruntime
+
+
+@contextmanager
+def third_party_warnings() -> Iterator[None]:
+    """The exporters warn of their own deprecations and optional parts, on which no user of ours can act."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
