@@ -11,7 +11,7 @@ supernet happens to draw first, and a copy of the teacher's layer, whose loss st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -69,6 +69,6 @@ class DeltaLoss(nn.Module):
         return torch.stack(errors).mean()
 
 
-def delta_pairs(layers: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
-    """(module of the student, module of the teacher) of delta layers by their names in the teacher."""
-    return tuple((f"net.{name}", name) for name in layers)
+def delta_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(module of a `DeltaNet`, module of the teacher) for modules by their names in the teacher."""
+    return tuple((f"net.{name}", name) for name in names)

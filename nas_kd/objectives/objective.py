@@ -162,9 +162,9 @@ class Objective(nn.Module):
         if config.feature.weight > 0:
             self.pairs["feature"] = config.feature.pairs or _scale_pairs(student, example, teacher, teacher_example)
         if config.cross_resolution.weight > 0:
-            ours = config.cross_resolution.student or last_maps(student, example)[-1]
-            theirs = config.cross_resolution.teacher or last_maps(teacher, teacher_example)[-1]
-            self.pairs["cross_resolution"] = ((ours, theirs),)
+            last = _scale_pairs(student, example, teacher, teacher_example)[-1]
+            chosen = config.cross_resolution
+            self.pairs["cross_resolution"] = ((chosen.student or last[0], chosen.teacher or last[1]),)
         student_maps = _maps(student, example, self.student_taps)
         teacher_maps = _maps(teacher, teacher_example, self.teacher_taps)
         for name, pairs in self.pairs.items():
@@ -247,7 +247,10 @@ def _trained_layers(student: nn.Module) -> dict[str, object]:
 def _scale_pairs(
     student: nn.Module, example: Tensor, teacher: nn.Module, teacher_example: Tensor
 ) -> tuple[tuple[str, str], ...]:
-    ours, theirs = last_maps(student, example), last_maps(teacher, teacher_example)
+    theirs = last_maps(teacher, teacher_example)
+    if isinstance(student.network if isinstance(student, Supernet) else student, DeltaNet):
+        return delta_pairs(theirs)  # the teacher's own modules, with delta layers among them
+    ours = last_maps(student, example)
     count = min(len(ours), len(theirs))
     return tuple(zip(ours[-count:], theirs[-count:], strict=True))
 
