@@ -6,6 +6,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ class CostTable:
         uncounted: operators of the candidates that are free by convention.
         period: frames that the sums are over. With a period of K, terms and constant are those of one key-frame
             interval, and what an architecture costs is their share of a frame, rounded up.
+        unit: what is counted, `flops` or `nanoseconds`; everything that is said of FLOPs here holds for both.
     """
 
     variables: Mapping[str, tuple[Choice, ...]]
@@ -48,6 +50,7 @@ class CostTable:
     constant: int
     uncounted: tuple[str, ...] = ()
     period: int = 1
+    unit: str = "flops"
 
     def __post_init__(self) -> None:
         for term in self.terms:
@@ -90,6 +93,39 @@ class CostTable:
             operands = [exact[name] for name in term.variables]
             total = total + torch.einsum(equation, self._tensor(i, device), *operands)
         return total / self.period if self.period > 1 else total
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values, for `from_json`."""
+        return {
+            "unit": self.unit,
+            "period": self.period,
+            "constant": self.constant,
+            "uncounted": list(self.uncounted),
+            "variables": {name: list(choices) for name, choices in self.variables.items()},
+            "terms": [
+                {"name": term.name, "variables": list(term.variables), "costs": term.flops.tolist()}
+                for term in self.terms
+            ],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CostTable:
+        """The table that `to_json` gave.
+
+        Raises:
+            ValueError: a key is missing, or a term's shape is not that of its variables.
+        """
+        if missing := {"unit", "period", "constant", "uncounted", "variables", "terms"} - value.keys():
+            raise ValueError(f"a cost table needs {', '.join(sorted(missing))}; write it with CostTable.to_json")
+        terms = tuple(
+            CostTerm(str(t["name"]), tuple(t["variables"]), np.asarray(t["costs"], dtype=np.int64))
+            for t in value["terms"]
+        )  # fmt: skip
+        variables = {str(name): tuple(choices) for name, choices in value["variables"].items()}
+        return cls(
+            variables, terms, int(value["constant"]), tuple(value["uncounted"]), int(value["period"]),
+            str(value["unit"]),
+        )  # fmt: skip
 
     @cached_property
     def _equations(self) -> tuple[str, ...]:

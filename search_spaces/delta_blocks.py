@@ -10,7 +10,7 @@ FLOPs are those of one key-frame interval of K frames; what is reported is their
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, cast
@@ -222,6 +222,42 @@ def _lives(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:
     return any(all(choices.get(name) != "zero" for name in term) for term in layer.alive)
 
 
+def signature(layer: PlannedLayer) -> tuple[Any, ...]:
+    """What the costs of a layer's candidates depend on; equal for layers of one shape."""
+    shape = layer.shape
+    own = layer.name if shape.weight is None else ""
+    return (
+        own, shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding, shape.dilation,
+        shape.groups, layer.in_shape, layer.out_shape,
+    )  # fmt: skip
+
+
+def cost_terms(
+    layers: Sequence[PlannedLayer],
+    variables: Mapping[str, tuple[Choice, ...]],
+    cost: Callable[[PlannedLayer, str], int],
+) -> tuple[CostTerm, ...]:
+    """One term a layer: what its candidates cost in an interval, and nothing where nobody reads its output.
+
+    Args:
+        layers: of the plan.
+        variables: of the space.
+        cost: (layer, candidate) -> cost of a whole interval.
+    """
+    terms = []
+    for layer in layers:
+        totals = [cost(layer, str(choice)) for choice in variables[layer.name]]
+        conditions = sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
+        names = (layer.name, *conditions)
+        costs: npt.NDArray[np.int64] = np.zeros([len(variables[n]) for n in names], dtype=np.int64)
+        for index in product(*(range(len(variables[n])) for n in conditions)):
+            chosen = {n: variables[n][i] for n, i in zip(conditions, index, strict=True)}
+            if _lives(layer, chosen):
+                costs[(slice(None), *index)] = totals  # type: ignore[index]
+        terms.append(CostTerm(layer.name, names, costs))
+    return tuple(terms)
+
+
 class _Costs:
     """FLOPs of candidates, each counted once for layers of one shape."""
 
@@ -240,12 +276,7 @@ class _Costs:
 
     def of(self, layer: PlannedLayer, name: str) -> tuple[int, int, tuple[str, ...]] | None:
         """(FLOPs of a delta frame, FLOPs on a key frame for what is remembered, free operators), or None."""
-        shape = layer.shape
-        own = layer.name if shape.weight is None else ""
-        key = (
-            name, own, layer.may_be_zero, shape.in_channels, shape.out_channels, shape.kernel, shape.stride,
-            shape.padding, shape.dilation, shape.groups, layer.in_shape, layer.out_shape,
-        )  # fmt: skip
+        key = (name, layer.may_be_zero, *signature(layer))
         if key not in self._counted:
             with torch.random.fork_rng(devices=[]):
                 self._counted[key] = self._measure(layer, name)
@@ -273,26 +304,15 @@ class _Costs:
     def table(self, interval: int) -> CostTable:
         """FLOPs of an interval."""
         space, plan = self.space, self.space.plan
-        terms: list[CostTerm] = []
-        free: set[str] = set()
-        for layer in plan.layers:
-            totals = []
-            for choice in space.variables[layer.name]:
-                cost = self.of(layer, str(choice))
-                assert cost is not None
-                frame, remembered, uncounted = cost
-                totals.append((interval - 1) * frame + (remembered if interval > 1 else 0))
-                free.update(uncounted)
-            conditions = sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
-            names = (layer.name, *conditions)
-            flops: npt.NDArray[np.int64] = np.zeros([len(space.variables[n]) for n in names], dtype=np.int64)
-            sizes = [range(len(space.variables[n])) for n in conditions]
-            for index in product(*sizes):
-                chosen = {n: space.variables[n][i] for n, i in zip(conditions, index, strict=True)}
-                if _lives(layer, chosen):
-                    flops[(slice(None), *index)] = totals  # type: ignore[index]
-            terms.append(CostTerm(layer.name, names, flops))
-        return CostTable(
-            space.variables, tuple(terms), interval * plan.rest_flops + sum(layer.flops for layer in plan.layers),
-            tuple(sorted(free)), interval,
-        )  # fmt: skip
+        free = set[str]()
+
+        def cost(layer: PlannedLayer, choice: str) -> int:
+            counted = self.of(layer, choice)
+            assert counted is not None, "variables hold what layers can have"
+            frame, remembered, uncounted = counted
+            free.update(uncounted)
+            return (interval - 1) * frame + (remembered if interval > 1 else 0)
+
+        terms = cost_terms(plan.layers, space.variables, cost)
+        constant = interval * plan.rest_flops + sum(layer.flops for layer in plan.layers)
+        return CostTable(space.variables, terms, constant, tuple(sorted(free)), interval)

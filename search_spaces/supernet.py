@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice
+from search_spaces.cost import CostTable
 from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
 from search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_probable
 from search_spaces.space import SearchSpace, gates_of
@@ -32,9 +33,12 @@ class Supernet(nn.Module):
         temperature: of the estimator; change it with `gate_temperature`.
         seed: of the gates' noise.
         make_gate: builds a gate from its choices.
+        table: what architectures cost, for the expected cost, the range and budgets, in place of the space's FLOPs; a
+            latency table, say. Wherever a name below speaks of FLOPs, its unit counts.
 
     Raises:
-        ValueError: unknown estimator, knob or value; a gate that is no variable of the space.
+        ValueError: unknown estimator, knob or value; a gate that is no variable of the space; another
+            space's table.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Supernet(nn.Module):
         temperature: float = 1.0,
         seed: int = 0,
         make_gate: GateFactory = Gate,
+        table: CostTable | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -59,7 +64,15 @@ class Supernet(nn.Module):
         for gate in self.gates.values():
             gate.control = self.control
         with torch.random.fork_rng(devices=[]):  # measuring builds modules, or not where costs are known already:
-            self.cost_table = space.cost_table(self.knobs)  # what is drawn after this must not depend on that
+            own = table or space.cost_table(self.knobs)  # what is drawn after this must not depend on that
+        if dict(own.variables) != dict(space.variables):
+            odd = sorted(
+                n for n in {**own.variables, **space.variables} if own.variables.get(n) != space.variables.get(n)
+            )
+            raise ValueError(
+                f"a cost table must be of the space's own variables, but it differs in {', '.join(odd)}; measure again"
+            )
+        self.cost_table = own
 
     @property
     def gate_temperature(self) -> float:
