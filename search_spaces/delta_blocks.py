@@ -48,7 +48,7 @@ class DeltaBlocksSettings(BaseModel):
         include: patterns (`*`, `?`) of module names; only these layers become delta layers.
         exclude: patterns of layers that stay as they are.
         blocks: patterns of modules that become one delta layer as a whole.
-        skip_first: number of eligible layers at the start that stay as they are.
+        skip_first: number of layers at the start of the teacher that stay as they are.
         skip_last: likewise at the end.
         min_share: layers with less than this share of the teacher's FLOPs stay as they are.
     """

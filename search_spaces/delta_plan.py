@@ -105,9 +105,10 @@ def plan_layers(
     """Plan the delta layers of a model.
 
     Eligible are convolutions (`nn.Conv2d`) over more than one pixel and linear layers (`nn.Linear`) over tokens, and
-    modules that `blocks` name as a whole. Of these, `skip_first` and `skip_last` in the order of the forward pass stay
-    as they are, and so do depthwise convolutions, layers with less than `min_share` of the FLOPs, layers that run
-    twice in a pass, and those that the output does not depend on.
+    modules that `blocks` name as a whole. The first `skip_first` and the last `skip_last` convolutions and linear
+    layers of the model, in the order of its forward pass, stay as they are, and so do depthwise convolutions, layers
+    with less than `min_share` of the FLOPs, layers that run twice in a pass, and those that the output does not depend
+    on.
 
     Args:
         model: (1, 3, H, W) -> a tensor; in evaluation mode.
@@ -115,7 +116,7 @@ def plan_layers(
         include: patterns (`*`, `?`) of module names; only these layers.
         exclude: patterns of module names that stay as they are.
         blocks: patterns of modules that become one delta layer as a whole.
-        skip_first: number of eligible layers at the start that stay.
+        skip_first: number of layers at the start that stay.
         skip_last: likewise at the end.
         min_share: of the model's FLOPs.
 
@@ -127,7 +128,11 @@ def plan_layers(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"pattern {pattern!r} matches no module; the teacher has {', '.join(names[:12])}, …")
     wanted, left_out = _candidates(model, include, exclude, blocks)
-    seen = _observe(model, example, wanted)
+    kernels = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    everything = _observe(model, example, list(dict.fromkeys([*wanted, *kernels])))
+    seen = {name: everything[name] for name in everything if name in wanted}
+    ordered = [name for name in everything if name in kernels]
+    ends = {*ordered[:skip_first], *ordered[len(ordered) - skip_last :]}
     whole = count_flops(model, example).total
     eligible: dict[str, int] = {}
     for name in seen:  # in the order of the forward pass
@@ -136,16 +141,13 @@ def plan_layers(
             left_out[name] = reason
             continue
         flops = count_flops(module, torch.zeros_like(seen[name].x)).total
-        if flops < min_share * whole:
+        if name in ends:
+            left_out[name] = "among the first or the last layers"
+        elif flops < min_share * whole:
             left_out[name] = f"less than {min_share:.2%} of the FLOPs"
         else:
             eligible[name] = flops
     left_out |= {name: "does not run" for name in wanted if name not in seen}
-    ordered = list(eligible)
-    for name in [*ordered[:skip_first], *(ordered[-skip_last:] if skip_last else [])]:
-        if name in eligible:
-            left_out[name] = "among the first or the last layers"
-            del eligible[name]
     feeds = _feeds(model, example, list(eligible))
     for name in [n for n in eligible if not feeds.readers[n]]:
         left_out[name] = "the output does not depend on it"
