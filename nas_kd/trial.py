@@ -78,8 +78,12 @@ class Trial:
     @property
     def knobs(self) -> dict[str, Choice]:
         """The space's knobs of this trial."""
-        given = {n: v for n, v in self.context.knobs.items() if n in self.bench.space.knobs}
-        return self.bench.space.knobs_with(given)  # type: ignore[arg-type]
+        space = self.bench.space
+        knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
+        for interval in space.knobs.get("keyframe_interval", ()):  # ascending: the next one that meets the budget
+            if int(interval) > int(knobs["keyframe_interval"]) and space.cheapest(knobs) > self.max_flops:
+                knobs["keyframe_interval"] = interval
+        return knobs
 
     @property
     def max_flops(self) -> int:
@@ -158,6 +162,9 @@ class Trial:
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
         arch = supernet.arch(self.max_flops)
+        asked, taken = self.context.knobs.get("keyframe_interval"), self.knobs.get("keyframe_interval")
+        if asked is not None and asked != taken:
+            self.warnings.append(f"no student with key frames every {asked} frames meets the budget; took {taken}")
         flops = self.bench.space.cost(arch)
         free = self.bench.space.cost(supernet.arch())
         self.diagnostics["unconstrained_flops"] = float(free)

@@ -266,11 +266,14 @@ class _Costs:
         self._counted: dict[Any, tuple[int, int, tuple[str, ...]] | None] = {}
 
     def choices(self, layer: PlannedLayer) -> tuple[Choice, ...]:
-        """Candidates that fit a layer and cost less than its full copy, by increasing cost; the copy is last."""
-        costs = {}
+        """Candidates that fit a layer and cost less than its full copy, by increasing cost; the copy is last.
+
+        Costs are those of the longest interval, where what is remembered weighs least.
+        """
+        interval, costs = self.space._s.keyframe_interval[-1], {}
         for name in self.space._s.candidates:
             if (cost := self.of(layer, name)) is not None:
-                costs[name] = cost[0]
+                costs[name] = (interval - 1) * cost[0] + cost[1]
         cheaper = [name for name in costs if name == "full" or costs[name] < costs["full"]]
         return tuple(sorted(cheaper, key=lambda name: (name == "full", costs[name])))
 

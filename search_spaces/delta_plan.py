@@ -333,8 +333,14 @@ def _feeds(model: nn.Module, example: Tensor, names: Sequence[str]) -> _Feeds:
                 found.add("")
             stack.extend(parent for parent, _ in node.next_functions)
         sources[reader] = found or {""}
-    readers = {name: {reader for reader in reads if name in sources[reader]} for name in names}
-    return _Feeds(readers, sources, list(costly.values()))
+    useful: set[str] = set()  # what the output depends on
+    waiting = [""]
+    while waiting:
+        if (reader := waiting.pop()) not in useful:
+            useful.add(reader)
+            waiting.extend(sources[reader])
+    readers = {name: {reader for reader in useful if name in sources[reader]} for name in names}
+    return _Feeds(readers, sources, [readers_of & useful for readers_of in costly.values() if readers_of & useful])
 
 
 def _lives(names: Sequence[str], feeds: _Feeds) -> tuple[set[str], dict[str, Terms]]:
