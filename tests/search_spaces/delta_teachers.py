@@ -19,10 +19,9 @@ def trained(net: nn.Module, seed: int = 0) -> nn.Module:
                 if module.bias is not None:
                     module.bias.normal_(std=0.1, generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(std=0.3, generator=generator)
-                module.running_var.uniform_(0.5, 2.0, generator=generator)
+                if module.running_mean is not None and module.running_var is not None:
+                    module.running_mean.normal_(std=0.3, generator=generator)
+                    module.running_var.uniform_(0.5, 2.0, generator=generator)
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(std=0.3, generator=generator)
     return net.eval()

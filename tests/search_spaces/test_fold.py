@@ -1,0 +1,82 @@
+"""BatchNorm folded into convolutions: where it belongs, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from delta_teachers import HRNet, PreActivation, ResNet, UNet, conv_norm, trained
+from torch import Tensor, nn
+
+from search_spaces.fold import fold_batchnorm
+
+
+def norms(net: nn.Module) -> list[str]:
+    return [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def frame(seed: int = 1) -> Tensor:
+    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("build", "left"),
+    [
+        (ResNet, []),
+        (HRNet, []),
+        (UNet, []),
+        (PreActivation, ["blocks.0.norm1", "blocks.1.norm1", "blocks.2.norm1", "norm"]),
+    ],
+)
+def test_what_follows_a_convolution_is_folded_and_the_output_stays(
+    build: Callable[[], nn.Module], left: list[str]
+) -> None:
+    net = trained(build())
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    folded = fold_batchnorm(net, frame())
+    assert norms(folded) == left
+    with torch.no_grad():
+        torch.testing.assert_close(folded(frame(2)), net(frame(2)), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()), "the model is a copy"
+    assert norms(net)
+
+
+class Odd(nn.Module):
+    """Normalisations that must stay, each for its own reason, and one that goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good = conv_norm(3, 4)
+        self.shared, self.norm_a, self.norm_b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.read, self.norm_c = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.changed, self.norm_d = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.batch = nn.BatchNorm2d(4, track_running_stats=False)
+        self.before = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.good(x)
+        x = self.norm_a(self.shared(x)) + self.norm_b(self.shared(x))
+        y = self.read(x)
+        x = self.norm_c(y) + F.relu(y)
+        x = self.norm_d(F.relu_(self.changed(x)))
+        return self.batch(self.before(x))
+
+
+def test_only_a_convolution_that_nothing_else_reads_takes_its_normalisation() -> None:
+    net = trained(Odd(), seed=3)
+    folded = fold_batchnorm(net, frame())
+    assert norms(folded) == ["norm_a", "norm_b", "norm_c", "norm_d", "batch"]
+    with torch.no_grad():
+        torch.testing.assert_close(folded(frame(2)), net(frame(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_net_in_training_is_folded_as_it_would_be_evaluated_and_stays_in_training() -> None:
+    net = trained(ResNet()).train()
+    folded = fold_batchnorm(net, frame())
+    assert net.training
+    assert not folded.training
+    assert net.stem[1].num_batches_tracked == 0
+    with torch.no_grad():
+        torch.testing.assert_close(folded(frame(2)), net.eval()(frame(2)), rtol=1e-4, atol=1e-4)
