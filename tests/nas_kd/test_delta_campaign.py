@@ -1,0 +1,212 @@
+"""Frame-wise campaigns with delta students: pairs, the delta objective, and whole trials of segmentation and detection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nas_kd.campaign import export, report, search
+from nas_kd.config import CampaignConfig, ConfigError, validate
+from nas_kd.frames import on_frames, random_pairs, take_frames
+from nas_kd.learner import Learner
+from nas_kd.objectives import ObjectiveConfig
+from nas_kd.objectives.delta import DeltaLoss
+from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
+from search_spaces import DeltaNet
+
+STREAMS: dict[str, Any] = {
+    "task": "segmentation",
+    "data": {"num_train": 32, "num_val": 8, "num_test": 8, "frames": 6, "size": 24},
+    "teacher": {"fit": {"epochs": 1}, "settings": {"widths": [8, 12], "depths": [1, 1], "head_width": 8}},
+    "space": {"keyframe_interval": [3], "candidates": ["zero", "split2", "pointwise2", "pair4", "full"]},
+    "budget": {"max_flops": ["105k"]},
+    "search": {"epochs": 2},
+    "retrain": {"epochs": 2},
+    "trials": 1,
+    "resources": {"executor": "inline"},
+}
+
+
+@pytest.fixture
+def streams(tmp_path: Path) -> Callable[..., CampaignConfig]:
+    """A campaign of seconds; keyword arguments replace or extend whole sections."""
+
+    def make(**changes: Any) -> CampaignConfig:
+        data: dict[str, Any] = {**STREAMS, "name": "streams", "runs": str(tmp_path / "runs")}
+        for key, value in changes.items():
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+        return validate(data, source="test")
+
+    return make
+
+
+@pytest.fixture
+def bench(streams: Callable[..., CampaignConfig], tmp_path: Path) -> Workbench:
+    bench = build_workbench(streams(), "cpu")
+    prepare_teacher(bench, tmp_path)
+    return bench
+
+
+def numbered(frames: int) -> dict[str, Tensor]:
+    """Two clips whose pixels hold 10 · clip + frame, in clip and mask."""
+    value = torch.arange(2)[:, None] * 10 + torch.arange(frames)
+    mask = value[:, :, None, None].expand(2, frames, 2, 2).to(torch.uint8)
+    return {"clip": mask[:, None].expand(2, 3, frames, 2, 2), "mask": mask, "label": torch.tensor([0, 1])}
+
+
+def test_frames_of_clip_and_targets_are_taken_together() -> None:
+    taken = take_frames(numbered(5), torch.tensor([[3, 0], [1, 4]]))
+    assert taken["clip"].shape == (2, 3, 2, 2, 2)
+    assert taken["clip"][:, 0, :, 0, 0].tolist() == [[3, 0], [11, 14]]
+    assert taken["mask"][:, :, 0, 0].tolist() == [[3, 0], [11, 14]]
+
+
+def test_pairs_have_all_distances_below_the_interval_and_start_anywhere() -> None:
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(400):
+        first, last = random_pairs(numbered(6), 4)["mask"][0, :, 0, 0].tolist()
+        seen.add((first, last - first))
+    assert seen == {(start, d) for d in (1, 2, 3) for start in range(6 - d)}
+
+
+def test_the_delta_loss_is_one_for_no_change_and_zero_for_the_teacher() -> None:
+    torch.manual_seed(0)
+    key = [torch.randn(4, 3, 5, 5), 100 * torch.randn(4, 2, 5, 5)]
+    frame = [k + d for k, d in zip(key, [torch.randn(4, 3, 5, 5), 7 * torch.randn(4, 2, 5, 5)], strict=True)]
+    changes = [float((f - k).square().mean()) for k, f in zip(key, frame, strict=True)]
+    half = [(k + f) / 2 for k, f in zip(key, frame, strict=True)]
+    by_layer, overall, none = DeltaLoss(2, "layer"), DeltaLoss(2, "overall"), DeltaLoss(2, "none")
+    with pytest.raises(ValueError, match="calibrated"):
+        by_layer(key, frame)
+    for loss in (by_layer, overall):
+        loss.calibrate(key, frame)
+        assert float(loss(key, frame)) == pytest.approx(1.0)
+        assert float(loss(frame, frame)) == 0.0
+    assert float(by_layer(half, frame)) == pytest.approx(0.25)
+    only_first = [half[0], frame[1]]
+    assert float(by_layer(only_first, frame)) == pytest.approx(0.125)
+    assert float(overall(only_first, frame)) == pytest.approx(0.25 * changes[0] / sum(changes))
+    assert float(none(half, frame)) == pytest.approx(0.25 * sum(changes) / 2)
+    restored = DeltaLoss(2, "layer")
+    restored.load_state_dict(by_layer.state_dict())
+    assert float(restored(half, frame)) == pytest.approx(0.25)
+
+
+def objective(**delta: Any) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate({"feature": {"weight": 0}, "delta": {"weight": 1, **delta}})
+
+
+def student_of(bench: Workbench, candidate: str) -> DeltaNet:
+    choices = {n: candidate if candidate in v else "full" for n, v in bench.space.variables.items()}
+    student = bench.space.student(bench.space.arch({"keyframe_interval": 3, **choices}))
+    assert isinstance(student, DeltaNet)
+    return student
+
+
+def test_a_copy_of_the_teacher_has_no_delta_loss_and_the_term_ends_with_its_share(bench: Workbench) -> None:
+    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
+    with closing(Learner(bench, student_of(bench, "full"), objective(), {"keyframe_interval": 3}, cached=False)) as it:
+        terms = it.loss(batch)
+        assert set(terms) == {"task", "delta"}
+        assert float(terms["delta"].detach()) < 1e-9
+        it.objective.advance(0.34)
+        assert set(it.loss(batch)) == {"task"}
+        assert not it.objective.uses_teacher
+
+
+def test_response_and_feature_compose_with_delta_on_maps(bench: Workbench) -> None:
+    config = ObjectiveConfig.model_validate(
+        {"response": {"weight": 1}, "feature": {"weight": 1}, "cross_resolution": {"weight": 1}, "delta": {"weight": 1}}
+    )
+    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
+    with closing(Learner(bench, student_of(bench, "full"), config, {"keyframe_interval": 3}, cached=False)) as it:
+        terms = it.loss(batch)
+    assert set(terms) == {"task", "response", "feature", "cross_resolution", "delta"}
+    for name in ("response", "feature", "cross_resolution", "delta"):
+        assert abs(float(terms[name].detach())) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+def test_the_teachers_layers_train_only_when_asked_and_the_teacher_itself_never(bench: Workbench, scale: float) -> None:
+    torch.manual_seed(0)
+    before = {name: value.clone() for name, value in bench.teacher_model.state_dict().items()}
+    student = student_of(bench, "split2")
+    started = [p.detach().clone() for p in student.teacher_parameters()]
+    knobs = {"keyframe_interval": 3}
+    with closing(Learner(bench, student, objective(teacher_lr_scale=scale), knobs, cached=False)) as learner:
+        learner.fit(bench.splits.retrain, bench.config.retrain, seed=0)
+    moved = [not torch.equal(p, q) for p, q in zip(student.teacher_parameters(), started, strict=True)]
+    assert any(moved) == (scale > 0)
+    assert all(torch.equal(value, before[name]) for name, value in bench.teacher_model.state_dict().items())
+
+
+def test_the_folded_teacher_gives_what_the_teacher_gave(streams: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    bench = build_workbench(streams(), "cpu")
+    original = bench.teacher_model
+    prepare_teacher(bench, tmp_path)
+    assert bench.teacher_model is not original
+    frames = torch.randn(2, 3, 4, 24, 24)
+    with torch.no_grad():
+        ours, theirs = on_frames(bench.teacher_model)(frames), on_frames(original)(frames)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str) -> None:
+    config = streams(task=task)
+    result = search(config)
+    (record,) = result.records
+    assert record.state == "complete", record.error
+    cost, metric = record.cost, record.metric.name
+    assert cost is not None
+    assert cost.keyframe_interval == 3
+    assert cost.keyframe_flops is not None
+    assert cost.delta_flops is not None
+    assert cost.flops == -(-(cost.keyframe_flops + 2 * cost.delta_flops) // 3) <= 105_000
+    assert cost.flops >= 0.95 * 105_000
+    assert cost.state_bytes
+    for split in ("val", "test"):
+        values = record.metrics["retrained"][split]
+        offsets = [values[f"{metric}@{k}"] for k in range(3)]
+        assert values[metric] == pytest.approx(sum(offsets) / 3)
+    page = report(result.run_dir).report.read_text()
+    assert "amortised" in page
+    folder, exported = export(result.run_dir, formats=("safetensors", "pt2"))
+    assert exported.flops == cost.flops
+    assert (folder / "key.pt2").is_file()
+    assert (folder / "delta.pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("campaign", "sentence"),
+    [
+        ({"space": {"name": "delta_blocks"}}, "'delta_blocks' needs a task that looks at single frames: segmentation"),
+        (
+            {"task": "segmentation", "space": {"name": "clip_cell"}},
+            "'clip_cell' makes students of whole clips, but task 'segmentation'",
+        ),
+        ({"task": "segmentation", "task_options": {"ohme": True}}, "task_options: ohme: unknown key"),
+        (
+            {"task": "segmentation", "objective": {"task": {"weight": 0}}},
+            "active_share must be 1 where delta is the only term",
+        ),
+        ({"task": "segmentation", "space": {"candidates": ["spilt4", "full"]}}, "unknown candidate 'spilt4'"),
+        ({"objective": {"delta": {"weight": 1}}, "task": "segmentation", "space": {"candidates": ["zero"]}}, "'full'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(campaign: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(campaign, source="test")
+    assert sentence in str(caught.value)
+
+
+def test_an_interval_longer_than_the_clips_is_refused(streams: Callable[..., CampaignConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"space.keyframe_interval: .* at most data.frames = 6 frames, but 8"):
+        search(streams(space={"keyframe_interval": [8]}))
