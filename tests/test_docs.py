@@ -25,7 +25,7 @@ from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig,
 from nas_kd.tasks import DetectionConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig
 from nas_kd.training.gate_search import GateConfig
-from search_spaces import ClipCellSettings
+from search_spaces import ClipCellSettings, DeltaBlocksSettings
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -56,6 +56,14 @@ def test_the_campaign_example_of_the_readme_runs(tmp_path: Path, capsys: pytest.
     assert (names["folder"] / "student.pt2").is_file()
 
 
+def test_the_delta_example_of_the_search_page_runs() -> None:
+    names: dict[str, Any] = {"__name__": "search"}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), flags=re.S):
+        exec(block, names)
+    assert names["maps"].shape == (1, 8, 5, 16, 24)
+    assert names["least"] < names["most"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_example_campaigns_are_valid(path: Path) -> None:
     assert load_config(path).name == path.stem
@@ -73,6 +81,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", EarlyStoppingConfig),
         ("campaign", NormalizeConfig),
         ("search", ClipCellSettings),
+        ("search", DeltaBlocksSettings),
         ("tasks", SegmentationConfig),
         ("tasks", DetectionConfig),
         ("tasks", FrameNetSettings),
