@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming clean
 
 install: $(STAMP)
 
@@ -27,7 +27,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step bench-pareto bench-distillation
+bench: bench-step bench-pareto bench-distillation bench-streaming
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
@@ -37,6 +37,9 @@ bench-pareto: install
 
 bench-distillation: install
 	$(BIN)/python benchmarks/distillation.py
+
+bench-streaming: install
+	$(BIN)/python benchmarks/streaming.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
