@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, same_memory
+from nas_kd.deploy.record import third_party_warnings
 from search_spaces.delta_net import DeltaNet, Reference, State, state_bytes, tensors_of
 
 NEVER = -1  # the age of a stream without a key frame
@@ -242,11 +243,12 @@ class StreamingStudent:
         if device not in self._compiled:
             layout = layout_of(self.student, frame)
             how: dict[str, Any] = {"mode": "reduce-overhead"} if frame.is_cuda else {"options": {"freezing": True}}
-            self._compiled[device] = (
-                layout,
-                torch.compile(KeyPass(self.student, layout), **how),
-                torch.compile(DeltaPass(self.student, layout), **how),
-            )
+            with third_party_warnings():
+                key = torch.compile(KeyPass(self.student, layout), **how)
+                delta = torch.compile(DeltaPass(self.student, layout), **how)
+                delta(frame, *layout.flat(self.student.key(frame)[1]))  # what warns, warns when it first runs
+                key(frame)
+            self._compiled[device] = layout, key, delta
         if frame.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return self._compiled[device]

@@ -1,0 +1,266 @@
+"""Exports of students that run frame by frame: two graphs that compute and cost what was trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas_kd.deploy import export_stream as exporting
+from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.deploy.export_stream import Exported
+from nas_kd.deploy.record import third_party_warnings
+from nas_kd.teachers import FrameNet, FrameNetSettings
+from search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
+from search_spaces.delta_net import DeltaLayer, Stream
+from search_spaces.delta_ops import LinearDelta
+from search_spaces.delta_residual import ResidualLayer, residual_form
+
+SIZE = (16, 24)
+SETTINGS: dict[str, Any] = {"widths": [8], "depths": [2], "head_width": 8}
+IDENTITY: dict[str, Any] = {"model": "framenet", "settings": SETTINGS, "num_outputs": 3}
+
+
+def space_of(identity: dict[str, Any]) -> DeltaBlocksSpace:
+    torch.manual_seed(0)
+    teacher = FrameNet(3, FrameNetSettings(**SETTINGS)).eval()
+    return DeltaBlocksSpace(DeltaBlocksSettings(keyframe_interval=(3,)), teacher, SIZE, identity)
+
+
+@pytest.fixture(scope="module")
+def space() -> DeltaBlocksSpace:
+    return space_of(IDENTITY)
+
+
+def student_of(space: DeltaBlocksSpace, arch: ArchSpec) -> DeltaNet:
+    student = space.student(arch)
+    assert isinstance(student, DeltaNet)
+    for p in student.student_parameters():
+        p.data.normal_(0, 0.3)
+    return student.eval()
+
+
+def bundle(folder: Path, space: DeltaBlocksSpace, seed: int = 0, form: Any = None, **changes: Any) -> DeltaNet:
+    arch = space.sample(np.random.default_rng(seed))
+    student = student_of(space, arch)
+    if form == "residual":
+        student = residual_form(student)
+    example = space.example_input({"keyframe_interval": 3})
+    info = BundleInfo(
+        arch=arch.as_dict(),
+        arch_id=arch.arch_id,
+        input_shape=tuple(example.shape[1:]),  # type: ignore[arg-type]
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.2, 0.2),
+        source_frames=3,
+        source_size=SIZE,
+        class_names=("a", "b", "c"),
+        task="segmentation",
+        seed=seed,
+        flops=-(-count_flops(student, example).total // 3),
+        params=sum(p.numel() for p in student.parameters()),
+        metrics={"val": {"miou": 0.5}},
+        keyframe_interval=3,
+        form=form,
+    )
+    save_bundle(folder, student, info.model_copy(update=changes))
+    return student
+
+
+def test_a_bundle_rebuilds_the_space_of_our_teachers(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    clip = torch.randn(2, 3, 5, *SIZE)
+    for form in (None, "residual"):
+        student = bundle(tmp_path, space, form=form)
+        again, info = load_bundle(tmp_path)
+        assert isinstance(again, DeltaNet)
+        assert any(isinstance(m, ResidualLayer) for m in again.modules()) == (form == "residual")
+        assert (info.keyframe_interval, again.keyframe_interval) == (3, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(again(clip), student(clip))
+
+
+def test_a_teacher_of_your_own_needs_the_space(tmp_path: Path) -> None:
+    own = space_of({"model": "mine:net", "settings": {}, "num_outputs": 3})
+    student = bundle(tmp_path, own)
+    with pytest.raises(ValueError, match=r"a teacher of your own, 'mine:net': build its space .* load_bundle\(folder"):
+        load_bundle(tmp_path)
+    again, _ = load_bundle(tmp_path, own)
+    clip = torch.randn(1, 3, 3, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(again(clip), student(clip))
+
+
+FRESH = """
+import json, sys
+import onnxruntime, torch
+folder = sys.argv[1]
+clip, expected = torch.load(folder + "/pair.pt")
+record = json.load(open(folder + "/export.json"))["stream"]
+names = [tensor["name"] for tensor in record["state"]]
+key, delta = (torch.export.load(f"{folder}/{name}.pt2").module() for name in ("key", "delta"))
+key_onnx, delta_onnx = (onnxruntime.InferenceSession(f"{folder}/{name}.onnx") for name in ("key", "delta"))
+for t in range(clip.shape[2]):
+    frame = clip[:, :, t]
+    if t % record["keyframe_interval"] == 0:
+        output, *state = key(frame)
+        other, *kept = key_onnx.run(["output", *names], {"frame": frame.numpy()})
+    else:
+        output = delta(frame, *state)
+        (other,) = delta_onnx.run(["output"], {"frame": frame.numpy(), **dict(zip(names, kept))})
+    for result in (output, torch.from_numpy(other)):
+        torch.testing.assert_close(result, expected[:, t], atol=1e-3, rtol=1e-3)
+print(*sorted(name for name in sys.modules if name.split(".")[0] in ("nas_kd", "search_spaces")))
+"""
+
+
+def test_the_two_graphs_run_without_us(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    source, out = tmp_path / "trial", tmp_path / "out"
+    student = bundle(source, space, seed=4)
+    record = export_student(source, out)
+    stream = record.stream
+    assert stream is not None
+    assert [p.file for p in record.parity] == ["student.safetensors", "key.pt2", "delta.pt2", "key.onnx", "delta.onnx"]
+    assert (record.parity[1].flops, record.parity[2].flops) == (stream.keyframe_flops, stream.delta_flops)
+    assert stream.keyframe_flops + 2 * stream.delta_flops == stream.interval_flops
+    assert record.flops == record.parity[0].flops == -(-stream.interval_flops // 3)
+    assert stream.form == "delta"
+    with torch.no_grad():
+        _, state = student.key(torch.zeros(1, 3, *SIZE))
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for parts in state.values() for t in parts}
+    assert stream.state_bytes == sum(t.bytes for t in stream.state) == sum(sizes.values())
+    assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
+    assert json.loads((out / "export.json").read_text()) == record.model_dump(mode="json")
+    clip = torch.randn(2, 3, 5, *SIZE)
+    with torch.no_grad():
+        torch.save((clip, student(clip)), out / "pair.pt")
+    command = [sys.executable, "-c", FRESH, str(out)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == []
+
+
+def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    student = bundle(tmp_path / "trial", space, seed=4, form="residual")
+    record = export_student(tmp_path / "trial", tmp_path / "out", ("pt2",))
+    assert record.stream is not None
+    assert record.stream.form == "residual"
+    assert record.stream.delta_flops == student.delta_flops(torch.zeros(1, 3, *SIZE))
+    assert {tensor.name.rpartition("#")[2] for tensor in record.stream.state} == {"0"}
+
+
+def programs(student: DeltaNet, folder: Path) -> tuple[Exported, Any, Any]:
+    """Both graphs, written and read again."""
+    pair = Exported(student, (3, 3, *SIZE))
+    frame, path = pair.frame, folder / "graph.pt2"
+    loaded = []
+    with third_party_warnings(), torch.no_grad():
+        for module, inputs, shapes in (
+            (pair.key, (frame,), pair.key_shapes()),
+            (pair.delta, (frame, *pair.tensors), pair.delta_shapes()),
+        ):
+            torch.export.save(torch.export.export(module, inputs, dynamic_shapes=shapes), path)
+            loaded.append(torch.export.load(path).module())
+    return pair, loaded[0], loaded[1]
+
+
+def test_graphs_cost_what_students_cost(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    for seed in range(3):
+        student = student_of(space, space.sample(np.random.default_rng(seed)))
+        for net in (student, residual_form(student))[: 1 + seed % 2]:
+            _, key, delta = programs(net, tmp_path)
+            frame = torch.zeros(1, 3, *SIZE)
+            with torch.no_grad():
+                state = key(frame)[1:]
+            flops = count_flops(key, frame).total, count_flops(delta, (frame, *state)).total
+            assert flops[1] == net.delta_flops(frame)
+            total = count_flops(net, torch.zeros(1, 3, 3, *SIZE))
+            assert flops[0] + 2 * flops[1] == total.total
+            assert total.by_operator["delta"] > 0
+
+
+def test_the_delta_graph_holds_no_layer_that_was_replaced(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    student = student_of(space, space.sample(np.random.default_rng(1)))
+    _, key, delta = programs(student, tmp_path)
+    replaced = {
+        (tuple(p.shape), float(p.sum()))
+        for layer in student.layers().values()
+        if layer.teacher is not None
+        for p in layer.teacher.parameters()
+        if p.any()
+    }
+
+    def held(graph: nn.Module) -> set[tuple[tuple[int, ...], float]]:
+        return {(tuple(t.shape), float(t.sum())) for t in graph.state_dict().values()} & replaced
+
+    assert held(key) == replaced
+    assert held(delta) == set()
+
+
+class Tokens(nn.Module):
+    """A delta layer on rows of pixels: 16 rows a stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        student = LinearDelta(nn.Linear(4, 4, bias=False))
+        self.mix = DeltaLayer(nn.Linear(4, 4), student, "mix", stream, (SIZE[1], 4))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.stem(frames).permute(0, 2, 3, 1)
+        rows = self.mix(x.reshape(-1, SIZE[1], 4))
+        return self.head(rows.reshape(x.shape).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+def test_layers_that_see_several_rows_a_stream(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = DeltaNet(Tokens(Stream()), 3).eval()
+    pair, key, delta = programs(student, tmp_path)
+    assert [(t.name, t.rows, t.shape, t.bytes) for t in pair.state] == [
+        ("mix#0", 16, (24, 4), 16 * 24 * 4 * 4),
+        ("mix#1", 16, (24, 4), 16 * 24 * 4 * 4),
+    ]
+    for streams in (1, 3):
+        clip = torch.randn(streams, 3, 3, *SIZE)
+        with torch.no_grad():
+            expected = student(clip)
+            output, *state = key(clip[:, :, 0])
+            torch.testing.assert_close(output, expected[:, 0])
+            torch.testing.assert_close(delta(clip[:, :, 2], *state), expected[:, 2])
+
+
+def test_a_wrong_export_is_not_kept(space: DeltaBlocksSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(tmp_path / "trial", space)
+    out = tmp_path / "out"
+    right = exporting._write_pt2
+    fault: dict[str, float] = {}
+
+    def write(*arguments: Any) -> Any:
+        (key, delta), flops = right(*arguments)
+
+        def off_at_three(frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:  # as a graph with a frozen batch size
+            (output,) = delta(frame, *state)
+            return (output + (fault["change"] if len(frame) == 3 else 0.0),)
+
+        return (key, off_at_three), (flops[0], flops[1] + int(fault["flops"]))
+
+    monkeypatch.setattr(exporting, "_write_pt2", write)
+    for change, more, sentence in (
+        (1.0, 0, r"delta\.pt2 differs from the trained student by 1; it was not kept"),
+        (0.0, 7, r"key\.pt2 and delta\.pt2 cost .* FLOPs, but the trained student .*; not kept"),
+    ):
+        fault.update(change=change, flops=more)
+        with pytest.raises(ExportError, match=sentence):
+            export_student(tmp_path / "trial", out, ("pt2",))
+        assert not (out / "delta.pt2").exists()
+        assert not (out / "export.json").exists()
+    bundle(tmp_path / "trial", space, flops=1)
+    with pytest.raises(ExportError, match=r"student\.safetensors cost .* FLOPs, but the trained student 1; not kept"):
+        export_student(tmp_path / "trial", out, ("pt2",))
