@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,14 @@ def test_passes_of_plain_tensors_give_the_same(space: DeltaBlocksSpace) -> None:
                     result, *state = result
                 close(result, expected[:, t])
         assert len({t.data_ptr() for t in state}) == len(state)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_passes_give_the_same() -> None:
+    student, clip = windowed(), clip_of(1, 3)
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        close(streamed(StreamingStudent(student, compile=True), clip), student(clip))
 
 
 def test_the_runtime_leaves_the_student_alone(space: DeltaBlocksSpace) -> None:
