@@ -13,13 +13,13 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.checks import check_fit, check_machine
-from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, load_config
+from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, LatencyRange, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.tasks import TASKS
 from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
+from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
 from trials import (
     SAMPLERS,
     ChoiceKnob,
@@ -44,12 +44,12 @@ CONFIG_NAME = "campaign.yaml"
 
 def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
     """Everything that the study proposes: the budget, the space's knobs with several values, the dotted knobs."""
-    budget = config.budget.max_flops
+    options = config.budget.options
     knobs: dict[str, Knob] = {}
-    if isinstance(budget, FlopsRange):
-        knobs["max_flops"] = FloatKnob(low=budget.low, high=budget.high, log=True)
+    if isinstance(options, FlopsRange | LatencyRange):
+        knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
     else:
-        knobs["max_flops"] = ChoiceKnob(values=budget)
+        knobs[config.budget.knob] = ChoiceKnob(values=options)
     for name, values in bench.space.knobs.items():
         if len(values) > 1:
             knobs[name] = ChoiceKnob(values=values)
@@ -114,6 +114,7 @@ class Campaign:
         bench = build_workbench(
             config, "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         )
+        prepare_latency(bench, self.run_dir, config.resources.cpus_per_trial, progress)
         check_fit(config, bench)
         self._knobs = study_knobs(config, bench)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -135,10 +136,10 @@ class Campaign:
                 "the front, so compare them with care, or give this campaign another name"
             )
         self._write_config()
-        budget = config.budget.max_flops
-        if not isinstance(budget, FlopsRange):
-            for flops in budget[: config.trials]:  # each budget once before the sampler decides
-                self.ledger.enqueue({"max_flops": flops}, self._knobs)
+        options = config.budget.options
+        if not isinstance(options, FlopsRange | LatencyRange):
+            for value in options[: config.trials]:  # each budget once before the sampler decides
+                self.ledger.enqueue({config.budget.knob: value}, self._knobs)
         return self.ledger
 
     def _open_ledger(self) -> Ledger:

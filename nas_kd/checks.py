@@ -15,6 +15,7 @@ from nas_kd.objectives import Objective
 from nas_kd.workbench import Workbench, check_logits, weighed
 from search_spaces import Supernet
 from search_spaces.arch import Choice
+from search_spaces.knapsack import cost_range
 
 
 def check_machine(config: CampaignConfig) -> None:
@@ -88,15 +89,16 @@ def _check_budget(config: CampaignConfig, bench: Workbench) -> None:
 
     Of key-frame intervals the longest one is enough: a trial takes the next one with which it meets its budget.
     """
-    lowest = config.budget.lowest
+    budget = config.budget
     longest = max(bench.space.knobs.get("keyframe_interval", (0,)))
     values = [k for k in _knob_values(bench) if k.get("keyframe_interval", longest) == longest]
-    least, knobs = max(((bench.space.cheapest(knobs), knobs) for knobs in values), key=lambda item: item[0])
-    if lowest < least:
+    least, knobs = max(((cost_range(bench.table(knobs))[0], knobs) for knobs in values), key=lambda item: item[0])
+    if budget.cost(budget.lowest) < least:
         at = ", ".join(f"{name} {value}" for name, value in knobs.items())
         raise ConfigError(
-            f"budget.max_flops: the lowest budget is {lowest:,} FLOPs, but the cheapest student{' at ' if at else ''}"
-            f"{at} costs {least:,}; raise the budget, or drop values of the space's knobs"
+            f"budget.{budget.knob}: the lowest budget is {budget.text(budget.cost(budget.lowest))}, but the cheapest "
+            f"student{' at ' if at else ''}{at} costs {budget.text(least)}; raise the budget, or drop values of the "
+            "space's knobs"
         )
 
 

@@ -79,29 +79,80 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+class LatencyRange(_Section):
+    """Budgets in milliseconds between two bounds, proposed on a logarithmic scale."""
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LatencyRange:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
+        return self
+
+
 class BudgetConfig(_Section):
-    """What a student may cost.
+    """What a student may cost, in FLOPs or in milliseconds.
 
     Attributes:
-        max_flops: FLOPs a clip: one number, several to choose from (each is tried once before the sampler decides),
-            or a range `{low: …, high: …}`.
+        max_flops: FLOPs a clip, or amortised a frame for students with key frames: one number, several to choose from
+            (each is tried once before the sampler decides), or a range `{low: …, high: …}`.
+        max_latency_ms: likewise the amortised latency of a frame, predicted by a table that is measured on the
+            machine and with the threads of the campaign; for space `delta_blocks`.
     """
 
     max_flops: Annotated[
         Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
         Discriminator(lambda value: "range" if isinstance(value, dict | FlopsRange) else "list"),
     ] = (2_000_000, 3_000_000, 5_000_000, 8_000_000)
+    max_latency_ms: (
+        Annotated[
+            Annotated[LatencyRange, Tag("range")]
+            | Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Tag("list")],
+            Discriminator(lambda value: "range" if isinstance(value, dict | LatencyRange) else "list"),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
-    def _some(self) -> BudgetConfig:
-        if not self.max_flops:
-            raise ValueError("max_flops must name at least one budget, but the list is empty")
+    def _one(self) -> BudgetConfig:
+        if not self.options:
+            raise ValueError(f"{self.knob} must name at least one budget, but the list is empty")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_both(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("max_latency_ms") is not None:
+            if value.get("max_flops") not in (None, [], ()):
+                raise ValueError("a budget is max_flops or max_latency_ms, but both are given; drop one")
+            return {**value, "max_flops": ()}
+        return value
+
     @property
-    def lowest(self) -> int:
+    def knob(self) -> str:
+        """The knob that the study proposes."""
+        return "max_flops" if self.max_latency_ms is None else "max_latency_ms"
+
+    @property
+    def options(self) -> FlopsRange | LatencyRange | tuple[int, ...] | tuple[float, ...]:
+        """Budgets to choose from, or the range."""
+        return self.max_flops if self.max_latency_ms is None else self.max_latency_ms
+
+    @property
+    def lowest(self) -> float:
         """The tightest budget that can be proposed."""
-        return self.max_flops.low if isinstance(self.max_flops, FlopsRange) else min(self.max_flops)
+        options = self.options
+        return options.low if isinstance(options, FlopsRange | LatencyRange) else min(options)
+
+    def cost(self, value: float) -> int:
+        """A value of the knob in the units of its cost table: FLOPs, or nanoseconds."""
+        return int(value) if self.max_latency_ms is None else int(value * 1e6)
+
+    def text(self, cost: float) -> str:
+        """A cost for people."""
+        return f"{cost:,.0f} FLOPs" if self.max_latency_ms is None else f"{cost / 1e6:.3g} ms"
 
 
 class SpaceConfig(BaseModel):
@@ -268,7 +319,7 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
         own = merged.get(key)
         if own is None:
             merged[key] = default
-        elif isinstance(default, Mapping) and isinstance(own, Mapping):
+        elif key != "budget" and isinstance(default, Mapping) and isinstance(own, Mapping):
             merged[key] = _merged(default, own)
     return merged
 
@@ -339,6 +390,11 @@ class CampaignConfig(_Section):
             raise ValueError(
                 "; ".join(f"task_options: {line}" for line in explain(error, self.task_options))
             ) from error
+        if self.budget.max_latency_ms is not None and not self.space.is_derived:
+            raise ValueError(
+                f"budget.max_latency_ms: only {', '.join(DERIVED_SPACES)} has a latency table, but the space is "
+                f"{self.space.name!r}; give max_flops"
+            )
         if self.space.is_derived and not TASKS[self.task].framewise:
             frames = ", ".join(name for name, task in TASKS.items() if task.framewise)
             raise ValueError(f"space.name: {self.space.name!r} needs a task that looks at single frames: {frames}")

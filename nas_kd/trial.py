@@ -29,6 +29,7 @@ from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
 from search_spaces.arch import Choice
+from search_spaces.knapsack import cost_range
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
@@ -81,14 +82,14 @@ class Trial:
         space = self.bench.space
         knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
         for interval in space.knobs.get("keyframe_interval", ()):  # ascending: the next one that meets the budget
-            if int(interval) > int(knobs["keyframe_interval"]) and space.cheapest(knobs) > self.max_flops:
+            if int(interval) > int(knobs["keyframe_interval"]) and cost_range(self.bench.table(knobs))[0] > self.budget:
                 knobs["keyframe_interval"] = interval
         return knobs
 
     @property
-    def max_flops(self) -> int:
-        """The budget."""
-        return int(self.context.knobs["max_flops"])
+    def budget(self) -> int:
+        """In the units of the cost table: FLOPs, or nanoseconds."""
+        return self.config.budget.cost(float(self.context.knobs[self.config.budget.knob]))
 
     def run(self) -> TrialRecord:
         """The whole trial."""
@@ -125,9 +126,15 @@ class Trial:
     def _search(self) -> Supernet:
         seed, config = self.context.seed, self.config.search
         torch.manual_seed(seed)
-        supernet = Supernet(self.bench.space, self.knobs, estimator=config.gates.estimator, seed=seed)
+        supernet = Supernet(
+            self.bench.space,
+            self.knobs,
+            estimator=config.gates.estimator,
+            seed=seed,
+            table=self.bench.table(self.knobs),
+        )
         supernet.to(self.bench.device)
-        budget = BudgetController(self.max_flops)
+        budget = BudgetController(self.budget)
         clock = time.perf_counter()
         with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
             learner = self._learner(supernet, config.objective, config, varying_width=True)
@@ -150,7 +157,7 @@ class Trial:
         self.durations_s["search"] = time.perf_counter() - clock
         self.metrics["gated"] = {"val": self._evaluate(supernet, self.bench.splits.val)}
         self.diagnostics["penalty_weight"] = budget.weight
-        self.diagnostics["expected_flops"] = float(supernet.expected_flops().detach())
+        self.diagnostics["expected_cost"] = float(supernet.expected_flops().detach())
         with torch.no_grad():
             entropies = [
                 float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
@@ -161,21 +168,22 @@ class Trial:
         return supernet
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
-        arch = supernet.arch(self.max_flops)
+        arch = supernet.arch(self.budget)
         asked, taken = self.context.knobs.get("keyframe_interval"), self.knobs.get("keyframe_interval")
         if asked is not None and asked != taken:
             self.warnings.append(f"no student with key frames every {asked} frames meets the budget; took {taken}")
-        flops = self.bench.space.cost(arch)
-        free = self.bench.space.cost(supernet.arch())
-        self.diagnostics["unconstrained_flops"] = float(free)
-        if flops < BUDGET_SHARE * self.max_flops:
+        table, text = self.bench.table(self.knobs), self.config.budget.text
+        cost, free = table.flops(arch.choices), table.flops(supernet.arch().choices)
+        self.diagnostics["budget_share"] = cost / self.budget
+        self.diagnostics["unconstrained_cost"] = float(free)
+        if cost < BUDGET_SHARE * self.budget:
             self.warnings.append(
-                f"the student costs {flops:,} FLOPs, {flops / self.max_flops:.0%} of its budget of {self.max_flops:,}: "
+                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: "
                 "the space has nothing closer to it"
             )
-        if abs(math.log(free / self.max_flops)) > math.log(1.5):
+        if abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(
-                f"left alone, the gates would choose {free:,} FLOPs for a budget of {self.max_flops:,}: the search was "
+                f"left alone, the gates would choose {text(free)} for a budget of {text(self.budget)}: the search was "
                 "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
             )
         gates = [str(choice) for choice in arch.choices.values() if isinstance(choice, str)]

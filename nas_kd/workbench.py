@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
-from search_spaces import DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet, count_flops
+from search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
+from search_spaces.latency import latency_table
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 
@@ -40,6 +41,14 @@ class Workbench:
     space: SearchSpace
     teacher_model: nn.Module
     cache: TeacherCache | None = None
+    latencies: dict[int, CostTable] = field(default_factory=dict)
+
+    def table(self, knobs: Mapping[str, Choice]) -> CostTable:
+        """What the budget counts: the space's FLOPs, or the measured latencies of a key-frame interval."""
+        if self.config.budget.max_latency_ms is None:
+            with torch.random.fork_rng(devices=[]):  # counting builds modules, or not where costs are known already
+                return self.space.cost_table(knobs)
+        return self.latencies[int(knobs["keyframe_interval"])]
 
     def loader(self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool) -> ClipLoader:
         """Batches of a split: shuffled and augmented for training, in order and complete otherwise."""
@@ -137,9 +146,42 @@ def ready_workbench(config_json: str, run_dir: Path, device: str) -> Workbench:
     bench = build_workbench(CampaignConfig.model_validate_json(config_json), device)
     load_weights(bench.teacher_model, run_dir / "teacher" / "teacher.safetensors")
     _take_teacher(bench)
+    if bench.config.budget.max_latency_ms is not None:
+        for interval in bench.space.knobs["keyframe_interval"]:
+            content = json.loads(_latency_file(run_dir, interval).read_text())
+            bench.latencies[int(interval)] = CostTable.from_json(content)
     if (run_dir / "teacher" / "outputs" / "cache.json").is_file():
         bench.cache = TeacherCache(run_dir / "teacher" / "outputs")
     return bench
+
+
+def _latency_file(run_dir: Path, interval: Choice) -> Path:
+    return run_dir / "latency" / f"keyframe_interval-{interval}.json"
+
+
+def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Progress = no_progress) -> None:
+    """Measure the latency of all candidates where the budget is one of latency. Done once a campaign, for all trials.
+
+    Args:
+        bench: gets the tables.
+        run_dir: keeps them.
+        threads: as many as a trial has.
+        progress: told how far it is.
+    """
+    if bench.config.budget.max_latency_ms is None:
+        return
+    assert isinstance(bench.space, DeltaBlocksSpace)
+    intervals, before = bench.space.knobs["keyframe_interval"], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for i, interval in enumerate(intervals):
+        path = _latency_file(run_dir, interval)
+        if not path.is_file():
+            progress(i / len(intervals), f"latency of candidates, key frames every {interval} frames")
+            table = latency_table(bench.space, {"keyframe_interval": interval}, device=bench.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(table.to_json()) + "\n")
+        bench.latencies[int(interval)] = CostTable.from_json(json.loads(path.read_text()))
+    torch.set_num_threads(before)
 
 
 def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_progress) -> dict[str, float | int | str]:

@@ -132,7 +132,7 @@ def plan_layers(
     everything = _observe(model, example, list(dict.fromkeys([*wanted, *kernels])))
     seen = {name: everything[name] for name in everything if name in wanted}
     ordered = [name for name in everything if name in kernels]
-    ends = {*ordered[:skip_first], *ordered[len(ordered) - skip_last :]}
+    ends = {*ordered[:skip_first], *ordered[max(len(ordered) - skip_last, 0) :]}
     whole = count_flops(model, example).total
     eligible: dict[str, int] = {}
     for name in seen:  # in the order of the forward pass

@@ -313,9 +313,10 @@ def _undominated(group: Ints, cost: Ints, score: Floats) -> Ints:
 
 
 def cost_range(table: CostTable) -> tuple[int, int]:
-    """FLOPs of the cheapest and of the dearest architecture."""
+    """Cost of the cheapest and of the dearest architecture, a frame where the table has a period."""
     chain = _Chain(table, {name: [0.0] * len(values) for name, values in table.variables.items()})
-    return chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
+    least, most = chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
+    return -(-least // table.period), -(-most // table.period)
 
 
 def most_probable(

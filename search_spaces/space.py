@@ -16,7 +16,6 @@ from search_spaces.cells import Edge
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import count_flops
 from search_spaces.gates import Gate, GateFactory
-from search_spaces.knapsack import cost_range
 
 
 class SearchSpace(ABC):
@@ -153,11 +152,6 @@ class SearchSpace(ABC):
     def size(self) -> int:
         """Number of architectures; a space whose choices may lack effect overrides it to count canonical ones."""
         return prod(len(values) for values in [*self.knobs.values(), *self.variables.values()])
-
-    def cheapest(self, knobs: Mapping[str, Choice]) -> int:
-        """FLOPs of the cheapest architecture at these knobs."""
-        table = self.cost_table(self.knobs_with(knobs))
-        return -(-cost_range(table)[0] // table.period)
 
     def cost(self, arch: ArchSpec) -> int:
         """FLOPs of `arch` for one input."""

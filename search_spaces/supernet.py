@@ -109,9 +109,7 @@ class Supernet(nn.Module):
 
     def flops_range(self) -> tuple[int, int]:
         """FLOPs of the cheapest and of the dearest architecture at these knobs."""
-        period = self.cost_table.period
-        least, most = cost_range(self.cost_table)
-        return -(-least // period), -(-most // period)
+        return cost_range(self.cost_table)
 
     def arch(self, max_flops: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
         """The most probable architecture, exactly, within the budget.

@@ -209,7 +209,7 @@ class Progress:
 
 
 def _budget(knobs: Mapping[str, KnobValue]) -> float | None:
-    value = knobs.get("max_flops")
+    value = knobs.get("max_flops", knobs.get("max_latency_ms"))
     return float(value) if isinstance(value, int | float) else None
 
 

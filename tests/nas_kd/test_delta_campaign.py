@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,8 +18,9 @@ from nas_kd.frames import on_frames, random_pairs, take_frames
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher
-from search_spaces import DeltaNet
+from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
+from search_spaces import CostTable, DeltaNet
+from search_spaces.knapsack import cost_range
 
 STREAMS: dict[str, Any] = {
     "task": "segmentation",
@@ -210,3 +212,39 @@ def test_what_does_not_fit_is_refused(campaign: dict[str, Any], sentence: str) -
 def test_an_interval_longer_than_the_clips_is_refused(streams: Callable[..., CampaignConfig]) -> None:
     with pytest.raises(ConfigError, match=r"space.keyframe_interval: .* at most data.frames = 6 frames, but 8"):
         search(streams(space={"keyframe_interval": [8]}))
+
+
+def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[..., CampaignConfig]) -> None:
+    free = streams(budget={"max_latency_ms": [1000.0], "max_flops": []})
+    bench = build_workbench(free, "cpu")
+    prepare_latency(bench, free.run_dir, 1)
+    least, most = cost_range(bench.latencies[3])
+    goal_ms = (least + most) / 2e6
+    config = streams(budget={"max_latency_ms": [goal_ms], "max_flops": []})
+    (record,) = search(config).records
+    assert record.state == "complete", record.error
+    assert record.arch is not None
+    assert record.knobs["max_latency_ms"] == goal_ms
+    table = CostTable.from_json(json.loads((config.run_dir / "latency" / "keyframe_interval-3.json").read_text()))
+    assert table.flops(record.arch["choices"]) <= goal_ms * 1e6
+    assert record.diagnostics["budget_share"] <= 1
+
+
+def test_budgets_of_latency_that_cannot_work_are_refused(streams: Callable[..., CampaignConfig]) -> None:
+    with pytest.raises(ConfigError, match="a budget is max_flops or max_latency_ms, but both are given"):
+        streams(budget={"max_latency_ms": [1.0], "max_flops": ["1M"]})
+    with pytest.raises(ConfigError, match="only delta_blocks has a latency table, but the space is 'clip_cell'"):
+        validate({"budget": {"max_latency_ms": [1.0]}}, source="test")
+    with pytest.raises(ConfigError, match=r"budget.max_latency_ms: the lowest budget is 1e-06 ms, but the cheapest"):
+        search(streams(budget={"max_latency_ms": [1e-6], "max_flops": []}))
+
+
+def test_a_trial_takes_the_next_interval_that_meets_its_budget(streams: Callable[..., CampaignConfig]) -> None:
+    config = streams(space={"keyframe_interval": [2, 6]}, budget={"max_flops": ["70k"]}, seed=1)
+    (record,) = search(config).records
+    assert record.state == "complete", record.error
+    assert record.cost is not None
+    assert record.cost.keyframe_interval == 6
+    assert record.cost.flops <= 70_000
+    taken = [w for w in record.warnings if w.startswith("no student with key frames every 2 frames")]
+    assert len(taken) == (record.knobs["keyframe_interval"] == 2)
