@@ -268,6 +268,10 @@ class Trial:
                 flops=cost.flops,
                 params=cost.params,
                 metrics=dict(self.metrics["retrained"].items()),
+                keyframe_interval=cost.keyframe_interval,
+                keyframe_flops=cost.keyframe_flops,
+                delta_flops=cost.delta_flops,
+                state_bytes=cost.state_bytes,
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Frame-wise campaigns with delta students: pairs, the delta objective, and whole trials of segmentation and detection."""
+"""Frame-wise campaigns with delta students: pairs of frames, the delta objective, whole trials of both tasks."""
 
 from __future__ import annotations
 
