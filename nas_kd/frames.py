@@ -38,17 +38,19 @@ def random_frames(batch: Batch) -> Batch:
     return take_frames(batch, torch.randint(frames, (clips, 1)))
 
 
-def random_pairs(batch: Batch, keyframe_interval: int) -> Batch:
+def random_pairs(batch: Batch, keyframe_interval: int, *, previous: bool = False) -> Batch:
     """(key frame, later frame) of each clip, 1 to K − 1 frames apart, all distances alike: (N, 3, 2, H, W).
 
     Args:
         batch: clips of at least two frames.
         keyframe_interval: K, at least 2.
+        previous: give the frame before the later one as well, between the two: (N, 3, 3, H, W).
     """
     clips, frames = len(batch["clip"]), int(batch["clip"].shape[2])
     distance = 1 + torch.randint(min(keyframe_interval, frames) - 1, (clips,))
     start = (torch.rand(clips) * (frames - distance)).long()
-    return take_frames(batch, torch.stack([start, start + distance], 1))
+    between = [start + distance - 1] if previous else []
+    return take_frames(batch, torch.stack([start, *between, start + distance], 1))
 
 
 def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:
@@ -75,5 +77,5 @@ class ClipOfFrames(nn.Module):
         self.net = net
 
     def forward(self, clip: Tensor) -> Tensor:
-        """(N, 3, T, H, W) -> (N, T, ...)."""
-        return on_frames(self.net)(clip)
+        """(N, 3, T, H, W) -> (N, T, ...); in one pass, so that maps can be tapped."""
+        return on_frames(self.net, chunk=len(clip) * clip.shape[2])(clip)

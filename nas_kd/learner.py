@@ -69,26 +69,30 @@ class Learner:
         return self._terms(student, self._answers(batch, clip), batch)
 
     def _loss_of_frames(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Of one random frame of each clip; with key frames, of the second frame of a random pair."""
+        """Of one random frame of each clip; with key frames, of those after the first one of a random pair."""
+        keys = 0
         if self.bench.has_keyframes:
-            batch = random_pairs(batch, int(self.knobs["keyframe_interval"]))
+            previous = self.objective.config.delta.weight > 0 and self.objective.config.delta.reference == "previous"
+            batch, keys = random_pairs(batch, int(self.knobs["keyframe_interval"]), previous=previous), 1
         else:
             batch = random_frames(batch)
         clip = self.bench.clip(batch)
-        frame = clip[:, :, -1].contiguous(memory_format=torch.channels_last)
-        teacher = self._answers(batch, frame) if self.objective.uses_teacher else None
+        # All first frames, then all second ones: the order of rows in which students of key frames have their maps.
+        frames = clip[:, :, keys:].permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        teacher = self._answers(batch, frames) if self.objective.uses_teacher else None
         delta = self.objective.delta
         if delta is not None and not delta.calibrated:
             assert self._teacher is not None
             assert teacher is not None
             self.objective.calibrate(self._teacher(clip[:, :, 0]), teacher)
-        output = self._student(clip)
+        output = self._student(clip, *([clip.shape[2]] if keys else []))
         features = {name.removeprefix(self._prefix): value for name, value in output.features.items()}
-        student = ModelOutput(output.logits[:, -1:], features)
+        student = ModelOutput(output.logits[:, keys:], features)
         if teacher is not None:
-            teacher = ModelOutput(teacher.logits[:, None], teacher.features)
-        last = torch.full((len(clip), 1), clip.shape[2] - 1)
-        return self._terms(student, teacher, take_frames(batch, last))
+            maps = teacher.logits.reshape(-1, len(clip), *teacher.logits.shape[1:]).transpose(0, 1)
+            teacher = ModelOutput(maps, teacher.features)
+        rest = torch.arange(keys, clip.shape[2]).expand(len(clip), -1)
+        return self._terms(student, teacher, take_frames(batch, rest))
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         return cast(dict[str, Tensor], self.objective(student, teacher, batch))

@@ -155,17 +155,18 @@ class DeltaNet(nn.Module):
         """For each frame of a clip, how many frames it is after its key frame."""
         return [t % self.keyframe_interval for t in range(frames)]
 
-    def forward(self, clip: Tensor) -> Tensor:
+    def forward(self, clip: Tensor, keyframe_interval: int | None = None) -> Tensor:
         """Run clips, all key frames at once and then all others at once.
 
         Args:
             clip: (N, 3, T, H, W); for T no multiple of K the last interval is shorter.
+            keyframe_interval: in place of the net's own K, for clips with frames left out.
 
         Returns:
             (N, T, ...) outputs of the frames.
         """
         batch, frames = int(clip.shape[0]), int(clip.shape[2])  # a tracer gives tensors
-        interval = min(self.keyframe_interval, frames)
+        interval = min(keyframe_interval or self.keyframe_interval, frames)
         whole, rest = divmod(frames, interval)
         parts = [self._intervals(clip[:, :, : whole * interval], interval)]
         if rest:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Normalize = Literal["layer", "overall", "none"]
+Reference = Literal["keyframe", "previous"]
 
 
 class DeltaLoss(nn.Module):
@@ -26,14 +27,16 @@ class DeltaLoss(nn.Module):
     Args:
         num_layers: number of delta layers.
         normalize: `layer` divides each layer's error by its own scale, `overall` all by their mean, `none` by 1.
+        reference: of the changes that are compared, see `DeltaTerm`. With `previous`, maps hold two frames of each
+            clip: the rows of all frames t − 1, then those of all frames t.
     """
 
     scales: Tensor
     calibrated: Tensor
 
-    def __init__(self, num_layers: int, normalize: Normalize = "layer") -> None:
+    def __init__(self, num_layers: int, normalize: Normalize = "layer", reference: Reference = "keyframe") -> None:
         super().__init__()
-        self.normalize = normalize
+        self.normalize, self.reference = normalize, reference
         self.register_buffer("scales", torch.ones(num_layers))
         self.register_buffer("calibrated", torch.tensor(normalize == "none"))
 
@@ -42,8 +45,10 @@ class DeltaLoss(nn.Module):
 
         Args:
             key: for each layer, the teacher's output for the key frames.
-            frame: likewise for the frames after them.
+            frame: likewise for the frames after them, as in `forward`.
         """
+        if self.reference == "previous":
+            key, frame = zip(*(f.chunk(2) for f in frame), strict=True)
         changes = torch.stack([(f.float() - k.float()).square().mean() for k, f in zip(key, frame, strict=True)])
         scales = changes if self.normalize == "layer" else changes.mean().expand_as(changes)
         # A clip without any motion changes nothing and says nothing about the scale.
@@ -62,10 +67,13 @@ class DeltaLoss(nn.Module):
         """
         if not self.calibrated:
             raise ValueError("the delta objective must be calibrated on a batch before its first use")
-        errors = [
-            (ours - theirs.detach()).square().mean() / scale
-            for ours, theirs, scale in zip(student, teacher, self.scales, strict=True)
-        ]
+        errors = []
+        for ours, theirs, scale in zip(student, teacher, self.scales, strict=True):
+            gap = ours - theirs.detach()
+            if self.reference == "previous":  # (ẑ_t − ẑ_{t−1}) − (z_t − z_{t−1})
+                before, now = gap.chunk(2)
+                gap = now - before
+            errors.append(gap.square().mean() / scale)
         return torch.stack(errors).mean()
 
 

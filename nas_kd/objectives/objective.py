@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from nas_kd.objectives.cross_resolution import cross_resolution
-from nas_kd.objectives.delta import DeltaLoss, Normalize, delta_pairs
+from nas_kd.objectives.delta import DeltaLoss, Normalize, Reference, delta_pairs
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.response import response
@@ -73,11 +73,14 @@ class DeltaTerm(_Term):
             released code).
         teacher_lr_scale: learning rate of the layers that were the teacher's, in shares of that of the students; 0
             keeps them frozen. They learn in the student's copy: the teacher itself never changes.
+        reference: `keyframe` compares the changes since the key frame, `previous` those since the frame before, which
+            asks for the right motion and forgives an offset that stays. What a student computes is the same.
     """
 
     normalize: Normalize = "layer"
     active_share: float = Field(default=1 / 3, gt=0, le=1)
     teacher_lr_scale: float = Field(default=0.0, ge=0, le=1)
+    reference: Reference = "keyframe"
 
 
 class ObjectiveConfig(BaseModel):
@@ -158,7 +161,7 @@ class Objective(nn.Module):
             return
         if config.delta.weight > 0:
             self.delta_pairs = delta_pairs(_trained_layers(student))
-            self.delta = DeltaLoss(len(self.delta_pairs), config.delta.normalize)
+            self.delta = DeltaLoss(len(self.delta_pairs), config.delta.normalize, config.delta.reference)
         if config.feature.weight > 0:
             self.pairs["feature"] = config.feature.pairs or _scale_pairs(student, example, teacher, teacher_example)
         if config.cross_resolution.weight > 0:

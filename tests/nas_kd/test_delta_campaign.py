@@ -248,3 +248,35 @@ def test_a_trial_takes_the_next_interval_that_meets_its_budget(streams: Callable
     assert record.cost.flops <= 70_000
     taken = [w for w in record.warnings if w.startswith("no student with key frames every 2 frames")]
     assert len(taken) == (record.knobs["keyframe_interval"] == 2)
+
+
+def test_the_delta_loss_to_the_previous_frame_forgives_an_offset_that_stays() -> None:
+    torch.manual_seed(0)
+    teacher = [torch.randn(6, 3, 4, 4)]  # three frames t − 1, then three frames t
+    loss = DeltaLoss(1, "layer", "previous")
+    loss.calibrate(teacher, teacher)
+    before, now = teacher[0].chunk(2)
+    assert float(loss.scales) == pytest.approx(float((now - before).square().mean()))
+    assert float(loss([teacher[0] + 5], teacher)) == pytest.approx(0.0, abs=1e-9)
+    assert float(loss([torch.cat([before, before])], teacher)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("interval", [2, 3])
+def test_training_to_the_previous_frame_gives_a_copy_no_loss(bench: Workbench, interval: int) -> None:
+    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
+    config = ObjectiveConfig.model_validate(
+        {"response": {"weight": 1}, "feature": {"weight": 1}, "delta": {"weight": 1, "reference": "previous"}}
+    )
+    student = student_of(bench, "full")
+    student.keyframe_interval = interval
+    with closing(Learner(bench, student, config, {"keyframe_interval": interval}, cached=False)) as it:
+        terms = it.loss(batch)
+    assert all(abs(float(terms[name].detach())) < 1e-5 for name in ("response", "feature", "delta"))
+
+
+def test_previous_frames_stand_between_key_and_later_frame() -> None:
+    torch.manual_seed(0)
+    taken = random_pairs(numbered(6), 4, previous=True)["mask"][:, :, 0, 0].long()
+    assert taken.shape == (2, 3)
+    assert torch.equal(taken[:, 2] - taken[:, 1], torch.tensor([1, 1]))
+    assert bool((taken[:, 1] >= taken[:, 0]).all())
