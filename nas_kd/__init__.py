@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
+    from nas_kd.deploy.streaming import StreamingStudent, StreamState
     from nas_kd.objectives import Objective, ObjectiveConfig
     from nas_kd.taps import ModelOutput, Taps
     from nas_kd.tasks import TASKS, Task
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from nas_kd.training.budget import BudgetController
     from nas_kd.training.fit import FitConfig, fit
     from nas_kd.training.gate_search import GateConfig, search_gates
-    from search_spaces import Edge, ModuleSpace, SearchSpace, Supernet, count_flops
+    from search_spaces import (
+        DeltaBlocksSettings,
+        DeltaBlocksSpace,
+        Edge,
+        ModuleSpace,
+        SearchSpace,
+        Supernet,
+        count_flops,
+    )
 
 check_packages()
 
@@ -40,6 +49,8 @@ __all__ = [
     "CampaignConfig",
     "CampaignResult",
     "ConfigError",
+    "DeltaBlocksSettings",
+    "DeltaBlocksSpace",
     "Edge",
     "ExportError",
     "ExportRecord",
@@ -50,6 +61,8 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "SearchSpace",
+    "StreamState",
+    "StreamingStudent",
     "Supernet",
     "Taps",
     "Task",
@@ -74,6 +87,7 @@ _NAMES = {
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",
+    "nas_kd.deploy.streaming": "StreamState StreamingStudent",
     "nas_kd.objectives": "Objective ObjectiveConfig",
     "nas_kd.taps": "ModelOutput Taps",
     "nas_kd.tasks": "TASKS Task",
@@ -81,7 +95,7 @@ _NAMES = {
     "nas_kd.training.budget": "BudgetController",
     "nas_kd.training.fit": "FitConfig fit",
     "nas_kd.training.gate_search": "GateConfig search_gates",
-    "search_spaces": "Edge ModuleSpace SearchSpace Supernet count_flops",
+    "search_spaces": "DeltaBlocksSettings DeltaBlocksSpace Edge ModuleSpace SearchSpace Supernet count_flops",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

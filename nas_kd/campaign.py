@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas_kd.checks import check_fit, check_machine
+from nas_kd.checks import check_budget, check_fit, check_machine
 from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, LatencyRange, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.tasks import TASKS
+from nas_kd.teachers import build_teacher_model
+from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
+from search_spaces import SearchSpace
 from trials import (
     SAMPLERS,
     ChoiceKnob,
@@ -114,11 +117,13 @@ class Campaign:
         bench = build_workbench(
             config, "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         )
-        prepare_latency(bench, self.run_dir, config.resources.cpus_per_trial, progress)
         check_fit(config, bench)
         self._knobs = study_knobs(config, bench)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
+        if config.budget.max_latency_ms is not None:
+            prepare_latency(bench, self.run_dir, config.resources.cpus_per_trial, progress)
+            check_budget(config, bench)
         for text in bench.splits.notes:
             note(text)
         if bench.splits.skipped:
@@ -282,6 +287,17 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
     return knee
 
 
+def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
+    """The space of a bundle that only the user's own code knows."""
+    if not config.space.is_derived:
+        extra = 4 if config.task == "detection" else 0  # a box beside each class
+        return config.space.build(len(bundle["class_names"]) + extra)
+    settings = bundle["arch"]["settings"]
+    teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
+    load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
+    return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
+
+
 def export(
     run_dir: Path,
     *,
@@ -303,6 +319,8 @@ def export(
     record = pick(records, trial=trial, max_flops=max_flops)
     space = None
     if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
-        space = build_workbench(config, "cpu").space  # only the user's own code knows it
+        space = _own_space(
+            config, run_dir, json.loads((run_dir / "trials" / f"{record.number:04d}" / "arch.json").read_text())
+        )
     folder = out_dir or run_dir / "export" / f"trial-{record.number:04d}"
     return folder, export_student(run_dir / "trials" / f"{record.number:04d}", folder, formats, space=space)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -425,18 +426,27 @@ class CampaignConfig(_Section):
                     raise ValueError(f"knobs.{path}: there is no {part!r}; {choose(part, fields(node))}")
                 node = getattr(node, part)
             for value in _extremes(path, self.knobs[path]):
-                self._accepts(path, value)
+                self._accepts({path: value})
+        weights = {path: _extremes(path, d) for path, d in self.knobs.items() if path.endswith(".weight")}
+        for values in product(*({min(v), max(v)} for v in weights.values())):  # terms may all be off together
+            self._accepts(dict(zip(weights, values, strict=True)))
         return self
 
-    def _accepts(self, path: str, value: Any) -> None:
-        """Raise where a section does not take a value that a knob may propose."""
-        section, _, rest = path.partition(".")
-        content = getattr(self, section).model_dump(mode="json")
-        set_path(content, rest, value)
-        try:
-            type(getattr(self, section)).model_validate(content)
-        except ValidationError as error:
-            raise ValueError(f"knobs.{path} may not propose {value!r}: {explain(error, content)[0]}") from error
+    def _accepts(self, proposal: Mapping[str, Any]) -> None:
+        """Raise where the sections do not take values that knobs may propose together."""
+        for section in {path.partition(".")[0] for path in proposal}:
+            content = getattr(self, section).model_dump(mode="json")
+            own = {path: value for path, value in proposal.items() if path.startswith(f"{section}.")}
+            for path, value in own.items():
+                set_path(content, path.partition(".")[2], value)
+            try:
+                type(getattr(self, section)).model_validate(content)
+            except ValidationError as error:
+                values = " with ".join(f"{path} = {value!r}" for path, value in own.items())
+                if len(own) == 1:
+                    (path, value), *_ = own.items()
+                    raise ValueError(f"knobs.{path} may not propose {value!r}: {explain(error, content)[0]}") from error
+                raise ValueError(f"knobs may not propose {values}: {explain(error, content)[0]}") from error
 
     @property
     def run_dir(self) -> Path:

@@ -81,7 +81,7 @@ class Learner:
         frames = clip[:, :, keys:].permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         teacher = self._answers(batch, frames) if self.objective.uses_teacher else None
         delta = self.objective.delta
-        if delta is not None and not delta.calibrated:
+        if delta is not None and not delta.ready:
             assert self._teacher is not None
             assert teacher is not None
             self.objective.calibrate(self._teacher(clip[:, :, 0]), teacher)

@@ -28,6 +28,9 @@ class ModelOutput:
 class Taps:
     """Forward hooks on named submodules, for as long as the object is open.
 
+    A map that the module overwrites later in its pass (`out += identity`) is kept as it was: the first pass that shows
+    it runs a second time, with copies of such maps, which later passes keep at once.
+
     Args:
         module: any module; of a `Supernet`, its network is tapped, whose module names are those of its students.
         names: names of its submodules, as in `named_modules()`.
@@ -44,6 +47,8 @@ class Taps:
             if name not in modules:
                 raise ValueError(f"{type(module).__name__} has no module {name!r} to tap; it has {_sketch(modules)}")
         self._seen: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._overwritten: set[str] = set()
         self._hooks = [
             modules[name].register_forward_hook(lambda _m, _i, output, name=name: self._keep(name, output))
             for name in self.names
@@ -52,7 +57,8 @@ class Taps:
     def _keep(self, name: str, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise ValueError(f"a tapped module must return one tensor, but {name!r} returns a {type(output).__name__}")
-        self._seen[name] = output
+        self._seen[name] = output.clone() if name in self._overwritten else output
+        self._versions[name] = self._seen[name]._version
 
     def __call__(self, *inputs: Any) -> ModelOutput:
         """Run the module and return its output with the tapped maps.
@@ -62,6 +68,9 @@ class Taps:
         """
         self._seen.clear()
         logits = self.module(*inputs)
+        if changed := {name for name, kept in self._seen.items() if kept._version != self._versions[name]}:
+            self._overwritten |= changed
+            return self(*inputs)
         if not isinstance(logits, Tensor):
             raise ValueError(
                 f"{type(self.module).__name__} must return logits as one tensor, but returns a "

@@ -181,7 +181,7 @@ class Trial:
                 f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: "
                 "the space has nothing closer to it"
             )
-        if abs(math.log(free / self.budget)) > math.log(1.5):
+        elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(
                 f"left alone, the gates would choose {text(free)} for a budget of {text(self.budget)}: the search was "
                 "too short for the choice to follow the probabilities, so the knapsack decided more than it should"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
+from nas_kd.training.measure import environment
 from search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
 from search_spaces.latency import latency_table
@@ -137,7 +139,7 @@ def _take_teacher(bench: Workbench) -> None:
         bench.space = _space(bench.config, bench.splits, bench.task, bench.teacher_model)
         assert isinstance(bench.space, DeltaBlocksSpace)
         # Its folded form computes the same, and its layers are those of the students.
-        bench.teacher_model = bench.space.teacher.to(bench.device)
+        bench.teacher_model = copy.deepcopy(bench.space.teacher).to(bench.device)
 
 
 @lru_cache(maxsize=1)
@@ -149,7 +151,7 @@ def ready_workbench(config_json: str, run_dir: Path, device: str) -> Workbench:
     if bench.config.budget.max_latency_ms is not None:
         for interval in bench.space.knobs["keyframe_interval"]:
             content = json.loads(_latency_file(run_dir, interval).read_text())
-            bench.latencies[int(interval)] = CostTable.from_json(content)
+            bench.latencies[int(interval)] = CostTable.from_json(content["table"])
     if (run_dir / "teacher" / "outputs" / "cache.json").is_file():
         bench.cache = TeacherCache(run_dir / "teacher" / "outputs")
     return bench
@@ -173,15 +175,22 @@ def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Pro
     assert isinstance(bench.space, DeltaBlocksSpace)
     intervals, before = bench.space.knobs["keyframe_interval"], torch.get_num_threads()
     torch.set_num_threads(threads)
-    for i, interval in enumerate(intervals):
-        path = _latency_file(run_dir, interval)
-        if not path.is_file():
-            progress(i / len(intervals), f"latency of candidates, key frames every {interval} frames")
-            table = latency_table(bench.space, {"keyframe_interval": interval}, device=bench.device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(table.to_json()) + "\n")
-        bench.latencies[int(interval)] = CostTable.from_json(json.loads(path.read_text()))
-    torch.set_num_threads(before)
+    try:
+        # What was measured for other candidates, or elsewhere, is measured again.
+        place = {name: environment(str(bench.device))[name] for name in ("torch", "device", "threads", "host")}
+        key = json.loads(json.dumps({**place, "space": bench.space.settings}))
+        for i, interval in enumerate(intervals):
+            path = _latency_file(run_dir, interval)
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            if known.get("of") != key:
+                progress(i / len(intervals), f"latency of candidates, key frames every {interval} frames")
+                table = latency_table(bench.space, {"keyframe_interval": interval}, device=bench.device)
+                known = {"of": key, "table": table.to_json()}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps(known) + "\n")
+            bench.latencies[int(interval)] = CostTable.from_json(known["table"])
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_progress) -> dict[str, float | int | str]:

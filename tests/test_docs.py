@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
@@ -62,6 +63,28 @@ def test_the_delta_example_of_the_search_page_runs() -> None:
         exec(block, names)
     assert names["maps"].shape == (1, 8, 5, 16, 24)
     assert names["least"] < names["most"]
+
+
+def test_the_streaming_example_of_the_readme_runs_what_its_campaign_exports(tmp_path: Path) -> None:
+    tiny = load_config(ROOT / "examples/streams.yaml").model_dump(mode="json") | {
+        "runs": str(tmp_path),
+        "trials": 1,
+        "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 12},
+        "search": {"epochs": 1, "objective": {"delta": {"weight": 1}}},
+        "retrain": {"epochs": 1},
+        "resources": {"executor": "inline"},
+    }
+    tiny["teacher"]["fit"]["epochs"] = 1
+    result = nas_kd.search(validate(tiny, source="streams"))
+    (record,) = result.records
+    assert record.state == "complete", record.error
+    folder, _ = nas_kd.export(result.run_dir, formats=("safetensors",))
+    bundle = "runs/streams/export/trial-0002"
+    assert bundle in BLOCKS[2]
+    names: dict[str, Any] = {"__name__": "readme", "frames": torch.randn(7, 4, 3, 32, 32)}
+    exec(BLOCKS[2].replace(bundle, str(folder)), names)
+    assert names["output"].shape == (4, 4, 8, 8)
+    assert names["state"].bytes_per_stream == record.cost.state_bytes
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)

@@ -87,7 +87,7 @@ def save_bundle(folder: Path, student: nn.Module, info: BundleInfo) -> None:
     write_whole(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
 
 
-def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:
+def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:
     """The student of a bundle, in evaluation mode, and what is known about it. Runs no code of the bundle.
 
     Args:
@@ -98,6 +98,7 @@ def load_bundle(folder: Path, space: SearchSpace | None = None) -> tuple[nn.Modu
     Raises:
         ValueError: a file is missing or does not fit, or the space is not known here.
     """
+    folder = Path(folder)
     for name in (ARCH_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")

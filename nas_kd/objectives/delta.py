@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 Normalize = Literal["layer", "overall", "none"]
 Reference = Literal["keyframe", "previous"]
+LEAST_CHANGE = 1e-4  # of E[z²]: the least scale of a layer
 
 
 class DeltaLoss(nn.Module):
@@ -37,6 +38,7 @@ class DeltaLoss(nn.Module):
     def __init__(self, num_layers: int, normalize: Normalize = "layer", reference: Reference = "keyframe") -> None:
         super().__init__()
         self.normalize, self.reference = normalize, reference
+        self._ready = normalize == "none"
         self.register_buffer("scales", torch.ones(num_layers))
         self.register_buffer("calibrated", torch.tensor(normalize == "none"))
 
@@ -49,11 +51,21 @@ class DeltaLoss(nn.Module):
         """
         if self.reference == "previous":
             key, frame = zip(*(f.chunk(2) for f in frame), strict=True)
-        changes = torch.stack([(f.float() - k.float()).square().mean() for k, f in zip(key, frame, strict=True)])
-        scales = changes if self.normalize == "layer" else changes.mean().expand_as(changes)
-        # A clip without any motion changes nothing and says nothing about the scale.
+        pairs = list(zip(key, frame, strict=True))
+        changes = torch.stack([(f.float() - k.float()).square().mean() for k, f in pairs])
+        # Clips that hardly move say nothing about the scale: then a layer's size does, and not a division by nearly 0.
+        sizes = torch.stack([f.float().square().mean() for _, f in pairs])
+        scales = torch.maximum(changes, LEAST_CHANGE * sizes)
+        scales = scales if self.normalize == "layer" else scales.mean().expand_as(scales)
         self.scales.copy_(torch.where(scales > 0, scales, torch.ones_like(scales)))
         self.calibrated.fill_(True)
+        self._ready = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the scales were measured, here or before a checkpoint."""
+        self._ready = self._ready or bool(self.calibrated)  # asked of the device only until it is true
+        return self._ready
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """A scalar; 1 is what predicting no change costs, where it is normalised.
@@ -65,7 +77,7 @@ class DeltaLoss(nn.Module):
         Raises:
             ValueError: the scales were not measured.
         """
-        if not self.calibrated:
+        if not self.ready:
             raise ValueError("the delta objective must be calibrated on a batch before its first use")
         errors = []
         for ours, theirs, scale in zip(student, teacher, self.scales, strict=True):

@@ -163,11 +163,13 @@ class Objective(nn.Module):
             self.delta_pairs = delta_pairs(_trained_layers(student))
             self.delta = DeltaLoss(len(self.delta_pairs), config.delta.normalize, config.delta.reference)
         if config.feature.weight > 0:
-            self.pairs["feature"] = config.feature.pairs or _scale_pairs(student, example, teacher, teacher_example)
+            named = tuple((_in_student(student, ours), theirs) for ours, theirs in config.feature.pairs or ())
+            self.pairs["feature"] = named or _scale_pairs(student, example, teacher, teacher_example)
         if config.cross_resolution.weight > 0:
             last = _scale_pairs(student, example, teacher, teacher_example)[-1]
             chosen = config.cross_resolution
-            self.pairs["cross_resolution"] = ((chosen.student or last[0], chosen.teacher or last[1]),)
+            ours = _in_student(student, chosen.student) if chosen.student else last[0]
+            self.pairs["cross_resolution"] = ((ours, chosen.teacher or last[1]),)
         student_maps = _maps(student, example, self.student_taps)
         teacher_maps = _maps(teacher, teacher_example, self.teacher_taps)
         for name, pairs in self.pairs.items():
@@ -235,14 +237,24 @@ class Objective(nn.Module):
         return torch.stack([getattr(self.config, name).weight * value for name, value in terms.items()]).sum()
 
 
+def _delta_net(student: nn.Module) -> DeltaNet | None:
+    net = student.network if isinstance(student, Supernet) else student
+    return net if isinstance(net, DeltaNet) else None
+
+
+def _in_student(student: nn.Module, name: str) -> str:
+    """The student's module of that name; a delta student has the modules of its teacher, below `net`."""
+    return name if _delta_net(student) is None or name.startswith("net.") else f"net.{name}"
+
+
 def _trained_layers(student: nn.Module) -> dict[str, object]:
     """Delta layers that have a student.
 
     Raises:
         ValueError: the net has none.
     """
-    net = student.network if isinstance(student, Supernet) else student
-    if not isinstance(net, DeltaNet):
+    net = _delta_net(student)
+    if net is None:
         raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
     return {name: layer for name, layer in net.layers().items() if layer.student is not None}
 
@@ -251,7 +263,7 @@ def _scale_pairs(
     student: nn.Module, example: Tensor, teacher: nn.Module, teacher_example: Tensor
 ) -> tuple[tuple[str, str], ...]:
     theirs = last_maps(teacher, teacher_example)
-    if isinstance(student.network if isinstance(student, Supernet) else student, DeltaNet):
+    if _delta_net(student) is not None:
         return delta_pairs(theirs)  # the teacher's own modules, with delta layers among them
     ours = last_maps(student, example)
     count = min(len(ours), len(theirs))

@@ -94,21 +94,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @dataclass
 class Averages:
-    """Means of the terms of one epoch, kept on the device so that logging does not wait for it."""
+    """Means of the terms of one epoch over the steps that have them, kept on the device so that nobody waits for it."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Add one step."""
         for name, value in terms.items():
             value = value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
         """Term -> mean."""
-        return {name: float(value) / self.count for name, value in self.sums.items()}
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
 
 def check_finite(total: Tensor, terms: Mapping[str, Tensor], what: str) -> None:

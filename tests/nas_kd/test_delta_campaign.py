@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_kd.campaign import export, report, search
 from nas_kd.config import CampaignConfig, ConfigError, validate
@@ -18,6 +18,7 @@ from nas_kd.frames import on_frames, random_pairs, take_frames
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
+from nas_kd.taps import Taps
 from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
 from search_spaces import CostTable, DeltaNet
 from search_spaces.knapsack import cost_range
@@ -225,7 +226,8 @@ def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[...,
     assert record.state == "complete", record.error
     assert record.arch is not None
     assert record.knobs["max_latency_ms"] == goal_ms
-    table = CostTable.from_json(json.loads((config.run_dir / "latency" / "keyframe_interval-3.json").read_text()))
+    measured = json.loads((config.run_dir / "latency" / "keyframe_interval-3.json").read_text())
+    table = CostTable.from_json(measured["table"])
     assert table.flops(record.arch["choices"]) <= goal_ms * 1e6
     assert record.diagnostics["budget_share"] <= 1
 
@@ -280,3 +282,51 @@ def test_previous_frames_stand_between_key_and_later_frame() -> None:
     assert taken.shape == (2, 3)
     assert torch.equal(taken[:, 2] - taken[:, 1], torch.tensor([1, 1]))
     assert bool((taken[:, 1] >= taken[:, 0]).all())
+
+
+def test_a_latency_table_is_measured_again_for_other_candidates(streams: Callable[..., CampaignConfig]) -> None:
+    first = streams(budget={"max_latency_ms": [1000.0], "max_flops": []})
+    second = streams(budget={"max_latency_ms": [1000.0], "max_flops": []}, space={"candidates": ["split2", "full"]})
+    path = first.run_dir / "latency" / "keyframe_interval-3.json"
+    contents = []
+    for config in (first, first, second):
+        bench = build_workbench(config, "cpu")
+        prepare_latency(bench, config.run_dir, 1)
+        assert dict(bench.latencies[3].variables) == dict(bench.space.variables)
+        contents.append(path.read_text())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_maps_that_a_net_overwrites_are_tapped_as_they_were() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.conv(x)
+            out += x
+            return out
+
+    net, x = InPlace(), torch.randn(2, 3, 4, 4)
+    with Taps(net, ["conv"]) as taps:
+        for _ in range(2):
+            output = taps(x)
+            assert torch.allclose(output.features["conv"], net.conv(x))
+            assert torch.allclose(output.logits, net.conv(x) + x)
+        output.features["conv"].sum().backward()
+    assert net.conv.weight.grad is not None
+
+
+def test_scales_of_clips_that_hardly_move_stay_finite() -> None:
+    loss = DeltaLoss(1, "layer")
+    still = [torch.ones(2, 3, 4, 4)]
+    loss.calibrate(still, [still[0] + 1e-6])
+    assert float(loss.scales) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_knobs_that_may_turn_everything_off_are_refused() -> None:
+    zero_or_one = {"type": "choice", "values": [0.0, 1.0]}
+    knobs = {"objective.task.weight": zero_or_one, "objective.delta.weight": zero_or_one}
+    with pytest.raises(ConfigError, match=r"knobs may not propose .* all are 0"):
+        validate({"task": "segmentation", "knobs": knobs, "objective": {"delta": {"active_share": 1}}}, source="test")
