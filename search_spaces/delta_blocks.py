@@ -28,7 +28,7 @@ from search_spaces.delta_net import DeltaLayer, DeltaNet, Stream
 from search_spaces.delta_ops import DeltaOp, PairDelta, ZeroDelta, build_candidate, parse_candidate
 from search_spaces.delta_plan import ALWAYS, PlannedLayer, plan_layers
 from search_spaces.flops import count_flops
-from search_spaces.fold import fold_batchnorm
+from search_spaces.fold import fold_batchnorm, replace_module
 from search_spaces.gates import GateFactory
 from search_spaces.space import SearchSpace
 
@@ -212,9 +212,7 @@ class DeltaBlocksSpace(SearchSpace):
                 copy_input=layer.copy_input,
                 copy_output=layer.copy_output,
             )
-            for parent in list(net.modules()):  # a module may have several names
-                if parent is not delta:
-                    parent._modules.update({name: delta for name, m in parent._modules.items() if m is module})
+            replace_module(net, module, delta)
         return DeltaNet(net, interval)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import copy
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from search_spaces.delta_net import DeltaLayer, DeltaNet
 from search_spaces.delta_ops import LinearDelta, PairDelta, ZeroDelta, repeated
 from search_spaces.flops import Minus, Plus, PlusInPlace
+from search_spaces.fold import replace_module
 
 
 class ResidualLayer(DeltaLayer):
@@ -87,7 +88,7 @@ def residual_form(student: DeltaNet) -> DeltaNet:
     net = copy.deepcopy(student).requires_grad_(False).eval()
     for layer in net.layers().values():
         if not isinstance(layer, ResidualLayer):
-            _replace(net.net, layer, ResidualLayer(layer))
+            replace_module(net.net, layer, ResidualLayer(layer))
     return DeltaNet(net.net, net.keyframe_interval).eval()
 
 
@@ -97,11 +98,3 @@ def without_teacher(student: DeltaNet) -> DeltaNet:
     for layer in net.layers().values():
         layer.teacher = None
     return net
-
-
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in net.modules():
-        for name, child in module.named_children():
-            if child is old:
-                setattr(module, name, new)
-                return

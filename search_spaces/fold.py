@@ -3,92 +3,132 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-TOLERANCE = 1e-3  # of the folded net's output, relative to its largest value
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def fold_batchnorm(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `model` in evaluation mode with every BatchNorm2d folded whose input is a convolution's output.
+    """A copy of `model` in evaluation mode with every BatchNorm2d folded that alone reads a convolution's output.
 
-    Which pairs belong together is seen in a forward pass, so no structure is assumed. A fold that changes the output,
-    since something else reads the convolution as well, is taken back.
+    Which pairs belong together is seen in a forward pass, in which operator reads whose memory: no structure is
+    assumed, and weights do not matter, so an untrained net is folded like the trained one.
 
     Args:
         model: any module.
         example: one input.
     """
     folded = copy.deepcopy(model).eval()
-    pairs = _pairs(folded, example)
-    probe = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    with torch.no_grad():
-        expected = folded(probe)
-        whole = _fold(copy.deepcopy(folded), pairs)
-        if _same(whole(probe), expected):
-            return whole
-        for pair in pairs:
-            trial = _fold(copy.deepcopy(folded), [pair])
-            if _same(trial(probe), expected):
-                folded = trial
+    for conv, norm in _pairs(folded, example):
+        _fold(folded, conv, norm)
     return folded
 
 
-def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """(convolution, BatchNorm) names where the second one's input is the first one's output."""
-    made: dict[int, tuple[str, int]] = {}
-    alive: list[Tensor] = []  # so that an id is not given to a second tensor
-    pairs: list[tuple[str, str]] = []
-    calls: dict[str, int] = {}
+class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which memory of a convolution or a BatchNorm is read or written outside of it, and by whom.
 
-    def convolved(name: str, output: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        made[id(output)] = (name, output._version)
-        alive.append(output)
+    Attributes:
+        inside: the watched module that runs now.
+        readers: module -> the watched modules that touch its weights or its output; None stands for all other code.
+    """
 
-    def normalised(name: str, value: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        conv, version = made.get(id(value), ("", 0))
-        if conv and version == value._version:  # nothing was written into it in between
-            pairs.append((conv, name))
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inside: nn.Module | None = None
+        self.readers: dict[nn.Module, set[nn.Module | None]] = {}
+        self._owners: dict[int, nn.Module] = {}
+        self._alive: list[Tensor] = []  # so that memory is not given to a second tensor
+
+    def own(self, module: nn.Module, tensor: Tensor) -> None:
+        if not (memory := _memory(tensor)):
+            return
+        owner = self._owners.setdefault(memory, module)
+        self._alive.append(tensor)
+        if owner is not module:  # tied weights, or an output that is an older tensor
+            self.readers[owner].add(module)
+            self.readers[module].add(owner)
+
+    def note(self, values: Any) -> None:
+        for value in tree_leaves(values):
+            owner = self._owners.get(_memory(value)) if isinstance(value, Tensor) else None
+            if owner is not None and owner is not self.inside:
+                self.readers[owner].add(self.inside)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.note((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells a tensor's memory from others; 0 where there is none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Where a BatchNorm is all that reads the output of a convolution, and nobody else uses the weights of both."""
+    watch = _Readers()
+    made: dict[nn.Module, Tensor] = {}
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    calls: dict[nn.Module, int] = {}
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        watch.inside = module
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, nn.BatchNorm2d):
+            pairs.extend((conv, module) for conv, z in made.items() if inputs and z is inputs[0])  # type: ignore[misc]
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        watch.inside = None
+        if isinstance(module, nn.Conv2d):
+            made[module] = output
+            watch.own(module, output)
 
     hooks = []
-    for name, module in model.named_modules():
-        if type(module) is nn.Conv2d:
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: convolved(name, out)))
-        elif type(module) is nn.BatchNorm2d and module.running_var is not None:
-            hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: normalised(name, inputs[0])))
+    for module in model.modules():
+        plain = type(module) is nn.Conv2d or (type(module) is nn.BatchNorm2d and module.running_var is not None)
+        if not plain or module._forward_hooks or module._forward_pre_hooks:  # hooks may make a weight anew
+            continue
+        watch.readers[module] = set()
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            watch.own(module, tensor)
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.no_grad():
-            model(example)
+        with torch.no_grad(), watch:
+            watch.note(model(example))  # whoever called gets it
     finally:
         for hook in hooks:
             hook.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if calls[conv] == calls[norm] == 1 and watch.readers[conv] == {norm} and not watch.readers[norm]
+    ]
 
 
-def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
-    for conv_name, norm_name in pairs:
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        with torch.no_grad():
-            scale = (norm.running_var + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight
-            bias = conv.bias if conv.bias is not None else torch.zeros_like(norm.running_mean)
-            bias = (bias - norm.running_mean) * scale
-            if norm.bias is not None:
-                bias = bias + norm.bias
-            conv.weight.mul_(scale[:, None, None, None])
-            conv.bias = nn.Parameter(bias.clone())
-        parent, _, attribute = norm_name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, nn.Identity())
-    return model
+def _fold(model: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        bias = conv.bias if conv.bias is not None else torch.zeros_like(norm.running_mean)
+        bias = (bias - norm.running_mean) * scale
+        if norm.bias is not None:
+            bias = bias + norm.bias
+        conv.weight.mul_(scale[:, None, None, None])
+        conv.bias = nn.Parameter(bias.clone())
+    replace_module(model, norm, nn.Identity())
 
 
-def _same(ours: Tensor, expected: Tensor) -> bool:
-    return bool((ours - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6))
+def replace_module(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in the place of `old` under all of its names; inside of `new`, `old` stays."""
+    for parent in list(net.modules()):
+        if parent is not new:
+            parent._modules.update({name: new for name, child in parent._modules.items() if child is old})

@@ -72,6 +72,61 @@ def test_only_a_convolution_that_nothing_else_reads_takes_its_normalisation() ->
         torch.testing.assert_close(folded(frame(2)), net(frame(2)), rtol=1e-4, atol=1e-4)
 
 
+class Hidden(nn.Module):
+    """Normalisations that must stay although the output hardly shows it, or does not show it at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.good = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.scaled, self.norm_a = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.watched, self.norm_b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.given, self.norm_c = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.tied, self.norm_d, self.twin = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.twin.weight = self.tied.weight
+        self.hooked, self.norm_e = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.hooked.register_forward_hook(lambda _module, _inputs, output: output.clamp_max(2))
+        self.layer_scale = nn.Parameter(torch.full((4, 1, 1), 1e-8))
+        self.largest = 0.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.good(self.stem(x))
+        y = self.scaled(x)
+        x = x + self.layer_scale * (self.norm_a(y) + F.relu(y))
+        y = self.watched(x)
+        self.largest = float(y.max())  # read, but without any effect on the output
+        x = x + self.layer_scale * self.norm_b(y)
+        x = x + self.layer_scale * self.norm_d(self.tied(x)) + self.layer_scale * self.twin(x)
+        x = x + self.norm_e(self.hooked(x))
+        y = self.given(x)
+        return self.norm_c(y), y
+
+
+def test_what_is_folded_does_not_depend_on_the_weights() -> None:
+    stay = ["norm_a", "norm_b", "norm_c", "norm_d", "norm_e"]
+    untrained = Hidden().eval()
+    assert norms(fold_batchnorm(untrained, frame())) == stay
+    assert norms(fold_batchnorm(trained(Hidden(), seed=3), frame())) == stay
+    odd = Odd().eval()  # a fresh BatchNorm is almost the identity
+    assert norms(fold_batchnorm(odd, frame())) == norms(fold_batchnorm(trained(Odd()), frame()))
+
+
+def test_a_normalisation_with_two_names_is_folded_under_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.listed = nn.ModuleList([self.norm])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.listed[0](self.conv(x))  # type: ignore[no-any-return]
+
+    net = trained(Twice())
+    folded = fold_batchnorm(net, frame())
+    assert norms(folded) == []
+    with torch.no_grad():
+        torch.testing.assert_close(folded(frame(2)), net(frame(2)), rtol=1e-4, atol=1e-4)
+
+
 def test_a_net_in_training_is_folded_as_it_would_be_evaluated_and_stays_in_training() -> None:
     net = trained(ResNet()).train()
     folded = fold_batchnorm(net, frame())
