@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,20 @@ def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpac
     assert record.stream.form == "residual"
     assert record.stream.delta_flops == student.delta_flops(torch.zeros(1, 3, *SIZE))
     assert {tensor.name.rpartition("#")[2] for tensor in record.stream.state} == {"0"}
+
+
+def test_a_file_holds_the_weights_of_its_graph_and_no_states(space: DeltaBlocksSpace, tmp_path: Path) -> None:
+    student = bundle(tmp_path / "trial", space, seed=4)
+    export_student(tmp_path / "trial", tmp_path / "out", ("pt2",))
+    kept = Exported(student, (3, 3, *SIZE))
+    for name, module in (("key", kept.key), ("delta", kept.delta)):
+        with zipfile.ZipFile(tmp_path / "out" / f"{name}.pt2") as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        weights = sum(size for file, size in sizes.items() if "/weights/weight_" in file)
+        expected = sum(p.numel() * 4 for p in module.parameters())
+        assert 0 < weights <= expected
+        assert sum(size for file, size in sizes.items() if "sample_inputs" in file) < 4000
+    assert sum(t.numel() * 4 for t in kept.tensors) > 20_000
 
 
 def programs(student: DeltaNet, folder: Path) -> tuple[Exported, Any, Any]:
