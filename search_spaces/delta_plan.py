@@ -240,8 +240,8 @@ def _unfit(module: nn.Module, seen: _Seen, *, is_block: bool) -> str | None:
         if type(module) is not nn.Linear:
             return "no plain linear layer"
         return None if seen.x.ndim == 3 and seen.x.shape[1] > 1 else "a linear layer needs tokens (N, L, C)"
-    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return "no plain convolution with zeros as padding"
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or _padding(module) is None:
+        return "no plain convolution with zeros as padding, as many on both sides"
     if module.groups == module.in_channels and module.groups > 1:
         return "depthwise"
     return None if seen.x.shape[-1] * seen.x.shape[-2] > 1 else "a map of one pixel"
@@ -257,12 +257,22 @@ def _shape_of(module: nn.Module, seen: _Seen) -> LayerShape:
     if plain and isinstance(module, nn.Conv2d):
         return LayerShape(
             module.in_channels, module.out_channels, _pair(module.kernel_size), _pair(module.stride),
-            _pair(module.padding), _pair(module.dilation), module.groups, size, module.weight.detach(),
+            _padding(module) or (0, 0), _pair(module.dilation), module.groups, size, module.weight.detach(),
         )  # fmt: skip
     stride = tuple(max(1, round(int(i) / o)) for i, o in zip(seen.x.shape[-2:], size, strict=True))
     return LayerShape(
         int(seen.x.shape[1]), int(seen.z.shape[1]), (3, 3), (stride[0], stride[1]), (1, 1), (1, 1), 1, size, None
     )  # fmt: skip
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """(height, width), or None where `same` pads one side more than the other."""
+    if conv.padding == "valid":
+        return 0, 0
+    if conv.padding == "same":
+        whole = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return None if any(p % 2 for p in whole) else _pair([p // 2 for p in whole])
+    return _pair(conv.padding)
 
 
 def _pair(values: Any) -> tuple[int, int]:

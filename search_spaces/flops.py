@@ -127,6 +127,12 @@ def _pool(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(inputs[0]))
 
 
+def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of a padding by name, which is never transposed: the weights once for each pixel of the output."""
+    batch, _, *pixels = _shape(outputs[0])
+    return batch * prod(_shape(inputs[1])) * prod(pixels)
+
+
 def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
     left, right = _shape(inputs[1]), _shape(inputs[2])
     return prod(left) * right[-1]
@@ -139,6 +145,7 @@ HANDLERS: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::rnn_tanh": _recurrent(1),
     "aten::rnn_relu": _recurrent(1),
     "aten::baddbmm": _baddbmm,
+    "aten::_convolution_mode": _convolution,
     # As fvcore counts their two-dimensional forms.
     "aten::adaptive_avg_pool1d": _pool,
     "aten::adaptive_avg_pool3d": _pool,

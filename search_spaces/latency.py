@@ -63,9 +63,9 @@ def latency_table(
             raise ValueError(f"{name} must be at least 1, but it is {value}")
     place = torch.device(device)
     interval = int(space.knobs_with(knobs)["keyframe_interval"])
-    # The generator is a private one: measuring must not change what is drawn after it.
+    # Weights are drawn on the CPU: measuring must not change what is drawn after it, there or on a GPU.
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         timed: dict[Any, Callable[[], object]] = {}
         for layer in space.plan.layers:
             for choice in space.variables[layer.name]:
@@ -120,7 +120,7 @@ def _drawn(space: DeltaBlocksSpace, rng: np.random.Generator) -> dict[str, Choic
 
 
 def _input(shape: Sequence[int], device: torch.device, batch_size: int) -> Tensor:
-    x = torch.randn(batch_size, *shape[1:], device=device)
+    x = torch.randn(batch_size, *shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

@@ -107,6 +107,26 @@ def test_products_of_common_layers(module: nn.Module, shape: tuple[int, ...] | N
     assert count_flops(module, torch.zeros(shape)).total == flops
 
 
+@pytest.mark.parametrize(
+    ("named", "numeric", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, padding="same"), nn.Conv2d(4, 6, 3, padding=1), (2, 4, 9, 7)),
+        (nn.Conv2d(4, 8, 3, padding="same", dilation=2, groups=4),
+         nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4), (1, 4, 9, 7)),
+        (nn.Conv2d(4, 6, (3, 5), 2, padding="valid"), nn.Conv2d(4, 6, (3, 5), 2), (1, 4, 9, 8)),
+        (nn.Conv1d(4, 6, 5, padding="same"), nn.Conv1d(4, 6, 5, padding=2), (1, 4, 9)),
+        (nn.Conv3d(4, 6, 3, padding="same"), nn.Conv3d(4, 6, 3, padding=1), (1, 4, 3, 5, 5)),
+    ],
+)  # fmt: skip
+def test_a_padding_by_name_costs_what_its_numbers_cost(
+    named: nn.Module, numeric: nn.Module, shape: tuple[int, ...]
+) -> None:
+    x = torch.zeros(shape)
+    assert count_flops(named, x).total == count_flops(numeric, x).total > 0
+    even = nn.Conv2d(4, 6, 2, padding="same")  # more on one side than on the other
+    assert count_flops(even, torch.zeros(1, 4, 5, 7)).total == 4 * 6 * 4 * 5 * 7
+
+
 def test_free_and_unknown_operators_are_named() -> None:
     count = count_flops(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Softmax(-1)), torch.zeros(1, 4))
     assert count.total == 16

@@ -113,10 +113,11 @@ def test_a_table_of_another_space_is_refused(space: DeltaBlocksSpace, table: Cos
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_blocks_and_residual_forms_can_be_timed(residual: bool) -> None:
+def test_blocks_and_residual_forms_can_be_timed(residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DeltaBlocksSettings(blocks=("blocks.1",), candidates=("pair8", "split8", "full"))
     space = DeltaBlocksSpace(settings, trained(PreActivation()), (24, 40))
     state = torch.random.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("reseeds the generators of all GPUs"))
     table = latency_table(space, batch_size=2, repeats=1, residual=residual)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert table.total(space.widest({}).choices) > table.constant > 0
