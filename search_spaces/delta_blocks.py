@@ -13,13 +13,14 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge
@@ -42,7 +43,7 @@ class DeltaBlocksSettings(BaseModel):
     """What of a teacher is searched.
 
     Attributes:
-        keyframe_interval: intervals K to choose from; a student has one.
+        keyframe_interval: intervals K to choose from, or the only one; a student has one.
         candidates: of every layer; one that a layer cannot have, or that costs no less than its full copy, is left
             out there.
         include: patterns (`*`, `?`) of module names; only these layers become delta layers.
@@ -55,7 +56,7 @@ class DeltaBlocksSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keyframe_interval: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(3,), min_length=1)
+    keyframe_interval: tuple[int, ...] = Field(default=(3,), min_length=1)
     candidates: tuple[str, ...] = Field(default=CANDIDATES, min_length=1)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -76,9 +77,18 @@ class DeltaBlocksSettings(BaseModel):
             raise ValueError("candidates must hold 'full', the copy of the teacher's layer that every layer can have")
         return value
 
+    @field_validator("keyframe_interval", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
     @field_validator("keyframe_interval")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 2:
+            raise ValueError(
+                f"keyframe_interval must be at least 2, but is {min(value)}; with 1 the teacher runs on every frame"
+            )
         if list(value) != sorted(set(value)):
             raise ValueError(f"keyframe_interval must ascend without repetition, but is {list(value)}")
         return value
@@ -94,11 +104,11 @@ class DeltaBlocksSpace(SearchSpace):
         identity: what tells this teacher from others, as JSON values; part of every `ArchSpec`.
 
     Attributes:
-        teacher: the folded copy, frozen.
-        plan: its delta layers, and why other layers are none.
+        plan: the teacher's delta layers, and why other layers are none.
 
     Raises:
-        ValueError: no layer is eligible, or a pattern matches nothing.
+        ValueError: no layer is eligible, a pattern matches nothing, or the teacher does not give one tensor for a
+            frame, or gives another one when other frames are in the batch.
     """
 
     name = "delta_blocks"
@@ -113,13 +123,16 @@ class DeltaBlocksSpace(SearchSpace):
         self._s = settings
         self.frame_size = frame_size
         frame = torch.randn(1, 3, *frame_size, generator=torch.Generator().manual_seed(0))
-        folded = fold_batchnorm(copy.deepcopy(teacher).cpu(), frame)
+        own = copy.deepcopy(teacher).cpu().eval()
+        _check_teacher(own, frame)
+        folded = fold_batchnorm(own, frame)
         for module in folded.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]  # z_0 must outlive the activation after it
-        self.teacher = folded.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        self._teacher: nn.Module = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._teacher.requires_grad_(False)
         self.plan = plan_layers(
-            self.teacher,
+            self._teacher,
             frame,
             include=settings.include,
             exclude=settings.exclude,
@@ -140,6 +153,11 @@ class DeltaBlocksSpace(SearchSpace):
         }
         self._planned = {layer.name: layer for layer in self.plan.layers}
         self._tables: dict[int, CostTable] = {}
+
+    @property
+    def teacher(self) -> nn.Module:
+        """A copy of the folded teacher, frozen and on the CPU. The space keeps its own, whatever becomes of it."""
+        return copy.deepcopy(self._teacher)
 
     # What a space must offer
 
@@ -193,14 +211,14 @@ class DeltaBlocksSpace(SearchSpace):
 
     def _try(self, layer: PlannedLayer, name: str) -> DeltaOp | None:
         if name == "full" and layer.shape.weight is None:
-            block = copy.deepcopy(self.teacher.get_submodule(layer.name))
+            block = copy.deepcopy(self._teacher.get_submodule(layer.name))
             return PairDelta(block.requires_grad_(True))
         if name == "zero" and not layer.may_be_zero:
             return None
         return build_candidate(name, layer.shape)
 
     def _net(self, interval: int, student_of: Any) -> DeltaNet:
-        net, stream = copy.deepcopy(self.teacher), Stream()
+        net, stream = copy.deepcopy(self._teacher), Stream()
         for layer in self.plan.layers:
             module = net.get_submodule(layer.name)
             delta = DeltaLayer(
@@ -214,6 +232,42 @@ class DeltaBlocksSpace(SearchSpace):
             )
             replace_module(net, module, delta)
         return DeltaNet(net, interval)
+
+
+def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:
+    """Raise `ValueError` where a module cannot be the teacher of streams of such frames."""
+    shape = f"of shape {tuple(frame.shape)}"
+    for name, module in teacher.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"the teacher's output for a frame must not depend on other frames, but {name or 'it'} normalises with "
+                "the statistics of its batch; give it running statistics (track_running_stats=True)"
+            )
+    other = 2 * frame.flip(-1) + 1
+    try:
+        with torch.no_grad():
+            alone, beside = teacher(frame.clone()), teacher(torch.cat([frame, other]))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"the teacher could not run a frame {shape}, alone or in a batch of two: {reason}; set data.size (or "
+            "frame_size) or change the teacher"
+        ) from error
+    if not isinstance(alone, Tensor):
+        raise ValueError(
+            f"the teacher must give one tensor for a frame {shape}, but gives a {type(alone).__name__}; wrap it in a "
+            "module that picks it"
+        )
+    if alone.ndim == 0 or len(alone) != 1 or beside.shape != (2, *alone.shape[1:]):
+        raise ValueError(
+            f"the teacher must give one row for each frame, but for one {shape} it gives {tuple(alone.shape)} and for "
+            f"two {tuple(beside.shape)}; wrap it in a module that keeps the batch as the first dimension"
+        )
+    if alone.is_floating_point() and (beside[:1] - alone).abs().max() > 1e-2 * alone.abs().max():
+        raise ValueError(
+            f"the teacher's output for a frame {shape} must not depend on other frames, but it changes with another "
+            "one in the batch; replace what computes statistics over the batch"
+        )
 
 
 def _lives(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:

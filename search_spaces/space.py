@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from math import prod
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import ArchSpec, Choice
+from search_spaces.arch import ArchSpec, Choice, canonical_json
 from search_spaces.cells import Edge
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import count_flops
@@ -109,8 +110,21 @@ class SearchSpace(ABC):
         """Raise `ValueError` with the reason where `arch` is not in this space."""
         if arch.space != self.name:
             raise ValueError(f"this space is {self.name!r}, but the architecture is of {arch.space!r}")
+        theirs, ours = arch.as_dict()["settings"], json.loads(canonical_json(dict(self.settings)))
+        if theirs != ours:
+            apart = [
+                f"{key} is {_short(theirs.get(key))} there and {_short(ours.get(key))} here"
+                for key in sorted({*theirs, *ours})
+                if theirs.get(key) != ours.get(key)
+            ]
+            raise ValueError(
+                f"architecture {arch.arch_id} was made with other settings of space {self.name!r}: "
+                f"{', '.join(apart)}; build the space with the settings that are there"
+            )
         if self.arch(arch.choices) != arch:
-            raise ValueError(f"architecture {arch.arch_id} was made with other settings of space {self.name!r}")
+            raise ValueError(
+                f"architecture {arch.arch_id} holds choices without effect; make it with the arch() of its space"
+            )
 
     def student(self, arch: ArchSpec) -> nn.Module:
         """The plain net of `arch` with fresh weights.
@@ -248,6 +262,12 @@ class ModuleSpace(SearchSpace):
             parent, _, attribute = path.rpartition(".")
             setattr(module.get_submodule(parent), attribute, edge.chosen(str(choices[path])))
         return module
+
+
+def _short(value: Any) -> str:
+    """A value of settings, as JSON."""
+    text = "missing" if value is None else canonical_json(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def _edges(module: nn.Module) -> dict[str, Edge]:

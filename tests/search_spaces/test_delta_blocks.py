@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from delta_teachers import HRNet, Layers, PreActivation, ResNet, UNet, trained
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from search_spaces import Supernet, count_flops
 from search_spaces.delta_blocks import CANDIDATES, DeltaBlocksSettings, DeltaBlocksSpace
 from search_spaces.delta_net import DeltaLayer, DeltaNet, state_bytes
+from search_spaces.delta_residual import ResidualLayer, residual_form
 
 FAMILIES = ("zero", "lowres2", "pointwise4", "split4", "bottleneck4", "shuffle4", "grouped4", "separable", "pair4")
 SIZES = {ResNet: (24, 40), HRNet: (32, 48), PreActivation: (24, 40), UNet: (24, 40), Layers: (37, 45)}
@@ -293,6 +295,10 @@ def test_layers_are_left_out_for_a_reason() -> None:
     net = student(space, {}).net
     assert isinstance(net.plain, DeltaLayer)
     assert net.alias is net.plain, "a layer with two names is one delta layer"
+    residual = residual_form(student(space, {}))
+    assert isinstance(residual.net.plain, ResidualLayer)
+    assert residual.net.alias is residual.net.plain
+    torch.testing.assert_close(stream(residual, clip), student(space, {})(clip), rtol=2e-4, atol=2e-4)
 
 
 def test_patterns_choose() -> None:
@@ -371,6 +377,99 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert all(p.requires_grad for p in net.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *space.teacher.modules()])
+
+
+def test_the_space_keeps_its_own_teacher() -> None:
+    space = space_of(ResNet, blocks=("stage1.*",))
+    clip = clips(space, 3)
+    before = student(space, {})(clip)
+    space.teacher.to("meta")  # as a campaign moves it to its device
+    assert torch.equal(student(space, {})(clip), before)
+    assert space.cost_table({"keyframe_interval": 3}).constant > 0
+
+
+class Wrong(nn.Module):
+    """A teacher with one mistake."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 2, 1)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=False) if mistake == "norm" else nn.Identity()
+        self.place = nn.Parameter(torch.zeros(8, 32, 32)) if mistake == "size" else 0.0
+        self.mistake = mistake
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x) + self.place
+        if self.mistake == "batch":
+            x = x - x.mean((0, 2, 3), keepdim=True)
+        y = self.head(self.norm(self.inner(x)))
+        if self.mistake in ("dict", "tuple"):
+            return {"out": y} if self.mistake == "dict" else (y, x)
+        return y.mean() if self.mistake == "scalar" else y
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("dict", r"must give one tensor for a frame of shape \(1, 3, 24, 40\), but gives a dict; wrap it in a module"),
+        (
+            "tuple",
+            r"one tensor for a frame of shape \(1, 3, 24, 40\), but gives a tuple; wrap it in a module that picks",
+        ),
+        ("scalar", r"one row for each frame, but for one of shape \(1, 3, 24, 40\) it gives \(\) and for two \(\)"),
+        ("size", r"could not run a frame of shape \(1, 3, 24, 40\).*: The size of tensor .* set data\.size"),
+        ("norm", r"must not depend on other frames, but norm normalises with the statistics of its batch; give it run"),
+        ("batch", r"must not depend on other frames, but it changes with another one in the batch; replace"),
+    ],
+)
+def test_what_cannot_teach_is_refused_in_one_sentence(mistake: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeltaBlocksSpace(DeltaBlocksSettings(), Wrong(mistake), (24, 40))
+
+
+class Named(nn.Module):
+    """Paddings by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 4, 1)
+        self.same = nn.Conv2d(16, 16, (3, 5), padding="same", dilation=(2, 1))
+        self.even = nn.Conv2d(16, 16, 2, padding="same")
+        self.valid = nn.Conv2d(16, 16, 3, padding="valid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        for layer in (self.same, self.even, self.valid):
+            x = torch.tanh(layer(x))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_paddings_by_name_are_numbers() -> None:
+    space = space_of(Named, size=(24, 40))
+    assert set(space.variables) == {"same", "valid"}
+    assert space.plan.left_out["even"] == "no plain convolution with zeros as padding, as many on both sides"
+    clip = clips(space, 3)
+    torch.testing.assert_close(student(space, {})(clip), per_frame(space.teacher, clip), rtol=2e-4, atol=2e-4)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        arch = space.sample(rng)
+        counted = count_flops(space.student(arch), space.example_input({"keyframe_interval": 3})).total
+        assert space.cost_table({"keyframe_interval": 3}).total(arch.choices) == counted
+
+
+def test_other_settings_are_named_with_both_values() -> None:
+    teacher = trained(ResNet())
+    identity = {"model": "mine:net", "settings": {}, "num_outputs": 5}
+    arch = DeltaBlocksSpace(DeltaBlocksSettings(), teacher, (24, 40), identity).widest({})
+    other = DeltaBlocksSpace(DeltaBlocksSettings(candidates=("zero", "full")), teacher, (32, 40))
+    message = (
+        r"other settings of space 'delta_blocks': candidates is \[.* there and \[\"zero\",\"full\"\] here, "
+        r"frame_size is \[24,40\] there and \[32,40\] here, "
+        r"teacher is {\"model\":\"mine:net\".*} there and {} here; build"
+    )
+    with pytest.raises(ValueError, match=message):
+        other.check(arch)
 
 
 # Gates
@@ -478,6 +577,13 @@ def test_mistakes_are_told_in_one_sentence() -> None:
             DeltaBlocksSettings(candidates=candidates)
     with pytest.raises(ValueError, match="keyframe_interval must ascend without repetition"):
         DeltaBlocksSettings(keyframe_interval=(3, 2))
-    with pytest.raises(ValueError, match="greater than or equal to 2"):
-        DeltaBlocksSettings(keyframe_interval=(1,))
+    for interval in ((1,), 1, (1, 3)):
+        with pytest.raises(
+            ValidationError, match=r"keyframe_interval must be at least 2, but is 1; with 1 the"
+        ) as caught:
+            DeltaBlocksSettings(keyframe_interval=interval)  # type: ignore[arg-type]
+        assert caught.value.error_count() == 1
+    assert DeltaBlocksSettings(keyframe_interval=8).keyframe_interval == (8,)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        DeltaBlocksSettings(keyframe_interval=True)  # type: ignore[arg-type]
     assert DeltaBlocksSettings(candidates=CANDIDATES).candidates == CANDIDATES
