@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, same_memory
 from nas_kd.deploy.record import third_party_warnings
+from search_spaces.cells import Edge
 from search_spaces.delta_net import DeltaNet, Reference, State, state_bytes, tensors_of
 
 NEVER = -1  # the age of a stream without a key frame
@@ -105,7 +106,7 @@ class StreamingStudent:
             on CUDA; the first frames of either kind then take seconds to a minute.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or the student is none or still holds several candidates.
     """
 
     def __init__(
@@ -117,9 +118,19 @@ class StreamingStudent:
         scene_change: float | None = None,
         compile: bool = False,
     ) -> None:
+        if not isinstance(student, DeltaNet):
+            raise ValueError(
+                f"a stream runs a delta student, but this is a {type(student).__name__}; take one from load_bundle, or "
+                "derive it from a supernet of a DeltaBlocksSpace"
+            )
+        if undecided := [layer.name for layer in student.layers().values() if isinstance(layer.student, Edge)]:
+            raise ValueError(
+                f"a stream runs one student, but {undecided[0]} still holds several candidates; call "
+                "supernet.derive() first"
+            )
         interval = student.keyframe_interval if keyframe_interval is None else keyframe_interval
-        if interval < 1:
-            raise ValueError(f"keyframe_interval must be at least 1, but it is {interval}")
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise ValueError(f"keyframe_interval must be a whole number of at least 1, but it is {interval!r}")
         if reference not in ("keyframe", "previous"):
             raise ValueError(f"reference must be keyframe or previous, but is {reference!r}")
         if scene_change is not None and not scene_change > 0:
@@ -159,7 +170,7 @@ class StreamingStudent:
             The outputs (B, ...), and the state for the next frame.
 
         Raises:
-            ValueError: the frames are not of the state's number or size.
+            ValueError: the frames are not normalised RGB frames, or not of the state's number or size.
         """
         self._check(frame, state)
         frame = frame.contiguous(memory_format=torch.channels_last)
@@ -184,6 +195,16 @@ class StreamingStudent:
                 f"frames must be ({state.num_streams}, 3, H, W), a row for each stream of the state, but are "
                 f"{tuple(frame.shape)}; start() makes a state for another number"
             )
+        if frame.shape[1] != 3:
+            raise ValueError(
+                f"frames must have the 3 channels R, G, B first, (B, 3, H, W), but are {tuple(frame.shape)}; "
+                "permute them, or repeat a grey channel"
+            )
+        if not frame.is_floating_point():
+            raise ValueError(
+                f"frames must be normalised floating-point numbers, but are {frame.dtype}; give (frame / 255 − mean) / "
+                "std, as the bundle says"
+            )
         if state.frame_shape is not None and tuple(frame.shape[1:]) != state.frame_shape:
             raise ValueError(
                 f"the streams have frames of shape {state.frame_shape}, but this one is {tuple(frame.shape[1:])}; "
@@ -192,8 +213,10 @@ class StreamingStudent:
 
     def _key_frames(self, state: StreamState, thumbnails: Tensor | None) -> list[bool]:
         due = [left <= 0 for left in state.due]
-        if self.scene_change is None or thumbnails is None or state.thumbnails is None or all(due):
+        if self.scene_change is None or thumbnails is None or all(due):
             return due
+        if state.thumbnails is None:  # the state is of a runtime that does not look: what its key frames showed is lost
+            return [True] * state.num_streams
         changed = (thumbnails - state.thumbnails).abs().mean((1, 2, 3)) > self.scene_change
         return [a or b for a, b in zip(due, changed.tolist(), strict=True)]
 

@@ -69,10 +69,11 @@ def space() -> DeltaBlocksSpace:
 
 def loud(student: DeltaNet) -> DeltaNet:
     """Every student gets random weights; some start at no change at all."""
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for layer in student.layers().values():
             for p in layer.student.parameters() if layer.student is not None else ():
-                p.normal_(0, 0.3)
+                p.normal_(0, 0.4, generator=generator)
     return student.eval()
 
 
@@ -303,16 +304,51 @@ def test_the_runtime_leaves_the_student_alone(space: DeltaBlocksSpace) -> None:
     assert not any(isinstance(m, DeltaLayer) and m.stream is student.stream for m in runtime.student.modules())
 
 
+def test_a_state_without_thumbnails_begins_anew_where_scenes_are_looked_for(space: DeltaBlocksSpace) -> None:
+    student, still = uniform(space, "split4"), torch.zeros(2, 3, *SIZE)
+    blind, looking = (StreamingStudent(student, keyframe_interval=9, scene_change=c) for c in (None, 0.5))
+    _, state = blind.step(still, blind.start(2))
+    output, state = looking.step(still + 5, state)  # far from the key frame, which nobody remembers
+    assert state.ages == (0, 0)
+    with torch.no_grad():
+        close(output, space.teacher(still + 5))
+    _, state = looking.step(still + 5, state)
+    assert state.ages == (1, 1)
+    _, state = looking.step(torch.stack([still[0], still[1] + 5]), state)
+    assert state.ages == (0, 2)
+
+
 def test_mistakes_are_named(space: DeltaBlocksSpace) -> None:
     student = uniform(space, "split4")
     for arguments, sentence in (
-        ({"keyframe_interval": 0}, "keyframe_interval must be at least 1, but it is 0"),
+        ({"keyframe_interval": 0}, "keyframe_interval must be a whole number of at least 1, but it is 0"),
+        ({"keyframe_interval": 2.5}, r"keyframe_interval must be a whole number of at least 1, but it is 2\.5"),
+        ({"keyframe_interval": True}, "keyframe_interval must be a whole number of at least 1, but it is True"),
         ({"reference": "first"}, "reference must be keyframe or previous, but is 'first'"),
         ({"scene_change": 0.0}, r"scene_change must be above 0, or None to leave it out, but is 0\.0"),
     ):
         with pytest.raises(ValueError, match=sentence):
             StreamingStudent(student, **arguments)  # type: ignore[arg-type]
+    network = Supernet(space).network
+    for module, sentence in (
+        (space.teacher, "a stream runs a delta student, but this is a FrameNet; take one from load_bundle"),
+        (network, r"a stream runs one student, but .* still holds several candidates; call supernet\.derive\(\) first"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            StreamingStudent(module)  # type: ignore[arg-type]
     runtime = StreamingStudent(student)
+    for frame, sentence in (
+        (
+            torch.zeros(1, 1, *SIZE),
+            r"frames must have the 3 channels R, G, B first, .* but are \(1, 1, 16, 24\); permute",
+        ),
+        (
+            torch.zeros(1, 3, *SIZE, dtype=torch.uint8),
+            r"normalised floating-point numbers, but are torch\.uint8; give \(fr",
+        ),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            runtime.step(frame, runtime.start())
     with pytest.raises(ValueError, match="num_streams must be at least 1, but is 0"):
         runtime.start(0)
     state = runtime.start(2)
