@@ -30,7 +30,7 @@ from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TeacherConfig
 from nas_kd.training.fit import FitConfig
-from nas_kd.training.gate_search import GateConfig
+from nas_kd.training.gate_search import GateConfig, LocalConfig
 from search_spaces import DERIVED_SPACES, SPACES, DeltaBlocksSpace, SearchSpace
 from trials.knobs import ChoiceKnob, FloatKnob, parse_knobs
 
@@ -221,13 +221,14 @@ class SearchConfig(FitConfig):
     """The gate search of a trial: how weights train, the `gates`, and the `objective` of the search.
 
     The search has an objective of its own: its candidates learn fast from maps, which a student that trains alone needs
-    less (docs/objectives.md).
+    less (docs/objectives.md). `local` is how a search over delta layers begins.
     """
 
     epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=8, ge=1)
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
+    local: LocalConfig = LocalConfig()
     objective: ObjectiveConfig = ObjectiveConfig(response=ResponseTerm(weight=1.0), feature=FeatureTerm(weight=10.0))
 
 

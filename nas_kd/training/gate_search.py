@@ -67,6 +67,22 @@ class GateConfig(BaseModel):
         return TemperatureSchedule(self.temperature_start, self.temperature_end)
 
 
+class LocalConfig(BaseModel):
+    """The local start of a search, for students of `delta_blocks`.
+
+    Attributes:
+        steps: of training all candidates on their own layers; 0 starts with uniform gates, without this phase.
+        probes: batches of the gates' split on which the candidates are judged.
+        prior: logits for a candidate that misses the whole change; 0 keeps gates uniform.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=60, ge=0)
+    probes: int = Field(default=16, ge=1)
+    prior: float = Field(default=30.0, ge=0)
+
+
 def slow_parameters(net: nn.Module, config: ObjectiveConfig) -> tuple[list[nn.Parameter], float]:
     """Parameters that were the teacher's and train slowly, and their share of the learning rate; none by default.
 

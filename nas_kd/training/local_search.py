@@ -1,0 +1,130 @@
+"""The start of a search over delta layers: every candidate learns its own layer, and gates begin with what it reached.
+
+In a supernet whose paths are drawn, a candidate is trained every now and then, on inputs that the other draws distort,
+and a short search tells candidates apart by little more than noise. A delta layer has a target of its own: the change
+of the teacher's output. So all candidates of all layers are trained at once on the teacher's own inputs, each by the
+delta loss of its layer, as in blockwise distillation (Li et al., DNA, CVPR 2020; Molchanov et al., LANA, ECCV 2022). The loss
+that is left on the gates' split, in units of the layer's change, is how much of the change a candidate misses: the
+logits start at minus that, times `prior`. Sums of logits then rank architectures by the sum of their missed shares, and
+the alternating search goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import cos, pi
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.data import Batch, ClipLoader
+from nas_kd.frames import random_pairs
+from nas_kd.objectives.delta import LEAST_CHANGE
+from nas_kd.training.fit import FitConfig, Progress, make_optimizer, no_progress, set_learning_rate
+from nas_kd.training.gate_search import LocalConfig
+from nas_kd.workbench import Workbench
+from search_spaces import DeltaNet, Edge, Supernet
+
+
+def start_locally(
+    bench: Workbench,
+    supernet: Supernet,
+    weights: ClipLoader,
+    gates: ClipLoader,
+    fit: FitConfig,
+    config: LocalConfig,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> dict[str, dict[str, float]]:
+    """Train all candidates locally and set the gates' logits, in place.
+
+    Args:
+        bench: normalisation of clips.
+        supernet: of space `delta_blocks`.
+        weights: batches that candidates learn from.
+        gates: batches that they are judged on.
+        fit: optimizer and learning rate.
+        config: of this phase.
+        seed: of the pairs of frames.
+        progress: told after every step.
+
+    Returns:
+        Layer -> candidate -> share of the layer's change that it misses.
+    """
+    net = cast(DeltaNet, supernet.network)
+    interval = int(supernet.knobs["keyframe_interval"])
+    torch.manual_seed(seed)
+    edges = {name: cast(Edge, layer.student) for name, layer in net.layers().items()}
+    trained = [p for edge in edges.values() for p in edge.candidates.parameters()]
+    optimizer = make_optimizer(fit, trained)
+    supernet.train()
+    batches = _endless(weights)
+    for step in range(config.steps):
+        set_learning_rate(optimizer, fit.lr * 0.5 * (1 + cos(pi * step / config.steps)))
+        optimizer.zero_grad(set_to_none=True)
+        with _on_teacher(net, edges, train=True):
+            _pass(bench, net, random_pairs(next(batches), interval))
+        for edge in edges.values():  # each layer is a problem of its own, and so is its gradient's size
+            torch.nn.utils.clip_grad_norm_(edge.candidates.parameters(), fit.clip_norm)
+        optimizer.step()
+        progress((step + 1) / (config.steps + 1), f"candidates {step + 1}/{config.steps}")
+    supernet.eval()
+    batches = _endless(gates)
+    with _on_teacher(net, edges, train=False) as missed:
+        for _ in range(config.probes):
+            _pass(bench, net, random_pairs(next(batches), interval))
+    shares = {layer: {name: value / config.probes for name, value in of.items()} for layer, of in missed.items()}
+    with torch.no_grad():
+        for layer, edge in edges.items():
+            values = torch.tensor([min(shares[layer][name], 1.0) for name in edge.candidates])
+            edge.gate.gate_logits.copy_(-config.prior * values)
+    return shares
+
+
+def _endless(loader: ClipLoader) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from loader.epoch(epoch)
+        epoch += 1
+
+
+@torch.no_grad()
+def _pass(bench: Workbench, net: DeltaNet, pair: Batch) -> None:
+    """The teacher's layers on key frames and later frames: rows take turns."""
+    net(bench.clip(pair), 1)
+
+
+@contextmanager
+def _on_teacher(net: DeltaNet, edges: dict[str, Edge], *, train: bool) -> Iterator[dict[str, dict[str, float]]]:
+    """While it lasts, every layer of the teacher that runs lets its candidates learn, or adds up what they miss."""
+    missed: dict[str, dict[str, float]] = {name: dict.fromkeys(edge.candidates, 0.0) for name, edge in edges.items()}
+
+    def run(layer: str, x: Tensor, z: Tensor) -> None:
+        key, frame, before, after = x[0::2], x[1::2], z[0::2], z[1::2]
+        change = after - before
+        scale = torch.maximum(change.square().mean(), LEAST_CHANGE * after.square().mean()).clamp_min(1e-12)
+        for name, candidate in edges[layer].candidates.items():
+            if train and not any(True for _ in candidate.parameters()):
+                continue
+            with torch.set_grad_enabled(train):
+                error = (candidate(frame, key) - change).square().mean() / scale
+            if train:
+                error.backward()
+            else:
+                missed[layer][name] += float(error)
+
+    layers = net.layers()
+    hooks = [
+        cast(nn.Module, layers[name].teacher).register_forward_hook(
+            lambda _m, inputs, z, name=name: run(name, inputs[0], z)
+        )
+        for name in edges
+    ]
+    try:
+        yield missed
+    finally:
+        for hook in hooks:
+            hook.remove()
