@@ -80,7 +80,7 @@ class LocalConfig(BaseModel):
 
     steps: int = Field(default=60, ge=0)
     probes: int = Field(default=16, ge=1)
-    prior: float = Field(default=30.0, ge=0)
+    prior: float = Field(default=100.0, ge=0)
 
 
 def slow_parameters(net: nn.Module, config: ObjectiveConfig) -> tuple[list[nn.Parameter], float]:

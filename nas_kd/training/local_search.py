@@ -3,10 +3,10 @@
 In a supernet whose paths are drawn, a candidate is trained every now and then, on inputs that the other draws distort,
 and a short search tells candidates apart by little more than noise. A delta layer has a target of its own: the change
 of the teacher's output. So all candidates of all layers are trained at once on the teacher's own inputs, each by the
-delta loss of its layer, as in blockwise distillation (Li et al., DNA, CVPR 2020; Molchanov et al., LANA, ECCV 2022). The loss
-that is left on the gates' split, in units of the layer's change, is how much of the change a candidate misses: the
-logits start at minus that, times `prior`. Sums of logits then rank architectures by the sum of their missed shares, and
-the alternating search goes on from there.
+delta loss of its layer, as in blockwise distillation (Li et al., DNA, CVPR 2020; Molchanov et al., LANA, ECCV 2022).
+The loss that is left on the gates' split, in units of the layer's change, is how much of the change a candidate misses:
+the logits start at minus that, times `prior`. Sums of logits then rank architectures by the sum of their missed shares,
+and the alternating search goes on from there.
 """
 
 from __future__ import annotations
