@@ -25,7 +25,7 @@ from nas_kd.config import (
 from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig, SequencesConfig
 from nas_kd.tasks import DetectionConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig
-from nas_kd.training.gate_search import GateConfig
+from nas_kd.training.gate_search import GateConfig, LocalConfig
 from search_spaces import ClipCellSettings, DeltaBlocksSettings
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +99,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", TeacherConfig),
         ("campaign", SearchConfig),
         ("campaign", GateConfig),
+        ("campaign", LocalConfig),
         ("campaign", RetrainConfig),
         ("campaign", ResourceConfig),
         ("campaign", EarlyStoppingConfig),

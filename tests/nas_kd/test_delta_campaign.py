@@ -19,8 +19,10 @@ from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
 from nas_kd.taps import Taps
+from nas_kd.training.gate_search import LocalConfig
+from nas_kd.training.local_search import start_locally
 from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
-from search_spaces import CostTable, DeltaNet
+from search_spaces import CostTable, DeltaNet, Supernet
 from search_spaces.knapsack import cost_range
 
 STREAMS: dict[str, Any] = {
@@ -330,3 +332,40 @@ def test_knobs_that_may_turn_everything_off_are_refused() -> None:
     knobs = {"objective.task.weight": zero_or_one, "objective.delta.weight": zero_or_one}
     with pytest.raises(ConfigError, match=r"knobs may not propose .* all are 0"):
         validate({"task": "segmentation", "knobs": knobs, "objective": {"delta": {"active_share": 1}}}, source="test")
+
+
+@pytest.mark.parametrize("steps", [0, 25])
+def test_a_local_start_orders_gates_by_what_candidates_miss(bench: Workbench, steps: int) -> None:
+    config = bench.config.search
+    supernet = Supernet(bench.space, seed=0)
+    frozen = {n: p.clone() for n, p in supernet.named_parameters() if not p.requires_grad}
+    weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
+    gates = bench.loader(bench.splits.gates, config, seed=1, train=True)
+    local = LocalConfig(steps=steps, probes=4, prior=50.0)
+    missed = start_locally(bench, supernet, weights, gates, config, local, seed=0)
+    assert missed.keys() == bench.space.variables.keys()
+    for name, shares in missed.items():
+        assert shares["full"] < (1e-6 if steps == 0 else 0.1)
+        assert shares.get("zero", 1.0) == pytest.approx(1.0)
+        expected = torch.tensor([-50.0 * min(value, 1.0) for value in shares.values()])
+        assert torch.allclose(supernet.gates[name].gate_logits, expected)
+    after = dict(supernet.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    pairs = [shares["pair4"] for shares in missed.values() if "pair4" in shares]
+    # A non-linear student starts with no change at all; only training makes it miss less than everything.
+    if steps == 0:
+        assert pairs == pytest.approx([1.0] * len(pairs))
+    else:
+        assert max(pairs) < 1 - 1e-4
+
+
+def test_a_local_start_depends_on_its_seed_alone(bench: Workbench) -> None:
+    config = bench.config.search
+    results = []
+    for noise in (1, 2):
+        supernet = Supernet(bench.space, seed=0)
+        torch.manual_seed(noise)
+        weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
+        results.append(start_locally(bench, supernet, weights, weights, config, LocalConfig(steps=2, probes=2), seed=3))
+    linear = [{n: s["split2"] for n, s in result.items() if "split2" in s} for result in results]
+    assert linear[0] == linear[1]
