@@ -13,8 +13,9 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.checks import check_budget, check_fit, check_machine
-from nas_kd.config import CampaignConfig, ConfigError, FlopsRange, LatencyRange, load_config
+from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.sections import FlopsRange, LatencyRange
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights

@@ -1,303 +1,43 @@
-"""The campaign file as typed, documented models, and its mistakes as sentences."""
+"""The campaign file: its sections together, what they demand of each other, and how it is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     model_validator,
 )
-from torch import nn
 
 from nas_kd.data import DataConfig, GeneratedConfig
-from nas_kd.imports import call_function
 from nas_kd.mistakes import choose, explain, fields
-from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
+from nas_kd.objectives import ObjectiveConfig
+from nas_kd.sections import (
+    BudgetConfig,
+    EarlyStoppingConfig,
+    NormalizeConfig,
+    ResourceConfig,
+    RetrainConfig,
+    SearchConfig,
+    Section,
+    SpaceConfig,
+)
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TeacherConfig
-from nas_kd.training.fit import FitConfig
-from nas_kd.training.gate_search import GateConfig, LocalConfig
-from search_spaces import DERIVED_SPACES, SPACES, DeltaBlocksSpace, SearchSpace
+from search_spaces import DERIVED_SPACES, SPACES
 from trials.knobs import ChoiceKnob, FloatKnob, parse_knobs
 
 
 class ConfigError(ValueError):
     """The campaign file cannot be used; each line of the message is one mistake with its way out."""
-
-
-_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
-
-def parse_flops(value: Any) -> Any:
-    """`12.5M` -> 12500000; numbers pass through. Suffixes k, M, G, T are powers of 1000.
-
-    Raises:
-        ValueError: the text is no number with such a suffix.
-    """
-    if not isinstance(value, str):
-        return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
-    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
-    if match is None:
-        raise ValueError(f"FLOPs must be a number such as 12.5M (suffixes k, M, G, T), but got {value!r}")
-    return round(float(match[1]) * _SUFFIX[match[2].lower()])
-
-
-Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FlopsRange(_Section):
-    """Budgets between two bounds, proposed on a logarithmic scale."""
-
-    low: Flops
-    high: Flops
-
-    @model_validator(mode="after")
-    def _ordered(self) -> FlopsRange:
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
-        return self
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-class LatencyRange(_Section):
-    """Budgets in milliseconds between two bounds, proposed on a logarithmic scale."""
-
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LatencyRange:
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
-        return self
-
-
-class BudgetConfig(_Section):
-    """What a student may cost, in FLOPs or in milliseconds.
-
-    Attributes:
-        max_flops: FLOPs a clip, or amortised a frame for students with key frames: one number, several to choose from
-            (each is tried once before the sampler decides), or a range `{low: …, high: …}`.
-        max_latency_ms: likewise the amortised latency of a frame, predicted by a table that is measured on the
-            machine and with the threads of the campaign; for space `delta_blocks`.
-    """
-
-    max_flops: Annotated[
-        Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
-        Discriminator(lambda value: "range" if isinstance(value, dict | FlopsRange) else "list"),
-    ] = (2_000_000, 3_000_000, 5_000_000, 8_000_000)
-    max_latency_ms: (
-        Annotated[
-            Annotated[LatencyRange, Tag("range")]
-            | Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Tag("list")],
-            Discriminator(lambda value: "range" if isinstance(value, dict | LatencyRange) else "list"),
-        ]
-        | None
-    ) = None
-
-    @model_validator(mode="after")
-    def _one(self) -> BudgetConfig:
-        if not self.options:
-            raise ValueError(f"{self.knob} must name at least one budget, but the list is empty")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_both(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("max_latency_ms") is not None:
-            if value.get("max_flops") not in (None, [], ()):
-                raise ValueError("a budget is max_flops or max_latency_ms, but both are given; drop one")
-            return {**value, "max_flops": ()}
-        return value
-
-    @property
-    def knob(self) -> str:
-        """The knob that the study proposes."""
-        return "max_flops" if self.max_latency_ms is None else "max_latency_ms"
-
-    @property
-    def options(self) -> FlopsRange | LatencyRange | tuple[int, ...] | tuple[float, ...]:
-        """Budgets to choose from, or the range."""
-        return self.max_flops if self.max_latency_ms is None else self.max_latency_ms
-
-    @property
-    def lowest(self) -> float:
-        """The tightest budget that can be proposed."""
-        options = self.options
-        return options.low if isinstance(options, FlopsRange | LatencyRange) else min(options)
-
-    def cost(self, value: float) -> int:
-        """A value of the knob in the units of its cost table: FLOPs, or nanoseconds."""
-        return int(value) if self.max_latency_ms is None else int(value * 1e6)
-
-    def text(self, cost: float) -> str:
-        """A cost for people."""
-        return f"{cost:,.0f} FLOPs" if self.max_latency_ms is None else f"{cost / 1e6:.3g} ms"
-
-
-class SpaceConfig(BaseModel):
-    """The search space: a name of `search_spaces.SPACES` or `DERIVED_SPACES`, or `module:function`; the other keys are
-    its settings."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str = "clip_cell"
-
-    @model_validator(mode="after")
-    def _fits(self) -> SpaceConfig:
-        known = {**SPACES, **DERIVED_SPACES}
-        if self.name not in known and ":" not in self.name:
-            raise ValueError(
-                f"unknown space {self.name!r}; choose from {', '.join(known)}, or give your own as module:function"
-            )
-        try:
-            if self.name in SPACES:
-                SPACES[self.name](self._settings(2))
-            elif self.is_derived:
-                DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
-        except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
-            raise ValueError("; ".join(explain(error, self.model_extra or {}))) from error
-        return self
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether the space is derived from the teacher."""
-        return self.name in DERIVED_SPACES
-
-    def _settings(self, num_outputs: int) -> dict[str, Any]:
-        return {"num_classes": num_outputs, **(self.model_extra or {})}
-
-    def build(self, num_outputs: int) -> SearchSpace:
-        """The space for so many outputs, where it needs no teacher.
-
-        Raises:
-            ValueError: the settings do not fit.
-        """
-        settings = self._settings(num_outputs)
-        if self.name in SPACES:
-            return SPACES[self.name](settings)
-        space = call_function(self.name, settings, purpose="space.name")
-        if not isinstance(space, SearchSpace):
-            raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")
-        return space
-
-    def derive(self, teacher: nn.Module, frame_size: tuple[int, int], identity: Mapping[str, Any]) -> DeltaBlocksSpace:
-        """The space of a teacher's own layers.
-
-        Args:
-            teacher: frames -> maps.
-            frame_size: (H, W).
-            identity: what tells this teacher from others.
-
-        Raises:
-            ValueError: no layer of the teacher is eligible, or a pattern matches none.
-        """
-        settings = DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
-        return DeltaBlocksSpace(settings, teacher, frame_size, identity)
-
-
-class SearchConfig(FitConfig):
-    """The gate search of a trial: how weights train, the `gates`, and the `objective` of the search.
-
-    The search has an objective of its own: its candidates learn fast from maps, which a student that trains alone needs
-    less (docs/objectives.md). `local` is how a search over delta layers begins.
-    """
-
-    epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    lr: float = Field(default=5e-3, gt=0)
-    gates: GateConfig = GateConfig()
-    local: LocalConfig = LocalConfig()
-    objective: ObjectiveConfig = ObjectiveConfig(response=ResponseTerm(weight=1.0), feature=FeatureTerm(weight=10.0))
-
-
-class RetrainConfig(FitConfig):
-    """Training of the derived student.
-
-    Attributes:
-        init: `inherit` the supernet's weights, or start `fresh`.
-        num_seeds: trainings with different seeds; the report gives the interval over them, the first one is exported.
-    """
-
-    lr: float = Field(default=5e-3, gt=0)
-    init: Literal["inherit", "fresh"] = "inherit"
-    num_seeds: int = Field(default=1, ge=1)
-
-
-class NormalizeConfig(_Section):
-    """(clip / 255 − mean) / std, for each of R, G, B."""
-
-    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        0.225,
-        0.225,
-        0.225,
-    )
-
-
-class EarlyStoppingConfig(_Section):
-    """Stops trials whose (accuracy, FLOPs) after a rung of retraining are in the worse part by non-dominated rank.
-
-    Attributes:
-        rungs: epochs of the retraining at which trials are compared, ascending.
-        reduction_factor: above 1; 3 continues about a third.
-    """
-
-    rungs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    reduction_factor: float = Field(default=3.0, gt=1)
-
-    @model_validator(mode="after")
-    def _ascending(self) -> EarlyStoppingConfig:
-        if list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError(f"rungs must ascend without repetition, but are {list(self.rungs)}")
-        return self
-
-
-class ResourceConfig(_Section):
-    """What a trial gets.
-
-    Attributes:
-        executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
-        cpus_per_trial: CPU cores, which are also its threads.
-        gpus_per_trial: GPUs; a fraction shares one between trials.
-        max_concurrent: at most so many trials at once; null for as many as fit.
-        address: of a running Ray cluster; without it a local one is started.
-        max_failures: how often a trial whose process dies is started again.
-    """
-
-    executor: Literal["ray", "inline"] = "ray"
-    cpus_per_trial: int = Field(default=1, ge=1)
-    gpus_per_trial: float = Field(default=0.0, ge=0)
-    max_concurrent: int | None = Field(default=None, ge=1)
-    address: str | None = None
-    max_failures: int = Field(default=1, ge=0)
-
-    @model_validator(mode="after")
-    def _one_after_the_other(self) -> ResourceConfig:
-        if self.executor == "inline" and self.max_concurrent not in (None, 1):
-            raise ValueError(f"max_concurrent must be 1 or null with executor inline, but is {self.max_concurrent}")
-        return self
 
 
 TEACHER_SECTIONS = ("task", "task_options", "seed", "data", "normalize", "teacher")
@@ -335,7 +75,7 @@ def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
     return [knob.low, knob.high, *between]
 
 
-class CampaignConfig(_Section):
+class CampaignConfig(Section):
     """A campaign file.
 
     Attributes:

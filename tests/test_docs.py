@@ -12,17 +12,16 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
-from nas_kd.config import (
-    CampaignConfig,
+from nas_kd.config import CampaignConfig, load_config, validate
+from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig, SequencesConfig
+from nas_kd.sections import (
+    BudgetConfig,
     EarlyStoppingConfig,
     NormalizeConfig,
     ResourceConfig,
     RetrainConfig,
     SearchConfig,
-    load_config,
-    validate,
 )
-from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig, SequencesConfig
 from nas_kd.tasks import DetectionConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
@@ -97,6 +96,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
     [
         ("campaign", CampaignConfig),
         ("campaign", TeacherConfig),
+        ("campaign", BudgetConfig),
         ("campaign", SearchConfig),
         ("campaign", GateConfig),
         ("campaign", LocalConfig),

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from nas_kd.campaign import Campaign
-from nas_kd.config import CampaignConfig, ConfigError, load_config, parse_flops, validate
+from nas_kd.config import CampaignConfig, ConfigError, load_config, validate
+from nas_kd.sections import parse_flops
 
 FLOAT = {"type": "float", "low": 0.1, "high": 1.0}
 
