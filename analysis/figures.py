@@ -137,7 +137,7 @@ def _style(axes: Axes, metric: Metric | None, limits: tuple[float, float] | None
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
     if as_percent:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
 
 
 def _draw_others(axes: Axes, rows: Sequence[tuple[TrialRecord, int, float]], front: ParetoFront) -> None:

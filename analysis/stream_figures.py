@@ -128,7 +128,7 @@ def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint
         axes.set_xlabel(X_TITLE)
         axes.xaxis.set_major_locator(MaxNLocator(_MAX_TICKS, integer=True))
         if percent_axis(metric, values):
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
