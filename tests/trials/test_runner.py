@@ -215,6 +215,8 @@ def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Under nohup, or in the background of a shell, children inherit that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
