@@ -26,8 +26,6 @@ from nas_kd.config import CampaignConfig, load_config
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.gate_search import search_gates
-from nas_kd.training.local_search import start_locally
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
 from search_spaces import ArchSpec, Supernet
 
@@ -54,22 +52,8 @@ def search(bench: Workbench, config: CampaignConfig, interval: int, max_flops: i
     """What a gate search finds for the budget."""
     torch.manual_seed(seed)
     supernet = Supernet(bench.space, {"keyframe_interval": interval}, seed=seed).to(bench.device)
-    weights = bench.loader(bench.splits.weights, config.search, seed=seed, train=True)
-    gates = bench.loader(bench.splits.gates, config.search, seed=seed + 1, train=True)
-    if config.search.local.steps > 0:
-        start_locally(bench, supernet, weights, gates, config.search, config.search.local, seed=seed)
     with closing(Learner(bench, supernet, config.search.objective, supernet.knobs, cached=False)) as learner:
-        search_gates(
-            supernet,
-            learner.objective,
-            learner.loss,
-            weights,
-            gates,
-            BudgetController(max_flops),
-            config.search,
-            config.search.gates,
-            seed=seed,
-        )
+        learner.search(BudgetController(max_flops), config.search, seed=seed)
     return supernet.arch(max_flops)
 
 

@@ -21,7 +21,6 @@ from nas_kd.config import CampaignConfig, load_config
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.gate_search import search_gates
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
 from search_spaces import ArchSpec, Supernet
 
@@ -43,17 +42,7 @@ def find_student(bench: Workbench, config: CampaignConfig, max_flops: int) -> Ar
     with supernet.pinned(bench.space.widest(supernet.knobs)):
         learner = Learner(bench, supernet, config.search.objective, supernet.knobs, cached=True, varying=True)
     with closing(learner):
-        search_gates(
-            supernet,
-            learner.objective,
-            learner.loss,
-            bench.loader(bench.splits.weights, config.search, seed=0, train=True),
-            bench.loader(bench.splits.gates, config.search, seed=1, train=True),
-            BudgetController(max_flops),
-            config.search,
-            config.search.gates,
-            seed=config.seed,
-        )
+        learner.search(BudgetController(max_flops), config.search, seed=config.seed)
     return supernet.arch(max_flops)
 
 

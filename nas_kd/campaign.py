@@ -291,8 +291,7 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
 def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
     """The space of a bundle that only the user's own code knows."""
     if not config.space.is_derived:
-        extra = 4 if config.task == "detection" else 0  # a box beside each class
-        return config.space.build(len(bundle["class_names"]) + extra)
+        return config.space.build(len(bundle["class_names"]) + TASKS[config.task].extra_outputs)
     settings = bundle["arch"]["settings"]
     teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
     load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
@@ -318,10 +317,8 @@ def export(
     """
     config, records = load_run(run_dir)
     record = pick(records, trial=trial, max_flops=max_flops)
-    space = None
+    space, bundle = None, run_dir / "trials" / f"{record.number:04d}"
     if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
-        space = _own_space(
-            config, run_dir, json.loads((run_dir / "trials" / f"{record.number:04d}" / "arch.json").read_text())
-        )
+        space = _own_space(config, run_dir, json.loads((bundle / "arch.json").read_text()))
     folder = out_dir or run_dir / "export" / f"trial-{record.number:04d}"
-    return folder, export_student(run_dir / "trials" / f"{record.number:04d}", folder, formats, space=space)
+    return folder, export_student(bundle, folder, formats, space=space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,12 +12,19 @@ from torch import Tensor, nn
 from nas_kd.data import Batch, ClipDataset
 from nas_kd.frames import ClipOfFrames, random_frames, random_pairs, take_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.sections import SearchConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher
-from nas_kd.training.fit import FitConfig, fit
-from nas_kd.training.gate_search import slow_parameters
+from nas_kd.training.budget import BudgetController
+from nas_kd.training.checkpoint import load_checkpoint
+from nas_kd.training.fit import FitConfig, Progress, fit, no_progress
+from nas_kd.training.gate_search import search_gates, slow_parameters
+from nas_kd.training.local_search import start_locally
 from nas_kd.workbench import Workbench
+from search_spaces import Supernet
 from search_spaces.arch import Choice
+
+LOCAL_SHARE = 0.2  # of a search's time, roughly, that its local start takes
 
 
 class Learner:
@@ -96,6 +104,54 @@ class Learner:
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         return cast(dict[str, Tensor], self.objective(student, teacher, batch))
+
+    def search(
+        self,
+        budget: BudgetController,
+        config: SearchConfig,
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        tag: str = "search",
+        progress: Progress = no_progress,
+        log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+    ) -> None:
+        """Search the gates of the net, a supernet; with key frames, after a local start.
+
+        Args:
+            budget: penalty of the gates.
+            config: how.
+            seed: of order, augmentation and noise.
+            checkpoint: file, or None to keep nothing; a search that it continues was started already.
+            tag: names the search in the checkpoint.
+            progress: told after every step.
+            log: told the mean terms after every epoch.
+        """
+        supernet, bench = self.net, self.bench
+        assert isinstance(supernet, Supernet)
+        weights = bench.loader(bench.splits.weights, config, seed=seed, train=True)
+        gates = bench.loader(bench.splits.gates, config, seed=seed + 1, train=True)
+        begun = LOCAL_SHARE if bench.has_keyframes and config.local.steps > 0 else 0.0
+        if begun and (checkpoint is None or load_checkpoint(checkpoint, tag=tag) is None):
+            start_locally(
+                bench, supernet, weights, gates, config, config.local, seed=seed,
+                progress=lambda done, words: progress(begun * done, words),
+            )  # fmt: skip
+        search_gates(
+            supernet,
+            self.objective,
+            self.loss,
+            weights,
+            gates,
+            budget,
+            config,
+            config.gates,
+            seed=seed,
+            checkpoint=checkpoint,
+            tag=tag,
+            progress=lambda done, words: progress(begun + (1 - begun) * done, words),
+            log=log,
+        )
 
     def fit(self, dataset: ClipDataset, config: FitConfig, *, seed: int, **options: Any) -> None:
         """Train the net, with the objective's own parameters, on a split.

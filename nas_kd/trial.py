@@ -23,8 +23,6 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, Progress
-from nas_kd.training.gate_search import search_gates
-from nas_kd.training.local_search import start_locally
 from nas_kd.training.measure import environment, latency_ms
 from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
@@ -139,24 +137,12 @@ class Trial:
         clock = time.perf_counter()
         with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
             learner = self._learner(supernet, config.objective, config, varying_width=True)
-        weights = self.bench.loader(self.bench.splits.weights, config, seed=seed, train=True)
-        gates = self.bench.loader(self.bench.splits.gates, config, seed=seed + 1, train=True)
-        checkpoint = self.context.directory / "checkpoint-search.pt"
-        if self.bench.has_keyframes and config.local.steps > 0 and not checkpoint.is_file():
-            whole = self._stage(0.0, 0.2 * self._search_share)
-            start_locally(self.bench, supernet, weights, gates, config, config.local, seed=seed, progress=whole)
         with closing(learner):
-            search_gates(
-                supernet,
-                learner.objective,
-                learner.loss,
-                weights,
-                gates,
+            learner.search(
                 budget,
                 config,
-                config.gates,
                 seed=seed,
-                checkpoint=checkpoint,
+                checkpoint=self.context.directory / "checkpoint-search.pt",
                 tag=f"search {self.config.digest()} {dict(self.context.knobs)} {seed}",
                 progress=self._stage(0.0, self._search_share),
                 log=lambda epoch, means: self._log("search", epoch, means),

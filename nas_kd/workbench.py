@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +138,7 @@ def _take_teacher(bench: Workbench) -> None:
         bench.space = _space(bench.config, bench.splits, bench.task, bench.teacher_model)
         assert isinstance(bench.space, DeltaBlocksSpace)
         # Its folded form computes the same, and its layers are those of the students.
-        bench.teacher_model = copy.deepcopy(bench.space.teacher).to(bench.device)
+        bench.teacher_model = bench.space.teacher.to(bench.device)
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +161,7 @@ def _latency_file(run_dir: Path, interval: Choice) -> Path:
 
 
 def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Progress = no_progress) -> None:
-    """Measure the latency of all candidates where the budget is one of latency. Done once a campaign, for all trials.
+    """Measure the latency of all candidates, for a budget of latency. Done once a campaign, for all trials.
 
     Args:
         bench: gets the tables.
@@ -170,8 +169,6 @@ def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Pro
         threads: as many as a trial has.
         progress: told how far it is.
     """
-    if bench.config.budget.max_latency_ms is None:
-        return
     assert isinstance(bench.space, DeltaBlocksSpace)
     intervals, before = bench.space.knobs["keyframe_interval"], torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -151,7 +151,6 @@ class DeltaBlocksSpace(SearchSpace):
         self.variables: Mapping[str, tuple[Choice, ...]] = {
             layer.name: self._costs.choices(layer) for layer in self.plan.layers
         }
-        self._planned = {layer.name: layer for layer in self.plan.layers}
         self._tables: dict[int, CostTable] = {}
 
     @property

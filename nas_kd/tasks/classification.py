@@ -23,10 +23,6 @@ class Classification(Task):
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
 
-    @property
-    def num_outputs(self) -> int:
-        return self.info.num_classes
-
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs, batch["label"])
 

@@ -68,6 +68,7 @@ class Detection(Task):
     metric: ClassVar[str] = "map50"
     framewise: ClassVar[bool] = True
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
+    extra_outputs: ClassVar[int] = 4  # the distances to the edges
     options: ClassVar[type[BaseModel]] = DetectionConfig
 
     def __init__(self, info: DataInfo, config: DetectionConfig | None = None) -> None:
@@ -83,10 +84,6 @@ class Detection(Task):
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.info.box_names
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.info.box_names) + 4
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Focal loss a centre, plus `box_weight` times the mean of 1 − generalised IoU over boxes.

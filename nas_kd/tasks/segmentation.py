@@ -172,10 +172,6 @@ class Segmentation(Task):
     def class_names(self) -> tuple[str, ...]:
         return self.info.mask_names
 
-    @property
-    def num_outputs(self) -> int:
-        return len(self.info.mask_names)
-
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy over labelled pixels, or over the hard ones; 0 for a batch without a labelled pixel."""
         maps, mask = self._frames(outputs, batch)

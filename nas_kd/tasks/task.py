@@ -39,7 +39,7 @@ class Task(ABC):
         framewise: whether models see single frames.
         keys: what a batch must hold besides the clip.
         options: model of what a campaign may choose.
-        num_outputs: channels that a model must give.
+        extra_outputs: channels that a model must give beside one for each class.
 
     Raises:
         ValueError: the data have no labels for this task.
@@ -49,15 +49,16 @@ class Task(ABC):
     maximize: ClassVar[bool] = True
     framewise: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
+    extra_outputs: ClassVar[int] = 0
     options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:
         self.info = info
 
     @property
-    @abstractmethod
     def num_outputs(self) -> int:
         """Channels that a model must give."""
+        return len(self.class_names) + self.extra_outputs
 
     @property
     def class_names(self) -> tuple[str, ...]:
