@@ -24,9 +24,10 @@ from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
 from nas_kd.training.measure import environment
-from search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet, count_flops
+from search_spaces import CostTable, DeltaBlocksSpace, SearchSpace, count_flops
 from search_spaces.arch import Choice
 from search_spaces.latency import latency_table
+from search_spaces.supernet import delta_net_of
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 
@@ -97,8 +98,7 @@ class Workbench:
     ) -> dict[str, float]:
         """Metrics of a student, or of a supernet with its most probable candidates, over a split."""
         student.eval()
-        net = student.network if isinstance(student, Supernet) else student
-        if isinstance(net, DeltaNet):
+        if (net := delta_net_of(student)) is not None:
             return self._evaluate(student, dataset, net.offsets(self.splits.info.frames))
         if self.task.framewise:
             return self._evaluate(on_frames(student), dataset, None)

@@ -16,7 +16,7 @@ from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.response import response
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Batch, Task
-from search_spaces import DeltaNet, Supernet
+from search_spaces.supernet import delta_net_of
 
 
 class _Term(BaseModel):
@@ -237,14 +237,9 @@ class Objective(nn.Module):
         return torch.stack([getattr(self.config, name).weight * value for name, value in terms.items()]).sum()
 
 
-def _delta_net(student: nn.Module) -> DeltaNet | None:
-    net = student.network if isinstance(student, Supernet) else student
-    return net if isinstance(net, DeltaNet) else None
-
-
 def _in_student(student: nn.Module, name: str) -> str:
     """The student's module of that name; a delta student has the modules of its teacher, below `net`."""
-    return name if _delta_net(student) is None or name.startswith("net.") else f"net.{name}"
+    return name if delta_net_of(student) is None or name.startswith("net.") else f"net.{name}"
 
 
 def _trained_layers(student: nn.Module) -> dict[str, object]:
@@ -253,7 +248,7 @@ def _trained_layers(student: nn.Module) -> dict[str, object]:
     Raises:
         ValueError: the net has none.
     """
-    net = _delta_net(student)
+    net = delta_net_of(student)
     if net is None:
         raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
     return {name: layer for name, layer in net.layers().items() if layer.student is not None}
@@ -263,7 +258,7 @@ def _scale_pairs(
     student: nn.Module, example: Tensor, teacher: nn.Module, teacher_example: Tensor
 ) -> tuple[tuple[str, str], ...]:
     theirs = last_maps(teacher, teacher_example)
-    if _delta_net(student) is not None:
+    if delta_net_of(student) is not None:
         return delta_pairs(theirs)  # the teacher's own modules, with delta layers among them
     ours = last_maps(student, example)
     count = min(len(ours), len(theirs))

@@ -29,7 +29,8 @@ from nas_kd.training.fit import (
     no_progress,
     set_learning_rate,
 )
-from search_spaces import ESTIMATORS, DeltaNet, Supernet, TemperatureSchedule
+from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
+from search_spaces.supernet import delta_net_of
 
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 
@@ -88,8 +89,8 @@ def slow_parameters(net: nn.Module, config: ObjectiveConfig) -> tuple[list[nn.Pa
 
     They are made trainable here: the space leaves them frozen.
     """
-    inner = net.network if isinstance(net, Supernet) else net
-    if not isinstance(inner, DeltaNet) or config.delta.teacher_lr_scale == 0:
+    inner = delta_net_of(net)
+    if inner is None or config.delta.teacher_lr_scale == 0:
         return [], 0.0
     slow = inner.teacher_parameters()
     for p in slow:
