@@ -13,7 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 # As search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
-CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
+CONVENTION = (
+    "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted, but the "
+    "additions and subtractions of delta layers are"
+)
 
 app = typer.Typer(
     add_completion=False,

@@ -26,7 +26,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
     from fvcore.nn import FlopCountAnalysis
 
-CONVENTION = "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted"
+CONVENTION = (
+    "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted, but the "
+    "additions and subtractions of delta layers are"
+)
 
 ELEMENTWISE = """
     abs add add_ add_n ceil clamp_max clamp_min cos div div_ elu exp feature_dropout gelu hardsigmoid hardsigmoid_
