@@ -46,11 +46,13 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
         A new dict; the tensors of `batch` are not written to.
 
     Raises:
-        DataError: `how` is unknown.
+        DataError: `how` is unknown, or the items are frame features, which nothing but "none" fits.
     """
     check_augment(how)
     if how == "none":
         return dict(batch)
+    if "clip" not in batch:
+        raise DataError(f"augmentation {how!r} moves pixels, which frame features lack; set augment: none")
     result = dict(batch)
     flipped = draws[:, 0] < 0.5
     width, height = batch["clip"].shape[-1], batch["clip"].shape[-2]

@@ -2,7 +2,8 @@
 
 The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
 with `class_names`, or `num_classes` where classes have no names; `flip_safe: False` says that mirroring changes labels.
-Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values.
+Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values. Samples may hold `features`, those
+of each frame, in place of `clip`; where they hold `labels`, items may have several classes.
 """
 
 from __future__ import annotations
@@ -134,22 +135,30 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         names = [f"class_{index}" for index in range(count)]
     names = tuple(map(str, names))
     sample = _first(train, f"{function}()['train']")
-    clip = sample.get("clip") if isinstance(sample, Mapping) else None
+    holds = sample if isinstance(sample, Mapping) else {}
+    features, clip = holds.get("features"), holds.get("clip")
+    common: dict[str, Any] = {
+        "num_classes": len(names) if count is None else count,
+        "class_names": names,
+        "name": function,
+        "multi_label": "labels" in holds,
+    }
+    if clip is None and isinstance(features, Tensor) and features.ndim == 2 and features.numel():
+        frames, size = features.shape
+        return DataInfo(frames=frames, height=0, width=0, feature_size=size, **common)
     if not isinstance(clip, Tensor) or clip.ndim != 4:
         raise DataError(
-            f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], but it is "
-            f"{_describe(sample)}"
+            f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], or with 'features', a "
+            f"float32 tensor [T, D], but it is {_describe(sample)}"
         )
     return DataInfo(
-        num_classes=len(names) if count is None else count,
-        class_names=names,
         frames=clip.shape[1],
         height=clip.shape[2],
         width=clip.shape[3],
-        name=function,
         flip_safe=bool(given.get("flip_safe", True)),
         mask_names=_names(function, given, "mask_names"),
         box_names=_names(function, given, "box_names"),
+        **common,
     )
 
 

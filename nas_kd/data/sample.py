@@ -1,6 +1,8 @@
 """The contract between data sources and the rest: what a sample is, what a data set is, what is known about it.
 
-Shape legend: C colour channels (3, RGB), T frames, H and W pixels, B items of a batch.
+Items are clips, or sequences of frame features that some network extracted before.
+
+Shape legend: C colour channels (3, RGB), T frames, H and W pixels, D features of a frame, B items of a batch.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ IGNORE = 255
 Sample = dict[str, Tensor]
 """One item, by name:
 
-- `clip`: uint8 [3, T, H, W], RGB.
-- `label`: int64 scalar, the class.
+- `clip`: uint8 [3, T, H, W], RGB; or, in its place, `features`: float32 or float16 [T, D].
+- `label`: int64 scalar, the class; where an item has several, the first of them, and 0 where it has none.
+- `labels` (where `DataInfo.multi_label`): uint8 [num_classes], 1 for each class of the item and 0 for the others.
 - `mask` (optional): uint8 [T, H, W]; an index into `DataInfo.mask_names`, `IGNORE` where unlabelled.
 - `saliency` (optional): float32 [T, H, W] in [0, 1].
 - `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and an
@@ -55,12 +58,14 @@ class DataInfo:
         num_classes: Number of classes of `label`.
         class_names: Their names, by class index.
         frames: T of each clip.
-        height: H in pixels.
-        width: W in pixels.
+        height: H in pixels; 0 where items are frame features.
+        width: W in pixels; 0 where items are frame features.
         name: Short name of the data for reports.
         flip_safe: Whether a mirrored clip keeps its label (False for "moves to the left").
         mask_names: Meaning of each value of `mask`, "background" included where there is one; empty without masks.
         box_names: Meaning of each class of `boxes`; empty without boxes.
+        feature_size: D of frame features; 0 where items are clips.
+        multi_label: Whether an item may have several classes; samples then hold `labels`.
     """
 
     num_classes: int
@@ -72,6 +77,8 @@ class DataInfo:
     flip_safe: bool = True
     mask_names: tuple[str, ...] = ()
     box_names: tuple[str, ...] = ()
+    feature_size: int = 0
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -81,19 +88,40 @@ class DataInfo:
                 f"class_names must name each of the {self.num_classes} classes, but {self.name!r} names "
                 f"{len(self.class_names)}"
             )
+        if self.feature_size < 0:
+            raise DataError(f"feature_size must be at least 0, but that of {self.name!r} is {self.feature_size}")
+        if self.feature_size and (self.height or self.width or self.mask_names or self.box_names):
+            raise DataError(
+                f"frame features have no pixels: height and width must be 0, mask_names and box_names empty, but "
+                f"{self.name!r} has {self.height} × {self.width} pixels and {len(self.mask_names)} and "
+                f"{len(self.box_names)} names"
+            )
+
+    @property
+    def input_key(self) -> str:
+        """The key of a sample that models read: `features` or `clip`."""
+        return "features" if self.feature_size else "clip"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of that value: (T, D) or (3, T, H, W)."""
+        if self.feature_size:
+            return (self.frames, self.feature_size)
+        return (3, self.frames, self.height, self.width)
 
 
 class MemoryDataset:
     """A data set held as one tensor a key, first dimension the items; loaders index it a whole batch at a time.
 
     Args:
-        tensors: Sample keys to stacked values, all of the same first dimension; `clip` and `label` must be there.
+        tensors: Sample keys to stacked values, all of the same first dimension; `label` must be there, and `clip` or
+            `features`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         lengths = {key: len(value) for key, value in tensors.items()}
-        if not {"clip", "label"} <= lengths.keys():
-            raise DataError(f"a data set must hold 'clip' and 'label', but it holds {sorted(lengths)}")
+        if "label" not in lengths or not {"clip", "features"} & lengths.keys():
+            raise DataError(f"a data set must hold 'clip' or 'features', and 'label', but it holds {sorted(lengths)}")
         if len(set(lengths.values())) != 1:
             raise DataError(f"all tensors of a data set must have the same number of items, but they have {lengths}")
         self._tensors = dict(tensors)
@@ -159,13 +187,16 @@ def labels_of(dataset: ClipDataset) -> list[int]:
     return [int(dataset[index]["label"]) for index in range(len(dataset))]
 
 
-_DTYPES: Mapping[str, torch.dtype] = {
-    "clip": torch.uint8,
-    "label": torch.int64,
-    "mask": torch.uint8,
-    "saliency": torch.float32,
-    "boxes": torch.float32,
+_DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
+    "clip": (torch.uint8,),
+    "features": (torch.float32, torch.float16),
+    "label": (torch.int64,),
+    "labels": (torch.uint8,),
+    "mask": (torch.uint8,),
+    "saliency": (torch.float32,),
+    "boxes": (torch.float32,),
 }
+_OF_PIXELS = ("clip", "mask", "saliency", "boxes")
 
 
 def check_sample(sample: object, info: DataInfo, where: str) -> None:
@@ -181,19 +212,34 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
     """
     if not isinstance(sample, Mapping):
         raise DataError(f"{where} must be a dict of tensors, but it is a {type(sample).__name__}")
-    for key in ("clip", "label"):
+    for key in (info.input_key, "label", *(["labels"] if info.multi_label else [])):
         if key not in sample:
             raise DataError(f"{where} must hold {key!r}, but it holds {sorted(map(str, sample))}")
+    for key in _OF_PIXELS if info.feature_size else ("features",):
+        if key in sample:
+            raise DataError(
+                f"{where} must hold either pixels or frame features, but it holds {info.input_key!r} and {key!r}; "
+                f"leave {key!r} out"
+            )
     frames = (info.frames, info.height, info.width)
-    shapes: dict[str, tuple[int, ...]] = {"clip": (3, *frames), "label": (), "mask": frames, "saliency": frames}
-    for key, dtype in _DTYPES.items():
+    shapes: dict[str, tuple[int, ...]] = {
+        info.input_key: info.input_shape,
+        "label": (),
+        "labels": (info.num_classes,),
+        "mask": frames,
+        "saliency": frames,
+    }
+    for key, dtypes in _DTYPES.items():
         if key not in sample:
             continue
         value = sample[key]
         if not isinstance(value, Tensor):
             raise DataError(f"{where}[{key!r}] must be a tensor, but it is a {type(value).__name__}")
-        if value.dtype != dtype:
-            raise DataError(f"{where}[{key!r}] must be {dtype}, but it is {value.dtype}; convert it with .to({dtype})")
+        if value.dtype not in dtypes:
+            raise DataError(
+                f"{where}[{key!r}] must be {' or '.join(map(str, dtypes))}, but it is {value.dtype}; convert it with "
+                f".to({dtypes[0]})"
+            )
         if key in shapes and tuple(value.shape) != shapes[key]:
             raise DataError(f"{where}[{key!r}] must have the shape {shapes[key]}, but it has {tuple(value.shape)}")
     _check_values(sample, info, where)
@@ -203,6 +249,17 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
     label = int(sample["label"])
     if not 0 <= label < info.num_classes:
         raise DataError(f"{where}['label'] must lie in 0..{info.num_classes - 1}, but it is {label}")
+    if "features" in sample and not bool(sample["features"].isfinite().all()):
+        raise DataError(f"{where}['features'] must be finite numbers, but some are not")
+    if "labels" in sample:
+        labels = sample["labels"]
+        if int(labels.max()) > 1:
+            raise DataError(f"{where}['labels'] must hold 0 and 1 only, but it holds {int(labels.max())}")
+        if bool(labels.any()) and not labels[label]:
+            raise DataError(
+                f"{where}['label'] must be one of the item's classes, but it is {label} and 'labels' holds "
+                f"{labels.nonzero().flatten().tolist()[:10]}"
+            )
     if "mask" in sample:
         mask = sample["mask"]
         known = mask[mask != IGNORE]

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nas_kd.data import (
     SOURCES,
+    ClipLoader,
     DataConfig,
     DataError,
     DataInfo,
@@ -244,9 +245,86 @@ def test_check_sample_refuses(change, words):
 def test_memory_dataset_and_info_refuse():
     with pytest.raises(DataError, match="same number of items"):
         MemoryDataset({"clip": torch.zeros(2), "label": torch.zeros(3)})
-    with pytest.raises(DataError, match="'clip' and 'label'"):
+    with pytest.raises(DataError, match="'clip' or 'features', and 'label'"):
         MemoryDataset({"clip": torch.zeros(2)})
     with pytest.raises(DataError, match="at least 2 classes"):
         DataInfo(1, ("a",), 2, 4, 6, "toy")
     with pytest.raises(DataError, match="names 1"):
         DataInfo(2, ("a",), 2, 4, 6, "toy")
+
+
+FEATURES = DataInfo(3, ("a", "b", "c"), 4, 0, 0, "toy", feature_size=5, multi_label=True)
+
+
+def test_infos_say_what_models_read():
+    assert (INFO.input_key, INFO.input_shape) == ("clip", (3, INFO.frames, INFO.height, INFO.width))
+    assert (FEATURES.input_key, FEATURES.input_shape) == ("features", (4, 5))
+    with pytest.raises(DataError, match="8 × 9 pixels"):
+        DataInfo(2, ("a", "b"), 4, 8, 9, "toy", feature_size=5)
+    with pytest.raises(DataError, match="have no pixels"):
+        DataInfo(2, ("a", "b"), 4, 0, 0, "toy", feature_size=5, mask_names=("x", "y"))
+    with pytest.raises(DataError, match="is -1"):
+        DataInfo(2, ("a", "b"), 4, 0, 0, "toy", feature_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": torch.zeros(4, 6)}, r"shape \(4, 5\)"),
+        ({"features": torch.zeros(4, 5).double()}, "float32 or torch.float16, but it is torch.float64"),
+        ({"features": torch.full((4, 5), float("inf"))}, "finite"),
+        ({"clip": torch.zeros(3, 4, 0, 0, dtype=torch.uint8)}, "leave 'clip' out"),
+        ({"mask": torch.zeros(4, 0, 0, dtype=torch.uint8)}, "leave 'mask' out"),
+        ({"labels": torch.tensor([1, 1])}, "must be torch.uint8"),
+        ({"labels": torch.tensor([1, 1], dtype=torch.uint8)}, r"shape \(3,\)"),
+        ({"labels": torch.tensor([2, 1, 0], dtype=torch.uint8)}, "0 and 1 only, but it holds 2"),
+        ({"labels": torch.tensor([1, 0, 1], dtype=torch.uint8)}, r"it is 1 and 'labels' holds \[0, 2\]"),
+    ],
+)
+def test_check_sample_refuses_features(change, words):
+    good = {
+        "features": torch.zeros(4, 5, dtype=torch.float16),
+        "label": torch.tensor(1),
+        "labels": torch.tensor([0, 1, 1], dtype=torch.uint8),
+    }
+    check_sample(good, FEATURES, "x")
+    check_sample(good | {"labels": torch.zeros(3, dtype=torch.uint8)}, FEATURES, "x")  # of no class
+    with pytest.raises(DataError, match=words):
+        check_sample(good | change, FEATURES, "x")
+    with pytest.raises(DataError, match="must hold 'labels'"):
+        check_sample({key: good[key] for key in ("features", "label")}, FEATURES, "x")
+    with pytest.raises(DataError, match="must hold 'clip'"):
+        check_sample(good, INFO, "x")
+    with pytest.raises(DataError, match="leave 'features' out"):
+        check_sample(good | {"clip": torch.zeros(INFO.input_shape, dtype=torch.uint8)}, INFO, "x")
+
+
+OWN_FEATURES = """
+import torch
+from nas_kd.data import MemoryDataset
+
+def make(count):
+    labels = torch.eye(3, dtype=torch.uint8)[torch.arange(count) % 3]
+    return MemoryDataset({"features": torch.ones(count, 4, 5), "label": torch.arange(count) % 3, "labels": labels})
+
+def load(): return {"train": make(12), "val": make(3), "test": make(3), "class_names": ["a", "b", "c"]}
+def empty():
+    item = [{"features": torch.ones(4, 0), "label": torch.tensor(0)}]
+    return {"train": item, "val": item, "test": item, "class_names": ["a", "b"]}
+"""
+
+
+def test_own_features(tmp_path, monkeypatch):
+    (tmp_path / "own_features.py").write_text(OWN_FEATURES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    splits = load(OwnConfig(function="own_features:load"), seed=0)
+    assert (splits.info.input_shape, splits.info.multi_label) == ((4, 5), True)
+    assert (splits.info.height, splits.info.width, len(splits.retrain)) == (0, 0, 12)
+    (batch,) = ClipLoader(splits.test, 8).epoch(0)
+    assert batch["features"].shape == (3, 4, 5)
+    assert batch["labels"].tolist() == torch.eye(3).tolist()
+    with pytest.raises(DataError, match="set augment: none"):
+        next(ClipLoader(splits.test, 8, augment="flip").epoch(0))
+    with pytest.raises(DataError, match=r"features: \[4, 0\]"):
+        load(OwnConfig(function="own_features:empty"), seed=0)
