@@ -10,137 +10,24 @@ With a `camera`, the clips of its splits are made of single frames instead, see 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
-from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
-from nas_kd.data.camera import CameraConfig, add_noise, source_size, trajectory, warp, warp_labels
-from nas_kd.data.decode import DecodeError, Fit, read_clip
-from nas_kd.data.label_image import LabelRule, boxes_of, image_size, read_labels
-from nas_kd.data.sample import IGNORE, ClipDataset, DataError, DataInfo, Sample, stack
+from nas_kd.data.cache import ClipCache
+from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
+from nas_kd.data.frame_store import PLANES, Frame, FrameStore
+from nas_kd.data.label_image import boxes_of
+from nas_kd.data.sample import ClipDataset, DataError, Sample, stack
+from nas_kd.data.sequence_config import SequencesConfig
 from nas_kd.data.splits import Splits, grouped_split, make_splits
 from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
 
-_PLANES = 4  # of a decoded frame: red, green, blue, labels
 _REMEDY = "mend the files or remove the rows"
-
-
-class SequencesConfig(BaseModel):
-    """A folder of labelled frames of videos with a csv file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: Literal["sequences"] = "sequences"
-    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
-    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
-    frames: int = Field(default=8, ge=1, description="Frames a window.")
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        default=112, description="Side, or (height, width), in pixels."
-    )
-    fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
-    sequence: str = Field(default="sequence", description="Column of the csv with the name of the video.")
-    order: str = Field(default="frame", description="Column of the csv with the frame number.")
-    max_gap: int = Field(
-        default=1, ge=1, description="Largest difference of the numbers of neighbouring frames inside a window."
-    )
-    stride: int | None = Field(
-        default=None,
-        ge=1,
-        description="Frames from one training window to the next, half a window by default; windows of val and test "
-        "never overlap.",
-    )
-    classes: tuple[str, ...] = Field(
-        default=(), max_length=IGNORE, description="Names of the label values 0, 1, …; binary labels have names."
-    )
-    ignore: tuple[int, ...] = Field(default=(), description="Label values that no loss and no metric looks at.")
-    binary: bool = Field(
-        default=False, description="Every label value above 0 is the object, as in masks of 0 and 255."
-    )
-    boxes: bool = Field(default=False, description="Whether to give the tight box of each class but the first.")
-    min_box_pixels: int = Field(
-        default=16, ge=1, description="A class with fewer pixels in a frame, after scaling, has no box there."
-    )
-    val_share: float = Field(
-        default=0.15,
-        gt=0,
-        lt=1,
-        description="Share of the training windows, by whole sequences, that validates where the csv has no val.",
-    )
-    flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its labels.")
-    camera: CameraConfig | None = Field(
-        default=None, description="Clips out of single frames by a simulated camera; none by default."
-    )
-    cache_dir: Path = Field(
-        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded frames are kept here."
-    )
-    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest entries above this.")
-    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory.")
-    decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
-
-    @model_validator(mode="after")
-    def _classes_make_sense(self) -> SequencesConfig:
-        if self.binary and len(self.classes) not in (0, 2):
-            raise ValueError(
-                f"classes must name background and object where labels are binary, but it is {self.classes}"
-            )
-        if not self.binary and len(self.classes) < 2:
-            raise ValueError(
-                f"classes must name at least 2 label values, but it names {len(self.classes)}; list the names of the "
-                "values 0, 1, … or set binary: true"
-            )
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must differ, but they are {self.classes}")
-        return self
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def mask_names(self) -> tuple[str, ...]:
-        """Names of the values of masks."""
-        return self.classes or ("background", "object")
-
-    @property
-    def info(self) -> DataInfo:
-        """What a model must know. The one label of a clip says nothing; its classes are those of the masks."""
-        height, width = self.frame_size
-        return DataInfo(
-            num_classes=len(self.mask_names),
-            class_names=self.mask_names,
-            frames=self.frames,
-            height=height,
-            width=width,
-            name=self.root.resolve().name,
-            flip_safe=self.flip_safe,
-            mask_names=self.mask_names,
-            box_names=self.mask_names[1:] if self.boxes else (),
-        )
-
-    def camera_of(self, split: str) -> CameraConfig | None:
-        """The camera of a split, if it has one."""
-        return self.camera if self.camera is not None and split in self.camera.splits else None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One usable row: the files of a frame and its labels, its split, its sequence and its number therein."""
-
-    path: Path
-    label_path: Path
-    split: str
-    sequence: str
-    number: int
 
 
 def windows(frames: Sequence[Frame], length: int, stride: int, max_gap: int, *, to_end: bool) -> tuple[list[int], int]:
@@ -170,78 +57,6 @@ def windows(frames: Sequence[Frame], length: int, stride: int, max_gap: int, *, 
     for start in starts:
         seen[start : start + length] = True
     return starts, int((~seen).sum())
-
-
-class FrameStore:
-    """The decoded frames of one split: in memory, or read from the cache frame by frame.
-
-    Args:
-        frames: Ordered by sequence and number.
-        config: How they are decoded.
-        split: Which split they belong to; one with a camera is decoded larger.
-    """
-
-    def __init__(self, frames: Sequence[Frame], config: SequencesConfig, split: str) -> None:
-        self.frames = tuple(frames)
-        self.config = config
-        camera = config.camera_of(split)
-        self.size = config.frame_size if camera is None else source_size(*config.frame_size, camera.margin)
-        rule = LabelRule(len(config.mask_names), tuple(sorted(config.ignore)), config.binary)
-        settings = f"labelled frame {self.size} {config.fit} {rule}"
-        self._rule = rule
-        self._cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
-        self._keys = [
-            cache_key(frame.path, f"{settings} {cache_key(frame.label_path, settings)}") for frame in self.frames
-        ]
-        self._held: Tensor | None = None
-
-    @property
-    def entries(self) -> list[Entry]:
-        """What the cache must hold, by frame."""
-        return [
-            Entry(key, (_PLANES, *self.size), functools.partial(self._decode, frame))
-            for key, frame in zip(self._keys, self.frames, strict=True)
-        ]
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the frames are in memory."""
-        return self._held is not None
-
-    def hold(self) -> None:
-        """Read all frames into memory, if `memory_gb` allows it."""
-        shape = (_PLANES, len(self.frames), *self.size)
-        if torch.Size(shape).numel() <= self.config.memory_gb * 1e9:
-            held = torch.empty(shape, dtype=torch.uint8)
-            for position in range(len(self.frames)):
-                held[:, position] = torch.from_numpy(self._read(position))
-            self._held = held
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Frames uint8 [3, n, H, W] and labels uint8 [n, H, W] of n positions; views where they are in memory."""
-        if self._held is not None:
-            planes = self._held[:, start:stop]
-        else:
-            planes = torch.from_numpy(np.stack([self._read(position) for position in range(start, stop)], axis=1))
-        return planes[:3], planes[3]
-
-    def _read(self, position: int) -> Clip:
-        frame = self.frames[position]
-        try:
-            decode = functools.partial(self._decode, frame)
-            # A copy: what the cache gives is mapped read-only, which tensors cannot be.
-            return self._cache.read(self._keys[position], (_PLANES, *self.size), decode).copy()
-        except DecodeError as error:
-            raise DataError(f"{frame.path} could be read when the campaign started, but no longer: {error}") from error
-
-    def _decode(self, frame: Frame) -> Clip:
-        size = image_size(frame.path)
-        pixels = read_clip(frame.path, 1, *self.size, self.config.fit)[:, 0]
-        try:
-            labels = read_labels(frame.label_path, size, *self.size, self.config.fit, self._rule)
-        except DecodeError as error:
-            raise DecodeError(f"label image {frame.label_path.name}: {error}") from error
-        return np.concatenate([pixels, labels[None]])
 
 
 class WindowDataset:
@@ -359,7 +174,7 @@ def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.
             sets[name] = WindowDataset(store, starts[name], config)
         else:
             moving = CameraDataset(store, config, name)
-            clip_bytes = _PLANES * config.frames * torch.Size(config.frame_size).numel()
+            clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
             # Motions do not change from epoch to epoch, so each clip is made once where there is room.
             sets[name] = stack(moving) if len(moving) * clip_bytes <= config.memory_gb * 1e9 else moving
     camera = config.camera_of("train")

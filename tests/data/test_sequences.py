@@ -11,8 +11,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, UnusableRowsError, check_sample, load
+from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
-from nas_kd.data.sequences import CameraDataset, Frame, WindowDataset, windows
+from nas_kd.data.sequences import CameraDataset, WindowDataset, windows
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -152,7 +153,7 @@ def test_frames_are_decoded_once_and_shared_by_all_settings_of_windows(root, mon
     load(config(root), seed=0)
     assert len(list((root.parent / "cache").glob("??/*.npy"))) == 34
     with monkeypatch.context() as patch:
-        patch.setattr("nas_kd.data.sequences.read_clip", lambda *_: pytest.fail("decoded again"))
+        patch.setattr("nas_kd.data.frame_store.read_clip", lambda *_: pytest.fail("decoded again"))
         load(config(root, frames=3, stride=1, boxes=True), seed=1)
     Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(root / rows_of(root)[0][1])
     assert (load(config(root), seed=0).weights.base[0]["mask"][0] == 1).all()

@@ -1,0 +1,110 @@
+"""The `data` section of a campaign on labelled frames of videos, see `nas_kd.data.sequences`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from nas_kd.data.camera import CameraConfig
+from nas_kd.data.decode import Fit
+from nas_kd.data.sample import IGNORE, DataInfo
+
+
+class SequencesConfig(BaseModel):
+    """A folder of labelled frames of videos with a csv file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["sequences"] = "sequences"
+    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
+    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    frames: int = Field(default=8, ge=1, description="Frames a window.")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=112, description="Side, or (height, width), in pixels."
+    )
+    fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
+    sequence: str = Field(default="sequence", description="Column of the csv with the name of the video.")
+    order: str = Field(default="frame", description="Column of the csv with the frame number.")
+    max_gap: int = Field(
+        default=1, ge=1, description="Largest difference of the numbers of neighbouring frames inside a window."
+    )
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames from one training window to the next, half a window by default; windows of val and test "
+        "never overlap.",
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), max_length=IGNORE, description="Names of the label values 0, 1, …; binary labels have names."
+    )
+    ignore: tuple[int, ...] = Field(default=(), description="Label values that no loss and no metric looks at.")
+    binary: bool = Field(
+        default=False, description="Every label value above 0 is the object, as in masks of 0 and 255."
+    )
+    boxes: bool = Field(default=False, description="Whether to give the tight box of each class but the first.")
+    min_box_pixels: int = Field(
+        default=16, ge=1, description="A class with fewer pixels in a frame, after scaling, has no box there."
+    )
+    val_share: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="Share of the training windows, by whole sequences, that validates where the csv has no val.",
+    )
+    flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its labels.")
+    camera: CameraConfig | None = Field(
+        default=None, description="Clips out of single frames by a simulated camera; none by default."
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded frames are kept here."
+    )
+    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest entries above this.")
+    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory.")
+    decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
+
+    @model_validator(mode="after")
+    def _classes_make_sense(self) -> SequencesConfig:
+        if self.binary and len(self.classes) not in (0, 2):
+            raise ValueError(
+                f"classes must name background and object where labels are binary, but it is {self.classes}"
+            )
+        if not self.binary and len(self.classes) < 2:
+            raise ValueError(
+                f"classes must name at least 2 label values, but it names {len(self.classes)}; list the names of the "
+                "values 0, 1, … or set binary: true"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must differ, but they are {self.classes}")
+        return self
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the values of masks."""
+        return self.classes or ("background", "object")
+
+    @property
+    def info(self) -> DataInfo:
+        """What a model must know. The one label of a clip says nothing; its classes are those of the masks."""
+        height, width = self.frame_size
+        return DataInfo(
+            num_classes=len(self.mask_names),
+            class_names=self.mask_names,
+            frames=self.frames,
+            height=height,
+            width=width,
+            name=self.root.resolve().name,
+            flip_safe=self.flip_safe,
+            mask_names=self.mask_names,
+            box_names=self.mask_names[1:] if self.boxes else (),
+        )
+
+    def camera_of(self, split: str) -> CameraConfig | None:
+        """The camera of a split, if it has one."""
+        return self.camera if self.camera is not None and split in self.camera.splits else None
