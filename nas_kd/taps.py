@@ -42,7 +42,7 @@ class Taps:
     def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
         self.module = module
         self.names = tuple(dict.fromkeys(names))
-        modules = _tappable(module)
+        modules = tappable(module)
         for name in self.names:
             if name not in modules:
                 raise ValueError(f"{type(module).__name__} has no module {name!r} to tap; it has {_sketch(modules)}")
@@ -112,7 +112,7 @@ def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     hooks = [
         child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
-        for name, child in _tappable(module).items()
+        for name, child in tappable(module).items()
         if name
     ]
     mode = module.training
@@ -135,7 +135,8 @@ def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _tappable(module: nn.Module) -> dict[str, nn.Module]:
+def tappable(module: nn.Module) -> dict[str, nn.Module]:
+    """Name -> submodule, the module itself as ""; of a `Supernet`, those of its network."""
     return dict((module.network if isinstance(module, Supernet) else module).named_modules())
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from nas_kd.objectives.cross_resolution import cross_resolution
 from nas_kd.objectives.feature import feature
-from nas_kd.objectives.objective import MAP_OBJECTIVES, FeatureTerm, Objective, ObjectiveConfig, ResponseTerm
+from nas_kd.objectives.objective import PARTS, Objective
 from nas_kd.objectives.response import response
+from nas_kd.objectives.terms import FeatureTerm, ObjectiveConfig, ResponseTerm
 
 __all__ = [
-    "MAP_OBJECTIVES",
+    "PARTS",
     "FeatureTerm",
     "Objective",
     "ObjectiveConfig",

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+_UNEQUAL = (
+    "response distillation compares logits of one shape, but the student gives {} and the teacher {}; both need the "
+    "same classes"
+)
+
 
 def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch and over pixels.
@@ -20,12 +25,28 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
         ValueError: the two have different shapes.
     """
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"response distillation compares logits of one shape, but the student gives {tuple(student.shape)} and the "
-            f"teacher {tuple(teacher.shape)}; both need the same classes"
-        )
+        raise ValueError(_UNEQUAL.format(tuple(student.shape), tuple(teacher.shape)))
     channels = -1 if student.ndim == 2 else -3
     log_p = F.log_softmax(student / kd_temperature, dim=channels)
     log_q = F.log_softmax(teacher / kd_temperature, dim=channels)
     summed = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
     return summed * (student.shape[channels] / student.numel()) * kd_temperature**2
+
+
+def response_of_labels(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
+    """The same where several classes may hold at once: T² · Σ_c KL(σ(teacher_c / T) ‖ σ(student_c / T)).
+
+    Args:
+        student: (N, num_classes) logits.
+        teacher: likewise.
+        kd_temperature: T.
+
+    Raises:
+        ValueError: the two have different shapes.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(_UNEQUAL.format(tuple(student.shape), tuple(teacher.shape)))
+    ours, theirs = student / kd_temperature, teacher / kd_temperature
+    yes = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    no = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return (yes + no).sum(-1).mean() * kd_temperature**2

@@ -11,7 +11,7 @@ nearly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class Detection(Task):
 
     metric: ClassVar[str] = "map50"
     framewise: ClassVar[bool] = True
+    outputs: ClassVar[Literal["classes", "labels", "values"]] = "values"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
     extra_outputs: ClassVar[int] = 4  # the distances to the edges
     options: ClassVar[type[BaseModel]] = DetectionConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -40,6 +40,8 @@ class Task(ABC):
         keys: what a batch must hold besides the clip.
         options: model of what a campaign may choose.
         extra_outputs: channels that a model must give beside one for each class.
+        outputs: what they are: `classes` are logits of which one holds, `labels` logits that each may hold, `values`
+            anything else.
 
     Raises:
         ValueError: the data have no labels for this task.
@@ -50,6 +52,7 @@ class Task(ABC):
     framewise: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
     extra_outputs: ClassVar[int] = 0
+    outputs: ClassVar[Literal["classes", "labels", "values"]] = "classes"
     options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:

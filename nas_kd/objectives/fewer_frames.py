@@ -1,0 +1,113 @@
+"""Distillation to a student that sees fewer frames (Bhardwaj, Srinivasan and Khapra, CVPR 2019, arXiv 1902.10640).
+
+The teacher encodes all frames of a video, the student k of them; each has a classifier of its own. Two terms:
+L_rep = ‖E_T − E_S‖² of the encodings, and L_pred = d(P_T, P_S) of the class vectors.
+
+The sources differ on d: the squared error of the probabilities, or a Kullback-Leibler divergence of the class vectors.
+Where several classes can hold at once, the class vector is brought to the sum 1 for the divergence.
+
+Deviations: encodings of unequal size are compared through a linear adapter of the student's, as a searched width needs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas_kd.objectives.maps import adapter_for
+from nas_kd.objectives.part import Nets, Part
+from nas_kd.objectives.terms import FewerFramesTerm
+from nas_kd.taps import ModelOutput
+from nas_kd.tasks import Batch
+
+
+def representation(student: Tensor, teacher: Tensor) -> Tensor:
+    """‖E_T − E_S‖², summed over the encoding, the mean over the batch.
+
+    Args:
+        student: (N, E), after the adapter.
+        teacher: (N, E).
+    """
+    return (student - teacher).square().sum(-1).mean()
+
+
+def prediction_squared(student: Tensor, teacher: Tensor, *, several: bool) -> Tensor:
+    """Σ_c (P_T − P_S)², the mean over the batch.
+
+    Args:
+        student: (N, C) logits.
+        teacher: (N, C) logits.
+        several: whether several classes may hold at once: P is their sigmoid, else their softmax.
+    """
+    ours, theirs = (logits.sigmoid() if several else logits.softmax(-1) for logits in (student, teacher))
+    return (ours - theirs).square().sum(-1).mean()
+
+
+def prediction_kl(student: Tensor, teacher: Tensor, *, several: bool) -> Tensor:
+    """KL(P_T ‖ P_S) of the class vectors, the mean over the batch.
+
+    Args:
+        student: (N, C) logits.
+        teacher: (N, C) logits.
+        several: whether several classes may hold at once: then P is their sigmoid, divided by its sum.
+    """
+    log_p, log_q = (_log_vector(logits, several) for logits in (student, teacher))
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+
+def _log_vector(logits: Tensor, several: bool) -> Tensor:
+    if not several:
+        return F.log_softmax(logits, -1)
+    logs = F.logsigmoid(logits)
+    return logs - torch.logsumexp(logs, -1, keepdim=True)
+
+
+class FewerFramesPart(Part):
+    """Both terms; either may be left out."""
+
+    def __init__(self, term: FewerFramesTerm, nets: Nets) -> None:
+        super().__init__()
+        if nets.task.outputs == "values" or nets.task.framewise:
+            raise ValueError(
+                f"fewer_frames: it compares the classes of whole videos, but task {type(nets.task).__name__.lower()} "
+                "gives something else; set fewer_frames.weight to 0"
+            )
+        shares = {"representation": term.representation, "prediction": term.prediction}
+        self.weights = {f"fewer_frames.{name}": term.weight * share for name, share in shares.items() if share > 0}
+        self._several = nets.task.outputs == "labels"
+        self._distance = prediction_kl if term.distance == "kl" else prediction_squared
+        self._varying_width = nets.varying_width
+        self.needs_teacher = bool(self.weights)
+        self.adapter: nn.Module | None = None
+        if term.representation > 0:
+            self.student_taps, self.teacher_taps = (term.student,), (term.teacher,)
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        if self.student_taps:
+            ours, theirs = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
+            names = ("student", self.student_taps[0], ours), ("teacher", self.teacher_taps[0], theirs)
+            for who, name, found in names:
+                if found.ndim != 2:
+                    raise ValueError(
+                        f"fewer_frames.{who}: an encoding has the form (N, E), but module {name!r} gives "
+                        f"{tuple(found.shape)}; name the module that encodes the whole video"
+                    )
+            self.adapter = adapter_for(ours, theirs, always=self._varying_width)
+        if "fewer_frames.prediction" in self.weights and student.logits.shape[-1] != teacher.logits.shape[-1]:
+            raise ValueError(
+                f"fewer_frames.prediction: both must know the same classes, but the student has "
+                f"{student.logits.shape[-1]} and the teacher {teacher.logits.shape[-1]}"
+            )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        if not self.weights:
+            return {}
+        assert teacher is not None
+        terms: dict[str, Tensor] = {}
+        if self.adapter is not None:
+            ours, theirs = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
+            terms["fewer_frames.representation"] = representation(self.adapter(ours), theirs)
+        if "fewer_frames.prediction" in self.weights:
+            terms["fewer_frames.prediction"] = self._distance(student.logits, teacher.logits, several=self._several)
+        return terms

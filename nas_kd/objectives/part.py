@@ -1,0 +1,68 @@
+"""What an objective is made of: parts, each a way to distil with terms of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nas_kd.taps import ModelOutput
+from nas_kd.tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class Nets:
+    """What a part is built for.
+
+    Attributes:
+        task: loss on the labels.
+        student: a supernet or a student.
+        teacher: the model that it learns from.
+        example: one student input, at which the student runs its widest maps.
+        teacher_example: one teacher input.
+        varying_width: the student's maps may be narrower later.
+    """
+
+    task: Task
+    student: nn.Module
+    teacher: nn.Module
+    example: Tensor
+    teacher_example: Tensor
+    varying_width: bool = False
+
+
+class Part(nn.Module):
+    """A way to distil. It owns what trains along with the student for it, such as adapters.
+
+    Attributes:
+        weights: term -> its weight in the sum.
+        student_taps: modules of the student whose outputs are needed.
+        teacher_taps: likewise of the teacher.
+        needs_teacher: whether the teacher has to be asked at all.
+        replaces_task: while the part is active, the task's own term is left out: the part has the labels in its terms.
+    """
+
+    weights: Mapping[str, float]
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    needs_teacher: bool = True
+    replaces_task: bool = False
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        """Make what depends on shapes, from the answers to the examples, and compare them once.
+
+        Raises:
+            ValueError: the two cannot be compared.
+        """
+
+    def is_active(self, progress: float) -> bool:
+        """Whether the part counts when the training is so far, from 0 to 1."""
+        return True
+
+    def advance(self, progress: float) -> None:
+        """Told before every step how far the training is."""
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms by name, each a scalar; the teacher's tensors carry no gradient."""
+        raise NotImplementedError

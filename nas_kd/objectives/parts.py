@@ -1,0 +1,187 @@
+"""The parts that work on any task: responses, feature maps, maps across resolutions, delta layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.objectives.cross_resolution import cross_resolution
+from nas_kd.objectives.delta import DeltaLoss, delta_pairs
+from nas_kd.objectives.feature import feature
+from nas_kd.objectives.maps import adapter_for
+from nas_kd.objectives.part import Nets, Part
+from nas_kd.objectives.response import response, response_of_labels
+from nas_kd.objectives.terms import CrossResolutionTerm, DeltaTerm, FeatureTerm, ResponseTerm
+from nas_kd.taps import ModelOutput, last_maps, tappable
+from nas_kd.tasks import Batch
+from search_spaces.supernet import delta_net_of
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+class ResponsePart(Part):
+    """The teacher's logits."""
+
+    def __init__(self, term: ResponseTerm, nets: Nets) -> None:
+        super().__init__()
+        self.weights = {"response": term.weight}
+        self._distance = response_of_labels if nets.task.outputs == "labels" else response
+        self._kd_temperature = term.kd_temperature
+        if nets.task.outputs == "values":
+            raise ValueError(
+                f"response: the outputs of task {type(nets.task).__name__.lower()} are no logits of classes, so they have no "
+                "softened form; set response.weight to 0 and distil maps"
+            )
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        if student.logits.ndim == 2:  # those of frames are brought into one form by the learner
+            self._distance(student.logits, teacher.logits, self._kd_temperature)
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        return {"response": self._distance(student.logits, teacher.logits, self._kd_temperature)}
+
+
+class MapPart(Part):
+    """Feature maps of pairs of modules, the mean over pairs.
+
+    Args:
+        name: of the term.
+        weight: likewise.
+        pairs: (module of the student, module of the teacher) each.
+        distance: of (adapted student map, teacher map).
+        nets: what it is built for.
+    """
+
+    def __init__(
+        self, name: str, weight: float, pairs: Pairs, distance: Callable[[Tensor, Tensor], Tensor], nets: Nets
+    ) -> None:
+        super().__init__()
+        self.name, self.pairs, self._distance = name, pairs, distance
+        self.weights = {name: weight}
+        self.student_taps = tuple(ours for ours, _ in pairs)
+        self.teacher_taps = tuple(theirs for _, theirs in pairs)
+        self._varying_width = nets.varying_width
+        self.adapters = nn.ModuleList()
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        for ours, theirs in self.pairs:
+            small, large = student.features[ours], teacher.features[theirs]
+            for module, found in ((ours, small), (theirs, large)):
+                if found.ndim not in (4, 5):
+                    raise ValueError(
+                        f"{self.name}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
+                        f"{tuple(found.shape)}; name a module that gives maps"
+                    )
+            self.adapters.append(adapter_for(small, large, always=self._varying_width))
+        self(student, teacher, {})
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        values = [
+            self._distance(adapter(student.features[ours]), teacher.features[theirs])
+            for adapter, (ours, theirs) in zip(self.adapters, self.pairs, strict=True)
+        ]
+        return {self.name: torch.stack(values).mean()}
+
+
+class PositionLogitsPart(Part):
+    """What both classifiers say at every position of two maps: the transformer form of cross-resolution."""
+
+    def __init__(self, term: CrossResolutionTerm, pair: tuple[str, str], nets: Nets) -> None:
+        super().__init__()
+        self.pairs: Pairs = (pair,)
+        self.weights = {"cross_resolution": term.weight}
+        self.student_taps, self.teacher_taps = pair[:1], pair[1:]
+        self._kd_temperature = term.kd_temperature
+        # In a tuple, so that they are not parts of this module: both belong to their nets.
+        self._classifiers = tuple(
+            _classifier(net, name, nets.task.num_outputs)
+            for net, name in ((nets.student, term.student_classifier), (nets.teacher, term.teacher_classifier))
+        )
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        self(student, teacher, {})
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        from nas_kd.objectives.cross_resolution import cross_resolution_logits
+        ours, theirs = self.pairs[0]
+        value = cross_resolution_logits(
+            student.features[ours], teacher.features[theirs], *self._classifiers, self._kd_temperature
+        )
+        return {"cross_resolution": value}
+
+
+class DeltaPart(Part):
+    """Every delta layer against the teacher's."""
+
+    def __init__(self, term: DeltaTerm, nets: Nets) -> None:
+        super().__init__()
+        net = delta_net_of(nets.student)
+        if net is None:
+            raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
+        self.weights = {"delta": term.weight}
+        self.pairs = delta_pairs(name for name, layer in net.layers().items() if layer.student is not None)
+        self.student_taps = tuple(ours for ours, _ in self.pairs)
+        self.teacher_taps = tuple(theirs for _, theirs in self.pairs)
+        self.loss = DeltaLoss(len(self.pairs), term.normalize, term.reference)
+        self._active_share = term.active_share
+
+    def is_active(self, progress: float) -> bool:
+        return progress < self._active_share
+
+    def calibrate(self, key: ModelOutput, frame: ModelOutput) -> None:
+        """Measure the scales, once, from the teacher's maps at key frames and at later ones."""
+        self.loss.calibrate(
+            [key.features[name] for name in self.teacher_taps], [frame.features[name] for name in self.teacher_taps]
+        )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        ours = [student.features[name] for name in self.student_taps]
+        return {"delta": self.loss(ours, [teacher.features[name] for name in self.teacher_taps])}
+
+
+def feature_part(term: FeatureTerm, nets: Nets) -> Part:
+    """The part of the `feature` term."""
+    named = tuple((_in_student(nets.student, ours), theirs) for ours, theirs in term.pairs or ())
+    return MapPart("feature", term.weight, named or _scale_pairs(nets), feature, nets)
+
+
+def cross_resolution_part(term: CrossResolutionTerm, nets: Nets) -> Part:
+    """The part of the `cross_resolution` term, in either form."""
+    ours = _in_student(nets.student, term.student) if term.student else None
+    if ours is None or term.teacher is None:
+        last = _scale_pairs(nets)[-1]
+        pair = (ours or last[0], term.teacher or last[1])
+    else:
+        pair = (ours, term.teacher)
+    if term.form == "logits":
+        return PositionLogitsPart(term, pair, nets)
+    return MapPart("cross_resolution", term.weight, (pair,), cross_resolution, nets)
+
+
+def _classifier(net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
+    from nas_kd.objectives.cross_resolution import find_classifier
+    modules: Mapping[str, nn.Module] = tappable(net)
+    if name is not None and name not in modules:
+        raise ValueError(f"{type(net).__name__} has no module {name!r} to use as a classifier; name its linear layer")
+    return modules[name if name is not None else find_classifier(modules[""], num_outputs)]
+
+
+def _in_student(student: nn.Module, name: str) -> str:
+    """The student's module of that name; a delta student has the modules of its teacher, below `net`."""
+    return name if delta_net_of(student) is None or name.startswith("net.") else f"net.{name}"
+
+
+def _scale_pairs(nets: Nets) -> Pairs:
+    theirs = last_maps(nets.teacher, nets.teacher_example)
+    if delta_net_of(nets.student) is not None:
+        return delta_pairs(theirs)  # the teacher's own modules, with delta layers among them
+    ours = last_maps(nets.student, nets.example)
+    count = min(len(ours), len(theirs))
+    return cast(Pairs, tuple(zip(ours[-count:], theirs[-count:], strict=True)))
