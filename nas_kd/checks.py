@@ -6,13 +6,16 @@ All of it is checked before anything is trained.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.objectives import Objective
-from nas_kd.workbench import Workbench, check_logits, weighed
+from nas_kd.grid import Cell, distinct
+from nas_kd.mistakes import choose
+from nas_kd.sections import FlopsRange, LatencyRange
+from nas_kd.workbench import Workbench, build_objective, check_outputs, check_teacher, extreme_knobs, weighed
 from search_spaces import Supernet
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range
@@ -39,13 +42,68 @@ def check_machine(config: CampaignConfig) -> None:
         )
 
 
+def grid_cells(config: CampaignConfig, knobs: Mapping[str, Sequence[Choice]]) -> list[Cell]:
+    """The cells of the campaign's grid with everything that the study proposes.
+
+    Args:
+        config: of the campaign.
+        knobs: of its space.
+
+    Raises:
+        ConfigError: a cell names a knob or a value that there is not, or leaves out one of several.
+    """
+    budget, options = config.budget.knob, config.budget.options
+    several: dict[str, Sequence[Choice | float]] = {n: values for n, values in knobs.items() if len(values) > 1}
+    bounds = (options.low, options.high) if isinstance(options, FlopsRange | LatencyRange) else None
+    choices = several if isinstance(options, FlopsRange | LatencyRange) else {budget: options, **several}
+    names = list(dict.fromkeys([budget, *several]))
+    cells = []
+    for cell in config.cells:
+        for name, value in cell.items():
+            if "." in name:
+                continue
+            if name in choices:
+                if value not in choices[name]:
+                    where = f"budget.{name}" if name == budget else f"space.{name}"
+                    raise ConfigError(
+                        f"grid: {name} must be one of {', '.join(map(str, choices[name]))}, but a cell has {value!r}; "
+                        f"add it to {where}, or drop it from the grid"
+                    )
+            elif name == budget and bounds is not None:
+                if isinstance(value, bool | str) or not bounds[0] <= value <= bounds[1]:
+                    raise ConfigError(
+                        f"grid: {name} must be from {bounds[0]} to {bounds[1]}, as at budget.{name}, but a cell has "
+                        f"{value!r}"
+                    )
+            elif name in knobs:
+                raise ConfigError(
+                    f"grid: {name} has one value only, {knobs[name][0]!r}; list several at space.{name}, or drop it "
+                    "from the grid"
+                )
+            else:
+                raise ConfigError(
+                    f"grid: there is no knob {name!r}; {choose(name, names)}, or give a dotted path into objective, "
+                    "search or retrain"
+                )
+        full: Cell = {}
+        for name in names:
+            if name not in cell and len(choices.get(name, ())) != 1:
+                raise ConfigError(
+                    f"grid: {name} has several values, but a block of the grid does not say which; name it in every "
+                    "block"
+                )
+            full[name] = cell[name] if name in cell else choices[name][0]
+        cells.append(full | cell)
+    return distinct(cells)
+
+
 def check_fit(config: CampaignConfig, bench: Workbench) -> None:
     """Raise where data, teacher, space, budget and objective do not go together.
 
     Raises:
         ConfigError: the value, the rule and the way out.
     """
-    check_logits(bench)
+    check_teacher(bench)
     _check_frames(bench)
     _check_flips(config, bench)
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
@@ -86,32 +144,53 @@ def _knob_values(bench: Workbench) -> list[dict[str, Choice]]:
 
 
 def check_budget(config: CampaignConfig, bench: Workbench) -> None:
-    """The lowest budget must allow a student at all values of the space's knobs.
+    """The lowest budget must allow a student at all values of the space's knobs; in a grid, the budget of each cell.
 
     Of key-frame intervals the longest one is enough: a trial takes the next one with which it meets its budget.
     """
     budget = config.budget
     longest = max(bench.space.knobs.get("keyframe_interval", (0,)))
     values = [k for k in _knob_values(bench) if k.get("keyframe_interval", longest) == longest]
-    least, knobs = max(((cost_range(bench.table(knobs))[0], knobs) for knobs in values), key=lambda item: item[0])
-    if budget.cost(budget.lowest) < least:
+    asked, what = [(budget.cost(budget.lowest), knobs) for knobs in values], "the lowest budget is"
+    if config.grid:
+        cells = grid_cells(config, bench.space.knobs)
+        if config.trials <= len(cells):  # the sampler proposes nothing beside them
+            asked, what = [_asked(config, bench, cell, longest) for cell in cells], "a cell of the grid has the budget"
+    least = {tuple(knobs.items()): 0 for _, knobs in asked}
+    for key in least:
+        least[key] = cost_range(bench.table(dict(key)))[0]
+    cost, knobs = max(asked, key=lambda item: least[tuple(item[1].items())] - item[0])
+    needed = least[tuple(knobs.items())]
+    if cost < needed:
         at = ", ".join(f"{name} {value}" for name, value in knobs.items())
         raise ConfigError(
-            f"budget.{budget.knob}: the lowest budget is {budget.text(budget.cost(budget.lowest))}, but the cheapest "
-            f"student{' at ' if at else ''}{at} costs {budget.text(least)}; raise the budget, or drop values of the "
-            "space's knobs"
+            f"budget.{budget.knob}: {what} {budget.text(cost)}, but the cheapest student{' at ' if at else ''}{at} "
+            f"costs {budget.text(needed)}; raise the budget, or drop values of the space's knobs"
         )
 
 
+def _asked(config: CampaignConfig, bench: Workbench, cell: Cell, longest: Choice) -> tuple[int, dict[str, Choice]]:
+    """The budget of a cell in the units of the cost table, and the space's knobs, of intervals the longest."""
+    knobs: dict[str, Choice] = {name: values[-1] for name, values in bench.space.knobs.items()}
+    knobs |= {name: cell[name] for name in knobs if name in cell}  # type: ignore[misc]  # checked to be theirs
+    if "keyframe_interval" in knobs:
+        knobs["keyframe_interval"] = longest
+    return config.budget.cost(float(cell[config.budget.knob])), knobs
+
+
 def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
-    """Maps that a trial may distil must exist and be comparable, for the student's smallest input and its largest."""
-    values = _knob_values(bench)
-    for (path, objective), knobs in product(weighed(config).items(), (values[0], values[-1])):
-        teacher = bench.teacher_model if objective.distils else None
-        supernet = Supernet(bench.space, knobs).to(bench.device)
-        example = bench.student_example(supernet.knobs)
-        try:
-            with supernet.pinned(bench.space.widest(supernet.knobs)):
-                Objective(objective, bench.task, supernet, teacher, example, bench.example(), varying_width=True)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from error
+    """Students must give what the task reads, and whatever a trial may distil must exist and be comparable."""
+    for knobs in extreme_knobs(bench.space):
+        if not bench.task.framewise:
+            supernet = Supernet(bench.space, knobs).to(bench.device).eval()
+            example = bench.student_example(supernet.knobs)
+            with torch.no_grad():
+                try:
+                    check_outputs(bench, f"students of space {bench.space.name!r}", supernet(example), example)
+                except ValueError as error:
+                    raise ConfigError(f"space.name: {error}") from error
+        for path, objective in weighed(config).items():
+            try:
+                build_objective(bench, objective, knobs)
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from error

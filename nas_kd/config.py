@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nas_kd.data import DataConfig, GeneratedConfig
+from nas_kd.grid import Cell, distinct, multiply, values_of
 from nas_kd.mistakes import choose, explain, fields
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.sections import (
@@ -29,11 +30,12 @@ from nas_kd.sections import (
     SearchConfig,
     Section,
     SpaceConfig,
+    parse_flops,
 )
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TeacherConfig
 from search_spaces import DERIVED_SPACES, SPACES
-from trials.knobs import ChoiceKnob, FloatKnob, parse_knobs
+from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
 
 
 class ConfigError(ValueError):
@@ -75,6 +77,14 @@ def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
     return [knob.low, knob.high, *between]
 
 
+def _read(section: BaseModel, path: str) -> Any:
+    """What stands at a dotted path of a section."""
+    node: Any = section
+    for part in path.split("."):
+        node = getattr(node, part)
+    return node
+
+
 class CampaignConfig(Section):
     """A campaign file.
 
@@ -84,12 +94,16 @@ class CampaignConfig(Section):
         seed: of everything random.
         task: what the students are trained for.
         task_options: of the task (docs/tasks.md).
-        trials: how many trials the campaign has in all; failed ones count.
+        trials: how many trials the campaign has in all; failed ones count. With a grid as many as it has cells, where
+            the file does not say.
         sampler: which Optuna sampler proposes the knobs.
         storage: URL of a database for the ledger (postgresql://…); without it the ledger is in the run's folder.
         knobs: what the study varies besides the budget and the space's own knobs (those with several values): dotted
             paths into `objective`, `search` and `retrain`, each with a definition such as
             `{type: float, low: 0.1, high: 3, log: true}`.
+        grid: combinations that are all tried, before the sampler proposes anything: blocks of knobs with a value or a
+            list of values each, which are multiplied out. A dotted path need not be among `knobs`; its values in the
+            grid join those of a choice. What a block leaves out has the value of the config.
     """
 
     name: str = Field(default="campaign", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -109,6 +123,7 @@ class CampaignConfig(Section):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     knobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = ()
     early_stopping: EarlyStoppingConfig | None = None
     resources: ResourceConfig = ResourceConfig()
 
@@ -151,21 +166,12 @@ class CampaignConfig(Section):
                 f"{self.retrain.epochs}, but one is {self.early_stopping.rungs[-1]}"
             )
         for path in self.knobs:
-            if path == "search.gates.split_share":
-                raise ValueError(
-                    f"knobs.{path}: all trials share the splits, so it cannot vary; set it in search.gates"
-                )
-            section = path.split(".")[0]
-            if section not in ("objective", "search", "retrain") or path == section:
-                raise ValueError(
-                    f"knobs.{path}: a knob must be a dotted path into objective, search or retrain, such as "
-                    "objective.response.weight; budgets and the space's knobs vary by listing several values there"
-                )
-            node: Any = self
-            for part in path.split("."):
-                if not isinstance(node, BaseModel) or part not in type(node).model_fields:
-                    raise ValueError(f"knobs.{path}: there is no {part!r}; {choose(part, fields(node))}")
-                node = getattr(node, part)
+            self._check_path(path, f"knobs.{path}")
+        if self.grid:
+            cells = self._take_grid()
+            if self.trials <= len(cells):  # nothing else is ever proposed
+                return self
+        for path in self.knobs:
             for value in _extremes(path, self.knobs[path]):
                 self._accepts({path: value})
         weights = {path: _extremes(path, d) for path, d in self.knobs.items() if path.endswith(".weight")}
@@ -173,21 +179,101 @@ class CampaignConfig(Section):
             self._accepts(dict(zip(weights, values, strict=True)))
         return self
 
-    def _accepts(self, proposal: Mapping[str, Any]) -> None:
-        """Raise where the sections do not take values that knobs may propose together."""
+    def _check_path(self, path: str, where: str) -> None:
+        """Raise where trials cannot vary what stands at this path of the file."""
+        if path == "search.gates.split_share":
+            raise ValueError(f"{where}: all trials share the splits, so it cannot vary; set it in search.gates")
+        section = path.split(".")[0]
+        if section not in ("objective", "search", "retrain") or path == section:
+            raise ValueError(
+                f"{where}: a knob must be a dotted path into objective, search or retrain, such as "
+                "objective.response.weight; budgets and the space's knobs vary by listing several values there"
+            )
+        node: Any = self
+        for part in path.split("."):
+            if not isinstance(node, BaseModel) or part not in type(node).model_fields:
+                raise ValueError(f"{where}: there is no {part!r}; {choose(part, fields(node))}")
+            node = getattr(node, part)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of the grid, in order, each once, with all dotted knobs; the rest is as the grid has it.
+
+        Raises:
+            ValueError: the grid or a value of it cannot be used.
+        """
+        blocks, accepted = multiply(self.grid), dict[tuple[Any, ...], Any]()
+        paths = dict.fromkeys([*(name for block in blocks for name in block if "." in name), *self.knobs])
+        cells = []
+        for block in blocks:
+            own = {path: block.get(path, _read(self, path)) for path in paths}
+            for path, value in own.items():
+                if path not in block and not isinstance(value, bool | int | float | str):
+                    raise ValueError(
+                        f"grid: a block leaves out {path}, and the config's value, {value!r}, is no text or number; "
+                        "name the knob in every block"
+                    )
+            key = tuple((type(value), value) for value in own.values())
+            if key not in accepted:  # as the sections read them: a weight of 1 and of 1.0 are one
+                accepted[key] = self._accepts(own, "grid")
+            cell: Cell = {**block, **accepted[key]}
+            if "max_flops" in cell:
+                try:
+                    cell["max_flops"] = parse_flops(cell["max_flops"])
+                except ValueError as error:
+                    raise ValueError(f"grid: max_flops: {error}") from error
+            cells.append(cell)
+        return distinct(cells)
+
+    def _take_grid(self) -> list[Cell]:
+        """Check the grid; its dotted paths become knobs, its cells the number of trials where the file gives none."""
+        for path in dict.fromkeys(name for block in self.grid for name in block if "." in name):
+            self._check_path(path, f"grid: {path}")
+        cells, knobs = self.cells, dict(self.knobs)
+        for path in (name for name in (cells[0] if cells else ()) if "." in name):
+            definition = knobs.get(path, {"type": "choice", "values": []})
+            if definition.get("type") == "choice":
+                knobs[path] = {**definition, "values": values_of(path, cells, definition.get("values", ()))}
+            knob = parse_knobs({path: knobs[path]})[path]
+            for cell in cells:
+                if not knob.contains(cell[path]):
+                    raise ValueError(
+                        f"grid: {path} is {cell[path]!r} in a cell, but its knob is {describe(knob)}; widen the knob, "
+                        "or give every block of the grid a value that it has"
+                    )
+        trials = self.trials if "trials" in self.model_fields_set else len(cells)
+        if trials < len(cells):
+            raise ValueError(
+                f"trials: each of the {len(cells)} cells of the grid is a trial, but trials is {trials}; raise it, or "
+                "leave it out"
+            )
+        object.__setattr__(self, "knobs", knobs)  # the model is frozen once it is made, which is what happens here
+        object.__setattr__(self, "trials", trials)
+        return cells
+
+    def _accepts(self, proposal: Mapping[str, Any], source: str = "knobs") -> dict[str, Any]:
+        """Raise where the sections do not take values that knobs may propose together.
+
+        Returns:
+            The values as the sections read them.
+        """
+        read: dict[str, Any] = {}
         for section in {path.partition(".")[0] for path in proposal}:
             content = getattr(self, section).model_dump(mode="json")
             own = {path: value for path, value in proposal.items() if path.startswith(f"{section}.")}
             for path, value in own.items():
                 set_path(content, path.partition(".")[2], value)
             try:
-                type(getattr(self, section)).model_validate(content)
+                model = type(getattr(self, section)).model_validate(content)
             except ValidationError as error:
                 values = " with ".join(f"{path} = {value!r}" for path, value in own.items())
-                if len(own) == 1:
+                reason = explain(error, content)[0]
+                if len(own) == 1 and source == "knobs":
                     (path, value), *_ = own.items()
-                    raise ValueError(f"knobs.{path} may not propose {value!r}: {explain(error, content)[0]}") from error
-                raise ValueError(f"knobs may not propose {values}: {explain(error, content)[0]}") from error
+                    raise ValueError(f"knobs.{path} may not propose {value!r}: {reason}") from error
+                raise ValueError(f"{source} may not propose {values}: {reason}") from error
+            read |= {path: _read(model, path.partition(".")[2]) for path in own}
+        return {path: read[path] for path in proposal}
 
     @property
     def run_dir(self) -> Path:
@@ -200,7 +286,8 @@ class CampaignConfig(Section):
         Raises:
             ConfigError: a value does not fit.
         """
-        data = self.model_dump(mode="json")
+        # The blocks of a grid leave out what is filled in here, and its knobs may fit in its cells alone.
+        data = self.model_dump(mode="json", exclude={"grid", "knobs"} if self.grid else None)
         for path, value in knobs.items():
             if "." in path:
                 set_path(data, path, value)
