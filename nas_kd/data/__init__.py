@@ -1,4 +1,4 @@
-"""Where clips come from: generated ones, a folder, labelled frames of videos, or a function of the user's own.
+"""Where data come from: generated clips, a folder, labelled frames, frame features, or a function of the user's own.
 
 `load` turns a `DataConfig` into `Splits`; `ClipLoader` turns a data set into batches. A new source is a module with a
 config and a loader, one entry in `SOURCES` and one member of `DataConfig`.
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from nas_kd.data.augment import Augment, Batch, augment_batch, normalize
 from nas_kd.data.camera import CameraConfig
+from nas_kd.data.features import FeaturesConfig, load_features
 from nas_kd.data.folder import FolderConfig, load_folder
 from nas_kd.data.generated import GeneratedConfig, GeneratedDataset
 from nas_kd.data.loader import ClipLoader
@@ -32,8 +33,12 @@ from nas_kd.data.sequence_config import SequencesConfig
 from nas_kd.data.sequences import load_sequences
 from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
 from nas_kd.data.table import UnusableRowsError
+from nas_kd.data.youtube8m import YouTube8MConfig, load_youtube8m
 
-DataConfig = Annotated[GeneratedConfig | FolderConfig | SequencesConfig | OwnConfig, Field(discriminator="source")]
+DataConfig = Annotated[
+    GeneratedConfig | FolderConfig | SequencesConfig | FeaturesConfig | YouTube8MConfig | OwnConfig,
+    Field(discriminator="source"),
+]
 """The `data` section of a campaign file; `source` says which one it is."""
 
 
@@ -55,13 +60,18 @@ SOURCES: Mapping[str, SourceLoader] = {
     "generated": load_generated,
     "folder": load_folder,
     "sequences": load_sequences,
+    "features": load_features,
+    "youtube8m": load_youtube8m,
     "own": load_own,
 }
 """Name of a source to its loader."""
 
 
 def load(
-    config: GeneratedConfig | FolderConfig | SequencesConfig | OwnConfig, *, seed: int, gate_share: float = 0.5
+    config: GeneratedConfig | FolderConfig | SequencesConfig | FeaturesConfig | YouTube8MConfig | OwnConfig,
+    *,
+    seed: int,
+    gate_share: float = 0.5,
 ) -> Splits:
     """The splits that a config describes.
 
@@ -87,6 +97,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DataInfo",
+    "FeaturesConfig",
     "FolderConfig",
     "GeneratedConfig",
     "GeneratedDataset",
@@ -97,15 +108,18 @@ __all__ = [
     "Splits",
     "Subset",
     "UnusableRowsError",
+    "YouTube8MConfig",
     "augment_batch",
     "check_sample",
     "grouped_split",
     "labels_of",
     "load",
+    "load_features",
     "load_folder",
     "load_generated",
     "load_own",
     "load_sequences",
+    "load_youtube8m",
     "make_splits",
     "normalize",
     "stratified_split",

@@ -145,7 +145,7 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
     }
     if clip is None and isinstance(features, Tensor) and features.ndim == 2 and features.numel():
         frames, size = features.shape
-        return DataInfo(frames=frames, height=0, width=0, feature_size=size, **common)
+        return DataInfo(frames=frames, height=0, width=0, feature_size=size, flip_safe=False, **common)
     if not isinstance(clip, Tensor) or clip.ndim != 4:
         raise DataError(
             f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], or with 'features', a "

@@ -65,6 +65,7 @@ class DataInfo:
         mask_names: Meaning of each value of `mask`, "background" included where there is one; empty without masks.
         box_names: Meaning of each class of `boxes`; empty without boxes.
         feature_size: D of frame features; 0 where items are clips.
+        map_names: Names of the precomputed maps that samples bring as `map.<name>`; empty without.
         multi_label: Whether an item may have several classes; samples then hold `labels`.
     """
 
@@ -78,6 +79,7 @@ class DataInfo:
     mask_names: tuple[str, ...] = ()
     box_names: tuple[str, ...] = ()
     feature_size: int = 0
+    map_names: tuple[str, ...] = ()
     multi_label: bool = False
 
     def __post_init__(self) -> None:

@@ -1,0 +1,404 @@
+"""Frame features in numpy files, described by a csv file with the columns `path,label,split` (more are ignored).
+
+A path is relative to the root and names one item [T, D], as `nas_kd.data.arrays` reads it: `train.npy#17` is row 17 of
+an array [N, T, D]. `label` is the name of a class, or several names separated by `;`; classes are numbered in sorted
+order of those in the training split. Every item is read once, before anything is trained; whatever cannot be used is
+reported then, all at once.
+
+For studies of how much a better choice of frames can win, the data can be made harder: fewer training items, noise,
+frames of other items, frames in disorder. All that is fixed by `seed`, the same in every epoch and every trial.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from nas_kd.data.arrays import ArrayFiles, parse_place
+from nas_kd.data.decode import DecodeError, sample_positions
+from nas_kd.data.progress import track
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, stack
+from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
+
+SEPARATOR = ";"
+"""Between the classes of one item."""
+
+_DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # streams of random numbers of an item
+
+Features = npt.NDArray[Any]
+
+
+class FeaturesConfig(BaseModel):
+    """Frame features in numpy files with a csv file of labels and splits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["features"] = "features"
+    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
+    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
+        "items must have equally many, and all are taken.",
+    )
+    multi_label: bool = Field(
+        default=False,
+        description="Give `labels` although each item has one class; where a row names several, they are always given.",
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="fail: refuse the data set if a row is unusable; skip: leave such rows out."
+    )
+    val_share: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of the training split that validates where the csv has no val."
+    )
+    group: str | None = Field(
+        default=None,
+        description="Column of the csv; rows that agree in it, such as parts of one recording, stay on one side where "
+        "training items are parted.",
+    )
+    train_share: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the training items that is kept, the same of each class."
+    )
+    distractors: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each item's frames that is replaced by frames of other items of its split.",
+    )
+    shuffle_frames: bool = Field(default=False, description="Put the frames of each item in a random order.")
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation of Gaussian noise on each feature, in units of that feature's own one over "
+        "the frames of the training split.",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
+    )
+    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory as one tensor.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row: the item's place, its classes, its split, its group, its line, and its number of frames."""
+
+    path: Path
+    array: str
+    row: int | None
+    labels: tuple[str, ...]
+    split: str
+    group: str
+    line: int
+    length: int = 0
+
+
+class FeaturesDataset:
+    """Items of numpy files, read one by one and changed as the config says.
+
+    Distractors come first, then the order, then noise. Each depends on the config's seed and on the line of the item
+    in the csv; distractors also on which items the split has.
+
+    Args:
+        rows: Its items.
+        class_names: By class index; the labels of rows are among them.
+        config: How items are changed, and whether `labels` are given.
+        frames: T.
+        dtype: Type of the features, float16 or float32.
+        deviation: [D] standard deviation of each feature; needed for noise.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        class_names: Sequence[str],
+        config: FeaturesConfig,
+        frames: int,
+        dtype: npt.DTypeLike,
+        deviation: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        self.rows = tuple(rows)
+        self.config = config
+        self.frames = frames
+        self.dtype = np.dtype(dtype)
+        number = {name: index for index, name in enumerate(class_names)}
+        self._classes = [[number[name] for name in row.labels] for row in self.rows]
+        self._multi_hot = len(number) if config.multi_label else 0
+        self._deviation = deviation
+        self._files = ArrayFiles()
+        self.labels = [classes[0] for classes in self._classes]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
+        sample = {
+            "features": torch.from_numpy(self._changed(index)),
+            "label": torch.tensor(self.labels[index]),
+        }
+        if self._multi_hot:
+            sample["labels"] = torch.zeros(self._multi_hot, dtype=torch.uint8)
+            sample["labels"][self._classes[index]] = 1
+        return sample
+
+    def clean(self, index: int) -> Features:
+        """The T frames of an item [T, D], before any change."""
+        row = self.rows[index]
+        return self._read(row, sample_positions(row.length, self.frames))
+
+    def _changed(self, index: int) -> Features:
+        features = self.clean(index)
+        replaced = round(self.config.distractors * self.frames)
+        if replaced:
+            rng = self._rng(index, _DISTRACTORS)
+            places = rng.choice(self.frames, replaced, replace=False)
+            others = rng.integers(len(self) - 1, size=replaced)
+            others += others >= index
+            for place, other, frame in zip(places, others, rng.integers(self.frames, size=replaced), strict=True):
+                row = self.rows[other]
+                features[place] = self._read(row, sample_positions(row.length, self.frames)[frame : frame + 1])[0]
+        if self.config.shuffle_frames:
+            features = self._rng(index, _ORDER).permutation(features)
+        if self.config.noise:
+            assert self._deviation is not None
+            drawn = self._rng(index, _NOISE).standard_normal(features.shape)
+            features = (features + self.config.noise * self._deviation * drawn).astype(self.dtype)
+        return features
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, self.rows[index].line, stream))
+
+    def _read(self, row: Row, positions: npt.NDArray[np.int64]) -> Features:
+        try:
+            item = self._files.item(row.path, row.array, row.row)
+        except DecodeError as error:
+            raise DataError(f"{row.path} could be read when the campaign started, but no longer: {error}") from error
+        return item[positions].astype(self.dtype)
+
+
+def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+    """Read the csv, check every item, and make the splits.
+
+    Features are float16 where all files hold float16, else float32.
+
+    Args:
+        config: Where the data lie and how they are changed.
+        seed: Seed of the split in weights and gates, and of a carved validation split.
+        gate_share: Share of the training items that fits gates.
+
+    Raises:
+        UnusableRowsError: Rows cannot be used and `on_error` is "fail".
+        DataError: The csv or the set as a whole cannot be used.
+    """
+    csv_path = config.root / config.labels
+    table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
+    located, problems = _check_rows(table, config)
+    rows, size, dtype, unfit = _check_items(located, config)
+    problems += unfit
+    if problems and config.on_error == "fail":
+        raise UnusableRowsError(csv_path, len(table), problems)
+
+    by_split = {name: [row for row in rows if row.split == name] for name in SPLITS}
+    for name in ("train", "test"):
+        if not by_split[name]:
+            raise DataError(
+                f"the split {name!r} must hold at least one usable item, but {csv_path} gives it none "
+                f"({len(problems)} rows are unusable); add rows with split={name}"
+            )
+    frames = _frames(rows, config)
+    class_names = _class_names(by_split, csv_path)
+    if any(len(row.labels) > 1 for row in rows):
+        config = config.model_copy(update={"multi_label": True})
+    notes: list[str] = []
+    _carve_val(by_split, config, seed, notes)
+    deviation = (
+        _deviation(FeaturesDataset(by_split["train"], class_names, config, frames, dtype)) if config.noise else None
+    )
+    _thin_out(by_split, config, notes)
+    if problems:
+        notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
+    info = DataInfo(
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        frames=frames,
+        height=0,
+        width=0,
+        name=config.root.resolve().name,
+        flip_safe=False,
+        feature_size=size,
+        multi_label=config.multi_label,
+    )
+    sets: dict[str, ClipDataset] = {}
+    for name in SPLITS:
+        if config.distractors and len(by_split[name]) == 1:
+            raise DataError(
+                f"distractors must come from other items of a split, but {name!r} holds one item only; set "
+                "distractors: 0 or add rows"
+            )
+        lazy = FeaturesDataset(by_split[name], class_names, config, frames, dtype, deviation)
+        small = 0 < len(lazy) * frames * size * dtype.itemsize <= config.memory_gb * 1e9
+        sets[name] = stack(lazy) if small else lazy
+    return make_splits(
+        sets["train"],
+        sets["val"],
+        sets["test"],
+        info,
+        seed=seed,
+        gate_share=gate_share,
+        groups=None if config.group is None else [row.group for row in by_split["train"]],
+        skipped=problems,
+        notes=notes,
+    )
+
+
+def _check_rows(
+    table: Sequence[tuple[int, dict[str, str]]], config: FeaturesConfig
+) -> tuple[list[tuple[str, Row]], list[tuple[str, str]]]:
+    """Rows, with their paths as written, that name a file inside the root, classes and a split; the others' reasons."""
+    root = config.root.resolve()
+    rows: list[tuple[str, Row]] = []
+    problems: list[tuple[str, str]] = []
+    first_line: dict[object, int] = {}
+    for line, entry in table:
+        text = entry["path"]
+        labels = tuple(name.strip() for name in entry["label"].split(SEPARATOR))
+        try:
+            place = parse_place(text)
+        except DecodeError as error:
+            problems.append((text or f"line {line}", str(error) if text else "the path is empty"))
+            continue
+        path, reason = locate(root, place.file)
+        item = (path, place.array, place.row)
+        if reason:
+            pass
+        elif item in first_line:
+            reason = f"line {line} names the same item as line {first_line[item]}"
+        elif not all(labels):
+            reason = "the label is empty" if labels == ("",) else f"the label {entry['label']!r} has an empty part"
+        elif len(set(labels)) < len(labels):
+            reason = f"the label {entry['label']!r} names a class twice"
+        elif entry["split"] not in SPLITS:
+            reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+        else:
+            first_line[item] = line
+            group = entry[config.group] if config.group else ""
+            rows.append((text, Row(*item, labels, entry["split"], group, line)))
+            continue
+        problems.append((text, reason))
+    return rows, problems
+
+
+def _check_items(
+    rows: Sequence[tuple[str, Row]], config: FeaturesConfig
+) -> tuple[list[Row], int, np.dtype[Any], list[tuple[str, str]]]:
+    """Read every item: the usable rows with their lengths, the size of features, their type, and the others' reasons.
+
+    The size is that of most items.
+    """
+    files = ArrayFiles()
+    found: list[tuple[str, Row, int, np.dtype[Any]]] = []
+    reasons: dict[str, str] = {}
+    for text, row in track(rows, "reading features"):
+        try:
+            item = files.item(row.path, row.array, row.row)
+        except DecodeError as error:
+            reasons[text] = str(error)
+            continue
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(item.astype(np.float32)).all()
+        if not finite:
+            reasons[text] = "features must be finite numbers within float32, but some are not"
+            continue
+        found.append((text, replace(row, length=len(item)), item.shape[1], item.dtype))
+    size = Counter(entry[2] for entry in found).most_common(1)[0][0] if found else 0
+    usable = []
+    for text, row, own_size, _ in found:
+        if own_size != size:
+            reasons[text] = f"its frames have {own_size} features, but most items' have {size}"
+        else:
+            usable.append(row)
+    half = all(entry[3].type is np.float16 for entry in found if entry[2] == size)
+    problems = [(text, reasons[text]) for text, _ in rows if text in reasons]
+    return usable, size, np.dtype(np.float16 if half else np.float32), problems
+
+
+def _frames(rows: Sequence[Row], config: FeaturesConfig) -> int:
+    if config.frames is not None:
+        return config.frames
+    lengths = [row.length for row in rows]
+    if min(lengths) != max(lengths):
+        raise DataError(
+            f"frames must say how many frames each item is brought to where items differ, but it is not given and "
+            f"they have {min(lengths)} to {max(lengths)}; set for example frames: {int(np.median(lengths))}"
+        )
+    return lengths[0]
+
+
+def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
+    names = sorted({name for row in by_split["train"] for name in row.labels})
+    for split in ("val", "test"):
+        unseen = sorted({name for row in by_split[split] for name in row.labels} - set(names))
+        if unseen:
+            raise DataError(
+                f"each class must have training items, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
+                f"{split} only; add training rows for them or remove the {split} rows"
+            )
+    return names
+
+
+def _carve_val(by_split: dict[str, list[Row]], config: FeaturesConfig, seed: int, notes: list[str]) -> None:
+    """Move some training rows to val where it has none."""
+    if by_split["val"]:
+        return
+    train = by_split["train"]
+    labels = _first_classes(train)
+    if config.group is None:
+        kept, carved = stratified_split(labels, config.val_share, seed)
+    else:
+        kept, carved = grouped_split(labels, [row.group for row in train], config.val_share, seed)
+    by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
+    notes.append(
+        f"{config.labels} has no usable val rows: {len(carved)} of {len(train)} training items validate "
+        f"(stratified, seed {seed})"
+    )
+
+
+def _thin_out(by_split: dict[str, list[Row]], config: FeaturesConfig, notes: list[str]) -> None:
+    """Keep `train_share` of the training rows."""
+    if config.train_share == 1:
+        return
+    train = by_split["train"]
+    kept = [train[index] for index in stratified_split(_first_classes(train), config.train_share, config.seed)[1]]
+    by_split["train"] = kept
+    notes.append(f"train_share {config.train_share}: {len(kept)} of {len(train)} training items are kept")
+    lost = sorted({name for row in train for name in row.labels} - {name for row in kept for name in row.labels})
+    if lost:
+        notes.append(
+            f"train_share {config.train_share} leaves no training item of {len(lost)} classes: "
+            f"{', '.join(lost[:LISTED])}"
+        )
+
+
+def _first_classes(rows: Sequence[Row]) -> list[int]:
+    number = {name: index for index, name in enumerate(sorted({row.labels[0] for row in rows}))}
+    return [number[row.labels[0]] for row in rows]
+
+
+def _deviation(train: FeaturesDataset) -> npt.NDArray[np.float64]:
+    """[D] standard deviation of each feature over all frames, without Bessel's correction; in two passes."""
+    count = len(train) * train.frames
+    mean = sum(train.clean(index).sum(axis=0, dtype=np.float64) for index in range(len(train))) / count
+    squares = sum(((train.clean(index) - mean) ** 2).sum(axis=0) for index in range(len(train)))
+    deviation: npt.NDArray[np.float64] = np.sqrt(squares / count)
+    return deviation
