@@ -51,7 +51,9 @@ class Learner:
     ) -> None:
         self.bench, self.net, self.knobs = bench, net, dict(knobs)
         example = bench.student_example(self.knobs)
-        teacher = bench.teacher_model if config.distils else None
+        teacher = None
+        if config.distils:
+            teacher = bench.untrained_teacher() if config.trains_teacher else bench.teacher_model
         self.objective = Objective(config, bench.task, net, teacher, example, bench.example(), varying_width=varying)
         self.objective.to(bench.device)
         seen = ClipOfFrames(net) if bench.task.framewise and not bench.has_keyframes else net
@@ -59,22 +61,29 @@ class Learner:
         self._student = Taps(seen, [f"{prefix}{name}" for name in self.objective.student_taps])
         self._prefix = prefix
         self._teacher: Teacher | None = None
+        self._companion: Taps | None = None
         self._answers: Callable[[Batch, Tensor], ModelOutput | None] = lambda batch, clip: None
         if teacher is not None:
             cache = bench.cache
-            if cached and cache is not None and cache.taps >= set(self.objective.teacher_taps):
+            taps = self.objective.teacher_taps
+            if config.trains_teacher:
+                beside = self._companion = Taps(teacher.train(), taps)
+                self._answers = lambda batch, clip: beside(clip)
+            elif cached and not config.asks_live and cache is not None and cache.taps >= set(taps):
                 self._answers = lambda batch, clip: cache(batch)
             else:
-                live = self._teacher = Teacher(teacher, self.objective.teacher_taps)
+                norm = config.cross_resolution.teacher_norm if config.asks_live else "running"
+                live = self._teacher = Teacher(teacher, taps, norm=norm)
                 self._answers = lambda batch, clip: live(clip)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""
         if self.bench.task.framewise:
             return self._loss_of_frames(batch)
-        clip = self.bench.clip(batch)
-        student = self._student(self.bench.space.fit_input(clip, self.knobs))
-        return self._terms(student, self._answers(batch, clip), batch)
+        inputs = self.bench.input(batch)
+        student = self._student(self.bench.space.fit_input(inputs, self.knobs))
+        teacher = self._answers(batch, inputs) if self.objective.uses_teacher else None
+        return self._terms(student, teacher, batch)
 
     def _loss_of_frames(self, batch: Batch) -> Mapping[str, Tensor]:
         """Of one random frame of each clip; with key frames, of those after the first one of a random pair."""
@@ -84,7 +93,7 @@ class Learner:
             batch, keys = random_pairs(batch, int(self.knobs["keyframe_interval"]), previous=previous), 1
         else:
             batch = random_frames(batch)
-        clip = self.bench.clip(batch)
+        clip = self.bench.input(batch)
         # All first frames, then all second ones: the order of rows in which students of key frames have their maps.
         frames = clip[:, :, keys:].permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         teacher = self._answers(batch, frames) if self.objective.uses_teacher else None
@@ -183,5 +192,6 @@ class Learner:
     def close(self) -> None:
         """Remove all hooks."""
         self._student.close()
-        if self._teacher is not None:
-            self._teacher.close()
+        for other in (self._teacher, self._companion):
+            if other is not None:
+                other.close()

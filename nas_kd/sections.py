@@ -14,7 +14,7 @@ from nas_kd.mistakes import explain
 from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from search_spaces import DERIVED_SPACES, SPACES, DeltaBlocksSpace, SearchSpace
+from search_spaces import DERIVED_SPACES, GIVEN_BY_DATA, SPACES, DeltaBlocksSpace, SearchSpace
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -152,7 +152,7 @@ class SpaceConfig(BaseModel):
             )
         try:
             if self.name in SPACES:
-                SPACES[self.name](self._settings(2))
+                SPACES[self.name]({**GIVEN_BY_DATA[self.name], **(self.model_extra or {})})
             elif self.is_derived:
                 DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
         except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
@@ -164,19 +164,25 @@ class SpaceConfig(BaseModel):
         """Whether the space is derived from the teacher."""
         return self.name in DERIVED_SPACES
 
-    def _settings(self, num_outputs: int) -> dict[str, Any]:
-        return {"num_classes": num_outputs, **(self.model_extra or {})}
+    def build(self, num_outputs: int, feature_size: int = 0) -> SearchSpace:
+        """The space for what the data are, where it needs no teacher.
 
-    def build(self, num_outputs: int) -> SearchSpace:
-        """The space for so many outputs, where it needs no teacher.
+        Args:
+            num_outputs: channels that the task wants.
+            feature_size: of frame features; 0 where the data are clips.
 
         Raises:
             ValueError: the settings do not fit.
         """
-        settings = self._settings(num_outputs)
+        given = {"num_classes": num_outputs} | ({"feature_size": feature_size} if feature_size else {})
+        settings = self.model_extra or {}
         if self.name in SPACES:
-            return SPACES[self.name](settings)
-        space = call_function(self.name, settings, purpose="space.name")
+            own = {name: given[name] for name in GIVEN_BY_DATA[self.name] if name in given}
+            try:
+                return SPACES[self.name]({**own, **settings})
+            except ValidationError as error:
+                raise ValueError("; ".join(f"space: {line}" for line in explain(error, settings))) from error
+        space = call_function(self.name, {**given, **settings}, purpose="space.name")
         if not isinstance(space, SearchSpace):
             raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")
         return space

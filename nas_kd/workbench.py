@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -15,16 +17,15 @@ from torch import Tensor, nn
 from nas_kd.config import TEACHER_SECTIONS, CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
 from nas_kd.frames import on_frames, random_frames
-from nas_kd.objectives import ObjectiveConfig
-from nas_kd.taps import last_maps
+from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.tasks import Task, make_task
-from nas_kd.teachers import Teacher, build_teacher_model
+from nas_kd.teachers import Streams, Teacher, build_teacher_model
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
 from nas_kd.training.measure import environment
-from search_spaces import CostTable, DeltaBlocksSpace, SearchSpace, count_flops
+from search_spaces import CostTable, DeltaBlocksSpace, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
 from search_spaces.latency import latency_table
 from search_spaces.supernet import delta_net_of
@@ -63,7 +64,7 @@ class Workbench:
             augment=fit_config.augment if train else "none",
             drop_last=train,  # a last batch of one clip would upset BatchNorm
             device=self.device,
-            keys=("clip", *self.task.keys),
+            keys=(self.splits.info.input_key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
         )
 
     @property
@@ -71,15 +72,17 @@ class Workbench:
         """Whether students run frame by frame from key frames."""
         return isinstance(self.space, DeltaBlocksSpace)
 
-    def clip(self, batch: Batch) -> Tensor:
-        """The normalised clips of a batch: (N, 3, T, H, W), what the teacher sees."""
+    def input(self, batch: Batch) -> Tensor:
+        """What the teacher sees of a batch: normalised clips (N, 3, T, H, W), or frame features (N, T, D) as they are."""
+        if self.splits.info.input_key == "features":
+            return batch["features"].float()
         return normalize(batch["clip"], self.config.normalize.mean, self.config.normalize.std)
 
     def example(self) -> Tensor:
-        """Zeros of the teacher's input shape, with batch size 1: a clip, or a frame (1, 3, H, W)."""
+        """Zeros of the teacher's input shape, with batch size 1: a clip, features, or a frame (1, 3, H, W)."""
         info = self.splits.info
-        frames = () if self.task.framewise else (info.frames,)
-        return torch.zeros(1, 3, *frames, info.height, info.width, device=self.device)
+        shape = (3, info.height, info.width) if self.task.framewise else info.input_shape
+        return torch.zeros(1, *shape, device=self.device)
 
     def student_example(self, knobs: Mapping[str, Choice]) -> Tensor:
         """Zeros of what a student sees in a training step, with batch size 1: with key frames, one pair of frames."""
@@ -87,6 +90,11 @@ class Workbench:
             info = self.splits.info
             return torch.zeros(1, 3, 2, info.height, info.width, device=self.device)
         return self.space.example_input(knobs).to(self.device)
+
+    def untrained_teacher(self) -> nn.Module:
+        """A net like the teacher with weights of its own, to be trained beside a student."""
+        config = self.config.teacher.model_copy(update={"weights": None})
+        return build_teacher_model(config, self.task.num_outputs, self.splits.info).to(self.device)
 
     def evaluate_teacher(self, dataset: ClipDataset) -> dict[str, float]:
         """Metrics of the teacher over a split."""
@@ -102,12 +110,14 @@ class Workbench:
             return self._evaluate(student, dataset, net.offsets(self.splits.info.frames))
         if self.task.framewise:
             return self._evaluate(on_frames(student), dataset, None)
-        return self._evaluate(lambda clip: student(self.space.fit_input(clip, knobs)), dataset, None)
+        with torch.random.fork_rng(devices=[]):  # a space may choose frames at random: the same ones each time
+            torch.manual_seed(0)
+            return self._evaluate(lambda inputs: student(self.space.fit_input(inputs, knobs)), dataset, None)
 
     def _evaluate(
         self, model: Callable[[Tensor], Tensor], dataset: ClipDataset, offsets: Sequence[int] | None
     ) -> dict[str, float]:
-        return evaluate(model, self.loader(dataset, FitConfig(), seed=0, train=False), self.task, self.clip, offsets)
+        return evaluate(model, self.loader(dataset, FitConfig(), seed=0, train=False), self.task, self.input, offsets)
 
 
 def build_workbench(config: CampaignConfig, device: str) -> Workbench:
@@ -119,14 +129,14 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
     splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
     task = make_task(config.task, splits.info, config.task_options)
     torch.manual_seed(config.seed)
-    model = build_teacher_model(config.teacher, task.num_outputs).to(device)
+    model = build_teacher_model(config.teacher, task.num_outputs, splits.info).to(device)
     space = _space(config, splits, task, model)
     return Workbench(config, torch.device(device), splits, task, space, model)
 
 
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:
     if not config.space.is_derived:
-        return config.space.build(task.num_outputs)
+        return config.space.build(task.num_outputs, splits.info.feature_size)
     identity = {"model": config.teacher.model, "settings": config.teacher.settings, "num_outputs": task.num_outputs}
     return config.space.derive(teacher, (splits.info.height, splits.info.width), identity)
 
@@ -203,7 +213,7 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
     config, model = bench.config, bench.teacher_model
     digest = config.digest(*TEACHER_SECTIONS)
     manifest = folder / "teacher.json"
-    check_logits(bench)
+    check_teacher(bench)
     if manifest.is_file():
         known: dict[str, float | int | str] = json.loads(manifest.read_text())
         if known.get("digest") != digest:
@@ -243,11 +253,14 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
 
 
 def _teacher_loss(bench: Workbench, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Of clips, or of one frame of each clip."""
+    """Of clips, or of one frame of each clip; a teacher of several streams has the labels at each of them."""
     if bench.task.framewise:
         batch = random_frames(batch)
-        return {"task": bench.task.loss(on_frames(model)(bench.clip(batch)), batch)}
-    return {"task": bench.task.loss(model(bench.clip(batch)), batch)}
+        return {"task": bench.task.loss(on_frames(model)(bench.input(batch)), batch)}
+    if isinstance(model, Streams):
+        losses = [bench.task.loss(output, batch) for output in model.streams(bench.input(batch)).values()]
+        return {"task": torch.stack(losses).sum()}
+    return {"task": bench.task.loss(model(bench.input(batch)), batch)}
 
 
 def _teacher_flops(bench: Workbench) -> int:
@@ -257,53 +270,71 @@ def _teacher_flops(bench: Workbench) -> int:
     return count_flops(bench.teacher_model, bench.example(), strict=False).total
 
 
-def check_logits(bench: Workbench) -> None:
+def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor) -> None:
+    """Raise where a net does not give what the task reads.
+
+    Args:
+        bench: with the task.
+        who: the net, for the sentence.
+        outputs: what it gave for the example.
+        example: its input.
+
+    Raises:
+        ValueError: the shape wanted and the one given.
+    """
+    task = bench.task
+    maps = task.framewise or task.dense
+    wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
+    fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
+    if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for one "
+            f"{'frame' if task.framewise else 'item'} of shape {tuple(example.shape)[1:]}, but gives {got}"
+        )
+
+
+def check_teacher(bench: Workbench) -> None:
     """Raise `ValueError` where the teacher does not give what the task reads."""
     mode = bench.teacher_model.training
     with torch.no_grad():
-        logits = bench.teacher_model.eval()(bench.example())
+        outputs = bench.teacher_model.eval()(bench.example())
     bench.teacher_model.train(mode)
-    if bench.task.framewise:
-        _check_maps(bench, logits)
-        return
-    wanted = (1, bench.task.num_outputs)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the teacher must give logits of shape {wanted} for one clip of shape {tuple(bench.example().shape)[1:]}, "
-            f"but gives {got}"
-        )
-
-
-def _check_maps(bench: Workbench, outputs: object) -> None:
-    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or outputs.shape[:2] != (1, bench.task.num_outputs):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(
-            f"the teacher must give maps of shape (1, {bench.task.num_outputs}, h, w) for one frame of shape "
-            f"{tuple(bench.example().shape)[1:]}, but gives {got}"
-        )
+    check_outputs(bench, "the teacher", outputs, bench.example())
 
 
 def cached_taps(bench: Workbench) -> tuple[str, ...]:
-    """Modules of the teacher whose maps any trial of the campaign may distil."""
-    objectives = weighed(bench.config).values()
-    if not any(o.feature.weight > 0 or o.cross_resolution.weight > 0 for o in objectives):
-        return ()
-    maps = last_maps(bench.teacher_model, bench.example())
+    """Modules of the teacher whose outputs trials of the campaign distil, at the first and the last of their knobs."""
     names: list[str] = []
-    for objective in objectives:
-        if objective.feature.weight > 0:
-            names += [theirs for _, theirs in objective.feature.pairs] if objective.feature.pairs else maps
-        if objective.cross_resolution.weight > 0:
-            names.append(objective.cross_resolution.teacher or maps[-1])
+    for objective, knobs in product(weighed(bench.config).values(), extreme_knobs(bench.space)):
+        if objective.distils and not objective.asks_live:
+            names += build_objective(bench, objective, knobs).teacher_taps
     return tuple(dict.fromkeys(names))
+
+
+def extreme_knobs(space: SearchSpace) -> list[dict[str, Choice]]:
+    """The first and the last values of all knobs together: of those that ascend, the smallest and the largest."""
+    return [{name: values[i] for name, values in space.knobs.items()} for i in (0, -1)]
+
+
+def build_objective(bench: Workbench, config: ObjectiveConfig, knobs: Mapping[str, Choice]) -> Objective:
+    """The objective of a supernet that is built for it, to see what it needs and whether it fits.
+
+    Raises:
+        ValueError: it does not fit the task, the space or the teacher.
+    """
+    supernet = Supernet(bench.space, knobs).to(bench.device)
+    example = bench.student_example(supernet.knobs)
+    teacher = bench.teacher_model if config.distils else None
+    with supernet.pinned(bench.space.widest(supernet.knobs)):
+        return Objective(config, bench.task, supernet, teacher, example, bench.example(), varying_width=True)
 
 
 def weighed(config: CampaignConfig) -> dict[str, ObjectiveConfig]:
     """The objectives of the search and of the retraining, with every term that any trial may use."""
 
     def of(objective: ObjectiveConfig, path: str) -> ObjectiveConfig:
-        terms = {name: getattr(objective, name) for name in type(objective).model_fields}
+        terms = {name: getattr(objective, name) for name in ("task", *objective.weights)}
         varied = {
             n: t.model_copy(update={"weight": 1.0}) for n, t in terms.items() if f"{path}.{n}.weight" in config.knobs
         }
@@ -318,12 +349,13 @@ def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     fits: tuple[FitConfig, ...] = (config.search, config.retrain)
     if bench.task.framewise:  # which frames are looked at varies from step to step
         return
-    if not any(o.distils for o in weighed(config).values()) or all(f.augment != "none" for f in fits):
+    asked = [o for o in weighed(config).values() if o.distils and not o.asks_live]
+    if not asked or all(f.augment != "none" for f in fits):
         return
     teacher = Teacher(bench.teacher_model, cached_taps(bench))
     # Not for training: every clip once, in order.
     loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
     num_clips = len(bench.splits.retrain.base)
     if TeacherCache.size_bytes(teacher(bench.example()), num_clips) <= CACHE_LIMIT_BYTES:
-        TeacherCache.write(folder, teacher, loader, bench.clip, num_clips, progress)
+        TeacherCache.write(folder, teacher, loader, bench.input, num_clips, progress)
     teacher.close()

@@ -24,6 +24,11 @@ SPACES: dict[str, Callable[[Mapping[str, Any]], SearchSpace]] = {
 }
 """Name -> builder from settings as JSON values. A space that is here can be built again from an `ArchSpec` alone."""
 
+GIVEN_BY_DATA: Mapping[str, Mapping[str, int]] = {
+    "clip_cell": {"num_classes": 2},
+}
+"""Name -> the settings that follow from the data, each with a value by which the others can be checked without them."""
+
 DERIVED_SPACES = {"delta_blocks": DeltaBlocksSettings}
 """Name -> settings of a space that is derived from a teacher."""
 
@@ -32,6 +37,7 @@ __all__ = [
     "CONVENTION",
     "DERIVED_SPACES",
     "ESTIMATORS",
+    "GIVEN_BY_DATA",
     "OPS",
     "SPACES",
     "ArchSpec",

@@ -37,6 +37,7 @@ class Task(ABC):
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
         framewise: whether models see single frames.
+        dense: whether the outputs for a whole clip are maps (N, C, h, w) instead of logits (N, C).
         keys: what a batch must hold besides the clip.
         options: model of what a campaign may choose.
         extra_outputs: channels that a model must give beside one for each class.
@@ -50,6 +51,7 @@ class Task(ABC):
     metric: ClassVar[str]
     maximize: ClassVar[bool] = True
     framewise: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
     extra_outputs: ClassVar[int] = 0
     outputs: ClassVar[Literal["classes", "labels", "values"]] = "classes"

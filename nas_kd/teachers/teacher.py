@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nas_kd.data import DataInfo
 from nas_kd.imports import call_function
 from nas_kd.mistakes import explain
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
+from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.training.fit import FitConfig
 
@@ -45,8 +48,22 @@ class TeacherConfig(BaseModel):
     fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
 
 
-def build_teacher_model(config: TeacherConfig, num_outputs: int) -> nn.Module:
+@runtime_checkable
+class Streams(Protocol):
+    """A teacher of several nets, each with an answer of its own that is trained on the labels."""
+
+    def streams(self, clip: Tensor) -> Mapping[str, Tensor]:
+        """Name -> outputs."""
+        ...
+
+
+def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo | None = None) -> nn.Module:
     """The teacher's model, with the weights of its file if there is one.
+
+    Args:
+        config: the teacher.
+        num_outputs: channels that the task wants.
+        info: of the data; models of ours that read frame features are built for their size.
 
     Raises:
         ValueError: unknown model, settings that do not fit, or weights that do not fit the model.
@@ -61,7 +78,8 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int) -> nn.Module:
             )
     elif config.model in TEACHERS:
         try:
-            model = TEACHERS[config.model](num_outputs, config.settings)
+            read = {"feature_size": info.feature_size} if info is not None and info.feature_size else {}
+            model = TEACHERS[config.model](num_outputs, {**read, **config.settings})
         except ValidationError as error:
             sentences = explain(error, config.settings)
             raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
@@ -96,11 +114,15 @@ class Teacher(nn.Module):
     Args:
         model: (N, 3, T, H, W) normalised clips -> logits.
         taps: names of the modules whose maps are wanted.
+        norm: BatchNorm takes its `running` statistics, or those of the `batch`; its buffers stay as they are.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, taps: Iterable[str] = (), *, norm: Literal["running", "batch"] = "running"
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
+        self.norm = norm
         self._taps = Taps(self.model, taps)
 
     def train(self, mode: bool = True) -> Teacher:
@@ -114,4 +136,5 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, clip: Tensor) -> ModelOutput:
         """Logits and tapped maps."""
-        return self._taps(clip)
+        with batch_statistics(self.model) if self.norm == "batch" else nullcontext():
+            return self._taps(clip)

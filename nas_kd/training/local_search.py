@@ -94,7 +94,7 @@ def _endless(loader: ClipLoader) -> Iterator[Batch]:
 @torch.no_grad()
 def _pass(bench: Workbench, net: DeltaNet, pair: Batch) -> None:
     """The teacher's layers on key frames and later frames: rows take turns."""
-    net(bench.clip(pair), 1)
+    net(bench.input(pair), 1)
 
 
 @contextmanager

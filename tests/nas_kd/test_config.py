@@ -99,7 +99,7 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
         ({"storage": "sqlite:////no/such/folder/x.db"}, "storage: the database cannot be used"),
         ({"objective": {"feature": {"pairs": [["nope", "layers.0"]]}}}, "objective: Supernet has no module 'nope'"),
         ({"objective": {"feature": {"pairs": [["stages.0", "nope"]]}}}, "objective: R2Plus1D has no module 'nope'"),
-        ({"objective": {"feature": {"pairs": [["stages.0", "classifier"]]}}}, "maps must have equal rank"),
+        ({"objective": {"feature": {"pairs": [["stages.0", "classifier"]]}}}, "'classifier' gives (1, 4)"),
         ({"budget": {"max_flops": "1k"}}, "the lowest budget is 1,000 FLOPs, but the cheapest student at resolution"),
         (
             {"data": {"motions": ["left", "right"]}, "retrain": {"augment": "flip"}},
