@@ -1,17 +1,20 @@
-"""Cross-resolution distillation for CNNs (Ma et al., ResKD, NeurIPS 2022, arXiv 2209.12797)."""
+"""Cross-resolution distillation (Ma et al., ResKD, NeurIPS 2022, arXiv 2209.12797), for CNNs and for transformers."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from nas_kd.objectives.maps import matched_frames, resample
+from search_spaces import Supernet
 
 
 def cross_resolution(student: Tensor, teacher: Tensor) -> Tensor:
     """mean[(Up(student) − teacher)²] over all elements: the student's map is upsampled bilinearly to the teacher's.
 
-    The paper weights it with 100. Maps of clips are resampled over H and W only; where the student sees fewer frames
-    (outside the paper), the teacher's frames nearest to the student's are compared.
+    The paper's form for CNNs, weighted with 100. Maps of clips are resampled over H and W only; where the student sees
+    fewer frames (outside the paper), the teacher's frames nearest to the student's are compared.
 
     Args:
         student: (N, C, H_s, W_s) or (N, C, T_s, H_s, W_s), after the adapter.
@@ -19,3 +22,122 @@ def cross_resolution(student: Tensor, teacher: Tensor) -> Tensor:
     """
     teacher, student = matched_frames(teacher, student)
     return (resample(student, teacher.shape[-2:]) - teacher).pow(2).mean()
+
+
+def cross_resolution_logits(
+    student_map: Tensor,
+    teacher_map: Tensor,
+    student_classifier: nn.Module,
+    teacher_classifier: nn.Module,
+    kd_temperature: float = 2.0,
+) -> Tensor:
+    """T² · mean of the elements of KL(softmax(W_t F_t / T) ‖ softmax(W_s Up(F_s) / T)), position by position.
+
+    The paper's form for Swin, weighted with 200. Each map goes through its own net's classifier at every position, so
+    channels need not agree and there is no adapter; the student's classifier learns from this too, the teacher's does
+    not. As in the released code the mean is over *all* elements, classes included: the sum of the positions'
+    divergences over N · (T ·) H_t · W_t · num_classes. So the term is num_classes times smaller than a mean over
+    positions, such as `response`: the paper's 200, for 400 classes, weighs the mean over positions with 0.5.
+
+    Frames and pixels are matched as in `cross_resolution`.
+
+    Args:
+        student_map: (N, C_s, H_s, W_s) or (N, C_s, T_s, H_s, W_s); may be narrower than its classifier, see
+            `apply_classifier`.
+        teacher_map: the same with the teacher's channels, pixels and frames.
+        student_classifier: (..., C_s) -> (..., num_classes), such as an `nn.Linear` or a LayerNorm before one.
+        teacher_classifier: likewise, for the teacher's channels.
+        kd_temperature: T.
+
+    Raises:
+        ValueError: the maps are of different kinds, a classifier does not fit its map, or the two classifiers have
+            different numbers of classes.
+    """
+    teacher_map, student_map = matched_frames(teacher_map, student_map)
+    ours = apply_classifier(student_classifier, resample(student_map, teacher_map.shape[-2:]))
+    with torch.no_grad():
+        theirs = apply_classifier(teacher_classifier, teacher_map)
+    if ours.shape[-1] != theirs.shape[-1]:
+        raise ValueError(
+            f"both classifiers must have the same classes, but the student's gives {ours.shape[-1]} and the teacher's "
+            f"{theirs.shape[-1]}; name the last layer of each net"
+        )
+    log_p = F.log_softmax(ours / kd_temperature, dim=-1)
+    log_q = F.log_softmax(theirs / kd_temperature, dim=-1)
+    # A sum over all elements: torch is about to change what its own "mean" divides by.
+    summed = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    return summed / log_p.numel() * kd_temperature**2
+
+
+def apply_classifier(classifier: nn.Module, features: Tensor) -> Tensor:
+    """The logits at every position of a map.
+
+    A map narrower than the classifier, as a supernet gives, uses the leading columns of the weight of an `nn.Linear`;
+    of an `nn.LayerNorm` before it, the leading scales and shifts. Both are found through any `nn.Sequential`.
+
+    Args:
+        classifier: (..., C) -> (..., num_classes).
+        features: (N, C, H, W) or (N, C, T, H, W).
+
+    Returns:
+        (N, H, W, num_classes) or (N, T, H, W, num_classes).
+
+    Raises:
+        ValueError: the classifier does not take the map's channels, or does not give one tensor of logits.
+    """
+    rows = features.movedim(1, -1)
+    try:
+        logits = _at_width(classifier, rows)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a classifier must take rows of the {features.shape[1]} channels of its map {tuple(features.shape)}, but "
+            f"the {type(classifier).__name__} does not ({' '.join(str(error).split())[:200]}); name the last layer of "
+            "the net that the map belongs to"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != rows.shape[:-1]:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"a classifier must give logits at every position, {(*rows.shape[:-1], 'num_classes')}, but the "
+            f"{type(classifier).__name__} gives {got}; name the layer that follows the pooling"
+        )
+    return logits
+
+
+def _at_width(module: nn.Module, rows: Tensor) -> Tensor:
+    """`module` of (..., C), with its leading channels where C is less than it was built for."""
+    width = rows.shape[-1]
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            rows = _at_width(child, rows)
+        return rows
+    if isinstance(module, nn.Linear) and width < module.in_features:
+        return F.linear(rows, module.weight[:, :width], module.bias)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and width < module.normalized_shape[0]:
+        weight, bias = (None if p is None else p[:width] for p in (module.weight, module.bias))
+        return F.layer_norm(rows, (width,), weight, bias, module.eps)
+    output: Tensor = module(rows)
+    return output
+
+
+def find_classifier(module: nn.Module, num_outputs: int) -> str:
+    """Name of the last `nn.Linear`, in the order of `named_modules()`, that has so many outputs.
+
+    Args:
+        module: a net; of a `Supernet`, its network is looked at, whose names are those of its students.
+        num_outputs: what the task reads.
+
+    Raises:
+        ValueError: there is none.
+    """
+    net: nn.Module = module.network if isinstance(module, Supernet) else module
+    names: list[str] = [
+        name
+        for name, child in net.named_modules()
+        if name and isinstance(child, nn.Linear) and child.out_features == num_outputs
+    ]
+    if not names:
+        raise ValueError(
+            f"{type(net).__name__} has no nn.Linear with {num_outputs} outputs to classify its map with; name its "
+            "classifier, or use form: maps"
+        )
+    return names[-1]

@@ -59,8 +59,14 @@ def matched_frames(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the frames of the one that has fewer, taken uniformly as the student's input frames are.
 
     Raises:
-        ValueError: one map has frames and the other has none.
+        ValueError: one map has frames and the other has none, or one is no map of channels and pixels.
     """
+    for whose, features in (("teacher", teacher), ("student", student)):
+        if features.ndim not in (4, 5):
+            raise ValueError(
+                f"a map must be (N, C, H, W) or (N, C, T, H, W), but the {whose}'s is {tuple(features.shape)}; wrap "
+                "the module so that it returns its tokens on their grid, channels first (docs/cross-resolution.md)"
+            )
     if teacher.ndim != student.ndim:
         raise ValueError(
             f"maps must have equal rank, but the teacher's is {tuple(teacher.shape)} and the student's "
