@@ -11,13 +11,17 @@ from nas_kd.data import DataInfo
 from nas_kd.mistakes import explain
 from nas_kd.tasks.classification import Classification
 from nas_kd.tasks.detection import Detection, DetectionConfig, Detections, decode
+from nas_kd.tasks.multilabel import Multilabel, MultilabelConfig
+from nas_kd.tasks.saliency import Saliency, SaliencyConfig
 from nas_kd.tasks.segmentation import Segmentation, SegmentationConfig
 from nas_kd.tasks.task import Batch, Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "multilabel": Multilabel,
     "segmentation": Segmentation,
     "detection": Detection,
+    "saliency": Saliency,
 }
 """Name -> task."""
 
@@ -28,6 +32,10 @@ __all__ = [
     "Detection",
     "DetectionConfig",
     "Detections",
+    "Multilabel",
+    "MultilabelConfig",
+    "Saliency",
+    "SaliencyConfig",
     "Segmentation",
     "SegmentationConfig",
     "Task",

@@ -1,0 +1,222 @@
+"""Where people look in the first frame of a clip: one map, from that frame and those that follow.
+
+The ground truth is a mask of the object that draws the eyes, or the points of eyes that were tracked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from nas_kd.data import DataInfo
+from nas_kd.data.sample import IGNORE
+from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
+from nas_kd.tasks.task import Batch, Task
+
+SIGMA_SHARE = 1 / 30
+"""Default spread of a fixation point in shares of the frame's width: about a degree of visual angle, which is 35 of
+1024 pixels in the MIT saliency benchmark."""
+
+
+class SaliencyConfig(BaseModel):
+    """Options of saliency.
+
+    Attributes:
+        ground_truth: what mask values above 0 are: `mask`, an object all of whose pixels are looked at, or `fixations`,
+            points, blurred to a density.
+        sigma: standard deviation of that blur in pixels of the data, a thirtieth of their width by default; for
+            `fixations` only.
+        loss: distance of two maps: `mse`, the mean of squared differences, or `l1`, the mean of absolute ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ground_truth: Literal["mask", "fixations"] = "mask"
+    sigma: float | None = Field(default=None, gt=0)
+    loss: Literal["mse", "l1"] = "mse"
+
+    @model_validator(mode="after")
+    def _sigma_has_points(self) -> SaliencyConfig:
+        if self.sigma is not None and self.ground_truth == "mask":
+            raise ValueError(
+                f"sigma blurs fixation points, but ground_truth is mask and sigma is {self.sigma:g}; set ground_truth: "
+                "fixations, or leave sigma out"
+            )
+        return self
+
+
+class Saliency(Task):
+    """Distance to the density of fixations; `nss` is the normalised scanpath saliency.
+
+    Models map clips (N, 3, T, H, W) to maps (N, 1, h, w) of their first frames, of any h and w and without a last
+    nonlinearity. The ground truth is the first frame of `mask`: any class but the first is fixated, `IGNORE` pixels are
+    in no loss and no metric.
+
+    Raises:
+        ValueError: the data have no masks.
+    """
+
+    metric: ClassVar[str] = "nss"
+    dense: ClassVar[bool] = True
+    outputs: ClassVar[Literal["classes", "labels", "values"]] = "values"
+    keys: ClassVar[tuple[str, ...]] = ("mask",)
+    options: ClassVar[type[BaseModel]] = SaliencyConfig
+
+    def __init__(self, info: DataInfo, config: SaliencyConfig | None = None) -> None:
+        super().__init__(info, config)
+        if len(info.mask_names) < 2:
+            raise ValueError(
+                "the data have no masks that say what is looked at: mask_names must name at least 2 classes, but "
+                f"{info.name!r} names {len(info.mask_names)}; give masks and their names, or choose another task"
+            )
+        self.config = config or SaliencyConfig()
+        self.sigma = self.config.sigma or SIGMA_SHARE * info.width
+        self._clear()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ("saliency",)
+
+    def density(self, mask: Tensor) -> Tensor:
+        """How much each pixel is looked at, in [0, 1].
+
+        For `mask`, 1 where a pixel is fixated. For `fixations`, the sum of a Gaussian around each point, not cut off
+        anywhere, divided by its maximum; 0 without points.
+
+        Args:
+            mask: uint8 (N, H, W), pixels above 0 are fixated.
+
+        Returns:
+            float32 (N, 1, H, W).
+        """
+        points = _fixated(mask)[:, None].float()
+        if self.config.ground_truth == "mask":
+            return points
+        down, across = (_gaussian(size, self.sigma, points) for size in points.shape[-2:])
+        blurred = down @ points @ across
+        highest = blurred.amax((-2, -1), keepdim=True)
+        return blurred / highest.where(highest > 0, 1)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Distance of the maps to the density, both at the maps' size: S4's ‖P − G‖ as a mean over labelled pixels.
+
+        The density is averaged over the area of each pixel of a map (the part of it that is labelled, by which the
+        pixel counts). 0 for a batch without a labelled pixel.
+        """
+        mask = self._mask(outputs, batch)
+        known = (mask != IGNORE)[:, None].float()
+        size = outputs.shape[-2:]
+        share = F.interpolate(known, size=size, mode="area")
+        target = F.interpolate(self.density(mask) * known, size=size, mode="area") / share.where(share > 0, 1)
+        whole = share.sum()
+        return (self._distances(outputs.float(), target) * share).sum() / whole.where(whole > 0, 1)
+
+    def map_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Distance of maps to soft ones, such as a teacher's, with all pixels of all maps alike.
+
+        Args:
+            outputs: (N, 1, h, w).
+            target: (N, 1, h', w'); brought to h × w by areas where neither side grows, else bilinearly.
+
+        Returns:
+            A scalar, with the distance of `loss`.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        if outputs.ndim != 4 or target.ndim != 4 or outputs.shape[:2] != target.shape[:2]:
+            raise ValueError(
+                f"maps to compare must be as many and of as many channels, (N, 1, h, w), but have the shapes "
+                f"{tuple(outputs.shape)} and {tuple(target.shape)}"
+            )
+        size, goal = outputs.shape[-2:], target.float()
+        if goal.shape[-2:] != size:
+            shrinks = size[0] <= goal.shape[-2] and size[1] <= goal.shape[-1]
+            goal = F.interpolate(goal, size=size, mode="area") if shrinks else _bilinear(goal, size)
+        return self._distances(outputs.float(), goal).mean()
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        # The shuffled AUC needs the fixations of the whole split, so maps wait for `compute` as small as they come.
+        mask = self._mask(outputs, batch)
+        self._maps.append(outputs.float().cpu())
+        self._masks.append(mask.cpu())
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float]:
+        """The metrics since the last call, of maps upsampled to the frames bilinearly.
+
+        `nss`, `auc_judd`, `auc_shuffled`, `sim` and `cc` are means over frames with a fixated pixel, whose share is
+        `scored_share`. Negatives of `auc_shuffled` are the fixated pixels of all other frames that were added; it is
+        missing where no other frame has any. `mae` is the mean absolute difference to the density over the labelled
+        pixels of all frames, of maps cut to [0, 1].
+        """
+        parts: dict[str, list[float]] = {}
+        error, pixels, frames = 0.0, 0, 0
+        fixated = [_fixated(masks) for masks in self._masks]
+        total = sum((points.sum(0) for points in fixated), torch.zeros((), dtype=torch.int64))
+        for maps, masks, points in zip(self._maps, self._masks, fixated, strict=True):
+            raised, densities = _bilinear(maps, masks.shape[-2:])[:, 0], self.density(masks)[:, 0]
+            for n, labelled in enumerate(masks != IGNORE):
+                known = ... if bool(labelled.all()) else labelled  # picking pixels costs as much as a metric
+                found, truth, here = raised[n][known], densities[n][known], points[n][known]
+                error += float((found.clamp(0, 1) - truth).abs().sum(dtype=torch.float64))
+                pixels += found.numel()
+                if bool(here.any()):
+                    for name, value in _scores(found, truth, here, total[known] - here.long()).items():
+                        parts.setdefault(name, []).append(value)
+            frames += len(masks)
+        if not parts:
+            raise ValueError("metrics need at least one fixated pixel, but the split has none")
+        self._clear()
+        means = {name: sum(values) / len(values) for name, values in parts.items()}
+        return {**means, "mae": error / pixels, "scored_share": len(parts["nss"]) / frames}
+
+    def _clear(self) -> None:
+        self._maps: list[Tensor] = []
+        self._masks: list[Tensor] = []
+
+    def _distances(self, outputs: Tensor, target: Tensor) -> Tensor:
+        difference = outputs - target
+        return difference.square() if self.config.loss == "mse" else difference.abs()
+
+    def _mask(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Ground truth (N, H, W) of the first frames."""
+        mask = batch["mask"][:, 0].to(outputs.device)
+        if outputs.ndim != 4 or outputs.shape[:2] != (len(mask), 1):
+            raise ValueError(
+                f"saliency needs one map a clip, of shape {(len(mask), 1, 'h', 'w')}, but the model gives "
+                f"{tuple(outputs.shape)}"
+            )
+        return mask
+
+
+def _fixated(mask: Tensor) -> Tensor:
+    return (mask > 0) & (mask != IGNORE)
+
+
+def _scores(saliency: Tensor, density: Tensor, fixations: Tensor, other: Tensor) -> dict[str, float]:
+    """The metrics of one frame, of its labelled pixels."""
+    scores = {
+        "nss": nss(saliency, fixations),
+        "auc_judd": auc_judd(saliency, fixations),
+        "sim": similarity(saliency, density),
+        "cc": correlation(saliency, density),
+    }
+    return {**scores, "auc_shuffled": auc_shuffled(saliency, fixations, other)} if bool(other.any()) else scores
+
+
+def _bilinear(maps: Tensor, size: torch.Size) -> Tensor:
+    """With half-pixel centres."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
+    """(size, size) weights of a blur; their scale cancels out."""
+    place = torch.arange(size, dtype=like.dtype, device=like.device)
+    return (-((place[:, None] - place) ** 2) / (2 * sigma**2)).exp()

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas_kd.data import DataInfo
+from nas_kd.data.sample import IGNORE
+from nas_kd.tasks import TASKS, Saliency, SaliencyConfig, make_task
+from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
+
+H, W = 8, 12
+POINTS = SaliencyConfig(ground_truth="fixations", sigma=1.5)
+
+
+def info(height: int = H, width: int = W) -> DataInfo:
+    return DataInfo(2, ("a", "b"), 2, height, width, "toy", mask_names=("background", "object"))
+
+
+def random_masks(count: int, share: float = 0.2, seed: int = 0) -> Tensor:
+    """(N, 2, H, W); the second frames are all object, and nothing may look at them."""
+    generator = torch.Generator().manual_seed(seed)
+    first = (torch.rand(count, H, W, generator=generator) < share).to(torch.uint8)
+    return torch.stack([first, torch.ones_like(first)], 1)
+
+
+def test_what_the_task_says() -> None:
+    task = make_task("saliency", info(), {"ground_truth": "fixations", "sigma": 2.5, "loss": "l1"})
+    assert isinstance(task, Saliency)
+    assert (task.num_outputs, task.class_names, task.keys) == (1, ("saliency",), ("mask",))
+    assert TASKS["saliency"].dense
+    assert not TASKS["saliency"].framewise
+    assert not TASKS["segmentation"].dense
+    assert (task.sigma, Saliency(info(), SaliencyConfig(ground_truth="fixations")).sigma) == (2.5, W / 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"sigma": 2}, "sigma blurs fixation points, but ground_truth is mask and sigma is 2; set ground_truth"),
+        ({"ground_truth": "points"}, "task_options: ground_truth: "),
+        ({"ground_truth": "fixations", "sigma": 0}, "sigma: .*greater than 0"),
+        ({"loss": "kl"}, "task_options: loss: "),
+    ],
+)
+def test_wrong_options_are_one_sentence(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        make_task("saliency", info(), options)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_and_maps_that_do_not_fit_are_refused() -> None:
+    bare = DataInfo(2, ("a", "b"), 2, H, W, "bare")
+    with pytest.raises(ValueError, match=r"no masks that say what is looked at: .* but 'bare' names 0"):
+        Saliency(bare)
+    batch = {"mask": random_masks(3)}
+    for shape in ((3, 2, 4, 4), (2, 1, 4, 4), (3, 2, 1, 4, 4), (3, 1)):
+        with pytest.raises(ValueError, match=r"needs one map a clip, of shape \(3, 1, 'h', 'w'\)"):
+            Saliency(info()).loss(torch.zeros(shape), batch)
+        with pytest.raises(ValueError, match="needs one map a clip"):
+            Saliency(info()).update(torch.zeros(shape), batch)
+    with pytest.raises(ValueError, match=r"shapes \(3, 1, 4, 4\) and \(2, 1, 4, 4\)"):
+        Saliency(info()).map_loss(torch.zeros(3, 1, 4, 4), torch.zeros(2, 1, 4, 4))
+
+
+def test_the_density_of_a_mask_is_the_mask() -> None:
+    mask = torch.tensor([[[0, 1, IGNORE], [2, 0, 0]]], dtype=torch.uint8)
+    density = Saliency(info()).density(mask)
+    assert density.dtype == torch.float32
+    assert density.tolist() == [[[[0, 1, 0], [1, 0, 0]]]]
+
+
+def test_the_density_of_points_is_their_blur() -> None:
+    task = Saliency(info(), POINTS)
+    mask = torch.zeros(3, H, W, dtype=torch.uint8)
+    mask[0, 2, 3] = 1
+    mask[1, 1, 1] = mask[1, 6, 10] = mask[1, 1, 2] = 1
+    mask[1, 4, 4] = IGNORE
+    density = task.density(mask)
+    assert density.shape == (3, 1, H, W)
+    for n, points in enumerate(([(2, 3)], [(1, 1), (6, 10), (1, 2)])):
+        slow = [
+            [sum(math.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * 1.5**2)) for a, b in points) for x in range(W)]
+            for y in range(H)
+        ]
+        expected = torch.tensor(slow) / max(max(row) for row in slow)
+        assert torch.allclose(density[n, 0], expected, atol=1e-6)
+    assert density[0, 0, 2, 3] == 1.0
+    assert not bool(density[2].any())
+
+
+@pytest.mark.parametrize(("loss", "power"), [("mse", 2), ("l1", 1)])
+def test_the_loss_compares_at_the_size_of_the_map(loss: str, power: int) -> None:
+    torch.manual_seed(0)
+    task = make_task("saliency", info(), {"loss": loss})
+    mask, maps = random_masks(2), torch.randn(2, 1, 4, 6)
+    truth = mask[:, 0].float()
+    total = 0.0
+    for n in range(2):
+        for y in range(4):
+            for x in range(6):
+                mean = float(truth[n, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean())
+                total += abs(float(maps[n, 0, y, x]) - mean) ** power
+    assert task.loss(maps, {"mask": mask}).item() == pytest.approx(total / 48, rel=1e-5)
+    whole = torch.randn(2, 1, H, W)
+    expected = (whole[:, 0] - truth).abs().pow(power).mean()
+    assert task.loss(whole, {"mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_pixels_without_a_label_are_in_no_loss() -> None:
+    torch.manual_seed(0)
+    mask = random_masks(2)
+    mask[:, 0, :, 5:] = IGNORE  # cuts through the third column of cells
+    task, maps = Saliency(info()), torch.randn(2, 1, 4, 6)
+    truth = mask[:, 0].float()
+    weights = torch.tensor([1, 1, 0.5, 0, 0, 0])
+    cells = torch.zeros(2, 4, 6)
+    for y in range(4):
+        for x in range(3):
+            cells[:, y, x] = truth[:, 2 * y : 2 * y + 2, 2 * x : min(2 * x + 2, 5)].flatten(1).mean(1)
+    expected = ((maps[:, 0] - cells).square() * weights).sum() / (2 * 4 * 2.5)
+    assert task.loss(maps, {"mask": mask}).item() == pytest.approx(expected.item(), rel=1e-5)
+    mask[:, 0] = IGNORE
+    maps.requires_grad_()
+    loss = task.loss(maps, {"mask": mask})
+    loss.backward()
+    assert loss.item() == 0.0
+    assert maps.grad is not None
+    assert not bool(maps.grad.any())
+
+
+def test_the_best_map_has_no_loss() -> None:
+    for config in (SaliencyConfig(), POINTS, SaliencyConfig(loss="l1")):
+        task, mask = Saliency(info(), config), random_masks(3)
+        maps = task.density(mask[:, 0])
+        assert task.loss(maps, {"mask": mask}).item() == 0.0
+        assert task.map_loss(maps, maps).item() == 0.0
+        assert task.map_loss(maps + 0.5, maps).item() == pytest.approx(0.5 if config.loss == "l1" else 0.25)
+
+
+def test_soft_maps_are_brought_to_the_size_of_the_outputs() -> None:
+    torch.manual_seed(0)
+    task, outputs = Saliency(info()), torch.randn(2, 1, 4, 6, requires_grad=True)
+    fine, coarse = torch.rand(2, 1, 8, 12), torch.rand(2, 1, 2, 3)
+    blocks = fine.view(2, 1, 4, 2, 6, 2).mean((3, 5))
+    assert task.map_loss(outputs, fine).item() == pytest.approx((outputs - blocks).square().mean().item(), rel=1e-5)
+    raised = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    loss = task.map_loss(outputs, coarse)
+    assert loss.item() == pytest.approx((outputs - raised).square().mean().item(), rel=1e-5)
+    loss.backward()
+    assert outputs.grad is not None
+    assert torch.allclose(outputs.grad, 2 * (outputs.detach() - raised) / 48, atol=1e-6)
+    # It agrees with the loss where the soft map is the density.
+    mask = random_masks(2)
+    assert task.map_loss(outputs, mask[:, :1].float()).item() == pytest.approx(
+        task.loss(outputs, {"mask": mask}).item()
+    )
+
+
+@pytest.mark.parametrize("config", [SaliencyConfig(), POINTS])
+def test_metrics_are_means_over_frames_with_fixations(config: SaliencyConfig) -> None:
+    torch.manual_seed(0)
+    mask, maps = random_masks(5, seed=1), torch.randn(5, 1, 4, 6)
+    mask[2, 0] = 0
+    mask[3, 0, 2:4] = IGNORE
+    task = Saliency(info(), config)
+    task.update(maps[:3], {"mask": mask[:3]})
+    task.update(maps[3:], {"mask": mask[3:]})
+    values = task.compute()
+    raised = F.interpolate(maps, size=(H, W), mode="bilinear", align_corners=False)[:, 0]
+    fixated = mask[:, 0] == 1
+    density = task.density(mask[:, 0])[:, 0]
+    rows, errors = [], []
+    for n in range(5):
+        known = (mask[n, 0] != IGNORE).flatten()
+        found, here, truth = (x[n].flatten()[known] for x in (raised, fixated, density))
+        errors.append((found.clamp(0, 1) - truth).abs())
+        if n == 2:
+            continue
+        others = sum(fixated[m].long() for m in range(5) if m != n).flatten()[known]
+        rows.append(
+            {
+                "nss": nss(found, here),
+                "auc_judd": auc_judd(found, here),
+                "auc_shuffled": auc_shuffled(found, here, others),
+                "sim": similarity(found, truth),
+                "cc": correlation(found, truth),
+            }
+        )
+    expected = {name: sum(row[name] for row in rows) / 4 for name in rows[0]}
+    expected |= {"mae": float(torch.cat(errors).mean()), "scored_share": 0.8}
+    assert values == pytest.approx(expected, rel=1e-5)
+    assert task.metric in values
+    with pytest.raises(ValueError, match="at least one fixated pixel, but the split has none"):
+        task.compute()  # the last call cleared them
+
+
+def test_the_true_map_has_the_best_values_and_a_constant_one_those_of_chance() -> None:
+    mask = random_masks(4)
+    task = Saliency(info())
+    task.update(task.density(mask[:, 0]), {"mask": mask})
+    best = task.compute()
+    assert best["auc_judd"] == 1.0
+    assert (best["sim"], best["cc"], best["mae"], best["scored_share"]) == pytest.approx((1, 1, 0, 1))
+    share = mask[:, 0].flatten(1).double().mean(1)
+    assert best["nss"] == pytest.approx(float(((1 - share) / (share * (1 - share) * 96 / 95).sqrt()).mean()))
+    task.update(torch.full((4, 1, 3, 5), 0.7), {"mask": mask})
+    chance = task.compute()
+    assert (chance["nss"], chance["cc"], chance["auc_judd"], chance["auc_shuffled"]) == (0, 0, 0.5, 0.5)
+    assert chance["sim"] == pytest.approx(float(share.mean()))
+
+
+def test_what_all_frames_share_wins_nothing_in_the_shuffled_area() -> None:
+    mask = torch.zeros(6, 2, H, W, dtype=torch.uint8)
+    mask[:, 0, 3:5, 4:8] = 1  # everyone looks at the centre, always
+    centre = torch.zeros(6, 1, H, W)
+    centre[:, :, 2:6, 3:9] = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) + 1
+    task = Saliency(info())
+    task.update(centre, {"mask": mask})
+    values = task.compute()
+    assert values["auc_shuffled"] == pytest.approx(0.5)
+    assert values["auc_judd"] > 0.9
+
+
+def test_one_frame_has_no_others() -> None:
+    task, mask = Saliency(info()), random_masks(2)
+    mask[1, 0] = 0
+    task.update(torch.randn(2, 1, 4, 6), {"mask": mask})
+    values = task.compute()
+    assert "auc_shuffled" not in values
+    assert values["scored_share"] == 0.5
+
+
+def test_half_precision_maps_are_read() -> None:
+    torch.manual_seed(0)
+    task, mask, maps = Saliency(info(), POINTS), random_masks(2), torch.randn(2, 1, 4, 6).bfloat16()
+    assert task.loss(maps, {"mask": mask}).item() == pytest.approx(task.loss(maps.float(), {"mask": mask}).item())
+    task.update(maps, {"mask": mask})
+    values = task.compute()
+    task.update(maps.float(), {"mask": mask})
+    assert task.compute() == values
