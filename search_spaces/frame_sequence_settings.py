@@ -1,0 +1,178 @@
+"""Settings of the space `frame_sequence`, as a campaign file gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Family = Literal["h_rnn", "net_vlad", "nextvlad"]
+SelectorName = Literal["uniform", "random", "first", "middle", "last", "first_middle_last"]
+HeadName = Literal["linear", "moe"]
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not values or list(values) != sorted(set(values)) or values[0] < 1:
+        raise ValueError(f"the options must be positive numbers that ascend, at least one, but are {list(values)}")
+    return values
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"the options must be at least one, without repetition, but are {list(values)}")
+    return values
+
+
+Numbers = Annotated[tuple[int, ...], AfterValidator(_ascending)]
+
+
+class HRnnOptions(BaseModel):
+    """What the gates of the hierarchical LSTM choose from.
+
+    Attributes:
+        lower: sizes of the LSTM that reads the frames of a block.
+        upper: sizes of the LSTM that reads the blocks, which is the size of the encoding.
+        block_length: frames of a block; the last block may be shorter, and a length of all frames or more makes one
+            block.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lower: Numbers = (128, 256, 512)
+    upper: Numbers = (128, 256, 512)
+    block_length: Numbers = (5, 10)
+
+
+class NetVladOptions(BaseModel):
+    """What the gates of NetVLAD choose from.
+
+    Attributes:
+        clusters: numbers of cluster centres.
+        hidden: sizes of the layer behind the descriptor, which is the size of the encoding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: Numbers = (32, 64, 128)
+    hidden: Numbers = (128, 256, 512)
+
+
+class NextVladOptions(BaseModel):
+    """What the gates of NeXtVLAD choose from, and what is fixed.
+
+    Attributes:
+        clusters: numbers of cluster centres.
+        groups: numbers of groups that an expanded frame is split into.
+        expansion: factors by which a frame is widened first.
+        hidden: sizes of the layer behind the descriptor, which is the size of the encoding.
+        reduction: the gating's inner layer is this many times narrower than the encoding.
+        dropout: on the descriptor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: Numbers = (32, 64, 128)
+    groups: Numbers = (8,)
+    expansion: Numbers = (2,)
+    hidden: Numbers = (128, 256, 512)
+    reduction: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> NextVladOptions:
+        check_reduction(self.hidden, self.reduction)
+        return self
+
+
+class FrameSequenceSettings(BaseModel):
+    """Settings of the space. Of several options of `family`, `frames` and `selector` an outer search proposes one; the
+    others are chosen by gates, and a single option is fixed.
+
+    Attributes:
+        num_classes: outputs of the classifier.
+        feature_size: numbers that describe a frame.
+        family: encoders to choose from: `h_rnn`, `net_vlad`, `nextvlad`.
+        frames: numbers of frames to choose from.
+        selector: which frames these are: `uniform`, `random`, `first`, `middle`, `last`, `first_middle_last`.
+        head: classifiers to choose from: `linear`, or `moe`, a mixture of experts for each class.
+        experts: of `moe`, for each class.
+        h_rnn: options of that family; given only where `family` names it, as are the next two.
+        net_vlad: options of that family.
+        nextvlad: options of that family.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_classes: int = Field(ge=1)
+    feature_size: int = Field(ge=1)
+    family: Annotated[tuple[Family, ...], AfterValidator(_distinct)] = ("h_rnn",)
+    frames: Numbers = (6, 10, 15, 20, 30)
+    selector: Annotated[tuple[SelectorName, ...], AfterValidator(_distinct)] = ("uniform",)
+    head: Annotated[tuple[HeadName, ...], AfterValidator(_distinct)] = ("moe",)
+    experts: int = Field(default=2, ge=1)
+    h_rnn: HRnnOptions | None = None
+    net_vlad: NetVladOptions | None = None
+    nextvlad: NextVladOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Options of the families that are named are written out, so that an architecture keeps them."""
+        return with_families(data, data.get("family", ("h_rnn",))) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _valid(self) -> FrameSequenceSettings:
+        check_families({"h_rnn": self.h_rnn, "net_vlad": self.net_vlad, "nextvlad": self.nextvlad}, self.family)
+        if self.nextvlad is not None:
+            check_groups(self.nextvlad.groups, self.nextvlad.expansion, self.feature_size)
+        return self
+
+    def options(self, family: str) -> dict[str, tuple[int, ...]]:
+        """Gate of that family, without its prefix -> its choices."""
+        if family == "h_rnn":
+            assert self.h_rnn is not None
+            lower, upper, length = self.h_rnn.lower, self.h_rnn.upper, self.h_rnn.block_length
+            return {"lower": lower, "block_length": length, "upper": upper}
+        if family == "net_vlad":
+            assert self.net_vlad is not None
+            return {"clusters": self.net_vlad.clusters, "hidden": self.net_vlad.hidden}
+        n = self.nextvlad
+        assert n is not None
+        return {"expansion": n.expansion, "groups": n.groups, "clusters": n.clusters, "hidden": n.hidden}
+
+
+def with_families(data: dict[str, Any], families: Any) -> dict[str, Any]:
+    """`data` with an empty object for each family that is named and has no options of its own."""
+    known = [f for f in ("h_rnn", "net_vlad", "nextvlad") if isinstance(families, list | tuple) and f in families]
+    return {**data, **{family: {} for family in known if data.get(family) is None}}
+
+
+def check_families(given: dict[str, object], families: Iterable[str]) -> None:
+    """Raise `ValueError` where options are given for a family that is not offered."""
+    offered = list(families)
+    for family, options in given.items():
+        if options is not None and family not in offered:
+            raise ValueError(
+                f"{family} holds options, but family is {', '.join(offered)}; name {family} in family or remove them"
+            )
+
+
+def check_groups(groups: Iterable[int], expansion: Iterable[int], feature_size: int) -> None:
+    """Raise `ValueError` where an expanded frame cannot be split into equal groups."""
+    for count, factor in product(groups, expansion):
+        if (factor * feature_size) % count:
+            raise ValueError(
+                f"groups must divide expansion · feature_size, but {count} does not divide {factor} · {feature_size} = "
+                f"{factor * feature_size}; choose another number of groups"
+            )
+
+
+def check_reduction(hidden: Iterable[int], reduction: int) -> None:
+    """Raise `ValueError` where the gating's inner layer would have no whole size."""
+    for size in hidden:
+        if size % reduction:
+            raise ValueError(
+                f"hidden must be a multiple of reduction, {reduction}, but {size} is not; change one of them"
+            )
