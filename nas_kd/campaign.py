@@ -12,9 +12,10 @@ import torch
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas_kd.checks import check_budget, check_fit, check_machine
+from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.grid import Cell
 from nas_kd.sections import FlopsRange, LatencyRange
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
@@ -37,6 +38,7 @@ from trials import (
     Summary,
     TrialRecord,
     parse_knobs,
+    proposal_seed,
     run_trials,
 )
 
@@ -92,6 +94,7 @@ class Campaign:
         task = TASKS[config.task]
         self._metric = Metric(name=task.metric, maximize=task.maximize)
         self._knobs: dict[str, Knob] = {}
+        self._num_trials = config.trials
         self.ledger: Ledger | None = None
 
     def __enter__(self) -> Campaign:
@@ -120,6 +123,7 @@ class Campaign:
         )
         check_fit(config, bench)
         self._knobs = study_knobs(config, bench)
+        cells = grid_cells(config, bench.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
         if config.budget.max_latency_ms is not None:
@@ -142,11 +146,30 @@ class Campaign:
                 "the front, so compare them with care, or give this campaign another name"
             )
         self._write_config()
-        options = config.budget.options
-        if not isinstance(options, FlopsRange | LatencyRange):
-            for value in options[: config.trials]:  # each budget once before the sampler decides
-                self.ledger.enqueue({config.budget.knob: value}, self._knobs)
+        self._enqueue(cells, note)
         return self.ledger
+
+    def _enqueue(self, cells: Sequence[Cell], note: Callable[[str], None]) -> None:
+        """Queue what runs before the sampler proposes anything."""
+        config, options = self.config, self.config.budget.options
+        assert self.ledger is not None, "the ledger is open by now"
+        if cells:
+            # One seed for all: differences between cells are then taken seed by seed. Not the campaign's own, with
+            # which the teacher begins: a student that begins from its weights would be close to it from the start.
+            seed = proposal_seed(config.seed, 0)
+            numbers = self.ledger.enqueue_all(cells, self._knobs, seed=seed)
+            done = {record.number for record in self.ledger.records()}
+            note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
+        elif isinstance(options, FlopsRange | LatencyRange):
+            numbers = []
+        else:  # each budget once before the sampler decides
+            budgets = [{config.budget.knob: value} for value in options[: config.trials]]
+            numbers = self.ledger.enqueue_all(budgets, self._knobs)
+        if withdrawn := self.ledger.withdraw(keep=numbers):
+            note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
+        if cells:  # trials of another grid, or of none, are no reason to leave cells out
+            known = self.ledger.count("queued", "running", "complete", "failed", "stopped")
+            self._num_trials = max(config.trials, known)
 
     def _open_ledger(self) -> Ledger:
         config = self.config
@@ -180,7 +203,7 @@ class Campaign:
             TrialFunction(config, self.run_dir),
             self.ledger,
             self._knobs,
-            num_trials=config.trials,
+            num_trials=self._num_trials,
             run_dir=self.run_dir,
             resources=Resources(
                 cpus_per_trial=resources.cpus_per_trial,

@@ -13,7 +13,7 @@ from trials.progress import Progress
 from trials.record import SCHEMA_VERSION, Cost, KnobValue, Metric, Split, Stage, State, TrialRecord
 from trials.resources import Resources
 from trials.runner import Executor, Summary, run_trials
-from trials.samplers import SAMPLERS, MutationSampler, build_sampler
+from trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
 from trials.scheduler import RungScheduler, should_stop
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "default_objectives",
     "objective_values",
     "parse_knobs",
+    "proposal_seed",
     "run_trials",
     "should_stop",
 ]

@@ -162,7 +162,7 @@ class Driver:
         return Assignment(
             number=proposal.number,
             knobs=proposal.knobs,
-            seed=proposal_seed(self._seed, proposal.number),
+            seed=proposal_seed(self._seed, proposal.number) if proposal.seed is None else proposal.seed,
             directory=trial_directory(self._run_dir, proposal.number),
             metric=self.ledger.metric,
             objectives=self.ledger.objectives,

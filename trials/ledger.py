@@ -12,13 +12,14 @@ and on its front; the sampler no longer learns from them. In the stored study, f
 definition became incompatible goes on as `NAME~2`, `NAME~3`, ...; the plain knobs stand in the attribute `knobs`.
 
 **States.** complete -> COMPLETE with values; stopped -> PRUNED without values, so that a low rung never enters a
-sampler as final; failed -> FAIL; proposed and not told -> RUNNING; queued -> WAITING.
+sampler as final; failed -> FAIL; proposed and not told -> RUNNING; queued -> WAITING, and if it was withdrawn with the
+attribute `withdrawn`, since Optuna deletes nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,11 @@ _FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a trial shall run with."""
+    """What a trial shall run with; without a `seed` of its own, the driver gives it one."""
 
     number: int
     knobs: Mapping[str, KnobValue]
+    seed: int | None = None
 
 
 class Ledger:
@@ -188,8 +190,10 @@ class Ledger:
 
     def count(self, *states: str) -> int:
         """How many trials are in any of the states `queued`, `running`, `complete`, `failed`, `stopped`."""
-        names = {**_STATES, "queued": TrialState.WAITING, "running": TrialState.RUNNING}
-        return self._storage.get_n_trials(self._study_id, state=tuple(names[state] for state in states))
+        names = {**_STATES, "running": TrialState.RUNNING}
+        others = tuple(names[state] for state in states if state != "queued")
+        number = self._storage.get_n_trials(self._study_id, state=others) if others else 0
+        return number + (sum(map(_is_queued, self._trials())) if "queued" in states else 0)
 
     def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> Proposal:
         """Propose the next trial and write it down as running. Queued trials come first.
@@ -206,7 +210,7 @@ class Ledger:
         """
         with self._driving():
             trials = self._trials()
-            waiting = next((trial for trial in trials if trial.state == TrialState.WAITING), None)
+            waiting = next((trial for trial in trials if _is_queued(trial)), None)
             if waiting is not None:
                 check_values(waiting.user_attrs["queued"], space)
             number = len(trials) if waiting is None else waiting.number
@@ -217,7 +221,8 @@ class Ledger:
             assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
             proposed = view.get_trials(deepcopy=False)[number]
             self._write_proposal(proposed, trials, waiting)
-            return Proposal(number, dict(proposed.params))
+            own_seed = None if waiting is None else waiting.user_attrs.get("seed")
+            return Proposal(number, dict(proposed.params), own_seed)
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
         """The stored study in the terms of `space`, in memory; see the module.
@@ -271,14 +276,64 @@ class Ledger:
         Raises:
             ValueError: A value is not in the space.
         """
-        check_values(values, space)
+        return self.enqueue_all([values], space)[0]
+
+    def enqueue_all(
+        self, cells: Iterable[Mapping[str, KnobValue]], space: KnobSpace, *, seed: int | None = None
+    ) -> list[int]:
+        """Queue trials, in order; see `enqueue`. Each is one durable write: 500 take 2 s, or 5 ms if known.
+
+        Args:
+            cells: For each trial the knobs to run with.
+            space: The knobs.
+            seed: With it these trials run, instead of one that follows from their number. Trials that were queued
+                with another one are others.
+
+        Returns:
+            The numbers of the trials.
+
+        Raises:
+            ValueError: A value is not in the space; nothing was queued.
+        """
+        wanted = [dict(cell) for cell in cells]
+        for values in wanted:
+            check_values(values, space)
         with self._driving():
+            known: dict[object, FrozenTrial] = {}
             for trial in self._trials():
-                if trial.user_attrs.get("queued") == dict(values):
-                    return trial.number
-            template = create_trial(state=TrialState.WAITING, user_attrs={"queued": dict(values)})
-            self._storage.create_new_trial(self._study_id, template_trial=template)
-            return self._trials()[-1].number
+                if "queued" in trial.user_attrs:
+                    known.setdefault(_key(trial.user_attrs["queued"], trial.user_attrs.get("seed")), trial)
+            numbers: dict[object, int] = {}
+            for values in wanted:
+                key = _key(values, seed)
+                if key in numbers:
+                    continue
+                earlier = known.get(key)
+                if earlier is not None:
+                    numbers[key] = earlier.number
+                    if earlier.state == TrialState.WAITING and not _is_queued(earlier):
+                        self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
+                    continue
+                attributes = {"queued": values} | ({} if seed is None else {"seed": seed})
+                template = create_trial(state=TrialState.WAITING, user_attrs=attributes)
+                trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
+                numbers[key] = self._storage.get_trial_number_from_id(trial_id)
+            return [numbers[_key(values, seed)] for values in wanted]
+
+    def withdraw(self, keep: Collection[int]) -> int:
+        """Let queued trials go that nobody wants any more; queued again, they come back under their numbers.
+
+        Args:
+            keep: Numbers of the trials that stay queued.
+
+        Returns:
+            How many were withdrawn.
+        """
+        with self._driving():
+            unwanted = [trial for trial in self._trials() if _is_queued(trial) and trial.number not in keep]
+            for trial in unwanted:
+                self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
+            return len(unwanted)
 
     def report(self, number: int, step: int, values: Mapping[str, float]) -> None:
         """Keep an intermediate report of a running trial; a later one of the same step replaces it."""
@@ -328,7 +383,7 @@ class Ledger:
     def running(self) -> list[Proposal]:
         """Trials proposed and not told. After a crash, run them again under their numbers."""
         return [
-            Proposal(trial.number, dict(trial.user_attrs["knobs"]))
+            Proposal(trial.number, dict(trial.user_attrs["knobs"]), trial.user_attrs.get("seed"))
             for trial in self._trials()
             if trial.state == TrialState.RUNNING
         ]
@@ -358,9 +413,21 @@ class Ledger:
             yield
 
 
+def _is_queued(trial: FrozenTrial) -> bool:
+    """Whether a trial waits to be proposed and was not withdrawn."""
+    return trial.state == TrialState.WAITING and not trial.user_attrs.get("withdrawn", False)
+
+
+def _key(values: Mapping[str, KnobValue], seed: int | None) -> object:
+    """Equal for trials that were queued with equal values and the same seed."""
+    return frozenset(values.items()), seed
+
+
 def _translate(trial: FrozenTrial, space: KnobSpace, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A stored trial as the view holds it, under the same number."""
     if trial.state == TrialState.WAITING:
+        if not _is_queued(trial):
+            return create_trial(state=TrialState.FAIL)  # withdrawn: samplers pass over it
         return create_trial(state=trial.state, system_attrs={_FIXED: trial.user_attrs["queued"]})
     knobs = {name: trial.user_attrs["knobs"].get(name, knob.default) for name, knob in space.items()}
     if not all(knob.contains(knobs[name]) for name, knob in space.items()):

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
-from trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, Ledger, Metric, Objective
+from trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
 from trials.samplers import quiet_optuna
 from trials.storage import JOURNAL_NAME, open_storage, repair_journal
 
@@ -200,6 +200,38 @@ def test_queued_values_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="knob 'op' cannot be 'delta'"):
             ledger.ask({**SPACE, "op": ChoiceKnob(values=("conv",))})
         assert ledger.ask(SPACE).knobs["op"] == "delta"
+
+
+def test_trials_are_queued_together_once_and_may_share_a_seed(tmp_path: Path, storage: str | None) -> None:
+    cells: list[dict[str, KnobValue]] = [{"op": op, "width": width} for op in ("conv", "delta") for width in (1, 2, 3)]
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ledger.enqueue(cells[0], SPACE)
+        assert ledger.enqueue_all([*cells, cells[2]], SPACE, seed=7) == [1, 2, 3, 4, 5, 6, 3]  # another seed: another
+        with pytest.raises(ValueError, match="knob 'op' cannot be 'skip'"):
+            ledger.enqueue_all([{"op": "shift"}, {"op": "skip"}], SPACE)
+        assert ledger.count("queued") == len(ledger) == 7
+        assert [ledger.ask(SPACE).seed for _ in range(2)] == [None, 7]
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        assert [proposal.seed for proposal in ledger.running()] == [None, 7]
+        turned = [dict(reversed(cell.items())) for cell in cells]
+        assert ledger.enqueue_all(turned, SPACE, seed=7) == [1, 2, 3, 4, 5, 6]
+        assert len(ledger) == 7
+
+
+def test_withdrawn_trials_are_not_proposed_and_can_come_back(tmp_path: Path, storage: str | None) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        numbers = ledger.enqueue_all([{"op": op} for op in ("conv", "delta", "shift")], SPACE)
+        ledger.ask(SPACE)
+        assert ledger.withdraw(keep=numbers[2:]) == 1
+        assert (ledger.count("queued"), ledger.count("queued", "running"), len(ledger)) == (1, 2, 3)
+        narrower = {**SPACE, "op": ChoiceKnob(values=("conv", "shift"))}  # the withdrawn one does not fit, and need not
+        assert (ledger.ask(narrower).number, ledger.ask(narrower).number) == (2, 3)
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        assert ledger.enqueue({"op": "delta"}, SPACE) == 1
+        assert ledger.withdraw(keep=[1]) == 0
+        again = ledger.ask(SPACE)
+        assert (again.number, again.knobs["op"]) == (1, "delta")
+        assert ledger.records() == []
 
 
 def test_reports_of_steps(tmp_path: Path, storage: str | None) -> None:

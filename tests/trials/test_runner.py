@@ -168,6 +168,15 @@ def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, execu
             run_trials(toy_trials.succeed, ledger, narrower, num_trials=1, run_dir=tmp_path, executor=executor)
 
 
+def test_queued_trials_run_with_the_seed_they_were_queued_with(tmp_path: Path, executor: Executor) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.enqueue_all([{"op": "delta"}, {"op": "conv"}], SPACE, seed=7)
+        run_trials(toy_trials.succeed, ledger, SPACE, num_trials=4, run_dir=tmp_path, executor=executor)
+        seeds = [record.seed for record in ledger.records()]
+    assert seeds[:2] == [7, 7]
+    assert len(set(seeds)) == 3  # those of the sampler have their own
+
+
 @pytest.mark.ray
 def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Path, ray_session: None) -> None:
     events: list[Event] = []
