@@ -182,6 +182,7 @@ def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
     """Students must give what the task reads, and whatever a trial may distil must exist and be comparable."""
     for knobs in extreme_knobs(bench.space):
         if not bench.task.framewise:
+            _check_input(bench, knobs)
             supernet = Supernet(bench.space, knobs).to(bench.device).eval()
             example = bench.student_example(supernet.knobs)
             with torch.no_grad():
@@ -194,3 +195,23 @@ def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
                 build_objective(bench, objective, knobs)
             except ValueError as error:
                 raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_input(bench: Workbench, knobs: Mapping[str, Choice]) -> None:
+    """What the space makes of the data must be what its students read."""
+    reads, given = bench.space.example_input(knobs), bench.example()
+    kinds = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
+    if reads.ndim != given.ndim:
+        raise ConfigError(
+            f"space.name: students of space {bench.space.name!r} read {kinds.get(reads.ndim, tuple(reads.shape))}, but "
+            f"the data are {kinds[given.ndim]}; choose another space or other data"
+        )
+    try:
+        fitted = bench.space.fit_input(given.cpu(), knobs)
+    except ValueError as error:
+        raise ConfigError(f"space: {error}") from error
+    if fitted.shape != reads.shape:
+        raise ConfigError(
+            f"space: students of space {bench.space.name!r} read inputs of shape {tuple(reads.shape)[1:]}, but the data "
+            f"give {tuple(fitted.shape)[1:]}; change the space's settings or the data's"
+        )

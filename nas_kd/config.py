@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from nas_kd.data import DataConfig, GeneratedConfig
+from nas_kd.data import FEATURE_SOURCES, DataConfig, GeneratedConfig
 from nas_kd.grid import Cell, distinct, multiply, values_of
 from nas_kd.mistakes import choose, explain, fields
 from nas_kd.objectives import ObjectiveConfig
@@ -45,15 +45,45 @@ class ConfigError(ValueError):
 TEACHER_SECTIONS = ("task", "task_options", "seed", "data", "normalize", "teacher")
 """What decides the teacher of a campaign and its outputs."""
 
-_DELTA_ONLY = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}, "delta": {"weight": 1.0}}
-FRAMEWISE_DEFAULTS: Mapping[str, Any] = {
-    "teacher": {"model": "framenet"},
-    "space": {"name": "delta_blocks"},
-    "budget": {"max_flops": ["4M", "6M", "8M"]},
-    "objective": _DELTA_ONLY,
-    "search": {"objective": {**_DELTA_ONLY, "delta": {"weight": 1.0, "active_share": 1.0}}},
+_NO_MAPS = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}}
+_DELTA = {**_NO_MAPS, "delta": {"weight": 1.0}}
+_FEWER_FRAMES = {**_NO_MAPS, "fewer_frames": {"weight": 1.0}}
+_SPATIOTEMPORAL = {**_NO_MAPS, "spatiotemporal": {"weight": 1.0}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "frames": {
+        "teacher": {"model": "framenet"},
+        "space": {"name": "delta_blocks"},
+        "budget": {"max_flops": ["4M", "6M", "8M"]},
+        "objective": _DELTA,
+        "search": {"objective": {**_DELTA, "delta": {"weight": 1.0, "active_share": 1.0}}},
+    },
+    "features": {
+        "teacher": {"model": "frame_sequence"},
+        "space": {"name": "frame_sequence"},
+        "budget": {"max_flops": ["1M", "2M", "4M"]},
+        "objective": _FEWER_FRAMES,
+        "search": {"objective": _FEWER_FRAMES},
+    },
+    "saliency": {
+        "teacher": {"model": "saliency"},
+        "space": {"name": "saliency"},
+        "budget": {"max_flops": ["6M", "10M", "16M"]},
+        "objective": _SPATIOTEMPORAL,
+        "search": {"objective": {**_NO_MAPS, "spatiotemporal": {"weight": 1.0, "fusion_share": 0.0}}},
+    },
 }
-"""Defaults of campaigns whose task looks at single frames; what the file says goes before."""
+"""Defaults of campaigns whose task looks at single frames, whose data are frame features, and whose task is saliency;
+what the file says goes before."""
+
+
+def _kind(value: Mapping[str, Any]) -> str | None:
+    """The key of `DEFAULTS` for a campaign file, if it has one."""
+    task, data = value.get("task"), value.get("data")
+    if task in TASKS and TASKS[task].framewise:
+        return "frames"
+    if isinstance(data, Mapping) and data.get("source") in FEATURE_SOURCES:
+        return "features"
+    return "saliency" if task == "saliency" else None
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,8 +164,8 @@ class CampaignConfig(Section):
             return value
         if isinstance(value.get("data"), dict) and "source" not in value["data"]:
             value = {**value, "data": {"source": "generated", **value["data"]}}
-        task = value.get("task")
-        return _merged(FRAMEWISE_DEFAULTS, value) if task in TASKS and TASKS[task].framewise else value
+        kind = _kind(value)
+        return _merged(DEFAULTS[kind], value) if kind else value
 
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:

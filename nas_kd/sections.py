@@ -216,6 +216,16 @@ class SearchConfig(FitConfig):
     local: LocalConfig = LocalConfig()
     objective: ObjectiveConfig = ObjectiveConfig(response=ResponseTerm(weight=1.0), feature=FeatureTerm(weight=10.0))
 
+    @model_validator(mode="after")
+    def _all_gates_learn(self) -> SearchConfig:
+        term = self.objective.spatiotemporal
+        if term.weight > 0 and term.fusion_share > 0:
+            raise ValueError(
+                "objective.spatiotemporal.fusion_share must be 0 in a search, where frozen streams would leave gates "
+                f"untrained, but it is {term.fusion_share:g}; set it in the campaign's own objective"
+            )
+        return self
+
 
 class RetrainConfig(FitConfig):
     """Training of the derived student.

@@ -90,6 +90,14 @@ class Trial:
         """In the units of the cost table: FLOPs, or nanoseconds."""
         return self.config.budget.cost(float(self.context.knobs[self.config.budget.knob]))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to search; else there is only the one architecture. Delta layers, which are
+        brought near to the teacher's before their search, always have one."""
+        space = self.bench.space
+        active = space.active(space.widest(self.knobs).choices)
+        return self.bench.has_keyframes or any(len(space.variables[name]) > 1 for name in active)
+
     def run(self) -> TrialRecord:
         """The whole trial."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -133,6 +141,8 @@ class Trial:
             table=self.bench.table(self.knobs),
         )
         supernet.to(self.bench.device)
+        if not self.is_open:
+            return supernet
         budget = BudgetController(self.budget)
         clock = time.perf_counter()
         with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
@@ -169,7 +179,9 @@ class Trial:
         cost, free = table.flops(arch.choices), table.flops(supernet.arch().choices)
         self.diagnostics["budget_share"] = cost / self.budget
         self.diagnostics["unconstrained_cost"] = float(free)
-        if cost < BUDGET_SHARE * self.budget:
+        if not self.is_open:
+            pass  # there was no choice to remark upon
+        elif cost < BUDGET_SHARE * self.budget:
             self.warnings.append(
                 f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: "
                 "the space has nothing closer to it"
@@ -190,14 +202,15 @@ class Trial:
 
     def _retrain(self, arch: ArchSpec, derived: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
         config, bench = self.config.retrain, self.bench
-        self.metrics["derived"] = {"val": self._evaluate(derived, bench.splits.val)}
+        if self.is_open:
+            self.metrics["derived"] = {"val": self._evaluate(derived, bench.splits.val)}
         clock = time.perf_counter()
         results: list[tuple[nn.Module, dict[str, dict[str, float]]]] = []
         for i in range(config.num_seeds):
             seed = self.context.seed + i
             torch.manual_seed(seed)
             student = bench.space.student(arch).to(bench.device)
-            if config.init == "inherit":
+            if config.init == "inherit" and self.is_open:
                 student.load_state_dict(derived.state_dict())
             learner = self._learner(student, self.config.objective, config)
             share = (1 - self._search_share) / config.num_seeds
@@ -289,7 +302,8 @@ class Trial:
     @property
     def _search_share(self) -> float:
         """Share of the trial's time that the search takes, roughly: a search step trains twice."""
-        search, retrain = 2 * self.config.search.epochs, 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
+        search = 2 * self.config.search.epochs if self.is_open else 0
+        retrain = 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
         return search / (search + retrain)
 
     def _stage(self, start: float, share: float) -> Progress:

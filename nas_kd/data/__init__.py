@@ -67,6 +67,10 @@ SOURCES: Mapping[str, SourceLoader] = {
 """Name of a source to its loader."""
 
 
+FEATURE_SOURCES = ("features", "youtube8m")
+"""Names of the sources that give frame features instead of clips."""
+
+
 def load(
     config: GeneratedConfig | FolderConfig | SequencesConfig | FeaturesConfig | YouTube8MConfig | OwnConfig,
     *,
@@ -87,6 +91,7 @@ def load(
 
 
 __all__ = [
+    "FEATURE_SOURCES",
     "IGNORE",
     "SOURCES",
     "Augment",

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nas_kd.objectives.cross_resolution import cross_resolution
+from nas_kd.objectives.cross_resolution import cross_resolution, cross_resolution_logits, find_classifier
 from nas_kd.objectives.delta import DeltaLoss, delta_pairs
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.maps import adapter_for
@@ -98,9 +98,9 @@ class PositionLogitsPart(Part):
         self.student_taps, self.teacher_taps = pair[:1], pair[1:]
         self._kd_temperature = term.kd_temperature
         # In a tuple, so that they are not parts of this module: both belong to their nets.
-        self._classifiers = tuple(
-            _classifier(net, name, nets.task.num_outputs)
-            for net, name in ((nets.student, term.student_classifier), (nets.teacher, term.teacher_classifier))
+        self._classifiers = (
+            _classifier(nets.student, term.student_classifier, nets.task.num_outputs),
+            _classifier(nets.teacher, term.teacher_classifier, nets.task.num_outputs),
         )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
@@ -108,11 +108,9 @@ class PositionLogitsPart(Part):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        from nas_kd.objectives.cross_resolution import cross_resolution_logits
         ours, theirs = self.pairs[0]
-        value = cross_resolution_logits(
-            student.features[ours], teacher.features[theirs], *self._classifiers, self._kd_temperature
-        )
+        classifiers, maps = self._classifiers, (student.features[ours], teacher.features[theirs])
+        value = cross_resolution_logits(*maps, *classifiers, self._kd_temperature)
         return {"cross_resolution": value}
 
 
@@ -166,11 +164,10 @@ def cross_resolution_part(term: CrossResolutionTerm, nets: Nets) -> Part:
 
 
 def _classifier(net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
-    from nas_kd.objectives.cross_resolution import find_classifier
     modules: Mapping[str, nn.Module] = tappable(net)
     if name is not None and name not in modules:
         raise ValueError(f"{type(net).__name__} has no module {name!r} to use as a classifier; name its linear layer")
-    return modules[name if name is not None else find_classifier(modules[""], num_outputs)]
+    return modules[name if name is not None else find_classifier(net, num_outputs)]
 
 
 def _in_student(student: nn.Module, name: str) -> str:

@@ -51,7 +51,7 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"budget": "5M"}, "budget: must be a section with keys and values, but got '5M'"),
         (
             {"data": {"source": "folders"}},
-            "data.source: 'folders' is unknown; choose from generated, folder, sequences, own",
+            "data.source: 'folders' is unknown; choose from generated, folder, sequences, features, youtube8m, own",
         ),
         ({"data": {"motions": ["sideways"]}}, "data: unknown motion 'sideways'; choose from still, up"),
         ({"data": {"num_trains": 3}}, "data.num_trains: unknown key 'num_trains'; did you mean 'num_train'?"),
