@@ -18,10 +18,10 @@ from nas_kd.tasks.task import Batch, Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
-    "multilabel": Multilabel,
     "segmentation": Segmentation,
     "detection": Detection,
     "saliency": Saliency,
+    "multilabel": Multilabel,
 }
 """Name -> task."""
 

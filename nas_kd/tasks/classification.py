@@ -14,12 +14,21 @@ from nas_kd.tasks.task import Batch, NoOptions, Task
 
 
 class Classification(Task):
-    """Cross-entropy; `accuracy` is the share of clips classified right."""
+    """Cross-entropy; `accuracy` is the share of clips classified right.
+
+    Raises:
+        ValueError: items may have several classes.
+    """
 
     metric: ClassVar[str] = "accuracy"
 
     def __init__(self, info: DataInfo, config: NoOptions | None = None) -> None:
         super().__init__(info, config)
+        if info.multi_label:
+            raise ValueError(
+                f"the task classification needs items of one class, but those of {info.name!r} may have several; "
+                "choose the task multilabel"
+            )
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
 

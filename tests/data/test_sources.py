@@ -148,11 +148,11 @@ def test_own_function_is_two_names_and_never_code(text):
 def test_data_config_is_told_apart_by_its_source():
     assert isinstance(ADAPTER.validate_python({"source": "generated", "size": 16}), GeneratedConfig)
     assert isinstance(ADAPTER.validate_python({"source": "own", "function": "a:b"}), OwnConfig)
-    with pytest.raises(ValidationError, match="'generated', 'folder', 'sequences', 'own'"):
+    with pytest.raises(ValidationError, match="'generated', 'folder', 'sequences', 'features', 'youtube8m', 'own'"):
         ADAPTER.validate_python({"source": "web"})
     with pytest.raises(ValidationError, match="Extra inputs"):
         ADAPTER.validate_python({"source": "folder", "root": ".", "frame": 3})
-    assert set(SOURCES) == {"generated", "folder", "sequences", "own"}
+    assert set(SOURCES) == {"generated", "folder", "sequences", "features", "youtube8m", "own"}
 
 
 def toy(labels):

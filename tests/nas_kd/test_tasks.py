@@ -18,6 +18,7 @@ INFO = DataInfo(
     box_names=("cat", "dog"),
 )
 BARE = DataInfo(num_classes=2, class_names=("up", "down"), frames=4, height=16, width=24, name="bare")
+FEATURES = DataInfo(2, ("up", "down"), 4, 0, 0, "features", feature_size=8, multi_label=True)
 
 
 def test_tasks_are_made_by_name_with_their_options() -> None:
@@ -32,10 +33,11 @@ def test_tasks_are_made_by_name_with_their_options() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_says_what_it_is(name: str) -> None:
-    task = make_task(name, INFO, {})
-    assert type(task)(INFO).num_outputs == task.num_outputs
+    info = FEATURES if name == "multilabel" else INFO
+    task = make_task(name, info, {})
+    assert type(task)(info).num_outputs == task.num_outputs
     assert task.keys
-    assert all(key in ("label", "mask", "boxes") for key in task.keys)
+    assert all(key in ("label", "labels", "mask", "saliency", "boxes") for key in task.keys)
     with pytest.raises(ValueError, match="metrics need at least one"):
         task.compute()
 
@@ -43,7 +45,7 @@ def test_a_task_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "info", "options", "sentence"),
     [
-        ("segment", INFO, {}, "unknown task 'segment'; choose from classification, segmentation, detection"),
+        ("segment", INFO, {}, f"unknown task 'segment'; choose from {', '.join(TASKS)}"),
         ("classification", INFO, {"ohem": True}, "task_options: ohem: unknown key 'ohem'; remove it"),
         ("segmentation", INFO, {"ohme": True}, "task_options: ohme: unknown key 'ohme'; did you mean 'ohem'"),
         ("segmentation", INFO, {"ohem_threshold": 2}, "task_options: ohem_threshold: .*less than or equal to 1.*got 2"),
