@@ -68,8 +68,10 @@ class Trunk(nn.Module):
         """(N, 3, S, S), twice where it is siamese: frames t and t + 1."""
         if not self.siamese:
             return self.rest(self.each(frames[0]))
-        now, later = self.each(torch.cat(frames)).chunk(2)
-        return self.rest(join(now, later))
+        now, later = frames
+        both = self.each(torch.cat([now, later]))
+        number = now.shape[0]  # len() would fix the batch size of an exported graph
+        return self.rest(join(both[:number], both[number:]))
 
     def each(self, frame: Tensor) -> Tensor:
         """The part that sees a single frame."""
