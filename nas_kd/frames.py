@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nas_kd.data import Batch
 
 FRAME_KEYS = {"clip": 2, "mask": 1, "saliency": 1, "boxes": 1}
-"""Keys of a batch that have frames, and which dimension they are."""
+"""Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
 
 
 def take_frames(batch: Batch, picks: Tensor) -> Batch:
@@ -24,8 +24,9 @@ def take_frames(batch: Batch, picks: Tensor) -> Batch:
         picks: (N, k) indices of the frames of each clip.
     """
     taken = dict(batch)
-    for key, dim in FRAME_KEYS.items():
-        if key in batch:
+    for key in batch:
+        if key in FRAME_KEYS or key.startswith("map."):
+            dim = FRAME_KEYS.get(key, 1)
             value = batch[key].movedim(dim, 1)
             rows = torch.arange(len(value), device=value.device)[:, None]
             taken[key] = value[rows, picks.to(value.device)].movedim(1, dim)

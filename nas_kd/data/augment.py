@@ -33,9 +33,9 @@ def check_augment(how: str) -> None:
 def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
     """Flip and crop a batch.
 
-    The cropped window is resampled to the full frame: linearly for `clip` and `saliency`, by the nearest pixel for
-    `mask`. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE`, `saliency` is 0; boxes are cut at the frame
-    and those left without area become absent.
+    The cropped window is resampled to the full frame: linearly for `clip`, `saliency` and `map.<name>`, by the nearest
+    pixel for `mask`, which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE`, `saliency`
+    and maps are 0; boxes are cut at the frame and those left without area become absent.
 
     Args:
         batch: Stacked samples; keys that are not of the contract pass through.
@@ -56,11 +56,10 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
     result = dict(batch)
     flipped = draws[:, 0] < 0.5
     width, height = batch["clip"].shape[-1], batch["clip"].shape[-2]
-    for key in ("clip", "mask", "saliency"):
-        if key in result:
-            value = result[key]
-            chosen = flipped.to(value.device).view(-1, *(1,) * (value.ndim - 1))
-            result[key] = torch.where(chosen, value.flip(-1), value)
+    for key in _of_pixels(result):
+        value = result[key]
+        chosen = flipped.to(value.device).view(-1, *(1,) * (value.ndim - 1))
+        result[key] = torch.where(chosen, value.flip(-1), value)
     if "boxes" in result:
         result["boxes"] = _flip_boxes(result["boxes"], flipped.to(result["boxes"].device), width)
     if how == "flip+crop":
@@ -87,6 +86,11 @@ def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
     return clip.float() * scale + offset
 
 
+def _of_pixels(batch: Batch) -> list[str]:
+    """Keys of values [B, ..., H, W]."""
+    return [key for key in batch if key in ("clip", "mask", "saliency") or key.startswith("map.")]
+
+
 def _flip_boxes(boxes: Tensor, flipped: Tensor, width: int) -> Tensor:
     mirrored = boxes.clone()
     mirrored[..., 0] = width - boxes[..., 2]
@@ -99,9 +103,7 @@ def _crop(batch: Batch, zoom: Tensor, shift_y: Tensor, shift_x: Tensor) -> None:
     """Replace the values of `batch` by the window of each clip; zoom and shifts are [B]."""
     height, width = batch["clip"].shape[-2:]
     rows, columns = _sources(height, zoom, shift_y), _sources(width, zoom, shift_x)
-    for key in ("clip", "mask", "saliency"):
-        if key not in batch:
-            continue
+    for key in _of_pixels(batch):
         value = batch[key]
         source_y, source_x = rows.to(value.device), columns.to(value.device)
         if key == "mask":
@@ -114,7 +116,7 @@ def _crop(batch: Batch, zoom: Tensor, shift_y: Tensor, shift_x: Tensor) -> None:
             inside = _inside(source_y, height)[:, :, None] & _inside(source_x, width)[:, None, :]
             inside = inside.view(len(inside), *(1,) * (value.ndim - 3), height, width)
             moved = torch.where(inside, moved, float(IGNORE) if key == "mask" else 0.0)
-        batch[key] = moved if value.is_floating_point() else moved.round_().to(value.dtype)
+        batch[key] = moved.to(value.dtype) if value.is_floating_point() else moved.round_().to(value.dtype)
     if "boxes" in batch:
         device = batch["boxes"].device
         batch["boxes"] = _crop_boxes(

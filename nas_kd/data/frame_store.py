@@ -1,4 +1,4 @@
-"""Frames of videos with their labels: decoded once into the cache of clips, held in memory where there is room."""
+"""Frames of videos with labels and maps: decoded once into the cache of clips, held in memory where there is room."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from torch import Tensor
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
 from nas_kd.data.decode import DecodeError, read_clip
+from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, image_size, read_labels
 from nas_kd.data.sample import DataError
 from nas_kd.data.sequence_config import SequencesConfig
 
 PLANES = 4
-"""Of a decoded frame: red, green, blue, labels."""
+"""Of a decoded frame: red, green, blue, labels; those of its maps follow."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One usable row: the files of a frame and its labels, its split, its sequence and its number therein."""
+    """One usable row: the files of a frame, its labels and its maps, its split, its sequence and its number therein."""
 
     path: Path
     label_path: Path
     split: str
     sequence: str
     number: int
+    map_paths: tuple[Path, ...] = ()
 
 
 class FrameStore:
@@ -47,12 +49,14 @@ class FrameStore:
         self.config = config
         camera = config.camera_of(split)
         self.size = config.frame_size if camera is None else source_size(*config.frame_size, camera.margin)
-        rule = LabelRule(len(config.mask_names), tuple(sorted(config.ignore)), config.binary)
+        rule = LabelRule(len(config.mask_names), tuple(sorted(config.ignore)), config.is_binary, config.points)
         settings = f"labelled frame {self.size} {config.fit} {rule}"
         self._rule = rule
         self._cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+        self._shape = (PLANES + PLANES_OF_MAP * len(config.maps), *self.size)
         self._keys = [
-            cache_key(frame.path, f"{settings} {cache_key(frame.label_path, settings)}") for frame in self.frames
+            cache_key(frame.path, " ".join([settings, *(cache_key(path, settings) for path in _beside(frame))]))
+            for frame in self.frames
         ]
         self._held: Tensor | None = None
 
@@ -60,7 +64,7 @@ class FrameStore:
     def entries(self) -> list[Entry]:
         """What the cache must hold, by frame."""
         return [
-            Entry(key, (PLANES, *self.size), functools.partial(self._decode, frame))
+            Entry(key, self._shape, functools.partial(self._decode, frame))
             for key, frame in zip(self._keys, self.frames, strict=True)
         ]
 
@@ -71,27 +75,34 @@ class FrameStore:
 
     def hold(self) -> None:
         """Read all frames into memory, if `memory_gb` allows it."""
-        shape = (PLANES, len(self.frames), *self.size)
+        shape = (self._shape[0], len(self.frames), *self.size)
         if torch.Size(shape).numel() <= self.config.memory_gb * 1e9:
             held = torch.empty(shape, dtype=torch.uint8)
             for position in range(len(self.frames)):
                 held[:, position] = torch.from_numpy(self._read(position))
             self._held = held
 
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Frames uint8 [3, n, H, W] and labels uint8 [n, H, W] of n positions; views where they are in memory."""
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is known of n positions.
+
+        Returns:
+            Frames uint8 [3, n, H, W] and labels uint8 [n, H, W], views where they are in memory; and maps float32
+            [n, H, W] by name.
+        """
         if self._held is not None:
             planes = self._held[:, start:stop]
         else:
             planes = torch.from_numpy(np.stack([self._read(position) for position in range(start, stop)], axis=1))
-        return planes[:3], planes[3]
+        first = range(PLANES, len(planes), PLANES_OF_MAP)
+        maps = {n: map_values(planes[p : p + PLANES_OF_MAP]) for n, p in zip(self.config.maps, first, strict=True)}
+        return planes[:3], planes[3], maps
 
     def _read(self, position: int) -> Clip:
         frame = self.frames[position]
         try:
             decode = functools.partial(self._decode, frame)
             # A copy: what the cache gives is mapped read-only, which tensors cannot be.
-            return self._cache.read(self._keys[position], (PLANES, *self.size), decode).copy()
+            return self._cache.read(self._keys[position], self._shape, decode).copy()
         except DecodeError as error:
             raise DataError(f"{frame.path} could be read when the campaign started, but no longer: {error}") from error
 
@@ -102,4 +113,16 @@ class FrameStore:
             labels = read_labels(frame.label_path, size, *self.size, self.config.fit, self._rule)
         except DecodeError as error:
             raise DecodeError(f"label image {frame.label_path.name}: {error}") from error
-        return np.concatenate([pixels, labels[None]])
+        named = zip(self.config.maps, frame.map_paths, strict=True)
+        return np.concatenate([pixels, labels[None], *(self._decode_map(name, path, size) for name, path in named)])
+
+    def _decode_map(self, name: str, path: Path, frame_size: tuple[int, int]) -> Clip:
+        try:
+            return read_map(path, frame_size, *self.size, self.config.fit)
+        except DecodeError as error:
+            raise DecodeError(f"map {name}, {path.name}: {error}") from error
+
+
+def _beside(frame: Frame) -> tuple[Path, ...]:
+    """The other files that its planes depend on."""
+    return (frame.label_path, *frame.map_paths)

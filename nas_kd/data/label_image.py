@@ -1,4 +1,4 @@
-"""Label images: one class index a pixel, scaled with exactly the geometry of the frame they belong to."""
+"""Label images: one class index a pixel, or points, scaled with exactly the geometry of the frame they belong to."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nas_kd.data.sample import IGNORE
 
 Labels = npt.NDArray[np.uint8]
 
-# What Pillow raises for files that are damaged, cut short, too large to be sane, or of another kind.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, cut short, too large to be sane, or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class LabelRule:
         num_classes: M; values 0..M − 1 are classes.
         ignore: Values that become `IGNORE`.
         binary: Any other value above 0 is class 1.
+        points: Pixels of class 1 are points, of which none gets lost when the image is scaled.
     """
 
     num_classes: int
     ignore: tuple[int, ...] = ()
     binary: bool = False
+    points: bool = False
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -43,8 +45,8 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except _BROKEN as error:
-        raise DecodeError(_reason(error)) from error
+    except BROKEN as error:
+        raise DecodeError(broken_reason(error)) from error
 
 
 def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int, fit: Fit, rule: LabelRule) -> Labels:
@@ -59,7 +61,7 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
         rule: What its values mean.
 
     Returns:
-        uint8 [H, W], classes or `IGNORE`; scaled by the nearest pixel.
+        uint8 [H, W], classes or `IGNORE`; scaled by the nearest pixel, or as `place_points` does.
 
     Raises:
         DecodeError: The file is missing, damaged, of another size than the frame, has more than one channel, or holds
@@ -69,8 +71,8 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
         with Image.open(path) as image:
             bands, mode = image.getbands(), image.mode
             values = np.asarray(image)
-    except _BROKEN as error:
-        raise DecodeError(_reason(error)) from error
+    except BROKEN as error:
+        raise DecodeError(broken_reason(error)) from error
     if len(bands) != 1 or not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer)):
         raise DecodeError(f"a label image must have one channel of class indices, but its mode is {mode}")
     if values.shape != frame_size:
@@ -78,7 +80,8 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
             f"the label image must have the size of its frame, {frame_size[0]}x{frame_size[1]}, "
             f"but it has {values.shape[0]}x{values.shape[1]} (height x width)"
         )
-    return nearest(_classes(values.astype(np.int64), rule), height, width, fit)
+    labels = _classes(values.astype(np.int64), rule)
+    return place_points(labels, height, width, fit) if rule.points else nearest(labels, height, width, fit)
 
 
 def nearest(labels: Labels, height: int, width: int, fit: Fit) -> Labels:
@@ -88,6 +91,29 @@ def nearest(labels: Labels, height: int, width: int, fit: Fit) -> Labels:
     rows = ((np.arange(height) + top + 0.5) * source_height / scaled_height).astype(np.int64)
     columns = ((np.arange(width) + left + 0.5) * source_width / scaled_width).astype(np.int64)
     return np.ascontiguousarray(labels[rows[:, None], columns])
+
+
+def place_points(labels: Labels, height: int, width: int, fit: Fit) -> Labels:
+    """[H, W] of points, with the geometry of `scaled_window`.
+
+    Each point, the centre of a pixel of class 1, marks the one pixel of the result that it falls into, in whichever
+    resolution; the window cuts off those outside. Where there is no point, `IGNORE` comes by the nearest pixel.
+
+    Args:
+        labels: uint8 [source H, source W]: 1 for points, `IGNORE` where nobody knows, else 0.
+        height: H of the result in pixels.
+        width: W of the result in pixels.
+        fit: As for `read_clip`.
+    """
+    source_height, source_width = labels.shape
+    scaled_height, scaled_width, top, left = scaled_window(source_height, source_width, height, width, fit)
+    rows, columns = np.nonzero(labels == 1)
+    rows = (2 * rows + 1) * scaled_height // (2 * source_height) - top  # whole numbers: no rounding at an edge
+    columns = (2 * columns + 1) * scaled_width // (2 * source_width) - left
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    placed = nearest(np.where(labels == IGNORE, labels, 0).astype(np.uint8), height, width, fit)
+    placed[rows[inside], columns[inside]] = 1
+    return placed
 
 
 def boxes_of(mask: npt.NDArray[np.uint8], num_boxes: int, min_pixels: int) -> npt.NDArray[np.float32]:
@@ -133,7 +159,8 @@ def _classes(values: npt.NDArray[np.int64], rule: LabelRule) -> Labels:
     return np.where(ignored, IGNORE, classes).astype(np.uint8)
 
 
-def _reason(error: BaseException) -> str:
+def broken_reason(error: BaseException) -> str:
+    """What is wrong with an image that Pillow cannot read, without its path."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     # Pillow's own text names the path, which the caller does.

@@ -25,6 +25,8 @@ Sample = dict[str, Tensor]
 - `labels` (where `DataInfo.multi_label`): uint8 [num_classes], 1 for each class of the item and 0 for the others.
 - `mask` (optional): uint8 [T, H, W]; an index into `DataInfo.mask_names`, `IGNORE` where unlabelled.
 - `saliency` (optional): float32 [T, H, W] in [0, 1].
+- `map.<name>` (for each of `DataInfo.map_names`): float32 or float16 [T, H, W] in [0, 1], computed before, such as a
+  teacher's saliency of each frame.
 - `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and an
   index into `DataInfo.box_names`; the rows of absent boxes are −1.
 """
@@ -214,7 +216,8 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
     """
     if not isinstance(sample, Mapping):
         raise DataError(f"{where} must be a dict of tensors, but it is a {type(sample).__name__}")
-    for key in (info.input_key, "label", *(["labels"] if info.multi_label else [])):
+    maps = tuple(f"map.{name}" for name in info.map_names)
+    for key in (info.input_key, "label", *(["labels"] if info.multi_label else []), *maps):
         if key not in sample:
             raise DataError(f"{where} must hold {key!r}, but it holds {sorted(map(str, sample))}")
     for key in _OF_PIXELS if info.feature_size else ("features",):
@@ -230,8 +233,9 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
         "labels": (info.num_classes,),
         "mask": frames,
         "saliency": frames,
+        **dict.fromkeys(maps, frames),
     }
-    for key, dtypes in _DTYPES.items():
+    for key, dtypes in {**_DTYPES, **dict.fromkeys(maps, (torch.float32, torch.float16))}.items():
         if key not in sample:
             continue
         value = sample[key]
@@ -270,10 +274,9 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
                 f"{where}['mask'] must hold indices into mask_names, 0..{len(info.mask_names) - 1}, or {IGNORE} "
                 f"(ignore), but it holds {int(known.max())}; name the classes of the masks as mask_names"
             )
-    if "saliency" in sample:
-        saliency = sample["saliency"]
-        if not bool(((saliency >= 0) & (saliency <= 1)).all()):
-            raise DataError(f"{where}['saliency'] must lie in [0, 1], but it does not")
+    for key in ("saliency", *(f"map.{name}" for name in info.map_names)):
+        if key in sample and not bool(((sample[key] >= 0) & (sample[key] <= 1)).all()):
+            raise DataError(f"{where}[{key!r}] must lie in [0, 1], but it does not")
     if "boxes" in sample:
         boxes = sample["boxes"]
         if boxes.ndim != 3 or boxes.shape[0] != info.frames or boxes.shape[2] != 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,16 @@ class SequencesConfig(BaseModel):
     binary: bool = Field(
         default=False, description="Every label value above 0 is the object, as in masks of 0 and 255."
     )
+    points: bool = Field(
+        default=False,
+        description="Label values above 0 are fixation points, such as those of tracked eyes; none is lost where "
+        "frames are scaled down. Labels are then binary.",
+    )
+    maps: dict[str, Path] = Field(
+        default={},
+        description="Name to folder, relative to `root`, of maps computed before, such as a teacher's: one a frame, at "
+        "the frame's path therein, as grey .png or .jpg of 8 or 16 bits or as .npy of floats in [0, 1].",
+    )
     boxes: bool = Field(default=False, description="Whether to give the tight box of each class but the first.")
     min_box_pixels: int = Field(
         default=16, ge=1, description="A class with fewer pixels in a frame, after scaling, has no box there."
@@ -66,11 +77,11 @@ class SequencesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _classes_make_sense(self) -> SequencesConfig:
-        if self.binary and len(self.classes) not in (0, 2):
+        if self.is_binary and len(self.classes) not in (0, 2):
             raise ValueError(
                 f"classes must name background and object where labels are binary, but it is {self.classes}"
             )
-        if not self.binary and len(self.classes) < 2:
+        if not self.is_binary and len(self.classes) < 2:
             raise ValueError(
                 f"classes must name at least 2 label values, but it names {len(self.classes)}; list the names of the "
                 "values 0, 1, … or set binary: true"
@@ -78,6 +89,29 @@ class SequencesConfig(BaseModel):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ, but they are {self.classes}")
         return self
+
+    @model_validator(mode="after")
+    def _points_and_maps_make_sense(self) -> SequencesConfig:
+        if self.points and self.boxes:
+            raise ValueError("boxes are tight around objects, but points: true makes labels points; drop one of both")
+        for key in ("points", "maps"):
+            if getattr(self, key) and self.camera is not None:
+                raise ValueError(
+                    f"{key} belong to frames as they are, but a camera moves them; leave out {key} or camera"
+                )
+        for name, folder in self.maps.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"names of maps must be of letters, digits, _ and -, but one is {name!r}")
+            if folder.is_absolute() or ".." in folder.parts:
+                raise ValueError(
+                    f"the folder of the maps {name!r} must lie inside of root and be relative to it, but it is {folder}"
+                )
+        return self
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every label value above 0 means the same."""
+        return self.binary or self.points
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -87,7 +121,7 @@ class SequencesConfig(BaseModel):
     @property
     def mask_names(self) -> tuple[str, ...]:
         """Names of the values of masks."""
-        return self.classes or ("background", "object")
+        return self.classes or ("background", "fixated" if self.points else "object")
 
     @property
     def info(self) -> DataInfo:
@@ -103,6 +137,7 @@ class SequencesConfig(BaseModel):
             flip_safe=self.flip_safe,
             mask_names=self.mask_names,
             box_names=self.mask_names[1:] if self.boxes else (),
+            map_names=tuple(self.maps),
         )
 
     def camera_of(self, split: str) -> CameraConfig | None:

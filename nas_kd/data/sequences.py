@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nas_kd.data.cache import ClipCache
 from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
+from nas_kd.data.frame_maps import find_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, Sample, stack
@@ -81,8 +82,9 @@ class WindowDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         start, stop = self.starts[index], self.starts[index] + self.config.frames
-        clip, mask = self.store.read(start, stop)
+        clip, mask, maps = self.store.read(start, stop)
         sample = {"clip": clip, "label": torch.tensor(0), "mask": mask}
+        sample |= {f"map.{name}": value for name, value in maps.items()}
         if self.config.boxes:
             sample["boxes"] = _boxes(mask, self.config) if self._boxes is None else self._boxes[start:stop]
         return sample
@@ -115,7 +117,7 @@ class CameraDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
         position = index // self.camera.clips_per_image
-        image, labels = (part.numpy() for part in self.store.read(position, position + 1))
+        image, labels = (part.numpy() for part in self.store.read(position, position + 1)[:2])
         rng = np.random.default_rng((self.camera.seed, self._split_number, index))
         size = self.config.frame_size
         matrices = trajectory(rng, self.config.frames, size, self.store.size, self.camera)
@@ -267,7 +269,7 @@ def _with_val(frames: list[Frame], config: SequencesConfig, seed: int, notes: li
 def _check_rows(
     table: Sequence[tuple[int, dict[str, str]]], config: SequencesConfig
 ) -> tuple[list[Frame], list[tuple[str, str]]]:
-    """Rows with two files inside the root, a known split, a sequence and a number of its own; the others' reasons."""
+    """Rows whose files lie inside the root, with a known split, a sequence and a number of its own; others' reasons."""
     root = config.root.resolve()
     frames: list[Frame] = []
     problems: list[tuple[str, str]] = []
@@ -295,7 +297,11 @@ def _check_rows(
             reason = f"line {line} has the same split, sequence and frame number as line {first_line[place]}"
         else:
             first_line[path] = first_line[place] = line
-            frames.append(Frame(path, label_path, entry["split"], name, int(number)))
-            continue
+            maps = {key: find_map(root, folder, entry["path"]) for key, folder in config.maps.items()}
+            reason = "; ".join(f"map {key}: {words}" for key, (_, words) in maps.items() if words)
+            if not reason:
+                paths = tuple(map_path for map_path, _ in maps.values())
+                frames.append(Frame(path, label_path, entry["split"], name, int(number), paths))
+                continue
         problems.append((entry["path"] or f"line {line}", reason))
     return frames, problems
