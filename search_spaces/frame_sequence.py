@@ -25,6 +25,8 @@ from search_spaces.frame_sequence_supernet import FrameSequenceSupernet
 from search_spaces.gates import GateFactory
 from search_spaces.space import SearchSpace
 
+__all__ = ["FrameSequenceSettings", "FrameSequenceSpace"]
+
 
 class FrameSequenceSpace(SearchSpace):
     """The space described at the top of this module."""

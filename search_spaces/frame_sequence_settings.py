@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -120,7 +120,7 @@ class FrameSequenceSettings(BaseModel):
     @classmethod
     def _complete(cls, data: Any) -> Any:
         """Options of the families that are named are written out, so that an architecture keeps them."""
-        return with_families(data, data.get("family", ("h_rnn",))) if isinstance(data, dict) else data
+        return with_families(data, data.get("family", ("h_rnn",))) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _valid(self) -> FrameSequenceSettings:
@@ -143,10 +143,14 @@ class FrameSequenceSettings(BaseModel):
         return {"expansion": n.expansion, "groups": n.groups, "clusters": n.clusters, "hidden": n.hidden}
 
 
-def with_families(data: dict[str, Any], families: Any) -> dict[str, Any]:
-    """`data` with an empty object for each family that is named and has no options of its own."""
+def with_families(data: Mapping[str, Any], families: Any) -> dict[str, Any]:
+    """`data` with an empty object for each family that is named and has no options of its own.
+
+    Objects become dicts all the way down, since those of an `ArchSpec` are read-only mappings, which pydantic refuses.
+    """
     known = [f for f in ("h_rnn", "net_vlad", "nextvlad") if isinstance(families, list | tuple) and f in families]
-    return {**data, **{family: {} for family in known if data.get(family) is None}}
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
+    return {**plain, **{family: {} for family in known if plain.get(family) is None}}
 
 
 def check_families(given: dict[str, object], families: Iterable[str]) -> None:
