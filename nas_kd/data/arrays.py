@@ -122,16 +122,17 @@ class ArrayFiles:
 
 
 def _read_npz(path: Path, array: str) -> Array:
-    opened = np.load(path, allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-        raise DecodeError("the file is named .npz, but it holds a single array")
-    with opened as archive:
+    with path.open("rb") as file:  # opened here, since np.load leaves a damaged archive open
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DecodeError("the file is named .npz, but it holds a single array")
         names = list(archive.files)
         if not array and len(names) != 1:
             raise DecodeError(f"one of its arrays must be named after a #: {', '.join(names) or 'it holds none'}")
         if array and array not in names:
             raise DecodeError(f"it holds no array {array!r}; choose from {', '.join(names)}")
         found = archive[array or names[0]]
+        archive.close()
     if not isinstance(found, np.ndarray):
         raise DecodeError(f"{array or names[0]!r} is no array")
     return found

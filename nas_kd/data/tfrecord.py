@@ -136,15 +136,13 @@ def parse_sequence_example(message: bytes) -> SequenceExample:
     context: dict[str, list[bytes] | list[int]] = {}
     lists: dict[str, list[list[bytes]]] = {}
     for number, value in _messages(memoryview(message)):
-        for field, entry in _messages(value):
-            if field != 1:
-                continue
+        if number not in (1, 2):
+            continue
+        for key, part in (_entry(entry) for inner, entry in _messages(value) if inner == 1):
             if number == 1:
-                key, feature = _entry(entry)
-                context[key] = _feature(feature)
-            elif number == 2:
-                key, feature_list = _entry(entry)
-                lists[key] = [_strings(step, key) for inner, step in _messages(feature_list) if inner == 1]
+                context[key] = _feature(part)
+            else:
+                lists[key] = [_strings(step, key) for inner, step in _messages(part) if inner == 1]
     return SequenceExample(context, lists)
 
 

@@ -297,7 +297,7 @@ def _kept_index(path: Path, folder: Path) -> FileIndex:
     identity = f"{_INDEX_VERSION} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     kept = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.npz"
     # Whatever damaged a kept index, it can be made again.
-    with contextlib.suppress(Exception), np.load(kept, allow_pickle=False) as found:
+    with contextlib.suppress(Exception), kept.open("rb") as kept_file, np.load(kept_file, allow_pickle=False) as found:
         names = tuple(str(name) for name in found["names"])
         parts = [np.asarray(found[key], dtype=np.int64) for key in _PARTS]
         return FileIndex(path, parts[0], names, *parts[1:])
