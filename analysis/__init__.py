@@ -13,6 +13,8 @@ from analysis.pareto import (
     non_dominated,
     non_dominated_rank,
 )
+from analysis.pivot import PivotCell, PivotTable, welch_difference
+from analysis.pivot_text import pivot_frame, pivot_markdown, pivot_rich, write_pivot
 from analysis.report import ReportPaths, write_report
 from analysis.statistics import (
     Estimate,
@@ -34,6 +36,8 @@ __all__ = [
     "Direction",
     "Estimate",
     "ParetoFront",
+    "PivotCell",
+    "PivotTable",
     "RankCorrelation",
     "ReportPaths",
     "TeacherPoint",
@@ -60,12 +64,17 @@ __all__ = [
     "offsets_chart",
     "offsets_figure",
     "paired_difference",
+    "pivot_frame",
+    "pivot_markdown",
+    "pivot_rich",
     "rank_correlation",
     "seed_estimate",
     "stage_correlations",
     "summarise",
     "trial_table",
+    "welch_difference",
     "write_csv",
+    "write_pivot",
     "write_png",
     "write_report",
 ]

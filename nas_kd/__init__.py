@@ -4,7 +4,7 @@
     loss = objective.total(objective(student, teacher, batch)) + budget.penalty(supernet.expected_flops())
     student = supernet.derive(max_flops=50e6)
 
-Campaigns: `load_config`, `search`, `report`, `export`; the same on the command line as `nas-kd`.
+Campaigns: `load_config`, `search`, `report`, `table`, `export`; the same on the command line as `nas-kd`.
 
 Names are imported when they are first used, so that `nas-kd --help` does not wait for torch.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nas_kd.shadowing import check_packages
 
 if TYPE_CHECKING:
-    from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search
+    from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search, table
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
@@ -80,10 +80,11 @@ __all__ = [
     "save_bundle",
     "search",
     "search_gates",
+    "table",
 ]
 
 _NAMES = {
-    "nas_kd.campaign": "Campaign CampaignResult export load_run pick report search",
+    "nas_kd.campaign": "Campaign CampaignResult export load_run pick report search table",
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",

@@ -16,7 +16,7 @@ from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.grid import Cell
-from nas_kd.sections import FlopsRange, LatencyRange
+from nas_kd.sections import FlopsRange, LatencyRange, parse_flops
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
@@ -30,11 +30,13 @@ from trials import (
     ChoiceKnob,
     FloatKnob,
     Knob,
+    KnobValue,
     Ledger,
     Metric,
     OnEvent,
     Resources,
     RungScheduler,
+    Split,
     Summary,
     TrialRecord,
     parse_knobs,
@@ -43,7 +45,7 @@ from trials import (
 )
 
 if TYPE_CHECKING:
-    from analysis import ReportPaths
+    from analysis import PivotTable, ReportPaths
 
 CONFIG_NAME = "campaign.yaml"
 
@@ -281,6 +283,57 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
         "seed": str(config.seed),
     }
     return write_report(records, out_dir or run_dir / "report", title=config.name, teacher=teacher, metadata=facts)
+
+
+def table(
+    run_dir: Path,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    *,
+    metric: str | None = None,
+    split: Split = "test",
+    against: Mapping[str, KnobValue] | None = None,
+    where: Mapping[str, KnobValue] | None = None,
+    out_dir: Path | None = None,
+) -> PivotTable:
+    """The trained students of a run by the values of knobs, with intervals; `analysis.pivot` says how.
+
+    Args:
+        run_dir: the run's folder.
+        rows: knobs of the rows; by default those that vary.
+        columns: knobs of the columns; by default, what is left of them.
+        metric: of the task; the primary one by default.
+        split: `test` or `val`.
+        against: knob -> value of a baseline, to which differences are taken.
+        where: knob -> value: leave out all other trials.
+        out_dir: where to write `table.md` and `table.csv`; nothing is written without it.
+
+    Returns:
+        The table; `analysis.pivot_rich` and `analysis.pivot_markdown` print it.
+
+    Raises:
+        ValueError: the folder holds no run, or no such knob, value or metric.
+    """
+    from analysis import write_pivot  # a second of plotting libraries, which a search does without
+    from analysis.pivot import pivot
+
+    config, records = load_run(run_dir)
+    made = pivot(
+        records,
+        rows,
+        columns,
+        f"{split}/{metric or TASKS[config.task].metric}",
+        against=_flops_read(against),
+        where=_flops_read(where),
+    )
+    if out_dir is not None:
+        write_pivot(made, out_dir)
+    return made
+
+
+def _flops_read(values: Mapping[str, KnobValue] | None) -> dict[str, KnobValue]:
+    """Values of knobs, with a budget of `5M` as the number that it is."""
+    return {name: parse_flops(value) if name == "max_flops" else value for name, value in (values or {}).items()}
 
 
 def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops: int | None = None) -> TrialRecord:

@@ -1,4 +1,4 @@
-"""`nas-kd`: search, report, export."""
+"""`nas-kd`: search, report, table, export."""
 
 from __future__ import annotations
 
@@ -109,6 +109,56 @@ def report(
             if path is None:  # no stream on the front
                 continue
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _assigned(items: list[str] | None, option: str) -> dict[str, str]:
+    """`knob=value` items by knob."""
+    values = {}
+    for item in items or ():
+        name, equals, value = item.rpartition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} takes knob=value, but got {item!r}")
+        values[name] = value
+    return values
+
+
+@app.command()
+def table(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    rows: Annotated[
+        list[str] | None, typer.Option(help="Knobs of the rows; repeatable or comma-separated. Default: what varies.")
+    ] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="Knobs of the columns, likewise.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric of the task; the primary one by default.")] = None,
+    split: Annotated[str, typer.Option(help="test or val.")] = "test",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KNOB=VALUE", help="Differences to the cells with this value; repeatable."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="KNOB=VALUE", help="Only trials with this value; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table.md and table.csv.")] = None,
+) -> None:
+    """Print the students of a run by the values of knobs, each with its interval: the table of an ablation."""
+    with plain_errors():
+        from analysis import pivot_rich
+        from nas_kd import campaign as campaigns
+
+        made = campaigns.table(
+            run,
+            [name for item in rows or () for name in item.split(",")],
+            [name for item in columns or () for name in item.split(",")],
+            metric=metric,
+            split=split,  # type: ignore[arg-type]  # others are refused with a sentence
+            against=_assigned(against, "--against"),
+            where=_assigned(where, "--where"),
+            out_dir=out,
+        )
+        console.print(pivot_rich(made))
+        if out is not None:
+            for name in ("table.md", "table.csv"):
+                console.print(str(out / name), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,0 +1,411 @@
+"""Trials as a table of ablations: knobs as rows and columns, a mean with its interval in each cell, differences.
+
+References:
+    Student (1908). The probable error of a mean. Biometrika 6(1), 1-25.
+    Welch, B. L. (1947). The generalization of "Student's" problem when several different population variances are
+        involved. Biometrika 34(1-2), 28-35.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from scipy import stats
+
+from analysis.statistics import Estimate, estimate_mean, seed_values
+from analysis.text import MISSING, count, flops_label, si
+from trials.record import KnobValue, Metric, Split, Stage, TrialRecord
+
+Key: TypeAlias = tuple[KnobValue, ...]
+Pairing: TypeAlias = Literal["paired", "unpaired"]
+Seeds: TypeAlias = dict[tuple[frozenset[tuple[str, KnobValue]], int], list[float]]
+
+
+@dataclass(frozen=True)
+class PivotCell:
+    """What is known of one combination of row and column.
+
+    Attributes:
+        row: values of the row knobs.
+        column: values of the column knobs.
+        trials: numbers of the complete trials whose values are pooled here.
+        values: the metric, one value a training, in order of the trials.
+        estimate: their mean and its 95 % t-interval.
+        flops: mean over the trials.
+        difference: to the baseline's cell, mean and 95 % interval; None without one, and for the baseline itself.
+        pairing: whether the difference was taken seed by seed.
+        is_baseline: whether others are compared with this cell.
+    """
+
+    row: Key
+    column: Key
+    trials: tuple[int, ...]
+    values: tuple[float, ...]
+    estimate: Estimate
+    flops: float | None
+    difference: Estimate | None = None
+    pairing: Pairing | None = None
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True)
+class PivotTable:
+    """A table of cells by the values of knobs.
+
+    Attributes:
+        rows: names of the row knobs.
+        columns: names of the column knobs; none for a single column.
+        row_keys: values of the row knobs, in the order in which trials introduced them.
+        column_keys: values of the column knobs, likewise.
+        cells: (row, column) -> cell; combinations without a measured trial are missing.
+        metric: what is measured.
+        split: on which it was measured.
+        stage: of the student that was measured.
+        against: knob -> value of the baseline; empty without one.
+        notes: what a reader must know beside the numbers, one sentence each.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    row_keys: tuple[Key, ...]
+    column_keys: tuple[Key, ...]
+    cells: Mapping[tuple[Key, Key], PivotCell]
+    metric: Metric
+    split: Split
+    stage: Stage
+    against: Mapping[str, KnobValue] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def pivot(
+    records: Sequence[TrialRecord],
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    metric: str | tuple[Split, str] | None = None,
+    stage: Stage = "retrained",
+    *,
+    against: Mapping[str, KnobValue] | None = None,
+    where: Mapping[str, KnobValue] | None = None,
+) -> PivotTable:
+    """Group trials by knobs, and estimate a metric in each group.
+
+    A cell holds the values of all trainings (`TrialRecord.repeats`; without repeats the trial's one value) of all
+    complete trials with its values of the knobs. Their mean has Student's interval, see `estimate_mean`. Differences to
+    a baseline are means of differences seed by seed where both have two seeds or more in common, or where each has one
+    value, of the same seed; else differences of means with Welch's interval. The i-th training of a trial has the
+    trial's seed plus i.
+
+    Args:
+        records: trials of one run.
+        rows: knobs by whose values to make rows. With neither rows nor columns the knobs that vary are taken, the last
+            of them for columns; with one of the two the other takes the rest of them.
+        columns: knobs by whose values to make columns.
+        metric: `split/name` or (split, name); by default the primary metric on `test`.
+        stage: of the student.
+        against: knob -> value: compare each cell with that which has these values and otherwise its own. These knobs
+            must be among rows and columns.
+        where: knob -> value: leave out all other trials.
+
+    Raises:
+        ValueError: no trial to show, a knob, value or metric that there is not, or a baseline that no cell can be.
+    """
+    if not records:
+        raise ValueError("there is no trial to show; run the campaign first")
+    knobs = _values(records)
+    asked = {name: resolve(knobs, name, value) for name, value in (where or {}).items()}
+    chosen = [r for r in records if all(r.knobs.get(name) == value for name, value in asked.items())]
+    if not chosen:
+        raise ValueError(f"no trial has {_assignments(asked)} together; ask for fewer of them")
+    chosen.sort(key=lambda record: record.number)
+    row_names, column_names = _axes(_values(chosen), knobs, rows, columns)
+    split, shown = _metric(chosen, metric, stage)
+    baseline = {name: resolve(knobs, name, value) for name, value in (against or {}).items()}
+    for name in baseline:
+        if name not in (*row_names, *column_names):
+            raise ValueError(
+                f"the baseline is a cell, so {name} must be among rows and columns, but those are "
+                f"{', '.join((*row_names, *column_names))}; add it to one of them"
+            )
+    grouped: dict[tuple[Key, Key], list[TrialRecord]] = {}
+    row_keys: dict[Key, None] = {}
+    column_keys: dict[Key, None] = {}
+    for record in chosen:
+        if all(name in record.knobs for name in (*row_names, *column_names)):
+            key = _key(record, row_names), _key(record, column_names)
+            row_keys[key[0]] = column_keys[key[1]] = None
+            if _measured(record, split, stage, shown.name):
+                grouped.setdefault(key, []).append(record)
+    if not grouped:
+        raise ValueError(
+            f"no complete trial has {stage} {split} {shown.name}, so there is nothing to show; `nas-kd report` says "
+            "what failed"
+        )
+    names = (*row_names, *column_names)
+    cells = {
+        key: _cell(key, group, _partner(key, names, baseline, len(row_names)), grouped, baseline, split, stage, shown)
+        for key, group in grouped.items()
+    }
+    table = PivotTable(
+        rows=row_names,
+        columns=column_names,
+        row_keys=tuple(row_keys),
+        column_keys=tuple(column_keys),
+        cells=cells,
+        metric=shown,
+        split=split,
+        stage=stage,
+        against=baseline,
+    )
+    notes = _notes(table, chosen, [record for group in grouped.values() for record in group])
+    return PivotTable(**{**vars(table), "notes": tuple(notes)})
+
+
+def resolve(knobs: Mapping[str, Sequence[KnobValue]], name: str, value: KnobValue) -> KnobValue:
+    """The value of a knob that is meant, also where it is given as text, such as `0`, `0.0`, `true` or `uniform`.
+
+    Args:
+        knobs: name -> the values there are.
+        name: of the knob.
+        value: what was asked for.
+
+    Raises:
+        ValueError: there is no such knob or value; the sentence lists those there are.
+    """
+    if name not in knobs:
+        raise ValueError(f"there is no knob {name!r}; the trials have {', '.join(knobs) or 'none'}")
+    for known in knobs[name]:
+        if _same(known, value):
+            return known
+    raise ValueError(f"no trial has {name} = {value}; there are {', '.join(str(known) for known in knobs[name])}")
+
+
+def _same(known: KnobValue, value: KnobValue) -> bool:
+    if isinstance(known, bool) or isinstance(value, bool):
+        return str(known).lower() == str(value).lower()
+    if isinstance(known, str) or not isinstance(value, str):
+        return known == value or known == str(value)
+    try:
+        return float(value) == known
+    except ValueError:
+        return False
+
+
+def welch_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """mean(first) − mean(second) of independent samples, with Welch's interval; none where either has one value.
+
+    The interval is ± t(ν) · sqrt(s₁²/n₁ + s₂²/n₂), with ν = (s₁²/n₁ + s₂²/n₂)² / ((s₁²/n₁)²/(n₁−1) + (s₂²/n₂)²/(n₂−1)).
+    `num_values` is the smaller of both numbers, `std` is None.
+    """
+    a, b = estimate_mean(first), estimate_mean(second)
+    mean, number = a.mean - b.mean, min(a.num_values, b.num_values)
+    if a.std is None or b.std is None:
+        return Estimate(mean, number, None, None, None, confidence)
+    u, v = a.std**2 / a.num_values, b.std**2 / b.num_values
+    half = 0.0
+    if u + v > 0:
+        freedom = (u + v) ** 2 / (u**2 / (a.num_values - 1) + v**2 / (b.num_values - 1))
+        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(u + v)
+    return Estimate(mean, number, None, mean - half, mean + half, confidence)
+
+
+def _values(records: Iterable[TrialRecord]) -> dict[str, list[KnobValue]]:
+    """All knobs with their values, in the order in which trials introduced them."""
+    found: dict[str, list[KnobValue]] = {}
+    for record in sorted(records, key=lambda record: record.number):
+        for name, value in record.knobs.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return found
+
+
+def _axes(
+    chosen: Mapping[str, Sequence[KnobValue]],
+    knobs: Mapping[str, Sequence[KnobValue]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    for position, name in enumerate(named := [*rows, *columns]):
+        if name not in knobs:
+            raise ValueError(f"there is no knob {name!r}; the trials have {', '.join(knobs) or 'none'}")
+        if name in named[:position]:
+            raise ValueError(f"{name} is named twice among rows and columns; name it once")
+    rest = [name for name, values in chosen.items() if len(values) > 1 and name not in named]
+    if rows and columns:
+        return tuple(rows), tuple(columns)
+    if rows:
+        return tuple(rows), tuple(rest)
+    if columns:
+        return tuple(rest), tuple(columns)
+    rest = rest or list(knobs)[:1]
+    return (tuple(rest[:-1]), tuple(rest[-1:])) if len(rest) > 1 else (tuple(rest), ())
+
+
+def _metric(
+    records: Sequence[TrialRecord], asked: str | tuple[Split, str] | None, stage: Stage
+) -> tuple[Split, Metric]:
+    primary = records[0].metric
+    if asked is None:
+        asked = f"test/{primary.name}"
+    split, name = (asked.split("/", 1) if "/" in asked else ("", asked)) if isinstance(asked, str) else asked
+    if split not in get_args(Split):
+        raise ValueError(f"a metric is asked for as split/name with split val or test, but got {asked!r}")
+    there = {
+        f"{s}/{n}": None for r in records for s, values in r.metrics.get(stage, {}).items() for n in sorted(values)
+    }
+    if there and f"{split}/{name}" not in there:
+        raise ValueError(f"no trial has the metric {split}/{name} at stage {stage}; there are {', '.join(there)}")
+    return split, primary if name == primary.name else Metric(name=name)  # type: ignore[return-value]  # checked
+
+
+def _key(record: TrialRecord, names: Sequence[str]) -> Key:
+    return tuple(record.knobs[name] for name in names)
+
+
+def _measured(record: TrialRecord, split: Split, stage: Stage, name: str) -> tuple[float, ...]:
+    """The metric of each training; empty where the trial did not end with it."""
+    if record.state != "complete":
+        return ()
+    value = record.metrics.get(stage, {}).get(split, {}).get(name)
+    return seed_values(record, split, stage, name) or (() if value is None else (float(value),))
+
+
+def _partner(key: tuple[Key, Key], names: Sequence[str], baseline: Mapping[str, KnobValue], num_rows: int) -> object:
+    """The key of the cell to compare with."""
+    values = tuple(baseline.get(name, value) for name, value in zip(names, (*key[0], *key[1]), strict=True))
+    return values[:num_rows], values[num_rows:]
+
+
+def _by_seed(
+    records: Iterable[TrialRecord], baseline: Mapping[str, KnobValue], split: Split, stage: Stage, name: str
+) -> Seeds:
+    """Values by what must agree for a pair: the knobs that the comparison leaves alone, and the training's seed."""
+    found: Seeds = {}
+    for record in records:
+        others = frozenset((knob, value) for knob, value in record.knobs.items() if knob not in baseline)
+        for position, value in enumerate(_measured(record, split, stage, name)):
+            found.setdefault((others, record.seed + position), []).append(value)
+    return found
+
+
+def _cell(
+    key: tuple[Key, Key],
+    group: Sequence[TrialRecord],
+    partner: object,
+    grouped: Mapping[tuple[Key, Key], Sequence[TrialRecord]],
+    baseline: Mapping[str, KnobValue],
+    split: Split,
+    stage: Stage,
+    metric: Metric,
+) -> PivotCell:
+    values = tuple(value for record in group for value in _measured(record, split, stage, metric.name))
+    flops = [record.cost.flops for record in group if record.cost is not None]
+    difference: Estimate | None = None
+    pairing: Pairing | None = None
+    if baseline and partner != key and partner in grouped:
+        others = grouped[partner]  # type: ignore[index]  # a key, since it is among the keys
+        own_seeds = _by_seed(group, baseline, split, stage, metric.name)
+        their_seeds = _by_seed(others, baseline, split, stage, metric.name)
+        shared = [seed for seed in own_seeds if seed in their_seeds]
+        theirs = [value for record in others for value in _measured(record, split, stage, metric.name)]
+        if len(shared) > 1 or (len(shared) == 1 and len(values) == len(theirs) == 1):
+            means = [(_mean(own_seeds[seed]), _mean(their_seeds[seed])) for seed in shared]
+            difference, pairing = estimate_mean([own - other for own, other in means]), "paired"
+        else:
+            difference, pairing = welch_difference(values, theirs), "unpaired"
+    return PivotCell(
+        row=key[0],
+        column=key[1],
+        trials=tuple(record.number for record in group),
+        values=values,
+        estimate=estimate_mean(values),
+        flops=_mean(flops) if flops else None,
+        difference=difference,
+        pairing=pairing,
+        is_baseline=bool(baseline) and partner == key,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _assignments(values: Mapping[str, KnobValue]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
+
+
+def _notes(table: PivotTable, chosen: Sequence[TrialRecord], used: Sequence[TrialRecord]) -> list[str]:
+    """What must be known beside the numbers: costs, intervals, differences, and what is missing and why."""
+    notes = []
+    flops = [record.cost.flops for record in used if record.cost is not None]
+    if flops:
+        span = si(min(flops)) if si(min(flops)) == si(max(flops)) else f"{si(min(flops))} to {si(max(flops))}"
+        notes.append(f"Cost of the students: {span} {flops_label(used)}; one multiply-accumulate is one FLOP.")
+    numbers = sorted({cell.estimate.num_values for cell in table.cells.values()})
+    if numbers != [1]:
+        each = f"n = {numbers[0]}" if len(numbers) == 1 else "n as given in the cell"
+        notes.append(
+            f"± is half of the 95 % interval of the mean (Student's t) over trainings with different seeds, {each}. A "
+            "trial's trainings share one searched architecture, so it does not cover the chance of the search."
+        )
+    if numbers[0] == 1:
+        notes.append("A cell of one value (n = 1) has no interval: a small difference to it may be chance.")
+    notes += _pool_notes(table, used)
+    if table.against:
+        notes += _difference_notes(table)
+    hashes = {record.config_hash for record in used}
+    if len(hashes) > 1:
+        notes.append(
+            f"The trials are of {len(hashes)} versions of the campaign file, which differ in space, search, retraining "
+            "or objective: compare them with care."
+        )
+    missing = len(table.row_keys) * len(table.column_keys) - len(table.cells)
+    if missing:
+        notes.append(f"{count(missing, 'cell')} without a complete trial, shown as {MISSING}.")
+    for state, words in (("failed", "failed"), ("stopped", "stopped early")):
+        ended = [str(record.number) for record in chosen if record.state == state]
+        if ended:
+            listed = ", ".join(ended[:10]) + (", …" if len(ended) > 10 else "")
+            notes.append(f"{count(len(ended), 'trial')} {words} and left out: {listed}.")
+    unplaced = sum(record.state == "complete" for record in chosen) - len(used)
+    if unplaced:
+        notes.append(f"{count(unplaced, 'complete trial')} left out that lack the metric or one of the knobs.")
+    return notes
+
+
+def _pool_notes(table: PivotTable, used: Sequence[TrialRecord]) -> list[str]:
+    pooled = [cell for cell in table.cells.values() if len(cell.trials) > 1]
+    if not pooled:
+        return []
+    by_number = {record.number: record for record in used}
+    within = [_values(by_number[number] for number in cell.trials) for cell in pooled]
+    differ = sorted({name for values in within for name, found in values.items() if len(found) > 1})
+    beside = [name for name in differ if name not in (*table.rows, *table.columns)]
+    why = f", which differ in {', '.join(beside)}" if beside else ""
+    return [
+        f"{count(len(pooled), 'cell')} of several trials{why}: their values are pooled as if they were repeats of each "
+        "other."
+    ]
+
+
+def _difference_notes(table: PivotTable) -> list[str]:
+    cells = [cell for cell in table.cells.values() if not cell.is_baseline]
+    paired = sum(cell.pairing == "paired" for cell in cells)
+    unpaired = sum(cell.pairing == "unpaired" for cell in cells)
+    notes = []
+    if paired:
+        notes.append(
+            f"Differences to {_assignments(table.against)} are taken seed by seed, and ± is half of the 95 % interval "
+            f"of their mean (Student's t): {count(paired, 'cell')}."
+        )
+    if unpaired:
+        notes.append(
+            f"Differences with * are of means whose trainings have too few seeds in common to be paired, with Welch's "
+            f"95 % interval: {count(unpaired, 'cell')}."
+        )
+    if without := len(cells) - paired - unpaired:
+        notes.append(f"{count(without, 'cell')} without a baseline to compare with.")
+    return notes
