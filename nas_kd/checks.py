@@ -12,6 +12,7 @@ from itertools import product
 import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.data import SequencesConfig
 from nas_kd.grid import Cell, distinct
 from nas_kd.mistakes import choose
 from nas_kd.sections import FlopsRange, LatencyRange
@@ -105,7 +106,7 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> None:
     """
     check_teacher(bench)
     _check_frames(bench)
-    _check_flips(config, bench)
+    _check_augment(config, bench)
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, bench)
     _check_objective(config, bench)
@@ -122,9 +123,8 @@ def _check_frames(bench: Workbench) -> None:
             )
 
 
-def _check_flips(config: CampaignConfig, bench: Workbench) -> None:
-    if bench.splits.info.flip_safe:
-        return
+def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
+    has_points = isinstance(config.data, SequencesConfig) and config.data.points
     used = [
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
@@ -132,7 +132,12 @@ def _check_flips(config: CampaignConfig, bench: Workbench) -> None:
         *((f"knobs.{path}", value) for path, d in config.knobs.items() for value in d.get("values", ())),
     ]
     for path, value in used:
-        if path.endswith(".augment") and "flip" in str(value):
+        if path.endswith(".augment") and has_points and "crop" in str(value):
+            raise ConfigError(
+                f"{path}: {value!r} resamples labels, but of fixation points (data.points) that loses some and doubles "
+                "others; use flip or none"
+            )
+        if path.endswith(".augment") and not bench.splits.info.flip_safe and "flip" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} mirrors clips, but in this data a mirrored clip may change its class; use none"
             )
@@ -212,6 +217,6 @@ def _check_input(bench: Workbench, knobs: Mapping[str, Choice]) -> None:
         raise ConfigError(f"space: {error}") from error
     if fitted.shape != reads.shape:
         raise ConfigError(
-            f"space: students of space {bench.space.name!r} read inputs of shape {tuple(reads.shape)[1:]}, but the data "
-            f"give {tuple(fitted.shape)[1:]}; change the space's settings or the data's"
+            f"space: students of space {bench.space.name!r} read inputs of shape {tuple(reads.shape)[1:]}, but the "
+            f"data give {tuple(fitted.shape)[1:]}; change the space's settings or the data's"
         )

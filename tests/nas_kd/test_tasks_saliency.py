@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.checks import _check_augment
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.data import DataInfo, SequencesConfig, load
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks import TASKS, Saliency, SaliencyConfig, make_task
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
@@ -242,3 +249,71 @@ def test_half_precision_maps_are_read() -> None:
     values = task.compute()
     task.update(maps.float(), {"mask": mask})
     assert task.compute() == values
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"retrain": {"augment": "flip+crop"}}, "retrain.augment"),
+        ({"teacher": {"fit": {"augment": "flip+crop"}}}, "teacher.fit.augment"),
+        ({"knobs": {"search.augment": {"type": "choice", "values": ["none", "flip+crop"]}}}, "knobs.search.augment"),
+    ],
+)
+def test_points_are_not_cropped(tmp_path: Path, change: dict[str, Any], path: str) -> None:
+    bench = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=info())))
+    for points, augment in ((True, "flip+crop"), (True, "flip"), (False, "flip+crop")):
+        data = {"source": "sequences", "root": tmp_path, "binary": True, "points": points}
+        config = CampaignConfig.model_validate(
+            {"data": data, "retrain": {"augment": augment}} if augment == "flip" else {"data": data, **change}
+        )
+        if points and augment == "flip+crop":
+            with pytest.raises(ConfigError, match=rf"^{path}: 'flip\+crop' resamples labels, .*; use flip or none$"):
+                _check_augment(config, bench)
+        else:
+            _check_augment(config, bench)
+
+
+DAVIS = Path(__file__).parents[2].parent / "shared" / "data" / "davis16-val-saliency"
+
+
+@pytest.mark.skipif(not DAVIS.is_dir(), reason="needs ../shared/data/davis16-val-saliency beside the checkout")
+def test_a_centre_prior_on_real_videos(tmp_path: Path) -> None:
+    """Values that numpy alone gives from the files of the masks, by ranks and by moments of whole arrays."""
+    height, width = 64, 112
+    header, *rows = (DAVIS / "labels.csv").read_text().splitlines()
+    few = [row for row in rows if int(row.split(",")[-1]) < 24]
+    few = [row for row in few if row.split(",")[2] != "train" or row.split(",")[3] < "camel"]
+    (tmp_path / "few.csv").write_text("\n".join([header, *few]))
+    options = {"root": DAVIS, "labels": str(tmp_path / "few.csv"), "cache_dir": tmp_path / "cache"}
+    splits = load(SequencesConfig(frames=2, size=(height, width), binary=True, **options), seed=0)
+    y, x = np.mgrid[:height, :width]
+    prior = np.exp(-(((y - 31.5) / height) ** 2 + ((x - 55.5) / width) ** 2) / (2 * 0.25**2)).astype(np.float32)
+    task, masks = Saliency(splits.info), []
+    for sample in (splits.test[n] for n in range(len(splits.test))):
+        task.update(torch.from_numpy(prior)[None, None], {"mask": sample["mask"][None]})
+        masks.append(sample["mask"][0].numpy() == 1)
+    values = task.compute()
+    zscores = (prior - prior.mean(dtype=np.float64)) / prior.std(dtype=np.float64, ddof=1)
+    scored = [mask for mask in masks if mask.any()]
+    assert values["scored_share"] == pytest.approx(len(scored) / len(masks))
+    assert values["nss"] == pytest.approx(np.mean([zscores[mask].mean() for mask in scored]), rel=1e-4)
+    ranks = scipy.stats.rankdata(prior).reshape(height, width)
+    areas = []
+    for mask in scored:
+        n = mask.sum()
+        areas.append((ranks[mask].sum() - n * (n + 1) / 2) / (n * (mask.size - n)))
+    # Judd's trapezoids and the rank statistic differ by half a fixation at most.
+    assert values["auc_judd"] == pytest.approx(np.mean(areas), abs=max(0.5 / mask.sum() for mask in scored))
+    total, shuffled = sum(mask.astype(np.int64) for mask in scored), []
+    order = np.argsort(prior, axis=None, kind="stable")
+    by_value = prior.ravel()[order]
+    for mask in scored:
+        others = total - mask
+        below = np.concatenate([[0], others.ravel()[order].cumsum()])
+        place = [np.searchsorted(by_value, prior[mask], side) for side in ("left", "right")]
+        shuffled.append((below[place[0]] + below[place[1]]).mean() / (2 * below[-1]))
+    assert values["auc_shuffled"] == pytest.approx(np.mean(shuffled), abs=1e-6)
+    assert len(masks) == 60
+    assert 0.7 < values["auc_judd"] < 0.95
+    assert 0.45 < values["auc_shuffled"] < 0.55
+    assert 0.5 < values["nss"] < 2
