@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,9 @@ class FrameStore:
             for frame in self.frames
         ]
         self._held: Tensor | None = None
+        # Frames of one sequence follow each other, so a new name is a new sequence.
+        changes = [one.sequence != other.sequence for one, other in pairwise(self.frames)]
+        self._sequences = torch.tensor([0, *changes]).cumsum(0)
 
     @property
     def entries(self) -> list[Entry]:
@@ -81,6 +85,10 @@ class FrameStore:
             for position in range(len(self.frames)):
                 held[:, position] = torch.from_numpy(self._read(position))
             self._held = held
+
+    def sequence(self, position: int) -> Tensor:
+        """int64 scalar, the number of the sequence of a frame."""
+        return self._sequences[position]
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What is known of n positions.

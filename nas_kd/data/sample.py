@@ -27,6 +27,7 @@ Sample = dict[str, Tensor]
 - `saliency` (optional): float32 [T, H, W] in [0, 1].
 - `map.<name>` (for each of `DataInfo.map_names`): float32 or float16 [T, H, W] in [0, 1], computed before, such as a
   teacher's saliency of each frame.
+- `sequence` (optional): int64 scalar, the number of the video in its split that a clip is part of.
 - `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and an
   index into `DataInfo.box_names`; the rows of absent boxes are −1.
 """
@@ -196,6 +197,7 @@ _DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "features": (torch.float32, torch.float16),
     "label": (torch.int64,),
     "labels": (torch.uint8,),
+    "sequence": (torch.int64,),
     "mask": (torch.uint8,),
     "saliency": (torch.float32,),
     "boxes": (torch.float32,),
@@ -231,6 +233,7 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
         info.input_key: info.input_shape,
         "label": (),
         "labels": (info.num_classes,),
+        "sequence": (),
         "mask": frames,
         "saliency": frames,
         **dict.fromkeys(maps, frames),

@@ -83,7 +83,7 @@ class WindowDataset:
     def __getitem__(self, index: int, /) -> Sample:
         start, stop = self.starts[index], self.starts[index] + self.config.frames
         clip, mask, maps = self.store.read(start, stop)
-        sample = {"clip": clip, "label": torch.tensor(0), "mask": mask}
+        sample = {"clip": clip, "label": torch.tensor(0), "mask": mask, "sequence": self.store.sequence(start)}
         sample |= {f"map.{name}": value for name, value in maps.items()}
         if self.config.boxes:
             sample["boxes"] = _boxes(mask, self.config) if self._boxes is None else self._boxes[start:stop]
@@ -126,6 +126,7 @@ class CameraDataset:
             clip = add_noise(clip, self.camera.noise, rng)
         mask = torch.from_numpy(warp_labels(labels[0], matrices, size))
         sample = {"clip": torch.from_numpy(clip), "label": torch.tensor(0), "mask": mask}
+        sample["sequence"] = self.store.sequence(position)
         if self.config.boxes:
             sample["boxes"] = _boxes(mask, self.config)
         return sample

@@ -31,6 +31,9 @@ class SaliencyConfig(BaseModel):
             points, blurred to a density.
         sigma: standard deviation of that blur in pixels of the data, a thirtieth of their width by default; for
             `fixations` only.
+        others: whose fixations are the negatives of the shuffled AUC: those of all other `frames`, or those of all
+            other `sequences`, which needs data that say which video a clip is of. In videos the former holds a frame
+            against its neighbours, which look alike.
         loss: distance of two maps: `mse`, the mean of squared differences, or `l1`, the mean of absolute ones.
     """
 
@@ -39,6 +42,7 @@ class SaliencyConfig(BaseModel):
     ground_truth: Literal["mask", "fixations"] = "mask"
     sigma: float | None = Field(default=None, gt=0)
     loss: Literal["mse", "l1"] = "mse"
+    others: Literal["frames", "sequences"] = "frames"
 
     @model_validator(mode="after")
     def _sigma_has_points(self) -> SaliencyConfig:
@@ -75,6 +79,8 @@ class Saliency(Task):
                 f"{info.name!r} names {len(info.mask_names)}; give masks and their names, or choose another task"
             )
         self.config = config or SaliencyConfig()
+        if self.config.others == "sequences":
+            self.keys = ("mask", "sequence")  # type: ignore[misc]  # of this instance alone
         self.sigma = self.config.sigma or SIGMA_SHARE * info.width
         self._clear()
 
@@ -145,21 +151,26 @@ class Saliency(Task):
         # The shuffled AUC needs the fixations of the whole split, so maps wait for `compute` as small as they come.
         mask = self._mask(outputs, batch)
         self._maps.append(outputs.float().cpu())
-        self._masks.append(mask.cpu())
+        self._masks.append(mask.cpu().contiguous())  # a view would keep the other frames of its batch
+        if self.config.others == "sequences":
+            self._sequences += batch["sequence"].tolist()
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
         """The metrics since the last call, of maps upsampled to the frames bilinearly.
 
         `nss`, `auc_judd`, `auc_shuffled`, `sim` and `cc` are means over frames with a fixated pixel, whose share is
-        `scored_share`. Negatives of `auc_shuffled` are the fixated pixels of all other frames that were added; it is
-        missing where no other frame has any. `mae` is the mean absolute difference to the density over the labelled
-        pixels of all frames, of maps cut to [0, 1].
+        `scored_share`. Negatives of `auc_shuffled` are the fixated pixels of all other frames that were added, or of
+        those of other sequences; a frame without such is no part of it, and it is missing where no frame has any. `mae`
+        is the mean absolute difference to the density over the labelled pixels of all frames, of maps cut to [0, 1].
         """
         parts: dict[str, list[float]] = {}
         error, pixels, frames = 0.0, 0, 0
         fixated = [_fixated(masks) for masks in self._masks]
         total = sum((points.sum(0) for points in fixated), torch.zeros((), dtype=torch.int64))
+        of_sequence: dict[int, Tensor] = {}
+        for sequence, points in zip(self._sequences, (frame for batch in fixated for frame in batch), strict=False):
+            of_sequence[sequence] = of_sequence.get(sequence, 0) + points.long()
         for maps, masks, points in zip(self._maps, self._masks, fixated, strict=True):
             raised, densities = _bilinear(maps, masks.shape[-2:])[:, 0], self.density(masks)[:, 0]
             for n, labelled in enumerate(masks != IGNORE):
@@ -168,7 +179,8 @@ class Saliency(Task):
                 error += float((found.clamp(0, 1) - truth).abs().sum(dtype=torch.float64))
                 pixels += found.numel()
                 if bool(here.any()):
-                    for name, value in _scores(found, truth, here, total[known] - here.long()).items():
+                    own = of_sequence[self._sequences[frames + n]][known] if of_sequence else here.long()
+                    for name, value in _scores(found, truth, here, total[known] - own).items():
                         parts.setdefault(name, []).append(value)
             frames += len(masks)
         if not parts:
@@ -180,6 +192,7 @@ class Saliency(Task):
     def _clear(self) -> None:
         self._maps: list[Tensor] = []
         self._masks: list[Tensor] = []
+        self._sequences: list[int] = []
 
     def _distances(self, outputs: Tensor, target: Tensor) -> Tensor:
         difference = outputs - target

@@ -102,6 +102,17 @@ def test_windows_of_each_split(root):
         assert (sample["mask"][place].numpy() == expected).all()
 
 
+def test_samples_say_which_video_they_are_of(root):
+    splits = load(config(root), seed=0)
+    assert [int(splits.weights.base[i]["sequence"]) for i in range(6)] == [0, 0, 0, 0, 1, 1]
+    assert {int(splits.test[i]["sequence"]) for i in range(2)} == {0}
+    moving = load(config(root, camera={"clips_per_image": 2}), seed=0)
+    sequences = [int(moving.weights.base[i]["sequence"]) for i in range(30)]
+    assert sequences == [0] * 18 + [1] * 12
+    batch = next(ClipLoader(splits.retrain, 6, keys=("clip", "sequence")).epoch(0))
+    assert batch["sequence"].tolist() == [0, 0, 0, 0, 1, 1]
+
+
 def frames_of(**numbers):
     return [Frame(Path(), Path(), "train", name, number) for name in numbers for number in numbers[name]]
 

@@ -106,7 +106,7 @@ def test_changed_maps_are_read_again_and_other_folders_apart(root):
     sample = load(config(root), seed=0).test[0]
     assert bool((sample["map.coarse"][0] - 0.25).abs().max() <= STEP)
     assert torch.equal(sample["map.fine"][1], torch.full((HEIGHT, WIDTH), 0.2))
-    assert set(load(config(root, maps={}), seed=0).test[0]) == {"clip", "label", "mask"}
+    assert set(load(config(root, maps={}), seed=0).test[0]) == {"clip", "label", "mask", "sequence"}
     swapped = load(config(root, maps={"fine": "teacher/coarse"}), seed=0).test[0]
     assert torch.equal(swapped["map.fine"], sample["map.coarse"])
 

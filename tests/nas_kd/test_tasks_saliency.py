@@ -232,6 +232,25 @@ def test_what_all_frames_share_wins_nothing_in_the_shuffled_area() -> None:
     assert values["auc_judd"] > 0.9
 
 
+def test_others_may_be_of_other_sequences_only() -> None:
+    torch.manual_seed(0)
+    mask, maps, sequences = random_masks(5, seed=1), torch.randn(5, 1, H, W), [4, 4, 7, 7, 9]
+    task = make_task("saliency", info(), {"others": "sequences"})
+    assert task.keys == ("mask", "sequence")
+    assert Saliency(info()).keys == Saliency.keys == ("mask",)
+    for part in (slice(0, 3), slice(3, 5)):
+        task.update(maps[part], {"mask": mask[part], "sequence": torch.tensor(sequences[part])})
+    fixated = mask[:, 0] == 1
+    expected = []
+    for n in range(5):
+        others = sum(fixated[m].long() for m in range(5) if sequences[m] != sequences[n])
+        assert isinstance(others, Tensor)
+        expected.append(auc_shuffled(maps[n, 0], fixated[n], others))
+    assert task.compute()["auc_shuffled"] == pytest.approx(sum(expected) / 5)
+    task.update(maps[:2], {"mask": mask[:2], "sequence": torch.tensor([3, 3])})
+    assert "auc_shuffled" not in task.compute()
+
+
 def test_one_frame_has_no_others() -> None:
     task, mask = Saliency(info()), random_masks(2)
     mask[1, 0] = 0
