@@ -28,6 +28,7 @@ from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
 from search_spaces.arch import Choice
+from search_spaces.frame_sequence_net import FrameSequenceNet
 from search_spaces.knapsack import cost_range
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
@@ -248,6 +249,8 @@ class Trial:
         table = self.bench.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
+        if isinstance(student, FrameSequenceNet):  # with many classes the head is most of it
+            self.diagnostics["encoder_flops"] = float(count_flops(student.encoder, example).total)
         params = count_params(student)
         if isinstance(student, DeltaNet):
             return Cost.model_validate(stream_cost(student, example[:, :, 0], flops, params))
@@ -262,7 +265,7 @@ class Trial:
             BundleInfo(
                 arch=arch.as_dict(),
                 arch_id=arch.arch_id,
-                input_shape=shape,  # type: ignore[arg-type]
+                input_shape=shape,
                 mean=normalize.mean,
                 std=normalize.std,
                 source_frames=info.frames,

@@ -27,6 +27,7 @@ from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
 from nas_kd.training.measure import environment
 from search_spaces import CostTable, DeltaBlocksSpace, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
+from search_spaces.frame_sequence_net import FrameSequenceNet
 from search_spaces.latency import latency_table
 from search_spaces.supernet import delta_net_of
 
@@ -73,7 +74,7 @@ class Workbench:
         return isinstance(self.space, DeltaBlocksSpace)
 
     def input(self, batch: Batch) -> Tensor:
-        """What the teacher sees of a batch: normalised clips (N, 3, T, H, W), or frame features (N, T, D) as they are."""
+        """What the teacher sees of a batch: normalised clips (N, 3, T, H, W), or frame features (N, T, D)."""
         if self.splits.info.input_key == "features":
             return batch["features"].float()
         return normalize(batch["clip"], self.config.normalize.mean, self.config.normalize.std)
@@ -240,6 +241,8 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
         model.eval()
         known = {"digest": digest, "params": count_params(model)}
         known["flops"] = _teacher_flops(bench)
+        if isinstance(model, FrameSequenceNet):
+            known["encoder_flops"] = count_flops(model.encoder, bench.example()).total
         for split in ("val", "test"):
             values = bench.evaluate_teacher(getattr(bench.splits, split))
             known |= {f"{split}/{name}": value for name, value in values.items()}

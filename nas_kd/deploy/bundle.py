@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,11 +34,12 @@ class BundleInfo(BaseModel):
         arch: the architecture, as `ArchSpec` writes it.
         arch_id: its content hash.
         input_shape: of one clip, (3, T, H, W), after normalisation; of a student that runs frame by frame, T is its
-            key-frame interval.
+            key-frame interval. Of frame features (T, D), which are read as they are.
         mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std.
         std: likewise.
-        source_frames: frames of a clip as the teacher sees it, from which the student's are taken uniformly.
-        source_size: (H, W) of such a clip; the student's input is its bilinear resampling.
+        source_frames: frames of a clip as the teacher sees it, from which the student's are taken, uniformly unless
+            the architecture names another selector.
+        source_size: (H, W) of such a clip; the student's input is its bilinear resampling. (0, 0) for features.
         class_names: meaning of the logits.
         task: what the student was trained for.
         trial: its trial, or None.
@@ -58,7 +59,7 @@ class BundleInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     arch: Mapping[str, Any]
     arch_id: str
-    input_shape: tuple[int, int, int, int]
+    input_shape: tuple[int, ...] = Field(min_length=2, max_length=4)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source_frames: int

@@ -108,14 +108,14 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
 
 def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
     onnxruntime = need_onnx()
-    path = folder / "student.onnx"
+    path, name = folder / "student.onnx", "features" if len(info.input_shape) == 2 else "clip"
     with third_party_warnings():
         program = torch.onnx.export(
             student,
             (torch.zeros(2, *info.input_shape),),
             dynamo=True,
             dynamic_shapes=({0: batch_dim()},),
-            input_names=["clip"],
+            input_names=[name],
             output_names=["logits"],
             verbose=False,
         )
@@ -124,7 +124,7 @@ def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: Searc
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(["logits"], {"clip": x.numpy()})[0]))
+        return torch.from_numpy(np.asarray(session.run(["logits"], {name: x.numpy()})[0]))
 
     return path, run, None
 

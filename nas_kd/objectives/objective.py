@@ -13,6 +13,7 @@ from nas_kd.objectives.delta import DeltaLoss
 from nas_kd.objectives.fewer_frames import FewerFramesPart
 from nas_kd.objectives.part import Nets, Part
 from nas_kd.objectives.parts import DeltaPart, ResponsePart, cross_resolution_part, feature_part
+from nas_kd.objectives.spatiotemporal import SpatiotemporalPart
 from nas_kd.objectives.terms import ObjectiveConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Batch, Task
@@ -23,6 +24,7 @@ PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
     "cross_resolution": lambda config, nets: cross_resolution_part(config.cross_resolution, nets),
     "delta": lambda config, nets: DeltaPart(config.delta, nets),
     "fewer_frames": lambda config, nets: FewerFramesPart(config.fewer_frames, nets),
+    "spatiotemporal": lambda config, nets: SpatiotemporalPart(config.spatiotemporal, nets),
 }
 """Name -> builder. A new way to distil is a term in the config and an entry here; any of them may be combined."""
 
@@ -101,8 +103,7 @@ class Objective(nn.Module):
     @property
     def delta(self) -> DeltaLoss | None:
         """The loss of the delta term, while it counts."""
-        part = self.parts["delta"] if "delta" in self.parts else None
-        return part.loss if isinstance(part, DeltaPart) and part in self._active else None
+        return next((part.loss for part in self._active if isinstance(part, DeltaPart)), None)
 
     @property
     def _active(self) -> list[Part]:

@@ -32,8 +32,8 @@ class ResponsePart(Part):
         self._kd_temperature = term.kd_temperature
         if nets.task.outputs == "values":
             raise ValueError(
-                f"response: the outputs of task {type(nets.task).__name__.lower()} are no logits of classes, so they have no "
-                "softened form; set response.weight to 0 and distil maps"
+                f"response: task {type(nets.task).__name__.lower()} has no logits of classes that could be softened; "
+                "set response.weight to 0 and distil maps"
             )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:

@@ -158,8 +158,8 @@ class ObjectiveConfig(BaseModel):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of every term that distils."""
-        terms = {name: getattr(self, name) for name in type(self).model_fields if name not in ("task", "finetune_share")}
-        return {name: term.weight for name, term in terms.items()}
+        names = (name for name in type(self).model_fields if name not in ("task", "finetune_share"))
+        return {name: getattr(self, name).weight for name in names}
 
     @property
     def distils(self) -> bool:

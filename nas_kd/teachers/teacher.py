@@ -16,24 +16,29 @@ from nas_kd.data import DataInfo
 from nas_kd.imports import call_function
 from nas_kd.mistakes import explain
 from nas_kd.taps import ModelOutput, Taps
+from nas_kd.teachers.frame_sequence import build_frame_sequence
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
+from nas_kd.teachers.saliency import build_saliency_teacher
 from nas_kd.training.fit import FitConfig
 
 TEACHERS: dict[str, Callable[[int, dict[str, Any]], nn.Module]] = {
     "r2plus1d": lambda num_classes, settings: R2Plus1D(num_classes, R2Plus1DSettings(**settings)),
     "framenet": lambda num_outputs, settings: FrameNet(num_outputs, FrameNetSettings(**settings)),
+    "frame_sequence": build_frame_sequence,
+    "saliency": build_saliency_teacher,
 }
-"""Name -> builder from the channels that the task wants and the settings; `framenet` is for frame-wise tasks."""
+"""Name -> builder from the channels that the task wants and the settings: for clips, for frame-wise tasks, for frame
+features, for saliency."""
 
 
 class TeacherConfig(BaseModel):
     """The teacher.
 
     Attributes:
-        model: `r2plus1d`, `framenet`, or your own as `module:function`, called with num_classes and the settings as
-            keywords.
+        model: `r2plus1d`, `framenet`, `frame_sequence`, `saliency`, or your own as `module:function`, called with
+            num_classes and the settings as keywords.
         settings: of the model.
         weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
             campaign and kept in the run folder for all trials.

@@ -58,7 +58,7 @@ def bundle(folder: Path, space: DeltaBlocksSpace, seed: int = 0, form: Any = Non
     info = BundleInfo(
         arch=arch.as_dict(),
         arch_id=arch.arch_id,
-        input_shape=tuple(example.shape[1:]),  # type: ignore[arg-type]
+        input_shape=tuple(example.shape[1:]),
         mean=(0.4, 0.5, 0.6),
         std=(0.2, 0.2, 0.2),
         source_frames=3,

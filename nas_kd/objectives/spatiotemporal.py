@@ -1,0 +1,98 @@
+"""Spatiotemporal distillation for saliency (Li, Fu, Zhao and Ge, TIP 2020, arXiv 1904.04992).
+
+Two teachers, one of frames and one of motion, each teach a student of their kind; then the students' trunks move into a
+net that fuses them.
+
+1. Each stream learns μ · d(S, T) + (1 − μ) · d(S, G): its teacher's map T is soft, the labels G are hard.
+2. The trunks are frozen, and the decoder that reads both learns d(P, G).
+
+Here the student is the fused net from the start. Its trunks get decoders of their own for the first stage, which belong
+to the objective and are dropped afterwards. Students of one stream are trained by the first stage alone.
+
+d is the task's distance of maps. Deviation: one training with one schedule of the learning rate instead of two.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from nas_kd.objectives.part import Nets, Part
+from nas_kd.objectives.terms import SpatiotemporalTerm
+from nas_kd.taps import ModelOutput, tappable
+from nas_kd.tasks import Batch, Saliency
+from search_spaces.saliency import make_decoder
+
+STREAMS = ("spatial", "temporal")
+
+
+class SpatiotemporalPart(Part):
+    """The first stage, and the frozen trunks of the second."""
+
+    def __init__(self, term: SpatiotemporalTerm, nets: Nets) -> None:
+        super().__init__()
+        if not isinstance(nets.task, Saliency):
+            raise ValueError(
+                f"spatiotemporal: it distils saliency maps, but the task is {type(nets.task).__name__.lower()}; set "
+                "spatiotemporal.weight to 0"
+            )
+        modules = tappable(nets.student)
+        self.streams = tuple(name for name in STREAMS if name in modules)
+        if not self.streams:
+            raise ValueError(
+                f"spatiotemporal: the student needs a module 'spatial', 'temporal' or both, but "
+                f"{type(modules['']).__name__} has neither; use space saliency"
+            )
+        self._task, self._fusion_share = nets.task, term.fusion_share
+        self._trunks = tuple(modules[name] for name in self.streams)  # of the student, not of this module
+        self.heads = nn.ModuleDict()
+        self.is_fused = len(self.streams) == len(STREAMS)
+        self.replaces_task = not self.is_fused or term.fusion_share > 0
+        self.weights = {}
+        for stream in self.streams:
+            for kind, share in (("soft", term.soft_share), ("hard", 1 - term.soft_share)):
+                if share > 0:
+                    self.weights[f"spatiotemporal.{stream}_{kind}"] = term.weight * share
+        given = nets.task.info.map_names if term.soft_share > 0 else self.streams
+        self._asked = {stream: str(getattr(term, stream)) for stream in self.streams if stream not in given}
+        self.teacher_taps = tuple(self._asked.values())
+        self.needs_teacher = bool(self._asked)
+        if self.is_fused:
+            self.student_taps = self.streams
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        for stream in self.streams:
+            if self.is_fused:
+                self.heads[stream] = make_decoder(student.features[stream].shape[1])
+            if stream in self._asked and (found := teacher.features[self._asked[stream]]).shape[1] != 1:
+                raise ValueError(
+                    f"spatiotemporal.{stream}: a saliency map has the form (N, 1, H, W), but the teacher's module "
+                    f"{self._asked[stream]!r} gives {tuple(found.shape)}; name the module that gives the map"
+                )
+
+    def is_active(self, progress: float) -> bool:
+        return not self.is_fused or progress < 1 - self._fusion_share
+
+    def advance(self, progress: float) -> None:
+        if self.is_fused and not self.is_active(progress):
+            for trunk in self._trunks:
+                trunk.eval().requires_grad_(False)  # BatchNorm keeps its statistics too
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for stream in self.streams:
+            ours = cast(Tensor, self.heads[stream](student.features[stream])) if self.is_fused else student.logits
+            soft, hard = f"spatiotemporal.{stream}_soft", f"spatiotemporal.{stream}_hard"
+            if soft in self.weights:
+                terms[soft] = self._task.map_loss(ours, self._map(stream, teacher, batch))
+            if hard in self.weights:
+                terms[hard] = self._task.loss(ours, batch)
+        return terms
+
+    def _map(self, stream: str, teacher: ModelOutput | None, batch: Batch) -> Tensor:
+        """The teacher's map of the first frame: (N, 1, H, W)."""
+        if stream not in self._asked:
+            return batch[f"map.{stream}"][:, :1].float()
+        assert teacher is not None
+        return teacher.features[self._asked[stream]]
