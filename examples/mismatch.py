@@ -196,7 +196,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, list[float]]
     untaught = [seed for seed in teacher_seeds if not result_path(out, TEACHER, seed).is_file()]
     total = sum(costs[name] for names in missing.values() for name in names) + TEACHER_COST * len(untaught)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("to go"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as bar:
+    shown = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600, disable=total == 0)
+    with shown as bar:
         task, done = bar.add_task("mismatch study", total=total), 0.0
 
         def told(of: str, cost: float) -> Callable[[float, str], None]:
