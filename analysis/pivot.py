@@ -61,7 +61,7 @@ class PivotTable:
         row_keys: values of the row knobs, in the order in which trials introduced them.
         column_keys: values of the column knobs, likewise.
         cells: (row, column) -> cell; combinations without a measured trial are missing.
-        metric: what is measured.
+        metric: what is measured; of others than the primary one the direction is not known.
         split: on which it was measured.
         stage: of the student that was measured.
         against: knob -> value of the baseline; empty without one.
@@ -333,8 +333,17 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def value_text(value: KnobValue) -> str:
+    """The value of a knob as people read it: `true`, `5,000,000`, `0.5`, `uniform`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 def _assignments(values: Mapping[str, KnobValue]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+    return ", ".join(f"{name} = {value_text(value)}" for name, value in values.items())
 
 
 def _notes(table: PivotTable, chosen: Sequence[TrialRecord], used: Sequence[TrialRecord]) -> list[str]:

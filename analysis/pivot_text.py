@@ -12,11 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.pivot import Key, PivotCell, PivotTable
+from analysis.pivot import Key, PivotCell, PivotTable, value_text
 from analysis.statistics import Estimate
 from analysis.table import write_csv
 from analysis.text import MISSING, is_fraction
-from trials.record import KnobValue
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
 
@@ -114,7 +113,7 @@ def _parts(table: PivotTable) -> list[tuple[str, bool]]:
     if not table.against:
         return [(what, False)]
     points = ", in points" if unit else ""
-    baseline = ", ".join(f"{name} = {_value(value)}" for name, value in table.against.items())
+    baseline = ", ".join(f"{name} = {value_text(value)}" for name, value in table.against.items())
     return [(what, False), (_plain(f"difference of {table.metric.name} to {baseline}{points}"), True)]
 
 
@@ -126,7 +125,7 @@ def _headers(table: PivotTable) -> list[str]:
     if not table.columns:
         return [_plain(table.metric.name)]
     return [
-        _plain(", ".join(f"{name} = {_value(value)}" for name, value in zip(table.columns, key, strict=True)))
+        _plain(", ".join(f"{name} = {value_text(value)}" for name, value in zip(table.columns, key, strict=True)))
         for key in table.column_keys
     ]
 
@@ -135,7 +134,7 @@ def _lines(table: PivotTable, *, differences: bool) -> list[list[str]]:
     vary = len({cell.estimate.num_values for cell in table.cells.values()}) > 1
     return [
         [
-            *(_plain(_value(value)) for value in row),
+            *(_plain(value_text(value)) for value in row),
             *(_text(table, row, c, differences, vary) for c in table.column_keys),
         ]
         for row in table.row_keys
@@ -165,14 +164,6 @@ def _estimate(estimate: Estimate, percent: bool, *, sign: str) -> str:
     else:
         text = f"{estimate.mean:{sign}.4g}" + ("" if half is None else f" ± {half:.2g}")
     return text.replace("-", "−") if "e" not in text else text
-
-
-def _value(value: KnobValue) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _plain(text: str) -> str:

@@ -89,6 +89,8 @@ def search(
                 result = campaign.run(table)
         console.print(str(result.summary), markup=False, highlight=False, soft_wrap=True)
         console.print(f"next: nas-kd report {config.run_dir}", markup=False, highlight=False)
+        if config.grid:
+            console.print(f"      nas-kd table {config.run_dir}", markup=False, highlight=False)
     if result.summary.interrupted:
         raise typer.Exit(130)
     if result.summary.num_complete == 0:
