@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency clean
 
 install: $(STAMP)
 
@@ -40,6 +40,9 @@ bench-distillation: install
 
 bench-streaming: install
 	$(BIN)/python benchmarks/streaming.py
+
+bench-saliency: install
+	$(BIN)/python benchmarks/saliency.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

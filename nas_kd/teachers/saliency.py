@@ -1,10 +1,10 @@
 """Our own teacher of saliency: two streams at the full resolution of the data, whose maps are averaged.
 
-Each stream is a small U-Net (Ronneberger et al., MICCAI 2015): maps of the way down are joined, at equal scale, to those
-of the way up. One stream reads frame t, the other frame t and its difference to frame t + 1, as the two teachers of Li
-et al. (TIP 2020, arXiv 1904.04992) see space and time. Deviations from the U-Net: convolutions are padded and have a
-BatchNorm, scales change by a stride of 2 and by bilinear upsampling to the size of the map that is joined, so any H and
-W do, and the head is linear.
+Each stream is a small U-Net (Ronneberger et al., MICCAI 2015): maps of the way down are joined, at equal scale, to
+those of the way up. One stream reads frame t, the other frame t and its difference to frame t + 1: space and time, as
+the two teachers of Li et al. (TIP 2020, arXiv 1904.04992). Deviations from the U-Net: convolutions are padded and have
+a BatchNorm, scales change by a stride of 2 and by bilinear upsampling to the size of the map that is joined, so any H
+and W do, and the head is linear.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SaliencyTeacherSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (24, 48, 96, 128)
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (16, 32, 64, 96)
     depth: Count = 2
 
 
@@ -74,7 +74,7 @@ class Stream(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """(N, 3, T, H, W) normalised clips of two frames or more -> saliency maps (N, 1, H, W) of their first frame, linear.
+    """(N, 3, T, H, W) normalised clips, T at least 2 -> saliency maps (N, 1, H, W) of their first frame, linear.
 
     Its parts are `spatial`, which reads frame t, and `temporal`, which reads frames t and t + 1.
     """

@@ -64,14 +64,14 @@ def test_it_learns_where_things_move() -> None:
     """A dot among still ones moves: the spatial stream cannot tell it from the others, the temporal one can."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    places = torch.stack([torch.randperm(36, generator=generator)[:4] for _ in range(96)])
+    places = torch.stack([torch.randperm(36, generator=generator)[:4] for _ in range(48)])
     dots = F.one_hot(places, 36).float().unflatten(2, (6, 6))
     frames = torch.stack([dots.sum(1), dots[:, 1:].sum(1) + dots[:, 0].roll(1, 2)], 1).clamp(max=1)
     up = F.interpolate(frames, scale_factor=2.0)[:, None].expand(-1, 3, -1, -1, -1)
     target = F.interpolate(dots[:, :1], scale_factor=2.0)
     teacher = TwoStream(SaliencyTeacherSettings(widths=(8, 12), depth=2))
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
-    for _ in range(40):
+    for _ in range(30):
         losses = {name: F.mse_loss(m, target) for name, m in teacher.streams(up).items()}
         optimizer.zero_grad()
         sum(losses.values()).backward()  # type: ignore[union-attr]
