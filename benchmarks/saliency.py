@@ -116,7 +116,11 @@ class Maps(nn.Module):
             x = ((x.to(device, torch.float32) - MEAN) / STD).to(self.dtype)
         if self.reads == "video":
             return x
-        return x.unflatten(0, (batch, 2)).transpose(1, 2)
+        return x.view(batch, 2, 3, side, side).transpose(1, 2)
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    return cast(nn.Module, cast(Any, module).to(memory_format=torch.channels_last))
 
 
 def published(net: str, side: int) -> SaliencyNet:
@@ -129,7 +133,7 @@ def published(net: str, side: int) -> SaliencyNet:
         for _ in range(20):
             student.train()(torch.randn(16, 3, 2, side, side))
     example = torch.randn(2, 3, 2, side, side)
-    folded = cast(SaliencyNet, fold_batchnorm(student.eval(), example).to(memory_format=torch.channels_last))
+    folded = cast(SaliencyNet, channels_last(fold_batchnorm(student.eval(), example)))
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)], "every BatchNorm folds"
     counted = count_flops(student, example).by_operator["conv"]
     assert executed(folded, example) == counted, "what runs is what was counted"
@@ -204,7 +208,7 @@ def measured_roof(clock: Clock, dtype: torch.dtype) -> Roof:
     side, batch = (8192, 256) if gpu else (1024, 2)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     flops = 2 * side**3 / clock.each(lambda: torch.mm(left, right), 0.3)
-    wide = nn.Conv2d(256, 256, 3, padding=1).to(device, dtype).to(memory_format=torch.channels_last)
+    wide = channels_last(nn.Conv2d(256, 256, 3, padding=1).to(device, dtype))
     maps = torch.randn(batch, 256, 28, 28, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     flops = max(flops, 2 * batch * 28**2 * 9 * 256**2 / clock.each(lambda: wide(maps), 0.3))
     source = torch.zeros(2**28 if gpu else 2**24, device=device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -312,6 +314,26 @@ def test_gates_of_the_net_get_a_gradient_and_others_none(net: str) -> None:
         else:
             assert gate.gate_logits.grad is None, name
     assert gates_of(supernet.network).keys() == space.variables.keys()
+
+
+def test_a_copy_of_a_supernet_has_gates_of_its_own() -> None:
+    space, rng = tiny(), np.random.default_rng(8)
+    supernet = Supernet(space, {"net": "fused", "side": 32}).eval()
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(supernet.network))).eval()
+    before = supernet.arch()
+    with torch.no_grad():
+        expected = supernet(clips(1, 32))
+        for gate in gates_of(twin).values():
+            gate.control.draws.clear()
+        torch.testing.assert_close(twin(clips(1, 32)), expected)
+        other = space.arch({**full(space, rng), **supernet.knobs})
+        for name, gate in gates_of(twin).items():
+            gate.gate_logits[gate.choices.index(other.choices.get(name, gate.choices[0]))] = 9.0
+            gate.control.draws.clear()
+        student = space.student(other).eval()
+        space.inherit(twin, student, other.choices)
+        torch.testing.assert_close(twin(clips(1, 32)), student(clips(1, 32)))
+    assert supernet.arch() == before
 
 
 def test_a_net_has_only_its_own_trunks() -> None:
