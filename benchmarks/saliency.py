@@ -12,8 +12,8 @@ channels-last. FPS counts the frames t for which a map is made. The fused net re
 
 On a CPU: one thread, and as many workers of one thread as there are processors, each with batches of its own; eager,
 and compiled at the smallest side. One thread is timed in processor seconds (the time of a free machine, also while
-others use it), everything else by the wall clock, which means little on a busy machine: a share of the roof above one is
-a sign of it. On a GPU: bfloat16 and float16, each batch size a CUDA graph, eager or, with --compile, compiled.
+others use it), everything else by the wall clock, which means little on a busy machine: a share of the roof above one
+is a sign of it. On a GPU: bfloat16 and float16, each batch size a CUDA graph, eager or, with --compile, compiled.
 
 What limits it: products (two operations a multiply-accumulate) against the rate of a large matrix product or a wide
 convolution, and the least traffic (each convolution and pooling reads its input and writes its output once) against
