@@ -13,7 +13,16 @@ from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
 from nas_kd.config import CampaignConfig, load_config, validate
-from nas_kd.data import CameraConfig, DataConfig, FolderConfig, GeneratedConfig, SequencesConfig
+from nas_kd.data import (
+    CameraConfig,
+    DataConfig,
+    FeaturesConfig,
+    FolderConfig,
+    GeneratedConfig,
+    SequencesConfig,
+    YouTube8MConfig,
+)
+from nas_kd.objectives import terms
 from nas_kd.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
@@ -22,10 +31,13 @@ from nas_kd.sections import (
     RetrainConfig,
     SearchConfig,
 )
-from nas_kd.tasks import DetectionConfig, SegmentationConfig
-from nas_kd.teachers import FrameNetSettings, TeacherConfig
+from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, SegmentationConfig
+from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
+from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from search_spaces import ClipCellSettings, DeltaBlocksSettings
+from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
+from search_spaces.frame_sequence_settings import HRnnOptions, NetVladOptions, NextVladOptions
+from search_spaces.saliency_settings import DecoderSettings, TrunkSettings
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -106,13 +118,37 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", NormalizeConfig),
         ("search", ClipCellSettings),
         ("search", DeltaBlocksSettings),
+        ("search", FrameSequenceSettings),
+        ("search", HRnnOptions),
+        ("search", NetVladOptions),
+        ("search", NextVladOptions),
+        ("search", SaliencySettings),
+        ("search", TrunkSettings),
+        ("search", DecoderSettings),
         ("tasks", SegmentationConfig),
         ("tasks", DetectionConfig),
+        ("tasks", MultilabelConfig),
+        ("tasks", SaliencyConfig),
         ("tasks", FrameNetSettings),
+        ("tasks", SaliencyTeacherSettings),
+        ("tasks", frame_sequence.FrameSequenceTeacherSettings),
+        ("tasks", frame_sequence.HRnnSizes),
+        ("tasks", frame_sequence.NetVladSizes),
+        ("tasks", frame_sequence.NextVladSizes),
         ("data", FolderConfig),
         ("data", GeneratedConfig),
         ("data", SequencesConfig),
+        ("data", FeaturesConfig),
+        ("data", YouTube8MConfig),
         ("data", CameraConfig),
+        ("objectives", terms.ObjectiveConfig),
+        ("objectives", terms.TaskTerm),
+        ("objectives", terms.ResponseTerm),
+        ("objectives", terms.FeatureTerm),
+        ("objectives", terms.CrossResolutionTerm),
+        ("objectives", terms.DeltaTerm),
+        ("objectives", terms.FewerFramesTerm),
+        ("objectives", terms.SpatiotemporalTerm),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
