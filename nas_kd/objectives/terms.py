@@ -146,10 +146,12 @@ class ObjectiveConfig(BaseModel):
 
     @model_validator(mode="after")
     def _some(self) -> ObjectiveConfig:
-        if not (self.task.weight > 0 or self.distils):
+        few = self.fewer_frames  # whose own terms may both be left out
+        few_weight = few.weight * max(few.representation, few.prediction)
+        weights = {**self.weights, "task": self.task.weight, "fewer_frames": few_weight}
+        if not any(weights.values()):
             raise ValueError("at least one term must have a weight above 0, but all are 0")
-        others = [self.task.weight, *(weight for name, weight in self.weights.items() if name != "delta")]
-        if self.delta.active_share < 1 and not any(others):
+        if self.delta.active_share < 1 and not any(weight for name, weight in weights.items() if name != "delta"):
             raise ValueError(
                 f"delta.active_share must be 1 where delta is the only term, but it is {self.delta.active_share:.3g}"
             )
