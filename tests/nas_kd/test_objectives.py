@@ -11,7 +11,7 @@ from nas_kd.objectives import Objective, ObjectiveConfig, cross_resolution, feat
 from nas_kd.objectives.maps import Adapter, adapter_for
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Classification
-from nas_kd.teachers import R2Plus1D, R2Plus1DSettings
+from nas_kd.teachers import R2Plus1D, R2Plus1DSettings, Teacher
 
 THREE = DataInfo(num_classes=3, class_names=("a", "b", "c"), frames=4, height=16, width=16, name="three")
 
@@ -134,6 +134,26 @@ def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distan
     assert "task" not in terms
     assert objective.total(terms).item() == pytest.approx(0.0, abs=1e-6)
     assert not list(objective.parameters())
+
+
+def test_position_logits_teach_the_students_classifier_and_change_no_teacher() -> None:
+    student, net, clip = small(4), small(6), torch.randn(2, 3, 4, 16, 16)
+    term = {"weight": 200, "form": "logits", "teacher_norm": "batch"}
+    config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "feature": {"weight": 0}, "cross_resolution": term})
+    low = clip[..., ::2, ::2]
+    objective = Objective(config, Classification(THREE), student, net, low[:1], clip[:1])
+    teacher = Teacher(net, objective.teacher_taps, norm="batch")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with Taps(student, objective.student_taps) as ours:
+        terms = objective(ours(low), teacher(clip), {})
+    teacher.close()
+    assert set(terms) == {"cross_resolution"}
+    objective.total(terms).backward()
+    learnt = [p.grad for m in student.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    assert learnt
+    assert all(g is not None and g.isfinite().all() and g.abs().sum() > 0 for g in learnt)
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 def test_distilling_without_a_teacher_is_refused() -> None:
