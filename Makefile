@@ -27,7 +27,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step bench-pareto bench-distillation bench-streaming
+bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py

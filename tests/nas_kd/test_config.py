@@ -57,7 +57,7 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"data": {"num_trains": 3}}, "data.num_trains: unknown key 'num_trains'; did you mean 'num_train'?"),
         (
             {"space": {"name": "cells"}},
-            "space: unknown space 'cells'; choose from clip_cell, frame_sequence, saliency, delta_blocks, or give your own",
+            "space: unknown space 'cells'; choose from clip_cell, frame_sequence, saliency, delta_blocks, or give",
         ),
         ({"space": {"ops": "conv2d_k3"}}, "space: ops: must be a list, but got 'conv2d_k3'"),
         ({"objective": {"response": {"temperature": 2}}}, "'temperature'; did you mean 'kd_temperature'?"),
