@@ -49,6 +49,7 @@ class Multilabel(Task):
     """
 
     metric: ClassVar[str] = "gap"
+    outputs: ClassVar[Literal["classes", "labels", "values"]] = "labels"
     keys: ClassVar[tuple[str, ...]] = ("labels",)
     options: ClassVar[type[BaseModel]] = MultilabelConfig
 
