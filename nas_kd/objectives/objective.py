@@ -71,15 +71,17 @@ class Objective(nn.Module):
             raise ValueError("the objective distils, but there is no teacher; set the distillation weights to 0")
         if teacher is None:
             return
-        if config.spatiotemporal.weight > 0 and config.spatiotemporal.fusion_share == 0 and config.task.weight == 0:
-            raise ValueError(
-                "spatiotemporal.fusion_share is 0, so the decoder learns from the task's term all along, but task.weight "
-                "is 0; raise one of them"
-            )
         nets = Nets(task, student, teacher, example, teacher_example, varying_width)
         for name, weight in config.weights.items():
             if weight > 0:
                 self.parts[name] = PARTS[name](config, nets)
+        if config.task.weight == 0 and any(
+            isinstance(p, SpatiotemporalPart) and not p.replaces_task for p in self._parts
+        ):
+            raise ValueError(
+                "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term all along, but "
+                "task.weight is 0; raise one of them"
+            )
         ours = _answer(student, example, self.student_taps)
         theirs = _answer(teacher, teacher_example, self.teacher_taps)
         for part in self._parts:

@@ -37,10 +37,6 @@ BATCH: Mapping[str, Tensor] = {
 }
 
 
-# Multilabel must say `outputs = "labels"`; until then its classes are compared as if they excluded each other.
-labels_as_classes = pytest.mark.xfail(Multilabel.outputs != "labels", reason="Multilabel.outputs", strict=True)
-
-
 def net(upper: int, seed: int, num_classes: int = 3) -> nn.Module:
     torch.manual_seed(seed)
     sizes = {"lower": 4, "upper": upper, "block_length": 2}
@@ -175,8 +171,8 @@ def test_response_of_labels_is_the_divergence_of_each_class() -> None:
 @pytest.mark.parametrize(
     ("distance", "task", "twin", "several"),
     [
-        pytest.param("squared", Multilabel(FEATURES), prediction_squared, True, marks=labels_as_classes),
-        pytest.param("kl", Multilabel(FEATURES), prediction_kl, True, marks=labels_as_classes),
+        ("squared", Multilabel(FEATURES), prediction_squared, True),
+        ("kl", Multilabel(FEATURES), prediction_kl, True),
         ("squared", Classification(replace(FEATURES, multi_label=False)), prediction_squared, False),
         ("kl", Classification(replace(FEATURES, multi_label=False)), prediction_kl, False),
     ],
@@ -288,7 +284,6 @@ def test_the_last_share_is_the_task_with_weight_one(training: str) -> None:
     assert torch.allclose(weighted.objective.total(terms), 0.5 * terms["task"])
 
 
-@labels_as_classes
 def test_responses_join_fewer_frames_and_see_no_gradient_of_the_companion() -> None:
     both = ObjectiveConfig.model_validate(
         {
