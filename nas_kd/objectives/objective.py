@@ -79,7 +79,7 @@ class Objective(nn.Module):
             isinstance(p, SpatiotemporalPart) and not p.replaces_task for p in self._parts
         ):
             raise ValueError(
-                "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term all along, but "
+                "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term, but "
                 "task.weight is 0; raise one of them"
             )
         ours = _answer(student, example, self.student_taps)
