@@ -15,11 +15,13 @@ def test_the_example_trains_with_every_term_and_ends_with_the_labels_alone(tmp_p
     tiny = load_config(EXAMPLE).model_dump(mode="json") | {
         "runs": str(tmp_path),
         "trials": 1,
-        "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 6},
+        "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 6, "size": 16},
         "resources": {"executor": "inline"},
     }
     tiny["teacher"]["fit"]["epochs"] = 1
     tiny["search"]["epochs"] = 1
+    tiny["search"]["local"]["steps"] = 0
+    tiny["space"] = {"name": "delta_blocks", "keyframe_interval": [3], "candidates": ["full", "pointwise4"]}
     tiny["retrain"]["epochs"] = 5
     (record,) = nas_kd.search(validate(tiny, source="combined")).records
     assert record.state == "complete", record.error
