@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas_kd.objectives.maps import matched_frames, resample
-from search_spaces import Supernet
+from nas_kd.taps import tappable
 
 
 def cross_resolution(student: Tensor, teacher: Tensor) -> Tensor:
@@ -129,15 +129,15 @@ def find_classifier(module: nn.Module, num_outputs: int) -> str:
     Raises:
         ValueError: there is none.
     """
-    net: nn.Module = module.network if isinstance(module, Supernet) else module
-    names: list[str] = [
+    modules = tappable(module)
+    names = [
         name
-        for name, child in net.named_modules()
+        for name, child in modules.items()
         if name and isinstance(child, nn.Linear) and child.out_features == num_outputs
     ]
     if not names:
         raise ValueError(
-            f"{type(net).__name__} has no nn.Linear with {num_outputs} outputs to classify its map with; name its "
-            "classifier, or use form: maps"
+            f"{type(modules['']).__name__} has no nn.Linear with {num_outputs} outputs to classify its map with; name "
+            "its classifier, or use form: maps"
         )
     return names[-1]

@@ -5,11 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-_UNEQUAL = (
-    "response distillation compares logits of one shape, but the student gives {} and the teacher {}; both need the "
-    "same classes"
-)
-
 
 def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch and over pixels.
@@ -24,8 +19,7 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
     Raises:
         ValueError: the two have different shapes.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(_UNEQUAL.format(tuple(student.shape), tuple(teacher.shape)))
+    _check_shapes(student, teacher)
     channels = -1 if student.ndim == 2 else -3
     log_p = F.log_softmax(student / kd_temperature, dim=channels)
     log_q = F.log_softmax(teacher / kd_temperature, dim=channels)
@@ -44,9 +38,16 @@ def response_of_labels(student: Tensor, teacher: Tensor, kd_temperature: float =
     Raises:
         ValueError: the two have different shapes.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(_UNEQUAL.format(tuple(student.shape), tuple(teacher.shape)))
+    _check_shapes(student, teacher)
     ours, theirs = student / kd_temperature, teacher / kd_temperature
     yes = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
     no = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
     return (yes + no).sum(-1).mean() * kd_temperature**2
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"response distillation compares logits of one shape, but the student gives {tuple(student.shape)} and the "
+            f"teacher {tuple(teacher.shape)}; both need the same classes"
+        )
