@@ -81,19 +81,18 @@ class FewerFramesPart(Part):
         self.needs_teacher = bool(self.weights)
         self.adapter: nn.Module | None = None
         if term.representation > 0:
-            self.student_taps, self.teacher_taps = (term.student,), (term.teacher,)
+            self.tap([(term.student, term.teacher)])
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        if self.student_taps:
-            ours, theirs = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
-            names = ("student", self.student_taps[0], ours), ("teacher", self.teacher_taps[0], theirs)
-            for who, name, found in names:
+        for ours, theirs in self.pairs:
+            small, large = student.features[ours], teacher.features[theirs]
+            for who, name, found in (("student", ours, small), ("teacher", theirs, large)):
                 if found.ndim != 2:
                     raise ValueError(
                         f"fewer_frames.{who}: an encoding has the form (N, E), but module {name!r} gives "
                         f"{tuple(found.shape)}; name the module that encodes the whole video"
                     )
-            self.adapter = adapter_for(ours, theirs, always=self._varying_width)
+            self.adapter = adapter_for(small, large, always=self._varying_width)
         if "fewer_frames.prediction" in self.weights and student.logits.shape[-1] != teacher.logits.shape[-1]:
             raise ValueError(
                 f"fewer_frames.prediction: both must know the same classes, but the student has "
@@ -106,8 +105,9 @@ class FewerFramesPart(Part):
         assert teacher is not None
         terms: dict[str, Tensor] = {}
         if self.adapter is not None:
-            ours, theirs = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
-            terms["fewer_frames.representation"] = representation(self.adapter(ours), theirs)
+            ((ours, theirs),) = self.pairs
+            encoding = self.adapter(student.features[ours])
+            terms["fewer_frames.representation"] = representation(encoding, teacher.features[theirs])
         if "fewer_frames.prediction" in self.weights:
             terms["fewer_frames.prediction"] = self._distance(student.logits, teacher.logits, several=self._several)
         return terms

@@ -24,7 +24,7 @@ PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
     "cross_resolution": lambda config, nets: cross_resolution_part(config.cross_resolution, nets),
     "delta": lambda config, nets: DeltaPart(config.delta, nets),
     "fewer_frames": lambda config, nets: FewerFramesPart(config.fewer_frames, nets),
-    "spatiotemporal": lambda config, nets: SpatiotemporalPart(config.spatiotemporal, nets),
+    "spatiotemporal": lambda config, nets: SpatiotemporalPart(config.spatiotemporal, config.task.weight, nets),
 }
 """Name -> builder. A new way to distil is a term in the config and an entry here; any of them may be combined."""
 
@@ -75,13 +75,6 @@ class Objective(nn.Module):
         for name, weight in config.weights.items():
             if weight > 0:
                 self.parts[name] = PARTS[name](config, nets)
-        if config.task.weight == 0 and any(
-            isinstance(p, SpatiotemporalPart) and not p.replaces_task for p in self._parts
-        ):
-            raise ValueError(
-                "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term, but "
-                "task.weight is 0; raise one of them"
-            )
         ours = _answer(student, example, self.student_taps)
         theirs = _answer(teacher, teacher_example, self.teacher_taps)
         for part in self._parts:
@@ -91,11 +84,6 @@ class Objective(nn.Module):
     @property
     def _parts(self) -> list[Part]:
         return [cast(Part, part) for part in self.parts.values()]
-
-    @property
-    def pairs(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """Term -> the modules that it compares, those of the student first."""
-        return {name: part.pairs for name, part in self.parts.items() if hasattr(part, "pairs")}  # type: ignore[misc]
 
     @property
     def student_taps(self) -> tuple[str, ...]:

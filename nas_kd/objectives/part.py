@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Batch, Task
+
+Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Nets:
     teacher: nn.Module
     example: Tensor
     teacher_example: Tensor
-    varying_width: bool = False
+    varying_width: bool
 
 
 class Part(nn.Module):
@@ -37,6 +39,7 @@ class Part(nn.Module):
 
     Attributes:
         weights: term -> its weight in the sum.
+        pairs: (module of the student, module of the teacher) for all that is compared map by map; set by `tap`.
         student_taps: modules of the student whose outputs are needed.
         teacher_taps: likewise of the teacher.
         needs_teacher: whether the teacher has to be asked at all.
@@ -44,10 +47,17 @@ class Part(nn.Module):
     """
 
     weights: Mapping[str, float]
+    pairs: Pairs = ()
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: bool = True
     replaces_task: bool = False
+
+    def tap(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Ask for the maps of these pairs of modules."""
+        self.pairs = tuple(pairs)
+        self.student_taps = tuple(ours for ours, _ in self.pairs)
+        self.teacher_taps = tuple(theirs for _, theirs in self.pairs)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         """Make what depends on shapes, from the answers to the examples, and compare them once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -12,14 +12,12 @@ from nas_kd.objectives.cross_resolution import cross_resolution, cross_resolutio
 from nas_kd.objectives.delta import DeltaLoss, delta_pairs
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.maps import adapter_for
-from nas_kd.objectives.part import Nets, Part
+from nas_kd.objectives.part import Nets, Pairs, Part
 from nas_kd.objectives.response import response, response_of_labels
 from nas_kd.objectives.terms import CrossResolutionTerm, DeltaTerm, FeatureTerm, ResponseTerm
 from nas_kd.taps import ModelOutput, last_maps, tappable
 from nas_kd.tasks import Batch
 from search_spaces.supernet import delta_net_of
-
-Pairs = tuple[tuple[str, str], ...]
 
 
 class ResponsePart(Part):
@@ -60,10 +58,9 @@ class MapPart(Part):
         self, name: str, weight: float, pairs: Pairs, distance: Callable[[Tensor, Tensor], Tensor], nets: Nets
     ) -> None:
         super().__init__()
-        self.name, self.pairs, self._distance = name, pairs, distance
+        self.name, self._distance = name, distance
         self.weights = {name: weight}
-        self.student_taps = tuple(ours for ours, _ in pairs)
-        self.teacher_taps = tuple(theirs for _, theirs in pairs)
+        self.tap(pairs)
         self._varying_width = nets.varying_width
         self.adapters = nn.ModuleList()
 
@@ -93,9 +90,8 @@ class PositionLogitsPart(Part):
 
     def __init__(self, term: CrossResolutionTerm, pair: tuple[str, str], nets: Nets) -> None:
         super().__init__()
-        self.pairs: Pairs = (pair,)
         self.weights = {"cross_resolution": term.weight}
-        self.student_taps, self.teacher_taps = pair[:1], pair[1:]
+        self.tap([pair])
         self._kd_temperature = term.kd_temperature
         # In a tuple, so that they are not parts of this module: both belong to their nets.
         self._classifiers = (
@@ -108,9 +104,10 @@ class PositionLogitsPart(Part):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        ours, theirs = self.pairs[0]
-        classifiers, maps = self._classifiers, (student.features[ours], teacher.features[theirs])
-        value = cross_resolution_logits(*maps, *classifiers, self._kd_temperature)
+        ((ours, theirs),) = self.pairs
+        value = cross_resolution_logits(
+            student.features[ours], teacher.features[theirs], *self._classifiers, self._kd_temperature
+        )
         return {"cross_resolution": value}
 
 
@@ -123,9 +120,7 @@ class DeltaPart(Part):
         if net is None:
             raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
         self.weights = {"delta": term.weight}
-        self.pairs = delta_pairs(name for name, layer in net.layers().items() if layer.student is not None)
-        self.student_taps = tuple(ours for ours, _ in self.pairs)
-        self.teacher_taps = tuple(theirs for _, theirs in self.pairs)
+        self.tap(delta_pairs(name for name, layer in net.layers().items() if layer.student is not None))
         self.loss = DeltaLoss(len(self.pairs), term.normalize, term.reference)
         self._active_share = term.active_share
 
@@ -164,10 +159,11 @@ def cross_resolution_part(term: CrossResolutionTerm, nets: Nets) -> Part:
 
 
 def _classifier(net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
-    modules: Mapping[str, nn.Module] = tappable(net)
-    if name is not None and name not in modules:
+    modules = tappable(net)
+    name = find_classifier(net, num_outputs) if name is None else name
+    if name not in modules:
         raise ValueError(f"{type(net).__name__} has no module {name!r} to use as a classifier; name its linear layer")
-    return modules[name if name is not None else find_classifier(net, num_outputs)]
+    return modules[name]
 
 
 def _in_student(student: nn.Module, name: str) -> str:

@@ -28,9 +28,15 @@ STREAMS = ("spatial", "temporal")
 
 
 class SpatiotemporalPart(Part):
-    """The first stage, and the frozen trunks of the second."""
+    """The first stage, and the frozen trunks of the second.
 
-    def __init__(self, term: SpatiotemporalTerm, nets: Nets) -> None:
+    Args:
+        term: of the config.
+        task_weight: of the term from which the decoder that fuses learns where there is no second stage.
+        nets: what it is built for.
+    """
+
+    def __init__(self, term: SpatiotemporalTerm, task_weight: float, nets: Nets) -> None:
         super().__init__()
         if not isinstance(nets.task, Saliency):
             raise ValueError(
@@ -49,6 +55,11 @@ class SpatiotemporalPart(Part):
         self.heads = nn.ModuleDict()
         self.is_fused = len(self.streams) == len(STREAMS)
         self.replaces_task = not self.is_fused or term.fusion_share > 0
+        if not self.replaces_task and task_weight == 0:
+            raise ValueError(
+                "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term, but "
+                "task.weight is 0; raise one of them"
+            )
         self.weights = {}
         for stream in self.streams:
             for kind, share in (("soft", term.soft_share), ("hard", 1 - term.soft_share)):

@@ -113,8 +113,8 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
         }
     )
     objective = Objective(config, Classification(THREE), student, teacher, clip[:1], clip[:1])
-    assert objective.pairs["feature"] == (("layers.0", "layers.0"), ("layers.1", "layers.1"))
-    assert objective.pairs["cross_resolution"] == (("layers.1", "layers.1"),)
+    assert objective.parts["feature"].pairs == (("layers.0", "layers.0"), ("layers.1", "layers.1"))
+    assert objective.parts["cross_resolution"].pairs == (("layers.1", "layers.1"),)
     batch = {"label": torch.tensor([0, 2])}
     with Taps(student, objective.student_taps) as ours, Taps(teacher, objective.teacher_taps) as theirs:
         terms = objective(ours(clip), theirs(clip), batch)
