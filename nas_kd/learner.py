@@ -14,11 +14,11 @@ from nas_kd.frames import ClipOfFrames, random_frames, random_pairs, take_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.sections import SearchConfig
 from nas_kd.taps import ModelOutput, Taps
-from nas_kd.teachers import Teacher
+from nas_kd.teachers import StoredMaps, Teacher
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
-from nas_kd.training.fit import FitConfig, Progress, fit, no_progress
-from nas_kd.training.gate_search import search_gates, slow_parameters
+from nas_kd.training.fit import FitConfig, Log, Progress, fit, no_log, no_progress
+from nas_kd.training.gate_search import search_gates, trained_parameters
 from nas_kd.training.local_search import start_locally
 from nas_kd.workbench import Workbench
 from search_spaces import Supernet
@@ -74,7 +74,8 @@ class Learner:
             else:
                 norm = config.cross_resolution.teacher_norm if config.asks_live else "running"
                 live = self._teacher = Teacher(teacher, taps, norm=norm)
-                self._answers = lambda batch, clip: live(clip)
+                maps = teacher if isinstance(teacher, StoredMaps) else None
+                self._answers = lambda batch, clip: live(clip if maps is None else maps.take(batch))
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""
@@ -123,7 +124,7 @@ class Learner:
         checkpoint: Path | None = None,
         tag: str = "search",
         progress: Progress = no_progress,
-        log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+        log: Log = no_log,
     ) -> None:
         """Search the gates of the net, a supernet; with key frames, after a local start.
 
@@ -171,9 +172,7 @@ class Learner:
             seed: of order, augmentation and noise.
             options: of `nas_kd.training.fit.fit`.
         """
-        slow, slow_scale = slow_parameters(self.net, self.objective.config)
-        taken = {id(p) for p in slow}
-        trained = (p for p in (*self.net.parameters(), *self.objective.parameters()) if p.requires_grad)
+        fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         fit(
             self.net,
             self.bench.loader(dataset, config, seed=seed, train=True),
@@ -181,7 +180,7 @@ class Learner:
             self.objective.total,
             config,
             seed=seed,
-            parameters=[p for p in trained if id(p) not in taken],
+            parameters=fast,
             slow=slow,
             slow_scale=slow_scale,
             advance=self.objective.advance,

@@ -53,6 +53,14 @@ def no_progress(fraction: float, message: str) -> None:
     """Shows nothing."""
 
 
+Log = Callable[[int, Mapping[str, float]], None]
+"""(epoch that ended, mean of every term over its steps)."""
+
+
+def no_log(epoch: int, means: Mapping[str, float]) -> None:
+    """Keeps nothing."""
+
+
 def make_optimizer(
     config: FitConfig,
     parameters: Iterable[nn.Parameter],
@@ -134,7 +142,7 @@ def fit(
     checkpoint: Path | None = None,
     tag: str = "",
     progress: Progress = no_progress,
-    log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+    log: Log = no_log,
 ) -> None:
     """Train `module` in place. Restarts from its checkpoint at the last whole epoch, with the same result.
 

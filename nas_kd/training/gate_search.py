@@ -7,7 +7,7 @@ Gates stay uniform during the warm-up, so that no candidate is judged before it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,17 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
-from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.objectives import Objective
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
     Averages,
     FitConfig,
+    Log,
     Loss,
     Progress,
     check_finite,
     learning_rate,
     make_optimizer,
+    no_log,
     no_progress,
     set_learning_rate,
 )
@@ -84,21 +86,34 @@ class LocalConfig(BaseModel):
     prior: float = Field(default=100.0, ge=0)
 
 
-def slow_parameters(net: nn.Module, config: ObjectiveConfig) -> tuple[list[nn.Parameter], float]:
-    """Parameters that were the teacher's and train slowly, and their share of the learning rate; none by default.
+def trained_parameters(
+    net: nn.Module, weights: Iterable[nn.Parameter], objective: Objective
+) -> tuple[list[nn.Parameter], list[nn.Parameter], float]:
+    """What trains, and what trains slowly.
 
-    They are made trainable here: the space leaves them frozen.
+    Slow are the parameters that were the teacher's, none by default. They are made trainable here: the space leaves
+    them frozen.
+
+    Args:
+        net: a supernet or a student.
+        weights: of the net.
+        objective: whose own parameters train along.
+
+    Returns:
+        Those at the learning rate, those at a share of it, and that share.
     """
-    inner = delta_net_of(net)
-    if inner is None or config.delta.teacher_lr_scale == 0:
-        return [], 0.0
-    slow = inner.teacher_parameters()
-    for p in slow:
-        p.requires_grad_(True)
-    return slow, config.delta.teacher_lr_scale
+    slow: list[nn.Parameter] = []
+    scale, inner = objective.config.delta.teacher_lr_scale, delta_net_of(net)
+    if inner is not None and scale > 0:
+        slow = inner.teacher_parameters()
+        for p in slow:
+            p.requires_grad_(True)
+    taken = {id(p) for p in slow}
+    fast = [p for p in (*weights, *objective.parameters()) if p.requires_grad and id(p) not in taken]
+    return fast, slow, scale
 
 
-def _cycle(loader: ClipLoader, epoch: int) -> Iterator[Batch]:
+def cycle(loader: ClipLoader, epoch: int = 0) -> Iterator[Batch]:
     """Batches without end; a smaller split is gone through several times an epoch, each time in a new order."""
     passes = 0
     while True:
@@ -120,7 +135,7 @@ def search_gates(
     checkpoint: Path | None = None,
     tag: str = "search",
     progress: Progress = no_progress,
-    log: Callable[[int, Mapping[str, float]], None] = lambda epoch, means: None,
+    log: Log = no_log,
 ) -> None:
     """Train weights and gates of `supernet` in place; restarts from its checkpoint at the last whole epoch.
 
@@ -139,10 +154,7 @@ def search_gates(
         progress: told after every step.
         log: told the mean terms after every epoch.
     """
-    slow, slow_scale = slow_parameters(supernet, objective.config)
-    taken = {id(p) for p in slow}
-    fast = [p for p in (*supernet.weight_parameters(), *objective.parameters()) if p.requires_grad]
-    fast = [p for p in fast if id(p) not in taken]
+    fast, slow, slow_scale = trained_parameters(supernet, supernet.weight_parameters(), objective)
     weight_parameters = [*fast, *slow]  # what is frozen stays so
     gate_parameters = supernet.gate_parameters()
     optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
@@ -164,7 +176,7 @@ def search_gates(
         if supernet.control.generator is not None:
             supernet.control.generator.manual_seed(seed * 100_003 + epoch)
         supernet.train()
-        averages, gate_batches = Averages(), _cycle(gates, epoch)
+        averages, gate_batches = Averages(), cycle(gates, epoch)
         for i, batch in enumerate(weights.epoch(epoch)):
             done = epoch * len(weights) + i
             supernet.gate_temperature = config.schedule.at(done / steps)

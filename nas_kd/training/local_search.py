@@ -23,7 +23,7 @@ from nas_kd.data import Batch, ClipLoader
 from nas_kd.frames import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
 from nas_kd.training.fit import FitConfig, Progress, make_optimizer, no_progress, set_learning_rate
-from nas_kd.training.gate_search import LocalConfig
+from nas_kd.training.gate_search import LocalConfig, cycle
 from nas_kd.workbench import Workbench
 from search_spaces import DeltaNet, Edge, Supernet
 
@@ -61,7 +61,7 @@ def start_locally(
     trained = [p for edge in edges.values() for p in edge.candidates.parameters()]
     optimizer = make_optimizer(fit, trained)
     supernet.train()
-    batches = _endless(weights)
+    batches = cycle(weights)
     for step in range(config.steps):
         set_learning_rate(optimizer, fit.lr * 0.5 * (1 + cos(pi * step / config.steps)))
         optimizer.zero_grad(set_to_none=True)
@@ -72,7 +72,7 @@ def start_locally(
         optimizer.step()
         progress((step + 1) / (config.steps + 1), f"candidates {step + 1}/{config.steps}")
     supernet.eval()
-    batches = _endless(gates)
+    batches = cycle(gates)
     with _on_teacher(net, edges, train=False) as missed:
         for _ in range(config.probes):
             _pass(bench, net, random_pairs(next(batches), interval))
@@ -82,13 +82,6 @@ def start_locally(
             values = torch.tensor([min(shares[layer][name], 1.0) for name in edge.candidates])
             edge.gate.gate_logits.copy_(-config.prior * values)
     return shares
-
-
-def _endless(loader: ClipLoader) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from loader.epoch(epoch)
-        epoch += 1
 
 
 @torch.no_grad()
