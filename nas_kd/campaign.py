@@ -16,7 +16,7 @@ from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.grid import Cell
-from nas_kd.sections import FlopsRange, LatencyRange, parse_flops
+from nas_kd.sections import BudgetRange, parse_flops
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
@@ -54,7 +54,7 @@ def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
     """Everything that the study proposes: the budget, the space's knobs with several values, the dotted knobs."""
     options = config.budget.options
     knobs: dict[str, Knob] = {}
-    if isinstance(options, FlopsRange | LatencyRange):
+    if isinstance(options, BudgetRange):
         knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
     else:
         knobs[config.budget.knob] = ChoiceKnob(values=options)
@@ -162,7 +162,7 @@ class Campaign:
             numbers = self.ledger.enqueue_all(cells, self._knobs, seed=seed)
             done = {record.number for record in self.ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
-        elif isinstance(options, FlopsRange | LatencyRange):
+        elif isinstance(options, BudgetRange):
             numbers = []
         else:  # each budget once before the sampler decides
             budgets = [{config.budget.knob: value} for value in options[: config.trials]]

@@ -13,9 +13,9 @@ import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.data import SequencesConfig
-from nas_kd.grid import Cell, distinct
+from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
-from nas_kd.sections import FlopsRange, LatencyRange
+from nas_kd.sections import BudgetRange
 from nas_kd.workbench import Workbench, build_objective, check_outputs, check_teacher, extreme_knobs, weighed
 from search_spaces import Supernet
 from search_spaces.arch import Choice
@@ -54,48 +54,49 @@ def grid_cells(config: CampaignConfig, knobs: Mapping[str, Sequence[Choice]]) ->
         ConfigError: a cell names a knob or a value that there is not, or leaves out one of several.
     """
     budget, options = config.budget.knob, config.budget.options
-    several: dict[str, Sequence[Choice | float]] = {n: values for n, values in knobs.items() if len(values) > 1}
-    bounds = (options.low, options.high) if isinstance(options, FlopsRange | LatencyRange) else None
-    choices = several if isinstance(options, FlopsRange | LatencyRange) else {budget: options, **several}
-    names = list(dict.fromkeys([budget, *several]))
+    choices: dict[str, Sequence[Choice | float] | BudgetRange] = {budget: options}
+    choices |= {name: values for name, values in knobs.items() if len(values) > 1}
     cells = []
     for cell in config.cells:
         for name, value in cell.items():
-            if "." in name:
-                continue
             if name in choices:
-                if value not in choices[name]:
-                    where = f"budget.{name}" if name == budget else f"space.{name}"
-                    raise ConfigError(
-                        f"grid: {name} must be one of {', '.join(map(str, choices[name]))}, but a cell has {value!r}; "
-                        f"add it to {where}, or drop it from the grid"
-                    )
-            elif name == budget and bounds is not None:
-                if isinstance(value, bool | str) or not bounds[0] <= value <= bounds[1]:
-                    raise ConfigError(
-                        f"grid: {name} must be from {bounds[0]} to {bounds[1]}, as at budget.{name}, but a cell has "
-                        f"{value!r}"
-                    )
+                _check_value(name, value, choices[name], f"budget.{name}" if name == budget else f"space.{name}")
             elif name in knobs:
                 raise ConfigError(
                     f"grid: {name} has one value only, {knobs[name][0]!r}; list several at space.{name}, or drop it "
                     "from the grid"
                 )
-            else:
+            elif "." not in name:
                 raise ConfigError(
-                    f"grid: there is no knob {name!r}; {choose(name, names)}, or give a dotted path into objective, "
-                    "search or retrain"
+                    f"grid: there is no knob {name!r}; {choose(name, list(choices))}, or give a dotted path into "
+                    "objective, search or retrain"
                 )
         full: Cell = {}
-        for name in names:
-            if name not in cell and len(choices.get(name, ())) != 1:
+        for name, values in choices.items():
+            if name in cell:
+                full[name] = cell[name]
+            elif isinstance(values, BudgetRange) or len(values) > 1:
                 raise ConfigError(
                     f"grid: {name} has several values, but a block of the grid does not say which; name it in every "
                     "block"
                 )
-            full[name] = cell[name] if name in cell else choices[name][0]
+            else:
+                full[name] = values[0]
         cells.append(full | cell)
     return distinct(cells)
+
+
+def _check_value(name: str, value: Value, allowed: Sequence[Choice | float] | BudgetRange, where: str) -> None:
+    if not isinstance(allowed, BudgetRange):
+        if value not in allowed:
+            raise ConfigError(
+                f"grid: {name} must be one of {', '.join(map(str, allowed))}, but a cell has {value!r}; add it to "
+                f"{where}, or drop it from the grid"
+            )
+    elif isinstance(value, bool | str) or not allowed.low <= value <= allowed.high:
+        raise ConfigError(
+            f"grid: {name} must be from {allowed.low} to {allowed.high}, as at {where}, but a cell has {value!r}"
+        )
 
 
 def check_fit(config: CampaignConfig, bench: Workbench) -> None:

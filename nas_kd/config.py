@@ -32,7 +32,7 @@ from nas_kd.sections import (
     SpaceConfig,
     parse_flops,
 )
-from nas_kd.tasks import TASKS
+from nas_kd.tasks import TASKS, task_config
 from nas_kd.teachers import TeacherConfig
 from search_spaces import DERIVED_SPACES, SPACES
 from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
@@ -171,12 +171,7 @@ class CampaignConfig(Section):
     def _fits(self) -> CampaignConfig:
         if self.task not in TASKS:
             raise ValueError(f"task: {self.task!r} is unknown; choose from {', '.join(TASKS)}")
-        try:
-            TASKS[self.task].options.model_validate(self.task_options)
-        except ValidationError as error:
-            raise ValueError(
-                "; ".join(f"task_options: {line}" for line in explain(error, self.task_options))
-            ) from error
+        task_config(self.task, self.task_options)
         if self.budget.max_latency_ms is not None and not self.space.is_derived:
             raise ValueError(
                 f"budget.max_latency_ms: only {', '.join(DERIVED_SPACES)} has a latency table, but the space is "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from torch import nn
@@ -42,34 +42,31 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FlopsRange(Section):
-    """Budgets between two bounds, proposed on a logarithmic scale."""
+class BudgetRange(Section):
+    """Budgets between two bounds, proposed on a logarithmic scale: in milliseconds, where nothing else is said."""
 
-    low: Flops
-    high: Flops
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> FlopsRange:
+    def _ordered(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
         return self
+
+
+class FlopsRange(BudgetRange):
+    """The same in FLOPs."""
+
+    low: Flops
+    high: Flops
 
 
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class LatencyRange(Section):
-    """Budgets in milliseconds between two bounds, proposed on a logarithmic scale."""
-
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LatencyRange:
-        if self.low >= self.high:
-            raise ValueError(f"low must be below high, but low is {self.low} and high is {self.high}")
-        return self
+_RANGE_OR_LIST = Discriminator(lambda value: "range" if isinstance(value, dict | BudgetRange) else "list")
 
 
 class BudgetConfig(Section):
@@ -84,13 +81,13 @@ class BudgetConfig(Section):
 
     max_flops: Annotated[
         Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
-        Discriminator(lambda value: "range" if isinstance(value, dict | FlopsRange) else "list"),
+        _RANGE_OR_LIST,
     ] = (2_000_000, 3_000_000, 5_000_000, 8_000_000)
     max_latency_ms: (
         Annotated[
-            Annotated[LatencyRange, Tag("range")]
+            Annotated[BudgetRange, Tag("range")]
             | Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Tag("list")],
-            Discriminator(lambda value: "range" if isinstance(value, dict | LatencyRange) else "list"),
+            _RANGE_OR_LIST,
         ]
         | None
     ) = None
@@ -116,7 +113,7 @@ class BudgetConfig(Section):
         return "max_flops" if self.max_latency_ms is None else "max_latency_ms"
 
     @property
-    def options(self) -> FlopsRange | LatencyRange | tuple[int, ...] | tuple[float, ...]:
+    def options(self) -> BudgetRange | tuple[float, ...]:
         """Budgets to choose from, or the range."""
         return self.max_flops if self.max_latency_ms is None else self.max_latency_ms
 
@@ -124,7 +121,7 @@ class BudgetConfig(Section):
     def lowest(self) -> float:
         """The tightest budget that can be proposed."""
         options = self.options
-        return options.low if isinstance(options, FlopsRange | LatencyRange) else min(options)
+        return options.low if isinstance(options, BudgetRange) else min(options)
 
     def cost(self, value: float) -> int:
         """A value of the knob in the units of its cost table: FLOPs, or nanoseconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nas_kd.data import DataInfo
 from nas_kd.mistakes import explain
@@ -41,7 +41,24 @@ __all__ = [
     "Task",
     "decode",
     "make_task",
+    "task_config",
 ]
+
+
+def task_config(name: str, options: Mapping[str, Any]) -> BaseModel:
+    """The options of a task, an instance of its `options`.
+
+    Args:
+        name: a key of `TASKS`.
+        options: by key; what is not given has its default.
+
+    Raises:
+        ValueError: unknown or unfit options.
+    """
+    try:
+        return TASKS[name].options.model_validate(options)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"task_options: {sentence}" for sentence in explain(error, options))) from error
 
 
 def make_task(name: str, info: DataInfo, options: Mapping[str, Any]) -> Task:
@@ -50,16 +67,11 @@ def make_task(name: str, info: DataInfo, options: Mapping[str, Any]) -> Task:
     Args:
         name: a key of `TASKS`.
         info: what is known of the data.
-        options: keys of the task's `options`; what is not given has its default.
+        options: see `task_config`.
 
     Raises:
         ValueError: unknown name, unknown or unfit options, or data without the labels that the task needs.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
-    task = TASKS[name]
-    try:
-        config = task.options.model_validate(options)
-    except ValidationError as error:
-        raise ValueError("; ".join(f"task_options: {sentence}" for sentence in explain(error, options))) from error
-    return task(info, config)
+    return TASKS[name](info, task_config(name, options))
