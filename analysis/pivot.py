@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
 from scipy import stats
 
-from analysis.statistics import Estimate, estimate_mean, seed_values
+from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values
 from analysis.text import MISSING, count, flops_label, si
 from trials.record import KnobValue, Metric, Split, Stage, TrialRecord
 
 Key: TypeAlias = tuple[KnobValue, ...]
 Pairing: TypeAlias = Literal["paired", "unpaired"]
 Seeds: TypeAlias = dict[tuple[frozenset[tuple[str, KnobValue]], int], list[float]]
+Measured: TypeAlias = Mapping[int, tuple[float, ...]]  # number of a trial -> the metric of each of its trainings
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class PivotCell:
     trials: tuple[int, ...]
     values: tuple[float, ...]
     estimate: Estimate
-    flops: float | None
+    flops: float
     difference: Estimate | None = None
     pairing: Pairing | None = None
     is_baseline: bool = False
@@ -84,7 +85,7 @@ def pivot(
     records: Sequence[TrialRecord],
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
-    metric: str | tuple[Split, str] | None = None,
+    metric: str | None = None,
     stage: Stage = "retrained",
     *,
     against: Mapping[str, KnobValue] | None = None,
@@ -103,7 +104,7 @@ def pivot(
         rows: knobs by whose values to make rows. With neither rows nor columns the knobs that vary are taken, the last
             of them for columns; with one of the two the other takes the rest of them.
         columns: knobs by whose values to make columns.
-        metric: `split/name` or (split, name); by default the primary metric on `test`.
+        metric: `split/name`; by default the primary metric on `test`.
         stage: of the student.
         against: knob -> value: compare each cell with that which has these values and otherwise its own. These knobs
             must be among rows and columns.
@@ -118,36 +119,39 @@ def pivot(
     asked = {name: resolve(knobs, name, value) for name, value in (where or {}).items()}
     chosen = [r for r in records if all(r.knobs.get(name) == value for name, value in asked.items())]
     if not chosen:
-        raise ValueError(f"no trial has {_assignments(asked)} together; ask for fewer of them")
+        raise ValueError(f"no trial has {assignments(asked)} together; ask for fewer of them")
     chosen.sort(key=lambda record: record.number)
     row_names, column_names = _axes(_values(chosen), knobs, rows, columns)
     split, shown = _metric(chosen, metric, stage)
     baseline = {name: resolve(knobs, name, value) for name, value in (against or {}).items()}
+    names = (*row_names, *column_names)
     for name in baseline:
-        if name not in (*row_names, *column_names):
+        if name not in names:
             raise ValueError(
                 f"the baseline is a cell, so {name} must be among rows and columns, but those are "
-                f"{', '.join((*row_names, *column_names))}; add it to one of them"
+                f"{', '.join(names)}; add it to one of them"
             )
+    measured = {record.number: _measured(record, split, stage, shown.name) for record in chosen}
     grouped: dict[tuple[Key, Key], list[TrialRecord]] = {}
     row_keys: dict[Key, None] = {}
     column_keys: dict[Key, None] = {}
     for record in chosen:
-        if all(name in record.knobs for name in (*row_names, *column_names)):
+        if all(name in record.knobs for name in names):
             key = _key(record, row_names), _key(record, column_names)
             row_keys[key[0]] = column_keys[key[1]] = None
-            if _measured(record, split, stage, shown.name):
+            if measured[record.number]:
                 grouped.setdefault(key, []).append(record)
     if not grouped:
         raise ValueError(
             f"no complete trial has {stage} {split} {shown.name}, so there is nothing to show; `nas-kd report` says "
             "what failed"
         )
-    names = (*row_names, *column_names)
-    cells = {
-        key: _cell(key, group, _partner(key, names, baseline, len(row_names)), grouped, baseline, split, stage, shown)
-        for key, group in grouped.items()
-    }
+
+    def partner(row: Key, column: Key) -> tuple[Key, Key]:
+        values = tuple(baseline.get(name, value) for name, value in zip(names, (*row, *column), strict=True))
+        return values[: len(row)], values[len(row) :]
+
+    cells = {key: _cell(key, partner(*key), grouped, baseline, measured) for key in grouped}
     table = PivotTable(
         rows=row_names,
         columns=column_names,
@@ -160,7 +164,7 @@ def pivot(
         against=baseline,
     )
     notes = _notes(table, chosen, [record for group in grouped.values() for record in group])
-    return PivotTable(**{**vars(table), "notes": tuple(notes)})
+    return replace(table, notes=tuple(notes))
 
 
 def resolve(knobs: Mapping[str, Sequence[KnobValue]], name: str, value: KnobValue) -> KnobValue:
@@ -174,12 +178,16 @@ def resolve(knobs: Mapping[str, Sequence[KnobValue]], name: str, value: KnobValu
     Raises:
         ValueError: there is no such knob or value; the sentence lists those there are.
     """
-    if name not in knobs:
-        raise ValueError(f"there is no knob {name!r}; the trials have {', '.join(knobs) or 'none'}")
+    _check_knob(name, knobs)
     for known in knobs[name]:
         if _same(known, value):
             return known
     raise ValueError(f"no trial has {name} = {value}; there are {', '.join(str(known) for known in knobs[name])}")
+
+
+def _check_knob(name: str, knobs: Iterable[str]) -> None:
+    if name not in knobs:
+        raise ValueError(f"there is no knob {name!r}; the trials have {', '.join(knobs) or 'none'}")
 
 
 def _same(known: KnobValue, value: KnobValue) -> bool:
@@ -229,8 +237,7 @@ def _axes(
     columns: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for position, name in enumerate(named := [*rows, *columns]):
-        if name not in knobs:
-            raise ValueError(f"there is no knob {name!r}; the trials have {', '.join(knobs) or 'none'}")
+        _check_knob(name, knobs)
         if name in named[:position]:
             raise ValueError(f"{name} is named twice among rows and columns; name it once")
     rest = [name for name, values in chosen.items() if len(values) > 1 and name not in named]
@@ -244,20 +251,18 @@ def _axes(
     return (tuple(rest[:-1]), tuple(rest[-1:])) if len(rest) > 1 else (tuple(rest), ())
 
 
-def _metric(
-    records: Sequence[TrialRecord], asked: str | tuple[Split, str] | None, stage: Stage
-) -> tuple[Split, Metric]:
+def _metric(records: Sequence[TrialRecord], asked: str | None, stage: Stage) -> tuple[Split, Metric]:
     primary = records[0].metric
     if asked is None:
         asked = f"test/{primary.name}"
-    split, name = (asked.split("/", 1) if "/" in asked else ("", asked)) if isinstance(asked, str) else asked
-    if split not in get_args(Split):
+    split, slash, name = asked.partition("/")
+    if not slash or split not in get_args(Split):
         raise ValueError(f"a metric is asked for as split/name with split val or test, but got {asked!r}")
     there = {
         f"{s}/{n}": None for r in records for s, values in r.metrics.get(stage, {}).items() for n in sorted(values)
     }
-    if there and f"{split}/{name}" not in there:
-        raise ValueError(f"no trial has the metric {split}/{name} at stage {stage}; there are {', '.join(there)}")
+    if there and asked not in there:
+        raise ValueError(f"no trial has the metric {asked} at stage {stage}; there are {', '.join(there)}")
     return split, primary if name == primary.name else Metric(name=name)  # type: ignore[return-value]  # checked
 
 
@@ -273,60 +278,52 @@ def _measured(record: TrialRecord, split: Split, stage: Stage, name: str) -> tup
     return seed_values(record, split, stage, name) or (() if value is None else (float(value),))
 
 
-def _partner(key: tuple[Key, Key], names: Sequence[str], baseline: Mapping[str, KnobValue], num_rows: int) -> object:
-    """The key of the cell to compare with."""
-    values = tuple(baseline.get(name, value) for name, value in zip(names, (*key[0], *key[1]), strict=True))
-    return values[:num_rows], values[num_rows:]
-
-
-def _by_seed(
-    records: Iterable[TrialRecord], baseline: Mapping[str, KnobValue], split: Split, stage: Stage, name: str
-) -> Seeds:
+def _by_seed(records: Iterable[TrialRecord], baseline: Mapping[str, KnobValue], measured: Measured) -> Seeds:
     """Values by what must agree for a pair: the knobs that the comparison leaves alone, and the training's seed."""
     found: Seeds = {}
     for record in records:
         others = frozenset((knob, value) for knob, value in record.knobs.items() if knob not in baseline)
-        for position, value in enumerate(_measured(record, split, stage, name)):
+        for position, value in enumerate(measured[record.number]):
             found.setdefault((others, record.seed + position), []).append(value)
     return found
 
 
 def _cell(
     key: tuple[Key, Key],
-    group: Sequence[TrialRecord],
-    partner: object,
+    partner: tuple[Key, Key],
     grouped: Mapping[tuple[Key, Key], Sequence[TrialRecord]],
     baseline: Mapping[str, KnobValue],
-    split: Split,
-    stage: Stage,
-    metric: Metric,
+    measured: Measured,
 ) -> PivotCell:
-    values = tuple(value for record in group for value in _measured(record, split, stage, metric.name))
-    flops = [record.cost.flops for record in group if record.cost is not None]
+    group = grouped[key]
+    values = [value for record in group for value in measured[record.number]]
     difference: Estimate | None = None
     pairing: Pairing | None = None
     if baseline and partner != key and partner in grouped:
-        others = grouped[partner]  # type: ignore[index]  # a key, since it is among the keys
-        own_seeds = _by_seed(group, baseline, split, stage, metric.name)
-        their_seeds = _by_seed(others, baseline, split, stage, metric.name)
+        others = grouped[partner]
+        own_seeds, their_seeds = (_by_seed(records, baseline, measured) for records in (group, others))
         shared = [seed for seed in own_seeds if seed in their_seeds]
-        theirs = [value for record in others for value in _measured(record, split, stage, metric.name)]
+        theirs = [value for record in others for value in measured[record.number]]
         if len(shared) > 1 or (len(shared) == 1 and len(values) == len(theirs) == 1):
-            means = [(_mean(own_seeds[seed]), _mean(their_seeds[seed])) for seed in shared]
-            difference, pairing = estimate_mean([own - other for own, other in means]), "paired"
+            own, other = ([_mean(seeds[seed]) for seed in shared] for seeds in (own_seeds, their_seeds))
+            difference, pairing = paired_difference(own, other), "paired"
         else:
             difference, pairing = welch_difference(values, theirs), "unpaired"
     return PivotCell(
         row=key[0],
         column=key[1],
         trials=tuple(record.number for record in group),
-        values=values,
+        values=tuple(values),
         estimate=estimate_mean(values),
-        flops=_mean(flops) if flops else None,
+        flops=_mean(_flops(group)),
         difference=difference,
         pairing=pairing,
         is_baseline=bool(baseline) and partner == key,
     )
+
+
+def _flops(complete: Iterable[TrialRecord]) -> list[int]:
+    return [record.cost.flops for record in complete if record.cost is not None]  # all of them have one
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -342,17 +339,16 @@ def value_text(value: KnobValue) -> str:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _assignments(values: Mapping[str, KnobValue]) -> str:
+def assignments(values: Mapping[str, KnobValue]) -> str:
+    """Knobs with their values as people read them: `frames = 4, selector = uniform`."""
     return ", ".join(f"{name} = {value_text(value)}" for name, value in values.items())
 
 
 def _notes(table: PivotTable, chosen: Sequence[TrialRecord], used: Sequence[TrialRecord]) -> list[str]:
     """What must be known beside the numbers: costs, intervals, differences, and what is missing and why."""
-    notes = []
-    flops = [record.cost.flops for record in used if record.cost is not None]
-    if flops:
-        span = si(min(flops)) if si(min(flops)) == si(max(flops)) else f"{si(min(flops))} to {si(max(flops))}"
-        notes.append(f"Cost of the students: {span} {flops_label(used)}; one multiply-accumulate is one FLOP.")
+    flops = _flops(used)
+    span = " to ".join(dict.fromkeys((si(min(flops)), si(max(flops)))))
+    notes = [f"Cost of the students: {span} {flops_label(used)}; one multiply-accumulate is one FLOP."]
     numbers = sorted({cell.estimate.num_values for cell in table.cells.values()})
     if numbers != [1]:
         each = f"n = {numbers[0]}" if len(numbers) == 1 else "n as given in the cell"
@@ -407,7 +403,7 @@ def _difference_notes(table: PivotTable) -> list[str]:
     notes = []
     if paired:
         notes.append(
-            f"Differences to {_assignments(table.against)} are taken seed by seed, and ± is half of the 95 % interval "
+            f"Differences to {assignments(table.against)} are taken seed by seed, and ± is half of the 95 % interval "
             f"of their mean (Student's t): {count(paired, 'cell')}."
         )
     if unpaired:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.pivot import Key, PivotCell, PivotTable, value_text
+from analysis.pivot import Key, PivotCell, PivotTable, assignments, value_text
 from analysis.statistics import Estimate
 from analysis.table import write_csv
 from analysis.text import MISSING, is_fraction
@@ -62,13 +63,8 @@ def pivot_frame(table: PivotTable) -> pd.DataFrame:
     `high` (of the 95 % interval), `flops`, `trials` (numbers, separated by spaces), `values` (a JSON list); with a
     baseline also `difference`, `difference_low`, `difference_high`, `pairing` (paired, unpaired, baseline or none).
     """
-    rows = []
-    for row in table.row_keys:
-        for column in table.column_keys:
-            cell = table.cells.get((row, column))
-            if cell is not None:
-                rows.append(_record(table, cell))
-    return pd.DataFrame(rows)
+    keys = product(table.row_keys, table.column_keys)
+    return pd.DataFrame([_record(table, table.cells[key]) for key in keys if key in table.cells])
 
 
 def write_pivot(table: PivotTable, folder: Path) -> tuple[Path, Path]:
@@ -113,8 +109,7 @@ def _parts(table: PivotTable) -> list[tuple[str, bool]]:
     if not table.against:
         return [(what, False)]
     points = ", in points" if unit else ""
-    baseline = ", ".join(f"{name} = {value_text(value)}" for name, value in table.against.items())
-    return [(what, False), (_plain(f"difference of {table.metric.name} to {baseline}{points}"), True)]
+    return [(what, False), (_plain(f"difference of {table.metric.name} to {assignments(table.against)}{points}"), True)]
 
 
 def _in_percent(table: PivotTable) -> bool:
@@ -124,45 +119,39 @@ def _in_percent(table: PivotTable) -> bool:
 def _headers(table: PivotTable) -> list[str]:
     if not table.columns:
         return [_plain(table.metric.name)]
-    return [
-        _plain(", ".join(f"{name} = {value_text(value)}" for name, value in zip(table.columns, key, strict=True)))
-        for key in table.column_keys
-    ]
+    return [_plain(assignments(dict(zip(table.columns, key, strict=True)))) for key in table.column_keys]
 
 
 def _lines(table: PivotTable, *, differences: bool) -> list[list[str]]:
+    percent = _in_percent(table)
     vary = len({cell.estimate.num_values for cell in table.cells.values()}) > 1
+
+    def shown(row: Key, column: Key) -> str:
+        cell = table.cells.get((row, column))
+        if cell is None:
+            return MISSING
+        if not differences:
+            number = f" (n = {cell.estimate.num_values})" if vary else ""
+            return _estimate(cell.estimate, percent, sign="") + number
+        if cell.is_baseline:
+            return "baseline"
+        if cell.difference is None:
+            return MISSING
+        return _estimate(cell.difference, percent, sign="+") + ("*" if cell.pairing == "unpaired" else "")
+
     return [
-        [
-            *(_plain(value_text(value)) for value in row),
-            *(_text(table, row, c, differences, vary) for c in table.column_keys),
-        ]
+        [*(_plain(value_text(value)) for value in row), *(shown(row, column) for column in table.column_keys)]
         for row in table.row_keys
     ]
 
 
-def _text(table: PivotTable, row: Key, column: Key, differences: bool, vary: bool) -> str:
-    cell = table.cells.get((row, column))
-    if cell is None:
-        return MISSING
-    percent = _in_percent(table)
-    if not differences:
-        number = f" (n = {cell.estimate.num_values})" if vary else ""
-        return _estimate(cell.estimate, percent, sign="") + number
-    if cell.is_baseline:
-        return "baseline"
-    if cell.difference is None:
-        return MISSING
-    return _estimate(cell.difference, percent, sign="+") + ("*" if cell.pairing == "unpaired" else "")
-
-
 def _estimate(estimate: Estimate, percent: bool, *, sign: str) -> str:
     """`73.10 ± 0.42`: hundredths of a percent, or as many digits as tell four of the mean and two of the interval."""
-    half = None if estimate.low is None or estimate.high is None else (estimate.high - estimate.low) / 2
-    if percent:
-        text = f"{estimate.mean * 100:{sign}.2f}" + ("" if half is None else f" ± {half * 100:.2f}")
-    else:
-        text = f"{estimate.mean:{sign}.4g}" + ("" if half is None else f" ± {half:.2g}")
+    mean, spread, scale = (".2f", ".2f", 100) if percent else (".4g", ".2g", 1)
+    text = f"{estimate.mean * scale:{sign}{mean}}"
+    if estimate.interval is not None:
+        low, high = estimate.interval
+        text += f" ± {(high - low) / 2 * scale:{spread}}"
     return text.replace("-", "−") if "e" not in text else text
 
 

@@ -217,7 +217,7 @@ def test_values_are_found_by_what_they_mean(known: KnobValue, asked: KnobValue, 
 
 
 def test_other_metrics_are_shown_in_their_own_unit() -> None:
-    table = pivot(grid(), metric=("test", "loss"))
+    table = pivot(grid(), metric="test/loss")
     assert table.metric == Metric(name="loss")
     assert "1.5" in text(table)
     assert "%" not in pivot_markdown(table).splitlines()[0]
