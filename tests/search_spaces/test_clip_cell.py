@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
+from space_checks import check_costs, check_one_hot_mixtures, check_size, decide, drawn_arch, scramble_batch_norm
 from torch import nn
 
 from search_spaces import ESTIMATORS, ArchSpec, ClipCellSettings, ClipCellSpace, Supernet, count_flops
@@ -32,26 +31,6 @@ def tiny(**changes: object) -> ClipCellSpace:
 SPACES = {"all candidates": tiny, "convolutions only": lambda: tiny(ops=OPS[:5])}
 
 
-def decide(supernet: Supernet, arch: ArchSpec, rng: np.random.Generator, margin: float = 1000.0) -> None:
-    """Set the gates to `arch`; gates without effect there get any one choice."""
-    with torch.no_grad():
-        for name, gate in supernet.gates.items():
-            choice = arch.choices.get(name, gate.choices[int(rng.integers(len(gate.choices)))])
-            gate.gate_logits.zero_()
-            gate.gate_logits[gate.choices.index(choice)] = margin
-
-
-def scramble_batch_norm(module: nn.Module, generator: torch.Generator) -> None:
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm3d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.normal_(generator=generator)
-            m.running_var.uniform_(0.5, 2.0, generator=generator)
-            nn.init.normal_(m.weight, generator=generator)
-            nn.init.normal_(m.bias, generator=generator)
-
-
 @pytest.mark.parametrize(("kind", "number"), [("all candidates", 70), ("convolutions only", 15)])
 def test_expected_table_space_and_fvcore_agree_as_integers(kind: str, number: int) -> None:
     space, rng = SPACES[kind](), np.random.default_rng(0)
@@ -59,14 +38,7 @@ def test_expected_table_space_and_fvcore_agree_as_integers(kind: str, number: in
     seen = set()
     for turn in range(number):
         supernet = supernets[turn % 2]
-        arch = space.arch({**space.sample(rng).choices, **supernet.knobs})
-        decide(supernet, arch, rng)
-        counted = count_flops(space.student(arch), space.example_input(supernet.knobs)).total
-        assert supernet.expected_flops().item() == counted
-        assert supernet.cost_table.flops(arch.choices) == counted
-        assert space.cost(arch) == counted
-        assert supernet.arch() == arch
-        seen.add(counted)
+        seen.add(check_costs(supernet, drawn_arch(supernet, rng), rng).total)
     assert len(seen) > 0.9 * number
 
 
@@ -118,7 +90,7 @@ def test_the_derived_student_computes_what_the_supernet_computes(kind: str, esti
     for _ in range(8):
         supernet.train()
         supernet(clip)  # a training pass in between must leave nothing behind
-        arch = space.arch({**space.sample(rng).choices, "resolution": 11, "frames": 3})
+        arch = drawn_arch(supernet, rng)
         decide(supernet, arch, rng)
         supernet.eval()
         student = supernet.derive()
@@ -157,12 +129,7 @@ def test_soft_mixtures_of_one_hot_gates_are_the_hard_net() -> None:
     space, rng, generator = tiny(), np.random.default_rng(3), torch.Generator().manual_seed(3)
     supernet = Supernet(space, {"resolution": 11, "frames": 2}, estimator="softmax")
     clip = torch.randn(2, 3, 2, 11, 11, generator=generator)
-    for _ in range(6):
-        arch = space.arch({**space.sample(rng).choices, "resolution": 11, "frames": 2})
-        decide(supernet, arch, rng)
-        soft = supernet.train()(clip)
-        with supernet.pinned(arch):
-            torch.testing.assert_close(soft, supernet(clip), rtol=1e-5, atol=1e-5)
+    check_one_hot_mixtures(supernet, clip, rng, turns=6)
 
 
 def test_soft_mixtures_of_ops_and_depths_approach_the_hard_net() -> None:
@@ -175,7 +142,7 @@ def test_soft_mixtures_of_ops_and_depths_approach_the_hard_net() -> None:
         if isinstance(module, nn.BatchNorm3d):
             module.eval()
     for _ in range(4):
-        arch = space.arch({**space.sample(rng).choices, "resolution": 11, "frames": 2})
+        arch = drawn_arch(supernet, rng)
         decide(supernet, arch, rng, margin=16.0)  # the other candidates weigh 1e-7 but do run
         soft = supernet(clip)
         assert any(len(draw.indices) > 1 for draw in supernet.control.draws.values())
@@ -218,9 +185,7 @@ def test_choices_without_effect_never_change_the_arch_id() -> None:
     ],
 )
 def test_size_counts_canonical_architectures(space: ClipCellSpace) -> None:
-    options = {**space.knobs, **space.variables}
-    ids = {space.arch(dict(zip(options, c, strict=True))).arch_id for c in product(*options.values())}
-    assert space.size() == len(ids)
+    check_size(space)
 
 
 def test_samples_and_mutants_are_in_the_space_and_mutants_differ() -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from space_checks import (
+    check_costs,
+    check_one_hot_mixtures,
+    check_size,
+    decide,
+    drawn,
+    drawn_arch,
+    exported,
+    onnx_of,
+    scramble_batch_norm,
+)
 from torch import nn
 
 from search_spaces import ESTIMATORS, ArchSpec, InfeasibleBudgetError, Supernet, count_flops
@@ -35,33 +44,6 @@ def tiny(**changes: object) -> FrameSequenceSpace:
     return FrameSequenceSpace(FrameSequenceSettings.model_validate(settings))
 
 
-def draw_arch(supernet: Supernet, rng: np.random.Generator) -> ArchSpec:
-    """Uniform choices at the supernet's knobs."""
-    space = supernet.space
-    choices = {n: values[int(rng.integers(len(values)))] for n, values in space.variables.items()}
-    return space.arch({**choices, **supernet.knobs})
-
-
-def decide(supernet: Supernet, arch: ArchSpec, margin: float = 1000.0) -> None:
-    """Set the gates to `arch`; gates without effect there keep theirs."""
-    with torch.no_grad():
-        for name, gate in supernet.gates.items():
-            if name in arch.choices:
-                gate.gate_logits.zero_()
-                gate.gate_logits[gate.choices.index(arch.choices[name])] = margin
-
-
-def scramble_batch_norm(module: nn.Module, generator: torch.Generator) -> None:
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm1d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.normal_(generator=generator)
-            m.running_var.uniform_(0.5, 2.0, generator=generator)
-            nn.init.normal_(m.weight, generator=generator)
-            nn.init.normal_(m.bias, generator=generator)
-
-
 def supernet_of(family: str, frames: int = 7, estimator: str = "straight_through") -> Supernet:
     torch.manual_seed(0)
     return Supernet(tiny(), {"family": family, "frames": frames}, estimator=estimator)
@@ -71,16 +53,10 @@ def supernet_of(family: str, frames: int = 7, estimator: str = "straight_through
 @pytest.mark.parametrize("family", FAMILIES)
 def test_expected_table_space_and_fvcore_agree_as_integers(family: str, frames: int) -> None:
     supernet, rng = supernet_of(family, frames), np.random.default_rng(0)
-    space, example = supernet.space, torch.zeros(1, frames, D)
     seen = set()
     for _ in range(25):
-        arch = draw_arch(supernet, rng)
-        decide(supernet, arch)
-        counted = count_flops(space.student(arch), example)
-        assert supernet.expected_flops().item() == counted.total
-        assert supernet.cost_table.flops(arch.choices) == counted.total == space.cost(arch)
+        counted = check_costs(supernet, drawn_arch(supernet, rng), rng)
         assert set(counted.uncounted) <= set(supernet.cost_table.uncounted)
-        assert supernet.arch() == arch
         seen.add(counted.total)
     assert len(seen) > 10
 
@@ -88,9 +64,8 @@ def test_expected_table_space_and_fvcore_agree_as_integers(family: str, frames: 
 def exportable(family: str, head: str) -> tuple[FrameSequenceSpace, ArchSpec, nn.Module]:
     """A student of four frames; the second block of an H-RNN has one."""
     space, rng = tiny(), np.random.default_rng(1)
-    full = {n: values[int(rng.integers(len(values)))] for n, values in space.variables.items()}
     knobs = space.knobs_with({"family": family, "frames": 4})
-    arch = space.arch({**full, "h_rnn.block_length": 3, "head": head, **knobs})
+    arch = space.arch({**drawn(space, rng), "h_rnn.block_length": 3, "head": head, **knobs})
     return space, arch, space.student(arch).eval()
 
 
@@ -98,14 +73,9 @@ EXPORTS = [("h_rnn", "moe"), ("net_vlad", "linear"), ("nextvlad", "moe")]
 
 
 @pytest.mark.parametrize(("family", "head"), EXPORTS)
-def test_the_exported_and_loaded_graph_has_the_same_flops_and_outputs(family: str, head: str) -> None:
+def test_the_exported_and_loaded_graph_has_the_same_flops_and_outputs(family: str, head: str, tmp_path: Path) -> None:
     space, arch, student = exportable(family, head)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(student, (torch.zeros(2, 4, D),), dynamic_shapes=({0: batch},))
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    graph = torch.export.load(file).module()
+    graph = exported(student, torch.zeros(2, 4, D), tmp_path)
     assert count_flops(graph, space.example_input(arch.choices)).total == space.cost(arch)
     for items in (1, 3):
         x = torch.randn(items, 4, D, generator=torch.Generator().manual_seed(items))
@@ -114,21 +84,11 @@ def test_the_exported_and_loaded_graph_has_the_same_flops_and_outputs(family: st
 
 @pytest.mark.parametrize(("family", "head"), EXPORTS)
 def test_onnx_computes_the_same(family: str, head: str, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
     _, _, student = exportable(family, head)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            student, (torch.zeros(2, 4, D),), dynamo=True, verbose=False, input_names=["clip"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
-    assert program is not None
-    program.save(tmp_path / "student.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
+    runtime = onnx_of(student, torch.zeros(2, 4, D), tmp_path)
     for items in (1, 3):
         x = torch.randn(items, 4, D, generator=torch.Generator().manual_seed(items))
-        output = torch.from_numpy(np.asarray(session.run(None, {"clip": x.numpy()})[0]))
-        torch.testing.assert_close(output, student(x).detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(runtime(x), student(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,8 +100,8 @@ def test_the_derived_student_is_exactly_the_hard_supernet(family: str) -> None:
     for _ in range(20):
         with torch.no_grad():
             supernet.train()(x)  # a training pass in between must leave nothing behind
-            arch = draw_arch(supernet, rng)
-            decide(supernet, arch)
+            arch = drawn_arch(supernet, rng)
+            decide(supernet, arch, rng)
             supernet.eval()
             student = supernet.derive()
             outputs.append(supernet(x))
@@ -159,7 +119,7 @@ def test_pinned_training_is_that_of_the_student(family: str, estimator: str) -> 
     supernet, rng = Supernet(space, {"family": family}, estimator=estimator).train(), np.random.default_rng(3)
     x = torch.randn(4, 7, D, generator=torch.Generator().manual_seed(3))
     for _ in range(4):
-        arch = draw_arch(supernet, rng)
+        arch = drawn_arch(supernet, rng)
         student = supernet.derive(arch=arch)
         with supernet.pinned(arch):
             torch.testing.assert_close(supernet(x), student(x), rtol=1e-5, atol=1e-5)
@@ -193,12 +153,7 @@ def test_soft_mixtures_of_one_hot_gates_are_the_hard_net(family: str) -> None:
     space, rng = tiny(nextvlad={**OPTIONS["nextvlad"], "dropout": 0.0}), np.random.default_rng(5)
     supernet = Supernet(space, {"family": family}, estimator="softmax").train()
     x = torch.randn(3, 7, D, generator=torch.Generator().manual_seed(5))
-    for _ in range(5):
-        arch = draw_arch(supernet, rng)
-        decide(supernet, arch)
-        soft = supernet(x)
-        with supernet.pinned(arch):
-            torch.testing.assert_close(soft, supernet(x), rtol=1e-5, atol=1e-5)
+    check_one_hot_mixtures(supernet, x, rng, turns=5)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -316,9 +271,7 @@ def test_size_counts_canonical_architectures() -> None:
         nextvlad={"clusters": [2], "groups": [2, 3], "expansion": [1], "hidden": [8, 16]},
         frames=[4],
     )
-    options = {**space.knobs, **space.variables}
-    ids = {space.arch(dict(zip(options, c, strict=True))).arch_id for c in product(*options.values())}
-    assert space.size() == len(ids) == (2 + 2 + 4) * 2 * 2
+    assert check_size(space) == (2 + 2 + 4) * 2 * 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

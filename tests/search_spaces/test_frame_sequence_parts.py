@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from space_checks import scramble_batch_norm
 from torch import Tensor, nn
 
 from search_spaces.frame_sequence_net import HRnnEncoder, NetVladEncoder, NextVladEncoder
@@ -19,12 +20,7 @@ def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
     module = module.double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm1d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.normal_(generator=generator)
-            m.running_var.uniform_(0.5, 2.0, generator=generator)
+    scramble_batch_norm(module, generator)
     return module
 
 

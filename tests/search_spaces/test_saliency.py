@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from pydantic import ValidationError
+from space_checks import (
+    check_costs,
+    check_one_hot_mixtures,
+    check_size,
+    decide,
+    drawn,
+    drawn_arch,
+    exported,
+    onnx_of,
+    scramble_batch_norm,
+)
 from torch import nn
 
 from search_spaces import ESTIMATORS, ArchSpec, Supernet, count_flops
@@ -36,36 +42,8 @@ def tiny(**changes: object) -> SaliencySpace:
     return SaliencySpace(SaliencySettings.model_validate(settings))
 
 
-def decide(supernet: Supernet, arch: ArchSpec, rng: np.random.Generator, margin: float = 1000.0) -> None:
-    """Set the gates to `arch`; gates without effect there get any one choice."""
-    with torch.no_grad():
-        for name, gate in supernet.gates.items():
-            choice = arch.choices.get(name, gate.choices[int(rng.integers(len(gate.choices)))])
-            gate.gate_logits.zero_()
-            gate.gate_logits[gate.choices.index(choice)] = margin
-
-
-def scramble(module: nn.Module, generator: torch.Generator) -> None:
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.normal_(generator=generator)
-            m.running_var.uniform_(0.5, 2.0, generator=generator)
-            nn.init.normal_(m.weight, generator=generator)
-            nn.init.normal_(m.bias, generator=generator)
-
-
 def clips(number: int, side: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(number, 3, 2, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters warn about themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def published_parameters(net: str) -> int:
@@ -143,7 +121,7 @@ def test_the_fused_student_is_the_published_net_with_permuted_weights() -> None:
     torch.manual_seed(0)
     space = SaliencySpace(SaliencySettings())
     student, twin = space.student(space.widest({})), Published()
-    scramble(twin, torch.Generator().manual_seed(0))
+    scramble_batch_norm(twin, torch.Generator().manual_seed(0))
     with torch.no_grad():
         first = twin.t_rest[0].weight
         blocks = first.clone()
@@ -200,19 +178,8 @@ def test_expected_table_space_and_fvcore_agree_as_integers(net: str) -> None:
     seen = set()
     for turn in range(12):
         supernet = supernets[turn % 2]
-        arch = space.arch({**space.sample(rng).choices, **full(space, rng), **supernet.knobs})
-        decide(supernet, arch, rng)
-        counted = count_flops(space.student(arch), space.example_input(supernet.knobs)).total
-        assert supernet.expected_flops().item() == counted
-        assert supernet.cost_table.flops(arch.choices) == counted
-        assert space.cost(arch) == counted
-        assert supernet.arch() == arch
-        seen.add(counted)
+        seen.add(check_costs(supernet, drawn_arch(supernet, rng), rng).total)
     assert len(seen) > 10
-
-
-def full(space: SaliencySpace, rng: np.random.Generator) -> dict[str, object]:
-    return {n: v[int(rng.integers(len(v)))] for n, v in space.variables.items()}
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -231,15 +198,11 @@ def test_the_knapsack_fills_a_budget(net: str) -> None:
 def test_the_exported_graph_has_the_same_flops_and_outputs(net: str, tmp_path: Path) -> None:
     space, rng = tiny(), np.random.default_rng(1)
     knobs = {"net": net, "side": 32}
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    arch = space.arch({**full(space, rng), **knobs})
+    arch = space.arch({**drawn(space, rng), **knobs})
     student = space.student(arch).eval()
-    scramble(student, torch.Generator().manual_seed(1))
-    with quiet():
-        program = torch.export.export(student, (clips(2, 32),), dynamic_shapes=({0: batch},))
-        torch.export.save(program, tmp_path / "student.pt2")
-        graph = torch.export.load(tmp_path / "student.pt2").module()
-        assert count_flops(graph, space.example_input(knobs)).total == space.cost(arch)
+    scramble_batch_norm(student, torch.Generator().manual_seed(1))
+    graph = exported(student, clips(2, 32), tmp_path)
+    assert count_flops(graph, space.example_input(knobs)).total == space.cost(arch)
     with torch.no_grad():
         torch.testing.assert_close(graph(clips(5, 32)), student(clips(5, 32)))
 
@@ -248,19 +211,13 @@ def test_the_exported_graph_has_the_same_flops_and_outputs(net: str, tmp_path: P
 def test_onnx_computes_the_same(net: str, tmp_path: Path) -> None:
     space = tiny()
     student = space.student(space.widest({"net": net, "side": 32})).eval()
-    scramble(student, torch.Generator().manual_seed(3))
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    with quiet():
-        program = torch.onnx.export(student, (clips(2, 32),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
-    assert program is not None
-    program.save(tmp_path / "student.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
+    scramble_batch_norm(student, torch.Generator().manual_seed(3))
+    runtime = onnx_of(student, clips(2, 32), tmp_path)
     for number in (1, 3):
         clip = clips(number, 32, seed=number)
         with torch.no_grad():
             expected = student(clip)
-        got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: clip.numpy()})[0])
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        torch.testing.assert_close(runtime(clip), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -269,13 +226,13 @@ def test_the_derived_student_computes_what_the_supernet_computes(estimator: str,
     space, rng, generator = tiny(), np.random.default_rng(2), torch.Generator().manual_seed(2)
     torch.manual_seed(2)
     supernet = Supernet(space, {"net": net, "side": 32}, estimator=estimator)
-    scramble(supernet, generator)
+    scramble_batch_norm(supernet, generator)
     clip = clips(2, 32)
     outputs, depths = [], set()
     for _ in range(8):
         supernet.train()
         supernet(clip)  # a training pass in between must leave nothing behind
-        arch = space.arch({**full(space, rng), **supernet.knobs})
+        arch = drawn_arch(supernet, rng)
         depths.add(arch.choices.get("temporal.stages.2.depth"))
         decide(supernet, arch, rng)
         supernet.eval()
@@ -293,12 +250,7 @@ def test_the_derived_student_computes_what_the_supernet_computes(estimator: str,
 def test_soft_mixtures_of_one_hot_gates_are_the_hard_net(net: str) -> None:
     space, rng = tiny(), np.random.default_rng(3)
     supernet = Supernet(space, {"net": net, "side": 32}, estimator="softmax")
-    for _ in range(4):
-        arch = space.arch({**full(space, rng), **supernet.knobs})
-        decide(supernet, arch, rng)
-        soft = supernet.train()(clips(2, 32))
-        with supernet.pinned(arch):
-            torch.testing.assert_close(soft, supernet(clips(2, 32)), rtol=1e-5, atol=1e-5)
+    check_one_hot_mixtures(supernet, clips(2, 32), rng, turns=4)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -326,7 +278,7 @@ def test_a_copy_of_a_supernet_has_gates_of_its_own() -> None:
         for gate in gates_of(twin).values():
             gate.control.draws.clear()
         torch.testing.assert_close(twin(clips(1, 32)), expected)
-        other = space.arch({**full(space, rng), **supernet.knobs})
+        other = drawn_arch(supernet, rng)
         for name, gate in gates_of(twin).items():
             gate.gate_logits[gate.choices.index(other.choices.get(name, gate.choices[0]))] = 9.0
             gate.control.draws.clear()
@@ -350,7 +302,7 @@ def test_a_net_has_only_its_own_trunks() -> None:
 def test_trunks_give_maps_at_a_quarter_of_the_side() -> None:
     space, rng = tiny(), np.random.default_rng(5)
     supernet = Supernet(space, {"net": "fused", "side": 36}).eval()
-    arch = space.arch({**full(space, rng), **supernet.knobs})
+    arch = drawn_arch(supernet, rng)
     shapes: dict[str, tuple[int, ...]] = {}
     with supernet.pinned(arch):
         for name in ("spatial", "temporal"):
@@ -375,9 +327,7 @@ def test_arches_round_trip_and_size_counts_them() -> None:
     two = {**trunk, "widths": ((2,),) * 4, "ops": ("conv_k1", "conv_k3"), "depths": (1,)}
     decoder = {"widths": ((2,),) * 5, "ops": ("conv_k1",)}
     space = tiny(spatial=trunk, temporal=two, decoder=decoder, side=(32,))
-    options = {**space.knobs, **space.variables}
-    ids = {space.arch(dict(zip(options, c, strict=True))).arch_id for c in product(*options.values())}
-    assert space.size() == len(ids) == 4 + 2**5 + 4 * 2**5
+    assert check_size(space) == 4 + 2**5 + 4 * 2**5
     rng = np.random.default_rng(6)
     arch = tiny().sample(rng)
     for _ in range(60):
@@ -420,7 +370,7 @@ def test_the_student_sees_the_first_two_frames_resampled() -> None:
 def test_every_batch_norm_of_a_student_folds() -> None:
     space = SaliencySpace(SaliencySettings())
     student = space.student(space.widest({})).eval()
-    scramble(student, torch.Generator().manual_seed(4))
+    scramble_batch_norm(student, torch.Generator().manual_seed(4))
     folded = fold_batchnorm(student, clips(1, 32))
     assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
