@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import Tensor, nn
@@ -76,21 +76,18 @@ class FrameSequenceNet(nn.Module):
         return cast(Tensor, self.head(self.encoder(features)))
 
 
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "h_rnn": HRnnEncoder,
+    "net_vlad": NetVladEncoder,
+    "nextvlad": NextVladEncoder,
+}
+
+
 def build_net(settings: FrameSequenceSettings, choices: Mapping[str, Choice]) -> FrameSequenceNet:
     """The plain net of canonical choices."""
     family = str(choices["family"])
-    sizes = {name: int(choices[f"{family}.{name}"]) for name in settings.options(family)}
-    if family == "h_rnn":
-        encoder: nn.Module = HRnnEncoder(settings.feature_size, **sizes)
-    elif family == "net_vlad":
-        encoder = NetVladEncoder(settings.feature_size, **sizes)
-    else:
-        fixed = settings.nextvlad
-        assert fixed is not None, "settings hold the options of every family that they name"
-        encoder = NextVladEncoder(
-            settings.feature_size, **sizes, reduction=fixed.reduction, dropout=fixed.dropout
-        )  # fmt: skip
-    width = sizes["upper" if family == "h_rnn" else "hidden"]
-    return FrameSequenceNet(
-        encoder, classifier(width, settings.num_classes, head=str(choices["head"]), experts=settings.experts)
-    )
+    options = settings.of(family)
+    sizes = {name: int(choices[f"{family}.{name}"]) for name in options.gates}
+    encoder = ENCODERS[family](settings.feature_size, **sizes, **options.fixed())
+    width, head = sizes[options.encoding], str(choices["head"])
+    return FrameSequenceNet(encoder, classifier(width, settings.num_classes, head=head, experts=settings.experts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -28,7 +28,20 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 Numbers = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 
 
-class HRnnOptions(BaseModel):
+class FamilyOptions(BaseModel):
+    """What the gates of one family choose from, and what is fixed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gates: ClassVar[tuple[str, ...]]  # the options that gates choose from, in the order of the net
+    encoding: ClassVar[str] = "hidden"  # of these, the size of the encoding
+
+    def fixed(self) -> dict[str, Any]:
+        """The options that no gate chooses."""
+        return {name: value for name, value in self if name not in self.gates}
+
+
+class HRnnOptions(FamilyOptions):
     """What the gates of the hierarchical LSTM choose from.
 
     Attributes:
@@ -38,14 +51,15 @@ class HRnnOptions(BaseModel):
             block.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    gates = ("lower", "block_length", "upper")
+    encoding = "upper"
 
     lower: Numbers = (128, 256, 512)
     upper: Numbers = (128, 256, 512)
     block_length: Numbers = (5, 10)
 
 
-class NetVladOptions(BaseModel):
+class NetVladOptions(FamilyOptions):
     """What the gates of NetVLAD choose from.
 
     Attributes:
@@ -53,13 +67,13 @@ class NetVladOptions(BaseModel):
         hidden: sizes of the layer behind the descriptor, which is the size of the encoding.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    gates = ("clusters", "hidden")
 
     clusters: Numbers = (32, 64, 128)
     hidden: Numbers = (128, 256, 512)
 
 
-class NextVladOptions(BaseModel):
+class NextVladOptions(FamilyOptions):
     """What the gates of NeXtVLAD choose from, and what is fixed.
 
     Attributes:
@@ -71,7 +85,7 @@ class NextVladOptions(BaseModel):
         dropout: on the descriptor.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    gates = ("expansion", "groups", "clusters", "hidden")
 
     clusters: Numbers = (32, 64, 128)
     groups: Numbers = (8,)
@@ -84,6 +98,13 @@ class NextVladOptions(BaseModel):
     def _divisible(self) -> NextVladOptions:
         check_reduction(self.hidden, self.reduction)
         return self
+
+
+FAMILIES: dict[str, type[FamilyOptions]] = {
+    "h_rnn": HRnnOptions,
+    "net_vlad": NetVladOptions,
+    "nextvlad": NextVladOptions,
+}
 
 
 class FrameSequenceSettings(BaseModel):
@@ -129,28 +150,22 @@ class FrameSequenceSettings(BaseModel):
             check_groups(self.nextvlad.groups, self.nextvlad.expansion, self.feature_size)
         return self
 
+    def of(self, family: str) -> FamilyOptions:
+        """The options of a family that is named."""
+        options: FamilyOptions | None = getattr(self, family)
+        assert options is not None, "settings hold the options of every family that they name"
+        return options
+
     def options(self, family: str) -> dict[str, tuple[int, ...]]:
         """Gate of that family, without its prefix -> its choices."""
-        if family == "h_rnn":
-            assert self.h_rnn is not None
-            lower, upper, length = self.h_rnn.lower, self.h_rnn.upper, self.h_rnn.block_length
-            return {"lower": lower, "block_length": length, "upper": upper}
-        if family == "net_vlad":
-            assert self.net_vlad is not None
-            return {"clusters": self.net_vlad.clusters, "hidden": self.net_vlad.hidden}
-        n = self.nextvlad
-        assert n is not None
-        return {"expansion": n.expansion, "groups": n.groups, "clusters": n.clusters, "hidden": n.hidden}
+        options = self.of(family)
+        return {name: getattr(options, name) for name in options.gates}
 
 
 def with_families(data: Mapping[str, Any], families: Any) -> dict[str, Any]:
-    """`data` with an empty object for each family that is named and has no options of its own.
-
-    Objects become dicts all the way down, since those of an `ArchSpec` are read-only mappings, which pydantic refuses.
-    """
-    known = [f for f in ("h_rnn", "net_vlad", "nextvlad") if isinstance(families, list | tuple) and f in families]
-    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
-    return {**plain, **{family: {} for family in known if plain.get(family) is None}}
+    """`data` with an empty object for each family that is named and has no options of its own."""
+    known = [f for f in FAMILIES if isinstance(families, list | tuple) and f in families]
+    return {**data, **{family: {} for family in known if data.get(family) is None}}
 
 
 def check_families(given: dict[str, object], families: Iterable[str]) -> None:

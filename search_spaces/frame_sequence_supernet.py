@@ -48,7 +48,6 @@ class SearchEncoder(nn.Module):
     """An encoder of all sizes at once."""
 
     gates: FamilyGates
-    width: int  # of the largest encoding
 
     def student_state(self, sizes: Mapping[str, int]) -> State:
         """State dict of the plain encoder of these sizes."""
@@ -66,9 +65,8 @@ class SearchHRnn(SearchEncoder):
         super().__init__()
         self.gates = FamilyGates(settings, "h_rnn", make)
         options = settings.options("h_rnn")
-        self.width = options["upper"][-1]
         self.lower = Lstm(settings.feature_size, options["lower"][-1])
-        self.upper = Lstm(options["lower"][-1], self.width)
+        self.upper = Lstm(options["lower"][-1], options["upper"][-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, T, D) -> (N, widest drawn)."""
@@ -98,10 +96,10 @@ class SearchNetVlad(SearchEncoder):
         super().__init__()
         self.gates = FamilyGates(settings, "net_vlad", make)
         options = settings.options("net_vlad")
-        self.features, self.width = settings.feature_size, options["hidden"][-1]
+        self.features = settings.feature_size
         self.norm = FrameNorm(self.features)
         self.pool = Sliced(VladPool, self.features, options["clusters"][-1])
-        self.layer = Sliced(gated_layer, options["clusters"][-1] * self.features, self.width)
+        self.layer = Sliced(gated_layer, options["clusters"][-1] * self.features, options["hidden"][-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, T, D) -> (N, widest drawn)."""
@@ -123,13 +121,13 @@ class SearchNextVladPart(nn.Module):
 
     def __init__(self, settings: FrameSequenceSettings, expansion: int, groups: int) -> None:
         super().__init__()
-        n = settings.nextvlad
-        assert n is not None, "settings hold the options of every family that they name"
+        options = settings.options("nextvlad")
+        clusters, hidden = options["clusters"][-1], options["hidden"][-1]
         self.expanded, self.part = expansion * settings.feature_size, expansion * settings.feature_size // groups
         self.expand = nn.Linear(settings.feature_size, self.expanded)
-        self.pool = Sliced(partial(GroupedVladPool, groups=groups), self.expanded, n.clusters[-1])
-        build = partial(squeezed_layer, reduction=n.reduction, dropout=n.dropout)
-        self.layer = Sliced(build, n.clusters[-1] * self.part, n.hidden[-1])
+        self.pool = Sliced(partial(GroupedVladPool, groups=groups), self.expanded, clusters)
+        build = partial(squeezed_layer, **settings.of("nextvlad").fixed())
+        self.layer = Sliced(build, clusters * self.part, hidden)
 
     def forward(self, features: Tensor, clusters: Gate, hidden: Gate) -> Tensor:
         """(N, T, D) -> (N, widest drawn)."""
@@ -156,7 +154,6 @@ class SearchNextVlad(SearchEncoder):
         super().__init__()
         self.gates = FamilyGates(settings, "nextvlad", make)
         options = settings.options("nextvlad")
-        self.width = options["hidden"][-1]
         self.parts = nn.ModuleDict(
             {
                 f"{expansion}x{groups}": SearchNextVladPart(settings, expansion, groups)
@@ -210,17 +207,14 @@ class FrameSequenceSupernet(FrameSequenceNet):
     head: SearchHead
 
     def __init__(self, settings: FrameSequenceSettings, family: str, make: GateFactory) -> None:
-        encoder = SEARCH_ENCODERS[family](settings, make)
-        super().__init__(encoder, SearchHead(settings, encoder.width, make))
+        encoder, encoding = SEARCH_ENCODERS[family](settings, make), settings.of(family).encoding
+        super().__init__(encoder, SearchHead(settings, settings.options(family)[encoding][-1], make))
+        self.encoding = encoding
         self.idle = nn.ModuleDict({f: FamilyGates(settings, f, make) for f in settings.family if f != family})
 
     def hand_over(self, student: FrameSequenceNet, choices: Mapping[str, Choice]) -> None:
         """Copy the weights that `student`, of these choices, uses."""
-        sizes = {name: int(choices[gate.name]) for name, gate in _named(self.encoder.gates)}
+        gates = self.encoder.gates
+        sizes = {name: int(choices[gates.of(name).name]) for name in gates}
         student.encoder.load_state_dict(self.encoder.student_state(sizes))
-        width = sizes.get("upper") or sizes["hidden"]
-        student.head.load_state_dict(self.head.student_state(width, str(choices["head"])))
-
-
-def _named(gates: FamilyGates) -> list[tuple[str, Gate]]:
-    return [(name, gates.of(name)) for name in gates]
+        student.head.load_state_dict(self.head.student_state(sizes[self.encoding], str(choices["head"])))
