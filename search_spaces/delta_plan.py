@@ -255,9 +255,11 @@ def _shape_of(module: nn.Module, seen: _Seen) -> LayerShape:
         return LayerShape(module.in_features, module.out_features, ones, ones, (0, 0), ones, 1, None, weight)
     size = (int(seen.z.shape[-2]), int(seen.z.shape[-1]))
     if plain and isinstance(module, nn.Conv2d):
+        padding = _padding(module)
+        assert padding is not None, "a plain convolution pads both sides alike"
         return LayerShape(
             module.in_channels, module.out_channels, _pair(module.kernel_size), _pair(module.stride),
-            _padding(module) or (0, 0), _pair(module.dilation), module.groups, size, module.weight.detach(),
+            padding, _pair(module.dilation), module.groups, size, module.weight.detach(),
         )  # fmt: skip
     stride = tuple(max(1, round(int(i) / o)) for i, o in zip(seen.x.shape[-2:], size, strict=True))
     return LayerShape(
