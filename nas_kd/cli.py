@@ -29,17 +29,24 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def say(text: object) -> None:
+    """Print text as it is, without markup and in one line, so that a path can be copied."""
+    console.print(str(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def listed(items: list[str] | None) -> list[str]:
+    """What a repeatable option names, each time one or several, separated by commas."""
+    return [name for item in items or () for name in item.split(",")]
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A user's mistake is a sentence on standard error and exit code 2, not a traceback."""
+    """A user's mistake is a sentence on standard error and exit code 2, not a traceback; a machine's is exit code 1."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except RuntimeError as error:
-        errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
 
 
 @contextmanager
@@ -52,7 +59,7 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
             quarter = (words.partition(",")[0], int(share * 4))
             if quarter not in said:
                 said.add(quarter)
-                console.print(f"{words}: {share:.0%}", markup=False, highlight=False)
+                say(f"{words}: {share:.0%}")
 
         yield line
         return
@@ -81,16 +88,16 @@ def search(
         from trials import Progress as TrialsProgress
 
         config = load_config(file, overrides or ())
-        console.print(f"run folder: {config.run_dir}", markup=False, highlight=False)
+        say(f"run folder: {config.run_dir}")
         with campaigns.Campaign(config) as campaign:
             with progress_bar() as progress:
-                ledger = campaign.prepare(progress, lambda text: console.print(text, markup=False, highlight=False))
+                ledger = campaign.prepare(progress, say)
             with TrialsProgress(ledger.objectives, ledger.records(), console=console) as table:
                 result = campaign.run(table)
-        console.print(str(result.summary), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"next: nas-kd report {config.run_dir}", markup=False, highlight=False)
+        say(result.summary)
+        say(f"next: nas-kd report {config.run_dir}")
         if config.grid:
-            console.print(f"      nas-kd table {config.run_dir}", markup=False, highlight=False)
+            say(f"      nas-kd table {config.run_dir}")
     if result.summary.interrupted:
         raise typer.Exit(130)
     if result.summary.num_complete == 0:
@@ -108,9 +115,8 @@ def report(
 
         paths = campaigns.report(run, out)
         for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials):
-            if path is None:  # no stream on the front
-                continue
-            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+            if path is not None:  # as that of offsets is, without a stream on the front
+                say(path)
 
 
 def _assigned(items: list[str] | None, option: str) -> dict[str, str]:
@@ -149,8 +155,8 @@ def table(
 
         made = campaigns.table(
             run,
-            [name for item in rows or () for name in item.split(",")],
-            [name for item in columns or () for name in item.split(",")],
+            listed(rows),
+            listed(columns),
             metric=metric,
             split=split,  # type: ignore[arg-type]  # others are refused with a sentence
             against=_assigned(against, "--against"),
@@ -160,7 +166,7 @@ def table(
         console.print(pivot_rich(made))
         if out is not None:
             for name in ("table.md", "table.csv"):
-                console.print(str(out / name), markup=False, highlight=False, soft_wrap=True)
+                say(out / name)
 
 
 @app.command()
@@ -182,22 +188,18 @@ def export(
 
         if trial is not None and max_flops is not None:
             raise ValueError("--trial and --max-flops exclude each other: give the one that decides")
-        wanted = [f for item in formats or ["safetensors,pt2,onnx"] for f in item.split(",")]
         folder, record = campaigns.export(
             run,
             trial=trial,
             max_flops=None if max_flops is None else parse_flops(max_flops),
-            formats=wanted,  # type: ignore[arg-type]  # unknown names are refused with a sentence
+            formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
         )
-        console.print(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}", markup=False, highlight=False)
+        say(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}")
         for item in record.parity:
-            console.print(
+            say(
                 f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
-                f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
             )
 
 

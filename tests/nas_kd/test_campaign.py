@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
+from commands import cli, succeed
 
 import nas_kd.campaign as campaigns
-from nas_kd.cli import app
 from nas_kd.config import CampaignConfig
 from nas_kd.trial import Trial
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
@@ -111,34 +110,34 @@ def test_the_cache_gives_what_the_teacher_gives(tiny: Callable[..., CampaignConf
         assert torch.allclose(cached.features[name], value, atol=2e-3 * float(value.abs().max()))
 
 
-def cli(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    return result.exit_code, result.output
+def test_a_path_is_printed_in_one_line(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    config = tiny(name="long-" * 40, budget={"max_flops": 1000})
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    code, output = cli("search", file)
+    assert code == 2
+    assert f"run folder: {config.run_dir}\n" in output
 
 
 def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     config = tiny()
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    code, output = cli("search", file)
-    assert code == 0, output
+    output = succeed("search", file)
     assert "2 of 2 trials complete" in output
     records = {p: p.read_text() for p in config.run_dir.glob("trials/*/record.json")}
     assert len(records) == 2
     assert {json.loads(r)["knobs"]["max_flops"] for r in records.values()} == {150_000, 250_000}
     assert not list(config.run_dir.glob("trials/*/checkpoint*"))
 
-    code, output = cli("search", file, "--set", "trials=3")  # two are there already
-    assert code == 0, output
+    output = succeed("search", file, "--set", "trials=3")  # two are there already
     assert len(list(config.run_dir.glob("trials/*/record.json"))) == 3
     assert all(path.read_text() == text for path, text in records.items())
 
-    code, output = cli("report", config.run_dir)
-    assert code == 0, output
+    output = succeed("report", config.run_dir)
     assert {p.name for p in (config.run_dir / "report").iterdir()} >= {"report.html", "front.png", "front.csv"}
 
-    code, output = cli("export", config.run_dir, "--trial", 1)
-    assert code == 0, output
+    output = succeed("export", config.run_dir, "--trial", 1)
     record = json.loads((config.run_dir / "export" / "trial-0001" / "export.json").read_text())
     assert [p["file"] for p in record["parity"]] == ["student.safetensors", "student.pt2", "student.onnx"]
     assert record["parity"][0]["max_abs_difference"] == 0.0

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import succeed
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
-from nas_kd.cli import app
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
 from nas_kd.objectives import Objective, ObjectiveConfig
@@ -304,19 +303,13 @@ def test_responses_join_fewer_frames_and_see_no_gradient_of_the_companion() -> N
 # A campaign
 
 
-def cli(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 @pytest.mark.parametrize("training", ["serial", "parallel"])
 def test_a_campaign_of_frame_features(make: Callable[..., CampaignConfig], tmp_path: Path, training: str) -> None:
     objective = {"fewer_frames": {"weight": 1, "training": training}, "finetune_share": 0.5}
     config = make(objective=objective, retrain={"epochs": 2, "batch_size": 8})
     file = tmp_path / "features.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    assert "1 of 1 trials complete" in cli("search", file)
+    assert "1 of 1 trials complete" in succeed("search", file)
     (path,) = config.run_dir.glob("trials/*/record.json")
     record = json.loads(path.read_text())
     assert record["state"] == "complete"
@@ -330,7 +323,7 @@ def test_a_campaign_of_frame_features(make: Callable[..., CampaignConfig], tmp_p
     assert distilled <= set(first)
     assert ("teacher" in first) == (training == "parallel")
     assert set(second) == {"stage", "epoch", "task", "total"}
-    cli("report", config.run_dir)
+    succeed("report", config.run_dir)
     assert (config.run_dir / "report" / "report.html").is_file()
 
 

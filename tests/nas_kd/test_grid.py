@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from commands import cli, succeed
 
 import nas_kd
 from analysis.statistics import paired_difference
 from nas_kd.campaign import Campaign
 from nas_kd.checks import grid_cells
-from nas_kd.cli import app
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.grid import distinct, multiply
 from nas_kd.trial import TrialFunction
@@ -154,11 +153,6 @@ def test_a_budget_must_suffice_in_its_own_cells(tiny: Tiny) -> None:
         prepare([{"max_flops": ["30k", "250k"], "resolution": 16}])
 
 
-def cli(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "160"})
-    return result.exit_code, result.output
-
-
 def grid_file(tiny: Tiny, tmp_path: Path, **changes: Any) -> tuple[Path, CampaignConfig]:
     sizes = {"num_train": 24, "num_val": 12, "num_test": 12}
     settings = {"data": sizes, "search": {"epochs": 1}, "retrain": {"epochs": 1, "num_seeds": 2}, **changes}
@@ -182,8 +176,7 @@ def test_a_grid_is_run_resumed_and_printed(tiny: Tiny, tmp_path: Path, monkeypat
     code, output = cli("search", file)
     assert code == 130, output
     assert "2 of 3 trials complete" in output
-    code, output = cli("search", file)
-    assert code == 0, output
+    output = succeed("search", file)
     assert "grid: 4 cells, 2 of them have ended" in output
     assert "4 of 4 trials complete" in output
     assert calls[0] == 5
@@ -193,13 +186,11 @@ def test_a_grid_is_run_resumed_and_printed(tiny: Tiny, tmp_path: Path, monkeypat
         {"max_flops": 250_000, "resolution": resolution, WEIGHT: weight} for resolution in (12, 16) for weight in (0, 1)
     ]
     assert len({r["seed"] for r in records}) == 1
-    code, output = cli("search", file)
-    assert code == 0, output
+    output = succeed("search", file)
     assert (calls[0], len(list(config.run_dir.glob("trials/*")))) == (5, 4)  # nothing is queued or run again
 
     arguments = ("--rows", "resolution", "--columns", WEIGHT, "--against", f"{WEIGHT}=0", "--out", tmp_path / "out")
-    code, output = cli("table", config.run_dir, *arguments)
-    assert code == 0, output
+    output = succeed("table", config.run_dir, *arguments)
     assert "accuracy on test, retrained student, in %" in output
     assert f"difference of accuracy to {WEIGHT} = 0" in output
     assert "seed by seed" in output

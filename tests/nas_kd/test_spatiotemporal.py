@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from commands import succeed
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
-from nas_kd.cli import app
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
 from nas_kd.objectives import Objective, ObjectiveConfig
@@ -208,12 +207,6 @@ def test_what_does_not_fit_is_refused() -> None:
         Case("fused", more={"response": {"weight": 1}})
 
 
-def cli(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def test_a_campaign_of_saliency(tiny: Callable[..., CampaignConfig], tmp_path: Any) -> None:
     trunk = {**TRUNK, "widths": [[4], [4], [4], [4, 6]]}
     data: dict[str, Any] = {
@@ -233,7 +226,7 @@ def test_a_campaign_of_saliency(tiny: Callable[..., CampaignConfig], tmp_path: A
     config = CampaignConfig.model_validate(data)
     file = tmp_path / "saliency.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    assert "1 of 1 trials complete" in cli("search", file)
+    assert "1 of 1 trials complete" in succeed("search", file)
     (path,) = config.run_dir.glob("trials/*/record.json")
     record = json.loads(path.read_text())
     assert record["metric"]["name"] == "nss"
@@ -243,9 +236,9 @@ def test_a_campaign_of_saliency(tiny: Callable[..., CampaignConfig], tmp_path: A
     common = {"stage", "epoch", "total"}
     assert first == common | names("spatial", "temporal")
     assert second == common | {"task"}
-    cli("report", config.run_dir)
+    succeed("report", config.run_dir)
     assert (config.run_dir / "report" / "report.html").is_file()
-    cli("export", config.run_dir, "--trial", record["number"], "--format", "safetensors")
+    succeed("export", config.run_dir, "--trial", record["number"], "--format", "safetensors")
     (folder,) = (config.run_dir / "export").iterdir()
     exported = json.loads((folder / "export.json").read_text())
     assert [p["file"] for p in exported["parity"]] == ["student.safetensors"]
