@@ -70,7 +70,8 @@ def _net_vlad(settings: FrameSequenceSettings, t: int) -> tuple[int, list[Part]]
 
 
 def _nextvlad(settings: FrameSequenceSettings, t: int) -> tuple[int, list[Part]]:
-    d, reduction = settings.feature_size, settings.of("nextvlad").fixed()["reduction"]
+    d = settings.feature_size
+    reduction: int = settings.of("nextvlad").fixed()["reduction"]
 
     def expand(factor: int) -> int:
         return t * d * factor * d
