@@ -14,7 +14,7 @@ from search_spaces.arch import Choice
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import FlopCount, count_flops
 from search_spaces.saliency_net import convs_of
-from search_spaces.saliency_ops import ResponseNorm, deconv, op_layer
+from search_spaces.saliency_ops import ResponseNorm, deconv, frame_op
 from search_spaces.saliency_settings import TRUNKS_OF, SaliencySettings
 
 Ints = npt.NDArray[np.int64]
@@ -107,5 +107,5 @@ def _measure(part: str, c_in: int, c_out: int, side: int) -> FlopCount:
     elif part == "pool":
         module = nn.MaxPool2d(2)
     else:
-        module = op_layer(c_in, c_out, op=part)
+        module = frame_op(part)(c_in, c_out)
     return count_flops(module, torch.zeros(1, c_in, side, side))

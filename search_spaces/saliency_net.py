@@ -7,7 +7,6 @@ with "2_0".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from search_spaces.arch import Choice
 from search_spaces.cells import Sliced, mix_widths
 from search_spaces.gates import Gate, GateFactory
-from search_spaces.saliency_ops import Decoder, ResponseNorm, deconv, op_layer
+from search_spaces.saliency_ops import Decoder, ResponseNorm, deconv, frame_op
 from search_spaces.saliency_settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
 
 
@@ -98,19 +97,17 @@ class SaliencyNet(nn.Module):
     """Frames t and t + 1 -> the saliency map of frame t, linear.
 
     Args:
+        trunks: `spatial`, of frame t, or `temporal`, of both frames, or both in this order.
         decoder: reads the trunks' maps.
-        spatial: the trunk of frame t, or None.
-        temporal: the trunk of both frames, or None.
     """
 
-    decoder: nn.Module
+    spatial: Trunk
+    temporal: Trunk
 
-    def __init__(self, spatial: Trunk | None, temporal: Trunk | None, decoder: nn.Module) -> None:
+    def __init__(self, trunks: Mapping[str, Trunk], decoder: nn.Module) -> None:
         super().__init__()
-        if spatial is not None:
-            self.spatial = spatial
-        if temporal is not None:
-            self.temporal = temporal
+        for name, trunk in trunks.items():
+            self.add_module(name, trunk)
         self.decoder = decoder
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -151,12 +148,12 @@ def student_net(settings: SaliencySettings, choices: Mapping[str, Choice]) -> Sa
     trunks = TRUNKS_OF[str(choices["net"])]
     built = {}
     for trunk in trunks:
-        convs = {k: op_layer(x.c_in, x.c_out, op=x.op) for k, x in trunk_layers(trunk, choices).items()}
+        convs = {k: frame_op(x.op)(x.c_in, x.c_out) for k, x in trunk_layers(trunk, choices).items()}
         built[trunk] = Trunk(convs, siamese=trunk == "temporal", response_norm=settings.response_norm)
     c_in = sum(int(choices[f"{trunk}.stages.3.width"]) for trunk in trunks)
     widths = [int(choices[f"decoder.layers.{j}.width"]) for j in range(5)]
     decoder = Decoder(c_in, widths, [str(choices[f"decoder.convs.{j}"]) for j in (1, 2, 3)])
-    return SaliencyNet(built.get("spatial"), built.get("temporal"), decoder)
+    return SaliencyNet(built, decoder)
 
 
 def _named(make: GateFactory, choices: Sequence[Choice], name: str) -> Gate:
@@ -180,7 +177,7 @@ class SearchConv(nn.Module):
         self.gate, self._width = gate, (width,)  # in a tuple: the gate belongs to the stage
         self.candidates = nn.ModuleDict(
             {
-                kind: nn.ModuleDict({op: Sliced(partial(op_layer, op=op), c_in, int(width.choices[-1])) for op in ops})
+                kind: nn.ModuleDict({op: Sliced(frame_op(op), c_in, int(width.choices[-1])) for op in ops})
                 for kind, c_in in inputs.items()
             }
         )
@@ -317,7 +314,7 @@ class SaliencySupernet(SaliencyNet):
             for name in TRUNKS_OF[net]
         }
         parts = [settings.trunk(name).widths[3][-1] for name in trunks]
-        super().__init__(trunks.get("spatial"), trunks.get("temporal"), SearchDecoder(settings.decoder, parts, make))
+        super().__init__(trunks, SearchDecoder(settings.decoder, parts, make))
         own = {gate.name for gate in self.modules() if isinstance(gate, Gate)}
         self.idle = nn.ModuleList(_named(make, choices, name) for name, choices in variables.items() if name not in own)
 

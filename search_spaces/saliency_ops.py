@@ -46,11 +46,6 @@ def frame_op(name: str) -> FrameOp:
     return FRAME_OPS[name]
 
 
-def op_layer(c_in: int, c_out: int, *, op: str) -> nn.Module:
-    """The operator of that name; module-level, so that a supernet can be pickled."""
-    return frame_op(op)(c_in, c_out)
-
-
 def deconv(c_in: int, c_out: int) -> nn.Module:
     """A transposed convolution that doubles the sides, linear: the published net has no ReLU here."""
     return nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
@@ -100,7 +95,7 @@ class Decoder(nn.Sequential):
     def __init__(self, c_in: int, widths: Sequence[int], ops: Sequence[str]) -> None:
         super().__init__(
             conv(c_in, widths[0], kernel=1),
-            *(op_layer(a, b, op=op) for a, b, op in zip(widths[:3], widths[1:4], ops, strict=True)),
+            *(frame_op(op)(a, b) for a, b, op in zip(widths[:3], widths[1:4], ops, strict=True)),
             deconv(widths[3], widths[4]),
             deconv(widths[4], 1),
         )
