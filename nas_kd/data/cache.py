@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nas_kd.data.decode import DecodeError, frame_files
+from nas_kd.data.files import load_array
 from nas_kd.data.sample import DataError
 
 Clip = npt.NDArray[np.uint8]
@@ -96,7 +97,7 @@ class ClipCache:
             decode: Makes it.
         """
         try:
-            clip: Clip = np.load(self.path(key), mmap_mode="r", allow_pickle=False)
+            clip: Clip = load_array(self.path(key), mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return self.store(key, decode())
         if clip.shape != shape or clip.dtype != np.uint8:

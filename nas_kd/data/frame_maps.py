@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from nas_kd.data.decode import DecodeError, Fit, scaled_window
+from nas_kd.data.files import load_array
 from nas_kd.data.label_image import BROKEN, broken_reason
 from nas_kd.data.table import locate
 
@@ -84,7 +85,7 @@ def map_values(planes: Tensor) -> Tensor:
 
 def _read_array(path: Path) -> npt.NDArray[np.float32]:
     try:
-        values: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+        values: npt.NDArray[Any] = load_array(path)
     except FileNotFoundError as error:
         raise DecodeError("no such file") from error
     except (OSError, ValueError, EOFError) as error:

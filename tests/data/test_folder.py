@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -17,6 +19,7 @@ from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRow
 from nas_kd.data.cache import ClipCache, cache_key
 from nas_kd.data.decode import DecodeError, frame_files, read_clip, sample_positions
 from nas_kd.data.folder import FolderDataset
+from nas_kd.data.frame_maps import read_map
 
 RISING = (20, 60, 100, 140, 180, 220)
 
@@ -302,6 +305,36 @@ def test_readers_and_writers_at_once_see_whole_entries(tmp_path):
         thread.join()
     assert failures == []
     assert list(tmp_path.glob("??/*.tmp")) == []
+
+
+@pytest.mark.parametrize("kind", ["entries", "maps"])
+def test_arrays_are_read_by_several_threads_while_garbage_is_collected(tmp_path, kind):
+    """A collection inside of numpy's reading of a header lets another thread in, which CPython 3.11.7 stumbles over."""
+    cache = ClipCache(tmp_path / "cache", limit_bytes=10**9)
+    key = "ab" * 32
+    cache.store(key, np.full((2, 3), 7, np.uint8))
+    np.save(tmp_path / "map.npy", np.full((2, 3), 7 / 255))
+
+    def read(_: int) -> bool:
+        if kind == "entries":
+            return bool((cache.read(key, (2, 3), lambda: pytest.fail("decoded again")) == 7).all())
+        return bool((read_map(tmp_path / "map.npy", (2, 3), 2, 3, "crop") == 7).all())  # 7 · 257 = 0x0707
+
+    def let_others_in(phase: str, _: dict[str, int]) -> None:
+        time.sleep(1e-5)
+
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at again and again
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(17)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, range(300)))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(let_others_in)
+        gc.unfreeze()
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(root):
