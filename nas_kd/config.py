@@ -255,10 +255,11 @@ class CampaignConfig(Section):
         for path in dict.fromkeys(name for block in self.grid for name in block if "." in name):
             self._check_path(path, f"grid: {path}")
         cells, knobs = self.cells, dict(self.knobs)
-        for path in (name for name in (cells[0] if cells else ()) if "." in name):
-            definition = knobs.get(path, {"type": "choice", "values": []})
-            if definition.get("type") == "choice":
-                knobs[path] = {**definition, "values": values_of(path, cells, definition.get("values", ()))}
+        for path in (name for name in cells[0] if "." in name):
+            definition = knobs.get(path, {"type": "choice"})
+            values = definition.get("values", ())
+            if definition.get("type") == "choice" and isinstance(values, list | tuple):  # else it is refused below
+                knobs[path] = {**definition, "values": values_of(path, cells, values)}
             knob = parse_knobs({path: knobs[path]})[path]
             for cell in cells:
                 if not knob.contains(cell[path]):

@@ -45,10 +45,10 @@ def distinct(cells: Iterable[Mapping[str, Value]]) -> list[Cell]:
     return list(found.values())
 
 
-def values_of(name: str, cells: Iterable[Mapping[str, Value]], before: Sequence[Value] = ()) -> list[Value]:
+def values_of(name: str, cells: Iterable[Mapping[str, Value]], before: Sequence[Value]) -> list[Value]:
     """The values of a knob, in order, each once, after those of `before`."""
     values = list(before)
     for cell in cells:
-        if name in cell and cell[name] not in values:
+        if cell[name] not in values:
             values.append(cell[name])
     return values

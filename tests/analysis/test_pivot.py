@@ -181,6 +181,7 @@ def test_what_is_missing_is_said() -> None:
         ),
         ({"metric": "train/accuracy"}, "split/name with split val or test, but got 'train/accuracy'"),
         ({"metric": "accuracy"}, "split/name with split val or test"),
+        ({"metric": "val"}, "split/name with split val or test"),
         ({"where": {"frames": 5}}, "no trial has frames = 5; there are 4, 8"),
         ({"against": {"select": 5}}, "there is no knob 'select'"),
         ({"against": {"max_flops": 5}}, "so max_flops must be among rows and columns"),

@@ -101,6 +101,12 @@ def test_a_mistake_of_the_grid_is_one_sentence(tiny: Tiny, grid: Any, sentence: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [5, None, "ab"])
+def test_a_knob_beside_the_grid_must_list_its_values(tiny: Tiny, values: object) -> None:
+    with pytest.raises(ConfigError, match=rf"knob {WEIGHT}\.choice\.values: "):
+        tiny(grid=[{WEIGHT: [0, 1]}], knobs={WEIGHT: {"type": "choice", "values": values}})
+
+
 def test_a_range_must_hold_what_the_grid_asks_for(tiny: Tiny) -> None:
     knobs = {"retrain.lr": {"type": "float", "low": 0.01, "high": 0.2}}
     with pytest.raises(ConfigError, match=r"retrain\.lr is 0\.3 in a cell, but its knob is float from 0\.01 to 0\.2"):
