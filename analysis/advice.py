@@ -85,7 +85,10 @@ def _against_teacher(pick: TrialRecord, point: tuple[float, float], teacher: Tea
     better = (gap > 0) == pick.metric.maximize
     word = "better than" if better else "worse than"
     distance = "as good as" if gap == 0 else f"{difference_text(gap, pick.metric)} {word}"
-    return f"It needs {teacher.flops / point[0]:.3g}× fewer FLOPs than the teacher and is {distance} it."
+    saving = teacher.saving(point[0])
+    if saving is None:
+        return f"It is {distance} the teacher, whose cost is not known."
+    return f"It needs {saving:.3g}× fewer FLOPs than the teacher and is {distance} it."
 
 
 def _caveats(front: ParetoFront, trials: list[TrialRecord], at: int) -> tuple[str, ...]:
@@ -133,7 +136,8 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     if teacher is not None:
         metric = records[0].metric if records else None
         value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
-        sentences.append(f"The teacher, {teacher.name}, reaches {value} at {si(teacher.flops)} FLOPs.")
+        cost = "; what it costs is not known" if teacher.flops is None else f" at {si(teacher.flops)} FLOPs"
+        sentences.append(f"The teacher, {teacher.name}, reaches {value}{cost}.")
     return sentences
 
 

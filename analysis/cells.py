@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.front import ParetoFront
+from analysis.front import ParetoFront, TeacherPoint
 from analysis.page import Markup, element
 from analysis.statistics import Estimate, seed_estimate
-from analysis.text import is_fraction, metric_text
+from analysis.text import MISSING, is_fraction, metric_text
 from trials.record import Metric, Split, TrialRecord
 
 
@@ -49,3 +49,9 @@ def interval_text(estimate: Estimate | None, metric: Metric) -> str:
     if is_fraction(metric) and max(abs(estimate.low), abs(estimate.high)) <= 1:
         return f"{estimate.low * 100:.1f} – {estimate.high * 100:.1f} % (n = {estimate.num_values})"
     return f"{estimate.low:.4g} – {estimate.high:.4g} (n = {estimate.num_values})"
+
+
+def saving_cell(teacher: TeacherPoint | None, flops: float) -> Markup:
+    """How many times cheaper than its teacher a student is."""
+    saving = teacher.saving(flops) if teacher else None
+    return number_cell(MISSING if saving is None else f"{saving:.3g}×")

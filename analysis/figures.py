@@ -50,7 +50,7 @@ def flops_ticks(low: float, high: float) -> list[float]:
 def flops_range(records: Sequence[TrialRecord], teacher: TeacherPoint | None) -> tuple[float, float] | None:
     """Limits of a logarithmic FLOPs axis with room at both ends; None without points, or with one at zero FLOPs."""
     values = [float(flops) for _, flops, _ in comparable(records)]
-    values += [float(teacher.flops)] if teacher else []
+    values += [float(teacher.flops)] if teacher is not None and teacher.flops is not None else []
     if not values or min(values) <= 0:
         return None
     room = max((max(values) / min(values)) ** 0.06, 1.1)
@@ -209,11 +209,16 @@ def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord, flops: int) ->
 def _draw_teacher(axes: Axes, teacher: TeacherPoint) -> None:
     axes.axhline(teacher.value, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     label = f"teacher: {printable(teacher.name, 40)}"
-    axes.scatter([teacher.flops], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
+    if teacher.flops is None:
+        place, within = (1.0, teacher.value), axes.get_yaxis_transform()
+    else:
+        place, within = (float(teacher.flops), teacher.value), axes.transData
+        axes.scatter([teacher.flops], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
     axes.annotate(
         label,
-        (teacher.flops, teacher.value),
+        place,
         (0, 9),
+        xycoords=within,
         textcoords="offset points",
         ha="right",
         color=TEACHER_COLOR,

@@ -20,7 +20,8 @@ class TeacherPoint:
 
     Attributes:
         name: what to call it.
-        flops: cost in the students' unit (per clip, or amortised per frame); one multiply-accumulate is one FLOP.
+        flops: cost in the students' unit (per clip, or amortised per frame); one multiply-accumulate is one FLOP. None
+            where it is not known, as of maps that were computed before.
         value: the primary metric on the validation split.
         test: the primary metric on the test split, where known.
         params: number of parameters, where known.
@@ -28,7 +29,7 @@ class TeacherPoint:
     """
 
     name: str
-    flops: int
+    flops: int | None
     value: float
     test: float | None = None
     params: int | None = None
@@ -40,6 +41,10 @@ class TeacherPoint:
     def score(self, split: Split) -> float | None:
         """The primary metric on a split, or None where it is not known."""
         return self.value if split == "val" else self.test
+
+    def saving(self, flops: float) -> float | None:
+        """How many times cheaper a student of so many FLOPs is, where that is known."""
+        return self.flops / flops if self.flops is not None and flops else None
 
 
 def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:

@@ -107,7 +107,9 @@ def front_chart(
         marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
         figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
     if teacher is not None:
-        figure.add_hline(teacher.value, line={"color": TEACHER_COLOR, "width": 1, "dash": "dot"}, layer="below")
+        label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if teacher.flops is None else {}
+        line = {"color": TEACHER_COLOR, "width": 1, "dash": "dot"}
+        figure.add_hline(teacher.value, line=line, layer="below", **label)
         figure.add_traces(_teacher_trace(teacher, metric))
     return figure
 
@@ -196,6 +198,8 @@ def _budget_trace(records: Sequence[TrialRecord]) -> list[go.Scatter]:
 
 
 def _teacher_trace(teacher: TeacherPoint, metric: Metric | None) -> list[go.Scatter]:
+    if teacher.flops is None:
+        return []
     value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
     hover = f"<b>teacher</b>: {plain(teacher.name)}<br>{value}<br>{si(teacher.flops)} FLOPs"
     marker = {"symbol": "star", "size": 16, "color": TEACHER_COLOR}

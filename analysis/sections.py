@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.advice import Advice
-from analysis.cells import badge, interval_text, number_cell, trial_link
+from analysis.cells import badge, interval_text, number_cell, saving_cell, trial_link
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.page import Child, Markup, definitions, element, join, table
 from analysis.statistics import (
@@ -88,7 +88,6 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
         estimate = seed_estimate(record, front.split, front.stage)
         cost = record.cost
         assert cost is not None, "comparable records carry their cost"
-        ratio = f"{teacher.flops / cost.flops:.3g}×" if teacher and cost.flops else MISSING
         rows.append(
             [
                 element("td", trial_link(record.number), " ", badge(record, front) if record is front.knee else None),
@@ -97,7 +96,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
                 number_cell(_gain(previous, record, front)),
                 number_cell(metric_text(record.score("test", front.stage), record.metric)),
                 number_cell(si(cost.flops, trim=False)),
-                number_cell(ratio),
+                saving_cell(teacher, cost.flops),
                 number_cell(si(cost.params, trim=False)),
                 number_cell(MISSING if cost.latency_ms is None else f"{cost.latency_ms:.3g}"),
                 number_cell(f"{front.contributions[record.number]:.4f}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.cells import number_cell, score_cell, trial_cell
+from analysis.cells import number_cell, saving_cell, score_cell, trial_cell
 from analysis.figures import metric_label
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.page import Child, Markup, chart, element, join, table
@@ -80,7 +80,7 @@ def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
             trial_cell(record, front),
             number_cell(str(cost.keyframe_interval)),
             *(number_cell(si(value, trim=False)) for value in flops),
-            number_cell(f"{teacher.flops / cost.flops:.3g}×" if teacher and cost.flops else MISSING),
+            saving_cell(teacher, cost.flops),
             number_cell(bytes_text(cost.state_bytes)),
         ]
         if with_latency:

@@ -140,7 +140,8 @@ class Campaign:
         known = prepare_teacher(bench, self.run_dir, progress)
         value = float(known[f"val/{metric.name}"])
         unit = "frame" if bench.task.framewise else "clip"
-        note(f"teacher: validation {metric.name} {value:.3f} at {int(known['flops']):,} FLOPs a {unit}")
+        cost = f" at {int(known['flops']):,} FLOPs a {unit}" if "flops" in known else ""
+        note(f"teacher: validation {metric.name} {value:.3f}{cost}")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:
             note(
@@ -268,7 +269,7 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
         known = json.loads(manifest.read_text())
         teacher = TeacherPoint(
             name=config.teacher.model,
-            flops=int(known["flops"]),
+            flops=int(known["flops"]) if "flops" in known else None,
             value=float(known[f"val/{metric}"]),
             test=float(known[f"test/{metric}"]),
             params=int(known["params"]),

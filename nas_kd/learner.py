@@ -54,7 +54,8 @@ class Learner:
         teacher = None
         if config.distils:
             teacher = bench.untrained_teacher() if config.trains_teacher else bench.teacher_model
-        self.objective = Objective(config, bench.task, net, teacher, example, bench.example(), varying_width=varying)
+        theirs = bench.teacher_example()
+        self.objective = Objective(config, bench.task, net, teacher, example, theirs, varying_width=varying)
         self.objective.to(bench.device)
         seen = ClipOfFrames(net) if bench.task.framewise and not bench.has_keyframes else net
         prefix = "net." if seen is not net else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -19,7 +19,7 @@ from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
 from nas_kd.frames import on_frames, random_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.tasks import Task, make_task
-from nas_kd.teachers import Streams, Teacher, build_teacher_model
+from nas_kd.teachers import StoredMaps, Streams, Teacher, build_teacher_model
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
@@ -74,16 +74,27 @@ class Workbench:
         return isinstance(self.space, DeltaBlocksSpace)
 
     def input(self, batch: Batch) -> Tensor:
-        """What the teacher sees of a batch: normalised clips (N, 3, T, H, W), or frame features (N, T, D)."""
+        """What nets see of a batch: normalised clips (N, 3, T, H, W), or frame features (N, T, D)."""
         if self.splits.info.input_key == "features":
             return batch["features"].float()
         return normalize(batch["clip"], self.config.normalize.mean, self.config.normalize.std)
 
+    def teacher_input(self, batch: Batch) -> Tensor:
+        """What the teacher sees of a batch: what nets see, or maps (N, S, H, W) where it consists of such."""
+        return self.teacher_model.take(batch) if isinstance(self.teacher_model, StoredMaps) else self.input(batch)
+
     def example(self) -> Tensor:
-        """Zeros of the teacher's input shape, with batch size 1: a clip, features, or a frame (1, 3, H, W)."""
+        """Zeros of the data's shape, with batch size 1: a clip, features, or a frame (1, 3, H, W)."""
         info = self.splits.info
         shape = (3, info.height, info.width) if self.task.framewise else info.input_shape
         return torch.zeros(1, *shape, device=self.device)
+
+    def teacher_example(self) -> Tensor:
+        """Zeros of the teacher's input shape, with batch size 1."""
+        if not isinstance(self.teacher_model, StoredMaps):
+            return self.example()
+        info = self.splits.info
+        return torch.zeros(1, len(self.teacher_model.names), info.height, info.width, device=self.device)
 
     def student_example(self, knobs: Mapping[str, Choice]) -> Tensor:
         """Zeros of what a student sees in a training step, with batch size 1: with key frames, one pair of frames."""
@@ -100,25 +111,25 @@ class Workbench:
     def evaluate_teacher(self, dataset: ClipDataset) -> dict[str, float]:
         """Metrics of the teacher over a split."""
         model: Callable[[Tensor], Tensor] = self.teacher_model
-        return self._evaluate(on_frames(model) if self.task.framewise else model, dataset, None)
+        seen = on_frames(model) if self.task.framewise else model
+        return evaluate(seen, self._whole(dataset), self.task, self.teacher_input)
 
     def evaluate_student(
         self, student: nn.Module, dataset: ClipDataset, knobs: Mapping[str, Choice]
     ) -> dict[str, float]:
         """Metrics of a student, or of a supernet with its most probable candidates, over a split."""
         student.eval()
+        clips = self._whole(dataset)
         if (net := delta_net_of(student)) is not None:
-            return self._evaluate(student, dataset, net.offsets(self.splits.info.frames))
+            return evaluate(student, clips, self.task, self.input, net.offsets(self.splits.info.frames))
         if self.task.framewise:
-            return self._evaluate(on_frames(student), dataset, None)
+            return evaluate(on_frames(student), clips, self.task, self.input)
         with torch.random.fork_rng(devices=[]):  # a space may choose frames at random: the same ones each time
             torch.manual_seed(0)
-            return self._evaluate(lambda inputs: student(self.space.fit_input(inputs, knobs)), dataset, None)
+            return evaluate(lambda inputs: student(self.space.fit_input(inputs, knobs)), clips, self.task, self.input)
 
-    def _evaluate(
-        self, model: Callable[[Tensor], Tensor], dataset: ClipDataset, offsets: Sequence[int] | None
-    ) -> dict[str, float]:
-        return evaluate(model, self.loader(dataset, FitConfig(), seed=0, train=False), self.task, self.input, offsets)
+    def _whole(self, dataset: ClipDataset) -> ClipLoader:
+        return self.loader(dataset, FitConfig(), seed=0, train=False)
 
 
 def build_workbench(config: CampaignConfig, device: str) -> Workbench:
@@ -205,7 +216,7 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
 
     Returns:
-        Its metrics by split, FLOPs and parameters, as in `teacher.json`.
+        Its metrics by split, FLOPs where they are known, and parameters, as in `teacher.json`.
 
     Raises:
         ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
@@ -225,7 +236,7 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
         load_weights(model, folder / "teacher.safetensors")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.teacher.weights is None:
+        if config.teacher.weights is None and not isinstance(model, StoredMaps):
             loader = bench.loader(bench.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
             fit(
                 model,
@@ -240,7 +251,8 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
             )
         model.eval()
         known = {"digest": digest, "params": count_params(model)}
-        known["flops"] = _teacher_flops(bench)
+        if not isinstance(model, StoredMaps):  # what made them is not known
+            known["flops"] = _teacher_flops(bench)
         if isinstance(model, FrameSequenceNet):
             known["encoder_flops"] = count_flops(model.encoder, bench.example()).total
         for split in ("val", "test"):
@@ -270,7 +282,7 @@ def _teacher_flops(bench: Workbench) -> int:
     """Of a clip, or of a frame with BatchNorm folded, as its delta students have it."""
     if isinstance(bench.space, DeltaBlocksSpace):
         return bench.space.plan.teacher_flops
-    return count_flops(bench.teacher_model, bench.example(), strict=False).total
+    return count_flops(bench.teacher_model, bench.teacher_example(), strict=False).total
 
 
 def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor) -> None:
@@ -301,9 +313,9 @@ def check_teacher(bench: Workbench) -> None:
     """Raise `ValueError` where the teacher does not give what the task reads."""
     mode = bench.teacher_model.training
     with torch.no_grad():
-        outputs = bench.teacher_model.eval()(bench.example())
+        outputs = bench.teacher_model.eval()(bench.teacher_example())
     bench.teacher_model.train(mode)
-    check_outputs(bench, "the teacher", outputs, bench.example())
+    check_outputs(bench, "the teacher", outputs, bench.teacher_example())
 
 
 def cached_taps(bench: Workbench) -> tuple[str, ...]:
@@ -330,7 +342,7 @@ def build_objective(bench: Workbench, config: ObjectiveConfig, knobs: Mapping[st
     example = bench.student_example(supernet.knobs)
     teacher = bench.teacher_model if config.distils else None
     with supernet.pinned(bench.space.widest(supernet.knobs)):
-        return Objective(config, bench.task, supernet, teacher, example, bench.example(), varying_width=True)
+        return Objective(config, bench.task, supernet, teacher, example, bench.teacher_example(), varying_width=True)
 
 
 def weighed(config: CampaignConfig) -> dict[str, ObjectiveConfig]:
@@ -359,6 +371,6 @@ def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     # Not for training: every clip once, in order.
     loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
     num_clips = len(bench.splits.retrain.base)
-    if TeacherCache.size_bytes(teacher(bench.example()), num_clips) <= CACHE_LIMIT_BYTES:
-        TeacherCache.write(folder, teacher, loader, bench.input, num_clips, progress)
+    if TeacherCache.size_bytes(teacher(bench.teacher_example()), num_clips) <= CACHE_LIMIT_BYTES:
+        TeacherCache.write(folder, teacher, loader, bench.teacher_input, num_clips, progress)
     teacher.close()

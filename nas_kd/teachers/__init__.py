@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
+from nas_kd.teachers.stored_maps import StoredMaps
 from nas_kd.teachers.teacher import TEACHERS, Streams, Teacher, TeacherConfig, build_teacher_model
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FrameNetSettings",
     "R2Plus1D",
     "R2Plus1DSettings",
+    "StoredMaps",
     "Streams",
     "Teacher",
     "TeacherConfig",

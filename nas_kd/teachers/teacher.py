@@ -21,6 +21,7 @@ from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.saliency import build_saliency_teacher
+from nas_kd.teachers.stored_maps import StoredMaps, build_stored_maps
 from nas_kd.training.fit import FitConfig
 
 TEACHERS: dict[str, Callable[[int, dict[str, Any]], nn.Module]] = {
@@ -28,17 +29,24 @@ TEACHERS: dict[str, Callable[[int, dict[str, Any]], nn.Module]] = {
     "framenet": lambda num_outputs, settings: FrameNet(num_outputs, FrameNetSettings(**settings)),
     "frame_sequence": build_frame_sequence,
     "saliency": build_saliency_teacher,
+    "maps": build_stored_maps,
 }
 """Name -> builder from the channels that the task wants and the settings: for clips, for frame-wise tasks, for frame
-features, for saliency."""
+features, for saliency, and for saliency whose maps come with the data."""
+
+GIVEN_BY_DATA: Mapping[str, Callable[[DataInfo], dict[str, Any]]] = {
+    "frame_sequence": lambda info: {"feature_size": info.feature_size} if info.feature_size else {},
+    "maps": lambda info: {"names": info.map_names},
+}
+"""Name -> settings that the data decide where the campaign file does not."""
 
 
 class TeacherConfig(BaseModel):
     """The teacher.
 
     Attributes:
-        model: `r2plus1d`, `framenet`, `frame_sequence`, `saliency`, or your own as `module:function`, called with
-            num_classes and the settings as keywords.
+        model: `r2plus1d`, `framenet`, `frame_sequence`, `saliency`, `maps` for maps that come with the data, or your
+            own as `module:function`, called with num_classes and the settings as keywords.
         settings: of the model.
         weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
             campaign and kept in the run folder for all trials.
@@ -68,10 +76,11 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
     Args:
         config: the teacher.
         num_outputs: channels that the task wants.
-        info: of the data; models of ours that read frame features are built for their size.
+        info: of the data, for what they decide about models of ours.
 
     Raises:
-        ValueError: unknown model, settings that do not fit, or weights that do not fit the model.
+        ValueError: unknown model, settings that do not fit, maps that the data lack, or weights that do not fit the
+            model.
     """
     if ":" in config.model:
         model: Any = call_function(
@@ -83,8 +92,8 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
             )
     elif config.model in TEACHERS:
         try:
-            read = {"feature_size": info.feature_size} if info is not None and info.feature_size else {}
-            model = TEACHERS[config.model](num_outputs, {**read, **config.settings})
+            given = GIVEN_BY_DATA[config.model](info) if info is not None and config.model in GIVEN_BY_DATA else {}
+            model = TEACHERS[config.model](num_outputs, {**given, **config.settings})
         except ValidationError as error:
             sentences = explain(error, config.settings)
             raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
@@ -92,6 +101,10 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
         raise ValueError(
             f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as "
             "module:function"
+        )
+    if isinstance(model, StoredMaps) and (missing := set(model.names) - set(info.map_names if info else ())):
+        raise ValueError(
+            f"teacher.settings.names must be names of data.maps, but {', '.join(sorted(missing))} is none of them"
         )
     if config.weights is not None:
         load_weights(model, config.weights)

@@ -1,0 +1,63 @@
+"""A teacher that is a folder: its maps were computed before and come with the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from nas_kd.data import Batch
+
+
+class StoredMapsSettings(BaseModel):
+    """Settings of the teacher.
+
+    Attributes:
+        names: of the maps whose mean it gives; by default all that come with the data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...] = ()
+
+
+class StoredMaps(nn.Module):
+    """Maps (N, S, H, W), as `take` gives them -> their mean (N, 1, H, W).
+
+    It has nothing to train, and what its maps cost is not known.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+
+    def take(self, batch: Batch) -> Tensor:
+        """The maps of the first frames of a batch: float32 (N, S, H, W) in [0, 1]."""
+        return torch.stack([batch[f"map.{name}"][:, 0].float() for name in self.names], 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The mean of the maps."""
+        return maps.mean(1, keepdim=True)
+
+
+def build_stored_maps(num_outputs: int, settings: dict[str, Any]) -> StoredMaps:
+    """The teacher from the channels that the task wants and the settings as JSON values.
+
+    Raises:
+        ValidationError: settings that do not exist.
+        ValueError: there are no maps, or the task wants other outputs than one map.
+    """
+    names = StoredMapsSettings.model_validate(settings).names
+    if not names:
+        raise ValueError(
+            "teacher.model maps gives maps that come with the data, but they have none; name their folders in "
+            "data.maps, or choose another teacher"
+        )
+    if num_outputs != 1:
+        raise ValueError(
+            f"teacher.model maps gives one map a frame, but the task wants {num_outputs} outputs; choose the saliency "
+            "task, or another teacher"
+        )
+    return StoredMaps(names)
