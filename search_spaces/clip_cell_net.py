@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced, mix_widths
 from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
-from search_spaces.gates import Gate, GateFactory
+from search_spaces.gates import Gate, GateFactory, named_gate
 from search_spaces.ops import FrameConv, op_named
 
 
@@ -128,8 +128,8 @@ class SearchStage(nn.Module):
     def __init__(self, settings: ClipCellSettings, stage: int, c_in: int, make: GateFactory) -> None:
         super().__init__()
         widths, depths = settings.widths[stage], settings.depths[stage]
-        self.width, self.depth = make(widths), make(depths)
-        self.width.name, self.depth.name = f"stages.{stage}.width", f"stages.{stage}.depth"
+        self.width = named_gate(make, widths, f"stages.{stage}.width")
+        self.depth = named_gate(make, depths, f"stages.{stage}.depth")
         self.cells = nn.ModuleList(
             SearchCell(
                 settings,

@@ -25,7 +25,7 @@ from search_spaces.frame_sequence_parts import (
     squeezed_layer,
 )
 from search_spaces.frame_sequence_settings import FrameSequenceSettings
-from search_spaces.gates import Gate, GateFactory
+from search_spaces.gates import Gate, GateFactory, named_gate
 
 State = dict[str, Tensor]
 
@@ -36,8 +36,7 @@ class FamilyGates(nn.ModuleDict):
     def __init__(self, settings: FrameSequenceSettings, family: str, make: GateFactory) -> None:
         super().__init__()
         for name, options in settings.options(family).items():
-            self[name] = make(options)
-            self.of(name).name = f"{family}.{name}"
+            self[name] = named_gate(make, options, f"{family}.{name}")
 
     def of(self, name: str) -> Gate:
         """The gate of that name, without the family's prefix."""

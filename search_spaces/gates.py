@@ -205,3 +205,10 @@ class Gate(nn.Module):
 
 
 GateFactory = Callable[[Sequence[Choice]], Gate]
+
+
+def named_gate(make: GateFactory, choices: Sequence[Choice], name: str) -> Gate:
+    """A gate for the variable of that name."""
+    gate = make(choices)
+    gate.name = name
+    return gate

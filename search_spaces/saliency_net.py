@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Sliced, mix_widths
-from search_spaces.gates import Gate, GateFactory
+from search_spaces.gates import Gate, GateFactory, named_gate
 from search_spaces.saliency_ops import Decoder, ResponseNorm, deconv, frame_op
 from search_spaces.saliency_settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
+from search_spaces.space import gates_of
 
 
 class Layer(NamedTuple):
@@ -156,12 +157,6 @@ def student_net(settings: SaliencySettings, choices: Mapping[str, Choice]) -> Sa
     return SaliencyNet(built, decoder)
 
 
-def _named(make: GateFactory, choices: Sequence[Choice], name: str) -> Gate:
-    gate = make(choices)
-    gate.name = name
-    return gate
-
-
 class SearchConv(nn.Module):
     """All operators of one convolution, at any width up to the largest.
 
@@ -206,7 +201,7 @@ class SearchTrunk(Trunk):
 
     def __init__(self, name: str, settings: TrunkSettings, make: GateFactory, *, response_norm: bool) -> None:
         siamese = name == "temporal"
-        widths = [_named(make, w, f"{name}.stages.{s}.width") for s, w in enumerate(settings.widths)]
+        widths = [named_gate(make, w, f"{name}.stages.{s}.width") for s, w in enumerate(settings.widths)]
         convs, c_in = {}, 3
         for key in convs_of(settings.depths[-1]):
             width = widths[int(key[0])]
@@ -214,12 +209,12 @@ class SearchTrunk(Trunk):
             if siamese and (key == "2_1" or (key == "3_0" and 1 in settings.depths)):
                 joined = {"joined": 2 * int(settings.widths[2][-1])}
                 kinds = joined if key == "2_1" or settings.depths == (1,) else kinds | joined
-            gate = _named(make, settings.ops, f"{name}.convs.{key}")
+            gate = named_gate(make, settings.ops, f"{name}.convs.{key}")
             convs[key] = SearchConv(settings.ops, kinds, width, gate)
             c_in = int(width.choices[-1])
         super().__init__(convs, siamese=siamese, response_norm=response_norm)
         self.widths = nn.ModuleList(widths)
-        self.depth = _named(make, settings.depths, f"{name}.stages.2.depth")
+        self.depth = named_gate(make, settings.depths, f"{name}.stages.2.depth")
 
     def rest(self, x: Tensor) -> Tensor:
         """(N, C, s, s) -> (N, widest drawn of the last stage, s, s)."""
@@ -280,13 +275,13 @@ class SearchDecoder(nn.Module):
 
     def __init__(self, settings: DecoderSettings, parts: Sequence[int], make: GateFactory) -> None:
         super().__init__()
-        widths = [_named(make, w, f"decoder.layers.{j}.width") for j, w in enumerate(settings.widths)]
+        widths = [named_gate(make, w, f"decoder.layers.{j}.width") for j, w in enumerate(settings.widths)]
         widest = [w[-1] for w in settings.widths]
         self.widths = nn.ModuleList(widths)
         self.first = SearchPointwise(parts, widths[0])
         self.convs = nn.ModuleList(
             SearchConv(
-                settings.ops, {"map": widest[j - 1]}, widths[j], _named(make, settings.ops, f"decoder.convs.{j}")
+                settings.ops, {"map": widest[j - 1]}, widths[j], named_gate(make, settings.ops, f"decoder.convs.{j}")
             )
             for j in (1, 2, 3)
         )
@@ -315,8 +310,8 @@ class SaliencySupernet(SaliencyNet):
         }
         parts = [settings.trunk(name).widths[3][-1] for name in trunks]
         super().__init__(trunks, SearchDecoder(settings.decoder, parts, make))
-        own = {gate.name for gate in self.modules() if isinstance(gate, Gate)}
-        self.idle = nn.ModuleList(_named(make, choices, name) for name, choices in variables.items() if name not in own)
+        own = gates_of(self)
+        self.idle = nn.ModuleList(named_gate(make, c, name) for name, c in variables.items() if name not in own)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The saliency map; a decoder whose width is open reads the maps one by one."""

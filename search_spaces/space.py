@@ -16,7 +16,7 @@ from search_spaces.arch import ArchSpec, Choice, canonical_json
 from search_spaces.cells import Edge
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import count_flops
-from search_spaces.gates import Gate, GateFactory
+from search_spaces.gates import Gate, GateFactory, named_gate
 
 
 class SearchSpace(ABC):
@@ -205,8 +205,7 @@ class ModuleSpace(SearchSpace):
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         network = self._build()
         for path, edge in _edges(network).items():
-            edge.gate = make_gate(edge.gate.choices)
-            edge.gate.name = path
+            edge.gate = named_gate(make_gate, edge.gate.choices, path)
         return network
 
     def build_student(self, choices: Mapping[str, Choice]) -> nn.Module:
