@@ -19,7 +19,6 @@ from math import prod
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.arch import Choice
@@ -28,8 +27,9 @@ from search_spaces.clip_cell_cost import clip_cell_costs
 from search_spaces.clip_cell_net import ClipStudent, ClipSupernet, SearchCell, SearchStage, StudentCell
 from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
 from search_spaces.cost import CostTable
+from search_spaces.frame_selectors import uniform
 from search_spaces.gates import GateFactory
-from search_spaces.space import SearchSpace
+from search_spaces.space import SearchSpace, resampled
 
 
 class ClipCellSpace(SearchSpace):
@@ -110,12 +110,8 @@ class ClipCellSpace(SearchSpace):
         if frames > clip.shape[2]:
             raise ValueError(f"the student wants {frames} frames, but the clip has {clip.shape[2]}; lower space.frames")
         if frames < clip.shape[2]:
-            clip = clip[:, :, frame_indices(clip.shape[2], frames)]
-        if clip.shape[3:] != (side, side):
-            folded = clip.transpose(1, 2).flatten(0, 1)
-            folded = F.interpolate(folded, size=(side, side), mode="bilinear", align_corners=False)
-            clip = folded.reshape(-1, frames, *folded.shape[1:]).transpose(1, 2)
-        return clip
+            clip = clip[:, :, uniform(clip.shape[2], frames)]
+        return resampled(clip, side)
 
     def size(self) -> int:
         """Number of canonical architectures."""
@@ -125,11 +121,3 @@ class ClipCellSpace(SearchSpace):
             for widths, depths in zip(self._s.widths, self._s.depths, strict=True)
         ]
         return int(prod(stages)) * len(self._s.resolution) * len(self._s.frames)
-
-
-def frame_indices(total: int, wanted: int) -> list[int]:
-    """Centres of `wanted` equal parts of `total` frames.
-
-    Bhardwaj et al. (CVPR 2019) take every (total / wanted)-th frame; centres also fit where that is no integer.
-    """
-    return [int((i + 0.5) * total / wanted) for i in range(wanted)]

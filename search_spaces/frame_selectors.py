@@ -12,14 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from search_spaces.clip_cell import frame_indices
-
 Selector = Callable[[int, int, int], Tensor]
 
 
 def uniform(total: int, wanted: int) -> list[int]:
-    """Centres of `wanted` equal parts of the sequence."""
-    return frame_indices(total, wanted)
+    """Centres of `wanted` equal parts of the sequence, for clips too.
+
+    Bhardwaj et al. take every (total / wanted)-th frame; centres also fit where that is no integer.
+    """
+    return [int((i + 0.5) * total / wanted) for i in range(wanted)]
 
 
 def first(total: int, wanted: int) -> list[int]:

@@ -23,7 +23,6 @@ from math import prod
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.arch import Choice
@@ -44,7 +43,7 @@ from search_spaces.saliency_net import (
 )
 from search_spaces.saliency_ops import Decoder, make_decoder
 from search_spaces.saliency_settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
-from search_spaces.space import SearchSpace
+from search_spaces.space import SearchSpace, resampled
 
 __all__ = ["DecoderSettings", "SaliencyNet", "SaliencySettings", "SaliencySpace", "TrunkSettings", "make_decoder"]
 
@@ -123,18 +122,12 @@ class SaliencySpace(SearchSpace):
         Raises:
             ValueError: the clip has only one frame.
         """
-        side = int(knobs["side"])
         if clip.shape[2] < 2:
             raise ValueError(
                 f"the students of space saliency read frames t and t + 1, but the clip has {clip.shape[2]} frame; "
                 "give clips of two frames or more"
             )
-        clip = clip[:, :, :2] if clip.shape[2] > 2 else clip
-        if clip.shape[3:] != (side, side):
-            folded = clip.transpose(1, 2).flatten(0, 1)
-            folded = F.interpolate(folded, size=(side, side), mode="bilinear", align_corners=False)
-            clip = folded.reshape(-1, 2, *folded.shape[1:]).transpose(1, 2)
-        return clip
+        return resampled(clip[:, :, :2] if clip.shape[2] > 2 else clip, int(knobs["side"]))
 
     def size(self) -> int:
         """Number of canonical architectures."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice, canonical_json
@@ -276,3 +277,12 @@ def _edges(module: nn.Module) -> dict[str, Edge]:
 def gates_of(network: nn.Module) -> dict[str, Gate]:
     """Variable name -> gate, for all gates of a net."""
     return {gate.name: gate for gate in network.modules() if isinstance(gate, Gate)}
+
+
+def resampled(clip: Tensor, side: int) -> Tensor:
+    """(N, 3, T, H, W) -> (N, 3, T, side, side), bilinearly; the clip itself where it has that size."""
+    if clip.shape[3:] == (side, side):
+        return clip
+    frames = clip.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size=(side, side), mode="bilinear", align_corners=False)
+    return frames.reshape(-1, clip.shape[2], *frames.shape[1:]).transpose(1, 2)

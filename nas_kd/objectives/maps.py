@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.clip_cell import frame_indices
+from search_spaces.frame_selectors import uniform
 
 
 class Adapter(nn.Module):
@@ -76,5 +76,5 @@ def matched_frames(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         return teacher, student
     frames = min(teacher.shape[2], student.shape[2])
     return tuple(  # type: ignore[return-value]
-        m if m.shape[2] == frames else m[:, :, frame_indices(m.shape[2], frames)] for m in (teacher, student)
+        m if m.shape[2] == frames else m[:, :, uniform(m.shape[2], frames)] for m in (teacher, student)
     )

@@ -9,7 +9,6 @@ from space_checks import check_costs, check_one_hot_mixtures, check_size, decide
 from torch import nn
 
 from search_spaces import ESTIMATORS, ArchSpec, ClipCellSettings, ClipCellSpace, Supernet, count_flops
-from search_spaces.clip_cell import frame_indices
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "separable3d_k3_e2", "separable_k3_e1", "shift_k3", "identity", "zero")
 
@@ -246,11 +245,3 @@ def test_the_student_sees_uniform_frames_of_the_resampled_clip() -> None:
     assert space.fit_input(fitted, space.knobs_with()) is fitted
     with pytest.raises(ValueError, match="wants 4 frames, but the clip has 3"):
         space.fit_input(clip[:, :, :3], space.knobs_with())
-
-
-@pytest.mark.parametrize(("total", "wanted"), [(8, 8), (16, 5), (3, 2), (7, 1)])
-def test_frame_indices_are_centres_of_equal_parts(total: int, wanted: int) -> None:
-    indices = frame_indices(total, wanted)
-    assert len(set(indices)) == wanted
-    assert indices == sorted(indices)
-    assert indices[0] == total - 1 - indices[-1] or total % wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search_spaces.frame_selectors import SELECTORS, select_frames
+from search_spaces.frame_selectors import SELECTORS, select_frames, uniform
 
 RULES = [name for name in SELECTORS if name != "random"]
 
@@ -31,6 +31,14 @@ RULES = [name for name in SELECTORS if name != "random"]
 def test_rules_give_these_frames(selector: str, total: int, wanted: int, expected: list[int]) -> None:
     rows = SELECTORS[selector](total, wanted, 3)
     assert rows.tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(8, 8), (16, 5), (3, 2), (7, 1)])
+def test_uniform_frames_are_centres_of_equal_parts(total: int, wanted: int) -> None:
+    indices = uniform(total, wanted)
+    assert len(set(indices)) == wanted
+    assert indices == sorted(indices)
+    assert indices[0] == total - 1 - indices[-1] or total % wanted
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
