@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import cast
 
 import torch
 
@@ -130,23 +131,23 @@ def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
         ("retrain.augment", config.retrain.augment),
-        *((f"knobs.{path}", value) for path, d in config.knobs.items() for value in d.get("values", ())),
+        *(
+            (f"knobs.{path}", value)
+            for path, definition in config.knobs.items()
+            if path.endswith(".augment")
+            for value in definition.get("values", ())
+        ),
     ]
     for path, value in used:
-        if path.endswith(".augment") and has_points and "crop" in str(value):
+        if has_points and "crop" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} resamples labels, but of fixation points (data.points) that loses some and doubles "
                 "others; use flip or none"
             )
-        if path.endswith(".augment") and not bench.splits.info.flip_safe and "flip" in str(value):
+        if not bench.splits.info.flip_safe and "flip" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} mirrors clips, but in this data a mirrored clip may change its class; use none"
             )
-
-
-def _knob_values(bench: Workbench) -> list[dict[str, Choice]]:
-    names = list(bench.space.knobs)
-    return [dict(zip(names, values, strict=True)) for values in product(*bench.space.knobs.values())]
 
 
 def check_budget(config: CampaignConfig, bench: Workbench) -> None:
@@ -155,33 +156,26 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
     Of key-frame intervals the longest one is enough: a trial takes the next one with which it meets its budget.
     """
     budget = config.budget
-    longest = max(bench.space.knobs.get("keyframe_interval", (0,)))
-    values = [k for k in _knob_values(bench) if k.get("keyframe_interval", longest) == longest]
-    asked, what = [(budget.cost(budget.lowest), knobs) for knobs in values], "the lowest budget is"
+    tried = {n: (max(values),) if n == "keyframe_interval" else values for n, values in bench.space.knobs.items()}
+    asked, what = [(budget.cost(budget.lowest), values) for values in product(*tried.values())], "the lowest budget is"
     if config.grid:
         cells = grid_cells(config, bench.space.knobs)
         if config.trials <= len(cells):  # the sampler proposes nothing beside them
-            asked, what = [_asked(config, bench, cell, longest) for cell in cells], "a cell of the grid has the budget"
-    least = {tuple(knobs.items()): 0 for _, knobs in asked}
-    for key in least:
-        least[key] = cost_range(bench.table(dict(key)))[0]
-    cost, knobs = max(asked, key=lambda item: least[tuple(item[1].items())] - item[0])
-    needed = least[tuple(knobs.items())]
-    if cost < needed:
-        at = ", ".join(f"{name} {value}" for name, value in knobs.items())
+            asked, what = [], "a cell of the grid has the budget"
+            for cell in cells:
+                chosen = [values[0] if len(values) == 1 else cell[n] for n, values in tried.items()]
+                asked.append((budget.cost(float(cell[budget.knob])), tuple(cast(list[Choice], chosen))))
+    least = {
+        values: cost_range(bench.table(dict(zip(tried, values, strict=True))))[0]
+        for values in dict.fromkeys(values for _, values in asked)
+    }
+    cost, knobs = max(asked, key=lambda item: least[item[1]] - item[0])
+    if cost < least[knobs]:
+        at = ", ".join(f"{name} {value}" for name, value in zip(tried, knobs, strict=True))
         raise ConfigError(
             f"budget.{budget.knob}: {what} {budget.text(cost)}, but the cheapest student{' at ' if at else ''}{at} "
-            f"costs {budget.text(needed)}; raise the budget, or drop values of the space's knobs"
+            f"costs {budget.text(least[knobs])}; raise the budget, or drop values of the space's knobs"
         )
-
-
-def _asked(config: CampaignConfig, bench: Workbench, cell: Cell, longest: Choice) -> tuple[int, dict[str, Choice]]:
-    """The budget of a cell in the units of the cost table, and the space's knobs, of intervals the longest."""
-    knobs: dict[str, Choice] = {name: values[-1] for name, values in bench.space.knobs.items()}
-    knobs |= {name: cell[name] for name in knobs if name in cell}  # type: ignore[misc]  # checked to be theirs
-    if "keyframe_interval" in knobs:
-        knobs["keyframe_interval"] = longest
-    return config.budget.cost(float(cell[config.budget.knob])), knobs
 
 
 def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
