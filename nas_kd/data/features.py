@@ -25,9 +25,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError, sample_positions
 from nas_kd.data.progress import track
-from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, stack
-from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
+from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
+from nas_kd.data.table import (
+    LISTED,
+    SPLITS,
+    UnusableRowsError,
+    by_split,
+    class_names,
+    groups_of,
+    locate,
+    read_csv,
+    unknown_split,
+)
 
 SEPARATOR = ";"
 """Between the classes of one item."""
@@ -183,7 +193,7 @@ class FeaturesDataset:
         try:
             item = self._files.item(row.path, row.array, row.row)
         except DecodeError as error:
-            raise DataError(f"{row.path} could be read when the campaign started, but no longer: {error}") from error
+            raise no_longer(row.path, error) from error
         return item[positions].astype(self.dtype)
 
 
@@ -209,28 +219,24 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     if problems and config.on_error == "fail":
         raise UnusableRowsError(csv_path, len(table), problems)
 
-    by_split = {name: [row for row in rows if row.split == name] for name in SPLITS}
-    for name in ("train", "test"):
-        if not by_split[name]:
-            raise DataError(
-                f"the split {name!r} must hold at least one usable item, but {csv_path} gives it none "
-                f"({len(problems)} rows are unusable); add rows with split={name}"
-            )
-    frames = _frames(rows, config)
-    class_names = _class_names(by_split, csv_path)
+    parts = by_split(rows, csv_path, len(problems), "item")
+    frames = frames_of([row.length for row in rows], config.frames)
+    labels = {name: [label for row in part for label in row.labels] for name, part in parts.items()}
+    names = class_names(labels, csv_path, "items")
     if any(len(row.labels) > 1 for row in rows):
         config = config.model_copy(update={"multi_label": True})
     notes: list[str] = []
-    _carve_val(by_split, config, seed, notes)
-    deviation = (
-        _deviation(FeaturesDataset(by_split["train"], class_names, config, frames, dtype)) if config.noise else None
-    )
-    _thin_out(by_split, config, notes)
+    if not parts["val"]:
+        classes, groups = _first_classes(parts["train"]), groups_of(parts["train"], config.group)
+        carved = carve_val(parts, classes, groups, config.val_share, seed, "items")
+        notes.append(f"{config.labels} has no usable val rows: {carved}")
+    deviation = _deviation(FeaturesDataset(parts["train"], names, config, frames, dtype)) if config.noise else None
+    _thin_out(parts, config, notes)
     if problems:
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
     info = DataInfo(
-        num_classes=len(class_names),
-        class_names=tuple(class_names),
+        num_classes=len(names),
+        class_names=tuple(names),
         frames=frames,
         height=0,
         width=0,
@@ -239,27 +245,42 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         feature_size=size,
         multi_label=config.multi_label,
     )
-    sets: dict[str, ClipDataset] = {}
     for name in SPLITS:
-        if config.distractors and len(by_split[name]) == 1:
+        if config.distractors and len(parts[name]) == 1:
             raise DataError(
                 f"distractors must come from other items of a split, but {name!r} holds one item only; set "
                 "distractors: 0 or add rows"
             )
-        lazy = FeaturesDataset(by_split[name], class_names, config, frames, dtype, deviation)
-        small = 0 < len(lazy) * frames * size * dtype.itemsize <= config.memory_gb * 1e9
-        sets[name] = stack(lazy) if small else lazy
-    return make_splits(
-        sets["train"],
-        sets["val"],
-        sets["test"],
-        info,
-        seed=seed,
-        gate_share=gate_share,
-        groups=None if config.group is None else [row.group for row in by_split["train"]],
-        skipped=problems,
-        notes=notes,
+    item_bytes = frames * size * dtype.itemsize
+    train, val, test = (
+        stack_small(FeaturesDataset(parts[name], names, config, frames, dtype, deviation), item_bytes, config.memory_gb)
+        for name in SPLITS
     )
+    groups = groups_of(parts["train"], config.group)
+    return make_splits(
+        train, val, test, info, seed=seed, gate_share=gate_share, groups=groups, skipped=problems, notes=notes
+    )
+
+
+def frames_of(lengths: Sequence[int], wanted: int | None) -> int:
+    """T of a data set: as wanted, or that of all its items.
+
+    Args:
+        lengths: Frames of each item.
+        wanted: Frames that the config asks for, if it does.
+
+    Raises:
+        DataError: It asks for none and items differ, or there is no item.
+    """
+    if wanted is not None:
+        return wanted
+    if not lengths or min(lengths) != max(lengths):
+        raise DataError(
+            f"frames must say how many frames each item is brought to where items differ, but it is not given and "
+            f"they have {min(lengths, default=0)} to {max(lengths, default=0)}; set for example frames: "
+            f"{int(np.median(lengths)) if lengths else 300}"
+        )
+    return lengths[0]
 
 
 def _check_rows(
@@ -289,7 +310,7 @@ def _check_rows(
         elif len(set(labels)) < len(labels):
             reason = f"the label {entry['label']!r} names a class twice"
         elif entry["split"] not in SPLITS:
-            reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+            reason = unknown_split(entry["split"])
         else:
             first_line[item] = line
             group = entry[config.group] if config.group else ""
@@ -333,54 +354,13 @@ def _check_items(
     return usable, size, np.dtype(np.float16 if half else np.float32), problems
 
 
-def _frames(rows: Sequence[Row], config: FeaturesConfig) -> int:
-    if config.frames is not None:
-        return config.frames
-    lengths = [row.length for row in rows]
-    if min(lengths) != max(lengths):
-        raise DataError(
-            f"frames must say how many frames each item is brought to where items differ, but it is not given and "
-            f"they have {min(lengths)} to {max(lengths)}; set for example frames: {int(np.median(lengths))}"
-        )
-    return lengths[0]
-
-
-def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
-    names = sorted({name for row in by_split["train"] for name in row.labels})
-    for split in ("val", "test"):
-        unseen = sorted({name for row in by_split[split] for name in row.labels} - set(names))
-        if unseen:
-            raise DataError(
-                f"each class must have training items, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
-                f"{split} only; add training rows for them or remove the {split} rows"
-            )
-    return names
-
-
-def _carve_val(by_split: dict[str, list[Row]], config: FeaturesConfig, seed: int, notes: list[str]) -> None:
-    """Move some training rows to val where it has none."""
-    if by_split["val"]:
-        return
-    train = by_split["train"]
-    labels = _first_classes(train)
-    if config.group is None:
-        kept, carved = stratified_split(labels, config.val_share, seed)
-    else:
-        kept, carved = grouped_split(labels, [row.group for row in train], config.val_share, seed)
-    by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
-    notes.append(
-        f"{config.labels} has no usable val rows: {len(carved)} of {len(train)} training items validate "
-        f"(stratified, seed {seed})"
-    )
-
-
-def _thin_out(by_split: dict[str, list[Row]], config: FeaturesConfig, notes: list[str]) -> None:
+def _thin_out(parts: dict[str, list[Row]], config: FeaturesConfig, notes: list[str]) -> None:
     """Keep `train_share` of the training rows."""
     if config.train_share == 1:
         return
-    train = by_split["train"]
+    train = parts["train"]
     kept = [train[index] for index in stratified_split(_first_classes(train), config.train_share, config.seed)[1]]
-    by_split["train"] = kept
+    parts["train"] = kept
     notes.append(f"train_share {config.train_share}: {len(kept)} of {len(train)} training items are kept")
     lost = sorted({name for row in train for name in row.labels} - {name for row in kept for name in row.labels})
     if lost:

@@ -18,9 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
-from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, clip_bytes, stack
-from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
+from nas_kd.data.sample import DataInfo, Sample, clip_bytes, no_longer, stack_small
+from nas_kd.data.splits import Splits, carve_val, make_splits
+from nas_kd.data.table import (
+    SPLITS,
+    UnusableRowsError,
+    by_split,
+    class_names,
+    groups_of,
+    locate,
+    read_csv,
+    unknown_split,
+)
 
 
 class FolderConfig(BaseModel):
@@ -109,7 +118,7 @@ class _Decoder:
         try:
             return self.cache.read(row.key, self.shape, functools.partial(self.decode, row))
         except DecodeError as error:
-            raise DataError(f"{row.path} could be read when the campaign started, but no longer: {error}") from error
+            raise no_longer(row.path, error) from error
 
     def decode(self, row: Row) -> Clip:
         return read_clip(row.path, self.config.frames, *self.config.frame_size, self.config.fit)
@@ -139,56 +148,31 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     problems += [(_relative(row.path, config), failed[row.key]) for row in rows if row.key in failed]
     if problems and config.on_error == "fail":
         raise UnusableRowsError(csv_path, len(table), problems)
-    rows = [row for row in rows if row.key not in failed]
-
-    by_split = {name: [row for row in rows if row.split == name] for name in SPLITS}
-    for name in ("train", "test"):
-        if not by_split[name]:
-            raise DataError(
-                f"the split {name!r} must hold at least one usable clip, but {csv_path} gives it none "
-                f"({len(problems)} rows are unusable); add rows with split={name}"
-            )
-    class_names = _class_names(by_split, csv_path)
+    parts = by_split([row for row in rows if row.key not in failed], csv_path, len(problems), "clip")
+    names = class_names({name: [row.label for row in part] for name, part in parts.items()}, csv_path, "clips")
     notes = []
-    if not by_split["val"]:
-        train = by_split["train"]
-        labels = [class_names.index(row.label) for row in train]
-        if config.group is None:
-            kept, carved = stratified_split(labels, config.val_share, seed)
-        else:
-            kept, carved = grouped_split(labels, [row.group for row in train], config.val_share, seed)
-        by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
-        notes.append(
-            f"{csv_path.name} has no usable val rows: {len(carved)} of {len(train)} training clips validate "
-            f"(stratified, seed {seed})"
-        )
+    if not parts["val"]:
+        labels = [names.index(row.label) for row in parts["train"]]
+        carved = carve_val(parts, labels, groups_of(parts["train"], config.group), config.val_share, seed, "clips")
+        notes.append(f"{csv_path.name} has no usable val rows: {carved}")
     if problems:
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
     height, width = config.frame_size
     info = DataInfo(
-        num_classes=len(class_names),
-        class_names=tuple(class_names),
+        num_classes=len(names),
+        class_names=tuple(names),
         frames=config.frames,
         height=height,
         width=width,
         name=config.root.resolve().name,
         flip_safe=config.flip_safe,
     )
-    sets: dict[str, ClipDataset] = {}
-    for name in SPLITS:
-        lazy = FolderDataset(by_split[name], class_names, config)
-        small = 0 < len(lazy) * clip_bytes(info) <= config.memory_gb * 1e9
-        sets[name] = stack(lazy) if small else lazy
+    train, val, test = (
+        stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb) for name in SPLITS
+    )
+    groups = groups_of(parts["train"], config.group)
     return make_splits(
-        sets["train"],
-        sets["val"],
-        sets["test"],
-        info,
-        seed=seed,
-        gate_share=gate_share,
-        groups=None if config.group is None else [row.group for row in by_split["train"]],
-        skipped=problems,
-        notes=notes,
+        train, val, test, info, seed=seed, gate_share=gate_share, groups=groups, skipped=problems, notes=notes
     )
 
 
@@ -210,7 +194,7 @@ def _check_rows(
             elif not entry["label"]:
                 reason = "the label is empty"
             elif entry["split"] not in SPLITS:
-                reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+                reason = unknown_split(entry["split"])
         if not reason:
             try:
                 key = cache_key(path, settings)
@@ -223,18 +207,6 @@ def _check_rows(
                 continue
         problems.append((name, reason))
     return rows, problems
-
-
-def _class_names(by_split: dict[str, list[Row]], csv_path: Path) -> list[str]:
-    names = sorted({row.label for row in by_split["train"]})
-    for split in ("val", "test"):
-        unseen = sorted({row.label for row in by_split[split]} - set(names))
-        if unseen:
-            raise DataError(
-                f"each class must have training clips, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
-                f"{split} only; add training rows for them or remove the {split} rows"
-            )
-    return names
 
 
 def _relative(path: Path, config: FolderConfig) -> str:

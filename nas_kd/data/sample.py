@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,6 +36,11 @@ Sample = dict[str, Tensor]
 
 class DataError(ValueError):
     """The user's data, or the description of it, cannot be used. The message says what to change."""
+
+
+def no_longer(path: Path, reason: object) -> DataError:
+    """The error of a file that was sound when the campaign started."""
+    return DataError(f"{path} could be read when the campaign started, but no longer: {reason}")
 
 
 @runtime_checkable
@@ -301,6 +307,11 @@ def stack(dataset: ClipDataset) -> MemoryDataset:
         return dataset
     items = [dataset[index] for index in range(len(dataset))]
     return MemoryDataset({key: torch.stack([item[key] for item in items]) for key in items[0]})
+
+
+def stack_small(dataset: ClipDataset, item_bytes: int, memory_gb: float) -> ClipDataset:
+    """The data set held in memory where it takes at most `memory_gb`; as it is where it is larger or empty."""
+    return stack(dataset) if 0 < len(dataset) * item_bytes <= memory_gb * 1e9 else dataset
 
 
 def clip_bytes(info: DataInfo) -> int:

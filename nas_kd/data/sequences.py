@@ -23,10 +23,10 @@ from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
 from nas_kd.data.frame_maps import find_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
-from nas_kd.data.sample import ClipDataset, DataError, Sample, stack
+from nas_kd.data.sample import ClipDataset, DataError, Sample, stack_small
 from nas_kd.data.sequence_config import SequencesConfig
 from nas_kd.data.splits import Splits, grouped_split, make_splits
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, unknown_split
 
 _REMEDY = "mend the files or remove the rows"
 
@@ -179,7 +179,7 @@ def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.
             moving = CameraDataset(store, config, name)
             clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
             # Motions do not change from epoch to epoch, so each clip is made once where there is room.
-            sets[name] = stack(moving) if len(moving) * clip_bytes <= config.memory_gb * 1e9 else moving
+            sets[name] = stack_small(moving, clip_bytes, config.memory_gb)
     camera = config.camera_of("train")
     copies = 1 if camera is None else camera.clips_per_image
     groups = [by_split["train"][start].sequence for start in starts["train"] for _ in range(copies)]
@@ -287,7 +287,7 @@ def _check_rows(
         elif label_reason:
             reason = f"label image {entry['label']}: {label_reason}"
         elif entry["split"] not in SPLITS:
-            reason = f"unknown split {entry['split']!r}; choose from {', '.join(SPLITS)}"
+            reason = unknown_split(entry["split"])
         elif not name:
             reason = f"the column {config.sequence} is empty"
         elif not (number.isascii() and number.isdigit()):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Subset, labels_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,33 @@ def grouped_split(labels: Sequence[int], groups: Sequence[str], share: float, se
     return np.flatnonzero(~second).tolist(), np.flatnonzero(second).tolist()
 
 
+def carve_val(
+    by_split: dict[str, list[T]],
+    labels: Sequence[int],
+    groups: Sequence[str] | None,
+    share: float,
+    seed: int,
+    what: str,
+) -> str:
+    """Move a share of the training items to val, which has none.
+
+    Args:
+        by_split: Items of each split; changed.
+        labels: Class of each training item.
+        groups: Group of each training item, where groups stay whole.
+        share: Share that is moved, in (0, 1).
+        seed: Decides which.
+        what: What items are called.
+
+    Returns:
+        What a report should say of it.
+    """
+    train = by_split["train"]
+    kept, carved = _part(labels, groups, share, seed)
+    by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
+    return f"{len(carved)} of {len(train)} training {what} validate (stratified, seed {seed})"
+
+
 def make_splits(
     train: ClipDataset,
     val: ClipDataset,
@@ -144,14 +174,17 @@ def make_splits(
             f"the training split of {info.name!r} must hold at least 2 clips, one for weights and one for gates, "
             f"but it holds {len(train)}"
         )
-    labels = labels_of(train)
-    if groups is None:
-        weights, gates = stratified_split(labels, gate_share, seed)
-    else:
-        weights, gates = grouped_split(labels, groups, gate_share, seed)
+    weights, gates = _part(labels_of(train), groups, gate_share, seed)
     if not weights or not gates:
         raise DataError(
             f"gate_share {gate_share} leaves {len(weights)} clips for weights and {len(gates)} for gates of "
             f"{len(train)}; choose a share nearer to 0.5 or give more clips (or groups, where they are kept together)"
         )
     return Splits(Subset(train, weights), Subset(train, gates), val, test, info, tuple(skipped), tuple(notes))
+
+
+def _part(labels: Sequence[int], groups: Sequence[str] | None, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """As `grouped_split` where there are groups, else as `stratified_split`."""
+    if groups is None:
+        return stratified_split(labels, share, seed)
+    return grouped_split(labels, groups, share, seed)

@@ -1,16 +1,30 @@
-"""The csv file that describes a folder of data: reading it, finding files inside the root, listing what is wrong."""
+"""The csv file that describes a folder of data: reading it, finding files inside the root, listing what is wrong, and
+what its rows say of splits and classes.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from nas_kd.data.sample import DataError
 
 SPLITS = ("train", "val", "test")
 LISTED = 10
 """How many names a message shows before it says how many more there are."""
+
+
+class _Row(Protocol):
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+
+RowT = TypeVar("RowT", bound=_Row)
 
 
 class UnusableRowsError(DataError):
@@ -84,6 +98,62 @@ def locate(root: Path, name: str) -> tuple[Path, str]:
         return path, "" if path.exists() else "no such file"
     except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
         return root, f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def unknown_split(split: str) -> str:
+    """What is wrong with a split that is none of `SPLITS`."""
+    return f"unknown split {split!r}; choose from {', '.join(SPLITS)}"
+
+
+def by_split(rows: Iterable[RowT], csv_path: Path, num_problems: int, what: str) -> dict[str, list[RowT]]:
+    """The usable rows of each split.
+
+    Args:
+        rows: Usable rows; their order is kept.
+        csv_path: The csv file.
+        num_problems: How many of its rows are unusable.
+        what: What one row is called.
+
+    Raises:
+        DataError: There is none for training or none for the test.
+    """
+    parts: dict[str, list[RowT]] = {name: [] for name in SPLITS}
+    for row in rows:
+        parts[row.split].append(row)
+    for name in ("train", "test"):
+        if not parts[name]:
+            raise DataError(
+                f"the split {name!r} must hold at least one usable {what}, but {csv_path} gives it none "
+                f"({num_problems} rows are unusable); add rows with split={name}"
+            )
+    return parts
+
+
+def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
+    """The group of each row, where the config names their column."""
+    return None if column is None else [row.group for row in rows]
+
+
+def class_names(labels: Mapping[str, Iterable[str]], csv_path: Path, what: str) -> list[str]:
+    """The classes of the training split, sorted.
+
+    Args:
+        labels: Name of a split to the names of its classes, which may repeat.
+        csv_path: The csv file.
+        what: What several rows are called.
+
+    Raises:
+        DataError: Another split has a class that the training split lacks.
+    """
+    names = sorted(set(labels["train"]))
+    for split in ("val", "test"):
+        unseen = sorted(set(labels[split]) - set(names))
+        if unseen:
+            raise DataError(
+                f"each class must have training {what}, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
+                f"{split} only; add training rows for them or remove the {split} rows"
+            )
+    return names
 
 
 def printable(text: str) -> str:

@@ -24,9 +24,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nas_kd.data.decode import sample_positions
+from nas_kd.data.features import frames_of
 from nas_kd.data.progress import track
-from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, stack
-from nas_kd.data.splits import Splits, make_splits, stratified_split
+from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, read_csv
 from nas_kd.data.tfrecord import SequenceExample, WireError, parse_sequence_example, read_record, records
 
@@ -112,6 +113,11 @@ class Item:
     classes: tuple[int, ...]
     length: int
 
+    @property
+    def label(self) -> int:
+        """Its first class; 0 where it has none."""
+        return self.classes[0] if self.classes else 0
+
 
 class RecordDataset:
     """Records, read one by one and dequantised.
@@ -128,7 +134,7 @@ class RecordDataset:
         self.num_classes = num_classes
         self.use = tuple(use)
         self.frames = frames
-        self.labels = [item.classes[0] if item.classes else 0 for item in self.items]
+        self.labels = [item.label for item in self.items]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -139,9 +145,7 @@ class RecordDataset:
             with item.path.open("rb") as file:
                 message = read_record(file, item.offset, os.fstat(file.fileno()).st_size, item.path)
         except OSError as error:
-            raise DataError(
-                f"{item.path} could be read when the campaign started, but no longer: {error.strerror or error}"
-            ) from error
+            raise no_longer(item.path, error.strerror or error) from error
         lists = _lists(_example(message, item.path, item.offset), item.path, item.offset)
         positions = sample_positions(item.length, self.frames)
         try:
@@ -176,27 +180,24 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
     class_names = _class_names(config)
     indexes = _indexes(config)
     sizes: dict[str, tuple[int, str]] = {}
-    by_split = {
+    parts = {
         name: [item for index in indexes[name] for item in _items(index, config.use, len(class_names), sizes)]
         for name in SPLITS
     }
     notes: list[str] = []
     if config.val is None:
-        train = by_split["train"]
-        labels = [item.classes[0] if item.classes else 0 for item in train]
-        kept, carved = stratified_split(labels, config.val_share, seed)
-        by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
-        notes.append(f"{len(carved)} of {len(train)} training items validate (stratified, seed {seed})")
-    for name in SPLITS:
-        if by_split[name] and not any(item.classes for item in by_split[name]):
+        labels = [item.label for item in parts["train"]]
+        notes.append(carve_val(parts, labels, None, config.val_share, seed, "items"))
+    for name, items in parts.items():
+        unlabelled = sum(not item.classes for item in items)
+        if items and unlabelled == len(items):
             raise DataError(
-                f"the split {name!r} must have labels, but none of its {len(by_split[name])} records has one (those of "
-                "the published test files are secret); name other files, such as a part of the validation files"
+                f"the split {name!r} must have labels, but none of its {len(items)} records has one (those of the "
+                "published test files are secret); name other files, such as a part of the validation files"
             )
-        unlabelled = sum(not item.classes for item in by_split[name])
         if unlabelled:
-            notes.append(f"{unlabelled} of {len(by_split[name])} {name} items have no class")
-    frames = _frames([item.length for items in by_split.values() for item in items], config)
+            notes.append(f"{unlabelled} of {len(items)} {name} items have no class")
+    frames = frames_of([item.length for items in parts.values() for item in items], config.frames)
     info = DataInfo(
         num_classes=len(class_names),
         class_names=class_names,
@@ -208,12 +209,12 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         feature_size=sum(sizes[name][0] for name in config.use),
         multi_label=True,
     )
-    sets: dict[str, ClipDataset] = {}
-    for name in SPLITS:
-        lazy = RecordDataset(by_split[name], len(class_names), config.use, frames)
-        small = 0 < len(lazy) * frames * info.feature_size * 4 <= config.memory_gb * 1e9
-        sets[name] = stack(lazy) if small else lazy
-    return make_splits(sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share, notes=notes)
+    item_bytes = frames * info.feature_size * 4
+    train, val, test = (
+        stack_small(RecordDataset(parts[name], len(class_names), config.use, frames), item_bytes, config.memory_gb)
+        for name in SPLITS
+    )
+    return make_splits(train, val, test, info, seed=seed, gate_share=gate_share, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -390,18 +391,6 @@ def _labels(example: SequenceExample, path: Path, offset: int) -> list[int]:
     if len(whole) < len(labels):
         raise _unusable(path, offset, "its labels must be whole numbers, but are strings")
     return whole
-
-
-def _frames(lengths: Sequence[int], config: YouTube8MConfig) -> int:
-    if config.frames is not None:
-        return config.frames
-    if not lengths or min(lengths) != max(lengths):
-        raise DataError(
-            f"frames must say how many frames each item is brought to where items differ, but it is not given and "
-            f"they have {min(lengths, default=0)} to {max(lengths, default=0)}; set for example frames: "
-            f"{int(np.median(lengths)) if lengths else 300}"
-        )
-    return lengths[0]
 
 
 def _class_names(config: YouTube8MConfig) -> tuple[str, ...]:
