@@ -11,7 +11,7 @@ nearly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from nas_kd.tasks.boxes import (
     owners,
 )
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, Outputs, Task
 
 __all__ = ["Detection", "DetectionConfig", "Detections", "decode"]
 
@@ -67,7 +67,7 @@ class Detection(Task):
 
     metric: ClassVar[str] = "map50"
     framewise: ClassVar[bool] = True
-    outputs: ClassVar[Literal["classes", "labels", "values"]] = "values"
+    outputs: ClassVar[Outputs] = "values"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
     extra_outputs: ClassVar[int] = 4  # the distances to the edges
     options: ClassVar[type[BaseModel]] = DetectionConfig

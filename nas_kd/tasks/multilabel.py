@@ -20,7 +20,7 @@ from nas_kd.tasks.multilabel_metrics import (
     mean_average_precision,
     mean_average_precision_of_top,
 )
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, Outputs, Task
 
 
 class MultilabelConfig(BaseModel):
@@ -49,7 +49,7 @@ class Multilabel(Task):
     """
 
     metric: ClassVar[str] = "gap"
-    outputs: ClassVar[Literal["classes", "labels", "values"]] = "labels"
+    outputs: ClassVar[Outputs] = "labels"
     keys: ClassVar[tuple[str, ...]] = ("labels",)
     options: ClassVar[type[BaseModel]] = MultilabelConfig
 

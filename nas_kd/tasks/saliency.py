@@ -16,7 +16,7 @@ from torch import Tensor
 from nas_kd.data import DataInfo
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, Outputs, Task
 
 SIGMA_SHARE = 1 / 30
 """Default spread of a fixation point in shares of the frame's width: about a degree of visual angle, which is 35 of
@@ -67,7 +67,7 @@ class Saliency(Task):
 
     metric: ClassVar[str] = "nss"
     dense: ClassVar[bool] = True
-    outputs: ClassVar[Literal["classes", "labels", "values"]] = "values"
+    outputs: ClassVar[Outputs] = "values"
     keys: ClassVar[tuple[str, ...]] = ("mask",)
     options: ClassVar[type[BaseModel]] = SaliencyConfig
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from nas_kd.data import DataInfo
 
 Batch = Mapping[str, Tensor]
+Outputs = Literal["classes", "labels", "values"]
 
 
 class NoOptions(BaseModel):
@@ -54,7 +55,7 @@ class Task(ABC):
     dense: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
     extra_outputs: ClassVar[int] = 0
-    outputs: ClassVar[Literal["classes", "labels", "values"]] = "classes"
+    outputs: ClassVar[Outputs] = "classes"
     options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:
