@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from nas_kd.data import FEATURE_SOURCES, DataConfig, GeneratedConfig
-from nas_kd.grid import Cell, distinct, multiply, values_of
+from nas_kd.grid import Cell, Value, distinct, multiply, values_of
 from nas_kd.mistakes import choose, explain, fields
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.sections import (
@@ -233,7 +233,7 @@ class CampaignConfig(Section):
         for block in blocks:
             own = {path: block.get(path, _read(self, path)) for path in paths}
             for path, value in own.items():
-                if path not in block and not isinstance(value, bool | int | float | str):
+                if path not in block and not isinstance(value, Value):
                     raise ValueError(
                         f"grid: a block leaves out {path}, and the config's value, {value!r}, is no text or number; "
                         "name the knob in every block"
