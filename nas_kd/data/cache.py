@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nas_kd.data.decode import DecodeError, frame_files
-from nas_kd.data.files import load_array
+from nas_kd.data.files import load_array, written_whole
+from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError
 
 Clip = npt.NDArray[np.uint8]
@@ -110,22 +108,8 @@ class ClipCache:
         Raises:
             DataError: The folder cannot be written, or the disk is full.
         """
-        path = self.path(key)
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, np.ascontiguousarray(clip), allow_pickle=False)
-            Path(temporary).replace(path)
-        except OSError as error:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
-            raise DataError(
-                f"cache_dir must be a folder with room that can be written, but {self.folder} gave "
-                f"{error.strerror or error}; free some space or set another cache_dir"
-            ) from error
+        with written_whole(self.path(key), self.folder, "cache_dir") as file:
+            np.save(file, np.ascontiguousarray(clip), allow_pickle=False)
         return clip
 
     def fill(self, entries: Sequence[Entry], threads: int, what: str = "clips") -> dict[str, str]:
@@ -156,13 +140,9 @@ class ClipCache:
                 return str(error)
             return None
 
-        console = Console(stderr=True)
-        columns = (TextColumn(f"decoding {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
-            ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool,
-        ):
-            for entry, reason in zip(missing, progress.track(pool.map(decode, missing), len(missing)), strict=True):
+        with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
+            reasons = track(pool.map(decode, missing), f"decoding {what}", len(missing))
+            for entry, reason in zip(missing, reasons, strict=True):
                 if reason is not None:
                     failed[entry.key] = reason
         return failed

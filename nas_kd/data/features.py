@@ -330,7 +330,7 @@ def _check_items(
     files = ArrayFiles()
     found: list[tuple[str, Row, int, np.dtype[Any]]] = []
     reasons: dict[str, str] = {}
-    for text, row in track(rows, "reading features"):
+    for text, row in track(rows, "reading features", len(rows)):
         try:
             item = files.item(row.path, row.array, row.row)
         except DecodeError as error:

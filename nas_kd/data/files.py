@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
+
+from nas_kd.data.sample import DataError
 
 _one_at_a_time = threading.Lock()
 
@@ -19,3 +25,32 @@ def load_array(path: Path, *, mmap_mode: Literal["r"] | None = None) -> Any:
     """
     with _one_at_a_time:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, folder: Path, setting: str) -> Iterator[IO[bytes]]:
+    """A file to write, which appears at `path` whole or not at all.
+
+    Args:
+        path: Its place; the folder is made when missing.
+        folder: The folder that the user named, for the message.
+        setting: Key of the config that named it.
+
+    Raises:
+        DataError: The folder cannot be written, or the disk is full.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+        raise DataError(
+            f"{setting} must be a folder with room that can be written, but {folder} gave {error.strerror or error}; "
+            f"free some space or set another {setting}"
+        ) from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
+from nas_kd.data.files import written_whole
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
 from nas_kd.data.splits import Splits, carve_val, make_splits
@@ -284,7 +284,7 @@ def _indexes(config: YouTube8MConfig) -> dict[str, list[FileIndex]]:
                 )
             owner[path] = name
     indexes: dict[str, list[FileIndex]] = {name: [] for name in SPLITS}
-    for path in track(list(owner), "indexing records"):
+    for path in track(owner, "indexing records", len(owner)):
         indexes[owner[path]].append(_kept_index(path, config.index_dir.expanduser()))
     return indexes
 
@@ -303,22 +303,9 @@ def _kept_index(path: Path, folder: Path) -> FileIndex:
         parts = [np.asarray(found[key], dtype=np.int64) for key in _PARTS]
         return FileIndex(path, parts[0], names, *parts[1:])
     index = index_file(path)
-    temporary: str | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            arrays: dict[str, Any] = {key: getattr(index, key) for key in _PARTS}
-            np.savez(file, names=np.array(index.names, dtype=np.str_), **arrays)
-        Path(temporary).replace(kept)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise DataError(
-            f"index_dir must be a folder with room that can be written, but {folder} gave {error.strerror or error}; "
-            "free some space or set another index_dir"
-        ) from error
+    arrays: dict[str, Any] = {key: getattr(index, key) for key in _PARTS}
+    with written_whole(kept, folder, "index_dir") as file:
+        np.savez(file, names=np.array(index.names, dtype=np.str_), **arrays)
     return index
 
 
