@@ -10,7 +10,7 @@ With a `camera`, the clips of its splits are made of single frames instead, see 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -149,24 +149,21 @@ def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.
     csv_path = config.root / config.labels
     table = read_csv(csv_path, ("path", "label", "split", config.sequence, config.order))
     frames, problems = _check_rows(table, config)
+    frames.sort(key=lambda frame: (frame.sequence, frame.number))
     notes: list[str] = []
     if not problems:
         frames = _with_val(frames, config, seed, notes)
-    by_split = {
-        name: sorted(
-            (frame for frame in frames if frame.split == name), key=lambda frame: (frame.sequence, frame.number)
-        )
-        for name in SPLITS
-    }
+    by_split = {name: [frame for frame in frames if frame.split == name] for name in SPLITS}
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
     stores = {name: FrameStore(by_split[name], config, name) for name in SPLITS}
-    entries = [entry for name in SPLITS for entry in stores[name].entries]
-    named = {entry.key: frame for entry, frame in zip(entries, _in_order(by_split), strict=True)}
+    pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
     cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
-    failed = cache.fill(entries, config.decode_threads, "frames")
+    failed = cache.fill([entry for entry, _ in pairs], config.decode_threads, "frames")
     root = config.root.resolve()
-    problems += [(str(named[key].path.relative_to(root)), reason) for key, reason in failed.items()]
+    problems += [
+        (str(frame.path.relative_to(root)), failed[entry.key]) for entry, frame in pairs if entry.key in failed
+    ]
     if problems:
         raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
 
@@ -198,10 +195,6 @@ def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.
         groups=groups if len(set(groups)) > 1 else None,
         notes=notes,
     )
-
-
-def _in_order(by_split: Mapping[str, Sequence[Frame]]) -> list[Frame]:
-    return [frame for name in SPLITS for frame in by_split[name]]
 
 
 def _boxes(mask: Tensor, config: SequencesConfig) -> Tensor:
@@ -241,12 +234,10 @@ def _windows(frames: Sequence[Frame], split: str, config: SequencesConfig, max_g
 
 
 def _with_val(frames: list[Frame], config: SequencesConfig, seed: int, notes: list[str]) -> list[Frame]:
-    """The frames, some training sequences moved to val where there is none."""
+    """The frames, in the same order; some training sequences are moved to val where there is none."""
     if any(frame.split == "val" for frame in frames):
         return frames
-    train = sorted(
-        (frame for frame in frames if frame.split == "train"), key=lambda frame: (frame.sequence, frame.number)
-    )
+    train = [frame for frame in frames if frame.split == "train"]
     groups = [train[start].sequence for start in _starts(train, "train", config, [])]
     names = sorted(set(groups))
     if len(names) < 2:
