@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import pickle
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from small_sets import features_of, rows_of, write_table
 
-from nas_kd.data import ClipLoader, DataError, FeaturesConfig, Splits, UnusableRowsError, check_sample, load
+from nas_kd.data import ClipLoader, DataError, FeaturesConfig, UnusableRowsError, check_sample, load
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError
 from nas_kd.data.features import FeaturesDataset
@@ -25,16 +25,6 @@ def values(split: str) -> np.ndarray:
     return first + items + frames / 10 + features / 100
 
 
-def write_rows(root: Path, rows: list[tuple[str, ...]], header: str = "path,label,split") -> None:
-    with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header.split(","), *rows])
-
-
-def rows_of(root: Path) -> list[tuple[str, ...]]:
-    with (root / "labels.csv").open(newline="") as file:
-        return [tuple(row) for row in csv.reader(file)][1:]
-
-
 @pytest.fixture
 def root(tmp_path):
     """One .npy file a split; labels alternate between a and b."""
@@ -44,17 +34,12 @@ def root(tmp_path):
     for split, count in COUNTS.items():
         np.save(root / f"{split}.npy", values(split).astype(np.float32))
         rows += [(f"{split}.npy#{index}", "ab"[index % 2], split) for index in range(count)]
-    write_rows(root, rows)
+    write_table(root, rows)
     return root
 
 
 def config(root: Path, **change: object) -> FeaturesConfig:
     return FeaturesConfig.model_validate({"root": root, **change})
-
-
-def everything(splits: Splits, name: str = "retrain") -> torch.Tensor:
-    dataset = getattr(splits, name)
-    return torch.stack([dataset[index]["features"] for index in range(len(dataset))])
 
 
 def test_rows_of_arrays_become_four_splits(root):
@@ -65,7 +50,7 @@ def test_rows_of_arrays_become_four_splits(root):
     assert (splits.skipped, splits.notes) == ((), ())
     for name in ("retrain", "val", "test"):
         expected = values("train" if name == "retrain" else name)
-        np.testing.assert_array_equal(everything(splits, name).numpy(), expected.astype(np.float32))
+        np.testing.assert_array_equal(features_of(splits, name).numpy(), expected.astype(np.float32))
         dataset = getattr(splits, name)
         assert [int(dataset[index]["label"]) for index in range(len(dataset))] == [0, 1] * (len(dataset) // 2)
         check_sample(dataset[0], splits.info, name)
@@ -78,12 +63,12 @@ def test_rows_of_arrays_become_four_splits(root):
 def test_items_are_brought_to_the_frames_asked_for(root, frames, positions):
     splits = load(config(root, frames=frames), seed=0)
     assert splits.info.frames == frames
-    np.testing.assert_array_equal(everything(splits, "val").numpy(), values("val").astype(np.float32)[:, positions])
+    np.testing.assert_array_equal(features_of(splits, "val").numpy(), values("val").astype(np.float32)[:, positions])
 
 
 def test_items_of_several_lengths_need_frames(root):
     np.save(root / "long.npy", np.ones((9, D), np.float16))
-    write_rows(root, [*rows_of(root), ("long.npy", "a", "train")])
+    write_table(root, [*rows_of(root), ("long.npy", "a", "train")])
     with pytest.raises(DataError, match=r"they have 6 to 9; set for example frames: 6"):
         load(config(root), seed=0)
     splits = load(config(root, frames=4), seed=0)
@@ -99,10 +84,10 @@ def test_archives_and_whole_files_are_read_as_arrays_are(root):
     np.savez(root / "item.npz", item=train[5].astype(">f4"))
     paths = ["one.npz#0", "two.npz#rgb#1", "two.npz#rgb#2", "one.npz#3", "train.npy#4", "item.npz", "item.npy"]
     old = rows_of(root)
-    write_rows(root, [(path, *old[index][1:]) for index, path in enumerate(paths)] + old[7:])
+    write_table(root, [(path, *old[index][1:]) for index, path in enumerate(paths)] + old[7:])
     for memory_gb in (0.0, 1.0):
         splits = load(config(root, memory_gb=memory_gb), seed=0)
-        np.testing.assert_array_equal(everything(splits).numpy(), train)
+        np.testing.assert_array_equal(features_of(splits).numpy(), train)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +116,19 @@ def test_other_paths_are_refused(text):
 def test_float16_stays_float16_and_bytes_become_floats(root):
     for split in COUNTS:
         np.save(root / f"{split}.npy", (values(split)).astype(np.float16))
-    assert everything(load(config(root, memory_gb=0), seed=0)).dtype == torch.float16
+    assert features_of(load(config(root, memory_gb=0), seed=0)).dtype == torch.float16
     np.save(root / "train.npy", np.arange(8 * T * D).astype(np.uint8).reshape(8, T, D))
     splits = load(config(root), seed=0)
-    assert everything(splits).dtype == torch.float32
-    assert everything(splits)[1, 0].tolist() == [18, 19, 20]
+    assert features_of(splits).dtype == torch.float32
+    assert features_of(splits)[1, 0].tolist() == [18, 19, 20]
     np.save(root / "train.npy", values("train"))
-    np.testing.assert_array_equal(everything(load(config(root), seed=0)).numpy(), values("train").astype(np.float32))
+    np.testing.assert_array_equal(features_of(load(config(root), seed=0)).numpy(), values("train").astype(np.float32))
 
 
 def test_rows_with_several_classes(root):
     rows = rows_of(root)
     rows[0] = (rows[0][0], "c; a", "train")
-    write_rows(root, rows)
+    write_table(root, rows)
     splits = load(config(root), seed=0)
     assert (splits.info.multi_label, splits.info.class_names) == (True, ("a", "b", "c"))
     first, second = splits.retrain[0], splits.retrain[1]
@@ -206,7 +191,7 @@ def test_rows_that_cannot_be_used_are_all_named(root):
     kept = [row for row in rows_of(root) if row[0] not in wrong]
     more = [("val.npy#x", "a", "val"), ("", "a", "val"), ("whole.npy#1", "", "val"), ("whole.npy#2", "a;", "val")]
     more += [("whole.npy#3", "a;a", "val"), ("whole.npy#4", "a", "dev")]
-    write_rows(root, [*kept, *((path, "a", "train") for path in wrong), *more])
+    write_table(root, [*kept, *((path, "a", "train") for path in wrong), *more])
     with pytest.raises(UnusableRowsError, match="31 of 44 are not") as caught:
         load(config(root), seed=0)
     reasons = dict(caught.value.problems)
@@ -226,12 +211,12 @@ def test_rows_that_cannot_be_used_are_all_named(root):
 
 
 def test_val_is_carved_where_there_is_none(root):
-    write_rows(root, [(path, label, "train" if split == "val" else split) for path, label, split in rows_of(root)])
+    write_table(root, [(path, label, "train" if split == "val" else split) for path, label, split in rows_of(root)])
     splits = load(config(root, val_share=1 / 3), seed=0)
     assert (len(splits.retrain), len(splits.val)) == (8, 4)
     assert [int(splits.val[index]["label"]) for index in range(4)].count(0) == 2
     assert splits.notes == ("labels.csv has no usable val rows: 4 of 12 training items validate (stratified, seed 0)",)
-    assert not torch.equal(everything(load(config(root, val_share=1 / 3), seed=1), "val"), everything(splits, "val"))
+    assert not torch.equal(features_of(load(config(root, val_share=1 / 3), seed=1), "val"), features_of(splits, "val"))
 
 
 def test_rows_of_one_group_stay_on_one_side(root):
@@ -239,7 +224,7 @@ def test_rows_of_one_group_stay_on_one_side(root):
         (path, label, "train" if split == "val" else split, str(index // 2))
         for index, (path, label, split) in enumerate(rows_of(root))
     ]
-    write_rows(root, rows, "path,label,split,take")
+    write_table(root, rows, "path,label,split,take")
     splits = load(config(root, group="take", memory_gb=0, val_share=0.3), seed=0)
     base, val = splits.weights.base, splits.val
     parts = [{base.rows[index].group for index in part.indices} for part in (splits.weights, splits.gates)]
@@ -260,7 +245,7 @@ def test_rows_of_one_group_stay_on_one_side(root):
     ],
 )
 def test_a_table_that_cannot_serve_is_one_sentence(root, rows, words):
-    write_rows(root, rows)
+    write_table(root, rows)
     with pytest.raises(DataError, match=words) as caught:
         load(config(root), seed=0)
     assert "\n" not in str(caught.value)
@@ -268,39 +253,39 @@ def test_a_table_that_cannot_serve_is_one_sentence(root, rows, words):
 
 def test_train_share_keeps_the_same_share_of_each_class(root):
     splits = load(config(root, train_share=0.5), seed=0)
-    kept = everything(splits)[:, 0, 0].tolist()
+    kept = features_of(splits)[:, 0, 0].tolist()
     assert len(kept) == 4
     assert sum(round(item) % 2 for item in kept) == 2
-    np.testing.assert_array_equal(everything(splits, "val").numpy(), values("val").astype(np.float32))
+    np.testing.assert_array_equal(features_of(splits, "val").numpy(), values("val").astype(np.float32))
     assert splits.notes == ("train_share 0.5: 4 of 8 training items are kept",)
     # By the data's own seed, not by that of the campaign.
-    assert sorted(everything(load(config(root, train_share=0.5), seed=9))[:, 0, 0].tolist()) == kept
-    others = [everything(load(config(root, train_share=0.5, seed=s), seed=0))[:, 0, 0].tolist() for s in range(1, 5)]
+    assert sorted(features_of(load(config(root, train_share=0.5), seed=9))[:, 0, 0].tolist()) == kept
+    others = [features_of(load(config(root, train_share=0.5, seed=s), seed=0))[:, 0, 0].tolist() for s in range(1, 5)]
     assert any(other != kept for other in others)
 
 
 def test_a_class_that_train_share_leaves_nothing_of_is_noted(root):
     np.save(root / "rare.npy", np.ones((T, D), np.float32))
-    write_rows(root, [*rows_of(root), ("rare.npy", "rare", "train")])
+    write_table(root, [*rows_of(root), ("rare.npy", "rare", "train")])
     splits = load(config(root, train_share=0.25), seed=0)
     assert splits.notes[1] == "train_share 0.25 leaves no training item of 1 classes: rare"
 
 
 def test_shuffled_frames_are_the_same_frames(root):
-    plain, one = everything(load(config(root), seed=0)), everything(load(config(root, shuffle_frames=True), seed=0))
+    plain, one = features_of(load(config(root), seed=0)), features_of(load(config(root, shuffle_frames=True), seed=0))
     assert torch.equal(one.sort(dim=1).values, plain)
     orders = one[:, :, 0] - plain[:, :1, 0]
     assert len({tuple(order.round(decimals=2).tolist()) for order in orders}) > 4  # not one order for all
-    assert torch.equal(one, everything(load(config(root, shuffle_frames=True, memory_gb=0), seed=5)))
-    assert not torch.equal(one, everything(load(config(root, shuffle_frames=True, seed=1), seed=0)))
+    assert torch.equal(one, features_of(load(config(root, shuffle_frames=True, memory_gb=0), seed=5)))
+    assert not torch.equal(one, features_of(load(config(root, shuffle_frames=True, seed=1), seed=0)))
 
 
 @pytest.mark.parametrize("frames", [3, 6, 12])
 def test_distractors_are_frames_of_other_items_of_the_same_split(root, frames):
     share = 1 / 3
     for name, split in (("retrain", "train"), ("test", "test")):
-        found = everything(load(config(root, distractors=share, frames=frames), seed=0), name).numpy()
-        plain = everything(load(config(root, frames=frames), seed=0), name).numpy()
+        found = features_of(load(config(root, distractors=share, frames=frames), seed=0), name).numpy()
+        plain = features_of(load(config(root, frames=frames), seed=0), name).numpy()
         changed = (found != plain).any(axis=2)
         owner = np.floor(found[:, :, 0] + 1e-3).astype(int) - np.floor(values(split)[0, 0, 0]).astype(int)
         assert changed.sum(axis=1).tolist() == [frames // 3] * COUNTS[split]
@@ -315,7 +300,7 @@ def test_distractors_are_frames_of_other_items_of_the_same_split(root, frames):
 
 def test_a_distractor_needs_another_item(root):
     rows = [row for row in rows_of(root) if row[0] not in ("test.npy#1", "test.npy#2", "test.npy#3")]
-    write_rows(root, rows)
+    write_table(root, rows)
     with pytest.raises(DataError, match="'test' holds one item only"):
         load(config(root, distractors=0.5), seed=0)
 
@@ -329,29 +314,29 @@ def test_noise_is_in_units_of_each_features_own_spread(tmp_path):
     for split, shift in (("train", 0.0), ("test", 1000.0)):
         np.save(root / f"{split}.npy", shift + spread * rng.standard_normal((100, 10, 3)))
         rows += [(f"{split}.npy#{index}", "ab"[index % 2], split) for index in range(100)]
-    write_rows(root, rows)
+    write_table(root, rows)
     plain, noisy = (load(config(root, noise=noise, val_share=0.5), seed=0) for noise in (0.0, 2.0))
     for name in ("retrain", "val", "test"):
-        added = (everything(noisy, name) - everything(plain, name)).flatten(0, 1)
+        added = (features_of(noisy, name) - features_of(plain, name)).flatten(0, 1)
         assert (added[:, 0] == 0).all()  # a constant feature stays one
         # The deviation of 500 to 1000 numbers is known to about 3 %, and that of the training split likewise.
         assert added[:, 1:].std(0).numpy() == pytest.approx(2 * spread[1:], rel=0.15)
         assert added[:, 1:].mean(0).numpy() == pytest.approx([0, 0], abs=5 * 2 * 20 / 500**0.5)
-    train = everything(plain).double().flatten(0, 1)
+    train = features_of(plain).double().flatten(0, 1)
     lazy = load(config(root, noise=2.0, memory_gb=0, val_share=0.5), seed=0)
     np.testing.assert_allclose(lazy.weights.base._deviation, train.std(0, correction=0).numpy(), rtol=1e-6, atol=1e-12)
-    assert torch.equal(everything(lazy, "test"), everything(noisy, "test"))
+    assert torch.equal(features_of(lazy, "test"), features_of(noisy, "test"))
     # What train_share leaves out changes neither the noise of an item nor its scale.
     fewer = load(config(root, noise=2.0, train_share=0.5, val_share=0.5), seed=0)
-    assert torch.equal(everything(fewer, "test"), everything(noisy, "test"))
-    left = {tuple(item.flatten().tolist()) for item in everything(fewer)}
-    assert left < {tuple(item.flatten().tolist()) for item in everything(noisy)}
+    assert torch.equal(features_of(fewer, "test"), features_of(noisy, "test"))
+    left = {tuple(item.flatten().tolist()) for item in features_of(fewer)}
+    assert left < {tuple(item.flatten().tolist()) for item in features_of(noisy)}
 
 
 def test_changes_come_in_the_order_that_is_documented(root):
     splits = load(config(root, distractors=0.5, shuffle_frames=True, noise=0.01), seed=0)
-    replaced = everything(load(config(root, distractors=0.5), seed=0))
-    found = everything(splits)
+    replaced = features_of(load(config(root, distractors=0.5), seed=0))
+    found = features_of(splits)
     spread = values("train").reshape(-1, D).std(axis=0)
     nearest = (found[:, :, None] - replaced[:, None]).abs().amax(-1).amin(-1)
     assert float(nearest.max()) < 0.01 * spread[0] * 5

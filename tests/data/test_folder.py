@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from videos import write_image, write_table, write_video
+from small_sets import write_image, write_table, write_video
 
 from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRowsError, check_sample, load
 from nas_kd.data.cache import ClipCache, cache_key

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import pickle
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from small_sets import FRAME_HEADER, rows_of, write_table
 
 from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, UnusableRowsError, check_sample, load
 from nas_kd.data.frame_store import Frame
@@ -18,7 +18,6 @@ from nas_kd.data.sequences import CameraDataset, WindowDataset, windows
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 HEIGHT, WIDTH = 20, 30
-COLUMNS = ("path", "label", "split", "sequence", "frame")
 NAMES = ("sky", "road", "car")
 CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree"),
@@ -55,29 +54,19 @@ def write(root, sequence, split, numbers, mode="L"):
     return rows
 
 
-def write_csv(root, rows, columns=COLUMNS):
-    with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-
-
 @pytest.fixture
 def root(tmp_path):
     root = tmp_path / "set"
     rows = []
     for sequence, split, count in (("a", "train", 9), ("b", "train", 6), ("c", "val", 8), ("d", "test", 11)):
         rows += write(root, sequence, split, range(count))
-    write_csv(root, rows)
+    write_table(root, rows, FRAME_HEADER)
     return root
 
 
 def config(root, **change):
     options = {"root": root, "frames": 4, "size": (HEIGHT, WIDTH), "classes": NAMES, "ignore": (9,)}
     return SequencesConfig.model_validate({**options, "cache_dir": root.parent / "cache", **change})
-
-
-def rows_of(root):
-    with (root / "labels.csv").open(newline="") as file:
-        return list(csv.reader(file))[1:]
 
 
 def test_windows_of_each_split(root):
@@ -204,7 +193,7 @@ def test_binary_masks(tmp_path, mode):
         for name, split in (("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"))
         for row in write(tmp_path, name, split, range(4), mode)
     ]
-    write_csv(tmp_path, rows)
+    write_table(tmp_path, rows, FRAME_HEADER)
     splits = load(config(tmp_path, classes=(), ignore=(), binary=True, boxes=True), seed=0)
     assert splits.info.mask_names == splits.info.class_names == ("background", "object")
     _, labels = pixels(1)
@@ -218,7 +207,7 @@ def test_a_palette_counts_by_its_indices(tmp_path):
         for name, split in (("a", "train"), ("b", "train"), ("c", "val"), ("d", "test"))
         for row in write(tmp_path, name, split, range(4), "P")
     ]
-    write_csv(tmp_path, rows)
+    write_table(tmp_path, rows, FRAME_HEADER)
     assert set(load(config(tmp_path), seed=0).test[0]["mask"].unique().tolist()) == {0, 1, 2, IGNORE}
 
 
@@ -281,7 +270,7 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
         expected[name] = words
     rows.append([rows[0][0], good, "test", "z", "0"])
     expected[rows[0][0]] = "names the same file as line 2"
-    write_csv(root, rows)
+    write_table(root, rows, FRAME_HEADER)
     with pytest.raises(UnusableRowsError) as caught:
         load(config(root), seed=0)
     problems = dict(caught.value.problems)
@@ -295,7 +284,7 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
 
 def test_val_is_carved_by_sequences(root):
     rows = [[*row[:2], "train" if row[2] == "val" else row[2], *row[3:]] for row in rows_of(root)]
-    write_csv(root, rows)
+    write_table(root, rows, FRAME_HEADER)
     for camera in (None, {"margin": 0.5}):
         splits = load(config(root, camera=camera), seed=0)
         assert "1 of 3 training sequences validate (seed 0)" in splits.notes[0]
@@ -303,13 +292,13 @@ def test_val_is_carved_by_sequences(root):
         assert len(carved) == 1
         assert splits.val.store.size == (HEIGHT, WIDTH)
     only = [row for row in rows if row[2] == "test" or row[3] == "a"]
-    write_csv(root, only)
+    write_table(root, only, FRAME_HEADER)
     with pytest.raises(DataError, match="val must have rows where fewer than 2 training sequences"):
         load(config(root), seed=0)
 
 
 def test_one_training_sequence_is_noted(root):
-    write_csv(root, [row for row in rows_of(root) if row[3] != "b"])
+    write_table(root, [row for row in rows_of(root) if row[3] != "b"], FRAME_HEADER)
     splits = load(config(root), seed=0)
     assert len(splits.weights) == len(splits.gates) == 2
     assert "one training sequence" in splits.notes[-1]
@@ -317,7 +306,7 @@ def test_one_training_sequence_is_noted(root):
 
 def test_a_split_without_windows_says_what_would_help(root):
     rows = [[*row[:4], str(30 * int(row[4])) if row[3] == "d" else row[4]] for row in rows_of(root)]
-    write_csv(root, rows)
+    write_table(root, rows, FRAME_HEADER)
     with pytest.raises(DataError, match=r"split 'test' must hold at least one window of 4 .* set max_gap: 30"):
         load(config(root), seed=0)
     assert len(load(config(root, max_gap=30), seed=0).test) == 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from small_sets import FRAME_HEADER, write_table
 
 from nas_kd.data import ClipLoader, DataError, SequencesConfig, UnusableRowsError, augment_batch, check_sample, load
 from nas_kd.data.augment import NUM_DRAWS
@@ -18,7 +17,6 @@ from nas_kd.frames import take_frames
 
 HEIGHT, WIDTH = 12, 20
 STEP = 1 / 65535
-COLUMNS = ("path", "label", "split", "sequence", "frame")
 
 
 def map_of(sequence, number):
@@ -45,8 +43,7 @@ def root(tmp_path):
             Image.fromarray((fine * 65535).round().astype(np.uint16)).save(root / f"teacher/fine/{stem}.png")
             np.save(root / f"teacher/coarse/{stem}.npy", values.astype(np.float64))
             rows.append((f"{stem}.jpg", f"{stem}_mask.png", split, str(sequence), str(number)))
-    with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    write_table(root, rows, FRAME_HEADER)
     return root
 
 

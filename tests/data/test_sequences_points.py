@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from small_sets import FRAME_HEADER, write_table
 
 from nas_kd.data import IGNORE, SequencesConfig, load
 from nas_kd.data.label_image import LabelRule, nearest, place_points, read_labels
-
-COLUMNS = ("path", "label", "split", "sequence", "frame")
 
 
 def labels_with(points, height, width):
@@ -96,8 +93,7 @@ def write_points(root, splits=("train", "train", "val", "test")):
             labels = labels_with([(0, 4 * number), (4, 8), (11, 17), (23, 35)], 24, 36) * np.uint8(255)
             Image.fromarray(labels).save(root / f"{stem}_points.png")
             rows.append((f"{stem}.png", f"{stem}_points.png", split, str(sequence), str(number)))
-    with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    write_table(root, rows, FRAME_HEADER)
 
 
 def config(root, **change):

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_sets import features_of
 
-from nas_kd.data import ClipLoader, DataError, Splits, YouTube8MConfig, check_sample, load
+from nas_kd.data import ClipLoader, DataError, YouTube8MConfig, check_sample, load
 from nas_kd.data.tfrecord import WireError, crc32c, parse_sequence_example, records
 from nas_kd.data.youtube8m import RecordDataset, dequantize
 
@@ -112,11 +113,6 @@ def quantised(seed: int, count: int = T) -> np.ndarray:
     return np.concatenate([np.array([list(frame) for frame in part]) for part in parts], axis=1)
 
 
-def everything(splits: Splits, name: str = "retrain") -> torch.Tensor:
-    dataset = getattr(splits, name)
-    return torch.stack([dataset[index]["features"] for index in range(len(dataset))])
-
-
 @pytest.mark.parametrize(
     ("data", "crc"),
     [
@@ -144,7 +140,7 @@ def test_videos_become_splits(root):
     assert [len(part) for part in (splits.retrain, splits.val, splits.test)] == [6, 2, 2]
     for name, seeds in (("retrain", range(6)), ("val", (100, 101)), ("test", (200, 201))):
         wanted = np.stack([quantised(seed) for seed in seeds]) * (4 / 255) + (4 / 512) - 2
-        np.testing.assert_allclose(everything(splits, name).numpy(), wanted, atol=1e-6)
+        np.testing.assert_allclose(features_of(splits, name).numpy(), wanted, atol=1e-6)
     labels = [splits.retrain[index]["labels"].nonzero().flatten().tolist() for index in range(6)]
     assert labels == [[0, 3], [1, 4], [2, 5], [1, 3], [2, 4], [0, 5]]
     assert [int(splits.retrain[index]["label"]) for index in range(6)] == [0, 1, 2, 1, 2, 0]
@@ -156,16 +152,16 @@ def test_videos_become_splits(root):
 def test_lazy_items_are_those_held_in_memory(root):
     held, lazy = load(config(root, frames=3), seed=0), load(config(root, frames=3, memory_gb=0), seed=0)
     assert isinstance(lazy.val, RecordDataset)
-    assert torch.equal(everything(held), everything(lazy))
-    assert torch.equal(everything(held, "val")[0], torch.from_numpy(dequantize(quantised(100)[[0, 2, 3]])))
+    assert torch.equal(features_of(held), features_of(lazy))
+    assert torch.equal(features_of(held, "val")[0], torch.from_numpy(dequantize(quantised(100)[[0, 2, 3]])))
 
 
 def test_some_lists_in_some_order(root):
     splits = load(config(root, use=["audio"]), seed=0)
     both = load(config(root, use=["audio", "rgb"]), seed=0)
-    plain = everything(load(config(root), seed=0))
-    assert torch.equal(everything(splits), plain[:, :, RGB:])
-    assert torch.equal(everything(both), torch.cat([plain[:, :, RGB:], plain[:, :, :RGB]], dim=2))
+    plain = features_of(load(config(root), seed=0))
+    assert torch.equal(features_of(splits), plain[:, :, RGB:])
+    assert torch.equal(features_of(both), torch.cat([plain[:, :, RGB:], plain[:, :, :RGB]], dim=2))
 
 
 def test_lengths_that_differ_need_frames(root):
@@ -174,7 +170,7 @@ def test_lengths_that_differ_need_frames(root):
     with pytest.raises(DataError, match="they have 4 to 7; set for example frames: 4"):
         load(config(root), seed=0)
     splits = load(config(root, frames=2), seed=0)
-    assert torch.equal(everything(splits)[3], torch.from_numpy(dequantize(quantised(50, 7)[[1, 5]])))
+    assert torch.equal(features_of(splits)[3], torch.from_numpy(dequantize(quantised(50, 7)[[1, 5]])))
 
 
 def test_classes_are_named_by_a_vocabulary(root):
@@ -194,9 +190,9 @@ def test_val_is_carved_where_it_has_no_files(root):
     splits = load(config(root, val=None, val_share=1 / 3), seed=0)
     assert (len(splits.retrain), len(splits.val)) == (4, 2)
     assert splits.notes == ("2 of 6 training items validate (stratified, seed 0)",)
-    found = torch.cat([everything(splits), everything(splits, "val")])
+    found = torch.cat([features_of(splits), features_of(splits, "val")])
     assert {tuple(x.flatten().tolist()) for x in found} == {
-        tuple(x.flatten().tolist()) for x in everything(load(config(root), seed=0))
+        tuple(x.flatten().tolist()) for x in features_of(load(config(root), seed=0))
     }
 
 
@@ -208,9 +204,9 @@ def test_the_index_is_built_once_and_again_for_a_changed_or_damaged_file(root, m
         return records(path)
 
     monkeypatch.setattr("nas_kd.data.youtube8m.records", counted)
-    before = everything(load(config(root), seed=0))
+    before = features_of(load(config(root), seed=0))
     assert len(read) == 4
-    assert torch.equal(everything(load(config(root), seed=0)), before)
+    assert torch.equal(features_of(load(config(root), seed=0)), before)
     assert len(read) == 4
     (root / "train01.tfrecord").write_bytes(record(video(70, [0, 1])))
     splits = load(config(root), seed=0)

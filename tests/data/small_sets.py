@@ -1,4 +1,4 @@
-"""Tiny videos and images for the tests of folders."""
+"""Tiny videos, images and tables for the tests of sources."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
+
+from nas_kd.data import Splits
+
+FRAME_HEADER = "path,label,split,sequence,frame"
 
 
 def write_video(path: Path, levels: Sequence[int], height: int = 32, width: int = 48) -> None:
@@ -32,8 +37,18 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         container.mux(stream.encode(None))
 
 
-def write_table(root: Path, rows: Iterable[tuple[str, str, str]], header: str = "path,label,split") -> None:
+def write_table(root: Path, rows: Iterable[Sequence[str]], header: str = "path,label,split") -> None:
     with (root / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header.split(","))
-        writer.writerows(rows)
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def rows_of(root: Path) -> list[tuple[str, ...]]:
+    """What `write_table` wrote."""
+    with (root / "labels.csv").open(newline="") as file:
+        return [tuple(row) for row in csv.reader(file)][1:]
+
+
+def features_of(splits: Splits, name: str = "retrain") -> torch.Tensor:
+    """[N, T, D] of all items of a split."""
+    dataset = getattr(splits, name)
+    return torch.stack([dataset[index]["features"] for index in range(len(dataset))])
