@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from search_spaces.gates import Draw, Gate, GateFactory
+from search_spaces.gates import Gate, GateFactory
 
 
 class Edge(nn.Module):
@@ -92,22 +92,23 @@ class Sliced(nn.Module):
         return clone
 
 
-def mix_widths(draw: Draw, run: Callable[[int], Tensor]) -> Tensor:
+def mix_widths(gate: Gate, run: Callable[[int], Tensor]) -> Tensor:
     """Combine outputs of different channel counts: the missing channels of a narrower one are zero.
 
     What reads a mixture of several widths reads it at the widest, as in FBNetV2 (Wan et al., CVPR 2020, section 3.1):
     a relaxation of the narrow net, exact where a single width is drawn.
 
     Args:
-        draw: which widths run.
-        run: index of a width -> (N, C_i, ...).
+        gate: of the widths.
+        run: width C -> (N, C, ...).
 
     Returns:
-        (N, max C_i, ...).
+        (N, widest drawn, ...).
     """
+    draw = gate.draw()
     if draw.single is not None:
-        return draw.combine(run)
-    outputs = {index: run(index) for index in draw.indices}
+        return draw.combine(lambda index: run(int(gate.choices[index])))
+    outputs = {index: run(int(gate.choices[index])) for index in draw.indices}
     widest = max(out.shape[1] for out in outputs.values())
 
     def padded(index: int) -> Tensor:

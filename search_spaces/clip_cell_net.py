@@ -146,17 +146,17 @@ class SearchStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, T, H, W) -> (N, widest drawn, T, H', W')."""
 
-        def at_width(index: int) -> Tensor:
+        def at_width(width: int) -> Tensor:
             draw = self.depth.draw()
             depths = [int(self.depth.choices[i]) for i in draw.indices]
             outputs: dict[int, Tensor] = {}
             hidden = x
             for j in range(max(depths)):
-                hidden = self.cells[j](hidden, int(self.width.choices[index]))
+                hidden = self.cells[j](hidden, width)
                 outputs[j + 1] = hidden
             return draw.combine(lambda i: outputs[int(self.depth.choices[i])])
 
-        return mix_widths(self.width.draw(), at_width)
+        return mix_widths(self.width, at_width)
 
 
 class ClipSupernet(nn.Module):

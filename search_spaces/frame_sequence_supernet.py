@@ -70,16 +70,17 @@ class SearchHRnn(SearchEncoder):
     def forward(self, features: Tensor) -> Tensor:
         """(N, T, D) -> (N, widest drawn)."""
         lower, upper, length = (self.gates.of(name) for name in ("lower", "upper", "block_length"))
-        projected = {i: self.lower.project(features, int(lower.choices[i])) for i in lower.draw().indices}
+        sizes = [int(lower.choices[i]) for i in lower.draw().indices]
+        projected = {size: self.lower.project(features, size) for size in sizes}
 
         def at_length(index: int) -> Tensor:
             frames = int(length.choices[index])
 
-            def states(i: int) -> Tensor:  # channels second, where mix_widths pads them
-                return self.lower.run(projected[i], frames).transpose(1, 2)
+            def states(size: int) -> Tensor:  # channels second, where mix_widths pads them
+                return self.lower.run(projected[size], frames).transpose(1, 2)
 
-            blocks = mix_widths(lower.draw(), states).transpose(1, 2)
-            return mix_widths(upper.draw(), lambda i: self.upper(blocks, int(upper.choices[i])).squeeze(1))
+            blocks = mix_widths(lower, states).transpose(1, 2)
+            return mix_widths(upper, lambda size: self.upper(blocks, size).squeeze(1))
 
         return length.draw().combine(at_length)
 
@@ -104,8 +105,8 @@ class SearchNetVlad(SearchEncoder):
         """(N, T, D) -> (N, widest drawn)."""
         clusters, hidden = self.gates.of("clusters"), self.gates.of("hidden")
         frames = self.norm(features).transpose(1, 2)
-        pooled = mix_widths(clusters.draw(), lambda i: self.pool(frames, int(clusters.choices[i])))
-        return mix_widths(hidden.draw(), lambda i: self.layer(pooled, int(hidden.choices[i])))
+        pooled = mix_widths(clusters, lambda number: self.pool(frames, number))
+        return mix_widths(hidden, lambda size: self.layer(pooled, size))
 
     def student_state(self, sizes: Mapping[str, int]) -> State:
         return _prefixed(
@@ -131,8 +132,8 @@ class SearchNextVladPart(nn.Module):
     def forward(self, features: Tensor, clusters: Gate, hidden: Gate) -> Tensor:
         """(N, T, D) -> (N, widest drawn)."""
         frames = self.expand(features).transpose(1, 2)
-        pooled = mix_widths(clusters.draw(), lambda i: self.pool(frames, int(clusters.choices[i])))
-        return mix_widths(hidden.draw(), lambda i: self.layer(pooled, int(hidden.choices[i])))
+        pooled = mix_widths(clusters, lambda number: self.pool(frames, number))
+        return mix_widths(hidden, lambda size: self.layer(pooled, size))
 
     def student_state(self, clusters: int, hidden: int) -> State:
         """State dict of the plain encoder of these sizes."""

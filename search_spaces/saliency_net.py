@@ -181,10 +181,7 @@ class SearchConv(nn.Module):
         """(N, C_in, H, W) -> (N, widest drawn, H, W)."""
         (width,) = self._width
         candidates = list(cast(nn.ModuleDict, self.candidates[kind]).values())
-        return mix_widths(
-            width.draw(),
-            lambda i: self.gate.draw().combine(lambda k: cast(Tensor, candidates[k](x, int(width.choices[i])))),
-        )
+        return mix_widths(width, lambda out: self.gate.draw().combine(lambda k: cast(Tensor, candidates[k](x, out))))
 
     def narrowed(self, layer: Layer) -> dict[str, Tensor]:
         """State dict of that layer."""
@@ -249,11 +246,7 @@ class SearchPointwise(nn.Module):
         x = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
         weight = self.weight([m.shape[1] for m in maps])
 
-        def at_width(index: int) -> Tensor:
-            out = int(width.choices[index])
-            return cast(Tensor, self.norm(F.conv2d(x, weight[:out]), out))
-
-        return mix_widths(width.draw(), at_width)
+        return mix_widths(width, lambda out: cast(Tensor, self.norm(F.conv2d(x, weight[:out]), out)))
 
     def weight(self, widths: Sequence[int]) -> Tensor:
         """(widest, Σ widths, 1, 1): the leading columns of each part."""
@@ -294,7 +287,7 @@ class SearchDecoder(nn.Module):
         for layer in self.convs:
             x = layer(x)
         width = cast(Gate, self.widths[4])
-        grown = mix_widths(width.draw(), lambda i: cast(Tensor, self.grow(x, int(width.choices[i]))))
+        grown = mix_widths(width, lambda out: cast(Tensor, self.grow(x, out)))
         return cast(Tensor, self.last(grown, 1))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from search_spaces.cells import Sliced, mix_widths
 from search_spaces.clip_cell_net import candidate_op
-from search_spaces.gates import Draw
+from search_spaces.gates import Draw, Gate
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "conv3d_k3", "separable_k3_e2", "separable3d_k5_e1", "shift_k3")
 
@@ -82,8 +82,10 @@ def test_copies_are_independent_and_the_state_dict_holds_only_the_full_width() -
     torch.testing.assert_close(sliced.double()(x.double(), 6).float(), before)
 
 
-def test_a_mixture_of_widths_pads_with_zeros() -> None:
-    outputs = {0: torch.ones(1, 2, 1, 1, 1), 2: 10 * torch.ones(1, 4, 1, 1, 1)}
-    draw = Draw((0, 2), torch.tensor([0.25, 0.75]))
-    assert mix_widths(draw, outputs.__getitem__).flatten().tolist() == [7.75, 7.75, 7.5, 7.5]
-    assert mix_widths(Draw((0,), torch.ones(1)), outputs.__getitem__).shape[1] == 2
+def test_a_mixture_of_widths_pads_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = {2: torch.ones(1, 2, 1, 1, 1), 4: 10 * torch.ones(1, 4, 1, 1, 1)}
+    gate = Gate((2, 3, 4))
+    monkeypatch.setattr(gate, "draw", lambda: Draw((0, 2), torch.tensor([0.25, 0.75])))
+    assert mix_widths(gate, outputs.__getitem__).flatten().tolist() == [7.75, 7.75, 7.5, 7.5]
+    monkeypatch.setattr(gate, "draw", lambda: Draw((0,), torch.ones(1)))
+    assert mix_widths(gate, outputs.__getitem__).shape[1] == 2
