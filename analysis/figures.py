@@ -112,7 +112,7 @@ def front_figure(
     return figure
 
 
-def write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path | str) -> None:
     """Render a figure as PNG. A character that the font lacks is drawn as a box; that is not worth a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*[Gg]lyph.* missing from", category=UserWarning)

@@ -67,12 +67,13 @@ def pivot_frame(table: PivotTable) -> pd.DataFrame:
     return pd.DataFrame([_record(table, table.cells[key]) for key in keys if key in table.cells])
 
 
-def write_pivot(table: PivotTable, folder: Path) -> tuple[Path, Path]:
+def write_pivot(table: PivotTable, folder: Path | str) -> tuple[Path, Path]:
     """Write `table.md` and `table.csv`.
 
     Returns:
         Both paths.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text, values = folder / "table.md", folder / "table.csv"
     text.write_text(pivot_markdown(table), encoding="utf-8", errors="backslashreplace")

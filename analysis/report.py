@@ -36,7 +36,7 @@ class ReportPaths:
 
 def write_report(
     records: Sequence[TrialRecord],
-    out_dir: Path,
+    out_dir: Path | str,
     *,
     title: str,
     teacher: TeacherPoint | None,
@@ -63,7 +63,7 @@ def write_report(
         ValueError: the records do not share one primary metric.
         OSError: a file cannot be written.
     """
-    front = ParetoFront.from_records(records)
+    front, out_dir = ParetoFront.from_records(records), Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(
         report=out_dir / "report.html",

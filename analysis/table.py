@@ -134,7 +134,7 @@ def neutral_cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Write the table as CSV in UTF-8, with every text cell and column name neutralised by `neutral_cell`."""
     safe = table.map(neutral_cell)
     safe.columns = [str(neutral_cell(name)) for name in table.columns]

@@ -236,12 +236,13 @@ def search(config: CampaignConfig, on_event: OnEvent | None = None) -> CampaignR
         return campaign.run(on_event)
 
 
-def load_run(run_dir: Path) -> tuple[CampaignConfig, list[TrialRecord]]:
+def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
     """The config and the records of a run.
 
     Raises:
         ValueError: the folder holds no run.
     """
+    run_dir = Path(run_dir)
     if not (run_dir / CONFIG_NAME).is_file():
         raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
     config = load_config(run_dir / CONFIG_NAME)
@@ -249,7 +250,7 @@ def load_run(run_dir: Path) -> tuple[CampaignConfig, list[TrialRecord]]:
     return config, ledger.records()
 
 
-def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
+def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPaths:
     """Write the report of a run: HTML, CSV and PNG.
 
     Args:
@@ -261,6 +262,7 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
     """
     from analysis import TeacherPoint, write_report  # a second of plotting libraries, which a search does without
 
+    run_dir = Path(run_dir)
     config, records = load_run(run_dir)
     metric = TASKS[config.task].metric
     manifest = run_dir / "teacher" / "teacher.json"
@@ -287,7 +289,7 @@ def report(run_dir: Path, out_dir: Path | None = None) -> ReportPaths:
 
 
 def table(
-    run_dir: Path,
+    run_dir: Path | str,
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
     *,
@@ -295,7 +297,7 @@ def table(
     split: Split = "test",
     against: Mapping[str, KnobValue] | None = None,
     where: Mapping[str, KnobValue] | None = None,
-    out_dir: Path | None = None,
+    out_dir: Path | str | None = None,
 ) -> PivotTable:
     """The trained students of a run by the values of knobs, with intervals; `analysis.pivot` says how.
 
@@ -376,12 +378,12 @@ def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any])
 
 
 def export(
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     trial: int | None = None,
     max_flops: int | None = None,
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
-    out_dir: Path | None = None,
+    out_dir: Path | str | None = None,
 ) -> tuple[Path, ExportRecord]:
     """Export the student of a run; see `pick` for which one.
 
@@ -392,10 +394,11 @@ def export(
         ValueError: nothing to export.
         ExportError: what was written does not compute what was trained.
     """
+    run_dir = Path(run_dir)
     config, records = load_run(run_dir)
     record = pick(records, trial=trial, max_flops=max_flops)
     space, bundle = None, run_dir / "trials" / f"{record.number:04d}"
     if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
         space = _own_space(config, run_dir, json.loads((bundle / "arch.json").read_text()))
-    folder = out_dir or run_dir / "export" / f"trial-{record.number:04d}"
+    folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
     return folder, export_student(bundle, folder, formats, space=space)

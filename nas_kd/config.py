@@ -326,7 +326,7 @@ class CampaignConfig(Section):
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(path: Path | None, overrides: Iterable[str] = ()) -> CampaignConfig:
+def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> CampaignConfig:
     """Read a campaign file.
 
     Args:
@@ -339,6 +339,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> CampaignCon
     source = str(path) if path else "the default campaign"
     data: Any = {}
     if path is not None:
+        path = Path(path)
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such campaign file")
         try:

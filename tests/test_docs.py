@@ -50,22 +50,25 @@ def test_the_module_example_of_the_readme_runs() -> None:
     assert not any(isinstance(m, nas_kd.Edge) for m in student.modules())
 
 
-def test_the_campaign_example_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call = 'load_config("examples/demo.yaml", ["trials=4"])'
-    assert call in BLOCKS[1]
-    tiny = load_config(ROOT / "examples/demo.yaml").model_dump(mode="json") | {
-        "runs": str(tmp_path),
-        "trials": 1,
-        "data": {"num_train": 48, "num_val": 24, "num_test": 24},
-        "search": {"epochs": 1},
-        "retrain": {"epochs": 1},
-        "resources": {"executor": "inline", "max_concurrent": 1},
-    }
-    tiny["teacher"]["fit"]["epochs"] = 1
-    names: dict[str, Any] = {"__name__": "readme", "tiny": validate(tiny, source="readme")}
-    exec(BLOCKS[1].replace(call, "tiny"), names)
+def test_the_campaign_example_of_the_readme_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    sizes = ["data.num_train=48", "data.num_val=24", "data.num_test=24", "search.epochs=1", "retrain.epochs=1"]
+    sizes += ["teacher.fit.epochs=1", "resources.executor=inline", "resources.max_concurrent=1", f"runs={tmp_path}"]
+    overrides = '["trials=4"]'
+    assert BLOCKS[1].count(overrides) == 1
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(BLOCKS[1].replace(overrides, repr(["trials=1", *sizes])), names)
     assert Path(capsys.readouterr().out.splitlines()[0]).is_file()
     assert (names["folder"] / "student.pt2").is_file()
+
+    run = str(names["result"].run_dir)  # as a person types it
+    assert nas_kd.report(run, str(tmp_path / "report")).report.is_file()
+    assert nas_kd.table(run, ["max_flops"], out_dir=str(tmp_path / "table")).cells
+    folder, _ = nas_kd.export(run, formats=("safetensors",), out_dir=str(tmp_path / "export"))
+    again = nas_kd.export_student(str(folder), str(tmp_path / "again"), ())
+    assert again.arch_id == nas_kd.load_bundle(str(tmp_path / "again"))[1].arch_id
 
 
 def test_the_delta_example_of_the_search_page_runs() -> None:

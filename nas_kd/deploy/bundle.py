@@ -78,8 +78,9 @@ class BundleInfo(BaseModel):
     form: Literal["delta", "residual"] | None = None
 
 
-def save_bundle(folder: Path, student: nn.Module, info: BundleInfo) -> None:
+def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> None:
     """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
     beside = folder / f"{WEIGHTS_NAME}.writing"

@@ -29,8 +29,8 @@ __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export
 
 
 def export_student(
-    bundle: Path,
-    out_dir: Path,
+    bundle: Path | str,
+    out_dir: Path | str,
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     *,
     space: SearchSpace | None = None,
@@ -56,6 +56,7 @@ def export_student(
         if name not in WRITERS:
             raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
     student, info = load_bundle(bundle, space)
+    out_dir = Path(out_dir)
     if isinstance(student, DeltaNet):
         return export_stream(student, info, out_dir, formats, space=space, seed=seed)
     generator = torch.Generator().manual_seed(seed)

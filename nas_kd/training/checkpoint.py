@@ -55,8 +55,8 @@ class Checkpoint:
         parts: what is saved and restored, by name; each has `state_dict` and `load_state_dict`.
     """
 
-    def __init__(self, path: Path | None, tag: str, parts: Mapping[str, Any]) -> None:
-        self.path, self.tag, self.parts = path, tag, dict(parts)
+    def __init__(self, path: Path | str | None, tag: str, parts: Mapping[str, Any]) -> None:
+        self.path, self.tag, self.parts = None if path is None else Path(path), tag, dict(parts)
 
     def restore(self) -> tuple[int, dict[str, Any]]:
         """Load the parts; returns the epoch to go on with and the extra values, (0, {}) where there is no file."""

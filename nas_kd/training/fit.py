@@ -139,7 +139,7 @@ def fit(
     slow_scale: float = 1.0,
     advance: Callable[[float], None] = lambda progress: None,
     extra_parts: Mapping[str, Any] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     tag: str = "",
     progress: Progress = no_progress,
     log: Log = no_log,

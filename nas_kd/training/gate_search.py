@@ -132,7 +132,7 @@ def search_gates(
     config: GateConfig,
     *,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     tag: str = "search",
     progress: Progress = no_progress,
     log: Log = no_log,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import zipfile
+from inspect import isfunction
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import analysis
 import nas_kd
 import search_spaces
 from nas_kd import cli
@@ -37,6 +41,18 @@ def test_help_states_the_convention_and_loads_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("package", [nas_kd, analysis], ids=lambda package: package.__name__)
+def test_what_takes_a_path_takes_a_string(package: ModuleType) -> None:
+    seen = []
+    for name in package.__all__:
+        value = getattr(package, name)
+        for part in inspect.signature(value, eval_str=False).parameters.values() if isfunction(value) else ():
+            if "Path" in (annotation := str(part.annotation)):
+                seen.append(f"{name}.{part.name}")
+                assert "Path | str" in annotation, seen[-1]
+    assert len(seen) >= 3
 
 
 @pytest.mark.parametrize("name", ["trials.py", "search_spaces/__init__.py"])
