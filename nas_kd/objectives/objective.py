@@ -24,7 +24,9 @@ PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
     "cross_resolution": lambda config, nets: cross_resolution_part(config.cross_resolution, nets),
     "delta": lambda config, nets: DeltaPart(config.delta, nets),
     "fewer_frames": lambda config, nets: FewerFramesPart(config.fewer_frames, nets),
-    "spatiotemporal": lambda config, nets: SpatiotemporalPart(config.spatiotemporal, config.task.weight, nets),
+    "spatiotemporal": lambda config, nets: SpatiotemporalPart(
+        config.spatiotemporal, config.task.weight, config.finetune_share, nets
+    ),
 }
 """Name -> builder. A new way to distil is a term in the config and an entry here; any of them may be combined."""
 
@@ -152,9 +154,10 @@ class Objective(nn.Module):
 
     @property
     def _task_weight(self) -> float:
-        """Weight of the task's term; where nothing distils any more, the task is all there is."""
+        """Weight of the task's term; where nothing distils any more, or a part needs it, it counts without one too."""
         weight = self.config.task.weight
-        return weight if weight > 0 or self._active else 1.0
+        asked = not self._active or any(part.asks_task(self.progress) for part in self._parts)
+        return 1.0 if weight == 0 and asked else weight
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -70,6 +70,10 @@ class Part(nn.Module):
         """Whether the part counts when the training is so far, from 0 to 1."""
         return True
 
+    def asks_task(self, progress: float) -> bool:
+        """Whether something learns from the task's own term alone then, so that it counts whatever its weight."""
+        return False
+
     def advance(self, progress: float) -> None:
         """Told before every step how far the training is."""
 

@@ -33,10 +33,12 @@ class SpatiotemporalPart(Part):
     Args:
         term: of the config.
         task_weight: of the term from which the decoder that fuses learns where there is no second stage.
+        finetune_share: last share of the training in which no part counts; it has to lie within the second stage, or
+            trunks would train again between the two.
         nets: what it is built for.
     """
 
-    def __init__(self, term: SpatiotemporalTerm, task_weight: float, nets: Nets) -> None:
+    def __init__(self, term: SpatiotemporalTerm, task_weight: float, finetune_share: float, nets: Nets) -> None:
         super().__init__()
         if not isinstance(nets.task, Saliency):
             raise ValueError(
@@ -59,6 +61,12 @@ class SpatiotemporalPart(Part):
             raise ValueError(
                 "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term, but "
                 "task.weight is 0; raise one of them"
+            )
+        if self.is_fused and 0 < term.fusion_share < finetune_share:
+            raise ValueError(
+                f"finetune_share: {finetune_share:g} is more than spatiotemporal.fusion_share = {term.fusion_share:g}, "
+                "so the first stage of a fused student would end before its streams are frozen; lower it, or raise "
+                "fusion_share"
             )
         self.weights = {}
         for stream in self.streams:
@@ -85,6 +93,10 @@ class SpatiotemporalPart(Part):
     def is_active(self, progress: float) -> bool:
         return not self.is_fused or progress < 1 - self._fusion_share
 
+    def asks_task(self, progress: float) -> bool:
+        """In the second stage, for the decoder that fuses: nothing else reaches it."""
+        return self.is_fused and not self.is_active(progress)
+
     def advance(self, progress: float) -> None:
         if self.is_fused and not self.is_active(progress):
             for trunk in self._trunks:
@@ -96,14 +108,18 @@ class SpatiotemporalPart(Part):
             ours = cast(Tensor, self.heads[stream](student.features[stream])) if self.is_fused else student.logits
             soft, hard = f"spatiotemporal.{stream}_soft", f"spatiotemporal.{stream}_hard"
             if soft in self.weights:
-                terms[soft] = self._task.map_loss(ours, self._map(stream, teacher, batch))
+                terms[soft] = self._soft(stream, ours, teacher, batch)
             if hard in self.weights:
                 terms[hard] = self._task.loss(ours, batch)
         return terms
 
-    def _map(self, stream: str, teacher: ModelOutput | None, batch: Batch) -> Tensor:
-        """The teacher's map of the first frame: (N, 1, H, W)."""
+    def _soft(self, stream: str, ours: Tensor, teacher: ModelOutput | None, batch: Batch) -> Tensor:
+        """Distance to the teacher's map of the first frame, (N, 1, H, W).
+
+        Where a crop reaches beyond the frame, a map that comes with the data ends, as labels do; a teacher that is
+        asked has seen such pixels.
+        """
         if stream not in self._asked:
-            return batch[f"map.{stream}"][:, :1].float()
+            return self._task.map_loss(ours, batch[f"map.{stream}"][:, :1].float(), self._task.known(batch))
         assert teacher is not None
-        return teacher.features[self._asked[stream]]
+        return self._task.map_loss(ours, teacher.features[self._asked[stream]])

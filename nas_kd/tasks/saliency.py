@@ -118,19 +118,24 @@ class Saliency(Task):
         known = (mask != IGNORE)[:, None].float()
         size = outputs.shape[-2:]
         share = F.interpolate(known, size=size, mode="area")
-        target = F.interpolate(self.density(mask) * known, size=size, mode="area") / share.where(share > 0, 1)
-        whole = share.sum()
-        return (self._distances(outputs.float(), target) * share).sum() / whole.where(whole > 0, 1)
+        target = F.interpolate(self.density(mask) * known, size=size, mode="area")
+        return self._mean_over(share, outputs, target)
 
-    def map_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Distance of maps to soft ones, such as a teacher's, with all pixels of all maps alike.
+    def known(self, batch: Batch) -> Tensor:
+        """Which pixels of the first frames have a label, and a map that comes with the data: bool (N, 1, H, W)."""
+        return batch["mask"][:, :1] != IGNORE
+
+    def map_loss(self, outputs: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        """Distance of maps to soft ones, such as a teacher's.
 
         Args:
             outputs: (N, 1, h, w).
             target: (N, 1, h', w'); brought to h × w by areas where neither side grows, else bilinearly.
+            known: bool (N, 1, h', w'), the pixels that count, by as much of them as a pixel of the outputs holds; all
+                of them without it.
 
         Returns:
-            A scalar, with the distance of `loss`.
+            A scalar, with the distance of `loss`; 0 where no pixel counts.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -141,10 +146,10 @@ class Saliency(Task):
                 f"{tuple(outputs.shape)} and {tuple(target.shape)}"
             )
         size, goal = outputs.shape[-2:], target.float()
-        if goal.shape[-2:] != size:
-            shrinks = size[0] <= goal.shape[-2] and size[1] <= goal.shape[-1]
-            goal = F.interpolate(goal, size=size, mode="area") if shrinks else _bilinear(goal, size)
-        return self._distances(outputs.float(), goal).mean()
+        if known is None:
+            return self._distances(outputs.float(), _resized(goal, size)).mean()
+        counted = known.to(goal)
+        return self._mean_over(_resized(counted, size), outputs, _resized(goal * counted, size))
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
@@ -194,6 +199,12 @@ class Saliency(Task):
         self._masks: list[Tensor] = []
         self._sequences: list[int] = []
 
+    def _mean_over(self, share: Tensor, outputs: Tensor, part: Tensor) -> Tensor:
+        """Mean distance over pixels of which a share is known, from the known part of their target."""
+        whole = share.sum()
+        distances = self._distances(outputs.float(), part / share.where(share > 0, 1))
+        return (distances * share).sum() / whole.where(whole > 0, 1)
+
     def _distances(self, outputs: Tensor, target: Tensor) -> Tensor:
         difference = outputs - target
         return difference.square() if self.config.loss == "mse" else difference.abs()
@@ -222,6 +233,14 @@ def _scores(saliency: Tensor, density: Tensor, fixations: Tensor, other: Tensor)
         "cc": correlation(saliency, density),
     }
     return {**scores, "auc_shuffled": auc_shuffled(saliency, fixations, other)} if bool(other.any()) else scores
+
+
+def _resized(maps: Tensor, size: torch.Size) -> Tensor:
+    """By areas where neither side grows, else bilinearly."""
+    if maps.shape[-2:] == size:
+        return maps
+    shrinks = size[0] <= maps.shape[-2] and size[1] <= maps.shape[-1]
+    return F.interpolate(maps, size=size, mode="area") if shrinks else _bilinear(maps, size)
 
 
 def _bilinear(maps: Tensor, size: torch.Size) -> Tensor:

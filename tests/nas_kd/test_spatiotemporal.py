@@ -12,7 +12,7 @@ from commands import succeed
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
-from nas_kd.data import DataInfo
+from nas_kd.data import IGNORE, DataInfo
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Classification, Saliency, Task
@@ -161,6 +161,31 @@ def test_without_a_second_stage_streams_and_decoder_learn_together() -> None:
     assert all(p.grad is not None for p in case.net.parameters())
 
 
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_the_decoder_that_fuses_learns_the_labels_whatever_else_distils(weight: float) -> None:
+    more = {"task": {"weight": weight}, "feature": {"weight": 3, "pairs": [["spatial", "spatial.down.1"]]}}
+    case = Case("fused", fusion_share=0.5, more=more)
+    assert "task" not in case.terms()
+    case.objective.advance(0.5)
+    terms = case.terms()
+    assert set(terms) == {"feature", "task"}
+    assert torch.allclose(case.objective.total(terms), 3 * terms["feature"] + (weight or 1) * terms["task"])
+    case.objective.total(terms).backward()  # type: ignore[no-untyped-call]
+    learns = {name.split(".")[0] for name, p in case.net.named_parameters() if p.grad is not None}
+    assert learns == {"decoder"}
+
+
+def test_no_training_of_trunks_comes_between_the_two_stages() -> None:
+    with pytest.raises(ValueError, match=r"finetune_share: 0.6 is more than spatiotemporal.fusion_share = 0.5"):
+        Case("fused", fusion_share=0.5, more={"finetune_share": 0.6})
+    for kind, fusion_share in (("fused", 0.6), ("fused", 0.0), ("spatial", 0.5)):
+        case = Case(kind, fusion_share=fusion_share, more={"finetune_share": 0.6})
+        case.objective.advance(0.4)
+        assert set(case.terms()) == {"task"}
+        trained = kind != "fused" or fusion_share == 0
+        assert all(p.requires_grad == trained for p in case.net.get_submodule("spatial").parameters())
+
+
 def test_the_share_decides_which_terms_there_are() -> None:
     hard = Case("fused", soft_share=0)
     assert set(hard.terms()) == {"spatiotemporal.spatial_hard", "spatiotemporal.temporal_hard"}
@@ -185,6 +210,12 @@ def test_maps_of_the_data_go_before_the_teachers() -> None:
     assert torch.allclose(terms["spatiotemporal.spatial_soft"], (made["spatial"] - first).square().mean())
     goal = theirs.features["temporal"]
     assert torch.allclose(terms["spatiotemporal.temporal_soft"], (made["temporal"] - goal).square().mean())
+
+    # Pixels beyond the frame of a crop have no label and no map: these two rows count neither way.
+    case.batch["mask"][:, 0, :2] = IGNORE
+    inner = (made["spatial"] - first)[:, :, 2:].square().mean()
+    assert torch.allclose(case.terms()["spatiotemporal.spatial_soft"], inner)
+    assert torch.equal(case.terms()["spatiotemporal.temporal_soft"], terms["spatiotemporal.temporal_soft"])
 
     both = Case("fused", info=replace(INFO, map_names=("spatial", "temporal")))
     assert both.objective.teacher_taps == ()

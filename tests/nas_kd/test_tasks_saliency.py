@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,25 @@ def test_soft_maps_are_brought_to_the_size_of_the_outputs() -> None:
     assert task.map_loss(outputs, mask[:, :1].float()).item() == pytest.approx(
         task.loss(outputs, {"mask": mask}).item()
     )
+
+
+def test_pixels_of_a_soft_map_that_are_not_known_have_no_say() -> None:
+    torch.manual_seed(0)
+    task, outputs, fine = Saliency(info()), torch.randn(2, 1, 2, 3), torch.rand(2, 1, 4, 6)
+    known = torch.rand(2, 1, 4, 6) > 0.4
+    known[0, 0, :2, :2] = False  # one output without any
+    above = below = 0.0
+    for n, y, x in itertools.product(range(2), range(2), range(3)):
+        inside = (n, 0, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))
+        if share := known[inside].float().mean().item():
+            above += share * (outputs[n, 0, y, x] - fine[inside][known[inside]].mean()).item() ** 2
+            below += share
+    assert task.map_loss(outputs, fine, known).item() == pytest.approx(above / below, rel=1e-5)
+    assert task.map_loss(outputs, torch.where(known, fine, 9.0), known) == task.map_loss(outputs, fine, known)
+    assert task.map_loss(outputs, fine, torch.ones_like(known)).item() == pytest.approx(
+        task.map_loss(outputs, fine).item(), rel=1e-5
+    )
+    assert task.map_loss(outputs, fine, torch.zeros_like(known)).item() == 0.0
 
 
 @pytest.mark.parametrize("config", [SaliencyConfig(), POINTS])
