@@ -12,6 +12,7 @@ from torch import nn
 from nas_kd.imports import call_function
 from nas_kd.mistakes import explain
 from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
+from nas_kd.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from search_spaces import DERIVED_SPACES, GIVEN_BY_DATA, SPACES, DeltaBlocksSpace, SearchSpace
@@ -25,6 +26,8 @@ def parse_flops(value: Any) -> Any:
     Raises:
         ValueError: the text is no number with such a suffix.
     """
+    if isinstance(value, bool):
+        raise ValueError(f"FLOPs must be a number such as 12.5M, but got {str(value).lower()}")
     if not isinstance(value, str):
         return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
     match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
@@ -34,12 +37,6 @@ def parse_flops(value: Any) -> Any:
 
 
 Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Frozen; unknown keys are mistakes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BudgetRange(Section):

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from nas_kd.objectives.delta import Normalize, Reference
+from nas_kd.strict import Section
 
 
-class _Term(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+class _Term(Section):
+    weight: float = Field(default=0.0, ge=0)
 
 
 class TaskTerm(_Term):
     """The task's own loss on the labels."""
 
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=0)
 
 
 class ResponseTerm(_Term):
@@ -37,7 +36,7 @@ class FeatureTerm(_Term):
             CVPR 2020).
     """
 
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=0)
     pairs: tuple[tuple[str, str], ...] | None = None
 
 
@@ -99,8 +98,8 @@ class FewerFramesTerm(_Term):
         teacher: likewise.
     """
 
-    representation: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    prediction: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    representation: float = Field(default=1.0, ge=0)
+    prediction: float = Field(default=1.0, ge=0)
     distance: Literal["squared", "kl"] = "squared"
     training: Literal["serial", "parallel"] = "serial"
     student: str = "encoder"
@@ -125,15 +124,13 @@ class SpatiotemporalTerm(_Term):
     temporal: str = "temporal"
 
 
-class ObjectiveConfig(BaseModel):
+class ObjectiveConfig(Section):
     """Terms of the loss, each with its weight; a weight of 0 leaves the term out.
 
     Attributes:
         finetune_share: last share of the training in which the task's loss counts alone (with weight 1 where it has
             none).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: TaskTerm = TaskTerm()
     response: ResponseTerm = ResponseTerm()
@@ -150,7 +147,10 @@ class ObjectiveConfig(BaseModel):
         few_weight = few.weight * max(few.representation, few.prediction)
         weights = {**self.weights, "task": self.task.weight, "fewer_frames": few_weight}
         if not any(weights.values()):
-            raise ValueError("at least one term must have a weight above 0, but all are 0")
+            why = "all are 0"
+            if few.weight > 0:
+                why = "fewer_frames has none with both its representation and its prediction at 0, and all others are 0"
+            raise ValueError(f"at least one term must have a weight above 0, but {why}")
         if self.delta.active_share < 1 and not any(weight for name, weight in weights.items() if name != "delta"):
             raise ValueError(
                 f"delta.active_share must be 1 where delta is the only term, but it is {self.delta.active_share:.3g}"

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.data import Augment, Batch, ClipLoader
+from nas_kd.strict import Section
 from nas_kd.tasks import Task
 from nas_kd.training.checkpoint import Checkpoint
 
 
-class FitConfig(BaseModel):
+class FitConfig(Section):
     """How a net is trained.
 
     Attributes:
@@ -30,8 +31,6 @@ class FitConfig(BaseModel):
         clip_norm: largest norm of the gradient; the norm is cut to it.
         augment: `none`, `flip` or `flip+crop`, equal for all frames of a clip.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=16, ge=1)

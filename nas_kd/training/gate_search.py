@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import Objective
+from nas_kd.strict import Section
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
@@ -37,7 +38,7 @@ from search_spaces.supernet import delta_net_of
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 
 
-class GateConfig(BaseModel):
+class GateConfig(Section):
     """The gates of a search.
 
     Attributes:
@@ -50,8 +51,6 @@ class GateConfig(BaseModel):
         warmup: share of the epochs in which only weights train.
         split_share: share of the training clips on which gates train; weights train on the rest.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     estimator: str = "straight_through"
     temperature_start: float = Field(default=2.0, gt=0)
@@ -70,7 +69,7 @@ class GateConfig(BaseModel):
         return TemperatureSchedule(self.temperature_start, self.temperature_end)
 
 
-class LocalConfig(BaseModel):
+class LocalConfig(Section):
     """The local start of a search, for students of `delta_blocks`.
 
     Attributes:
@@ -78,8 +77,6 @@ class LocalConfig(BaseModel):
         probes: batches of the gates' split on which the candidates are judged.
         prior: logits for a candidate that misses the whole change; 0 keeps gates uniform.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(default=60, ge=0)
     probes: int = Field(default=16, ge=1)
