@@ -13,7 +13,6 @@ from typing import cast
 import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.data import SequencesConfig
 from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
 from nas_kd.sections import BudgetRange
@@ -112,6 +111,7 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> None:
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, bench)
     _check_objective(config, bench)
+    bench.task.check_splits(bench.splits)
 
 
 def _check_frames(bench: Workbench) -> None:
@@ -126,7 +126,6 @@ def _check_frames(bench: Workbench) -> None:
 
 
 def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
-    has_points = isinstance(config.data, SequencesConfig) and config.data.points
     used = [
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
@@ -139,7 +138,7 @@ def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
         ),
     ]
     for path, value in used:
-        if has_points and "crop" in str(value):
+        if bench.splits.info.points and "crop" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} resamples labels, but of fixation points (data.points) that loses some and doubles "
                 "others; use flip or none"

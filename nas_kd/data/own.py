@@ -2,8 +2,9 @@
 
 The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
 with `class_names`, or `num_classes` where classes have no names; `flip_safe: False` says that mirroring changes labels.
-Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values. Samples may hold `features`, those
-of each frame, in place of `clip`; where they hold `labels`, items may have several classes.
+Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values; `points: True` says that the mask
+values above 0 are fixation points. Samples may hold `features`, those of each frame, in place of `clip`; where they
+hold `labels`, items may have several classes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, check_sample
 from nas_kd.data.splits import Splits, make_splits
 
-_KNOWN_KEYS = frozenset({"train", "val", "test", "class_names", "num_classes", "flip_safe", "mask_names", "box_names"})
+_KNOWN_KEYS = frozenset(
+    {"train", "val", "test", "class_names", "num_classes", "flip_safe", "mask_names", "box_names", "points"}
+)
 
 
 class OwnConfig(BaseModel):
@@ -158,6 +161,7 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         flip_safe=bool(given.get("flip_safe", True)),
         mask_names=_names(function, given, "mask_names"),
         box_names=_names(function, given, "box_names"),
+        points=bool(given.get("points", False)),
         **common,
     )
 

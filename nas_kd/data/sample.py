@@ -76,6 +76,7 @@ class DataInfo:
         feature_size: D of frame features; 0 where items are clips.
         map_names: Names of the precomputed maps that samples bring as `map.<name>`; empty without.
         multi_label: Whether an item may have several classes; samples then hold `labels`.
+        points: Whether values of `mask` above 0 are single points, such as those of tracked eyes, instead of areas.
     """
 
     num_classes: int
@@ -90,6 +91,7 @@ class DataInfo:
     feature_size: int = 0
     map_names: tuple[str, ...] = ()
     multi_label: bool = False
+    points: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:

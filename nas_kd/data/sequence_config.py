@@ -138,6 +138,7 @@ class SequencesConfig(BaseModel):
             mask_names=self.mask_names,
             box_names=self.mask_names[1:] if self.boxes else (),
             map_names=tuple(self.maps),
+            points=self.points,
         )
 
     def camera_of(self, split: str) -> CameraConfig | None:

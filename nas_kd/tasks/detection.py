@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataInfo, Sample
 from nas_kd.tasks.average_precision import FrameBoxes, average_precision
 from nas_kd.tasks.boxes import (
     Detections,
@@ -69,6 +69,7 @@ class Detection(Task):
     framewise: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "values"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
+    needs: ClassVar[str] = "a box"
     extra_outputs: ClassVar[int] = 4  # the distances to the edges
     options: ClassVar[type[BaseModel]] = DetectionConfig
 
@@ -85,6 +86,9 @@ class Detection(Task):
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.info.box_names
+
+    def is_labelled(self, sample: Sample) -> bool:
+        return bool((sample["boxes"][..., 4] >= 0).any())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Focal loss a centre, plus `box_weight` times the mean of 1 − generalised IoU over boxes.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataInfo, Sample
 from nas_kd.tasks.multilabel_metrics import (
     global_average_precision,
     mean_average_precision,
@@ -51,6 +51,7 @@ class Multilabel(Task):
     metric: ClassVar[str] = "gap"
     outputs: ClassVar[Outputs] = "labels"
     keys: ClassVar[tuple[str, ...]] = ("labels",)
+    needs: ClassVar[str] = "a class"
     options: ClassVar[type[BaseModel]] = MultilabelConfig
 
     def __init__(self, info: DataInfo, config: MultilabelConfig | None = None) -> None:
@@ -62,6 +63,9 @@ class Multilabel(Task):
             )
         self.config = config or MultilabelConfig()
         self._clear()
+
+    def is_labelled(self, sample: Sample) -> bool:
+        return bool(sample["labels"].any())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropies, summed over classes, mean over items."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataError, DataInfo, Sample, Splits
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
 from nas_kd.tasks.task import Batch, Outputs, Task
@@ -62,13 +62,14 @@ class Saliency(Task):
     in no loss and no metric.
 
     Raises:
-        ValueError: the data have no masks.
+        ValueError: the data have no masks, or theirs are points and not what `ground_truth` says, or the reverse.
     """
 
     metric: ClassVar[str] = "nss"
     dense: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "values"
     keys: ClassVar[tuple[str, ...]] = ("mask",)
+    needs: ClassVar[str] = "a fixated pixel (a mask value above 0) in its first frame"
     options: ClassVar[type[BaseModel]] = SaliencyConfig
 
     def __init__(self, info: DataInfo, config: SaliencyConfig | None = None) -> None:
@@ -79,6 +80,16 @@ class Saliency(Task):
                 f"{info.name!r} names {len(info.mask_names)}; give masks and their names, or choose another task"
             )
         self.config = config or SaliencyConfig()
+        if info.points and self.config.ground_truth == "mask":
+            raise ValueError(
+                f"task_options.ground_truth: the masks of {info.name!r} are fixation points (data.points), of single "
+                "pixels, but mask takes them for whole objects; set ground_truth: fixations"
+            )
+        if not info.points and self.config.ground_truth == "fixations":
+            raise ValueError(
+                f"task_options.ground_truth: fixations blurs single points, but the masks of {info.name!r} are areas; "
+                "set ground_truth: mask, or data.points: true if each pixel above 0 is a fixation"
+            )
         if self.config.others == "sequences":
             self.keys = ("mask", "sequence")  # type: ignore[misc]  # of this instance alone
         self.sigma = self.config.sigma or SIGMA_SHARE * info.width
@@ -87,6 +98,19 @@ class Saliency(Task):
     @property
     def class_names(self) -> tuple[str, ...]:
         return ("saliency",)
+
+    def is_labelled(self, sample: Sample) -> bool:
+        return bool(_fixated(sample["mask"][0]).any())
+
+    def check_splits(self, splits: Splits) -> None:
+        if "sequence" in self.keys and not all(
+            "sequence" in part[0] for part in (splits.retrain, splits.val, splits.test)
+        ):
+            raise DataError(
+                f"task_options.others: sequences needs data that say which video a clip is of, as those of source "
+                f"sequences do, but those of {splits.info.name!r} do not; set others: frames"
+            )
+        super().check_splits(splits)
 
     def density(self, mask: Tensor) -> Tensor:
         """How much each pixel is looked at, in [0, 1].

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from nas_kd.data import DataInfo
-from nas_kd.data.sample import IGNORE
+from nas_kd.data.sample import IGNORE, Sample
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
 from nas_kd.tasks.task import Batch, Task
 
@@ -156,6 +156,7 @@ class Segmentation(Task):
     metric: ClassVar[str] = "miou"
     framewise: ClassVar[bool] = True
     keys: ClassVar[tuple[str, ...]] = ("mask",)
+    needs: ClassVar[str] = "a labelled pixel"
     options: ClassVar[type[BaseModel]] = SegmentationConfig
 
     def __init__(self, info: DataInfo, config: SegmentationConfig | None = None) -> None:
@@ -171,6 +172,9 @@ class Segmentation(Task):
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.info.mask_names
+
+    def is_labelled(self, sample: Sample) -> bool:
+        return bool((sample["mask"] != IGNORE).any())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy over labelled pixels, or over the hard ones; 0 for a batch without a labelled pixel."""

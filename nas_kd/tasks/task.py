@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataError, DataInfo, Sample, Splits
 
 Batch = Mapping[str, Tensor]
 Outputs = Literal["classes", "labels", "values"]
@@ -40,6 +40,8 @@ class Task(ABC):
         framewise: whether models see single frames.
         dense: whether the outputs for a whole clip are maps (N, C, h, w) instead of logits (N, C).
         keys: what a batch must hold besides the clip.
+        needs: what one item of each split must have at least, or there is nothing to learn and nothing to score; empty
+            where every item has it.
         options: model of what a campaign may choose.
         extra_outputs: channels that a model must give beside one for each class.
         outputs: what they are: `classes` are logits of which one holds, `labels` logits that each may hold, `values`
@@ -54,6 +56,7 @@ class Task(ABC):
     framewise: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
+    needs: ClassVar[str] = ""
     extra_outputs: ClassVar[int] = 0
     outputs: ClassVar[Outputs] = "classes"
     options: ClassVar[type[BaseModel]] = NoOptions
@@ -70,6 +73,35 @@ class Task(ABC):
     def class_names(self) -> tuple[str, ...]:
         """Meaning of the classes that outputs are about."""
         return self.info.class_names
+
+    def is_labelled(self, sample: Sample) -> bool:
+        """Whether an item has what the task `needs`."""
+        return True
+
+    def check_splits(self, splits: Splits) -> None:
+        """Raise where a split has nothing to learn from or nothing to score.
+
+        Items are read only until one has what the task needs, so all of a split are read only where none has.
+
+        Raises:
+            DataError: the split, what its items lack, and the way out.
+        """
+        if not self.needs:
+            return
+        for name, dataset in (("train", splits.retrain), ("val", splits.val), ("test", splits.test)):
+            sample = dataset[0]
+            for key in self.keys:
+                if key not in sample:
+                    raise DataError(
+                        f"data: samples must hold {key!r} for this task, but those of the split {name!r} hold "
+                        f"{', '.join(sample)}; give it, or choose another task"
+                    )
+            if not any(self.is_labelled(dataset[index]) for index in range(len(dataset))):
+                raise DataError(
+                    f"data: the split {name!r} must hold at least one item with {self.needs}, or this task cannot "
+                    f"{'be trained' if name == 'train' else 'score students'} on it, but none of its {len(dataset)} "
+                    "items has one; mend its labels, or move other items into it"
+                )
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

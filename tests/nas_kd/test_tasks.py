@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataError, DataInfo, MemoryDataset, make_splits
 from nas_kd.tasks import TASKS, Classification, Detection, Segmentation, make_task
 from nas_kd.tasks.offsets import frames_by_offset, over_offsets
 
@@ -58,6 +58,58 @@ def test_a_wrong_task_is_one_sentence(name: str, info: DataInfo, options: dict[s
     with pytest.raises(ValueError, match=sentence) as caught:
         make_task(name, info, options)
     assert "\n" not in str(caught.value)
+
+
+LABELLED = {
+    "segmentation": (
+        INFO,
+        "mask",
+        torch.full((3, 4, 16, 24), 255, dtype=torch.uint8),
+        (2, 3, 0, 0),
+        0,
+        "a labelled pixel",
+    ),
+    "detection": (INFO, "boxes", torch.full((3, 4, 2, 5), -1.0), (2, 3, 1, 4), 0, "a box"),
+    "multilabel": (FEATURES, "labels", torch.zeros(3, 2, dtype=torch.uint8), (2, 1), 1, "a class"),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_splits_in_which_no_item_has_what_the_task_reads_are_refused(name: str) -> None:
+    info, key, empty, place, value, needs = LABELLED[name]
+    full = empty.clone()
+    full[place] = value  # of one item alone
+    inputs = {info.input_key: torch.zeros(3, *info.input_shape), "label": torch.zeros(3, dtype=torch.int64)}
+    good, bad = (MemoryDataset({**inputs, key: labels}) for labels in (full, empty))
+    task = make_task(name, info, {})
+    task.check_splits(make_splits(good, good, good, info, seed=0))
+    for split in ("train", "val", "test"):
+        sets = {"train": good, "val": good, "test": good, split: bad}
+        with pytest.raises(
+            DataError, match=f"^data: the split '{split}' must .* {needs}.* none of its 3 items has one"
+        ):
+            task.check_splits(make_splits(**sets, info=info, seed=0))
+    lacking = make_splits(good, good, MemoryDataset(inputs), info, seed=0)
+    with pytest.raises(
+        DataError, match=f"^data: samples must hold '{key}' .* 'test' hold {info.input_key}, label; give"
+    ):
+        task.check_splits(lacking)
+    make_task("classification", INFO, {}).check_splits(lacking)  # every item has a class
+
+
+def test_items_are_read_until_one_is_labelled() -> None:
+    read: list[int] = []
+
+    class Counted(MemoryDataset):
+        def __getitem__(self, index: int, /) -> dict[str, torch.Tensor]:
+            read.append(index)
+            return super().__getitem__(index)
+
+    labels = torch.zeros(50, 2, dtype=torch.uint8)
+    labels[3:] = 1
+    dataset = Counted({"features": torch.zeros(50, 4, 8), "label": labels[:, 0].long(), "labels": labels})
+    make_task("multilabel", FEATURES, {}).check_splits(make_splits(dataset, dataset, dataset, FEATURES, seed=0))
+    assert max(read) == 3
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:

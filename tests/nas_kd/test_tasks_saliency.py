@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nas_kd.checks import _check_augment
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.data import DataInfo, SequencesConfig, load
+from nas_kd.data import DataError, DataInfo, MemoryDataset, SequencesConfig, load, make_splits
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks import TASKS, Saliency, SaliencyConfig, make_task
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
@@ -24,8 +24,8 @@ H, W = 8, 12
 POINTS = SaliencyConfig(ground_truth="fixations", sigma=1.5)
 
 
-def info(height: int = H, width: int = W) -> DataInfo:
-    return DataInfo(2, ("a", "b"), 2, height, width, "toy", mask_names=("background", "object"))
+def info(height: int = H, width: int = W, points: bool = False) -> DataInfo:
+    return DataInfo(2, ("a", "b"), 2, height, width, "toy", mask_names=("background", "object"), points=points)
 
 
 def random_masks(count: int, share: float = 0.2, seed: int = 0) -> Tensor:
@@ -36,13 +36,13 @@ def random_masks(count: int, share: float = 0.2, seed: int = 0) -> Tensor:
 
 
 def test_what_the_task_says() -> None:
-    task = make_task("saliency", info(), {"ground_truth": "fixations", "sigma": 2.5, "loss": "l1"})
+    task = make_task("saliency", info(points=True), {"ground_truth": "fixations", "sigma": 2.5, "loss": "l1"})
     assert isinstance(task, Saliency)
     assert (task.num_outputs, task.class_names, task.keys) == (1, ("saliency",), ("mask",))
     assert TASKS["saliency"].dense
     assert not TASKS["saliency"].framewise
     assert not TASKS["segmentation"].dense
-    assert (task.sigma, Saliency(info(), SaliencyConfig(ground_truth="fixations")).sigma) == (2.5, W / 30)
+    assert (task.sigma, Saliency(info(points=True), SaliencyConfig(ground_truth="fixations")).sigma) == (2.5, W / 30)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,10 @@ def test_what_the_task_says() -> None:
         ({"ground_truth": "points"}, "task_options: ground_truth: "),
         ({"ground_truth": "fixations", "sigma": 0}, "sigma: .*greater than 0"),
         ({"loss": "kl"}, "task_options: loss: "),
+        (
+            {"ground_truth": "fixations"},
+            "task_options.ground_truth: .* the masks of 'toy' are areas; set ground_truth: mask",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence(options: dict[str, object], sentence: str) -> None:
@@ -74,6 +78,50 @@ def test_data_and_maps_that_do_not_fit_are_refused() -> None:
         Saliency(info()).map_loss(torch.zeros(3, 1, 4, 4), torch.zeros(2, 1, 4, 4))
 
 
+def test_points_are_not_taken_for_objects() -> None:
+    with pytest.raises(ValueError, match=r"'toy' are fixation points .*; set ground_truth: fixations$") as caught:
+        make_task("saliency", info(points=True), {})
+    assert str(caught.value).startswith("task_options.ground_truth: ")
+
+
+def clips(masks: Tensor, **more: Tensor) -> MemoryDataset:
+    """Black clips with masks."""
+    count = len(masks)
+    clip, label = torch.zeros(count, 3, 2, H, W, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    return MemoryDataset({"clip": clip, "label": label, "mask": masks, **more})
+
+
+@pytest.mark.parametrize(
+    ("split", "use"), [("train", "be trained"), ("val", "score students"), ("test", "score students")]
+)
+def test_a_split_in_which_nothing_is_looked_at_is_refused(split: str, use: str) -> None:
+    sets = {name: clips(random_masks(4)) for name in ("train", "val", "test")}
+    Saliency(info()).check_splits(make_splits(**sets, info=info(), seed=0))
+    masks = torch.ones(4, 2, H, W, dtype=torch.uint8)  # of second frames, that nothing may look at
+    masks[:, 0], masks[:2, 0, 0] = 0, IGNORE
+    splits = make_splits(**{**sets, split: clips(masks)}, info=info(), seed=0)
+    with pytest.raises(
+        DataError, match=rf"^data: the split '{split}' .* fixated .* {use} .* none of its 4 items has one"
+    ):
+        Saliency(info()).check_splits(splits)
+    masks[3, 0, 5, 5] = 1
+    Saliency(info()).check_splits(splits)
+
+
+def test_others_of_sequences_need_sequences() -> None:
+    options = {"others": "sequences"}
+    bare = clips(random_masks(4))
+    numbered = clips(random_masks(4), sequence=torch.arange(4))
+    make_task("saliency", info(), options).check_splits(make_splits(numbered, numbered, numbered, info(), seed=0))
+    for sets in ((bare, bare, bare), (numbered, numbered, bare)):
+        splits = make_splits(*sets, info(), seed=0)
+        with pytest.raises(
+            DataError, match=r"^task_options\.others: sequences needs .*'toy' do not; set others: frames$"
+        ):
+            make_task("saliency", info(), options).check_splits(splits)
+        make_task("saliency", info(), {}).check_splits(splits)
+
+
 def test_the_density_of_a_mask_is_the_mask() -> None:
     mask = torch.tensor([[[0, 1, IGNORE], [2, 0, 0]]], dtype=torch.uint8)
     density = Saliency(info()).density(mask)
@@ -82,7 +130,7 @@ def test_the_density_of_a_mask_is_the_mask() -> None:
 
 
 def test_the_density_of_points_is_their_blur() -> None:
-    task = Saliency(info(), POINTS)
+    task = Saliency(info(points=True), POINTS)
     mask = torch.zeros(3, H, W, dtype=torch.uint8)
     mask[0, 2, 3] = 1
     mask[1, 1, 1] = mask[1, 6, 10] = mask[1, 1, 2] = 1
@@ -142,7 +190,7 @@ def test_pixels_without_a_label_are_in_no_loss() -> None:
 
 def test_the_best_map_has_no_loss() -> None:
     for config in (SaliencyConfig(), POINTS, SaliencyConfig(loss="l1")):
-        task, mask = Saliency(info(), config), random_masks(3)
+        task, mask = Saliency(info(points=config is POINTS), config), random_masks(3)
         maps = task.density(mask[:, 0])
         assert task.loss(maps, {"mask": mask}).item() == 0.0
         assert task.map_loss(maps, maps).item() == 0.0
@@ -193,7 +241,7 @@ def test_metrics_are_means_over_frames_with_fixations(config: SaliencyConfig) ->
     mask, maps = random_masks(5, seed=1), torch.randn(5, 1, 4, 6)
     mask[2, 0] = 0
     mask[3, 0, 2:4] = IGNORE
-    task = Saliency(info(), config)
+    task = Saliency(info(points=config is POINTS), config)
     task.update(maps[:3], {"mask": mask[:3]})
     task.update(maps[3:], {"mask": mask[3:]})
     values = task.compute()
@@ -282,7 +330,7 @@ def test_one_frame_has_no_others() -> None:
 
 def test_half_precision_maps_are_read() -> None:
     torch.manual_seed(0)
-    task, mask, maps = Saliency(info(), POINTS), random_masks(2), torch.randn(2, 1, 4, 6).bfloat16()
+    task, mask, maps = Saliency(info(points=True), POINTS), random_masks(2), torch.randn(2, 1, 4, 6).bfloat16()
     assert task.loss(maps, {"mask": mask}).item() == pytest.approx(task.loss(maps.float(), {"mask": mask}).item())
     task.update(maps, {"mask": mask})
     values = task.compute()
@@ -299,12 +347,12 @@ def test_half_precision_maps_are_read() -> None:
     ],
 )
 def test_points_are_not_cropped(tmp_path: Path, change: dict[str, Any], path: str) -> None:
-    bench = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=info())))
     for points, augment in ((True, "flip+crop"), (True, "flip"), (False, "flip+crop")):
         data = {"source": "sequences", "root": tmp_path, "binary": True, "points": points}
         config = CampaignConfig.model_validate(
             {"data": data, "retrain": {"augment": augment}} if augment == "flip" else {"data": data, **change}
         )
+        bench = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=config.data.info)))  # type: ignore[union-attr]
         if points and augment == "flip+crop":
             with pytest.raises(ConfigError, match=rf"^{path}: 'flip\+crop' resamples labels, .*; use flip or none$"):
                 _check_augment(config, bench)
