@@ -29,7 +29,7 @@ from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
 from search_spaces.arch import Choice
 from search_spaces.frame_sequence_net import FrameSequenceNet
-from search_spaces.knapsack import cost_range
+from search_spaces.knapsack import cost_range, dearest_within
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
@@ -184,8 +184,8 @@ class Trial:
             pass  # there was no choice to remark upon
         elif cost < BUDGET_SHARE * self.budget:
             self.warnings.append(
-                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: "
-                "the space has nothing closer to it"
+                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: of "
+                f"the space, the dearest one within it costs {text(dearest_within(table, self.budget))}"
             )
         elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(

@@ -20,7 +20,7 @@ single cost with 40 coupled gates took 25 s and 0.3 GB, torch included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, prod
 from typing import NamedTuple
@@ -317,6 +317,31 @@ def cost_range(table: CostTable) -> tuple[int, int]:
     chain = _Chain(table, {name: [0.0] * len(values) for name, values in table.variables.items()})
     least, most = chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
     return -(-least // table.period), -(-most // table.period)
+
+
+def dearest_within(table: CostTable, high: int) -> int:
+    """Cost of the dearest architecture of at most `high`, a frame where the table has a period.
+
+    By bisection: bands below `high` either hold an architecture or they do not.
+
+    Raises:
+        InfeasibleBudgetError: even the cheapest architecture costs more.
+    """
+    total, limit = replace(table, period=1), high * table.period
+    known, most = cost_range(total)
+    if known > limit:
+        raise InfeasibleBudgetError(f"no architecture has at most {high:,} FLOPs")
+    known, beyond = (most, most + 1) if most <= limit else (known, limit + 1)
+    anything = {name: np.zeros(len(choices)) for name, choices in table.variables.items()}
+    while beyond - known > 1:  # `known` is the cost of one, and none has `beyond` to `limit`
+        low = (known + beyond) // 2
+        try:
+            index = most_probable(total, anything, low, limit)
+        except InfeasibleBudgetError:
+            beyond = low
+        else:
+            known = total.flops({name: table.variables[name][i] for name, i in index.items()})
+    return -(-known // table.period)
 
 
 def most_probable(

@@ -16,10 +16,10 @@ from search_spaces.arch import ArchSpec, Choice
 from search_spaces.cost import CostTable
 from search_spaces.delta_net import DeltaNet
 from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
-from search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_probable
+from search_spaces.knapsack import InfeasibleBudgetError, cost_range, dearest_within, most_probable
 from search_spaces.space import SearchSpace, gates_of
 
-BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, where the space allows
+BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the dearest one within it
 
 
 def delta_net_of(module: nn.Module) -> DeltaNet | None:
@@ -123,8 +123,9 @@ class Supernet(nn.Module):
 
         Args:
             max_flops: budget; without it, the most probable architecture of all.
-            min_share: the architecture uses at least this share of the budget where the space has such a one; 0 asks
-                for the most probable one at or below the budget, however cheap.
+            min_share: the architecture uses at least this share of the budget; where the space has no such one, at
+                least this share of what the dearest one within the budget costs. 0 asks for the most probable one at
+                or below the budget, however cheap.
 
         Raises:
             InfeasibleBudgetError: even the cheapest architecture costs more.
@@ -132,21 +133,22 @@ class Supernet(nn.Module):
         logits = self._logits()
         if max_flops is None:  # what evaluation mode runs
             return self._arch_of({name: int(values.argmax()) for name, values in logits.items()})
-        least, most = self.flops_range()
-        high = math.floor(max_flops)
+        least, high = self.flops_range()[0], math.floor(max_flops)
         if high < least:
             raise InfeasibleBudgetError(
                 f"max_flops must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
                 f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
             )
-        low = math.ceil(min_share * high)
-        if not least <= low <= most:  # the budget exceeds the dearest architecture, or the share is below the cheapest
-            low = 0
-        period = self.cost_table.period
         try:
-            return self._arch_of(most_probable(self.cost_table, logits, low * period, high * period))
+            return self._arch_of(self._most_probable(logits, min_share * high, high))
         except InfeasibleBudgetError:  # nothing so close to the budget
-            return self._arch_of(most_probable(self.cost_table, logits, 0, high * period))
+            dearest = dearest_within(self.cost_table, high)
+            return self._arch_of(self._most_probable(logits, min_share * dearest, dearest))
+
+    def _most_probable(self, logits: Mapping[str, npt.NDArray[np.float64]], low: float, high: int) -> dict[str, int]:
+        """Among those that cost `low` to `high`, a frame where the table has a period: it rounds up."""
+        period = self.cost_table.period
+        return most_probable(self.cost_table, logits, (math.ceil(low) - 1) * period + 1, high * period)
 
     def _logits(self) -> dict[str, npt.NDArray[np.float64]]:
         """Gate -> logits: log-probabilities but for a constant, and never -inf where a probability rounds to zero."""

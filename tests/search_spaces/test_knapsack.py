@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces import CostTable, CostTerm, InfeasibleBudgetError, knapsack
-from search_spaces.knapsack import cost_range, most_probable
+from search_spaces.knapsack import cost_range, dearest_within, most_probable
 
 Scores = dict[str, list[float]]
 
@@ -84,6 +85,20 @@ def test_cost_range_is_that_of_all_architectures(problem: tuple[CostTable, Score
     assert cost_range(table) == (min(costs), max(costs))
 
 
+@given(problems(), st.integers(1, 3))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_the_dearest_within_a_budget_is_that_of_all_architectures(
+    problem: tuple[CostTable, Scores, int, int], period: int
+) -> None:
+    table, high = replace(problem[0], period=period), problem[3] // period
+    costs = [table.flops(dict(zip(table.variables, c, strict=True))) for c in product(*table.variables.values())]
+    if not (within := [cost for cost in costs if cost <= high]):
+        with pytest.raises(InfeasibleBudgetError, match="no architecture has at most"):
+            dearest_within(table, high)
+        return
+    assert dearest_within(table, high) == max(within)
+
+
 def large(num_gates: int, *, coupled: bool, step: int = 1) -> CostTable:
     rng = np.random.default_rng(0)
     names = [f"v{i}" for i in range(num_gates)]
@@ -106,6 +121,16 @@ def test_forty_gates_of_nine_choices_take_no_time_within_five_per_cent(coupled: 
         index = most_probable(table, scores, int(0.95 * high), high)
         assert time.process_time() - start < 5  # 0.1 s on a free core
         assert 0.95 * high - 1 <= table.flops(index) <= high
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_the_dearest_within_a_budget_takes_no_time(coupled: bool) -> None:
+    table = large(20, coupled=coupled, step=1024)  # of which no cost is near the budget, to the last FLOP
+    high = sum(cost_range(table)) // 2
+    start = time.process_time()
+    cost = dearest_within(table, high)
+    assert time.process_time() - start < 20  # 40 gates: 7 s, down to the last FLOP
+    assert high - 1024 < cost <= high
 
 
 def test_a_band_without_a_possible_cost_is_refused_at_once() -> None:
