@@ -43,7 +43,13 @@ def find_map(root: Path, folder: Path, frame: str) -> tuple[Path, str]:
     if usable:
         return usable[0], ""
     reason = next((reason for _, reason in found if reason != "no such file"), "")
-    return root, reason or f"no such file with any of {', '.join(MAP_SUFFIXES)}"
+    return root, reason or no_map(folder, frame)
+
+
+def no_map(folder: Path, frame: str) -> str:
+    """What is wrong where a frame has no map, with the place that was looked at."""
+    first, *others = MAP_SUFFIXES
+    return f"there is no {(folder / frame).with_suffix(first)} (or {', '.join(others)}) in root"
 
 
 def read_map(path: Path, frame_size: tuple[int, int], height: int, width: int, fit: Fit) -> npt.NDArray[np.uint8]:
@@ -63,7 +69,8 @@ def read_map(path: Path, frame_size: tuple[int, int], height: int, width: int, f
         uint8 [2, H, W], lower and upper byte; `map_values` reads them.
 
     Raises:
-        DecodeError: The file is missing or damaged, has more than one channel, or holds values outside of [0, 1].
+        DecodeError: The file is missing or damaged, is empty, has more than one channel, or holds NaN or values outside
+            of [0, 1].
     """
     values = _read_array(path) if path.suffix == ".npy" else _read_image(path)
     scaled_height, scaled_width, top, left = scaled_window(*frame_size, height, width, fit)
@@ -93,8 +100,17 @@ def _read_array(path: Path) -> npt.NDArray[np.float32]:
     if not isinstance(values, np.ndarray) or values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
         kind = f"{values.ndim} dimensions of {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"
         raise DecodeError(f"a map must have the two dimensions height and width, of floats, but it has {kind}")
-    if not values.size or not bool(((values >= 0) & (values <= 1)).all()):
-        raise DecodeError("the values of a map must lie in [0, 1], but they do not; scale them")
+    if not values.size:
+        raise DecodeError(f"a map must hold values, but it is empty, of {values.shape[0]} x {values.shape[1]}")
+    unknown = int(np.isnan(values).sum())
+    if unknown:
+        raise DecodeError(
+            f"the values of a map must lie in [0, 1], but {unknown} of {values.size} are NaN; write 0 where nothing is "
+            "known"
+        )
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        raise DecodeError(f"the values of a map must lie in [0, 1], but they span {low:.4g} to {high:.4g}; scale them")
     return values.astype(np.float32)
 
 

@@ -10,6 +10,7 @@ With a `camera`, the clips of its splits are made of single frames instead, see 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from nas_kd.data.cache import ClipCache
 from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
-from nas_kd.data.frame_maps import find_map
+from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, Sample, stack_small
@@ -266,6 +267,8 @@ def _check_rows(
     frames: list[Frame] = []
     problems: list[tuple[str, str]] = []
     first_line: dict[object, int] = {}
+    tried: list[str] = []
+    mapless: Counter[str] = Counter()
     for line, entry in table:
         path, reason = locate(root, entry["path"])
         label_path, label_reason = locate(root, entry["label"])
@@ -291,9 +294,17 @@ def _check_rows(
             first_line[path] = first_line[place] = line
             maps = {key: find_map(root, folder, entry["path"]) for key, folder in config.maps.items()}
             reason = "; ".join(f"map {key}: {words}" for key, (_, words) in maps.items() if words)
+            tried.append(entry["path"])
+            mapless.update(key for key, (_, words) in maps.items() if words == no_map(config.maps[key], entry["path"]))
             if not reason:
                 paths = tuple(map_path for map_path, _ in maps.values())
                 frames.append(Frame(path, label_path, entry["split"], name, int(number), paths))
                 continue
         problems.append((entry["path"] or f"line {line}", reason))
+    for key, count in mapless.items():
+        if count == len(tried):  # one mistake, not one a row
+            raise DataError(
+                f"maps must name folders that hold a map at each frame's path, but no frame has one in maps.{key}: for "
+                f"{tried[0]}, {no_map(config.maps[key], tried[0])}; move the maps or mend the folder"
+            )
     return frames, problems

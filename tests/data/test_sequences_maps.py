@@ -139,26 +139,44 @@ def test_every_frame_without_a_usable_map_is_listed(root):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(fine / "0_3.jpg")
     np.save(coarse / "1_0.npy", np.full((2, 2), 1.5))
     np.save(coarse / "1_1.npy", np.zeros((2, 2, 1)))
-    np.save(coarse / "1_2.npy", np.array([[np.nan]]))
+    np.save(coarse / "1_2.npy", np.array([[np.nan, 0.5]]))
     (coarse / "1_3.npy").write_bytes(b"\x93NUMPY")
     np.save(coarse / "2_0.npy", np.zeros((2, 2), np.int64))
+    np.save(coarse / "2_1.npy", np.zeros((0, 5)))
     with pytest.raises(UnusableRowsError) as caught:
         load(config(root), seed=0)
     problems = dict(caught.value.problems)
     expected = {
-        "0_0": "map fine: no such file with any of .npy, .png, .jpg, .jpeg",
+        "0_0": "map fine: there is no teacher/fine/frames/0_0.npy (or .png, .jpg, .jpeg) in root",
         "0_1": "map fine, 0_1.png: a map must be a grey image of 8 or 16 bits, but its mode is RGB",
         "0_2": "map fine, 0_2.png: not a readable image",
         "0_3": "map fine: there must be one map, but there are 0_3.png and 0_3.jpg",
-        "1_0": "map coarse, 1_0.npy: the values of a map must lie in [0, 1]",
+        "1_0": "map coarse, 1_0.npy: the values of a map must lie in [0, 1], but they span 1.5 to 1.5; scale them",
         "1_1": "two dimensions height and width, of floats, but it has 3 dimensions of float64",
-        "1_2": "the values of a map must lie in [0, 1]",
+        "1_2": "the values of a map must lie in [0, 1], but 1 of 2 are NaN; write 0",
         "1_3": "map coarse, 1_3.npy: not a readable array of numpy",
         "2_0": "of floats, but it has 2 dimensions of int64",
+        "2_1": "a map must hold values, but it is empty, of 0 x 5",
     }
     assert problems.keys() == {f"frames/{name}.jpg" for name in expected}
     for name, words in expected.items():
         assert words in problems[f"frames/{name}.jpg"]
+
+
+def test_a_folder_without_the_maps_of_any_frame_is_one_mistake(root):
+    """Such as one that lacks the first part of the frames' paths."""
+    (root / "teacher/fine/frames").rename(root / "teacher/fine/other")
+    with pytest.raises(DataError) as caught:
+        load(config(root), seed=0)
+    assert str(caught.value) == (
+        "maps must name folders that hold a map at each frame's path, but no frame has one in maps.fine: for "
+        "frames/0_0.jpg, there is no teacher/fine/frames/0_0.npy (or .png, .jpg, .jpeg) in root; move the maps or mend "
+        "the folder"
+    )
+    (root / "teacher/fine/frames").mkdir()
+    (root / "teacher/fine/other/0_0.png").rename(root / "teacher/fine/frames/0_0.png")
+    with pytest.raises(UnusableRowsError, match="15 of 16 are not"):
+        load(config(root), seed=0)
 
 
 def test_a_map_that_vanishes_is_no_map(tmp_path):
