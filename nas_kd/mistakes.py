@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 
-def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
-    """A sentence for each mistake: key path, rule, value, allowed values."""
+def explain(error: ValidationError, data: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
+    """A sentence for each mistake: key path, rule, value, allowed values.
+
+    Args:
+        error: of pydantic.
+        data: what the file says.
+        given: keys that the program fills in, so that nobody is told to write them.
+    """
     lines = []
     root = next((m for m in _subclasses(BaseModel) if m.__name__ == error.title), BaseModel)
     for item in error.errors(include_url=False):
@@ -21,7 +27,7 @@ def explain(error: ValidationError, data: Mapping[str, Any]) -> list[str]:
         kind, value = item["type"], item["input"]
         if kind == "extra_forbidden":
             key = str(path[-1])
-            lines.append(f"{where}: unknown key {key!r}; {choose(key, fields(model))}")
+            lines.append(f"{where}: unknown key {key!r}; {choose(key, [f for f in fields(model) if f not in given])}")
         elif kind == "value_error":
             inner = item["ctx"]["error"]
             where = ".".join(str(p) for p in _present(path, data))

@@ -129,6 +129,9 @@ class BudgetConfig(Section):
         return f"{cost:,.0f} FLOPs" if self.max_latency_ms is None else f"{cost / 1e6:.3g} ms"
 
 
+_GIVEN = ("num_classes",)  # by the task
+
+
 class SpaceConfig(BaseModel):
     """The search space: a name of `search_spaces.SPACES` or `DERIVED_SPACES`, or `module:function`; the other keys are
     its settings."""
@@ -150,7 +153,7 @@ class SpaceConfig(BaseModel):
             elif self.is_derived:
                 DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
         except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
-            raise ValueError("; ".join(explain(error, self.model_extra or {}))) from error
+            raise ValueError("; ".join(explain(error, self.model_extra or {}, _GIVEN))) from error
         return self
 
     @property
@@ -175,7 +178,7 @@ class SpaceConfig(BaseModel):
             try:
                 return SPACES[self.name]({**own, **settings})
             except ValidationError as error:
-                raise ValueError("; ".join(f"space: {line}" for line in explain(error, settings))) from error
+                raise ValueError("; ".join(f"space: {line}" for line in explain(error, settings, _GIVEN))) from error
         space = call_function(self.name, {**given, **settings}, purpose="space.name")
         if not isinstance(space, SearchSpace):
             raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")

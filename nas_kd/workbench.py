@@ -19,13 +19,13 @@ from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
 from nas_kd.frames import on_frames, random_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.tasks import Task, make_task
-from nas_kd.teachers import StoredMaps, Streams, Teacher, build_teacher_model
+from nas_kd.teachers import TEACHER_KINDS, TEACHERS, StoredMaps, Streams, Teacher, build_teacher_model
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
 from nas_kd.training.measure import environment
-from search_spaces import CostTable, DeltaBlocksSpace, SearchSpace, Supernet, count_flops
+from search_spaces import SPACE_KINDS, CostTable, DeltaBlocksSpace, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
 from search_spaces.frame_sequence_net import FrameSequenceNet
 from search_spaces.latency import latency_table
@@ -140,10 +140,28 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
     """
     splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
     task = make_task(config.task, splits.info, config.task_options)
+    _check_kind("teacher.model", config.teacher.model, TEACHER_KINDS, config, splits, task)
+    _check_kind("space.name", config.space.name, SPACE_KINDS, config, splits, task)
     torch.manual_seed(config.seed)
     model = build_teacher_model(config.teacher, task.num_outputs, splits.info).to(device)
     space = _space(config, splits, task, model)
     return Workbench(config, torch.device(device), splits, task, space, model)
+
+
+def _check_kind(
+    key: str, name: str, kinds: Mapping[str, tuple[str, str]], config: CampaignConfig, splits: Splits, task: Task
+) -> None:
+    """A teacher or a space of ours must read what the data are and give what the task wants."""
+    clips = "frame features" if splits.info.feature_size else "clips"
+    wanted = "frames" if task.framewise else clips, "maps" if task.framewise or task.dense else "logits"
+    if kinds.get(name, wanted) != wanted:
+        (reads, gives), (have, want) = kinds[name], wanted
+        others = [other for other, kind in kinds.items() if kind == wanted]
+        raise ValueError(
+            f"{key}: {name} reads {reads} and gives {gives}, but task {config.task} with data.source "
+            f"{config.data.source} needs one that reads {have} and gives {want}; choose {', '.join(others)}"
+            f"{', or ' if others else ''}your own as module:function"
+        )
 
 
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:
@@ -285,7 +303,7 @@ def _teacher_flops(bench: Workbench) -> int:
     return count_flops(bench.teacher_model, bench.teacher_example(), strict=False).total
 
 
-def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor) -> None:
+def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, way_out: str = "") -> None:
     """Raise where a net does not give what the task reads.
 
     Args:
@@ -293,6 +311,7 @@ def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor) 
         who: the net, for the sentence.
         outputs: what it gave for the example.
         example: its input.
+        way_out: of the mistake, for the sentence.
 
     Raises:
         ValueError: the shape wanted and the one given.
@@ -306,16 +325,28 @@ def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor) 
         raise ValueError(
             f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for one "
             f"{'frame' if task.framewise else 'item'} of shape {tuple(example.shape)[1:]}, but gives {got}"
+            f"{'; ' if way_out else ''}{way_out}"
         )
 
 
 def check_teacher(bench: Workbench) -> None:
-    """Raise `ValueError` where the teacher does not give what the task reads."""
-    mode = bench.teacher_model.training
-    with torch.no_grad():
-        outputs = bench.teacher_model.eval()(bench.teacher_example())
-    bench.teacher_model.train(mode)
-    check_outputs(bench, "the teacher", outputs, bench.teacher_example())
+    """Raise `ValueError` where the teacher does not read what the data are or give what the task reads."""
+    model, example, name = bench.teacher_model, bench.teacher_example(), bench.config.teacher.model
+    mode = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(example)
+    except Exception as error:
+        if name in TEACHERS and isinstance(error, ValueError):  # it says what is wrong
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"teacher.model: {name} cannot read {'a frame' if bench.task.framewise else 'an item'} of the data, of "
+            f"shape {tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
+            f"stopped with {type(error).__name__}: {reason})"
+        ) from error
+    model.train(mode)
+    check_outputs(bench, f"teacher.model: {name}", outputs, example, "change its settings, or choose another teacher")
 
 
 def cached_taps(bench: Workbench) -> tuple[str, ...]:

@@ -35,6 +35,13 @@ GIVEN_BY_DATA: Mapping[str, Mapping[str, int]] = {
 }
 """Name -> the settings that follow from the data, each with a value by which the others can be checked without them."""
 
+SPACE_KINDS: Mapping[str, tuple[str, str]] = {
+    "clip_cell": ("clips", "logits"),
+    "frame_sequence": ("frame features", "logits"),
+    "saliency": ("clips", "maps"),
+}
+"""Name -> what its students read, and what they give."""
+
 DERIVED_SPACES = {"delta_blocks": DeltaBlocksSettings}
 """Name -> settings of a space that is derived from a teacher."""
 
@@ -46,6 +53,7 @@ __all__ = [
     "GIVEN_BY_DATA",
     "OPS",
     "SPACES",
+    "SPACE_KINDS",
     "ArchSpec",
     "ClipCellSettings",
     "ClipCellSpace",

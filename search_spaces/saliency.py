@@ -124,8 +124,8 @@ class SaliencySpace(SearchSpace):
         """
         if clip.shape[2] < 2:
             raise ValueError(
-                f"the students of space saliency read frames t and t + 1, but the clip has {clip.shape[2]} frame; "
-                "give clips of two frames or more"
+                f"the students of space saliency are given frames t and t + 1, those of net spatial too, but the clip "
+                f"has {clip.shape[2]} frame; give clips of two frames or more (data.frames)"
             )
         return resampled(clip[:, :, :2] if clip.shape[2] > 2 else clip, int(knobs["side"]))
 

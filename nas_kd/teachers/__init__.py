@@ -5,10 +5,11 @@ from __future__ import annotations
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.stored_maps import StoredMaps
-from nas_kd.teachers.teacher import TEACHERS, Streams, Teacher, TeacherConfig, build_teacher_model
+from nas_kd.teachers.teacher import TEACHER_KINDS, TEACHERS, Streams, Teacher, TeacherConfig, build_teacher_model
 
 __all__ = [
     "TEACHERS",
+    "TEACHER_KINDS",
     "FrameNet",
     "FrameNetSettings",
     "R2Plus1D",

@@ -98,8 +98,8 @@ class TwoStream(nn.Module):
         """
         if clip.shape[2] < 2:
             raise ValueError(
-                f"the saliency teacher reads frames t and t + 1, but the clip has {clip.shape[2]} frame; give clips of "
-                "two frames or more"
+                f"the saliency teacher reads frames t and t + 1, whatever its students read, but the clip has "
+                f"{clip.shape[2]} frame; give clips of two frames or more (data.frames)"
             )
         return {"spatial": self.spatial(clip[:, :, 0]), "temporal": self.temporal(clip[:, :, :2])}
 

@@ -34,6 +34,15 @@ TEACHERS: dict[str, Callable[[int, dict[str, Any]], nn.Module]] = {
 """Name -> builder from the channels that the task wants and the settings: for clips, for frame-wise tasks, for frame
 features, for saliency, and for saliency whose maps come with the data."""
 
+TEACHER_KINDS: Mapping[str, tuple[str, str]] = {
+    "r2plus1d": ("clips", "logits"),
+    "framenet": ("frames", "maps"),
+    "frame_sequence": ("frame features", "logits"),
+    "saliency": ("clips", "maps"),
+    "maps": ("clips", "maps"),
+}
+"""Name -> what it reads (`maps`: what it stands beside), and what it gives."""
+
 GIVEN_BY_DATA: Mapping[str, Callable[[DataInfo], dict[str, Any]]] = {
     "frame_sequence": lambda info: {"feature_size": info.feature_size} if info.feature_size else {},
     "maps": lambda info: {"names": info.map_names},
@@ -93,6 +102,7 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
     elif config.model in TEACHERS:
         try:
             given = GIVEN_BY_DATA[config.model](info) if info is not None and config.model in GIVEN_BY_DATA else {}
+            _check_given(config, given)
             model = TEACHERS[config.model](num_outputs, {**given, **config.settings})
         except ValidationError as error:
             sentences = explain(error, config.settings)
@@ -109,6 +119,15 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
     if config.weights is not None:
         load_weights(model, config.weights)
     return cast(nn.Module, model)
+
+
+def _check_given(config: TeacherConfig, given: Mapping[str, Any]) -> None:
+    """A size that the data have is not for the campaign file to change."""
+    size, own = given.get("feature_size"), config.settings.get("feature_size")
+    if size is not None and own is not None and own != size:
+        raise ValueError(
+            f"teacher.settings.feature_size: the data have {size} features a frame, but it is {own!r}; leave it out"
+        )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -15,6 +15,7 @@ from delta_teachers import PreActivation, ResNet, trained
 import search_spaces.latency as latency
 from search_spaces import CostTable, Supernet
 from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
+from search_spaces.knapsack import dearest_within
 from search_spaces.latency import latency_table
 
 CANDIDATES = ("zero", "pointwise8", "split4", "pair8", "full")
@@ -98,7 +99,8 @@ def test_a_supernet_obeys_a_latency_budget(space: DeltaBlocksSpace, table: CostT
                 p.normal_(std=2.0, generator=generator)
         budget = least + share * (most - least)
         arch = supernet.arch(budget)
-        assert 0.95 * budget <= table.flops(arch.choices) <= budget
+        dearest = dearest_within(table, int(budget))  # an outlier of the clock may leave a gap below the budget
+        assert 0.95 * min(int(budget), dearest) <= table.flops(arch.choices) <= budget
     supernet.expected_flops().backward()  # type: ignore[no-untyped-call]
     assert all(gate.gate_logits.grad is not None for gate in supernet.gates.values())
     expected = table.expected({name: torch.full((len(v),), 1 / len(v)) for name, v in space.variables.items()})

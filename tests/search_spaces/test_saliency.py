@@ -363,7 +363,9 @@ def test_the_student_sees_the_first_two_frames_resampled() -> None:
     torch.testing.assert_close(
         space.fit_input(ramp, {"net": "fused", "side": 32})[0, 0, 0, 0], torch.arange(32.0) * 2 + 0.5
     )
-    with pytest.raises(ValueError, match="read frames t and t \\+ 1, but the clip has 1 frame"):
+    with pytest.raises(
+        ValueError, match="given frames t and t \\+ 1, those of net spatial too, but the clip has 1 frame"
+    ):
         space.fit_input(clip[:, :, :1], space.knobs_with())
 
 
