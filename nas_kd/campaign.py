@@ -123,7 +123,8 @@ class Campaign:
         bench = build_workbench(
             config, "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         )
-        check_fit(config, bench)
+        for text in check_fit(config, bench):
+            note(text)
         self._knobs = study_knobs(config, bench)
         cells = grid_cells(config, bench.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)

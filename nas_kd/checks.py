@@ -6,18 +6,33 @@ All of it is checked before anything is trained.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import cast
 
 import torch
+from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
+from nas_kd.objectives import ModuleNameError, ObjectiveConfig
+from nas_kd.objectives.spatiotemporal import STREAMS
+from nas_kd.proposals import Proposal, extreme_knobs, outline, proposals
 from nas_kd.sections import BudgetRange
-from nas_kd.workbench import Workbench, build_objective, check_outputs, check_teacher, extreme_knobs, weighed
-from search_spaces import Supernet
+from nas_kd.teachers import StoredMaps
+from nas_kd.training.fit import FitConfig
+from nas_kd.workbench import (
+    TrialNets,
+    Workbench,
+    build_nets,
+    build_objective,
+    check_outputs,
+    check_teacher,
+    num_steps,
+    trains_on_one,
+)
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range
 
@@ -99,8 +114,11 @@ def _check_value(name: str, value: Value, allowed: Sequence[Choice | float] | Bu
         )
 
 
-def check_fit(config: CampaignConfig, bench: Workbench) -> None:
+def check_fit(config: CampaignConfig, bench: Workbench) -> list[str]:
     """Raise where data, teacher, space, budget and objective do not go together.
+
+    Returns:
+        Sentences about what works, but may not be meant.
 
     Raises:
         ConfigError: the value, the rule and the way out.
@@ -108,10 +126,26 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> None:
     check_teacher(bench)
     _check_frames(bench)
     _check_augment(config, bench)
+    _check_maps(bench)
+    if not bench.task.framewise:
+        for knobs in extreme_knobs(bench.space):
+            _check_input(bench, knobs)
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, bench)
     _check_objective(config, bench)
     bench.task.check_splits(bench.splits)
+    return _enlarged(bench)
+
+
+def _enlarged(bench: Workbench) -> list[str]:
+    """More pixels than the data have hold no more of the scene; that scale alone may help, so it is allowed."""
+    longest = max(bench.splits.info.height, bench.splits.info.width)
+    return [
+        f"space.{knob}: students at {max(values)} see clips enlarged from the data's {longest} pixels, which "
+        "hold no more; leave it out unless that is meant"
+        for knob in ("resolution", "side")
+        if longest and (values := [v for v in bench.space.knobs.get(knob, ()) if isinstance(v, int) and v > longest])
+    ]
 
 
 def _check_frames(bench: Workbench) -> None:
@@ -177,23 +211,93 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
         )
 
 
+def _check_maps(bench: Workbench) -> None:
+    """Maps that come with the data must be such as something reads."""
+    for name in bench.splits.info.map_names:
+        if not isinstance(bench.teacher_model, StoredMaps) and name not in STREAMS:
+            raise ConfigError(
+                f"data.maps: nothing reads the map {name!r}; {choose(name, STREAMS)} for spatiotemporal distillation, "
+                "or leave it out, or take teacher.model maps"
+            )
+
+
 def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
-    """Students must give what the task reads, and whatever a trial may distil must exist and be comparable."""
+    """Students must give what the task reads, whatever a trial may distil must exist and be comparable, and batches
+    must be large enough for the nets."""
+    asked: dict[str, tuple[Mapping[str, Choice], list[Proposal]]] = {}
+    for proposal in proposals(config, bench.space):
+        for knobs in proposal.knobs:
+            asked.setdefault(str(knobs), (knobs, []))[1].append(proposal)
     for knobs in extreme_knobs(bench.space):
+        asked.setdefault(str(knobs), (knobs, []))
+    seen: set[tuple[str, ...]] = set()
+    for knobs, proposed in asked.values():
+        nets = build_nets(bench, knobs)
         if not bench.task.framewise:
-            _check_input(bench, knobs)
-            supernet = Supernet(bench.space, knobs).to(bench.device).eval()
-            example = bench.student_example(supernet.knobs)
+            example = bench.student_example(nets.supernet.knobs)
             with torch.no_grad():
                 try:
-                    check_outputs(bench, f"students of space {bench.space.name!r}", supernet(example), example)
+                    outputs = nets.supernet.eval()(example)
+                    check_outputs(bench, f"students of space {bench.space.name!r}", outputs, example)
                 except ValueError as error:
                     raise ConfigError(f"space.name: {error}") from error
-        for path, objective in weighed(config).items():
-            try:
-                build_objective(bench, objective, knobs)
-            except ValueError as error:
-                raise ConfigError(f"{path}: {error}") from error
+        for proposal in proposed:
+            for section, objective, over in (
+                ("search.objective", proposal.config.search.objective, (nets.supernet,)),
+                ("objective", proposal.config.objective, nets.students),
+            ):
+                steps = num_steps(bench, proposal.config.retrain) if section == "objective" else None
+                if (key := (section, str(knobs), outline(objective), str(steps))) in seen:
+                    continue
+                seen.add(key)
+                try:
+                    _check_terms(bench, nets, objective, over, steps)
+                except ValueError as error:
+                    raise ConfigError(f"{proposal.blame(section)}{_at(section, str(error))}") from error
+        _check_batches(bench, nets, proposed)
+
+
+def _check_terms(
+    bench: Workbench, nets: TrialNets, objective: ObjectiveConfig, over: Sequence[nn.Module], steps: int | None
+) -> None:
+    for net in over:
+        try:
+            built = build_objective(bench, objective, nets, net)
+        except ModuleNameError as error:
+            if error.who == "teacher":
+                raise
+            each = [set(nets.shapes(bench, other)) for other in (nets.supernet, *nets.students)]
+            raise error.among(set.intersection(*each)) from error
+        if steps is not None:
+            built.check_steps(steps)
+
+
+def _at(section: str, sentence: str) -> str:
+    """The sentence about a term, with the section before the key that it begins with."""
+    key = re.match(r"(\w+)(\.\w+)*:? ", sentence)
+    joined = key is not None and key[1] in ObjectiveConfig.model_fields and (key[2] or ":" in key[0])
+    return f"{section}.{sentence}" if joined else f"{section}: {sentence}"
+
+
+def _check_batches(bench: Workbench, nets: TrialNets, proposed: Sequence[Proposal]) -> None:
+    """A net that normalises over its batch cannot train on one item that gives it a single value."""
+    splits, of_student = bench.splits, nets.example(bench)
+    for proposal in proposed:
+        config = proposal.config
+        trained: list[tuple[str, FitConfig, int, Sequence[nn.Module], Tensor]] = [
+            ("search", config.search, min(len(splits.weights), len(splits.gates)), [nets.supernet], of_student),
+            ("retrain", config.retrain, len(splits.retrain), nets.students, of_student),
+        ]
+        if config.teacher.weights is None:
+            theirs = bench.teacher_example()
+            trained.append(("teacher.fit", config.teacher.fit, len(splits.retrain), [bench.teacher_model], theirs))
+        for path, fit, num_items, over, example in trained:
+            if min(fit.batch_size, num_items) == 1 and not all(trains_on_one(net, example) for net in over):
+                way_out = "raise it to 2 or more" if num_items > 1 else "give more data"
+                raise ConfigError(
+                    f"{path}.batch_size: a BatchNorm of this net has one value a channel for each item, so it needs "
+                    f"batches of at least 2, but they have 1; {way_out}"
+                )
 
 
 def _check_input(bench: Workbench, knobs: Mapping[str, Choice]) -> None:

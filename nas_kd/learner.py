@@ -173,10 +173,12 @@ class Learner:
             seed: of order, augmentation and noise.
             options: of `nas_kd.training.fit.fit`.
         """
+        loader = self.bench.loader(dataset, config, seed=seed, train=True)
+        self.objective.check_steps(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         fit(
             self.net,
-            self.bench.loader(dataset, config, seed=seed, train=True),
+            loader,
             self.loss,
             self.objective.total,
             config,

@@ -25,6 +25,19 @@ class ModelOutput:
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class TapError(ValueError):
+    """A module cannot be tapped.
+
+    Attributes:
+        name: of the module.
+        why: what follows "module … of the net", such as "does not run".
+    """
+
+    def __init__(self, name: str, why: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.name, self.why = name, why
+
+
 class Taps:
     """Forward hooks on named submodules, for as long as the object is open.
 
@@ -36,7 +49,7 @@ class Taps:
         names: names of its submodules, as in `named_modules()`.
 
     Raises:
-        ValueError: a name that the module does not have; the sentence names the nearest ones.
+        TapError: a name that the module does not have; the sentence names some that it has.
     """
 
     def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
@@ -45,7 +58,11 @@ class Taps:
         modules = tappable(module)
         for name in self.names:
             if name not in modules:
-                raise ValueError(f"{type(module).__name__} has no module {name!r} to tap; it has {_sketch(modules)}")
+                raise TapError(
+                    name,
+                    "does not exist",
+                    f"{type(module).__name__} has no module {name!r} to tap; it has {sketch(modules)}",
+                )
         self._seen: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._overwritten: set[str] = set()
@@ -56,7 +73,12 @@ class Taps:
 
     def _keep(self, name: str, output: Any) -> None:
         if not isinstance(output, Tensor):
-            raise ValueError(f"a tapped module must return one tensor, but {name!r} returns a {type(output).__name__}")
+            kind = type(output).__name__
+            raise TapError(
+                name,
+                f"gives a {kind} and not one tensor",
+                f"a tapped module must return one tensor, but {name!r} returns a {kind}",
+            )
         self._seen[name] = output.clone() if name in self._overwritten else output
         self._versions[name] = self._seen[name]._version
 
@@ -64,7 +86,8 @@ class Taps:
         """Run the module and return its output with the tapped maps.
 
         Raises:
-            ValueError: a tapped module did not run, or the output is no tensor.
+            TapError: a tapped module did not run, or gives no tensor.
+            ValueError: the output is no tensor.
         """
         self._seen.clear()
         logits = self.module(*inputs)
@@ -78,8 +101,12 @@ class Taps:
             )
         features = dict(self._seen)
         self._seen.clear()
-        if missing := set(self.names) - features.keys():
-            raise ValueError(f"tapped modules did not run in the forward pass: {', '.join(sorted(missing))}")
+        if missing := sorted(set(self.names) - features.keys()):
+            raise TapError(
+                missing[0],
+                "does not run as a whole",
+                f"tapped modules did not run in the forward pass: {', '.join(missing)}",
+            )
         return ModelOutput(logits, features)
 
     def close(self) -> None:
@@ -99,16 +126,31 @@ def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. A module inside one that
     leaves the scale is no candidate, and of nested modules that return the same map the outermost one is named:
-    `layers.2`, and neither `layers.2.1.relu` nor what `layers.3` does before its stride.
-
-    Raises:
-        ValueError: no submodule returns such a map.
+    `layers.2`, and neither `layers.2.1.relu` nor what `layers.3` does before its stride. Empty where no submodule
+    returns such a map.
     """
     scales: dict[str, tuple[int, int]] = {}  # in the order in which modules finish: an outer one after its inner ones
+    for name, shape in shapes_given(module, example).items():
+        if len(shape) in (4, 5) and shape[-1] * shape[-2] > 1:
+            scales[name] = (shape[-2], shape[-1])
+    last: dict[tuple[int, int], str] = {}
+    for name, scale in scales.items():
+        parts = name.split(".")
+        outer = (".".join(parts[:n]) for n in range(1, len(parts)))
+        if all(scales.get(parent, scale) == scale for parent in outer):
+            last.pop(scale, None)  # scales are ordered by their last map
+            last[scale] = name
+    return tuple(last.values())
+
+
+def shapes_given(module: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shape of what each submodule gives for an example, in the order in which they finish; only of those that run and
+    give one tensor, and so can be tapped."""
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def watch(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1:
-            scales[name] = (int(output.shape[-2]), int(output.shape[-1]))
+        if isinstance(output, Tensor):
+            shapes[name] = tuple(output.shape)
 
     hooks = [
         child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
@@ -123,16 +165,7 @@ def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         for hook in hooks:
             hook.remove()
         module.train(mode)
-    last: dict[tuple[int, int], str] = {}
-    for name, scale in scales.items():
-        parts = name.split(".")
-        outer = (".".join(parts[:n]) for n in range(1, len(parts)))
-        if all(scales.get(parent, scale) == scale for parent in outer):
-            last.pop(scale, None)  # scales are ordered by their last map
-            last[scale] = name
-    if not last:
-        raise ValueError(f"{type(module).__name__} has no submodule that returns a feature map; name the modules")
-    return tuple(last.values())
+    return shapes
 
 
 def tappable(module: nn.Module) -> dict[str, nn.Module]:
@@ -140,6 +173,7 @@ def tappable(module: nn.Module) -> dict[str, nn.Module]:
     return dict((module.network if isinstance(module, Supernet) else module).named_modules())
 
 
-def _sketch(modules: Mapping[str, nn.Module], limit: int = 12) -> str:
+def sketch(modules: Iterable[str], limit: int = 12) -> str:
+    """Some of these names of modules, the outer ones, for people."""
     names = [name for name in modules if name and name.count(".") < 2]
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

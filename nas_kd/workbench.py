@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from nas_kd.config import TEACHER_SECTIONS, CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load, normalize
 from nas_kd.frames import on_frames, random_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.proposals import outline, proposals
+from nas_kd.taps import shapes_given
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import TEACHER_KINDS, TEACHERS, StoredMaps, Streams, Teacher, build_teacher_model
 from nas_kd.teachers.cache import TeacherCache
@@ -349,56 +352,95 @@ def check_teacher(bench: Workbench) -> None:
     check_outputs(bench, f"teacher.model: {name}", outputs, example, "change its settings, or choose another teacher")
 
 
-def cached_taps(bench: Workbench) -> tuple[str, ...]:
-    """Modules of the teacher whose outputs trials of the campaign distil, at the first and the last of their knobs."""
-    names: list[str] = []
-    for objective, knobs in product(weighed(bench.config).values(), extreme_knobs(bench.space)):
-        if objective.distils and not objective.asks_live:
-            names += build_objective(bench, objective, knobs).teacher_taps
-    return tuple(dict.fromkeys(names))
+@dataclass(frozen=True)
+class TrialNets:
+    """The nets that trials with these knobs of the space may have, with fresh weights, to see whether things fit.
+
+    Attributes:
+        supernet: for the search; it runs its widest architecture.
+        students: the widest and the narrowest one: a module that both have is one that, in all likelihood, all have.
+    """
+
+    supernet: Supernet
+    students: tuple[nn.Module, ...]
+
+    def example(self, bench: Workbench) -> Tensor:
+        """Zeros of what they see, with batch size 1."""
+        return bench.student_example(self.supernet.knobs)
+
+    def shapes(self, bench: Workbench, net: nn.Module) -> dict[str, tuple[int, ...]]:
+        """What can be tapped in one of them: module -> shape."""
+        return shapes_given(net, self.example(bench))
 
 
-def extreme_knobs(space: SearchSpace) -> list[dict[str, Choice]]:
-    """The first and the last values of all knobs together: of those that ascend, the smallest and the largest."""
-    return [{name: values[i] for name, values in space.knobs.items()} for i in (0, -1)]
+def build_nets(bench: Workbench, knobs: Mapping[str, Choice]) -> TrialNets:
+    """The nets for these knobs."""
+    space = bench.space
+    supernet = Supernet(space, knobs)
+    widest = space.widest(supernet.knobs)
+    first = {name: values[0] for name, values in space.variables.items()}
+    archs = dict.fromkeys([widest, space.arch({**supernet.knobs, **first})])
+    supernet.control.pinned = {n: len(space.variables[n]) - 1 for n in widest.choices if n in space.variables}
+    return TrialNets(supernet.to(bench.device), tuple(space.student(arch).to(bench.device) for arch in archs))
 
 
-def build_objective(bench: Workbench, config: ObjectiveConfig, knobs: Mapping[str, Choice]) -> Objective:
-    """The objective of a supernet that is built for it, to see what it needs and whether it fits.
+def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, net: nn.Module) -> Objective:
+    """The objective of one of these nets, to see what it needs and whether it fits.
 
     Raises:
         ValueError: it does not fit the task, the space or the teacher.
     """
-    supernet = Supernet(bench.space, knobs).to(bench.device)
-    example = bench.student_example(supernet.knobs)
     teacher = bench.teacher_model if config.distils else None
-    with supernet.pinned(bench.space.widest(supernet.knobs)):
-        return Objective(config, bench.task, supernet, teacher, example, bench.teacher_example(), varying_width=True)
+    varying, theirs = net is nets.supernet, bench.teacher_example()
+    return Objective(config, bench.task, net, teacher, nets.example(bench), theirs, varying_width=varying)
 
 
-def weighed(config: CampaignConfig) -> dict[str, ObjectiveConfig]:
-    """The objectives of the search and of the retraining, with every term that any trial may use."""
+def num_steps(bench: Workbench, config: FitConfig) -> int:
+    """Steps of a training on both splits together."""
+    return len(bench.loader(bench.splits.retrain, config, seed=0, train=True)) * config.epochs
 
-    def of(objective: ObjectiveConfig, path: str) -> ObjectiveConfig:
-        terms = {name: getattr(objective, name) for name in ("task", *objective.weights)}
-        varied = {
-            n: t.model_copy(update={"weight": 1.0}) for n, t in terms.items() if f"{path}.{n}.weight" in config.knobs
-        }
-        return objective.model_copy(update=varied)
 
-    paths = {"objective": config.objective, "search.objective": config.search.objective}
-    return {path: of(objective, path) for path, objective in paths.items()}
+def trains_on_one(net: nn.Module, example: Tensor) -> bool:
+    """Whether a net can be trained in batches of one item: no BatchNorm is left with one value a channel."""
+    net = copy.deepcopy(net).train()  # whose statistics stay as they are
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            net(example)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                return False
+            raise
+    return True
+
+
+def cached_taps(bench: Workbench) -> tuple[str, ...]:
+    """Modules of the teacher whose outputs trials of the campaign distil."""
+    return tuple(dict.fromkeys(name for objective in _cached_objectives(bench) for name in objective.teacher_taps))
+
+
+def _cached_objectives(bench: Workbench) -> list[Objective]:
+    """Those of all that trials may have that ask the teacher for what depends on the clip alone."""
+    found: dict[tuple[str, ...], Objective] = {}
+    built: dict[str, TrialNets] = {}
+    for proposal in proposals(bench.config, bench.space):
+        search, retrain = proposal.config.search, proposal.config.retrain
+        for knobs, is_search in product(proposal.knobs, (True, False)):
+            config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
+            key = (str(is_search), str(knobs), outline(config))
+            if key in found or not config.distils or config.asks_live or fits.augment != "none":
+                continue
+            nets = built.setdefault(str(knobs), built.get(str(knobs)) or build_nets(bench, knobs))
+            found[key] = build_objective(bench, config, nets, nets.supernet if is_search else nets.students[0])
+    return [objective for objective in found.values() if objective.uses_teacher]
 
 
 def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     config = bench.config
-    fits: tuple[FitConfig, ...] = (config.search, config.retrain)
     if bench.task.framewise:  # which frames are looked at varies from step to step
         return
-    asked = [o for o in weighed(config).values() if o.distils and not o.asks_live]
-    if not asked or all(f.augment != "none" for f in fits):
+    if not (objectives := _cached_objectives(bench)):
         return
-    teacher = Teacher(bench.teacher_model, cached_taps(bench))
+    teacher = Teacher(bench.teacher_model, dict.fromkeys(name for o in objectives for name in o.teacher_taps))
     # Not for training: every clip once, in order.
     loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
     num_clips = len(bench.splits.retrain.base)

@@ -91,8 +91,7 @@ def apply_classifier(classifier: nn.Module, features: Tensor) -> Tensor:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"a classifier must take rows of the {features.shape[1]} channels of its map {tuple(features.shape)}, but "
-            f"the {type(classifier).__name__} does not ({' '.join(str(error).split())[:200]}); name the last layer of "
-            "the net that the map belongs to"
+            f"the {type(classifier).__name__} does not; name the last layer of the net that the map belongs to"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape[:-1] != rows.shape[:-1]:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -81,7 +81,8 @@ class FewerFramesPart(Part):
         self.needs_teacher = bool(self.weights)
         self.adapter: nn.Module | None = None
         if term.representation > 0:
-            self.tap([(term.student, term.teacher)])
+            self.tap([(term.student, term.teacher)], "fewer_frames.student", "fewer_frames.teacher")
+            self.ranks = (2,)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         for ours, theirs in self.pairs:

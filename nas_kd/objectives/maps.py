@@ -70,7 +70,7 @@ def matched_frames(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.ndim != student.ndim:
         raise ValueError(
             f"maps must have equal rank, but the teacher's is {tuple(teacher.shape)} and the student's "
-            f"{tuple(student.shape)}; tap modules that return maps of the same kind"
+            f"{tuple(student.shape)}; name modules that return maps of the same kind"
         )
     if teacher.ndim == 4 or teacher.shape[2] == student.shape[2]:
         return teacher, student

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import difflib
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -15,7 +16,7 @@ from nas_kd.objectives.part import Nets, Part
 from nas_kd.objectives.parts import DeltaPart, ResponsePart, cross_resolution_part, feature_part
 from nas_kd.objectives.spatiotemporal import SpatiotemporalPart
 from nas_kd.objectives.terms import ObjectiveConfig
-from nas_kd.taps import ModelOutput, Taps
+from nas_kd.taps import ModelOutput, TapError, Taps, shapes_given, sketch
 from nas_kd.tasks import Batch, Task
 
 PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
@@ -29,6 +30,27 @@ PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
     ),
 }
 """Name -> builder. A new way to distil is a term in the config and an entry here; any of them may be combined."""
+
+
+class ModuleNameError(ValueError):
+    """A key of the `objective` section names a module that cannot be distilled.
+
+    Attributes:
+        who: `student` or `teacher`.
+        names: modules of that net that could be named there.
+    """
+
+    def __init__(self, who: str, key: str, found: TapError, names: tuple[str, ...]) -> None:
+        self.who, self.key, self.found, self.names = who, key, found, names
+        what = f"module {found.name!r} of the {who} {found.why}"
+        close = difflib.get_close_matches(found.name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        choices = f"choose from {sketch(names)}, or " if names else ""
+        super().__init__(f"{key}: {what}; {hint}{choices}set {key.partition('.')[0]}.weight to 0")
+
+    def among(self, names: Container[str]) -> ModuleNameError:
+        """The same with fewer names to choose from."""
+        return ModuleNameError(self.who, self.key, self.found, tuple(name for name in self.names if name in names))
 
 
 class Objective(nn.Module):
@@ -49,8 +71,8 @@ class Objective(nn.Module):
         varying_width: the student's maps may be narrower later, so an adapter is always there.
 
     Raises:
-        ValueError: a term does not fit the task or the nets, a tapped module does not exist, or two maps cannot be
-            compared.
+        ModuleNameError: a named module does not exist, or gives nothing that can be compared.
+        ValueError: a term does not fit the task or the nets, or two maps cannot be compared.
     """
 
     def __init__(
@@ -77,11 +99,34 @@ class Objective(nn.Module):
         for name, weight in config.weights.items():
             if weight > 0:
                 self.parts[name] = PARTS[name](config, nets)
-        ours = _answer(student, example, self.student_taps)
-        theirs = _answer(teacher, teacher_example, self.teacher_taps)
+        ours = self._answer("student", student, example)
+        theirs = self._answer("teacher", teacher, teacher_example)
         for part in self._parts:
             with torch.no_grad():
                 part.build(ours, theirs)  # what does not fit fails here, not in training
+
+    def _answer(self, who: str, net: nn.Module, example: Tensor) -> ModelOutput:
+        mode = net.training
+        try:
+            with torch.no_grad(), Taps(net, self.student_taps if who == "student" else self.teacher_taps) as taps:
+                net.eval()
+                return taps(example)
+        except TapError as error:
+            raise self._named(who, net, example, error) from error
+        finally:
+            net.train(mode)
+
+    def _named(self, who: str, net: nn.Module, example: Tensor, error: TapError) -> ModuleNameError:
+        """The error with the key that names the module, and the modules that could be named there."""
+        term, part = next(
+            (term, cast(Part, part))
+            for term, part in self.parts.items()
+            if error.name in (cast(Part, part).student_taps if who == "student" else cast(Part, part).teacher_taps)
+        )
+        keys = part.student_keys if who == "student" else part.teacher_keys
+        shapes = shapes_given(net, example)
+        names = tuple(name for name, shape in shapes.items() if not part.ranks or len(shape) in part.ranks)
+        return ModuleNameError(who, keys.get(error.name, term), error, names)
 
     @property
     def _parts(self) -> list[Part]:
@@ -113,6 +158,11 @@ class Objective(nn.Module):
     def uses_teacher(self) -> bool:
         """Whether any term needs the teacher's answer at the present progress."""
         return any(part.needs_teacher for part in self._active)
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raise `ValueError` where a training of so many steps has none for a stage that a part needs."""
+        for part in self._parts:
+            part.check_steps(num_steps)
 
     def advance(self, progress: float) -> None:
         """Say how far the training is, from 0 to 1."""
@@ -162,12 +212,3 @@ class Objective(nn.Module):
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
-
-
-def _answer(module: nn.Module, example: Tensor, names: tuple[str, ...]) -> ModelOutput:
-    mode = module.training
-    with torch.no_grad(), Taps(module, names) as taps:
-        module.eval()
-        output = taps(example)
-    module.train(mode)
-    return output

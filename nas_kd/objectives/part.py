@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -43,6 +44,9 @@ class Part(nn.Module):
         student_taps: modules of the student whose outputs are needed.
         teacher_taps: likewise of the teacher.
         needs_teacher: whether the teacher has to be asked at all.
+        student_keys: module of the student -> key of the `objective` section that names it.
+        teacher_keys: likewise of the teacher.
+        ranks: how many dimensions the outputs of tapped modules may have; empty for any.
         replaces_task: while the part is active, the task's own term is left out: the part has the labels in its terms.
     """
 
@@ -50,12 +54,18 @@ class Part(nn.Module):
     pairs: Pairs = ()
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    student_keys: Mapping[str, str] = MappingProxyType({})
+    teacher_keys: Mapping[str, str] = MappingProxyType({})
+    ranks: tuple[int, ...] = ()
     needs_teacher: bool = True
     replaces_task: bool = False
 
-    def tap(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Ask for the maps of these pairs of modules."""
+    def tap(self, pairs: Iterable[tuple[str, str]], student_key: str = "", teacher_key: str = "") -> None:
+        """Ask for the maps of these pairs of modules, which the keys of the `objective` section name."""
         self.pairs = tuple(pairs)
+        if student_key:
+            self.student_keys = {ours: student_key for ours, _ in self.pairs}
+            self.teacher_keys = {theirs: teacher_key or student_key for _, theirs in self.pairs}
         self.student_taps = tuple(ours for ours, _ in self.pairs)
         self.teacher_taps = tuple(theirs for _, theirs in self.pairs)
 
@@ -73,6 +83,9 @@ class Part(nn.Module):
     def asks_task(self, progress: float) -> bool:
         """Whether something learns from the task's own term alone then, so that it counts whatever its weight."""
         return False
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raise `ValueError` where a training of so many steps leaves something that it needs without any."""
 
     def advance(self, progress: float) -> None:
         """Told before every step how far the training is."""

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from nas_kd.objectives.cross_resolution import cross_resolution, cross_resolution_logits, find_classifier
+from nas_kd.mistakes import choose
+from nas_kd.objectives.cross_resolution import (
+    apply_classifier,
+    cross_resolution,
+    cross_resolution_logits,
+    find_classifier,
+)
 from nas_kd.objectives.delta import DeltaLoss, delta_pairs
 from nas_kd.objectives.feature import feature
-from nas_kd.objectives.maps import adapter_for
+from nas_kd.objectives.maps import adapter_for, matched_frames
 from nas_kd.objectives.part import Nets, Pairs, Part
 from nas_kd.objectives.response import response, response_of_labels
 from nas_kd.objectives.terms import CrossResolutionTerm, DeltaTerm, FeatureTerm, ResponseTerm
 from nas_kd.taps import ModelOutput, last_maps, tappable
 from nas_kd.tasks import Batch
 from search_spaces.supernet import delta_net_of
+
+MAP_KEYS = {
+    "feature": ("feature.pairs", "feature.pairs"),
+    "cross_resolution": ("cross_resolution.student", "cross_resolution.teacher"),
+}
+"""Term of maps -> keys that name modules of the student and of the teacher."""
 
 
 class ResponsePart(Part):
@@ -60,21 +73,25 @@ class MapPart(Part):
         super().__init__()
         self.name, self._distance = name, distance
         self.weights = {name: weight}
-        self.tap(pairs)
+        self.tap(pairs, *MAP_KEYS[name])
+        self.ranks = (4, 5)
         self._varying_width = nets.varying_width
         self.adapters = nn.ModuleList()
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         for ours, theirs in self.pairs:
             small, large = student.features[ours], teacher.features[theirs]
-            for module, found in ((ours, small), (theirs, large)):
+            for key, module, found in zip(MAP_KEYS[self.name], (ours, theirs), (small, large), strict=True):
                 if found.ndim not in (4, 5):
                     raise ValueError(
-                        f"{self.name}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
-                        f"{tuple(found.shape)}; name a module that gives maps"
+                        f"{key}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
+                        f"{tuple(found.shape)}; name a module that gives maps, or set {self.name}.weight to 0"
                     )
             self.adapters.append(adapter_for(small, large, always=self._varying_width))
-        self(student, teacher, {})
+        try:
+            self(student, teacher, {})
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
@@ -91,16 +108,27 @@ class PositionLogitsPart(Part):
     def __init__(self, term: CrossResolutionTerm, pair: tuple[str, str], nets: Nets) -> None:
         super().__init__()
         self.weights = {"cross_resolution": term.weight}
-        self.tap([pair])
+        self.tap([pair], *MAP_KEYS["cross_resolution"])
+        self.ranks = (4, 5)
         self._kd_temperature = term.kd_temperature
         # In a tuple, so that they are not parts of this module: both belong to their nets.
         self._classifiers = (
-            _classifier(nets.student, term.student_classifier, nets.task.num_outputs),
-            _classifier(nets.teacher, term.teacher_classifier, nets.task.num_outputs),
+            _classifier("student", nets.student, term.student_classifier, nets.task.num_outputs),
+            _classifier("teacher", nets.teacher, term.teacher_classifier, nets.task.num_outputs),
         )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        self(student, teacher, {})
+        ((ours, theirs),) = self.pairs
+        maps = (student.features[ours], teacher.features[theirs])
+        key = "cross_resolution"
+        try:
+            matched_frames(maps[1], maps[0])
+            for who, features, classifier in zip(("student", "teacher"), maps, self._classifiers, strict=True):
+                key = f"cross_resolution.{who}_classifier"
+                apply_classifier(classifier, features)
+            self(student, teacher, {})
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
@@ -142,14 +170,14 @@ class DeltaPart(Part):
 def feature_part(term: FeatureTerm, nets: Nets) -> Part:
     """The part of the `feature` term."""
     named = tuple((_in_student(nets.student, ours), theirs) for ours, theirs in term.pairs or ())
-    return MapPart("feature", term.weight, named or _scale_pairs(nets), feature, nets)
+    return MapPart("feature", term.weight, named or _scale_pairs("feature", nets), feature, nets)
 
 
 def cross_resolution_part(term: CrossResolutionTerm, nets: Nets) -> Part:
     """The part of the `cross_resolution` term, in either form."""
     ours = _in_student(nets.student, term.student) if term.student else None
     if ours is None or term.teacher is None:
-        last = _scale_pairs(nets)[-1]
+        last = _scale_pairs("cross_resolution", nets)[-1]
         pair = (ours or last[0], term.teacher or last[1])
     else:
         pair = (ours, term.teacher)
@@ -158,11 +186,16 @@ def cross_resolution_part(term: CrossResolutionTerm, nets: Nets) -> Part:
     return MapPart("cross_resolution", term.weight, (pair,), cross_resolution, nets)
 
 
-def _classifier(net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
-    modules = tappable(net)
-    name = find_classifier(net, num_outputs) if name is None else name
+def _classifier(who: str, net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
+    modules, key = tappable(net), f"cross_resolution.{who}_classifier"
+    if name is None:
+        try:
+            name = find_classifier(net, num_outputs)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
     if name not in modules:
-        raise ValueError(f"{type(net).__name__} has no module {name!r} to use as a classifier; name its linear layer")
+        linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
+        raise ValueError(f"{key}: the {who} has no module {name!r}; {choose(name, linear)}")
     return modules[name]
 
 
@@ -171,10 +204,29 @@ def _in_student(student: nn.Module, name: str) -> str:
     return name if delta_net_of(student) is None or name.startswith("net.") else f"net.{name}"
 
 
-def _scale_pairs(nets: Nets) -> Pairs:
-    theirs = last_maps(nets.teacher, nets.teacher_example)
+def _scale_pairs(term: str, nets: Nets) -> Pairs:
+    """The last map of each scale of both nets, from the smallest up.
+
+    The student is looked at with as many pixels as the teacher: a small resolution would leave its last map one pixel,
+    which is no scale, and trials of one campaign would compare different modules.
+    """
+    theirs = _maps_of("teacher", nets.teacher, nets.teacher_example, term)
     if delta_net_of(nets.student) is not None:
         return delta_pairs(theirs)  # the teacher's own modules, with delta layers among them
-    ours = last_maps(nets.student, nets.example)
+    ours: tuple[str, ...] = ()
+    if nets.example.ndim in (4, 5) and nets.teacher_example.ndim in (4, 5):
+        enlarged = nets.example.new_zeros(*nets.example.shape[:-2], *nets.teacher_example.shape[-2:])
+        with suppress(RuntimeError, ValueError):  # a net for one size only has its own maps to go by
+            ours = last_maps(nets.student, enlarged)
+    ours = ours or _maps_of("student", nets.student, nets.example, term)
     count = min(len(ours), len(theirs))
     return cast(Pairs, tuple(zip(ours[-count:], theirs[-count:], strict=True)))
+
+
+def _maps_of(who: str, net: nn.Module, example: Tensor, term: str) -> tuple[str, ...]:
+    if not (names := last_maps(net, example)):
+        raise ValueError(
+            f"{term}: no module of the {who} gives feature maps, (N, C, H, W) or (N, C, T, H, W) of more than one "
+            f"pixel; set {term}.weight to 0, or name modules at {' and '.join(dict.fromkeys(MAP_KEYS[term]))}"
+        )
+    return names

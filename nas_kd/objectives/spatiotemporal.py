@@ -76,6 +76,8 @@ class SpatiotemporalPart(Part):
         given = nets.task.info.map_names if term.soft_share > 0 else self.streams
         self._asked = {stream: str(getattr(term, stream)) for stream in self.streams if stream not in given}
         self.teacher_taps = tuple(self._asked.values())
+        self.teacher_keys = {module: f"spatiotemporal.{stream}" for stream, module in self._asked.items()}
+        self.ranks = (4,)
         self.needs_teacher = bool(self._asked)
         if self.is_fused:
             self.student_taps = self.streams
@@ -96,6 +98,14 @@ class SpatiotemporalPart(Part):
     def asks_task(self, progress: float) -> bool:
         """In the second stage, for the decoder that fuses: nothing else reaches it."""
         return self.is_fused and not self.is_active(progress)
+
+    def check_steps(self, num_steps: int) -> None:
+        share = self._fusion_share
+        if self.is_fused and share > 0 and self.is_active((num_steps - 1) / num_steps):
+            raise ValueError(
+                f"spatiotemporal.fusion_share: {share:g} of the {num_steps} steps of the training is not one, so the "
+                "decoder that fuses would learn nothing; raise it or the number of epochs, or set it to 0"
+            )
 
     def advance(self, progress: float) -> None:
         if self.is_fused and not self.is_active(progress):

@@ -97,8 +97,14 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
         ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: torch finds"),
         ({"storage": "no URL"}, "storage: the database cannot be used"),
         ({"storage": "sqlite:////no/such/folder/x.db"}, "storage: the database cannot be used"),
-        ({"objective": {"feature": {"pairs": [["nope", "layers.0"]]}}}, "objective: Supernet has no module 'nope'"),
-        ({"objective": {"feature": {"pairs": [["stages.0", "nope"]]}}}, "objective: R2Plus1D has no module 'nope'"),
+        (
+            {"objective": {"feature": {"pairs": [["nope", "layers.0"]]}}},
+            "objective.feature.pairs: module 'nope' of the student",
+        ),
+        (
+            {"objective": {"feature": {"pairs": [["stages.0", "nope"]]}}},
+            "objective.feature.pairs: module 'nope' of the teacher",
+        ),
         ({"objective": {"feature": {"pairs": [["stages.0", "classifier"]]}}}, "'classifier' gives (1, 4)"),
         ({"budget": {"max_flops": "1k"}}, "the lowest budget is 1,000 FLOPs, but the cheapest student at resolution"),
         (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
-from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.objectives import ModuleNameError, Objective, ObjectiveConfig
 from nas_kd.objectives.fewer_frames import prediction_kl, prediction_squared, representation
 from nas_kd.objectives.maps import Adapter
 from nas_kd.objectives.response import response, response_of_labels
@@ -230,10 +230,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
         Case(config(student="encoder.lower"))
     with pytest.raises(ValueError, match=r"fewer_frames.teacher: an encoding has the form \(N, E\).*'encoder.lower'"):
         Case(config(teacher="encoder.lower"))
-    with pytest.raises(ValueError, match="no module 'encodr' to tap"):
-        Case(config(student="encodr"))
-    with pytest.raises(ValueError, match="no module 'encodr' to tap"):
-        Case(config(teacher="encodr"))
+    for who in ("student", "teacher"):
+        sentence = (
+            f"fewer_frames.{who}: module 'encodr' of the {who} does not exist; did you mean 'encoder'\\? choose from "
+            "encoder, head.*, or set fewer_frames.weight to 0"
+        )
+        with pytest.raises(ModuleNameError, match=sentence):
+            Case(config(**{who: "encodr"}))
     with pytest.raises(ValueError, match="whole videos, but task saliency"):
         Case(config(), task=Saliency(CLIPS))
     few, whole = torch.zeros(1, 2, 5), torch.zeros(1, 6, 5)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +158,86 @@ def test_position_logits_teach_the_students_classifier_and_change_no_teacher() -
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+class Halving(nn.Module):
+    """Two stages that each halve the sides, and a pool."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, width, 3, 2, 1)
+        self.two = nn.Conv2d(width, width, 3, 2, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.last = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.pool(self.two(self.one(x))).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_the_default_maps_are_those_of_the_same_modules_at_every_resolution(side: int) -> None:
+    config = ObjectiveConfig.model_validate({"cross_resolution": {"weight": 1}})
+    student, teacher = Halving(2), Halving(4)
+    small, large = torch.zeros(1, 3, side, side), torch.zeros(1, 3, 8, 8)
+    objective = Objective(config, Classification(THREE), student, teacher, small, large)
+    assert objective.parts["cross_resolution"].pairs == (("two", "two"),)  # of one pixel where a side is 4 or less
+    assert objective.parts["feature"].pairs == (("one", "one"), ("two", "two"))
+
+
+def test_a_net_of_one_size_is_looked_at_as_it_is() -> None:
+    class Fixed(Halving):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 4:
+                raise RuntimeError("a net for one size")
+            return super().forward(x)
+
+    config = ObjectiveConfig.model_validate({"cross_resolution": {"weight": 1}, "feature": {"weight": 0}})
+    small, large = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8)
+    objective = Objective(config, Classification(THREE), Fixed(2), Halving(4), small, large)
+    assert objective.parts["cross_resolution"].pairs == (("one", "two"),)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sentence"),
+    [
+        (
+            {"cross_resolution": {"student": "twp"}},
+            r"cross_resolution.student: module 'twp' of the student does not exist; did you mean 'two'\? choose from "
+            r"one, two, pool, or set cross_resolution.weight to 0",
+        ),
+        (
+            {"cross_resolution": {"teacher": "foo"}},
+            r"cross_resolution.teacher: module 'foo' of the teacher does not exist; choose from one, two, pool, or",
+        ),
+        ({"cross_resolution": {"student": "last"}}, r"cross_resolution.student: maps have the form .* 'last' gives"),
+        ({"feature": {"pairs": [["one", "tow"]]}}, r"feature.pairs: module 'tow' of the teacher does not exist"),
+        (
+            {"cross_resolution": {"form": "logits", "teacher_classifier": "one"}},
+            r"cross_resolution.teacher_classifier: a classifier must take rows .* Conv2d does not; name the last layer",
+        ),
+        (
+            {"cross_resolution": {"form": "logits", "student_classifier": "lost"}},
+            r"cross_resolution.student_classifier: the student has no module 'lost'; did you mean 'last'",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_distilled_is_named_with_its_key(objective: dict[str, Any], sentence: str) -> None:
+    terms = {"feature": {"weight": float("feature" in objective)}, **objective}
+    if "cross_resolution" in objective:
+        terms["cross_resolution"] = {"weight": 1, **objective["cross_resolution"]}
+    config, image = ObjectiveConfig.model_validate(terms), torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Objective(config, Classification(THREE), Halving(2), Halving(4), image, image)
+    assert not re.search("expected|Expected|tensor|groups=", str(caught.value))
+
+
+def test_a_term_of_maps_says_where_there_are_none() -> None:
+    config = ObjectiveConfig.model_validate({"feature": {"weight": 0}, "cross_resolution": {"weight": 1}})
+    net, features = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), torch.zeros(1, 2, 3)
+    sentence = "cross_resolution: no module of the teacher gives feature maps.*; set cross_resolution.weight to 0, or"
+    with pytest.raises(ValueError, match=sentence):
+        Objective(config, Classification(THREE), net, net, features, features)
+
+
 def test_distilling_without_a_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="no teacher"):
         Objective(ObjectiveConfig(), Classification(THREE), small(4), None, torch.zeros(1), torch.zeros(1))
@@ -178,8 +260,7 @@ class Strided(nn.Module):
 
 def test_last_maps_are_the_outermost_of_each_scale() -> None:
     assert last_maps(Strided(), torch.zeros(1, 3, 8, 8)) == ("layer1", "layer2")
-    with pytest.raises(ValueError, match="no submodule that returns a feature map"):
-        last_maps(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), torch.zeros(1, 3))
+    assert last_maps(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), torch.zeros(1, 3)) == ()
 
 
 def test_taps_read_by_name_and_say_what_exists() -> None:

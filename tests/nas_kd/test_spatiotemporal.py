@@ -232,8 +232,10 @@ def test_what_does_not_fit_is_refused() -> None:
         Case("fused", net=plain)
     with pytest.raises(ValueError, match=r"spatiotemporal.spatial: .*module 'spatial.up.0' gives \(1, 4, 32, 32\)"):
         Case("fused", spatial="spatial.up.0")
-    with pytest.raises(ValueError, match="no module 'motion' to tap"):
+    with pytest.raises(ValueError, match=r"spatiotemporal.temporal: module 'motion' of the teacher does not exist;"):
         Case("fused", temporal="motion")
+    with pytest.raises(ValueError, match=r"'temporal.down' of the teacher does not run as a whole; did you mean 'temp"):
+        Case("fused", temporal="temporal.down")
     with pytest.raises(ValueError, match="response: task saliency has no logits"):
         Case("fused", more={"response": {"weight": 1}})
 

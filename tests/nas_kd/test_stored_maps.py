@@ -98,7 +98,7 @@ def test_a_campaign_takes_the_maps_as_its_teacher_and_trains_none(campaign: dict
 
 def test_a_term_that_asks_for_modules_of_the_teacher_is_refused(campaign: dict[str, Any]) -> None:
     config = validate({**campaign, "objective": {"feature": {"weight": 1}}}, source="maps")
-    with pytest.raises(ValueError, match="StoredMaps has no submodule that returns a feature map"):
+    with pytest.raises(ValueError, match="feature: no module of the teacher gives feature maps"):
         check_fit(config, build_workbench(config, "cpu"))
 
 
