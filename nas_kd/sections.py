@@ -16,6 +16,7 @@ from nas_kd.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from search_spaces import DERIVED_SPACES, GIVEN_BY_DATA, SPACES, DeltaBlocksSpace, SearchSpace
+from search_spaces.frame_sequence_settings import FRAMES
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -161,12 +162,13 @@ class SpaceConfig(BaseModel):
         """Whether the space is derived from the teacher."""
         return self.name in DERIVED_SPACES
 
-    def build(self, num_outputs: int, feature_size: int = 0) -> SearchSpace:
+    def build(self, num_outputs: int, feature_size: int = 0, frames: int = 0) -> SearchSpace:
         """The space for what the data are, where it needs no teacher.
 
         Args:
             num_outputs: channels that the task wants.
             feature_size: of frame features; 0 where the data are clips.
+            frames: of an item, so that students of features see no more of them by default; 0 where that is not known.
 
         Raises:
             ValueError: the settings do not fit.
@@ -174,7 +176,9 @@ class SpaceConfig(BaseModel):
         given = {"num_classes": num_outputs} | ({"feature_size": feature_size} if feature_size else {})
         settings = self.model_extra or {}
         if self.name in SPACES:
-            own = {name: given[name] for name in GIVEN_BY_DATA[self.name] if name in given}
+            own: dict[str, Any] = {name: given[name] for name in GIVEN_BY_DATA[self.name] if name in given}
+            if feature_size and frames:
+                own["frames"] = [k for k in FRAMES if k <= frames] or [frames]
             try:
                 return SPACES[self.name]({**own, **settings})
             except ValidationError as error:

@@ -169,7 +169,7 @@ def _check_kind(
 
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:
     if not config.space.is_derived:
-        return config.space.build(task.num_outputs, splits.info.feature_size)
+        return config.space.build(task.num_outputs, splits.info.feature_size, splits.info.frames)
     identity = {"model": config.teacher.model, "settings": config.teacher.settings, "num_outputs": task.num_outputs}
     return config.space.derive(teacher, (splits.info.height, splits.info.width), identity)
 

@@ -12,6 +12,9 @@ Family = Literal["h_rnn", "net_vlad", "nextvlad"]
 SelectorName = Literal["uniform", "random", "first", "middle", "last", "first_middle_last"]
 HeadName = Literal["linear", "moe"]
 
+FRAMES = (6, 10, 15)
+"""How many frames students see by default."""
+
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     if not values or list(values) != sorted(set(values)) or values[0] < 1:
@@ -54,8 +57,8 @@ class HRnnOptions(FamilyOptions):
     gates = ("lower", "block_length", "upper")
     encoding = "upper"
 
-    lower: Numbers = (128, 256, 512)
-    upper: Numbers = (128, 256, 512)
+    lower: Numbers = (64, 128, 256, 512)
+    upper: Numbers = (64, 128, 256, 512)
     block_length: Numbers = (5, 10)
 
 
@@ -129,7 +132,7 @@ class FrameSequenceSettings(BaseModel):
     num_classes: int = Field(ge=1)
     feature_size: int = Field(ge=1)
     family: Annotated[tuple[Family, ...], AfterValidator(_distinct)] = ("h_rnn",)
-    frames: Numbers = (6, 10, 15, 20, 30)
+    frames: Numbers = FRAMES
     selector: Annotated[tuple[SelectorName, ...], AfterValidator(_distinct)] = ("uniform",)
     head: Annotated[tuple[HeadName, ...], AfterValidator(_distinct)] = ("moe",)
     experts: int = Field(default=2, ge=1)

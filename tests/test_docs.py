@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
+from nas_kd.checks import check_fit
 from nas_kd.config import CampaignConfig, load_config, validate
 from nas_kd.data import (
     CameraConfig,
@@ -35,8 +38,10 @@ from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, Segm
 from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
 from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
+from nas_kd.workbench import build_workbench
 from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
 from search_spaces.frame_sequence_settings import HRnnOptions, NetVladOptions, NextVladOptions
+from search_spaces.knapsack import cost_range
 from search_spaces.saliency_settings import DecoderSettings, TrunkSettings
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +165,44 @@ def test_every_key_is_documented(page: str, model: type[BaseModel]) -> None:
     given_by_us = {"num_classes", "source", "root", "labels"}
     missing = [key for key in model.model_fields if f"`{key}`" not in text and key not in given_by_us]
     assert not missing
+
+
+def campaign_of(page: str) -> dict[str, Any]:
+    """The campaign that a page shows."""
+    (block,) = re.findall(r"```yaml\n(task:.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)
+    return dict(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("given", [{}, campaign_of("fewer-frames")], ids=["defaults", "page"])
+def test_campaigns_on_features_need_no_more_than_a_folder(given: dict[str, Any], tmp_path: Path) -> None:
+    classes = 14
+    np.save(tmp_path / "all.npy", np.random.default_rng(0).normal(size=(3 * classes, 25, 256)).astype(np.float32))
+    rows = [f"all.npy#{i},c{i % classes:02},{('train', 'val', 'test')[i // classes]}" for i in range(3 * classes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    data = {"source": "features", **given.get("data", {}), "root": str(tmp_path)}
+    config = validate({**given, "data": data}, source="page")
+    check_fit(config, build_workbench(config, "cpu"))
+
+
+def test_the_default_budgets_hold_at_the_sizes_of_youtube_8m_and_for_short_clips() -> None:
+    config = validate({"data": {"source": "youtube8m", "root": "x", "num_classes": 3862}}, source="defaults")
+    space = config.space.build(3862, 1152, 300)
+    for frames in space.knobs["frames"]:
+        least, most = cost_range(space.cost_table(space.knobs_with({"frames": frames})))
+        assert least <= config.budget.lowest
+        assert most >= 10_000_000
+    assert config.space.build(2, 8, 7).knobs["frames"] == (6,)
+    assert config.space.build(2, 8, 4).knobs["frames"] == (4,)
+
+
+def test_the_budgets_of_the_saliency_page_can_be_met() -> None:
+    config = validate(campaign_of("saliency"), source="page")
+    space = config.space.build(1)
+    least = [
+        cost_range(space.cost_table({"net": net, "side": side}))[0]
+        for net, side in product(space.knobs["net"], space.knobs["side"])
+    ]
+    assert max(least) <= config.budget.lowest
 
 
 @pytest.mark.parametrize(
