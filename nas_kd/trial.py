@@ -258,6 +258,7 @@ class Trial:
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
         info, normalize = self.bench.splits.info, self.config.normalize
+        reads_bytes = info.input_key == "clip"
         shape = tuple(self.bench.space.example_input(self.knobs).shape[1:])
         save_bundle(
             self.context.directory,
@@ -266,8 +267,8 @@ class Trial:
                 arch=arch.as_dict(),
                 arch_id=arch.arch_id,
                 input_shape=shape,
-                mean=normalize.mean,
-                std=normalize.std,
+                mean=normalize.mean if reads_bytes else None,
+                std=normalize.std if reads_bytes else None,
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
                 class_names=self.bench.task.class_names,

@@ -14,8 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from nas_kd.data import normalize
 from nas_kd.mistakes import explain
 from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
@@ -35,7 +36,7 @@ class BundleInfo(BaseModel):
         arch_id: its content hash.
         input_shape: of one clip, (3, T, H, W), after normalisation; of a student that runs frame by frame, T is its
             key-frame interval. Of frame features (T, D), which are read as they are.
-        mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std.
+        mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std. None for frame features.
         std: likewise.
         source_frames: frames of a clip as the teacher sees it, from which the student's are taken, uniformly unless
             the architecture names another selector.
@@ -60,8 +61,8 @@ class BundleInfo(BaseModel):
     arch: Mapping[str, Any]
     arch_id: str
     input_shape: tuple[int, ...] = Field(min_length=2, max_length=4)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
     source_frames: int
     source_size: tuple[int, int]
     class_names: tuple[str, ...]
@@ -76,6 +77,46 @@ class BundleInfo(BaseModel):
     delta_flops: int | None = None
     state_bytes: int | None = None
     form: Literal["delta", "residual"] | None = None
+
+    def prepare(self, items: Tensor, space: SearchSpace | None = None) -> Tensor:
+        """What the student reads, from what the data hold: as in its trial.
+
+        Bytes are normalised, then frames are chosen and resampled; of frame features, frames are chosen. The selector
+        `random` draws from torch's global generator.
+
+        Args:
+            items: clips, uint8 (N, 3, T, H, W), or frames, uint8 (N, 3, H, W), where the student sees single ones; or
+                frame features (N, T, D) of any floating-point type. T is `source_frames` in training; what the
+                student's space allows, else.
+            space: needed where the student's space is your own, as by `load_bundle`.
+
+        Returns:
+            float32 (N, *input_shape); for a student that runs frame by frame of as many frames as were given.
+
+        Raises:
+            ValueError: items of another kind or shape.
+        """
+        arch = ArchSpec.from_dict(self.arch)
+        if self.mean is None or self.std is None:
+            if items.ndim != 3 or items.shape[2] != self.input_shape[1] or not items.is_floating_point():
+                raise ValueError(
+                    f"the student reads frame features, (N, T, {self.input_shape[1]}) floating-point numbers, but got "
+                    f"{tuple(items.shape)} of {items.dtype}"
+                )
+            read = items.float()
+        else:
+            frames = items.ndim == 4 and (self.keyframe_interval is not None or len(self.input_shape) == 3)
+            if items.ndim != 5 - frames or items.shape[1] != 3 or items.dtype != torch.uint8:
+                raise ValueError(
+                    "the student reads clips, (N, 3, T, H, W) in bytes (uint8), which are normalised here, but got "
+                    f"{tuple(items.shape)} of {items.dtype}"
+                )
+            read = normalize(items.unsqueeze(2) if frames else items, self.mean, self.std)
+            read = read.squeeze(2) if frames else read
+        if self.keyframe_interval is not None:  # its space, which comes from a teacher, leaves frames as they are
+            return read
+        space = space or _space_of(arch)
+        return space.fit_input(read, {name: arch.choices[name] for name in space.knobs})
 
 
 def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> None:
