@@ -304,7 +304,8 @@ def _check_rows(
     for key, count in mapless.items():
         if count == len(tried):  # one mistake, not one a row
             raise DataError(
-                f"maps must name folders that hold a map at each frame's path, but no frame has one in maps.{key}: for "
-                f"{tried[0]}, {no_map(config.maps[key], tried[0])}; move the maps or mend the folder"
+                f"data.maps must name folders that hold a map at each frame's path, but no frame has one in "
+                f"data.maps.{key}: for {tried[0]}, {no_map(config.maps[key], tried[0])}; move the maps or mend the "
+                "folder"
             )
     return frames, problems

@@ -28,13 +28,14 @@ RowT = TypeVar("RowT", bound=_Row)
 
 
 class UnusableRowsError(DataError):
-    """Rows of the csv that cannot be used, all of them in `problems`; the message shows the first few.
+    """Rows of a csv or records that cannot be used, all of them in `problems`; the message shows the first few.
 
     Args:
-        csv_path: The csv file.
+        csv_path: The csv file, or the folder of the records.
         num_rows: Its rows.
         problems: (path, reason) of each unusable one.
         remedy: What the user can do.
+        what: What a row is called.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class UnusableRowsError(DataError):
         num_rows: int,
         problems: Sequence[tuple[str, str]],
         remedy: str = "mend them, or set on_error: skip to leave them out",
+        what: str = "row",
     ) -> None:
         self.problems = tuple(problems)
         shown = "; ".join(f"{printable(path)}: {reason}" for path, reason in problems[:LISTED])
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         super().__init__(
-            f"every row of {csv_path} must be usable, but {len(problems)} of {num_rows} are not ({remedy}): "
+            f"every {what} of {csv_path} must be usable, but {len(problems)} of {num_rows} are not ({remedy}): "
             f"{shown}{more}"
         )
 

@@ -29,6 +29,19 @@ class WireError(ValueError):
     """A message that is none; the reason, without the file."""
 
 
+class DamagedError(DataError):
+    """A record whose bytes are wrong.
+
+    Attributes:
+        reason: What is wrong, without the file.
+        end: Where the next record begins; None where that cannot be known.
+    """
+
+    def __init__(self, path: Path, offset: int, reason: str, end: int | None = None) -> None:
+        super().__init__(f"{path} is damaged at byte {offset}: {reason}; fetch the file again")
+        self.reason, self.end = reason, end
+
+
 class SequenceExample(NamedTuple):
     """What a record holds.
 
@@ -79,18 +92,34 @@ def masked_crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def records(path: Path) -> Iterator[tuple[int, bytes]]:
+def records(path: Path, damaged: list[tuple[int, str]] | None = None) -> Iterator[tuple[int, bytes]]:
     """Offset and message of each record of a file.
 
+    Args:
+        path: The file.
+        damaged: Takes the offset of each damaged record and what is wrong with it; the others are still given, as far
+            as it is known where they begin.
+
     Raises:
-        DataError: The file cannot be read, or is damaged; the message names it and the offset.
+        DamagedError: A record is damaged, and there is no list of such; the message names the file and the offset.
+        DataError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             offset = 0
             while offset < size:
-                message = read_record(file, offset, size, path)
+                try:
+                    message = read_record(file, offset, size, path)
+                except DamagedError as error:
+                    if damaged is None:
+                        raise
+                    rest = " and of all behind it" if error.end is None else ""
+                    damaged.append((offset, f"{error.reason}, so the content of this record{rest} is lost"))
+                    if error.end is None:
+                        return
+                    offset = error.end
+                    continue
                 yield offset, message
                 offset += _HEADER.size + len(message) + _FOOTER.size
     except OSError as error:
@@ -107,23 +136,24 @@ def read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
         path: Its name, for messages.
 
     Raises:
-        DataError: The record is cut off or damaged.
+        DamagedError: The record is cut off or its check sums are wrong.
     """
     file.seek(offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        raise _damaged(path, offset, f"the file ends {len(header)} bytes into the record's header")
+        raise DamagedError(path, offset, f"the file ends {len(header)} bytes into the record's header")
     length, crc = _HEADER.unpack(header)
     if masked_crc32c(header[:8]) != crc:
-        raise _damaged(path, offset, "the check sum of the record's length is wrong")
+        raise DamagedError(path, offset, "the check sum of the record's length is wrong")
     if offset + _HEADER.size + length + _FOOTER.size > size:
-        raise _damaged(path, offset, f"the record has {length} bytes, but the file ends before it does")
+        raise DamagedError(path, offset, f"the record has {length} bytes, but the file ends before it does")
     message = file.read(length)
     footer = file.read(_FOOTER.size)
     if len(message) < length or len(footer) < _FOOTER.size:
-        raise _damaged(path, offset, "the file became shorter while it was read")
+        raise DamagedError(path, offset, "the file became shorter while it was read")
     if masked_crc32c(message) != _FOOTER.unpack(footer)[0]:
-        raise _damaged(path, offset, "the check sum of the record is wrong")
+        end = offset + _HEADER.size + length + _FOOTER.size
+        raise DamagedError(path, offset, "the check sum of the record is wrong", end)
     return message
 
 
@@ -144,10 +174,6 @@ def parse_sequence_example(message: bytes) -> SequenceExample:
             else:
                 lists[key] = [_strings(step, key) for inner, step in _messages(part) if inner == 1]
     return SequenceExample(context, lists)
-
-
-def _damaged(path: Path, offset: int, reason: str) -> DataError:
-    return DataError(f"{path} is damaged at byte {offset}: {reason}; fetch the file again")
 
 
 def _entry(entry: memoryview) -> tuple[str, memoryview]:

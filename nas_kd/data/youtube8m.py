@@ -4,18 +4,17 @@ Each record is one video: `id` and `labels` in its context, and for each frame a
 `audio`. Bytes q stand for q · 4/255 + 4/512 − 2, as in the reader that was published with the data.
 
 Every file is read once, before anything is trained, with all its check sums; what was found is kept in an index, so
-later starts read single records only. A file that has changed since (by size or time) is read again.
+later starts read single records only. Whatever cannot be used is reported then, all at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
-from nas_kd.data.files import written_whole
 from nas_kd.data.progress import track
+from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
 from nas_kd.data.splits import Splits, carve_val, make_splits
-from nas_kd.data.table import SPLITS, read_csv
-from nas_kd.data.tfrecord import SequenceExample, WireError, parse_sequence_example, read_record, records
+from nas_kd.data.table import SPLITS, UnusableRowsError, read_csv
+from nas_kd.data.tfrecord import WireError, read_record
 
 _SCALE, _OFFSET = np.float32(4 / 255), np.float32(4 / 512 - 2)
-_INDEX_VERSION = 1
 _VOCABULARY = ("Index", "Name")
+_REMEDY = "fetch or mend the files, or set on_error: skip to leave them out"
 
 
 class YouTube8MConfig(BaseModel):
@@ -67,6 +66,9 @@ class YouTube8MConfig(BaseModel):
         ge=1,
         description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
         "items must have equally many, and all are taken.",
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", description="fail: refuse the data set if a record is unusable; skip: leave such records out."
     )
     val_share: float = Field(
         default=0.15, gt=0, lt=1, description="Share of the training items that validates where `val` is null."
@@ -146,12 +148,15 @@ class RecordDataset:
                 message = read_record(file, item.offset, os.fstat(file.fileno()).st_size, item.path)
         except OSError as error:
             raise no_longer(item.path, error.strerror or error) from error
-        lists = _lists(_example(message, item.path, item.offset), item.path, item.offset)
         positions = sample_positions(item.length, self.frames)
         try:
+            lists = parse_video(message).lists
             joined = np.concatenate([lists[name][positions] for name in self.use], axis=1)
-        except (KeyError, IndexError, ValueError) as error:
-            raise _unusable(item.path, item.offset, "it has changed since the campaign started") from error
+        except (WireError, KeyError, IndexError, ValueError) as error:
+            raise DataError(
+                f"the record of {item.path} at byte {item.offset} has changed since the campaign started; start "
+                "the campaign again"
+            ) from error
         labels = torch.zeros(self.num_classes, dtype=torch.uint8)
         labels[list(item.classes)] = 1
         return {
@@ -175,15 +180,22 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         gate_share: Share of the training items that fits gates.
 
     Raises:
-        DataError: A file or record is damaged or does not fit, or the set as a whole cannot be used.
+        UnusableRowsError: Records are damaged or do not fit and `on_error` is "fail".
+        DataError: A file cannot be read, or the set as a whole cannot be used.
     """
     class_names = _class_names(config)
     indexes = _indexes(config)
-    sizes: dict[str, tuple[int, str]] = {}
-    parts = {
-        name: [item for index in indexes[name] for item in _items(index, config.use, len(class_names), sizes)]
-        for name in SPLITS
-    }
+    sizes = _sizes(indexes, config.use)
+    parts, problems = _items(indexes, config, len(class_names), sizes)
+    total = len(problems) + sum(map(len, parts.values()))
+    if problems and config.on_error == "fail":
+        raise UnusableRowsError(config.root, total, problems, _REMEDY, "record")
+    for name, items in parts.items():
+        if not items and (name != "val" or config.val is not None):
+            raise DataError(
+                f"the split {name!r} must hold at least one usable record, but data.{name}, {getattr(config, name)}, "
+                f"gives it none ({len(problems)} records are unusable); name other files"
+            )
     notes: list[str] = []
     if config.val is None:
         labels = [item.label for item in parts["train"]]
@@ -197,6 +209,8 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
             )
         if unlabelled:
             notes.append(f"{unlabelled} of {len(items)} {name} items have no class")
+    if problems:
+        notes.append(f"{len(problems)} of {total} records were left out")
     frames = frames_of([item.length for items in parts.values() for item in items], config.frames)
     info = DataInfo(
         num_classes=len(class_names),
@@ -206,7 +220,7 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         width=0,
         name=config.root.resolve().name,
         flip_safe=False,
-        feature_size=sum(sizes[name][0] for name in config.use),
+        feature_size=sum(sizes.values()),
         multi_label=True,
     )
     item_bytes = frames * info.feature_size * 4
@@ -214,58 +228,7 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         stack_small(RecordDataset(parts[name], len(class_names), config.use, frames), item_bytes, config.memory_gb)
         for name in SPLITS
     )
-    return make_splits(train, val, test, info, seed=seed, gate_share=gate_share, notes=notes)
-
-
-@dataclass(frozen=True)
-class FileIndex:
-    """What one file holds, by record.
-
-    Attributes:
-        path: The file.
-        offsets: int64 [R].
-        names: Names of the lists of features.
-        lengths: int64 [R, names], numbers of frames; 0 for an absent list.
-        widths: int64 [R, names], features a frame; 0 for an absent or empty list.
-        counts: int64 [R], numbers of labels.
-        labels: int64, those of all records one after the other.
-    """
-
-    path: Path
-    offsets: npt.NDArray[np.int64]
-    names: tuple[str, ...]
-    lengths: npt.NDArray[np.int64]
-    widths: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-
-
-def index_file(path: Path) -> FileIndex:
-    """Read a whole file and check it.
-
-    Raises:
-        DataError: The file or one of its records is damaged, or is no SequenceExample with frames of equal size.
-    """
-    offsets: list[int] = []
-    shapes: list[dict[str, tuple[int, ...]]] = []
-    classes: list[list[int]] = []
-    for offset, message in records(path):
-        example = _example(message, path, offset)
-        offsets.append(offset)
-        shapes.append({name: frames.shape for name, frames in _lists(example, path, offset).items()})
-        classes.append(_labels(example, path, offset))
-    names = tuple(sorted({name for shape in shapes for name in shape}))
-    sizes = np.array([[shape.get(name, (0, 0)) for name in names] for shape in shapes], dtype=np.int64)
-    sizes = sizes.reshape(len(offsets), len(names), 2)
-    return FileIndex(
-        path,
-        np.array(offsets, dtype=np.int64),
-        names,
-        sizes[:, :, 0],
-        sizes[:, :, 1],
-        np.array([len(one) for one in classes], dtype=np.int64),
-        np.array([label for one in classes for label in one], dtype=np.int64),
-    )
+    return make_splits(train, val, test, info, seed=seed, gate_share=gate_share, skipped=problems, notes=notes)
 
 
 def _indexes(config: YouTube8MConfig) -> dict[str, list[FileIndex]]:
@@ -285,99 +248,105 @@ def _indexes(config: YouTube8MConfig) -> dict[str, list[FileIndex]]:
             owner[path] = name
     indexes: dict[str, list[FileIndex]] = {name: [] for name in SPLITS}
     for path in track(owner, "indexing records", len(owner)):
-        indexes[owner[path]].append(_kept_index(path, config.index_dir.expanduser()))
+        indexes[owner[path]].append(kept_index(path, config.index_dir.expanduser()))
     return indexes
 
 
-def _kept_index(path: Path, folder: Path) -> FileIndex:
-    """The index of a file, from the folder where it is kept, or made and kept there."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} must be a TFRecord file, but it cannot be read: {error.strerror or error}") from error
-    identity = f"{_INDEX_VERSION} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    kept = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.npz"
-    # Whatever damaged a kept index, it can be made again.
-    with contextlib.suppress(Exception), kept.open("rb") as kept_file, np.load(kept_file, allow_pickle=False) as found:
-        names = tuple(str(name) for name in found["names"])
-        parts = [np.asarray(found[key], dtype=np.int64) for key in _PARTS]
-        return FileIndex(path, parts[0], names, *parts[1:])
-    index = index_file(path)
-    arrays: dict[str, Any] = {key: getattr(index, key) for key in _PARTS}
-    with written_whole(kept, folder, "index_dir") as file:
-        np.savez(file, names=np.array(index.names, dtype=np.str_), **arrays)
-    return index
+def _sizes(indexes: Mapping[str, Sequence[FileIndex]], use: Sequence[str]) -> dict[str, int]:
+    """Features a frame of each list, that of most records.
+
+    Raises:
+        DataError: No record has frames of a list.
+    """
+    seen: dict[str, Counter[int]] = {}
+    for index in (index for part in indexes.values() for index in part):
+        for name, widths in zip(index.names.tolist(), index.widths.T, strict=True):
+            seen.setdefault(name, Counter()).update(widths[widths > 0].tolist())
+    held = [name for name, widths in sorted(seen.items()) if widths]
+    for name in use:
+        # Where there is none at all, what is wrong with each record is the better explanation.
+        if name not in held and held:
+            raise DataError(
+                f"data.use must name lists of features that the records hold, but no record has frames of {name!r}; "
+                f"choose from {', '.join(held)}"
+            )
+    return {name: seen[name].most_common(1)[0][0] if name in held else 0 for name in use}
 
 
-_PARTS = ("offsets", "lengths", "widths", "counts", "labels")
+def _items(
+    indexes: Mapping[str, Sequence[FileIndex]], config: YouTube8MConfig, num_classes: int, sizes: Mapping[str, int]
+) -> tuple[dict[str, list[Item]], list[tuple[str, str]]]:
+    """The usable records of each split; and of the others the place and the reason."""
+    parts: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    problems: list[tuple[str, str]] = []
+    first: dict[str, Item] = {}
+    for split in SPLITS:
+        for index in indexes[split]:
+            problems += [
+                (_place(index.path, offset, config), reason)
+                for offset, reason in zip(index.broken.tolist(), index.reasons.tolist(), strict=True)
+            ]
+            for name, shapes, item in _records(index, config.use):
+                reason = _unfit_frames(shapes, sizes) or _unfit_classes(item.classes, num_classes)
+                if not reason and name in first:
+                    twin = first[name]
+                    reason = (
+                        f"it has the id of {_place(twin.path, twin.offset, config)}; leave one of them out, or give it "
+                        "an id of its own"
+                    )
+                if reason:
+                    place = _place(item.path, item.offset, config)
+                    problems.append((f"{place} (id {name})" if name else place, reason))
+                    continue
+                if name:
+                    first[name] = item
+                parts[split].append(item)
+    return parts, problems
 
 
-def _items(index: FileIndex, use: Sequence[str], num_classes: int, sizes: dict[str, tuple[int, str]]) -> list[Item]:
-    """The records of a file; `sizes` holds features a frame of each list and where they were seen first."""
-    columns = {name: column for column, name in enumerate(index.names)}
-    ends = np.cumsum(index.counts)
-    items = []
-    for row, offset in enumerate(index.offsets.tolist()):
-        lengths = {name: int(index.lengths[row, columns[name]]) if name in columns else 0 for name in use}
-        for name, length in lengths.items():
-            if length == 0:
-                held = ", ".join(other for other in index.names if index.lengths[row, columns[other]])
-                raise _unusable(index.path, offset, f"it has no frames of {name!r} (it holds {held or 'none at all'})")
-            width = int(index.widths[row, columns[name]])
-            size, where = sizes.setdefault(name, (width, f"{index.path} at byte {offset}"))
-            if width != size:
-                raise _unusable(
-                    index.path,
-                    offset,
-                    f"its frames of {name!r} have {width} features, but those of {where} have {size}",
-                )
-        if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
-            raise _unusable(index.path, offset, f"its lists must have equally many frames, but it has {told}")
+def _records(index: FileIndex, use: Sequence[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]], Item]]:
+    """Id, frames and features a frame of each list, and the item of each record."""
+    names, ends = index.names.tolist(), np.cumsum(index.counts)
+    shapes = np.stack([index.lengths, index.widths], axis=2).tolist()
+    for row, (offset, name) in enumerate(zip(index.offsets.tolist(), index.ids.tolist(), strict=True)):
+        of_list = {key: (length, width) for key, (length, width) in zip(names, shapes[row], strict=True)}
         classes = tuple(dict.fromkeys(index.labels[ends[row] - index.counts[row] : ends[row]].tolist()))
-        for label in classes:
-            if not 0 <= label < num_classes:
-                raise _unusable(
-                    index.path, offset, f"its labels must lie in 0..{num_classes - 1} (num_classes), but one is {label}"
-                )
-        items.append(Item(index.path, offset, classes, lengths[use[0]]))
-    return items
+        yield name, of_list, Item(index.path, offset, classes, of_list.get(use[0], (0, 0))[0])
 
 
-def _example(message: bytes, path: Path, offset: int) -> SequenceExample:
-    try:
-        return parse_sequence_example(message)
-    except WireError as error:
-        raise _unusable(path, offset, f"it is no SequenceExample ({error})") from error
+def _place(path: Path, offset: int, config: YouTube8MConfig) -> str:
+    return f"{path.relative_to(config.root)} at byte {offset}"
 
 
-def _lists(example: SequenceExample, path: Path, offset: int) -> dict[str, npt.NDArray[np.uint8]]:
-    """Frames [T, D] of each list of a record; [0, 0] of an empty one."""
-    found = {}
-    for name, steps in example.lists.items():
-        for number, values in enumerate(steps):
-            if len(values) != 1:
-                raise _unusable(
-                    path, offset, f"frame {number} of {name!r} must be one string, but it has {len(values)}"
-                )
-            if not values[0] or len(values[0]) != len(steps[0][0]):
-                raise _unusable(
-                    path,
-                    offset,
-                    f"the frames of {name!r} must have equally many features, but frame {number} has {len(values[0])} "
-                    f"and the first {len(steps[0][0])}",
-                )
-        joined = np.frombuffer(b"".join(values[0] for values in steps), dtype=np.uint8)
-        found[name] = joined.reshape(len(steps), -1) if steps else joined.reshape(0, 0)
-    return found
+def _unfit_frames(shapes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> str:
+    """What is wrong with the lists of a record ("" if nothing).
+
+    Args:
+        shapes: Frames and features a frame, by list.
+        sizes: Features a frame of each list that is used.
+    """
+    held = [name for name, (length, _) in shapes.items() if length]
+    for name, size in sizes.items():
+        length, width = shapes.get(name, (0, 0))
+        if not length:
+            told = ", ".join(held) or "none at all"
+            return f"it has no frames of {name!r}, but data.use asks for them (it holds {told})"
+        if width != size:
+            return f"its frames of {name!r} have {width} features, but those of most records have {size}"
+    lengths = {name: shapes[name][0] for name in sizes}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
+        return f"its lists must have equally many frames, but it has {told}"
+    return ""
 
 
-def _labels(example: SequenceExample, path: Path, offset: int) -> list[int]:
-    labels = example.context.get("labels", [])
-    whole = [label for label in labels if isinstance(label, int)]
-    if len(whole) < len(labels):
-        raise _unusable(path, offset, "its labels must be whole numbers, but are strings")
-    return whole
+def _unfit_classes(classes: Sequence[int], num_classes: int) -> str:
+    for label in classes:
+        if label < 0:
+            return f"its labels must be at least 0, but one is {label}"
+        if label >= num_classes:
+            return f"its labels must lie in 0..{num_classes - 1}, but one is {label}; raise data.num_classes"
+    return ""
 
 
 def _class_names(config: YouTube8MConfig) -> tuple[str, ...]:
@@ -398,7 +367,3 @@ def _class_names(config: YouTube8MConfig) -> tuple[str, ...]:
             f"num_classes must exceed every class of {config.class_names}, but it is {count} and one is {max(named)}"
         )
     return tuple(named.get(index) or f"class_{index}" for index in range(count))
-
-
-def _unusable(path: Path, offset: int, reason: str) -> DataError:
-    return DataError(f"the record of {path} at byte {offset} cannot be used: {reason}")

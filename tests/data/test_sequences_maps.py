@@ -169,7 +169,7 @@ def test_a_folder_without_the_maps_of_any_frame_is_one_mistake(root):
     with pytest.raises(DataError) as caught:
         load(config(root), seed=0)
     assert str(caught.value) == (
-        "maps must name folders that hold a map at each frame's path, but no frame has one in maps.fine: for "
+        "data.maps must name folders that hold a map at each frame's path, but no frame has one in data.maps.fine: for "
         "frames/0_0.jpg, there is no teacher/fine/frames/0_0.npy (or .png, .jpg, .jpeg) in root; move the maps or mend "
         "the folder"
     )

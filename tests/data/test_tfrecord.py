@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from small_sets import features_of
 
-from nas_kd.data import ClipLoader, DataError, YouTube8MConfig, check_sample, load
+from nas_kd.data import ClipLoader, DataError, UnusableRowsError, YouTube8MConfig, check_sample, load
 from nas_kd.data.tfrecord import WireError, crc32c, parse_sequence_example, records
 from nas_kd.data.youtube8m import RecordDataset, dequantize
 
@@ -70,9 +70,14 @@ def pairs(entries: dict[str, bytes]) -> bytes:
 
 
 def example(
-    labels: Sequence[int], lists: dict[str, Sequence[bytes]], *, packed: bool = True, name: bytes = b"v"
+    labels: Sequence[int],
+    lists: dict[str, Sequence[bytes]],
+    *,
+    packed: bool = True,
+    name: bytes = b"",
+    key: str = "id",
 ) -> bytes:
-    context = {"id": strings(name), "labels": integers(labels, packed)}
+    context = {**({key: strings(name)} if name else {}), "labels": integers(labels, packed)}
     features = {key: b"".join(field(1, strings(frame)) for frame in frames) for key, frames in lists.items()}
     return field(1, pairs(context)) + field(2, pairs(features))
 
@@ -86,7 +91,7 @@ RGB, AUDIO, T = 5, 2, 4
 
 def video(seed: int, labels: Sequence[int], length: int = T, **change: object) -> bytes:
     lists = {"rgb": frames(length, RGB, seed), "audio": frames(length, AUDIO, seed + 500)}
-    return example(labels, lists, **change)  # type: ignore[arg-type]
+    return example(labels, lists, **{"name": b"v%d" % seed, **change})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -199,11 +204,11 @@ def test_val_is_carved_where_it_has_no_files(root):
 def test_the_index_is_built_once_and_again_for_a_changed_or_damaged_file(root, monkeypatch):
     read: list[str] = []
 
-    def counted(path):
+    def counted(path, damaged):
         read.append(path.name)
-        return records(path)
+        return records(path, damaged)
 
-    monkeypatch.setattr("nas_kd.data.youtube8m.records", counted)
+    monkeypatch.setattr("nas_kd.data.record_index.records", counted)
     before = features_of(load(config(root), seed=0))
     assert len(read) == 4
     assert torch.equal(features_of(load(config(root), seed=0)), before)
@@ -248,13 +253,17 @@ def test_every_truncation_is_found(tmp_path):
             list(records(path))
 
 
-def test_a_damaged_file_is_one_sentence_and_so_is_one_damaged_later(root):
+def test_a_damaged_record_is_named_and_so_is_one_damaged_later(root):
     path = root / "validate00.tfrecord"
     whole = path.read_bytes()
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
-    with pytest.raises(DataError, match=r"validate00\.tfrecord is damaged at byte 0: .* is wrong") as caught:
+    with pytest.raises(UnusableRowsError) as caught:
         load(config(root), seed=0)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        f"every record of {root} must be usable, but 1 of 10 are not (fetch or mend the files, or set on_error: skip "
+        "to leave them out): validate00.tfrecord at byte 0: the check sum of the record is wrong, so the content of "
+        "this record is lost"
+    )
     path.write_bytes(whole)
     splits = load(config(root, memory_gb=0), seed=0)
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
@@ -271,14 +280,20 @@ def test_a_damaged_file_is_one_sentence_and_so_is_one_damaged_later(root):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (example([1], {"rgb": [], "audio": frames(T, AUDIO, 0)}), "no frames of 'rgb' (it holds audio)"),
-        (example([1], {}), "no frames of 'rgb' (it holds none at all)"),
+        (
+            example([1], {"rgb": [], "audio": frames(T, AUDIO, 0)}),
+            "no frames of 'rgb', but data.use asks for them (it holds audio)",
+        ),
+        (example([1], {}), "no frames of 'rgb', but data.use asks for them (it holds none at all)"),
         (b"", "no frames of 'rgb'"),
         (example([1], {"rgb": frames(T, RGB, 0), "audio": frames(3, AUDIO, 0)}), "it has 4 of 'rgb', 3 of 'audio'"),
-        (example([1], {"rgb": frames(T, 6, 0), "audio": frames(T, AUDIO, 0)}), "have 6 features, but those of"),
+        (
+            example([1], {"rgb": frames(T, 6, 0), "audio": frames(T, AUDIO, 0)}),
+            "have 6 features, but those of most records have 5",
+        ),
         (example([1], {"rgb": [b"12345", b"123"]}), "frame 1 has 3 and the first 5"),
         (example([1], {"rgb": [b""]}), "frame 0 has 0"),
-        (video(9, [6]), "labels must lie in 0..5 (num_classes), but one is 6"),
+        (video(9, [6]), "labels must lie in 0..5, but one is 6; raise data.num_classes"),
         (video(9, [-1], packed=False), "but one is -1"),
         (video(9, [-1]), "but one is -1"),
         (field(1, pairs({"labels": strings(b"1")})), "labels must be whole numbers"),
@@ -289,25 +304,112 @@ def test_a_damaged_file_is_one_sentence_and_so_is_one_damaged_later(root):
         (b"\x80" * 12, "a number does not end"),
     ],
 )
-def test_a_record_that_does_not_fit_is_one_sentence(root, message, words):
+def test_a_record_that_does_not_fit_is_one_sentence_or_left_out(root, message, words):
+    before = features_of(load(config(root), seed=0))
     path = root / "train01.tfrecord"
-    offset = path.stat().st_size
-    with path.open("ab") as file:
-        file.write(record(message))
-    with pytest.raises(DataError) as caught:
+    whole, offset = path.read_bytes(), path.stat().st_size
+    path.write_bytes(whole + record(message) + record(video(60, [1])))
+    with pytest.raises(UnusableRowsError) as caught:
         load(config(root), seed=0)
     assert words in str(caught.value)
-    assert f"train01.tfrecord at byte {offset}" in str(caught.value)
+    assert (
+        f"1 of 12 are not (fetch or mend the files, or set on_error: skip to leave them out): {path.name} at byte "
+        in (str(caught.value))
+    )
     assert "\n" not in str(caught.value)
+    splits = load(config(root, on_error="skip"), seed=0)
+    ((place, reason),) = splits.skipped
+    assert place.startswith(f"train01.tfrecord at byte {offset}")
+    assert words in reason
+    assert splits.notes == ("1 of 12 records were left out",)
+    last = torch.from_numpy(dequantize(quantised(60)))
+    assert torch.equal(features_of(splits), torch.cat([before, last[None]]))
+
+
+def damage(path: Path, position: int) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[position] ^= 8
+    path.write_bytes(whole)
+
+
+def test_what_is_damaged_is_left_out_and_its_index_not_kept(root):
+    path = root / "train00.tfrecord"
+    first, second = (len(record(video(i, [i, 3 + i], packed=i != 1))) for i in range(2))
+    whole, times = path.read_bytes(), path.stat()
+    damage(path, first + 50)  # inside of the second message
+    splits = load(config(root, on_error="skip"), seed=0)
+    reason = "the check sum of the record is wrong, so the content of this record is lost"
+    assert splits.skipped == ((f"train00.tfrecord at byte {first}", reason),)
+    assert torch.equal(features_of(splits)[:2], torch.from_numpy(dequantize(np.stack([quantised(0), quantised(2)]))))
+    # Where a length is wrong nobody knows where the next record begins.
+    damage(path, first + 2)
+    splits = load(config(root, on_error="skip"), seed=0)
+    ((place, reason),) = splits.skipped
+    assert place == f"train00.tfrecord at byte {first}"
+    assert "the record's length is wrong, so the content of this record and of all behind it is lost" in reason
+    assert len(splits.retrain) == 4
+    # A sound copy with the same size and time is read.
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert len(load(config(root), seed=0).retrain) == 6
+    path.write_bytes(whole[:-1])
+    splits = load(config(root, on_error="skip"), seed=0)
+    assert splits.skipped[0][0] == f"train00.tfrecord at byte {first + second}"
+    assert len(splits.retrain) == 5
+
+
+@pytest.mark.parametrize("key", ["id", "video_id"])
+def test_the_same_video_twice_is_once(root, key):
+    twin = video(2, [1], key=key, name=b"twin")
+    with (root / "train00.tfrecord").open("ab") as file:
+        file.write(record(twin) + record(twin))
+    with (root / "test00.tfrecord").open("ab") as file:
+        file.write(record(video(9, [0], key=key, name=b"twin")))
+    splits = load(config(root, on_error="skip"), seed=0)
+    start = len(b"".join(record(video(i, [i, 3 + i], packed=i != 1)) for i in range(3)))
+    reason = f"it has the id of train00.tfrecord at byte {start}; leave one of them out, or give it an id of its own"
+    places = dict(splits.skipped)
+    assert list(places.values()) == [reason, reason]
+    assert [place.split(" at byte")[0] for place in places] == ["train00.tfrecord", "test00.tfrecord"]
+    assert all(place.endswith("(id twin)") for place in places)
+    assert [len(part) for part in (splits.retrain, splits.val, splits.test)] == [7, 2, 2]
+    with pytest.raises(UnusableRowsError, match=r"2 of 13 are not .*\(id twin\): it has the id of"):
+        load(config(root), seed=0)
+
+
+def test_lists_that_no_record_has_and_the_size_that_most_have(root):
+    with pytest.raises(DataError, match=r"^data\.use must .* no record has frames of 'rbg'; choose from audio, rgb$"):
+        load(config(root, use=["rbg"]), seed=0)
+    # The odd record comes first.
+    path = root / "train00.tfrecord"
+    odd = example([0], {"rgb": frames(T, RGB + 1, 0), "audio": frames(T, AUDIO, 0)})
+    path.write_bytes(record(odd) + path.read_bytes())
+    splits = load(config(root, on_error="skip"), seed=0)
+    assert (splits.info.feature_size, len(splits.retrain)) == (RGB + AUDIO, 6)
+    assert splits.skipped == (
+        (
+            "train00.tfrecord at byte 0",
+            f"its frames of 'rgb' have {RGB + 1} features, but those of most records have {RGB}",
+        ),
+    )
+
+
+def test_a_split_needs_a_usable_record(root):
+    (root / "test00.tfrecord").write_bytes(record(b""))
+    with pytest.raises(DataError, match=r"'test' must .* data\.test, test\*\.tfrecord, gives it none \(1 records are"):
+        load(config(root, on_error="skip"), seed=0)
 
 
 def test_items_without_a_class_are_counted_and_splits_without_any_refused(root):
-    (root / "test00.tfrecord").write_bytes(record(video(1, [])) + record(video(2, [3])))
+    (root / "test00.tfrecord").write_bytes(record(video(201, [])) + record(video(202, [3])))
     splits = load(config(root), seed=0)
     assert splits.notes == ("1 of 2 test items have no class",)
+    with (root / "train01.tfrecord").open("ab") as file:
+        file.write(record(video(60, [])))
+    assert load(config(root), seed=0).notes == ("1 of 7 train items have no class", *splits.notes)
     assert (splits.test[0]["labels"].sum(), int(splits.test[0]["label"])) == (0, 0)
     check_sample(splits.test[0], splits.info, "x")
-    (root / "test00.tfrecord").write_bytes(record(video(1, [])))
+    (root / "test00.tfrecord").write_bytes(record(video(201, [])))
     with pytest.raises(DataError, match="'test' must have labels, but none of its 1 records has one"):
         load(config(root), seed=0)
 
