@@ -44,6 +44,8 @@ def plain_errors() -> Iterator[None]:
     """A user's mistake is a sentence on standard error and exit code 2, not a traceback; a machine's is exit code 1."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError too
+        raise
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
@@ -90,8 +92,12 @@ def search(
         config = load_config(file, overrides or ())
         say(f"run folder: {config.run_dir}")
         with campaigns.Campaign(config) as campaign:
-            with progress_bar() as progress:
-                ledger = campaign.prepare(progress, say)
+            try:
+                with progress_bar() as progress:
+                    ledger = campaign.prepare(progress, say)
+            except KeyboardInterrupt:  # as while trials run; the teacher goes on from its last epoch
+                say("interrupted; run the same command again to continue")
+                raise typer.Exit(130) from None
             with TrialsProgress(ledger.objectives, ledger.records(), console=console) as table:
                 result = campaign.run(table)
         say(result.summary)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import yaml
 from commands import cli, succeed
 
 import nas_kd.campaign as campaigns
+from nas_kd import workbench
 from nas_kd.config import CampaignConfig
 from nas_kd.trial import Trial
 from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
@@ -199,3 +201,23 @@ def test_a_shadowing_module_is_named(tmp_path: Path) -> None:
     )
     assert result.returncode != 0
     assert f"Python finds {tmp_path.resolve() / 'trials.py'} first" in result.stderr
+
+
+def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(trials=1, teacher={"fit": {"epochs": 2, "batch_size": 16}})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    loss, steps = workbench._teacher_loss, list[int]()
+
+    def stop(*arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:  # in the second epoch
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(workbench, "_teacher_loss", stop)
+    code, output = cli("search", tmp_path / "tiny.yaml")
+    assert code == 130, output
+    assert output.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert (config.run_dir / "teacher" / "checkpoint.pt").is_file()
