@@ -28,7 +28,7 @@ from nas_kd.training.stream_cost import stream_cost
 from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
 from search_spaces.arch import Choice
-from search_spaces.frame_sequence_net import FrameSequenceNet
+from search_spaces.flops import Parted
 from search_spaces.knapsack import cost_range, dearest_within
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
@@ -249,8 +249,8 @@ class Trial:
         table = self.bench.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
-        if isinstance(student, FrameSequenceNet):  # with many classes the head is most of it
-            self.diagnostics["encoder_flops"] = float(count_flops(student.encoder, example).total)
+        if isinstance(student, Parted):
+            self.diagnostics |= {name: float(flops) for name, flops in student.part_flops(example).items()}
         params = count_params(student)
         if isinstance(student, DeltaNet):
             return Cost.model_validate(stream_cost(student, example[:, :, 0], flops, params))

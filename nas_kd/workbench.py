@@ -30,7 +30,7 @@ from nas_kd.training.fit import FitConfig, Progress, evaluate, fit, no_progress
 from nas_kd.training.measure import environment
 from search_spaces import SPACE_KINDS, CostTable, DeltaBlocksSpace, SearchSpace, Supernet, count_flops
 from search_spaces.arch import Choice
-from search_spaces.frame_sequence_net import FrameSequenceNet
+from search_spaces.flops import Parted
 from search_spaces.latency import latency_table
 from search_spaces.supernet import delta_net_of
 
@@ -274,8 +274,8 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
         known = {"digest": digest, "params": count_params(model)}
         if not isinstance(model, StoredMaps):  # what made them is not known
             known["flops"] = _teacher_flops(bench)
-        if isinstance(model, FrameSequenceNet):
-            known["encoder_flops"] = count_flops(model.encoder, bench.example()).total
+        if isinstance(model, Parted):
+            known |= model.part_flops(bench.example())
         for split in ("val", "test"):
             values = bench.evaluate_teacher(getattr(bench.splits, split))
             known |= {f"{split}/{name}": value for name, value in values.items()}

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +186,15 @@ class _Elements(torch.fx.Interpreter):
         if n in self.nodes:
             self.elements += int(result.numel())
         return result
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A net of which a part is worth a figure of its own."""
+
+    def part_flops(self, example: Tensor) -> dict[str, int]:
+        """Name of the figure -> FLOPs of that part, for one input."""
+        ...
 
 
 def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: bool = True) -> FlopCount:

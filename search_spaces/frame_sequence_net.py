@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from search_spaces.arch import Choice
+from search_spaces.flops import count_flops
 from search_spaces.frame_sequence_parts import (
     FrameNorm,
     GroupedVladPool,
@@ -74,6 +75,10 @@ class FrameSequenceNet(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, T, D) -> logits (N, num_classes)."""
         return cast(Tensor, self.head(self.encoder(features)))
+
+    def part_flops(self, example: Tensor) -> dict[str, int]:
+        """FLOPs of the encoder: with many classes the head is most of the net."""
+        return {"encoder_flops": count_flops(self.encoder, example).total}
 
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
