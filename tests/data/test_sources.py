@@ -71,6 +71,7 @@ def failing(): return load() | {"test": Failing(None)}
 def grouped(*, count): return load()
 def dense(): return plain(mask=torch.ones(2, 4, 6, dtype=torch.uint8), boxes=torch.zeros(2, 1, 5)) | {
     "mask_names": ["nothing", "thing"], "box_names": ("thing",)}
+def pointed(): return dense() | {"points": True}
 def nameless(): return {key: value for key, value in dense().items() if key != "mask_names"}
 def letters(): return dense() | {"mask_names": "ab"}
 constant = 5
@@ -99,7 +100,8 @@ def test_own_function_of_the_current_directory(module):
 
 def test_own_data_names_the_values_of_masks_and_boxes(module):
     info = load(OwnConfig(function=f"{module}:dense"), seed=0).info
-    assert (info.mask_names, info.box_names) == (("nothing", "thing"), ("thing",))
+    assert (info.mask_names, info.box_names, info.points) == (("nothing", "thing"), ("thing",), False)
+    assert load(OwnConfig(function=f"{module}:pointed"), seed=0).info.points
     info = load(OwnConfig(function=f"{module}:load"), seed=0).info
     assert (info.mask_names, info.box_names) == ((), ())
 
