@@ -88,8 +88,8 @@ class Saliency(Task):
         if not info.points and self.config.ground_truth == "fixations":
             raise ValueError(
                 f"task_options.ground_truth: fixations blurs single points, but the masks of {info.name!r} are areas; "
-                "set ground_truth: mask, or, if each pixel above 0 is a fixation, data.points: true (a function of your "
-                "own returns points: True)"
+                "set ground_truth: mask, or, if each pixel above 0 is a fixation, data.points: true (a function of "
+                "your own returns points: True)"
             )
         if self.config.others == "sequences":
             self.keys = ("mask", "sequence")  # type: ignore[misc]  # of this instance alone
