@@ -103,7 +103,7 @@ class SpatiotemporalPart(Part):
         share = self._fusion_share
         if self.is_fused and share > 0 and self.is_active((num_steps - 1) / num_steps):
             raise ValueError(
-                f"spatiotemporal.fusion_share: {share:g} of the {num_steps} steps of the training is not one, so the "
+                f"spatiotemporal.fusion_share: {share:g} of a training of {num_steps} steps is less than one, so the "
                 "decoder that fuses would learn nothing; raise it or the number of epochs, or set it to 0"
             )
 
