@@ -163,9 +163,7 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
         ({"model": "r2plus1d", "settings": {"depth": 3}}, "teacher.settings: depth: unknown key .*widths, blocks"),
         ({"model": "r2plus1d", "settings": {"widths": [4]}}, "same number of stages"),
         ({"model": "resnet"}, "unknown teacher.model 'resnet'; choose from r2plus1d, framenet"),
-        ({"model": "framenet", "settings": {"width": [4]}}, "teacher.settings: width: unknown key .*widths"),
-        ({"model": "framenet", "settings": {"widths": [4]}}, "same number of stages, at least 1, but name 1 and 3"),
-        ({"model": "framenet", "settings": {"depths": [1, 0, 1]}}, "teacher.settings: depths.1: .*, but got 0"),
+        ({"model": "framenet"}, "teacher.model: framenet reads frames and gives maps, .* choose r2plus1d, or your own"),
     ],
 )
 def test_a_wrong_teacher_is_one_sentence_before_anything_trains(
@@ -183,6 +181,20 @@ def test_a_wrong_teacher_is_one_sentence_before_anything_trains(
         prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
     assert "\n" not in str(caught.value)
     assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"width": [4]}, "teacher.settings: width: unknown key .*widths"),
+        ({"widths": [4]}, "same number of stages, at least 1, but name 1 and 3"),
+        ({"depths": [1, 0, 1]}, "teacher.settings: depths.1: .*, but got 0"),
+    ],
+)
+def test_wrong_settings_of_a_framenet_are_one_sentence(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        build_teacher_model(TeacherConfig(model="framenet", settings=settings), 4)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_own_teacher_is_trained_once_and_kept(
