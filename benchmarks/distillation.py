@@ -20,8 +20,9 @@ from analysis import estimate_mean, paired_difference
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.preparation import prepare_teacher
 from nas_kd.training.budget import BudgetController
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from nas_kd.workbench import Workbench, build_workbench, ready_workbench
 from search_spaces import ArchSpec, Supernet
 
 OBJECTIVES = {

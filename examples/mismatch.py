@@ -44,8 +44,9 @@ from nas_kd.config import CampaignConfig, set_path, validate
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
+from nas_kd.preparation import prepare_teacher
 from nas_kd.training.checkpoint import write_whole
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from nas_kd.workbench import Workbench, build_workbench, ready_workbench
 from search_spaces import ArchSpec
 
 WIDTHS, DEPTHS = (12, 24, 48), (1, 1, 1)

@@ -16,6 +16,7 @@ from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.grid import Cell
+from nas_kd.preparation import prepare_latency, prepare_teacher
 from nas_kd.sections import BudgetRange, parse_flops
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
@@ -23,7 +24,7 @@ from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
-from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
+from nas_kd.workbench import Workbench, build_workbench
 from search_spaces import SearchSpace
 from trials import (
     SAMPLERS,

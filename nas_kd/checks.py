@@ -19,20 +19,13 @@ from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
 from nas_kd.objectives.spatiotemporal import STREAMS
+from nas_kd.preparation import check_outputs, check_teacher
 from nas_kd.proposals import Proposal, extreme_knobs, outline, proposals
 from nas_kd.sections import BudgetRange
 from nas_kd.teachers import StoredMaps
 from nas_kd.training.fit import FitConfig
-from nas_kd.workbench import (
-    TrialNets,
-    Workbench,
-    build_nets,
-    build_objective,
-    check_outputs,
-    check_teacher,
-    num_steps,
-    trains_on_one,
-)
+from nas_kd.trial_nets import TrialNets, build_nets, build_objective, num_steps, trains_on_one
+from nas_kd.workbench import Workbench
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range
 

@@ -15,8 +15,9 @@ from commands import cli, succeed
 import nas_kd.campaign as campaigns
 from nas_kd import workbench
 from nas_kd.config import CampaignConfig
+from nas_kd.preparation import prepare_teacher
 from nas_kd.trial import Trial
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from nas_kd.workbench import Workbench, build_workbench, ready_workbench
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 

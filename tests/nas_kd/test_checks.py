@@ -12,9 +12,11 @@ from nas_kd.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.preparation import cached_taps, prepare_teacher
 from nas_kd.proposals import extreme_knobs, outline, proposals
 from nas_kd.tasks import make_task
-from nas_kd.workbench import Workbench, build_workbench, cached_taps, prepare_teacher, trains_on_one
+from nas_kd.trial_nets import trains_on_one
+from nas_kd.workbench import Workbench, build_workbench
 
 Make = Callable[..., CampaignConfig]
 ON = {"feature": {"weight": 0}, "cross_resolution": {"weight": 1}}

@@ -18,10 +18,11 @@ from nas_kd.frames import on_frames, random_pairs, take_frames
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
+from nas_kd.preparation import prepare_latency, prepare_teacher
 from nas_kd.taps import Taps
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
-from nas_kd.workbench import Workbench, build_workbench, prepare_latency, prepare_teacher
+from nas_kd.workbench import Workbench, build_workbench
 from search_spaces import CostTable, DeltaNet, Supernet
 from search_spaces.knapsack import cost_range
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.workbench import build_workbench, check_teacher
+from nas_kd.preparation import check_teacher
+from nas_kd.workbench import build_workbench
 
 OWN = """
 from torch import nn

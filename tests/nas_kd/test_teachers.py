@@ -13,6 +13,7 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
 from nas_kd.learner import Learner
+from nas_kd.preparation import cached_taps, prepare_teacher
 from nas_kd.taps import Taps, last_maps
 from nas_kd.tasks import Segmentation
 from nas_kd.teachers import (
@@ -25,7 +26,7 @@ from nas_kd.teachers import (
     build_teacher_model,
 )
 from nas_kd.teachers.cache import TeacherCache
-from nas_kd.workbench import build_workbench, cached_taps, prepare_teacher, ready_workbench
+from nas_kd.workbench import build_workbench, ready_workbench
 from search_spaces import Supernet, count_flops
 
 MAKE = """

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from nas_kd.campaign import export, search
 from nas_kd.config import CampaignConfig
+from nas_kd.preparation import prepare_teacher
 from nas_kd.trial import Trial
-from nas_kd.workbench import Workbench, build_workbench, prepare_teacher, ready_workbench
+from nas_kd.workbench import Workbench, build_workbench, ready_workbench
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 

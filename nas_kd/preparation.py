@@ -1,0 +1,218 @@
+"""What a campaign does once, before its trials: train or load the teacher, keep its outputs, measure latencies."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nas_kd.config import TEACHER_SECTIONS
+from nas_kd.data import Batch
+from nas_kd.frames import on_frames, random_frames
+from nas_kd.objectives import Objective
+from nas_kd.proposals import outline, proposals
+from nas_kd.teachers import TEACHERS, StoredMaps, Streams, Teacher
+from nas_kd.teachers.cache import TeacherCache
+from nas_kd.teachers.teacher import load_weights
+from nas_kd.training.checkpoint import count_params, write_whole
+from nas_kd.training.fit import Progress, fit, no_progress
+from nas_kd.training.measure import environment
+from nas_kd.trial_nets import TrialNets, build_nets, build_objective
+from nas_kd.workbench import Workbench, latency_file, take_teacher
+from search_spaces import CostTable, DeltaBlocksSpace, count_flops
+from search_spaces.flops import Parted
+from search_spaces.latency import latency_table
+
+CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
+
+
+def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_progress) -> dict[str, float | int | str]:
+    """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
+
+    Returns:
+        Its metrics by split, FLOPs where they are known, and parameters, as in `teacher.json`.
+
+    Raises:
+        ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
+    """
+    folder = run_dir / "teacher"
+    config, model = bench.config, bench.teacher_model
+    digest = config.digest(*TEACHER_SECTIONS)
+    manifest = folder / "teacher.json"
+    check_teacher(bench)
+    if manifest.is_file():
+        known: dict[str, float | int | str] = json.loads(manifest.read_text())
+        if known.get("digest") != digest:
+            raise ValueError(
+                f"{run_dir} was begun with another teacher or other data; give the campaign another name, or restore "
+                f"the sections {', '.join(TEACHER_SECTIONS)}"
+            )
+        load_weights(model, folder / "teacher.safetensors")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config.teacher.weights is None and not isinstance(model, StoredMaps):
+            loader = bench.loader(bench.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
+            fit(
+                model,
+                loader,
+                lambda batch: _teacher_loss(bench, model, batch),
+                lambda terms: terms["task"],
+                config.teacher.fit,
+                seed=config.seed,
+                checkpoint=folder / "checkpoint.pt",
+                tag=digest,
+                progress=lambda share, words: progress(share, f"teacher, {words}"),
+            )
+        model.eval()
+        known = {"digest": digest, "params": count_params(model)}
+        if not isinstance(model, StoredMaps):  # what made them is not known
+            known["flops"] = _teacher_flops(bench)
+        if isinstance(model, Parted):
+            known |= model.part_flops(bench.example())
+        for split in ("val", "test"):
+            values = bench.evaluate_teacher(getattr(bench.splits, split))
+            known |= {f"{split}/{name}": value for name, value in values.items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, folder / "teacher.safetensors")
+        write_whole(manifest, json.dumps(known, indent=2) + "\n")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    take_teacher(bench)
+    _fill_cache(bench, folder / "outputs", progress)
+    return known
+
+
+def _teacher_loss(bench: Workbench, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Of clips, or of one frame of each clip; a teacher of several streams has the labels at each of them."""
+    if bench.task.framewise:
+        batch = random_frames(batch)
+        return {"task": bench.task.loss(on_frames(model)(bench.input(batch)), batch)}
+    if isinstance(model, Streams):
+        losses = [bench.task.loss(output, batch) for output in model.streams(bench.input(batch)).values()]
+        return {"task": torch.stack(losses).sum()}
+    return {"task": bench.task.loss(model(bench.input(batch)), batch)}
+
+
+def _teacher_flops(bench: Workbench) -> int:
+    """Of a clip, or of a frame with BatchNorm folded, as its delta students have it."""
+    if isinstance(bench.space, DeltaBlocksSpace):
+        return bench.space.plan.teacher_flops
+    return count_flops(bench.teacher_model, bench.teacher_example(), strict=False).total
+
+
+def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, way_out: str = "") -> None:
+    """Raise where a net does not give what the task reads.
+
+    Args:
+        bench: with the task.
+        who: the net, for the sentence.
+        outputs: what it gave for the example.
+        example: its input.
+        way_out: of the mistake, for the sentence.
+
+    Raises:
+        ValueError: the shape wanted and the one given.
+    """
+    task = bench.task
+    maps = task.framewise or task.dense
+    wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
+    fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
+    if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for one "
+            f"{'frame' if task.framewise else 'item'} of shape {tuple(example.shape)[1:]}, but gives {got}"
+            f"{'; ' if way_out else ''}{way_out}"
+        )
+
+
+def check_teacher(bench: Workbench) -> None:
+    """Raise `ValueError` where the teacher does not read what the data are or give what the task reads."""
+    model, example, name = bench.teacher_model, bench.teacher_example(), bench.config.teacher.model
+    mode = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(example)
+    except Exception as error:
+        if name in TEACHERS and isinstance(error, ValueError):  # it says what is wrong
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"teacher.model: {name} cannot read {'a frame' if bench.task.framewise else 'an item'} of the data, of "
+            f"shape {tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
+            f"stopped with {type(error).__name__}: {reason})"
+        ) from error
+    model.train(mode)
+    check_outputs(bench, f"teacher.model: {name}", outputs, example, "change its settings, or choose another teacher")
+
+
+def cached_taps(bench: Workbench) -> tuple[str, ...]:
+    """Modules of the teacher whose outputs trials of the campaign distil."""
+    return tuple(dict.fromkeys(name for objective in _cached_objectives(bench) for name in objective.teacher_taps))
+
+
+def _cached_objectives(bench: Workbench) -> list[Objective]:
+    """Those of all that trials may have that ask the teacher for what depends on the clip alone."""
+    found: dict[tuple[str, ...], Objective] = {}
+    built: dict[str, TrialNets] = {}
+    for proposal in proposals(bench.config, bench.space):
+        search, retrain = proposal.config.search, proposal.config.retrain
+        for knobs, is_search in product(proposal.knobs, (True, False)):
+            config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
+            key = (str(is_search), str(knobs), outline(config))
+            if key in found or not config.distils or config.asks_live or fits.augment != "none":
+                continue
+            if str(knobs) not in built:
+                built[str(knobs)] = build_nets(bench, knobs)
+            nets = built[str(knobs)]
+            found[key] = build_objective(bench, config, nets, nets.supernet if is_search else nets.students[0])
+    return [objective for objective in found.values() if objective.uses_teacher]
+
+
+def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
+    config = bench.config
+    if bench.task.framewise:  # which frames are looked at varies from step to step
+        return
+    if not (objectives := _cached_objectives(bench)):
+        return
+    teacher = Teacher(bench.teacher_model, dict.fromkeys(name for o in objectives for name in o.teacher_taps))
+    # Not for training: every clip once, in order.
+    loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
+    num_clips = len(bench.splits.retrain.base)
+    if TeacherCache.size_bytes(teacher(bench.teacher_example()), num_clips) <= CACHE_LIMIT_BYTES:
+        TeacherCache.write(folder, teacher, loader, bench.teacher_input, num_clips, progress)
+    teacher.close()
+
+
+def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Progress = no_progress) -> None:
+    """Measure the latency of all candidates, for a budget of latency. Done once a campaign, for all trials.
+
+    Args:
+        bench: gets the tables.
+        run_dir: keeps them.
+        threads: as many as a trial has.
+        progress: told how far it is.
+    """
+    assert isinstance(bench.space, DeltaBlocksSpace)
+    intervals, before = bench.space.knobs["keyframe_interval"], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        # What was measured for other candidates, or elsewhere, is measured again.
+        place = {name: environment(str(bench.device))[name] for name in ("torch", "device", "threads", "host")}
+        key = json.loads(json.dumps({**place, "space": bench.space.settings}))
+        for i, interval in enumerate(intervals):
+            path = latency_file(run_dir, interval)
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            if known.get("of") != key:
+                progress(i / len(intervals), f"latency of candidates, key frames every {interval} frames")
+                table = latency_table(bench.space, {"keyframe_interval": interval}, device=bench.device)
+                known = {"of": key, "table": table.to_json()}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps(known) + "\n")
+            bench.latencies[int(interval)] = CostTable.from_json(known["table"])
+    finally:
+        torch.set_num_threads(before)

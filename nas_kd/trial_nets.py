@@ -1,0 +1,78 @@
+"""The nets that trials may have, built to see whether objectives, batches and steps fit them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.taps import shapes_given
+from nas_kd.training.fit import FitConfig
+from nas_kd.workbench import Workbench
+from search_spaces import Supernet
+from search_spaces.arch import Choice
+
+
+@dataclass(frozen=True)
+class TrialNets:
+    """The nets that trials with these knobs of the space may have, with fresh weights, to see whether things fit.
+
+    Attributes:
+        supernet: for the search; it runs its widest architecture.
+        students: the widest and the narrowest one: a module that both have is one that, in all likelihood, all have.
+    """
+
+    supernet: Supernet
+    students: tuple[nn.Module, ...]
+
+    def example(self, bench: Workbench) -> Tensor:
+        """Zeros of what they see, with batch size 1."""
+        return bench.student_example(self.supernet.knobs)
+
+    def shapes(self, bench: Workbench, net: nn.Module) -> dict[str, tuple[int, ...]]:
+        """What can be tapped in one of them: module -> shape."""
+        return shapes_given(net, self.example(bench))
+
+
+def build_nets(bench: Workbench, knobs: Mapping[str, Choice]) -> TrialNets:
+    """The nets for these knobs."""
+    space = bench.space
+    supernet = Supernet(space, knobs)
+    widest = space.widest(supernet.knobs)
+    first = {name: values[0] for name, values in space.variables.items()}
+    archs = dict.fromkeys([widest, space.arch({**supernet.knobs, **first})])
+    supernet.control.pinned = {n: len(space.variables[n]) - 1 for n in widest.choices if n in space.variables}
+    return TrialNets(supernet.to(bench.device), tuple(space.student(arch).to(bench.device) for arch in archs))
+
+
+def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, net: nn.Module) -> Objective:
+    """The objective of one of these nets, to see what it needs and whether it fits.
+
+    Raises:
+        ValueError: it does not fit the task, the space or the teacher.
+    """
+    teacher = bench.teacher_model if config.distils else None
+    varying, theirs = net is nets.supernet, bench.teacher_example()
+    return Objective(config, bench.task, net, teacher, nets.example(bench), theirs, varying_width=varying)
+
+
+def num_steps(bench: Workbench, config: FitConfig) -> int:
+    """Steps of a training on both splits together."""
+    return len(bench.loader(bench.splits.retrain, config, seed=0, train=True)) * config.epochs
+
+
+def trains_on_one(net: nn.Module, example: Tensor) -> bool:
+    """Whether a net can be trained in batches of one item: no BatchNorm is left with one value a channel."""
+    net = copy.deepcopy(net).train()  # whose statistics stay as they are
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            net(example)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                return False
+            raise
+    return True
