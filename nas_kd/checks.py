@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.data import OwnConfig
 from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
@@ -205,8 +206,8 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
 
 
 def _check_maps(bench: Workbench) -> None:
-    """Maps that come with the data must be such as something reads."""
-    for name in bench.splits.info.map_names:
+    """Maps of our sources must be such as something of ours reads; own data may come with others."""
+    for name in bench.splits.info.map_names if not isinstance(bench.config.data, OwnConfig) else ():
         if not isinstance(bench.teacher_model, StoredMaps) and name not in STREAMS:
             raise ConfigError(
                 f"data.maps: nothing reads the map {name!r}; {choose(name, STREAMS)} for spatiotemporal distillation, "

@@ -67,7 +67,10 @@ def num_steps(bench: Workbench, config: FitConfig) -> int:
 
 def trains_on_one(net: nn.Module, example: Tensor) -> bool:
     """Whether a net can be trained in batches of one item: no BatchNorm is left with one value a channel."""
-    net = copy.deepcopy(net).train()  # whose statistics stay as they are
+    try:
+        net = copy.deepcopy(net).train()  # whose statistics stay as they are
+    except Exception:  # a net of the user's that cannot be copied is not judged
+        return True
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             net(example)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nas_kd.data import normalize
 from nas_kd.mistakes import explain
+from nas_kd.tasks import TASKS
 from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, SearchSpace
@@ -113,7 +114,7 @@ class BundleInfo(BaseModel):
                 )
             read = normalize(items.unsqueeze(2) if frames else items, self.mean, self.std)
             read = read.squeeze(2) if frames else read
-        if self.keyframe_interval is not None:  # its space, which comes from a teacher, leaves frames as they are
+        if self.task in TASKS and TASKS[self.task].framewise:  # frames are seen as they are
             return read
         space = space or _space_of(arch)
         return space.fit_input(read, {name: arch.choices[name] for name in space.knobs})

@@ -216,7 +216,7 @@ def _scale_pairs(term: str, nets: Nets) -> Pairs:
     ours: tuple[str, ...] = ()
     if nets.example.ndim in (4, 5) and nets.teacher_example.ndim in (4, 5):
         enlarged = nets.example.new_zeros(*nets.example.shape[:-2], *nets.teacher_example.shape[-2:])
-        with suppress(RuntimeError, ValueError):  # a net for one size only has its own maps to go by
+        with suppress(Exception):  # a net for one size only, however it says so, has its own maps to go by
             ours = last_maps(nets.student, enlarged)
     ours = ours or _maps_of("student", nets.student, nets.example, term)
     count = min(len(ours), len(theirs))

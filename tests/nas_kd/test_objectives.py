@@ -183,11 +183,12 @@ def test_the_default_maps_are_those_of_the_same_modules_at_every_resolution(side
     assert objective.parts["feature"].pairs == (("one", "one"), ("two", "two"))
 
 
-def test_a_net_of_one_size_is_looked_at_as_it_is() -> None:
+@pytest.mark.parametrize("mistake", [RuntimeError, AssertionError])
+def test_a_net_of_one_size_is_looked_at_as_it_is(mistake: type[Exception]) -> None:
     class Fixed(Halving):
         def forward(self, x: Tensor) -> Tensor:
             if x.shape[-1] != 4:
-                raise RuntimeError("a net for one size")
+                raise mistake("a net for one size")
             return super().forward(x)
 
     config = ObjectiveConfig.model_validate({"cross_resolution": {"weight": 1}, "feature": {"weight": 0}})
