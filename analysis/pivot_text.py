@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from analysis.statistics import Estimate
 from analysis.table import write_csv
 from analysis.text import MISSING, is_fraction
 
+MOST_DECIMALS = 6  # smaller intervals are told in four significant digits
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
@@ -147,12 +149,15 @@ def _lines(table: PivotTable, *, differences: bool) -> list[list[str]]:
 
 
 def _estimate(estimate: Estimate, percent: bool, *, sign: str) -> str:
-    """`73.10 ± 0.42`: hundredths of a percent, or as many digits as tell four of the mean and two of the interval."""
-    mean, spread, scale = (".2f", ".2f", 100) if percent else (".4g", ".2g", 1)
-    text = f"{estimate.mean * scale:{sign}{mean}}"
+    """`73.10 ± 0.42`: hundredths of a percent, or as many decimals as two digits of the interval have."""
+    scale = 100 if percent else 1
+    low, high = estimate.interval or (0.0, 0.0)
+    half = (high - low) / 2 * scale
+    decimals = 2 if percent else 1 - math.floor(math.log10(half)) if half > 0 else -1
+    style = f".{decimals}f" if 0 <= decimals <= MOST_DECIMALS else ".4g"
+    text = f"{estimate.mean * scale:{sign}{style}}"
     if estimate.interval is not None:
-        low, high = estimate.interval
-        text += f" ± {(high - low) / 2 * scale:{spread}}"
+        text += f" ± {half:{style}}"
     return text.replace("-", "−") if "e" not in text else text
 
 

@@ -17,7 +17,8 @@ from synthetic import DIVERGED, HOSTILE, record
 
 from analysis import pivot_frame, pivot_markdown, pivot_rich, welch_difference, write_pivot
 from analysis.pivot import PivotTable, pivot
-from analysis.pivot_text import escape_markdown
+from analysis.pivot_text import _estimate, escape_markdown
+from analysis.statistics import estimate_mean
 from trials.record import KnobValue, Metric, TrialRecord
 
 VALUES = {
@@ -223,6 +224,20 @@ def test_other_metrics_are_shown_in_their_own_unit() -> None:
     assert "1.5" in text(table)
     assert "%" not in pivot_markdown(table).splitlines()[0]
     assert pivot(grid(), metric="val/accuracy").cells[("first",), (4,)].values == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1.5, 1.6, 1.7], "1.60 ± 0.25"),
+        ([0.07, 0.08, 0.05], "0.067 ± 0.038"),
+        ([1234, 1300, 1250], "1261 ± 86"),
+        ([2.0, 2.0], "2 ± 0"),
+        ([1.23456], "1.235"),
+    ],
+)
+def test_a_mean_has_the_decimals_of_its_interval(values: list[float], shown: str) -> None:
+    assert _estimate(estimate_mean(values), False, sign="") == shown
 
 
 def test_markdown_and_csv_hold_what_is_shown(tmp_path: Path) -> None:
