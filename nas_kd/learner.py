@@ -14,7 +14,7 @@ from nas_kd.frames import ClipOfFrames, random_frames, random_pairs, take_frames
 from nas_kd.objectives import Objective, ObjectiveConfig
 from nas_kd.sections import SearchConfig
 from nas_kd.taps import ModelOutput, Taps
-from nas_kd.teachers import StoredMaps, Teacher
+from nas_kd.teachers import Teacher
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
 from nas_kd.training.fit import FitConfig, Log, Progress, fit, no_log, no_progress
@@ -75,8 +75,7 @@ class Learner:
             else:
                 norm = config.cross_resolution.teacher_norm if config.asks_live else "running"
                 live = self._teacher = Teacher(teacher, taps, norm=norm)
-                maps = teacher if isinstance(teacher, StoredMaps) else None
-                self._answers = lambda batch, clip: live(clip if maps is None else maps.take(batch))
+                self._answers = lambda batch, clip: live(bench.teacher_input(batch, clip))
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""

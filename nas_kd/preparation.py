@@ -175,7 +175,7 @@ def _cached_objectives(bench: Workbench) -> list[Objective]:
 
 def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     config = bench.config
-    if bench.task.framewise:  # which frames are looked at varies from step to step
+    if bench.task.framewise or TeacherCache.is_complete(folder):  # of frames, which ones varies from step to step
         return
     if not (objectives := _cached_objectives(bench)):
         return

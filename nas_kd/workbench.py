@@ -69,9 +69,11 @@ class Workbench:
             return batch["features"].float()
         return normalize(batch["clip"], self.config.normalize.mean, self.config.normalize.std)
 
-    def teacher_input(self, batch: Batch) -> Tensor:
-        """What the teacher sees of a batch: what nets see, or maps (N, S, H, W) where it consists of such."""
-        return self.teacher_model.take(batch) if isinstance(self.teacher_model, StoredMaps) else self.input(batch)
+    def teacher_input(self, batch: Batch, inputs: Tensor | None = None) -> Tensor:
+        """What the teacher sees of a batch: what nets see, `inputs` where it is at hand, or maps (N, S, H, W)."""
+        if isinstance(self.teacher_model, StoredMaps):
+            return self.teacher_model.take(batch)
+        return self.input(batch) if inputs is None else inputs
 
     def example(self) -> Tensor:
         """Zeros of the data's shape, with batch size 1: a clip, features, or a frame (1, 3, H, W)."""
@@ -181,8 +183,8 @@ def ready_workbench(config_json: str, run_dir: Path, device: str) -> Workbench:
         for interval in bench.space.knobs["keyframe_interval"]:
             content = json.loads(latency_file(run_dir, interval).read_text())
             bench.latencies[int(interval)] = CostTable.from_json(content["table"])
-    if (run_dir / "teacher" / "outputs" / "cache.json").is_file():
-        bench.cache = TeacherCache(run_dir / "teacher" / "outputs")
+    if TeacherCache.is_complete(folder := run_dir / "teacher" / "outputs"):
+        bench.cache = TeacherCache(folder)
     return bench
 
 

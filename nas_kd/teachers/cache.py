@@ -32,10 +32,9 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = folder / "cache.json"
-        if not manifest.is_file():
+        if not self.is_complete(folder):
             raise ValueError(f"no complete teacher cache in {folder}; delete the folder to have it made again")
-        names: Mapping[str, str] = json.loads(manifest.read_text())["files"]
+        names: Mapping[str, str] = json.loads((folder / "cache.json").read_text())["files"]
         self._arrays: dict[str, npt.NDArray[np.generic]] = {
             name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in names.items()
         }
@@ -53,6 +52,11 @@ class TeacherCache:
         return ModelOutput(read.pop("logits"), read)
 
     @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether a whole cache is in the folder: its manifest is written last."""
+        return (folder / "cache.json").is_file()
+
+    @staticmethod
     def size_bytes(output: ModelOutput, num_clips: int) -> int:
         """What a cache of `num_clips` clips takes, judged by one batch's output."""
         each = output.logits[0].numel() * 4 + sum(f[0].numel() * 2 for f in output.features.values())
@@ -68,7 +72,7 @@ class TeacherCache:
         progress: Callable[[float, str], None],
     ) -> None:
         """Run the teacher over a split and keep what it gives; a cache that is complete is left as it is."""
-        if (folder / "cache.json").is_file():
+        if TeacherCache.is_complete(folder):
             return
         folder.mkdir(parents=True, exist_ok=True)
         files: dict[str, str] = {}
