@@ -15,6 +15,7 @@ from torch import nn
 from search_spaces.arch import Choice
 from search_spaces.frame_sequence_net import build_net
 from search_spaces.frame_sequence_settings import (
+    FAMILIES,
     Family,
     FrameSequenceSettings,
     HeadName,
@@ -133,7 +134,7 @@ def build_frame_sequence(num_outputs: int, settings: dict[str, Any]) -> nn.Modul
             "family": [s.family],
             "head": [s.head],
             "experts": s.experts,
-            s.family: {name: value if name in ("reduction", "dropout") else [value] for name, value in own.items()},
+            s.family: {name: [value] if name in FAMILIES[s.family].gates else value for name, value in own.items()},
         }
     )
     sizes: dict[str, Choice] = {f"{s.family}.{name}": options[0] for name, options in space.options(s.family).items()}
