@@ -82,9 +82,13 @@ def fields(model: Any) -> list[str]:
 
 def choose(key: str, allowed: Sequence[str]) -> str:
     """What may stand in the place of an unknown `key`, the nearest first."""
+    return f"{nearest(key, allowed)}choose from {', '.join(allowed)}" if allowed else "remove it"
+
+
+def nearest(key: str, allowed: Sequence[str]) -> str:
+    """`did you mean …? `, or nothing where none is near."""
     close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}choose from {', '.join(allowed)}" if allowed else "remove it"
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _subclasses(model: type[BaseModel]) -> Iterable[type[BaseModel]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import cast
@@ -10,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.mistakes import nearest
 from nas_kd.objectives.delta import DeltaLoss
 from nas_kd.objectives.fewer_frames import FewerFramesPart
 from nas_kd.objectives.part import Nets, Part
@@ -43,10 +43,8 @@ class ModuleNameError(ValueError):
     def __init__(self, who: str, key: str, found: TapError, names: tuple[str, ...]) -> None:
         self.who, self.key, self.found, self.names = who, key, found, names
         what = f"module {found.name!r} of the {who} {found.why}"
-        close = difflib.get_close_matches(found.name, names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
         choices = f"choose from {sketch(names)}, or " if names else ""
-        super().__init__(f"{key}: {what}; {hint}{choices}set {key.partition('.')[0]}.weight to 0")
+        super().__init__(f"{key}: {what}; {nearest(found.name, names)}{choices}set {key.partition('.')[0]}.weight to 0")
 
     def among(self, names: Container[str]) -> ModuleNameError:
         """The same with fewer names to choose from."""
