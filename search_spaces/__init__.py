@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import search_spaces.cpu_convolutions  # noqa: F401  (replaces a faulty gradient of torch, before any net is built)
 from search_spaces.arch import ArchSpec
 from search_spaces.cells import Edge
 from search_spaces.clip_cell import ClipCellSpace
