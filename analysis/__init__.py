@@ -6,14 +6,12 @@ from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_hi
 from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
 from analysis.pareto import (
     Direction,
-    attainment_front,
     hypervolume,
     hypervolume_contributions,
     knee,
     non_dominated,
-    non_dominated_rank,
 )
-from analysis.pivot import PivotCell, PivotTable, welch_difference
+from analysis.pivot import PivotCell, PivotTable
 from analysis.pivot_text import pivot_frame, pivot_markdown, pivot_rich, write_pivot
 from analysis.report import ReportPaths, write_report
 from analysis.statistics import (
@@ -25,6 +23,7 @@ from analysis.statistics import (
     rank_correlation,
     seed_estimate,
     stage_correlations,
+    welch_difference,
 )
 from analysis.stream_figures import offsets_chart, offsets_figure
 from analysis.streams import drift, has_streams, mean_of_delta_frames, offset_scores
@@ -42,7 +41,6 @@ __all__ = [
     "ReportPaths",
     "TeacherPoint",
     "advise",
-    "attainment_front",
     "comparable",
     "drift",
     "estimate_mean",
@@ -59,7 +57,6 @@ __all__ = [
     "ladder_chart",
     "mean_of_delta_frames",
     "non_dominated",
-    "non_dominated_rank",
     "offset_scores",
     "offsets_chart",
     "offsets_figure",

@@ -15,10 +15,6 @@ References:
         Structural Optimization 18, 107-115.
     Zitzler, E. and Thiele, L. (1998). Multiobjective optimization using evolutionary algorithms: a comparative case
         study. PPSN V, 292-301.  (hypervolume)
-    Deb, K. et al. (2002). A fast and elitist multiobjective genetic algorithm: NSGA-II. IEEE Transactions on
-        Evolutionary Computation 6(2), 182-197.  (non-dominated rank)
-    Grunert da Fonseca, V., Fonseca, C. and Hall, A. (2001). Inferential performance assessment of stochastic optimisers
-        and the attainment function. EMO 2001, 213-225.
 """
 
 from __future__ import annotations
@@ -30,6 +26,8 @@ from typing import Literal, TypeAlias
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from trials.dominance import finite_losses
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -121,14 +119,6 @@ def _survivors(costs: Floats) -> Indices:
     return rows[~missing] if missing.any() else rows
 
 
-def _finite(costs: Floats) -> Floats:
-    """Replace infinite costs, if any, by ranks in their column, which keeps the order: moocore crashes on infinity."""
-    if np.isfinite(costs).all():
-        return costs
-    ranks = [np.unique(column, return_inverse=True)[1] for column in costs.T]
-    return np.column_stack(ranks).astype(np.float64)
-
-
 def _front_2d(costs: Floats) -> Indices:
     """Rows of the front of `(n, 2)` costs, by increasing first objective, copies adjacent."""
     rows = _survivors(costs)
@@ -163,35 +153,8 @@ def non_dominated(points: ArrayLike, directions: Sequence[Direction]) -> Mask:
         values = costs[rows, 0]
         mask[rows] = values == values.min()
     else:
-        mask[rows] = moocore.is_nondominated(_finite(costs[rows]), keep_weakly=True)
+        mask[rows] = moocore.is_nondominated(finite_losses(costs[rows]), keep_weakly=True)
     return mask
-
-
-def non_dominated_rank(points: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.int64]:
-    """Peel the front off again and again; a row's rank is the round in which it goes (Deb et al. 2002, section III-A).
-
-    Args:
-        points: objective values, shape `(n, m)`.
-        directions: `"minimize"` or `"maximize"` for each of the `m` columns.
-
-    Returns:
-        Ranks, shape `(n,)`; 0 is the front and copies share a rank. NaN rows come after all others, on one last rank.
-
-    Raises:
-        ValueError: the shapes disagree or a direction is unknown.
-    """
-    costs = _as_costs(points, directions)
-    ranks = np.zeros(len(costs), dtype=np.int64)
-    missing = np.isnan(costs).any(axis=1)
-    measured = costs[~missing]
-    if len(measured) == 0:
-        return ranks
-    if costs.shape[1] == 1:
-        ranks[~missing] = np.unique(measured[:, 0], return_inverse=True)[1]
-    else:
-        ranks[~missing] = moocore.pareto_rank(_finite(measured))
-    ranks[missing] = ranks.max() + 1
-    return ranks
 
 
 def hypervolume(points: ArrayLike, directions: Sequence[Direction], reference: ArrayLike) -> float:
@@ -309,48 +272,3 @@ def knee(points: ArrayLike, directions: Sequence[Direction], *, log: Sequence[bo
     if distance.max() > 1e-9:
         return int(rows[np.argmax(distance)])
     return int(rows[np.argmin(front[:, -1])])
-
-
-def attainment_front(runs: Sequence[ArrayLike], directions: Sequence[Direction], share: float) -> Floats:
-    """Front that a given share of independent runs attains: a level of the empirical attainment function.
-
-    A point is attained by a run when some point of the run is no worse in both objectives (Grunert da Fonseca et al.
-    2001). `share=0.5` is the median front over seeds; `share=1.0` is what every seed reached.
-
-    Args:
-        runs: one `(n_i, 2)` array of objective values a run; runs may be empty, NaN rows are ignored.
-        directions: `"minimize"` or `"maximize"` for both columns.
-        share: in (0, 1]; at least `ceil(share * len(runs))` runs attain each returned point.
-
-    Returns:
-        Points in the units of `runs`, shape `(k, 2)`, by increasing cost of the first objective, no copies;
-        `k` is 0 where too few runs have points.
-
-    Raises:
-        ValueError: there are no runs, not two objectives, or `share` is out of range.
-    """
-    if len(directions) != 2:
-        raise ValueError(f"an attainment front needs two objectives, but got {len(directions)} directions.")
-    if not runs:
-        raise ValueError("an attainment front needs at least one run, but got none; give one array a seed.")
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"share must be in (0, 1], but got {share}; 0.5 is the median over runs.")
-    level = math.ceil(share * len(runs) - 1e-9)  # the slack keeps 0.3 * 10 at 3
-    fronts = []
-    for run in runs:
-        costs = _as_costs(run, directions)
-        fronts.append(costs[_front_2d(costs)])
-    x = np.unique(np.concatenate([front[:, 0] for front in fronts]))
-    # best_y[r, i]: the lowest second objective of run r among its points with first objective <= x[i];
-    # `attained` tells "none" from a real point at infinity.
-    best_y = np.full((len(runs), len(x)), np.inf)
-    attained = np.zeros((len(runs), len(x)), dtype=np.bool_)
-    for row, front in enumerate(fronts):
-        position = np.searchsorted(front[:, 0], x, side="right") - 1
-        attained[row] = position >= 0
-        best_y[row, attained[row]] = front[position[attained[row]], 1]
-    y = np.sort(best_y, axis=0)[level - 1]
-    reached = attained.sum(axis=0) >= level
-    candidates = np.column_stack([x[reached], y[reached]])
-    result = np.unique(candidates[_front_2d(candidates)], axis=0)
-    return result * np.where(np.array(directions) == "maximize", -1.0, 1.0) + 0.0  # + 0.0 turns -0.0 into 0.0

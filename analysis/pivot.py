@@ -1,10 +1,4 @@
-"""Trials as a table of ablations: knobs as rows and columns, a mean with its interval in each cell, differences.
-
-References:
-    Student (1908). The probable error of a mean. Biometrika 6(1), 1-25.
-    Welch, B. L. (1947). The generalization of "Student's" problem when several different population variances are
-        involved. Biometrika 34(1-2), 28-35.
-"""
+"""Trials as a table of ablations: knobs as rows and columns, a mean with its interval in each cell, differences."""
 
 from __future__ import annotations
 
@@ -13,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
-from scipy import stats
-
-from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values
+from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values, welch_difference
 from analysis.text import MISSING, count, flops_label, si
 from trials.record import KnobValue, Metric, Split, Stage, TrialRecord
 
@@ -199,24 +191,6 @@ def _same(known: KnobValue, value: KnobValue) -> bool:
         return float(value) == known
     except ValueError:
         return False
-
-
-def welch_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """mean(first) − mean(second) of independent samples, with Welch's interval; none where either has one value.
-
-    The interval is ± t(ν) · sqrt(s₁²/n₁ + s₂²/n₂), with ν = (s₁²/n₁ + s₂²/n₂)² / ((s₁²/n₁)²/(n₁−1) + (s₂²/n₂)²/(n₂−1)).
-    `num_values` is the smaller of both numbers, `std` is None.
-    """
-    a, b = estimate_mean(first), estimate_mean(second)
-    mean, number = a.mean - b.mean, min(a.num_values, b.num_values)
-    if a.std is None or b.std is None:
-        return Estimate(mean, number, None, None, None, confidence)
-    u, v = a.std**2 / a.num_values, b.std**2 / b.num_values
-    half = 0.0
-    if u + v > 0:
-        freedom = (u + v) ** 2 / (u**2 / (a.num_values - 1) + v**2 / (b.num_values - 1))
-        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(u + v)
-    return Estimate(mean, number, None, mean - half, mean + half, confidence)
 
 
 def _values(records: Iterable[TrialRecord]) -> dict[str, list[KnobValue]]:

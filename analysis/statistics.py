@@ -4,26 +4,24 @@ One run gives no interval. Functions here say None for what the data cannot tell
 
 References:
     Student (1908). The probable error of a mean. Biometrika 6(1), 1-25.
-    Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap. Chapman and Hall, chapter 13 (percentile
-        interval).
+    Welch, B. L. (1947). The generalization of "Student's" problem when several different population variances are
+        involved. Biometrika 34(1-2), 28-35.
     Kendall, M. G. (1945). The treatment of ties in ranking problems. Biometrika 33(3), 239-251.  (tau-b)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import stats
 
 from trials.record import Split, Stage, TrialRecord
 
-IntervalMethod: TypeAlias = Literal["t", "bootstrap"]
-
-_BOOTSTRAP_SAMPLES = 10_000
 STAGE_PAIRS: tuple[tuple[Stage, Stage], ...] = (("gated", "derived"), ("derived", "retrained"), ("gated", "retrained"))
 
 
@@ -38,7 +36,6 @@ class Estimate:
         low: lower end of the confidence interval of the mean; None for a single value.
         high: upper end; None for a single value.
         confidence: nominal coverage of the interval.
-        method: how the interval was computed.
     """
 
     mean: float
@@ -47,7 +44,6 @@ class Estimate:
     low: float | None
     high: float | None
     confidence: float = 0.95
-    method: IntervalMethod = "t"
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -61,24 +57,12 @@ class Estimate:
         return self.interval[0] <= other.interval[1] and other.interval[0] <= self.interval[1]
 
 
-def estimate_mean(
-    values: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    method: IntervalMethod = "t",
-    seed: int = 0,
-) -> Estimate:
-    """Mean with a confidence interval over independent repeats.
-
-    `"t"` is Student's interval, `mean ± t(n - 1) · s / sqrt(n)`, right for few, roughly normal values. `"bootstrap"` is
-    the percentile interval over resampled means; it needs no normality but is too narrow for fewer than about ten
-    values.
+def estimate_mean(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Mean with Student's interval over independent repeats, `mean ± t(n - 1) · s / sqrt(n)`.
 
     Args:
         values: one finite value a seed, at least one.
         confidence: coverage, in (0, 1).
-        method: the interval.
-        seed: of the bootstrap's resampling; `"t"` ignores it.
 
     Raises:
         ValueError: no values, a value that is not finite, or a confidence out of range.
@@ -90,34 +74,21 @@ def estimate_mean(
         )
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), but got {confidence}; 0.95 is usual.")
-    num_values, mean = len(sample), float(sample.mean())
-    if num_values == 1:
-        return Estimate(mean, 1, None, None, None, confidence, method)
-    std = float(sample.std(ddof=1))
-    if method == "t":
-        half = float(stats.t.ppf((1 + confidence) / 2, num_values - 1)) * std / math.sqrt(num_values)
-        return Estimate(mean, num_values, std, mean - half, mean + half, confidence, method)
-    resampled = np.random.default_rng(seed).choice(sample, size=(_BOOTSTRAP_SAMPLES, num_values)).mean(axis=1)
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(mean, num_values, std, float(low), float(high), confidence, method)
+    mean = float(sample.mean())
+    if len(sample) == 1:
+        return Estimate(mean, 1, None, None, None, confidence)
+    with _nearly_equal_values_allowed():
+        low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
+    return Estimate(mean, len(sample), float(sample.std(ddof=1)), float(low), float(high), confidence)
 
 
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    method: IntervalMethod = "t",
-    seed: int = 0,
-) -> Estimate:
+def paired_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Mean of `first - second` with an interval, pairing values of the same seed: what both share cancels.
 
     Args:
         first: one value a seed.
         second: one value a seed, in the same order of seeds.
         confidence: coverage, in (0, 1).
-        method: the interval, see `estimate_mean`.
-        seed: of the bootstrap's resampling.
 
     Raises:
         ValueError: the lengths differ, or `estimate_mean` refuses the differences.
@@ -127,8 +98,37 @@ def paired_difference(
             f"paired values must come from the same seeds, but got {len(first)} and {len(second)}; "
             "compare only the seeds that both have."
         )
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    return estimate_mean(differences, confidence=confidence, method=method, seed=seed)
+    return estimate_mean([a - b for a, b in zip(first, second, strict=True)], confidence=confidence)
+
+
+def welch_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """mean(first) − mean(second) of independent samples, with Welch's interval; none where either has one value.
+
+    `num_values` is the smaller of both numbers, `std` is None.
+
+    Args:
+        first: finite values, at least one.
+        second: likewise.
+        confidence: coverage, in (0, 1).
+
+    Raises:
+        ValueError: `estimate_mean` refuses either sample.
+    """
+    a, b = estimate_mean(first, confidence=confidence), estimate_mean(second, confidence=confidence)
+    mean, number = a.mean - b.mean, min(a.num_values, b.num_values)
+    if number == 1:
+        return Estimate(mean, number, None, None, None, confidence)
+    with _nearly_equal_values_allowed():
+        low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    return Estimate(mean, number, None, float(low), float(high), confidence)
+
+
+@contextmanager
+def _nearly_equal_values_allowed() -> Iterator[None]:
+    """Without scipy's warning on samples that hardly vary: it is on the p-value, which is not used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Precision loss occurred", category=RuntimeWarning)
+        yield
 
 
 @dataclass(frozen=True)

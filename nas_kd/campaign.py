@@ -35,7 +35,6 @@ from trials import (
     Ledger,
     Metric,
     OnEvent,
-    Resources,
     RungScheduler,
     Split,
     Summary,
@@ -131,7 +130,7 @@ class Campaign:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
         if config.budget.max_latency_ms is not None:
-            prepare_latency(bench, self.run_dir, config.resources.cpus_per_trial, progress)
+            prepare_latency(bench, self.run_dir, config.resources.threads, progress)
             check_budget(config, bench)
         for text in bench.splits.notes:
             note(text)
@@ -162,14 +161,14 @@ class Campaign:
             # One seed for all: differences between cells are then taken seed by seed. Not the campaign's own, with
             # which the teacher begins: a student that begins from its weights would be close to it from the start.
             seed = proposal_seed(config.seed, 0)
-            numbers = self.ledger.enqueue_all(cells, self._knobs, seed=seed)
+            numbers = self.ledger.enqueue(cells, self._knobs, seed=seed)
             done = {record.number for record in self.ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
         elif isinstance(options, BudgetRange):
             numbers = []
         else:  # each budget once before the sampler decides
             budgets = [{config.budget.knob: value} for value in options[: config.trials]]
-            numbers = self.ledger.enqueue_all(budgets, self._knobs)
+            numbers = self.ledger.enqueue(budgets, self._knobs)
         if withdrawn := self.ledger.withdraw(keep=numbers):
             note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
         if cells:  # trials of another grid, or of none, are no reason to leave cells out
@@ -203,25 +202,18 @@ class Campaign:
         """
         if self.ledger is None:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")
-        config, resources, stopping = self.config, self.config.resources, self.config.early_stopping
+        config, stopping = self.config, self.config.early_stopping
         summary = run_trials(
             TrialFunction(config, self.run_dir),
             self.ledger,
             self._knobs,
             num_trials=self._num_trials,
             run_dir=self.run_dir,
-            resources=Resources(
-                cpus_per_trial=resources.cpus_per_trial,
-                gpus_per_trial=resources.gpus_per_trial,
-                max_concurrent=resources.max_concurrent,
-                address=resources.address,
-            ),
+            resources=config.resources,
             seed=config.seed,
             sampler=config.sampler,
             scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
-            max_failures=resources.max_failures,
             on_event=on_event,
-            executor=resources.executor,
         )
         return CampaignResult(self.run_dir, summary, tuple(self.ledger.records()))
 

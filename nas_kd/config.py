@@ -25,7 +25,6 @@ from nas_kd.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
     NormalizeConfig,
-    ResourceConfig,
     RetrainConfig,
     SearchConfig,
     Section,
@@ -36,6 +35,7 @@ from nas_kd.tasks import TASKS, task_config
 from nas_kd.teachers import TeacherConfig
 from search_spaces import DERIVED_SPACES, SPACES
 from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
+from trials.resources import Resources
 
 
 class ConfigError(ValueError):
@@ -155,7 +155,7 @@ class CampaignConfig(Section):
     knobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = ()
     early_stopping: EarlyStoppingConfig | None = None
-    resources: ResourceConfig = ResourceConfig()
+    resources: Resources = Resources()
 
     @model_validator(mode="before")
     @classmethod

@@ -268,29 +268,3 @@ class EarlyStoppingConfig(Section):
         if list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must ascend without repetition, but are {list(self.rungs)}")
         return self
-
-
-class ResourceConfig(Section):
-    """What a trial gets.
-
-    Attributes:
-        executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
-        cpus_per_trial: CPU cores, which are also its threads.
-        gpus_per_trial: GPUs; a fraction shares one between trials.
-        max_concurrent: at most so many trials at once; null for as many as fit.
-        address: of a running Ray cluster; without it a local one is started.
-        max_failures: how often a trial whose process dies is started again.
-    """
-
-    executor: Literal["ray", "inline"] = "ray"
-    cpus_per_trial: int = Field(default=1, ge=1)
-    gpus_per_trial: float = Field(default=0.0, ge=0)
-    max_concurrent: int | None = Field(default=None, ge=1)
-    address: str | None = None
-    max_failures: int = Field(default=1, ge=0)
-
-    @model_validator(mode="after")
-    def _one_after_the_other(self) -> ResourceConfig:
-        if self.executor == "inline" and self.max_concurrent not in (None, 1):
-            raise ValueError(f"max_concurrent must be 1 or null with executor inline, but is {self.max_concurrent}")
-        return self

@@ -19,7 +19,10 @@ ALLOWED = {
 # The front door of nas_kd composes all four packages. Beside it, the campaign file is typed with the knobs of a trial,
 # and a trial fills in the record that the ledger keeps.
 FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign.py", "nas_kd/campaign/")
-TYPES = {"nas_kd/config.py": {"trials.knobs"}, "nas_kd/trial.py": {"trials.record", "trials.TrialContext"}}
+TYPES = {
+    "nas_kd/config.py": {"trials.knobs", "trials.resources"},
+    "nas_kd/trial.py": {"trials.record", "trials.TrialContext"},
+}
 WITHOUT_TORCH = ("trials", "analysis")
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]

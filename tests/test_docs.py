@@ -30,7 +30,6 @@ from nas_kd.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
     NormalizeConfig,
-    ResourceConfig,
     RetrainConfig,
     SearchConfig,
 )
@@ -43,6 +42,7 @@ from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSe
 from search_spaces.frame_sequence_settings import HRnnOptions, NetVladOptions, NextVladOptions
 from search_spaces.knapsack import cost_range
 from search_spaces.saliency_settings import DecoderSettings, TrunkSettings
+from trials import Resources
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -121,7 +121,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", GateConfig),
         ("campaign", LocalConfig),
         ("campaign", RetrainConfig),
-        ("campaign", ResourceConfig),
+        ("campaign", Resources),
         ("campaign", EarlyStoppingConfig),
         ("campaign", NormalizeConfig),
         ("search", ClipCellSettings),

@@ -11,8 +11,8 @@ from trials.ledger import COST_CONVENTION, Ledger, Proposal
 from trials.objectives import Objective, default_objectives, objective_values
 from trials.progress import Progress
 from trials.record import SCHEMA_VERSION, Cost, KnobValue, Metric, Split, Stage, State, TrialRecord
-from trials.resources import Resources
-from trials.runner import Executor, Summary, run_trials
+from trials.resources import Executor, Resources
+from trials.runner import Summary, run_trials
 from trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
 from trials.scheduler import RungScheduler, should_stop
 

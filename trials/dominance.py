@@ -1,9 +1,10 @@
-"""Non-dominated ranks, as the search itself needs them; `analysis.pareto` is the place for fronts of results."""
+"""Non-dominated ranks, as the search itself needs them; `analysis.pareto` has the fronts of results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import moocore
 import numpy as np
 import numpy.typing as npt
 
@@ -14,26 +15,39 @@ def to_losses(values: Sequence[Sequence[float]], maximize: Sequence[bool]) -> np
     return np.asarray(values, dtype=np.float64).reshape(-1, len(maximize)) * signs
 
 
+def finite_losses(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Losses in the same order without infinities, which moocore cannot compare: each column becomes its ranks.
+
+    Args:
+        losses: `n x m`, no NaN. Without an infinity they are returned as they are.
+    """
+    if np.isfinite(losses).all():
+        return losses
+    ranks = [np.unique(column, return_inverse=True)[1] for column in losses.T]
+    return np.column_stack(ranks).astype(np.float64)
+
+
 def non_dominated_ranks(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Peel fronts off: rank 0 is dominated by nobody, rank 1 by rank 0 only, and so on.
 
-    Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, section III-A. Here in numpy,
-    O(n^2 m) for each front, since a rung holds hundreds of trials at most.
+    Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, section III-A.
 
     Args:
-        losses: `n x m`, less is better, no NaN. Equal rows have equal ranks.
+        losses: `n x m`, less is better. Infinity is an ordinary value, worse or better than every number.
 
     Returns:
-        `n` ranks.
+        `n` ranks. Equal rows have equal ranks. Rows with a NaN come after all others, on one last rank.
     """
-    ranks = np.full(len(losses), -1, dtype=np.int64)
-    no_worse = np.all(losses[:, None, :] <= losses[None, :, :], axis=-1)
-    dominates = np.logical_and(no_worse, ~no_worse.T)  # no worse, and not equal
-    rank = 0
-    while (left := ranks < 0).any():
-        dominated = dominates[left].any(axis=0)
-        ranks[left & ~dominated] = rank
-        rank += 1
+    ranks = np.zeros(len(losses), dtype=np.int64)
+    missing = np.isnan(losses).any(axis=1)
+    measured = losses[~missing]
+    if len(measured) == 0:
+        return ranks
+    if losses.shape[1] == 1:
+        ranks[~missing] = np.unique(measured[:, 0], return_inverse=True)[1]
+    else:
+        ranks[~missing] = moocore.pareto_rank(finite_losses(measured))
+    ranks[missing] = ranks.max() + 1
     return ranks
 
 

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -37,9 +37,6 @@ from trials.objectives import Objective, default_objectives, objective_values
 from trials.record import KnobValue, Metric, TrialRecord
 from trials.samplers import build_sampler, proposal_seed, quiet_optuna
 from trials.storage import JOURNAL_NAME, open_storage, repair_journal
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COST_CONVENTION = "one multiply-accumulate is one FLOP"
 LEDGER_FORMAT = 1
@@ -262,35 +259,22 @@ class Ledger:
         self._storage.set_trial_user_attr(trial_id, "knobs", dict(proposed.params))
         self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
 
-    def enqueue(self, values: Mapping[str, KnobValue], space: KnobSpace) -> int:
-        """Queue a trial; it is proposed before anything that the sampler would like.
-
-        Args:
-            values: Knobs to run with; the sampler chooses those left out.
-            space: The knobs, to check the values against.
-
-        Returns:
-            The number of the trial; the earlier one where the same values were queued before, so that a campaign
-            file with a warm start may be run again.
-
-        Raises:
-            ValueError: A value is not in the space.
-        """
-        return self.enqueue_all([values], space)[0]
-
-    def enqueue_all(
+    def enqueue(
         self, cells: Iterable[Mapping[str, KnobValue]], space: KnobSpace, *, seed: int | None = None
     ) -> list[int]:
-        """Queue trials, in order; see `enqueue`. Each is one durable write: 500 take 2 s, or 5 ms if known.
+        """Queue trials, in order; they are proposed before anything that the sampler would like.
+
+        Each is one durable write: 500 take 2 s, or 5 ms if known.
 
         Args:
-            cells: For each trial the knobs to run with.
-            space: The knobs.
+            cells: For each trial the knobs to run with; the sampler chooses those left out.
+            space: The knobs, to check the values against.
             seed: With it these trials run, instead of one that follows from their number. Trials that were queued
                 with another one are others.
 
         Returns:
-            The numbers of the trials.
+            The numbers of the trials; earlier ones where the same values were queued before, so that a campaign file
+            may be run again.
 
         Raises:
             ValueError: A value is not in the space; nothing was queued.
@@ -368,8 +352,8 @@ class Ledger:
             if trial.state.is_finished():
                 if trial.user_attrs["record"] != json.loads(record.to_json()):
                     raise ValueError(
-                        f"trial {record.number} of {self.run_dir} is told already, with another record; "
-                        "a told trial cannot change"
+                        f"trial {record.number} of {self.run_dir} is already recorded, with another record; "
+                        "a recorded trial cannot change"
                     )
                 return False
             if record.metric != self.metric:
@@ -395,12 +379,6 @@ class Ledger:
             for trial in self._trials()
             if trial.state.is_finished() and "record" in trial.user_attrs
         ]
-
-    def dataframe(self) -> pd.DataFrame:
-        """The records as one flat table; its columns are described at `trials.table.records_table`."""
-        from trials.table import records_table  # pandas takes half a second to import, which `--help` need not wait for
-
-        return records_table(self.records())
 
     def _trials(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False)

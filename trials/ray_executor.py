@@ -204,13 +204,13 @@ def _places(resources: Resources) -> int:
     return places
 
 
-def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources, *, max_failures: int) -> None:
+def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
     """Run all trials of the driver on Ray; see `trials.runner.run_trials`."""
     with _quiet_tune(), _session(resources, driver.ledger.run_dir):
         places = _places(resources)
         scratch = driver.ledger.run_dir / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
-        searcher = LedgerSearcher(driver, max_concurrent=places, max_failures=max_failures)
+        searcher = LedgerSearcher(driver, max_concurrent=places, max_failures=resources.max_failures)
         trainable = tune.with_resources(
             tune.with_parameters(
                 _TrialActor,
@@ -234,7 +234,7 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources, *, max_f
                     name="trials",
                     storage_path=str(scratch),
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=max_failures),
+                    failure_config=tune.FailureConfig(max_failures=resources.max_failures),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()

@@ -1,38 +1,57 @@
-"""What a trial may use of the machines."""
+"""What a trial may use of the machines, and where trials run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Executor = Literal["ray", "inline"]
 
 
-@dataclass(frozen=True)
-class Resources:
-    """The share of one trial, and how many run at a time.
+class Resources(BaseModel):
+    """Where trials run, the share of one trial, and how many run at a time.
 
-    Args:
+    Attributes:
+        executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
         cpus_per_trial: CPU cores; a fraction lets trials share one. Its whole part, at least 1, is the number of
             threads that the libraries of a trial use.
         gpus_per_trial: GPUs; a fraction lets trials share one. Memory is not divided: see that they fit together.
-        max_concurrent: At most so many trials at a time; by default as many as fit.
-        address: Of a Ray cluster, such as `auto`; by default this machine alone. The run folder must be at the same
-            path on all machines.
+        max_concurrent: at most so many trials at a time; null for as many as fit.
+        address: of a running Ray cluster, such as `auto`; without it a local one is started. The run's folder must be
+            at the same path on all machines.
+        max_failures: how often a trial is started again whose process died. An exception is no such death: it is
+            recorded at once.
     """
 
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    max_concurrent: int | None = None
-    address: str | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        if not self.cpus_per_trial > 0:
-            raise ValueError(f"`cpus_per_trial` must be above 0, but got {self.cpus_per_trial}")
-        if not self.gpus_per_trial >= 0:
-            raise ValueError(f"`gpus_per_trial` must be 0 or more, but got {self.gpus_per_trial}")
-        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
-            raise ValueError(f"`gpus_per_trial` above 1 must be whole, but got {self.gpus_per_trial}")
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"`max_concurrent` must be 1 or more, but got {self.max_concurrent}")
+    executor: Executor = "ray"
+    cpus_per_trial: int | float = Field(default=1, gt=0)
+    gpus_per_trial: float = Field(default=0.0, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1)
+    address: str | None = None
+    max_failures: int = Field(default=1, ge=0)
+
+    @field_validator("cpus_per_trial", "gpus_per_trial", "max_concurrent", "max_failures", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, but got {str(value).lower()}")
+        return value
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"must be whole above 1, but got {value:g}; GPUs are shared in parts of one")
+        return value
+
+    @model_validator(mode="after")
+    def _one_after_the_other(self) -> Resources:
+        if self.executor == "inline" and self.max_concurrent not in (None, 1):
+            raise ValueError(f"max_concurrent must be 1 or null with executor inline, but is {self.max_concurrent}")
+        return self
 
     @property
     def threads(self) -> int:

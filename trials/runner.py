@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from trials.context import TrialFn
 from trials.driver import Driver
@@ -24,8 +23,6 @@ from trials.knobs import KnobSpace
 from trials.ledger import Ledger
 from trials.resources import Resources
 from trials.scheduler import RungScheduler
-
-Executor = Literal["ray", "inline"]
 
 # Set by the user, they stay as they are.
 _RAY_SETTINGS = {
@@ -87,9 +84,7 @@ def run_trials(
     seed: int = 0,
     sampler: str = "tpe",
     scheduler: RungScheduler | None = None,
-    max_failures: int = 2,
     on_event: OnEvent | None = None,
-    executor: Executor = "ray",
 ) -> Summary:
     """Run trials until the ledger holds `num_trials`; call it again to resume, or with more to go on.
 
@@ -99,14 +94,11 @@ def run_trials(
         knobs: What to search over; may differ from an earlier run's.
         num_trials: How many the ledger shall hold in all. Failed and stopped trials count.
         run_dir: Gets one folder a trial, `trials/0003`. On several machines it must be the same path on each.
-        resources: What a trial may use.
+        resources: Where trials run and what each may use; by default one CPU core a trial, on Ray.
         seed: With one trial at a time, the same seed gives the same proposals, resumed or not.
         sampler: A name in `trials.samplers.SAMPLERS`.
         scheduler: Stops trials early; by default none is.
-        max_failures: How often a trial is started again whose process died. An exception is no such death: it is
-            recorded at once.
-        on_event: Told of everything that happens, in this process.
-        executor: `ray`, or `inline` for one trial after the other in this process.
+        on_event: Called with everything that happens, in this process.
 
     Returns:
         How the campaign stands. After Ctrl-C it says `interrupted`, and running trials can be continued.
@@ -115,12 +107,6 @@ def run_trials(
         ValueError: An argument breaks its rule, or the machines cannot hold a single trial.
     """
     resources = resources or Resources()
-    if executor not in ("ray", "inline"):
-        raise ValueError(f"unknown executor {executor!r}; choose from ray, inline")
-    if executor == "inline" and resources.max_concurrent not in (None, 1):
-        raise ValueError(f"`max_concurrent` must be 1 with executor 'inline', but got {resources.max_concurrent}")
-    if max_failures < 0:
-        raise ValueError(f"`max_failures` must be 0 or more, but got {max_failures}")
     started = time.monotonic()
     driver = Driver(
         ledger,
@@ -135,13 +121,13 @@ def run_trials(
     interrupted = False
     try:
         driver.recover()
-        if executor == "inline":
+        if resources.executor == "inline":
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
         elif driver.has_work():
             set_ray_environment()
             from trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
 
-            run_on_ray(driver, trial_fn, resources, max_failures=max_failures)
+            run_on_ray(driver, trial_fn, resources)
     except KeyboardInterrupt:
         interrupted = True
     driver.announce(

@@ -15,13 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.pareto import (
     Direction,
-    attainment_front,
     hypervolume,
     hypervolume_contributions,
     knee,
     non_dominated,
-    non_dominated_rank,
 )
+from trials.dominance import non_dominated_ranks, to_losses
 
 Points = NDArray[np.float64]
 CHEAP_AND_GOOD: tuple[Direction, Direction] = ("minimize", "maximize")
@@ -82,7 +81,8 @@ def test_front_and_rank_agree_with_the_definition(num_objectives: int, data: st.
     points = data.draw(clouds(num_objectives))
     directions = data.draw(directions_of(num_objectives))
     assert non_dominated(points, directions).tolist() == slow_non_dominated(points, directions)
-    assert non_dominated_rank(points, directions).tolist() == slow_rank(points, directions)
+    losses = to_losses(points, [direction == "maximize" for direction in directions])
+    assert non_dominated_ranks(losses).tolist() == slow_rank(points, directions)
 
 
 @pytest.mark.parametrize("num_objectives", [1, 2, 3])
@@ -144,7 +144,7 @@ def test_nothing_in_nothing_out() -> None:
     empties: list[ArrayLike] = [[], np.empty((0, 2))]
     for empty in empties:
         assert non_dominated(empty, CHEAP_AND_GOOD).shape == (0,)
-        assert non_dominated_rank(empty, CHEAP_AND_GOOD).shape == (0,)
+        assert non_dominated_ranks(to_losses(empty, [False, True])).shape == (0,)
         assert hypervolume(empty, CHEAP_AND_GOOD, (1, 0)) == 0.0
         assert hypervolume_contributions(empty, CHEAP_AND_GOOD, (1, 0)).shape == (0,)
         assert knee(empty, CHEAP_AND_GOOD) is None
@@ -229,51 +229,3 @@ def test_knee_refuses_what_it_cannot_scale() -> None:
         knee([[-math.inf, 0.5]], CHEAP_AND_GOOD)
     with pytest.raises(ValueError, match="two objectives"):
         knee([[1.0]], ["minimize"])
-
-
-def attained(point: Sequence[float], run: Points, directions: Sequence[Direction]) -> bool:
-    signs = [1.0 if d == "minimize" else -1.0 for d in directions]
-    return any(all(s * r <= s * p for s, r, p in zip(signs, row, point, strict=True)) for row in run)
-
-
-@given(
-    runs=st.lists(clouds(2, FINITE), min_size=1, max_size=4),
-    share=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
-    directions=directions_of(2),
-)
-@settings(max_examples=60)
-def test_attainment_front_agrees_with_testing_every_corner(
-    runs: list[Points], share: float, directions: list[Direction]
-) -> None:
-    xs = {x for run in runs for x in run[:, 0]}
-    ys = {y for run in runs for y in run[:, 1]}
-    enough = math.ceil(share * len(runs))
-    corners = [(x, y) for x in xs for y in ys if sum(attained((x, y), run, directions) for run in runs) >= enough]
-    expected = {corner for corner in corners if not any(dominates(other, corner, directions) for other in corners)}
-    front = attainment_front(runs, directions, share)
-    assert {tuple(row) for row in front.tolist()} == expected
-    assert len(front) == len(expected)
-
-
-def test_attainment_front_agrees_with_moocore() -> None:
-    rng = np.random.default_rng(3)
-    runs = [rng.random((30, 2)) for _ in range(7)]
-    sets = np.repeat(np.arange(7), 30)
-    expected = moocore.eaf(np.concatenate(runs), sets=sets, percentiles=[50.0])[:, :2]
-    expected = expected[np.argsort(expected[:, 0])]
-    np.testing.assert_allclose(attainment_front(runs, ("minimize", "minimize"), 0.5), expected)
-
-
-def test_attainment_of_one_run_is_its_front_and_of_infinite_points_too() -> None:
-    run = [[1, 0.5], [2, 0.4], [2, 0.7], [math.inf, 0.9], [math.nan, 1.0]]
-    front = attainment_front([run], CHEAP_AND_GOOD, 1.0)
-    assert front.tolist() == [[1, 0.5], [2, 0.7], [math.inf, 0.9]]
-
-
-def test_attainment_refuses_no_runs_and_wrong_shares() -> None:
-    with pytest.raises(ValueError, match="at least one run"):
-        attainment_front([], CHEAP_AND_GOOD, 0.5)
-    for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
-            attainment_front([[[1, 2]]], CHEAP_AND_GOOD, share)
-    assert attainment_front([[], [[1, 2]]], CHEAP_AND_GOOD, 1.0).shape == (0, 2)

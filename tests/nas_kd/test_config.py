@@ -77,6 +77,11 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"early_stopping": {"rungs": [3]}}, "early_stopping.rungs: a rung is an epoch of the retraining, at most"),
         ({"early_stopping": {"rungs": [2, 1]}}, "early_stopping: rungs must ascend"),
         ({"resources": {"executor": "inline", "max_concurrent": 4}}, "resources: max_concurrent must be 1 or null"),
+        (
+            {"resources": {"executor": "ray", "gpus_per_trial": 1.5, "address": "auto"}},
+            "resources.gpus_per_trial: must be whole above 1, but got 1.5",
+        ),
+        ({"resources": {"cpus_per_trial": True}}, "resources.cpus_per_trial: must be a number, but got true"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_its_key_path(

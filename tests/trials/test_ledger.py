@@ -71,7 +71,7 @@ def test_telling_twice_changes_nothing_and_telling_otherwise_is_refused(tmp_path
         record = make_record(proposal.number, proposal.knobs)
         assert ledger.tell(record)
         assert not ledger.tell(record)
-        with pytest.raises(ValueError, match=r"trial 0 of .* is told already, with another record"):
+        with pytest.raises(ValueError, match=r"trial 0 of .* is already recorded, with another record"):
             ledger.tell(make_record(0, proposal.knobs, "failed"))
         assert ledger.records() == [record]
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_told(tmp_path: Path) -> None:
         knobs = {"width": 1, "rate": 0.1, "op": "conv"}
         with pytest.raises(ValueError, match="trial 0 was never proposed"):
             ledger.tell(make_record(0, knobs))
-        ledger.enqueue(knobs, SPACE)
+        ledger.enqueue([knobs], SPACE)
         with pytest.raises(ValueError, match="trial 0 was never proposed"):
             ledger.tell(make_record(0, knobs))
         ledger.ask(SPACE)
@@ -143,7 +143,7 @@ def test_sampler_learns_across_a_wider_space(tmp_path: Path) -> None:
     with open_ledger(tmp_path) as ledger:
         for number in range(12):
             knobs = {"width": 64 if number else 1, "rate": 0.5 + number / 100, "op": "delta" if number else "conv"}
-            ledger.enqueue(knobs, SPACE)
+            ledger.enqueue([knobs], SPACE)
             proposal = ledger.ask(SPACE)
             good = {"derived": {"val": {"accuracy": 0.1 if number else 0.9}}}
             ledger.tell(make_record(number, proposal.knobs, metrics=good))
@@ -176,17 +176,17 @@ def test_queued_trials_come_first_and_may_leave_knobs_to_the_sampler(
     with open_ledger(tmp_path, storage=storage) as ledger:
         ask_and_tell(ledger, 2, sampler=sampler)
         full = {"width": 8, "rate": 0.25, "op": "shift"}
-        assert ledger.enqueue(full, SPACE) == 2
-        assert ledger.enqueue({"op": "delta"}, SPACE) == 3
-        assert ledger.enqueue(full, SPACE) == 2  # once is enough
+        assert ledger.enqueue([full], SPACE) == [2]
+        assert ledger.enqueue([{"op": "delta"}], SPACE) == [3]
+        assert ledger.enqueue([full], SPACE) == [2]  # once is enough
         assert ledger.count("queued") == 2
     with open_ledger(tmp_path, storage=storage) as ledger:
-        assert ledger.enqueue(full, SPACE) == 2
+        assert ledger.enqueue([full], SPACE) == [2]
         first, second, third = (ledger.ask(SPACE, sampler=sampler) for _ in range(3))
         assert (first.number, dict(first.knobs)) == (2, full)
         assert (second.number, second.knobs["op"], set(second.knobs)) == (3, "delta", set(SPACE))
         assert third.number == 4
-        assert ledger.enqueue(full, SPACE) == 2
+        assert ledger.enqueue([full], SPACE) == [2]
         assert ledger.running() == [first, second, third]
     assert stored_study(tmp_path, storage).get_trials()[2].params == full
 
@@ -194,9 +194,9 @@ def test_queued_trials_come_first_and_may_leave_knobs_to_the_sampler(
 def test_queued_values_are_checked(tmp_path: Path) -> None:
     with open_ledger(tmp_path) as ledger:
         with pytest.raises(ValueError, match="knob 'op' cannot be 'skip'"):
-            ledger.enqueue({"op": "skip"}, SPACE)
+            ledger.enqueue([{"op": "skip"}], SPACE)
         assert len(ledger) == 0
-        ledger.enqueue({"op": "delta"}, SPACE)
+        ledger.enqueue([{"op": "delta"}], SPACE)
         with pytest.raises(ValueError, match="knob 'op' cannot be 'delta'"):
             ledger.ask({**SPACE, "op": ChoiceKnob(values=("conv",))})
         assert ledger.ask(SPACE).knobs["op"] == "delta"
@@ -205,29 +205,29 @@ def test_queued_values_are_checked(tmp_path: Path) -> None:
 def test_trials_are_queued_together_once_and_may_share_a_seed(tmp_path: Path, storage: str | None) -> None:
     cells: list[dict[str, KnobValue]] = [{"op": op, "width": width} for op in ("conv", "delta") for width in (1, 2, 3)]
     with open_ledger(tmp_path, storage=storage) as ledger:
-        ledger.enqueue(cells[0], SPACE)
-        assert ledger.enqueue_all([*cells, cells[2]], SPACE, seed=7) == [1, 2, 3, 4, 5, 6, 3]  # another seed: another
+        ledger.enqueue([cells[0]], SPACE)
+        assert ledger.enqueue([*cells, cells[2]], SPACE, seed=7) == [1, 2, 3, 4, 5, 6, 3]  # another seed: another
         with pytest.raises(ValueError, match="knob 'op' cannot be 'skip'"):
-            ledger.enqueue_all([{"op": "shift"}, {"op": "skip"}], SPACE)
+            ledger.enqueue([{"op": "shift"}, {"op": "skip"}], SPACE)
         assert ledger.count("queued") == len(ledger) == 7
         assert [ledger.ask(SPACE).seed for _ in range(2)] == [None, 7]
     with open_ledger(tmp_path, storage=storage) as ledger:
         assert [proposal.seed for proposal in ledger.running()] == [None, 7]
         turned = [dict(reversed(cell.items())) for cell in cells]
-        assert ledger.enqueue_all(turned, SPACE, seed=7) == [1, 2, 3, 4, 5, 6]
+        assert ledger.enqueue(turned, SPACE, seed=7) == [1, 2, 3, 4, 5, 6]
         assert len(ledger) == 7
 
 
 def test_withdrawn_trials_are_not_proposed_and_can_come_back(tmp_path: Path, storage: str | None) -> None:
     with open_ledger(tmp_path, storage=storage) as ledger:
-        numbers = ledger.enqueue_all([{"op": op} for op in ("conv", "delta", "shift")], SPACE)
+        numbers = ledger.enqueue([{"op": op} for op in ("conv", "delta", "shift")], SPACE)
         ledger.ask(SPACE)
         assert ledger.withdraw(keep=numbers[2:]) == 1
         assert (ledger.count("queued"), ledger.count("queued", "running"), len(ledger)) == (1, 2, 3)
         narrower = {**SPACE, "op": ChoiceKnob(values=("conv", "shift"))}  # the withdrawn one does not fit, and need not
         assert (ledger.ask(narrower).number, ledger.ask(narrower).number) == (2, 3)
     with open_ledger(tmp_path, storage=storage) as ledger:
-        assert ledger.enqueue({"op": "delta"}, SPACE) == 1
+        assert ledger.enqueue([{"op": "delta"}], SPACE) == [1]
         assert ledger.withdraw(keep=[1]) == 0
         again = ledger.ask(SPACE)
         assert (again.number, again.knobs["op"]) == (1, "delta")
@@ -335,7 +335,7 @@ def test_every_prefix_of_the_journal_can_be_resumed(tmp_path: Path) -> None:
     """A kill can leave any prefix of the journal: each must open, and go on to the same records."""
     with open_ledger(tmp_path / "whole") as ledger:
         ask_and_tell(ledger, 2)
-        ledger.enqueue({"op": "delta"}, SPACE)
+        ledger.enqueue([{"op": "delta"}], SPACE)
         ask_and_tell(ledger, 1)
         told = ledger.records()
     content = (tmp_path / "whole" / JOURNAL_NAME).read_bytes()
@@ -349,27 +349,6 @@ def test_every_prefix_of_the_journal_can_be_resumed(tmp_path: Path) -> None:
                 ledger.tell(make_record(proposal.number, proposal.knobs))
             while len(ledger.records()) < 3:
                 if len(ledger) == 2:
-                    ledger.enqueue({"op": "delta"}, SPACE)
+                    ledger.enqueue([{"op": "delta"}], SPACE)
                 ask_and_tell(ledger, 1)
             assert ledger.records() == told, end
-
-
-def test_table_has_a_row_a_trial(tmp_path: Path) -> None:
-    with open_ledger(tmp_path) as ledger:
-        assert ledger.dataframe().empty
-        knobs = ask_and_tell(ledger, 2)
-        failed = ledger.ask(SPACE)
-        error = "Traceback\n  ...\nValueError: boom\n"
-        ledger.tell(
-            make_record(failed.number, failed.knobs, "failed", error=error, cost=None, metrics={}, diagnostics={"x": 1})
-        )
-        table = ledger.dataframe()
-    assert list(table["number"]) == [0, 1, 2]
-    assert list(table["state"]) == ["complete", "complete", "failed"]
-    assert list(table["flops"][:2]) == [each["width"] * 1000 for each in knobs]
-    assert table["score"].isna().tolist() == [False, False, True]
-    assert list(table["knob.width"][:2]) == [each["width"] for each in knobs]
-    assert (table["derived/val/accuracy"][:2] == table["score"][:2]).all()
-    assert table["error"][2] == "ValueError: boom"
-    assert table["diagnostic.x"][2] == 1
-    assert table.columns.is_unique

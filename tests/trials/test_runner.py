@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ def executor(request: pytest.FixtureRequest) -> Executor:
 
 
 def campaign(run_dir: Path, trial_fn: TrialFn, num_trials: int, executor: Executor, **options: Any) -> Summary:
-    options = {"resources": Resources(max_concurrent=1), "sampler": "random", "max_failures": 1, **options}
+    options = {"resources": Resources(executor=executor, max_concurrent=1), "sampler": "random", **options}
     with open_ledger(run_dir) as ledger:
-        return run_trials(trial_fn, ledger, SPACE, num_trials=num_trials, run_dir=run_dir, executor=executor, **options)
+        return run_trials(trial_fn, ledger, SPACE, num_trials=num_trials, run_dir=run_dir, **options)
 
 
 def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> None:
@@ -162,16 +162,25 @@ def test_written_but_untold_record_is_told_without_running(tmp_path: Path, execu
 
 def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, executor: Executor) -> None:
     with open_ledger(tmp_path) as ledger:
-        ledger.enqueue({"op": "delta"}, SPACE)
+        ledger.enqueue([{"op": "delta"}], SPACE)
         narrower = {**SPACE, "op": ChoiceKnob(values=("conv",))}
         with pytest.raises(ValueError, match="knob 'op' cannot be 'delta'"):
-            run_trials(toy_trials.succeed, ledger, narrower, num_trials=1, run_dir=tmp_path, executor=executor)
+            run_trials(
+                toy_trials.succeed,
+                ledger,
+                narrower,
+                num_trials=1,
+                run_dir=tmp_path,
+                resources=Resources(executor=executor),
+            )
 
 
 def test_queued_trials_run_with_the_seed_they_were_queued_with(tmp_path: Path, executor: Executor) -> None:
     with open_ledger(tmp_path) as ledger:
-        ledger.enqueue_all([{"op": "delta"}, {"op": "conv"}], SPACE, seed=7)
-        run_trials(toy_trials.succeed, ledger, SPACE, num_trials=4, run_dir=tmp_path, executor=executor)
+        ledger.enqueue([{"op": "delta"}, {"op": "conv"}], SPACE, seed=7)
+        run_trials(
+            toy_trials.succeed, ledger, SPACE, num_trials=4, run_dir=tmp_path, resources=Resources(executor=executor)
+        )
         seeds = [record.seed for record in ledger.records()]
     assert seeds[:2] == [7, 7]
     assert len(set(seeds)) == 3  # those of the sampler have their own
@@ -330,10 +339,7 @@ def test_trials_of_a_lost_ledger_are_not_mistaken_for_ours(tmp_path: Path) -> No
     ("options", "message"),
     [
         ({"num_trials": 0}, "`num_trials` must be 1 or more, but got 0"),
-        ({"executor": "slurm"}, "unknown executor 'slurm'; choose from ray, inline"),
         ({"sampler": "cma"}, "unknown sampler 'cma'"),
-        ({"max_failures": -1}, "`max_failures` must be 0 or more, but got -1"),
-        ({"resources": Resources(max_concurrent=2)}, "`max_concurrent` must be 1 with executor 'inline'"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -343,17 +349,22 @@ def test_wrong_arguments(tmp_path: Path, options: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("wrong", "message"),
     [
-        (lambda: Resources(cpus_per_trial=0), "`cpus_per_trial` must be above 0"),
-        (lambda: Resources(gpus_per_trial=-1), "`gpus_per_trial` must be 0 or more"),
-        (lambda: Resources(gpus_per_trial=1.5), "`gpus_per_trial` above 1 must be whole"),
-        (lambda: Resources(max_concurrent=0), "`max_concurrent` must be 1 or more"),
+        ({"executor": "slurm"}, "'ray' or 'inline'"),
+        ({"cpus_per_trial": 0}, "greater than 0"),
+        ({"cpus_per_trial": True}, "must be a number, but got true"),
+        ({"gpus_per_trial": -1}, "greater than or equal to 0"),
+        ({"gpus_per_trial": 1.5}, "must be whole above 1, but got 1.5"),
+        ({"max_concurrent": 0}, "greater than or equal to 1"),
+        ({"max_failures": -1}, "greater than or equal to 0"),
+        ({"executor": "inline", "max_concurrent": 2}, "max_concurrent must be 1 or null with executor inline"),
+        ({"cpus": 1}, "Extra inputs are not permitted"),
     ],
 )
-def test_wrong_resources(make: Callable[[], Resources], message: str) -> None:
+def test_wrong_resources(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()
+        Resources.model_validate(wrong)
 
 
 @pytest.mark.parametrize(

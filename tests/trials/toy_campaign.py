@@ -26,8 +26,8 @@ if __name__ == "__main__":
                 SPACE,
                 num_trials=int(sys.argv[3]),
                 run_dir=run_dir,
-                resources=Resources(max_concurrent=1),  # so that the kill comes at the same point each time
+                # One trial at a time, so that the kill comes at the same point each time.
+                resources=Resources(executor="ray" if sys.argv[2] == "ray" else "inline", max_concurrent=1),
                 on_event=announce,
-                executor="ray" if sys.argv[2] == "ray" else "inline",
             )
         )
