@@ -26,6 +26,7 @@ from nas_kd.training.fit import Progress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import Workbench, build_workbench
 from search_spaces import SearchSpace
+from search_spaces.cpu_convolutions import describe_check
 from trials import (
     SAMPLERS,
     ChoiceKnob,
@@ -120,9 +121,10 @@ class Campaign:
         if config.sampler not in SAMPLERS:
             raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
         check_machine(config)
-        bench = build_workbench(
-            config, "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
-        )
+        device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
+        if device == "cpu" and (text := describe_check()):
+            note(text)
+        bench = build_workbench(config, device)
         for text in check_fit(config, bench):
             note(text)
         self._knobs = study_knobs(config, bench)

@@ -11,6 +11,7 @@ Forward passes, exported graphs, other convolutions and other devices are as bef
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -119,9 +120,12 @@ def check_cpu() -> Verdict:
 
 def _try_torch_gradients(writing: int) -> None:
     """In the forked process: torch's own gradient of an affected layer, often enough for its damage to be seen."""
+    import resource  # POSIX alone
+
     try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 2)  # the allocator's words on what it found
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the allocator's words on what it found
         torch.set_num_threads(1)  # the parent's threads are not here
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
         inputs = torch.linspace(-1, 1, 8 * 4 * 16 * 16).reshape(8, 16, 16, 4).permute(0, 3, 1, 2)  # channels-last

@@ -67,3 +67,8 @@ def test_imports_run_downwards(path: Path) -> None:
         if top in OURS and top not in allowed:
             assert any(module == t or module.startswith(f"{t}.") for t in types), f"{name} must not import {module}"
         assert not (package in WITHOUT_TORCH and top == "torch"), f"{name} must not import torch"
+
+
+@pytest.mark.parametrize("package", ["search_spaces", "nas_kd/training"])
+def test_whatever_trains_replaces_the_faulty_gradient(package: str) -> None:
+    assert "search_spaces.cpu_convolutions" in set(imported(ROOT / package / "__init__.py"))
