@@ -142,8 +142,7 @@ class Campaign:
             note(f"{len(bench.splits.skipped)} rows of the data were left out; {listed} says why")
         known = prepare_teacher(bench, self.run_dir, progress)
         value = float(known[f"val/{metric.name}"])
-        unit = "frame" if bench.task.framewise else "clip"
-        cost = f" at {int(known['flops']):,} FLOPs a {unit}" if "flops" in known else ""
+        cost = f" at {int(known['flops']):,} FLOPs a {bench.input_type.unit}" if "flops" in known else ""
         note(f"teacher: validation {metric.name} {value:.3f}{cost}")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:

@@ -23,7 +23,7 @@ from nas_kd.objectives.spatiotemporal import STREAMS
 from nas_kd.preparation import check_outputs, check_teacher
 from nas_kd.proposals import Proposal, extreme_knobs, outline, proposals
 from nas_kd.sections import BudgetRange
-from nas_kd.teachers import StoredMaps
+from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
 from nas_kd.trial_nets import TrialNets, build_nets, build_objective, num_steps, trains_on_one
 from nas_kd.workbench import Workbench
@@ -121,9 +121,11 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> list[str]:
     _check_frames(bench)
     _check_augment(config, bench)
     _check_maps(bench)
-    if not bench.task.framewise:
-        for knobs in extreme_knobs(bench.space):
-            _check_input(bench, knobs)
+    for knobs in extreme_knobs(bench.space):
+        try:
+            bench.input_type.check_space(bench.space, knobs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, bench)
     _check_objective(config, bench)
@@ -144,7 +146,7 @@ def _enlarged(bench: Workbench) -> list[str]:
 
 def _check_frames(bench: Workbench) -> None:
     have = bench.splits.info.frames
-    for knob, what in (("frames", "a student may see"), ("keyframe_interval", "an interval between key frames takes")):
+    for knob, what in bench.input_type.frame_knobs.items():
         wanted = max((int(f) for f in bench.space.knobs.get(knob, ())), default=0)
         if wanted > have:
             raise ConfigError(
@@ -180,10 +182,12 @@ def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
 def check_budget(config: CampaignConfig, bench: Workbench) -> None:
     """The lowest budget must allow a student at all values of the space's knobs; in a grid, the budget of each cell.
 
-    Of key-frame intervals the longest one is enough: a trial takes the next one with which it meets its budget.
+    Of the input type's fallback knob the last value is enough: a trial takes the next one with which it meets its
+    budget.
     """
     budget = config.budget
-    tried = {n: (max(values),) if n == "keyframe_interval" else values for n, values in bench.space.knobs.items()}
+    fallback = bench.input_type.fallback_knob
+    tried = {n: values[-1:] if n == fallback else values for n, values in bench.space.knobs.items()}
     asked, what = [(budget.cost(budget.lowest), values) for values in product(*tried.values())], "the lowest budget is"
     if config.grid:
         cells = grid_cells(config, bench.space.knobs)
@@ -208,7 +212,7 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
 def _check_maps(bench: Workbench) -> None:
     """Maps of our sources must be such as something of ours reads; own data may come with others."""
     for name in bench.splits.info.map_names if not isinstance(bench.config.data, OwnConfig) else ():
-        if not isinstance(bench.teacher_model, StoredMaps) and name not in STREAMS:
+        if not is_precomputed(bench.teacher_model) and name not in STREAMS:
             raise ConfigError(
                 f"data.maps: nothing reads the map {name!r}; {choose(name, STREAMS)} for spatiotemporal distillation, "
                 "or leave it out, or take teacher.model maps"
@@ -227,7 +231,7 @@ def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
     seen: set[tuple[str, ...]] = set()
     for knobs, proposed in asked.values():
         nets = build_nets(bench, knobs)
-        if not bench.task.framewise:
+        if not bench.input_type.students_give_what_the_teacher_gives:
             example = bench.student_example(nets.supernet.knobs)
             with torch.no_grad():
                 try:
@@ -292,23 +296,3 @@ def _check_batches(bench: Workbench, nets: TrialNets, proposed: Sequence[Proposa
                     f"{path}.batch_size: a BatchNorm of this net has one value a channel for each item, so it needs "
                     f"batches of at least 2, but they have 1; {way_out}"
                 )
-
-
-def _check_input(bench: Workbench, knobs: Mapping[str, Choice]) -> None:
-    """What the space makes of the data must be what its students read."""
-    reads, given = bench.space.example_input(knobs), bench.example()
-    kinds = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
-    if reads.ndim != given.ndim:
-        raise ConfigError(
-            f"space.name: students of space {bench.space.name!r} read {kinds.get(reads.ndim, tuple(reads.shape))}, but "
-            f"the data are {kinds[given.ndim]}; choose another space or other data"
-        )
-    try:
-        fitted = bench.space.fit_input(given.cpu(), knobs)
-    except ValueError as error:
-        raise ConfigError(f"space: {error}") from error
-    if fitted.shape != reads.shape:
-        raise ConfigError(
-            f"space: students of space {bench.space.name!r} read inputs of shape {tuple(reads.shape)[1:]}, but the "
-            f"data give {tuple(fitted.shape)[1:]}; change the space's settings or the data's"
-        )

@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from nas_kd.data import FEATURE_SOURCES, DataConfig, GeneratedConfig
+from nas_kd.data import DataConfig, GeneratedConfig
 from nas_kd.grid import Cell, Value, distinct, multiply, values_of
+from nas_kd.inputs import check_space_name, input_type_of_file
 from nas_kd.mistakes import choose, explain, fields
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.sections import (
@@ -33,7 +34,7 @@ from nas_kd.sections import (
 )
 from nas_kd.tasks import TASKS, task_config
 from nas_kd.teachers import TeacherConfig
-from search_spaces import DERIVED_SPACES, SPACES
+from search_spaces import DERIVED_SPACES
 from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
 from trials.resources import Resources
 
@@ -44,46 +45,6 @@ class ConfigError(ValueError):
 
 TEACHER_SECTIONS = ("task", "task_options", "seed", "data", "normalize", "teacher")
 """What decides the teacher of a campaign and its outputs."""
-
-_NO_MAPS = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}}
-_DELTA = {**_NO_MAPS, "delta": {"weight": 1.0}}
-_FEWER_FRAMES = {**_NO_MAPS, "fewer_frames": {"weight": 1.0}}
-_SPATIOTEMPORAL = {**_NO_MAPS, "spatiotemporal": {"weight": 1.0}}
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "frames": {
-        "teacher": {"model": "framenet"},
-        "space": {"name": "delta_blocks"},
-        "budget": {"max_flops": ["4M", "6M", "8M"]},
-        "objective": _DELTA,
-        "search": {"objective": {**_DELTA, "delta": {"weight": 1.0, "active_share": 1.0}}},
-    },
-    "features": {
-        "teacher": {"model": "frame_sequence"},
-        "space": {"name": "frame_sequence"},
-        "budget": {"max_flops": ["6M", "8M", "10M"]},  # what the space has of 256 features and of 1,152
-        "objective": _FEWER_FRAMES,
-        "search": {"objective": _FEWER_FRAMES},
-    },
-    "saliency": {
-        "teacher": {"model": "saliency"},
-        "space": {"name": "saliency"},
-        "budget": {"max_flops": ["6M", "10M", "16M"]},
-        "objective": _SPATIOTEMPORAL,
-        "search": {"objective": {**_NO_MAPS, "spatiotemporal": {"weight": 1.0, "fusion_share": 0.0}}},
-    },
-}
-"""Defaults of campaigns whose task looks at single frames, whose data are frame features, and whose task is saliency;
-what the file says goes before."""
-
-
-def _kind(value: Mapping[str, Any]) -> str | None:
-    """The key of `DEFAULTS` for a campaign file, if it has one."""
-    task, data = value.get("task"), value.get("data")
-    if task in TASKS and TASKS[task].framewise:
-        return "frames"
-    if isinstance(data, Mapping) and data.get("source") in FEATURE_SOURCES:
-        return "features"
-    return "saliency" if task == "saliency" else None
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,8 +125,12 @@ class CampaignConfig(Section):
             return value
         if isinstance(value.get("data"), dict) and "source" not in value["data"]:
             value = {**value, "data": {"source": "generated", **value["data"]}}
-        kind = _kind(value)
-        return _merged(DEFAULTS[kind], value) if kind else value
+        task, data = value.get("task"), value.get("data")
+        source = data.get("source") if isinstance(data, Mapping) else None
+        defaults = input_type_of_file(task, source).defaults
+        if not defaults and task in TASKS:
+            defaults = TASKS[task].defaults
+        return _merged(defaults, value)
 
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:
@@ -177,14 +142,7 @@ class CampaignConfig(Section):
                 f"budget.max_latency_ms: only {', '.join(DERIVED_SPACES)} has a latency table, but the space is "
                 f"{self.space.name!r}; give max_flops"
             )
-        if self.space.is_derived and not TASKS[self.task].framewise:
-            frames = ", ".join(name for name, task in TASKS.items() if task.framewise)
-            raise ValueError(f"space.name: {self.space.name!r} needs a task that looks at single frames: {frames}")
-        if TASKS[self.task].framewise and self.space.name in SPACES:
-            raise ValueError(
-                f"space.name: {self.space.name!r} makes students of whole clips, but task {self.task!r} looks at "
-                f"single frames; choose {', '.join(DERIVED_SPACES)}, or give your own as module:function"
-            )
+        check_space_name(self.space.name, self.task)
         if self.early_stopping and self.early_stopping.rungs[-1] > self.retrain.epochs:
             raise ValueError(
                 f"early_stopping.rungs: a rung is an epoch of the retraining, at most retrain.epochs = "

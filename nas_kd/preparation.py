@@ -9,24 +9,21 @@ from typing import cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
-from nas_kd.frames import on_frames, random_frames
 from nas_kd.objectives import Objective
 from nas_kd.proposals import outline, proposals
-from nas_kd.teachers import TEACHERS, StoredMaps, Streams, Teacher
+from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import Progress, fit, no_progress
-from nas_kd.training.measure import environment
+from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial_nets import TrialNets, build_nets, build_objective
-from nas_kd.workbench import Workbench, latency_file, take_teacher
-from search_spaces import CostTable, DeltaBlocksSpace, count_flops
-from search_spaces.flops import Parted
-from search_spaces.latency import latency_table
+from nas_kd.workbench import Workbench, all_knobs, latency_file, latency_name, take_teacher
+from search_spaces import CostTable
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 
@@ -55,12 +52,12 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
         load_weights(model, folder / "teacher.safetensors")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.teacher.weights is None and not isinstance(model, StoredMaps):
+        if config.teacher.weights is None and not is_precomputed(model):
             loader = bench.loader(bench.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
             fit(
                 model,
                 loader,
-                lambda batch: _teacher_loss(bench, model, batch),
+                lambda batch: _teacher_loss(bench, batch),
                 lambda terms: terms["task"],
                 config.teacher.fit,
                 seed=config.seed,
@@ -70,10 +67,9 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
             )
         model.eval()
         known = {"digest": digest, "params": count_params(model)}
-        if not isinstance(model, StoredMaps):  # what made them is not known
-            known["flops"] = _teacher_flops(bench)
-        if isinstance(model, Parted):
-            known |= model.part_flops(bench.example())
+        if not is_precomputed(model):
+            known["flops"] = bench.input_type.teacher_flops(model, bench.teacher_example(), bench.space)
+        known |= part_flops(model, bench.teacher_example())
         for split in ("val", "test"):
             values = bench.evaluate_teacher(getattr(bench.splits, split))
             known |= {f"{split}/{name}": value for name, value in values.items()}
@@ -86,22 +82,10 @@ def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_pro
     return known
 
 
-def _teacher_loss(bench: Workbench, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Of clips, or of one frame of each clip; a teacher of several streams has the labels at each of them."""
-    if bench.task.framewise:
-        batch = random_frames(batch)
-        return {"task": bench.task.loss(on_frames(model)(bench.input(batch)), batch)}
-    if isinstance(model, Streams):
-        losses = [bench.task.loss(output, batch) for output in model.streams(bench.input(batch)).values()]
-        return {"task": torch.stack(losses).sum()}
-    return {"task": bench.task.loss(model(bench.input(batch)), batch)}
-
-
-def _teacher_flops(bench: Workbench) -> int:
-    """Of a clip, or of a frame with BatchNorm folded, as its delta students have it."""
-    if isinstance(bench.space, DeltaBlocksSpace):
-        return bench.space.plan.teacher_flops
-    return count_flops(bench.teacher_model, bench.teacher_example(), strict=False).total
+def _teacher_loss(bench: Workbench, batch: Batch) -> dict[str, Tensor]:
+    """The sum over all outputs of the teacher that are trained on the labels."""
+    outputs, labels = bench.input_type.teacher_training_view(bench.teacher_model, batch)
+    return {"task": torch.stack([bench.task.loss(output, labels) for output in outputs]).sum()}
 
 
 def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, way_out: str = "") -> None:
@@ -118,14 +102,14 @@ def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, 
         ValueError: the shape wanted and the one given.
     """
     task = bench.task
-    maps = task.framewise or task.dense
+    maps = bench.input_type.outputs_are_maps(type(task))
     wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
     fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
     if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for one "
-            f"{'frame' if task.framewise else 'item'} of shape {tuple(example.shape)[1:]}, but gives {got}"
+            f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for "
+            f"{bench.input_type.item} of shape {tuple(example.shape)[1:]}, but gives {got}"
             f"{'; ' if way_out else ''}{way_out}"
         )
 
@@ -142,8 +126,8 @@ def check_teacher(bench: Workbench) -> None:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"teacher.model: {name} cannot read {'a frame' if bench.task.framewise else 'an item'} of the data, of "
-            f"shape {tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
+            f"teacher.model: {name} cannot read {bench.input_type.item} of the data, of shape "
+            f"{tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
             f"stopped with {type(error).__name__}: {reason})"
         ) from error
     model.train(mode)
@@ -175,7 +159,7 @@ def _cached_objectives(bench: Workbench) -> list[Objective]:
 
 def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     config = bench.config
-    if bench.task.framewise or TeacherCache.is_complete(folder):  # of frames, which ones varies from step to step
+    if not bench.input_type.caches_teacher or TeacherCache.is_complete(folder):
         return
     if not (objectives := _cached_objectives(bench)):
         return
@@ -197,22 +181,22 @@ def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Pro
         threads: as many as a trial has.
         progress: told how far it is.
     """
-    assert isinstance(bench.space, DeltaBlocksSpace)
-    intervals, before = bench.space.knobs["keyframe_interval"], torch.get_num_threads()
+    tables, before = all_knobs(bench.space), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         # What was measured for other candidates, or elsewhere, is measured again.
         place = {name: environment(str(bench.device))[name] for name in ("torch", "device", "threads", "host")}
         key = json.loads(json.dumps({**place, "space": bench.space.settings}))
-        for i, interval in enumerate(intervals):
-            path = latency_file(run_dir, interval)
+        for i, knobs in enumerate(tables):
+            path = latency_file(bench.space, knobs, run_dir)
             known = json.loads(path.read_text()) if path.is_file() else {}
             if known.get("of") != key:
-                progress(i / len(intervals), f"latency of candidates, key frames every {interval} frames")
-                table = latency_table(bench.space, {"keyframe_interval": interval}, device=bench.device)
+                at = ", ".join(f"{name} {value}" for name, value in knobs.items())
+                progress(i / len(tables), f"latency of candidates, {at}")
+                table = bench.input_type.latency_table(bench.space, knobs, bench.device)
                 known = {"of": key, "table": table.to_json()}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, json.dumps(known) + "\n")
-            bench.latencies[int(interval)] = CostTable.from_json(known["table"])
+            bench.latencies[latency_name(bench.space, knobs)] = CostTable.from_json(known["table"])
     finally:
         torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -162,22 +163,23 @@ class SpaceConfig(BaseModel):
         """Whether the space is derived from the teacher."""
         return self.name in DERIVED_SPACES
 
-    def build(self, num_outputs: int, feature_size: int = 0, frames: int = 0) -> SearchSpace:
+    def build(self, num_outputs: int, given_by_data: Mapping[str, Any] = MappingProxyType({})) -> SearchSpace:
         """The space for what the data are, where it needs no teacher.
 
         Args:
             num_outputs: channels that the task wants.
-            feature_size: of frame features; 0 where the data are clips.
-            frames: of an item, so that students of features see no more of them by default; 0 where that is not known.
+            given_by_data: what the data decide, as `nas_kd.inputs.space_settings` gives it.
 
         Raises:
             ValueError: the settings do not fit.
         """
-        given = {"num_classes": num_outputs} | ({"feature_size": feature_size} if feature_size else {})
+        given = {"num_classes": num_outputs, **given_by_data}
         settings = self.model_extra or {}
+        # Students see no more frames than an item has by default; spaces of users have defaults of their own.
+        frames = given.pop("frames", 0)
         if self.name in SPACES:
             own: dict[str, Any] = {name: given[name] for name in GIVEN_BY_DATA[self.name] if name in given}
-            if feature_size and frames:
+            if frames:
                 own["frames"] = [k for k in FRAMES if k <= frames] or [frames]
             try:
                 return SPACES[self.name]({**own, **settings})

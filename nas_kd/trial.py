@@ -23,12 +23,10 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, Progress
-from nas_kd.training.measure import environment, latency_ms
-from nas_kd.training.stream_cost import stream_cost
+from nas_kd.training.measure import environment, part_flops
 from nas_kd.workbench import Workbench, ready_workbench
-from search_spaces import BUDGET_SHARE, ArchSpec, DeltaNet, Supernet, count_flops
+from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
 from search_spaces.arch import Choice
-from search_spaces.flops import Parted
 from search_spaces.knapsack import cost_range, dearest_within
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
@@ -78,12 +76,15 @@ class Trial:
 
     @property
     def knobs(self) -> dict[str, Choice]:
-        """The space's knobs of this trial."""
-        space = self.bench.space
+        """The space's knobs of this trial: those proposed, or with the next value of the input type's fallback knob
+        where no student meets the budget."""
+        space, fallback = self.bench.space, self.bench.input_type.fallback_knob
         knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
-        for interval in space.knobs.get("keyframe_interval", ()):  # ascending: the next one that meets the budget
-            if int(interval) > int(knobs["keyframe_interval"]) and cost_range(self.bench.table(knobs))[0] > self.budget:
-                knobs["keyframe_interval"] = interval
+        if fallback is None:
+            return knobs
+        for value in space.knobs[fallback]:  # ascending
+            if int(value) > int(knobs[fallback]) and cost_range(self.bench.table(knobs))[0] > self.budget:
+                knobs[fallback] = value
         return knobs
 
     @property
@@ -93,11 +94,10 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is anything to search; else there is only the one architecture. Delta layers, which are
-        brought near to the teacher's before their search, always have one."""
+        """Whether there is anything to search; else there is only the one architecture."""
         space = self.bench.space
         active = space.active(space.widest(self.knobs).choices)
-        return self.bench.has_keyframes or any(len(space.variables[name]) > 1 for name in active)
+        return self.bench.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
 
     def run(self) -> TrialRecord:
         """The whole trial."""
@@ -173,9 +173,11 @@ class Trial:
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
         arch = supernet.arch(self.budget)
-        asked, taken = self.context.knobs.get("keyframe_interval"), self.knobs.get("keyframe_interval")
-        if asked is not None and asked != taken:
-            self.warnings.append(f"no student with key frames every {asked} frames meets the budget; took {taken}")
+        if fallback := self.bench.input_type.fallback_knob:
+            taken = self.knobs[fallback]
+            asked = self.context.knobs.get(fallback, taken)
+            if asked != taken:
+                self.warnings.append(self.bench.input_type.fallback_warning(fallback, asked, taken))
         table, text = self.bench.table(self.knobs), self.config.budget.text
         cost, free = table.flops(arch.choices), table.flops(supernet.arch().choices)
         self.diagnostics["budget_share"] = cost / self.budget
@@ -249,16 +251,12 @@ class Trial:
         table = self.bench.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
-        if isinstance(student, Parted):
-            self.diagnostics |= {name: float(flops) for name, flops in student.part_flops(example).items()}
-        params = count_params(student)
-        if isinstance(student, DeltaNet):
-            return Cost.model_validate(stream_cost(student, example[:, :, 0], flops, params))
-        return Cost(flops=flops, params=params, latency_ms=latency_ms(student, example))
+        self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
+        fields = self.bench.input_type.student_cost(student, example, flops, count_params(student))
+        return Cost.model_validate(fields)
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
-        info, normalize = self.bench.splits.info, self.config.normalize
-        reads_bytes = info.input_key == "clip"
+        info = self.bench.splits.info
         shape = tuple(self.bench.space.example_input(self.knobs).shape[1:])
         save_bundle(
             self.context.directory,
@@ -267,8 +265,6 @@ class Trial:
                 arch=arch.as_dict(),
                 arch_id=arch.arch_id,
                 input_shape=shape,
-                mean=normalize.mean if reads_bytes else None,
-                std=normalize.std if reads_bytes else None,
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
                 class_names=self.bench.task.class_names,
@@ -278,10 +274,7 @@ class Trial:
                 flops=cost.flops,
                 params=cost.params,
                 metrics=dict(self.metrics["retrained"].items()),
-                keyframe_interval=cost.keyframe_interval,
-                keyframe_flops=cost.keyframe_flops,
-                delta_flops=cost.delta_flops,
-                state_bytes=cost.state_bytes,
+                **self.bench.input_type.bundle_fields(cost.model_dump()),
             ),
         )
 

@@ -16,9 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas_kd.data import normalize
+from nas_kd.inputs import input_type_of_bundle
 from nas_kd.mistakes import explain
-from nas_kd.tasks import TASKS
 from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, SearchSpace
@@ -97,25 +96,11 @@ class BundleInfo(BaseModel):
         Raises:
             ValueError: items of another kind or shape.
         """
-        arch = ArchSpec.from_dict(self.arch)
-        if self.mean is None or self.std is None:
-            if items.ndim != 3 or items.shape[2] != self.input_shape[1] or not items.is_floating_point():
-                raise ValueError(
-                    f"the student reads frame features, (N, T, {self.input_shape[1]}) floating-point numbers, but got "
-                    f"{tuple(items.shape)} of {items.dtype}"
-                )
-            read = items.float()
-        else:
-            frames = items.ndim == 4 and (self.keyframe_interval is not None or len(self.input_shape) == 3)
-            if items.ndim != 5 - frames or items.shape[1] != 3 or items.dtype != torch.uint8:
-                raise ValueError(
-                    "the student reads clips, (N, 3, T, H, W) in bytes (uint8), which are normalised here, but got "
-                    f"{tuple(items.shape)} of {items.dtype}"
-                )
-            read = normalize(items.unsqueeze(2) if frames else items, self.mean, self.std)
-            read = read.squeeze(2) if frames else read
-        if self.task in TASKS and TASKS[self.task].framewise:  # frames are seen as they are
+        kind = input_type_of_bundle(self.input_shape, self.mean, self.keyframe_interval)
+        read = kind.prepare(items, self.input_shape, self.mean, self.std)
+        if not kind.students_fit_items:
             return read
+        arch = ArchSpec.from_dict(self.arch)
         space = space or _space_of(arch)
         return space.fit_input(read, {name: arch.choices[name] for name in space.knobs})
 

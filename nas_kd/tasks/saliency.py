@@ -5,8 +5,8 @@ The ground truth is a mask of the object that draws the eyes, or the points of e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from nas_kd.tasks.task import Batch, Outputs, Task
 SIGMA_SHARE = 1 / 30
 """Default spread of a fixation point in shares of the frame's width: about a degree of visual angle, which is 35 of
 1024 pixels in the MIT saliency benchmark."""
+
+
+_NO_MAPS = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}}
 
 
 class SaliencyConfig(BaseModel):
@@ -71,6 +74,13 @@ class Saliency(Task):
     keys: ClassVar[tuple[str, ...]] = ("mask",)
     needs: ClassVar[str] = "a fixated pixel (a mask value above 0) in its first frame"
     options: ClassVar[type[BaseModel]] = SaliencyConfig
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "teacher": {"model": "saliency"},
+        "space": {"name": "saliency"},
+        "budget": {"max_flops": ["6M", "10M", "16M"]},
+        "objective": {**_NO_MAPS, "spatiotemporal": {"weight": 1.0}},
+        "search": {"objective": {**_NO_MAPS, "spatiotemporal": {"weight": 1.0, "fusion_share": 0.0}}},
+    }
 
     def __init__(self, info: DataInfo, config: SaliencyConfig | None = None) -> None:
         super().__init__(info, config)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -44,6 +45,7 @@ class Task(ABC):
             where every item has it.
         options: model of what a campaign may choose.
         extra_outputs: channels that a model must give beside one for each class.
+        defaults: of a campaign file with this task, where its kind of input has none; what the file says goes before.
         outputs: what they are: `classes` are logits of which one holds, `labels` logits that each may hold, `values`
             anything else.
 
@@ -58,6 +60,7 @@ class Task(ABC):
     keys: ClassVar[tuple[str, ...]] = ("label",)
     needs: ClassVar[str] = ""
     extra_outputs: ClassVar[int] = 0
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     outputs: ClassVar[Outputs] = "classes"
     options: ClassVar[type[BaseModel]] = NoOptions
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.stored_maps import StoredMaps
-from nas_kd.teachers.teacher import TEACHER_KINDS, TEACHERS, Streams, Teacher, TeacherConfig, build_teacher_model
+from nas_kd.teachers.teacher import (
+    TEACHER_KINDS,
+    TEACHERS,
+    Precomputed,
+    Streams,
+    Teacher,
+    TeacherConfig,
+    build_teacher_model,
+    is_precomputed,
+    teacher_example,
+    teacher_input,
+    trained_outputs,
+)
 
 __all__ = [
     "TEACHERS",
     "TEACHER_KINDS",
     "FrameNet",
     "FrameNetSettings",
+    "Precomputed",
     "R2Plus1D",
     "R2Plus1DSettings",
     "StoredMaps",
@@ -19,4 +32,8 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "build_teacher_model",
+    "is_precomputed",
+    "teacher_example",
+    "teacher_input",
+    "trained_outputs",
 ]

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from nas_kd.data import Batch
+from nas_kd.data import Batch, DataInfo
 
 
 class StoredMapsSettings(BaseModel):
@@ -36,6 +36,10 @@ class StoredMaps(nn.Module):
     def take(self, batch: Batch) -> Tensor:
         """The maps of the first frames of a batch: float32 (N, S, H, W) in [0, 1]."""
         return torch.stack([batch[f"map.{name}"][:, 0].float() for name in self.names], 1)
+
+    def example(self, info: DataInfo) -> Tensor:
+        """Zeros of shape (1, S, H, W)."""
+        return torch.zeros(1, len(self.names), info.height, info.width)
 
     def forward(self, maps: Tensor) -> Tensor:
         """The mean of the maps."""

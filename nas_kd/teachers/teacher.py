@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nas_kd.data import DataInfo
+from nas_kd.data import Batch, DataInfo
 from nas_kd.imports import call_function
 from nas_kd.mistakes import explain
 from nas_kd.taps import ModelOutput, Taps
@@ -77,6 +77,52 @@ class Streams(Protocol):
     def streams(self, clip: Tensor) -> Mapping[str, Tensor]:
         """Name -> outputs."""
         ...
+
+
+@runtime_checkable
+class Precomputed(Protocol):
+    """A teacher whose answers were computed before and come with the data: it has nothing to train, and what they cost
+    is not known."""
+
+    def take(self, batch: Batch) -> Tensor:
+        """Its input: what it reads of a batch."""
+        ...
+
+    def example(self, info: DataInfo) -> Tensor:
+        """Zeros of its input's shape, with batch size 1."""
+        ...
+
+
+def is_precomputed(model: nn.Module) -> bool:
+    """Whether the answers of a teacher come with the data, so that it is neither trained nor counted."""
+    return isinstance(model, Precomputed)
+
+
+def teacher_input(model: nn.Module, batch: Batch, inputs: Tensor) -> Tensor:
+    """What a teacher takes of a batch: the input that nets see, unless it reads answers that come with the data.
+
+    Args:
+        model: the teacher.
+        batch: of the data.
+        inputs: what nets see of the batch.
+    """
+    return model.take(batch) if isinstance(model, Precomputed) else inputs
+
+
+def teacher_example(model: nn.Module, info: DataInfo, example: Tensor) -> Tensor:
+    """Zeros of a teacher's input shape, with batch size 1.
+
+    Args:
+        model: the teacher.
+        info: of the data.
+        example: of the input that nets see.
+    """
+    return model.example(info) if isinstance(model, Precomputed) else example
+
+
+def trained_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The outputs of a teacher that are each trained on the labels: those of its streams, or its only one."""
+    return list(model.streams(inputs).values()) if isinstance(model, Streams) else [model(inputs)]
 
 
 def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo | None = None) -> nn.Module:

@@ -11,7 +11,7 @@ and the alternating search goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import cos, pi
 from typing import cast
@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipLoader
-from nas_kd.frames import random_pairs
+from nas_kd.data.frame_sampling import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
 from nas_kd.training.fit import FitConfig, Progress, make_optimizer, no_progress, set_learning_rate
 from nas_kd.training.gate_search import LocalConfig, cycle
-from nas_kd.workbench import Workbench
 from search_spaces import DeltaNet, Edge, Supernet
 
 
 def start_locally(
-    bench: Workbench,
+    read: Callable[[Batch], Tensor],
     supernet: Supernet,
     weights: ClipLoader,
     gates: ClipLoader,
@@ -42,7 +41,7 @@ def start_locally(
     """Train all candidates locally and set the gates' logits, in place.
 
     Args:
-        bench: normalisation of clips.
+        read: batch -> normalised clips (N, 3, T, H, W).
         supernet: of space `delta_blocks`.
         weights: batches that candidates learn from.
         gates: batches that they are judged on.
@@ -66,7 +65,7 @@ def start_locally(
         set_learning_rate(optimizer, fit.lr * 0.5 * (1 + cos(pi * step / config.steps)))
         optimizer.zero_grad(set_to_none=True)
         with _on_teacher(net, edges, train=True):
-            _pass(bench, net, random_pairs(next(batches), interval))
+            _pass(net, read(random_pairs(next(batches), interval)))
         for edge in edges.values():  # each layer is a problem of its own, and so is its gradient's size
             torch.nn.utils.clip_grad_norm_(edge.candidates.parameters(), fit.clip_norm)
         optimizer.step()
@@ -75,7 +74,7 @@ def start_locally(
     batches = cycle(gates)
     with _on_teacher(net, edges, train=False) as missed:
         for _ in range(config.probes):
-            _pass(bench, net, random_pairs(next(batches), interval))
+            _pass(net, read(random_pairs(next(batches), interval)))
     shares = {layer: {name: value / config.probes for name, value in of.items()} for layer, of in missed.items()}
     with torch.no_grad():
         for layer, edge in edges.items():
@@ -85,9 +84,9 @@ def start_locally(
 
 
 @torch.no_grad()
-def _pass(bench: Workbench, net: DeltaNet, pair: Batch) -> None:
-    """The teacher's layers on key frames and later frames: rows take turns."""
-    net(bench.input(pair), 1)
+def _pass(net: DeltaNet, pairs: Tensor) -> None:
+    """The teacher's layers on key frames and later frames (N, 3, 2, H, W): rows take turns."""
+    net(pairs, 1)
 
 
 @contextmanager

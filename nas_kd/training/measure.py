@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from search_spaces.flops import Parted
 
 
 @torch.no_grad()
@@ -33,6 +35,16 @@ def latency_ms(module: Callable[[Tensor], Any], example: Tensor, *, repeats: int
         if i >= warmup:
             times.append(time.perf_counter() - start)
     return statistics.median(times) * 1e3
+
+
+def part_flops(net: nn.Module, example: Tensor) -> dict[str, int]:
+    """Name of a figure -> FLOPs of a part, where a net says that a part is worth a figure of its own.
+
+    Args:
+        net: in any mode.
+        example: its input, with batch size 1.
+    """
+    return net.part_flops(example) if isinstance(net, Parted) else {}
 
 
 def environment(device: str) -> dict[str, str]:

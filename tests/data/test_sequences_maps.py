@@ -13,7 +13,7 @@ from nas_kd.data import ClipLoader, DataError, SequencesConfig, UnusableRowsErro
 from nas_kd.data.augment import NUM_DRAWS
 from nas_kd.data.decode import DecodeError
 from nas_kd.data.frame_maps import map_values, read_map
-from nas_kd.frames import take_frames
+from nas_kd.data.frame_sampling import take_frames
 
 HEIGHT, WIDTH = 12, 20
 STEP = 1 / 65535

@@ -105,7 +105,7 @@ def test_the_cache_gives_what_the_teacher_gives(tiny: Callable[..., CampaignConf
     from nas_kd.teachers import Teacher
 
     teacher = Teacher(bench.teacher_model, bench.cache.taps)
-    live = teacher(bench.input(batch))
+    live = teacher(bench.input_type.read(batch))
     teacher.close()
     assert torch.allclose(cached.logits, live.logits, atol=1e-5)
     assert cached.features.keys() == live.features.keys() != set()

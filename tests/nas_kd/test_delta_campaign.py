@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nas_kd.campaign import export, report, search
 from nas_kd.config import CampaignConfig, ConfigError, validate
-from nas_kd.frames import on_frames, random_pairs, take_frames
+from nas_kd.data.frame_sampling import random_pairs, take_frames
+from nas_kd.inputs.frames import on_frames
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
@@ -222,7 +223,7 @@ def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[...,
     free = streams(budget={"max_latency_ms": [1000.0], "max_flops": []})
     bench = build_workbench(free, "cpu")
     prepare_latency(bench, free.run_dir, 1)
-    least, most = cost_range(bench.latencies[3])
+    least, most = cost_range(bench.latencies["keyframe_interval-3"])
     goal_ms = (least + most) / 2e6
     config = streams(budget={"max_latency_ms": [goal_ms], "max_flops": []})
     (record,) = search(config).records
@@ -295,7 +296,7 @@ def test_a_latency_table_is_measured_again_for_other_candidates(streams: Callabl
     for config in (first, first, second):
         bench = build_workbench(config, "cpu")
         prepare_latency(bench, config.run_dir, 1)
-        assert dict(bench.latencies[3].variables) == dict(bench.space.variables)
+        assert dict(bench.latencies["keyframe_interval-3"].variables) == dict(bench.space.variables)
         contents.append(path.read_text())
     assert contents[0] == contents[1] != contents[2]
 
@@ -343,7 +344,7 @@ def test_a_local_start_orders_gates_by_what_candidates_miss(bench: Workbench, st
     weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
     gates = bench.loader(bench.splits.gates, config, seed=1, train=True)
     local = LocalConfig(steps=steps, probes=4, prior=50.0)
-    missed = start_locally(bench, supernet, weights, gates, config, local, seed=0)
+    missed = start_locally(bench.input_type.read, supernet, weights, gates, config, local, seed=0)
     assert missed.keys() == bench.space.variables.keys()
     for name, shares in missed.items():
         assert shares["full"] < (1e-6 if steps == 0 else 0.1)
@@ -367,6 +368,10 @@ def test_a_local_start_depends_on_its_seed_alone(bench: Workbench) -> None:
         supernet = Supernet(bench.space, seed=0)
         torch.manual_seed(noise)
         weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
-        results.append(start_locally(bench, supernet, weights, weights, config, LocalConfig(steps=2, probes=2), seed=3))
+        results.append(
+            start_locally(
+                bench.input_type.read, supernet, weights, weights, config, LocalConfig(steps=2, probes=2), seed=3
+            )
+        )
     linear = [{n: s["split2"] for n, s in result.items() if "split2" in s} for result in results]
     assert linear[0] == linear[1]

@@ -27,7 +27,7 @@ def saved(bench: Workbench, folder: Path, **knobs: Any) -> tuple[BundleInfo, tor
     trial._save(student, arch, Cost(flops=1, params=1, latency_ms=None))
     loaded, info = load_bundle(folder)
     batch = next(iter(bench.loader(bench.splits.val, bench.config.retrain, seed=0, train=False).epoch(0)))
-    seen = bench.space.fit_input(bench.input(batch), trial.knobs)
+    seen = bench.space.fit_input(bench.input_type.read(batch), trial.knobs)
     assert seen.shape[1:] == info.input_shape
     torch.testing.assert_close(loaded(seen), student.eval()(seen))
     return info, batch[bench.splits.info.input_key], seen
@@ -108,4 +108,4 @@ def saved_stream(bench: Workbench) -> tuple[BundleInfo, torch.Tensor, torch.Tens
         keyframe_interval=3,
     )
     batch = next(iter(bench.loader(bench.splits.val, bench.config.retrain, seed=0, train=False).epoch(0)))
-    return info, batch["clip"], bench.input(batch)
+    return info, batch["clip"], bench.input_type.read(batch)

@@ -226,7 +226,7 @@ def test_the_cache_is_left_out_where_clips_are_augmented(tiny: Callable[..., Cam
         learner = Learner(bench, student, config.objective, knobs, cached=cached)
         with torch.no_grad():
             bench.teacher_model.classifier.bias.add_(1.0)  # from here on the live teacher differs from the cache
-        answers[cached] = learner._answers(batch, bench.input(batch))
+        answers[cached] = learner._answers(batch, bench.input_type.read(batch))
         learner.close()
     assert answers[True] is not None
     assert answers[False] is not None

@@ -57,7 +57,7 @@ def test_fit_continues_bit_by_bit(bench: Workbench, tmp_path: Path, optimizer: s
         fit(
             net,
             loader,
-            lambda batch: {"task": bench.task.loss(net(bench.input(batch)), batch)},
+            lambda batch: {"task": bench.task.loss(net(bench.input_type.read(batch)), batch)},
             lambda terms: terms["task"],
             config,
             seed=2,

@@ -1,16 +1,14 @@
-"""Frame-wise tasks look at single frames and at pairs of them, taken out of clips.
+"""Single frames and pairs of frames, taken out of the clips of a batch: what frame-wise tasks train on.
 
 Shape legend: N clips, T frames, H and W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nas_kd.data import Batch
+from nas_kd.data.augment import Batch
 
 FRAME_KEYS = {"clip": 2, "mask": 1, "saliency": 1, "boxes": 1}
 """Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
@@ -52,31 +50,3 @@ def random_pairs(batch: Batch, keyframe_interval: int, *, previous: bool = False
     start = (torch.rand(clips) * (frames - distance)).long()
     between = [start + distance - 1] if previous else []
     return take_frames(batch, torch.stack([start, *between, start + distance], 1))
-
-
-def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:
-    """A model of frames as one of clips: (N, 3, T, H, W) -> (N, T, ...).
-
-    Args:
-        model: (N, 3, H, W) -> (N, ...).
-        chunk: frames at once.
-    """
-
-    def run(clip: Tensor) -> Tensor:
-        frames = clip.transpose(1, 2).flatten(0, 1)
-        outputs = torch.cat([model(part) for part in torch.split(frames, chunk)])
-        return outputs.reshape(len(clip), -1, *outputs.shape[1:])
-
-    return run
-
-
-class ClipOfFrames(nn.Module):
-    """A net of frames that takes clips, for spaces whose students see single frames."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """(N, 3, T, H, W) -> (N, T, ...); in one pass, so that maps can be tapped."""
-        return on_frames(self.net, chunk=len(clip) * clip.shape[2])(clip)
