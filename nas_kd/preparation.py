@@ -134,9 +134,13 @@ def check_teacher(bench: Workbench) -> None:
     check_outputs(bench, f"teacher.model: {name}", outputs, example, "change its settings, or choose another teacher")
 
 
-def cached_taps(bench: Workbench) -> tuple[str, ...]:
-    """Modules of the teacher whose outputs trials of the campaign distil."""
-    return tuple(dict.fromkeys(name for objective in _cached_objectives(bench) for name in objective.teacher_taps))
+def cached_taps(bench: Workbench) -> tuple[str, ...] | None:
+    """Modules of the teacher whose outputs trials distil from its cache; None where none of them asks the teacher for
+    what depends on the item alone."""
+    objectives = _cached_objectives(bench)
+    if not objectives:
+        return None
+    return tuple(dict.fromkeys(name for objective in objectives for name in objective.teacher_taps))
 
 
 def _cached_objectives(bench: Workbench) -> list[Objective]:
@@ -161,9 +165,10 @@ def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     config = bench.config
     if not bench.input_type.caches_teacher or TeacherCache.is_complete(folder):
         return
-    if not (objectives := _cached_objectives(bench)):
+    taps = cached_taps(bench)
+    if taps is None:
         return
-    teacher = Teacher(bench.teacher_model, dict.fromkeys(name for o in objectives for name in o.teacher_taps))
+    teacher = Teacher(bench.teacher_model, taps)
     # Not for training: every clip once, in order.
     loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
     num_clips = len(bench.splits.retrain.base)

@@ -25,6 +25,31 @@ TYPES = {
 }
 WITHOUT_TORCH = ("trials", "analysis")
 
+# Generic modules ask the campaign's `InputType` and know no kind of input by name.
+GENERIC = (
+    *(f"nas_kd/{name}.py" for name in ("campaign", "checks", "cli", "config", "grid", "learner", "preparation")),
+    *(f"nas_kd/{name}.py" for name in ("proposals", "sections", "trial", "trial_nets", "workbench")),
+    "nas_kd/deploy/bundle.py",
+)
+KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "choice"}
+OF_ONE_KIND = (
+    *(f"nas_kd.inputs.{kind}" for kind in KINDS),
+    "nas_kd.data.frame_sampling",
+    "nas_kd.teachers.stored_maps",
+    "nas_kd.training.local_search",
+    "nas_kd.training.stream_cost",
+)
+NAMES_OF_KINDS = {
+    *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "FEATURE_SOURCES"),
+    *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "Streams", "delta_net_of", "on_frames"),
+    *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
+}
+# Those of a bundle's file format, and of a space that is made of its teacher's layers.
+EXCEPTIONS = {
+    "nas_kd/deploy/bundle.py": {"DeltaBlocksSpace", "DeltaNet", "keyframe_interval"},
+    "nas_kd/sections.py": {"DeltaBlocksSpace"},
+}
+
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -47,6 +72,21 @@ def defined(path: Path) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def identifiers(path: Path) -> set[str]:
+    """All names that a file uses: variables, attributes, arguments, keywords, and what it imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.arg | ast.keyword):
+            found.add(node.arg or "")
+        elif isinstance(node, ast.alias):
+            found.update(node.name.split("."))
+    return found
 
 
 def test_there_is_something_to_check() -> None:
@@ -72,3 +112,30 @@ def test_imports_run_downwards(path: Path) -> None:
 @pytest.mark.parametrize("package", ["search_spaces", "nas_kd/training"])
 def test_whatever_trains_replaces_the_faulty_gradient(package: str) -> None:
     assert "search_spaces.cpu_convolutions" in set(imported(ROOT / package / "__init__.py"))
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_generic_modules_know_no_kind_of_input(name: str) -> None:
+    """A module beside the kinds asks the campaign's input type, so that a new kind changes none of them."""
+    path = ROOT / name
+    imports = [module for module in imported(path) if module.startswith(OF_ONE_KIND)]
+    assert not imports, f"{name} must ask the campaign's input type, but imports {', '.join(imports)}"
+    known = (identifiers(path) & NAMES_OF_KINDS) - EXCEPTIONS.get(name, set())
+    assert not known, f"{name} must ask the campaign's input type, but knows {', '.join(sorted(known))}"
+
+
+def test_kinds_of_input_are_imported_through_their_package_alone() -> None:
+    assert sorted(KINDS) == ["clips", "features", "frames", "key_frames"]
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith("nas_kd/inputs/"):
+            inner = [module for module in imported(path) if module.startswith("nas_kd.inputs.")]
+            assert all(module.count(".") == 2 for module in inner), f"{name} reaches into nas_kd.inputs: {inner}"
+            assert not {module.split(".")[2] for module in inner} & (KINDS | {"input_type", "choice"}), name
+
+
+def test_training_does_not_import_what_is_built_on_it() -> None:
+    above = ("campaign", "checks", "config", "inputs", "learner", "preparation", "sections", "trial", "workbench")
+    for path in (ROOT / "nas_kd" / "training").glob("*.py"):
+        upward = [module for module in imported(path) if module.startswith(tuple(f"nas_kd.{name}" for name in above))]
+        assert not upward, f"{path.name} must not import {', '.join(upward)}"

@@ -58,20 +58,20 @@ class Checkpoint:
     def __init__(self, path: Path | str | None, tag: str, parts: Mapping[str, Any]) -> None:
         self.path, self.tag, self.parts = None if path is None else Path(path), tag, dict(parts)
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        """Load the parts; returns the epoch to go on with and the extra values, (0, {}) where there is no file."""
+    def restore(self) -> int:
+        """Load the parts; returns the epoch to go on with, 0 where there is no file."""
         content = load_checkpoint(self.path, tag=self.tag) if self.path else None
         if content is None:
-            return 0, {}
+            return 0
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
-        return int(content["epoch"]), dict(content["extra"])
+        return int(content["epoch"])
 
-    def save(self, epoch: int, extra: Mapping[str, Any]) -> None:
+    def save(self, epoch: int) -> None:
         """Save the parts after `epoch` whole epochs."""
         if self.path:
             state = {name: part.state_dict() for name, part in self.parts.items()}
-            save_checkpoint(self.path, {"tag": self.tag, "epoch": epoch, "extra": dict(extra), "parts": state})
+            save_checkpoint(self.path, {"tag": self.tag, "epoch": epoch, "parts": state})
 
 
 def count_params(module: nn.Module) -> int:

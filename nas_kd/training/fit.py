@@ -166,7 +166,7 @@ def fit(
     later = list(slow)
     optimizer = make_optimizer(config, chosen, slow=later, slow_scale=slow_scale)
     keeper = Checkpoint(checkpoint, tag, {"module": module, "optimizer": optimizer, **(extra_parts or {})})
-    start, _ = keeper.restore()
+    start = keeper.restore()
     steps = len(loader) * config.epochs
     for epoch in range(start, config.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
@@ -186,7 +186,7 @@ def fit(
             averages.add({**terms, "total": value})
             progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
         log(epoch, averages.means())
-        keeper.save(epoch + 1, {})
+        keeper.save(epoch + 1)
     module.eval()
 
 

@@ -167,7 +167,7 @@ def search_gates(
         "budget": budget,
     }
     keeper = Checkpoint(checkpoint, tag, parts)
-    start, _ = keeper.restore()
+    start = keeper.restore()
     for epoch in range(start, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         if supernet.control.generator is not None:
@@ -202,7 +202,7 @@ def search_gates(
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
         reached = float(supernet.expected_flops().detach())
         log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
-        keeper.save(epoch + 1, {})
+        keeper.save(epoch + 1)
     _freeze([], [*weight_parameters, *gate_parameters])
     supernet.eval()
 

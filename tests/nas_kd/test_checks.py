@@ -188,14 +188,14 @@ def test_a_teacher_that_nobody_asks_is_not_cached(tmp_path: Any) -> None:
     assert cached_taps(build_workbench(config, "cpu")) == ("spatial", "temporal")
     assert cached_taps(with_maps(config, "spatial")) == ("temporal",)
     bench = with_maps(config, "spatial", "temporal")
-    assert cached_taps(bench) == ()
+    assert cached_taps(bench) is None
     bench.splits = replace(bench.splits, info=replace(bench.splits.info, map_names=()))  # which samples lack
     prepare_teacher(bench, config.run_dir)
     assert not (config.run_dir / "teacher" / "outputs").exists()
     flipped = saliency(retrain={"augment": "flip"})  # nor where clips change, but a search still has the same ones
     assert cached_taps(build_workbench(flipped, "cpu")) == ("spatial", "temporal")
     flipped = saliency(retrain={"augment": "flip"}, search={"augment": "flip"})
-    assert cached_taps(build_workbench(flipped, "cpu")) == ()
+    assert cached_taps(build_workbench(flipped, "cpu")) is None
 
 
 def test_batches_of_one_are_refused_where_a_norm_has_one_value(tiny: Make) -> None:
