@@ -30,7 +30,7 @@ MALLOC_DEBUG = "libc_malloc_debug.so.0"
 REPEATS = 6
 # Relative; sums of thousands of numbers in another order.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-9, "bfloat16": 6e-2, "float16": 2e-2}
-TIMEOUT_S = 60
+TIMEOUT_S = 20  # hangs are among what is found
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def kinds() -> Iterator[Case]:
         yield replace(base, transposed=True, c_in=o, c_out=i, last=False)
 
 
-def fuzz(number: int = 3000, seed: int = 0) -> Iterator[Case]:
+def fuzz(number: int = 800, seed: int = 0) -> Iterator[Case]:
     """Random layers of all kinds."""
     draw = random.Random(seed)
     while number:
@@ -298,9 +298,9 @@ def main() -> None:
         rows = run_all(list(dict.fromkeys(case for case in GROUPS[name]() if case.is_valid)), name)
         print(f"{name}: {len(rows)} cases in {time.monotonic() - began:.0f} s", *summary(rows), sep="\n", flush=True)
         results += rows
-    if options.out:
-        content = [{**asdict(case), "outcome": outcome, "implementation": by} for case, outcome, by in results]
-        options.out.write_text(json.dumps(content))
+        if options.out:
+            content = [{**asdict(case), "outcome": outcome, "implementation": by} for case, outcome, by in results]
+            options.out.write_text(json.dumps(content))
     faulty = [case for case, outcome, _ in results if outcome != "right" and not outcome.startswith("refused")]
     print(f"{len(faulty)} of {len(results)} cases are faulty")
 

@@ -32,20 +32,19 @@ _OPERATOR, _KEY = "aten::convolution_backward", "CPU"
 _torch_gradients = torch.library.get_kernel(_OPERATOR, _KEY)  # before it is replaced below
 
 
-def is_affected(weight: Tensor, stride: Sequence[int], padding: Sequence[int], transposed: bool, groups: int) -> bool:
-    """Whether a convolution is of the form whose gradient oneDNN may get wrong.
+def is_affected(weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:
+    """Whether a convolution, transposed or not, is of the form whose gradient oneDNN may get wrong.
 
     Args:
-        weight: (C_out, C_in, ...), its kernel last.
+        weight: (C_out, C_in, ...), or (C_in, C_out, ...) of a transposed one; kernel sizes last. The second number is
+            that of the channels of the larger map, which is the one that is read in steps.
         stride: along each spatial dimension.
         padding: likewise.
-        transposed: whether it is a transposed convolution.
         groups: of channels.
     """
     shape = weight.shape
     return (
-        not transposed
-        and shape[1] < FEW_CHANNELS
+        shape[1] < FEW_CHANNELS
         and groups == 1
         and len(shape) < 5  # three spatial dimensions take another way
         and any(step > 1 for step in stride)
@@ -70,23 +69,29 @@ def _gradients(
 ) -> Gradients:
     """Gradients of input, weight and bias, as `aten::convolution_backward` defines them.
 
-    A pointwise strided convolution is the unstrided one of every `stride`-th pixel, whose gradients oneDNN gets right.
+    A pointwise strided convolution is the unstrided one of every `stride`-th pixel, and a transposed one gives every
+    `stride`-th pixel of its output; oneDNN gets the gradients of the unstrided one right.
     """
-    rest = (padding, dilation, transposed, output_padding, groups, output_mask)
-    if not is_affected(weight, stride, padding, transposed, groups):
+    if not is_affected(weight, stride, padding, groups):
         return _torch_gradients.call_boxed(  # type: ignore[no-any-return]
-            keys, grad_output, inputs, weight, bias_sizes, stride, *rest
-        )
+            keys, grad_output, inputs, weight, bias_sizes, stride, padding, dilation,
+            transposed, output_padding, groups, output_mask,
+        )  # fmt: skip
     pixels = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
-    ones = [1] * len(stride)
-    grad_pixels, grad_weight, grad_bias = _torch_gradients.call_boxed(
-        keys, grad_output, inputs[pixels], weight, bias_sizes, ones, *rest
-    )
-    if grad_pixels is None or not output_mask[0]:
-        return None, grad_weight, grad_bias
-    grad_input = torch.zeros_like(inputs)
-    grad_input[pixels] = grad_pixels
-    return grad_input, grad_weight, grad_bias
+    outer, inner = (grad_output[pixels], inputs) if transposed else (grad_output, inputs[pixels])
+    of_input, of_weight, of_bias = output_mask
+    grad_inner, grad_weight, _ = _torch_gradients.call_boxed(
+        keys, outer, inner, weight, None, [1] * len(stride), padding, dilation,
+        transposed, [0] * len(stride), groups, [of_input, of_weight, False],
+    )  # fmt: skip
+    grad_input = None
+    if of_input and transposed:
+        grad_input = grad_inner
+    elif of_input:
+        grad_input = torch.zeros_like(inputs)
+        grad_input[pixels] = grad_inner
+    grad_bias = grad_output.sum([0, *range(2, grad_output.ndim)]) if of_bias else None
+    return grad_input, grad_weight if of_weight else None, grad_bias
 
 
 _library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
