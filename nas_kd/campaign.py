@@ -22,7 +22,7 @@ from nas_kd.tasks import TASKS
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import write_whole
-from nas_kd.training.fit import Progress, no_progress
+from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import Workbench, build_workbench
 from search_spaces import SearchSpace
@@ -107,7 +107,7 @@ class Campaign:
         if self.ledger is not None:
             self.ledger.close()
 
-    def prepare(self, progress: Progress = no_progress, note: Callable[[str], None] = lambda text: None) -> Ledger:
+    def prepare(self, progress: OnProgress = no_progress, note: Callable[[str], None] = lambda text: None) -> Ledger:
         """Check the config against the data, then train or load the teacher.
 
         Args:

@@ -15,7 +15,7 @@ from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
-from nas_kd.training.fit import FitConfig, Log, Progress, fit, no_log, no_progress
+from nas_kd.training.fit import FitConfig, Log, OnProgress, fit, no_log, no_progress
 from nas_kd.training.gate_search import search_gates, trained_parameters
 from nas_kd.workbench import Workbench
 from search_spaces import Supernet
@@ -96,7 +96,7 @@ class Learner:
         seed: int,
         checkpoint: Path | None = None,
         tag: str = "search",
-        progress: Progress = no_progress,
+        progress: OnProgress = no_progress,
         log: Log = no_log,
     ) -> None:
         """Search the gates of the net, a supernet, after what the input type starts a search with.

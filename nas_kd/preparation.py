@@ -19,7 +19,7 @@ from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params, write_whole
-from nas_kd.training.fit import Progress, fit, no_progress
+from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial_nets import TrialNets, build_nets, build_objective
 from nas_kd.workbench import Workbench, all_knobs, latency_file, latency_name, take_teacher
@@ -28,7 +28,9 @@ from search_spaces import CostTable
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 
 
-def prepare_teacher(bench: Workbench, run_dir: Path, progress: Progress = no_progress) -> dict[str, float | int | str]:
+def prepare_teacher(
+    bench: Workbench, run_dir: Path, progress: OnProgress = no_progress
+) -> dict[str, float | int | str]:
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
 
     Returns:
@@ -161,7 +163,7 @@ def _cached_objectives(bench: Workbench) -> list[Objective]:
     return [objective for objective in found.values() if objective.uses_teacher]
 
 
-def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
+def _fill_cache(bench: Workbench, folder: Path, progress: OnProgress) -> None:
     config = bench.config
     if not bench.input_type.caches_teacher or TeacherCache.is_complete(folder):
         return
@@ -177,7 +179,7 @@ def _fill_cache(bench: Workbench, folder: Path, progress: Progress) -> None:
     teacher.close()
 
 
-def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: Progress = no_progress) -> None:
+def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:
     """Measure the latency of all candidates, for a budget of latency. Done once a campaign, for all trials.
 
     Args:

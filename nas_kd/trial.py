@@ -22,7 +22,7 @@ from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
-from nas_kd.training.fit import FitConfig, Progress
+from nas_kd.training.fit import FitConfig, OnProgress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.workbench import Workbench, ready_workbench
 from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
@@ -195,11 +195,13 @@ class Trial:
                 "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
             )
         gates = [str(choice) for choice in arch.choices.values() if isinstance(choice, str)]
-        idle = sum(choice in ("zero", "identity") for choice in gates)
+        idle_choices = self.bench.space.idle_choices
+        idle = sum(choice in idle_choices for choice in gates)
         self.diagnostics["idle_edges"] = idle / max(len(gates), 1)
         if gates and idle / len(gates) > COLLAPSE_SHARE:
             self.warnings.append(
-                f"{idle} of {len(gates)} edges are zero or identity: the search may have collapsed to skip connections"
+                f"{idle} of {len(gates)} edges are {' or '.join(idle_choices)}: the search may have collapsed to skip "
+                "connections"
             )
         return arch
 
@@ -303,7 +305,7 @@ class Trial:
         retrain = 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
         return search / (search + retrain)
 
-    def _stage(self, start: float, share: float) -> Progress:
+    def _stage(self, start: float, share: float) -> OnProgress:
         return lambda done, words: self.context.report(min(start + share * done, 1.0), words)
 
     def _log(self, stage: str, epoch: int, means: Mapping[str, float]) -> None:

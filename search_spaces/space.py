@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ class SearchSpace(ABC):
         settings: what builds it again, as JSON values; part of every `ArchSpec`.
         knobs: knob -> its values.
         variables: gate -> its choices, in the order of the net.
+        idle_choices: choices with which an edge computes nothing of its own; many of them are a sign of a collapsed
+            search.
     """
 
+    idle_choices: ClassVar[tuple[str, ...]] = ("zero", "identity")
     name: str
     settings: Mapping[str, Any]
     knobs: Mapping[str, tuple[Choice, ...]]

@@ -22,7 +22,7 @@ from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.teacher import trained_outputs
-from nas_kd.training.fit import FitConfig, Progress, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.measure import latency_ms
 from search_spaces import CostTable, SearchSpace, Supernet, count_flops
@@ -180,7 +180,7 @@ class InputType(ABC):
         config: LocalConfig,
         *,
         seed: int,
-        progress: Progress = no_progress,
+        progress: OnProgress = no_progress,
     ) -> None:
         """What a search begins with, before weights and gates take turns; nothing by default.
 

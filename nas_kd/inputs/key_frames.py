@@ -19,7 +19,7 @@ from nas_kd.inputs.frames import FrameInput, frame_by_frame
 from nas_kd.inputs.input_type import TrainingView
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import FitConfig, Progress, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
 from nas_kd.training.stream_cost import stream_cost
@@ -84,7 +84,7 @@ class KeyFrameInput(FrameInput):
         config: LocalConfig,
         *,
         seed: int,
-        progress: Progress = no_progress,
+        progress: OnProgress = no_progress,
     ) -> None:
         start_locally(self.read, supernet, weights, gates, fit, config, seed=seed, progress=progress)
 

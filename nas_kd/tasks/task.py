@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from nas_kd.data import Batch as Batch  # tasks are written against this module
 from nas_kd.data import DataError, DataInfo, Sample, Splits
 
-Batch = Mapping[str, Tensor]
 Outputs = Literal["classes", "labels", "values"]
 
 

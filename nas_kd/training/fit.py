@@ -44,7 +44,7 @@ class FitConfig(Section):
 
 Loss = Callable[[Batch], Mapping[str, Tensor]]
 """Batch -> unweighted terms."""
-Progress = Callable[[float, str], None]
+OnProgress = Callable[[float, str], None]
 """(share done from 0 to 1, a few words)."""
 
 
@@ -140,7 +140,7 @@ def fit(
     extra_parts: Mapping[str, Any] | None = None,
     checkpoint: Path | str | None = None,
     tag: str = "",
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
     log: Log = no_log,
 ) -> None:
     """Train `module` in place. Restarts from its checkpoint at the last whole epoch, with the same result.

@@ -24,7 +24,7 @@ from nas_kd.training.fit import (
     FitConfig,
     Log,
     Loss,
-    Progress,
+    OnProgress,
     check_finite,
     learning_rate,
     make_optimizer,
@@ -131,7 +131,7 @@ def search_gates(
     seed: int,
     checkpoint: Path | str | None = None,
     tag: str = "search",
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
     log: Log = no_log,
 ) -> None:
     """Train weights and gates of `supernet` in place; restarts from its checkpoint at the last whole epoch.

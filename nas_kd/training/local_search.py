@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.data.frame_sampling import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
-from nas_kd.training.fit import FitConfig, Progress, make_optimizer, no_progress, set_learning_rate
+from nas_kd.training.fit import FitConfig, OnProgress, make_optimizer, no_progress, set_learning_rate
 from nas_kd.training.gate_search import LocalConfig, cycle
 from search_spaces import DeltaNet, Edge, Supernet
 
@@ -36,7 +36,7 @@ def start_locally(
     config: LocalConfig,
     *,
     seed: int,
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
 ) -> dict[str, dict[str, float]]:
     """Train all candidates locally and set the gates' logits, in place.
 
