@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import count_flops
-from search_spaces.fold import fold_batchnorm
+from search_spaces.delta_blocks.fold import fold_batchnorm
 from search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace
 
 NETS = ("fused", "spatial")

@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_kd.deploy.streaming import StreamingStudent, StreamState
 from nas_kd.teachers import FrameNet
 from search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
-from search_spaces.delta_residual import residual_form
+from search_spaces.delta_blocks.residual import residual_form
 
 CHANNELS, SIDE = 64, 56
 FRAME = (96, 160)

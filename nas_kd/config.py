@@ -34,7 +34,7 @@ from nas_kd.sections import (
 )
 from nas_kd.tasks import TASKS, task_config
 from nas_kd.teachers import TeacherConfig
-from search_spaces import DERIVED_SPACES
+from search_spaces import derived_spaces
 from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
 from trials.resources import Resources
 
@@ -139,7 +139,7 @@ class CampaignConfig(Section):
         task_config(self.task, self.task_options)
         if self.budget.max_latency_ms is not None and not self.space.is_derived:
             raise ValueError(
-                f"budget.max_latency_ms: only {', '.join(DERIVED_SPACES)} has a latency table, but the space is "
+                f"budget.max_latency_ms: only {', '.join(derived_spaces())} has a latency table, but the space is "
                 f"{self.space.name!r}; give max_flops"
             )
         check_space_name(self.space.name, self.task)

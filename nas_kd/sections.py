@@ -16,8 +16,7 @@ from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
 from nas_kd.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from search_spaces import DERIVED_SPACES, GIVEN_BY_DATA, SPACES, DeltaBlocksSpace, SearchSpace
-from search_spaces.frame_sequence_settings import FRAMES
+from search_spaces import SPACES, DataShape, DeltaBlocksSpace, SearchSpace
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -135,8 +134,7 @@ _GIVEN = ("num_classes",)  # by the task
 
 
 class SpaceConfig(BaseModel):
-    """The search space: a name of `search_spaces.SPACES` or `DERIVED_SPACES`, or `module:function`; the other keys are
-    its settings."""
+    """The search space: a name of `search_spaces.SPACES`, or `module:function`; the other keys are its settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -144,16 +142,13 @@ class SpaceConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> SpaceConfig:
-        known = {**SPACES, **DERIVED_SPACES}
-        if self.name not in known and ":" not in self.name:
+        if self.name not in SPACES and ":" not in self.name:
             raise ValueError(
-                f"unknown space {self.name!r}; choose from {', '.join(known)}, or give your own as module:function"
+                f"unknown space {self.name!r}; choose from {', '.join(SPACES)}, or give your own as module:function"
             )
         try:
             if self.name in SPACES:
-                SPACES[self.name]({**GIVEN_BY_DATA[self.name], **(self.model_extra or {})})
-            elif self.is_derived:
-                DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
+                SPACES[self.name].check(self.model_extra or {})
         except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
             raise ValueError("; ".join(explain(error, self.model_extra or {}, _GIVEN))) from error
         return self
@@ -161,7 +156,7 @@ class SpaceConfig(BaseModel):
     @property
     def is_derived(self) -> bool:
         """Whether the space is derived from the teacher."""
-        return self.name in DERIVED_SPACES
+        return self.name in SPACES and SPACES[self.name].derived
 
     def build(self, num_outputs: int, given_by_data: Mapping[str, Any] = MappingProxyType({})) -> SearchSpace:
         """The space for what the data are, where it needs no teacher.
@@ -173,18 +168,15 @@ class SpaceConfig(BaseModel):
         Raises:
             ValueError: the settings do not fit.
         """
-        given = {"num_classes": num_outputs, **given_by_data}
         settings = self.model_extra or {}
-        # Students see no more frames than an item has by default; spaces of users have defaults of their own.
-        frames = given.pop("frames", 0)
         if self.name in SPACES:
-            own: dict[str, Any] = {name: given[name] for name in GIVEN_BY_DATA[self.name] if name in given}
-            if frames:
-                own["frames"] = [k for k in FRAMES if k <= frames] or [frames]
+            entry = SPACES[self.name]
             try:
-                return SPACES[self.name]({**own, **settings})
+                return entry.make({**entry.from_data(DataShape(num_outputs, **given_by_data)), **settings})
             except ValidationError as error:
                 raise ValueError("; ".join(f"space: {line}" for line in explain(error, settings, _GIVEN))) from error
+        given = {"num_classes": num_outputs, **given_by_data}
+        given.pop("frames", None)  # spaces of users have defaults of their own
         space = call_function(self.name, {**given, **settings}, purpose="space.name")
         if not isinstance(space, SearchSpace):
             raise ValueError(f"space.name {self.name!r} must return a SearchSpace, but returns {type(space).__name__}")
@@ -201,8 +193,9 @@ class SpaceConfig(BaseModel):
         Raises:
             ValueError: no layer of the teacher is eligible, or a pattern matches none.
         """
-        settings = DERIVED_SPACES[self.name].model_validate(self.model_extra or {})
-        return DeltaBlocksSpace(settings, teacher, frame_size, identity)
+        space = SPACES[self.name].make(self.model_extra or {}, teacher, frame_size, identity)
+        assert isinstance(space, DeltaBlocksSpace), "the only space that is derived"
+        return space
 
 
 class SearchConfig(FitConfig):

@@ -20,7 +20,7 @@ from nas_kd.teachers import TEACHER_KINDS, build_teacher_model, teacher_example,
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import FitConfig, evaluate
-from search_spaces import SPACE_KINDS, CostTable, SearchSpace
+from search_spaces import SPACES, CostTable, SearchSpace
 from search_spaces.arch import Choice
 
 
@@ -102,7 +102,8 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
     splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
     task = make_task(config.task, splits.info, config.task_options)
     check_kind("teacher.model", config.teacher.model, TEACHER_KINDS, task, config.task, config.data.source)
-    check_kind("space.name", config.space.name, SPACE_KINDS, task, config.task, config.data.source)
+    kinds = {name: (entry.reads, entry.gives) for name, entry in SPACES.items() if not entry.derived}
+    check_kind("space.name", config.space.name, kinds, task, config.task, config.data.source)
     torch.manual_seed(config.seed)
     model = build_teacher_model(config.teacher, task.num_outputs, splits.info).to(device)
     space = _space(config, splits, task, model)

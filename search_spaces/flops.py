@@ -4,9 +4,9 @@ fvcore misses fused attention and recurrent layers, which would count as zero. T
 the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
 convention and named in the result; any other operator that has no handler is an error, never a silent zero.
 
-One exception: `Minus` and `Plus`, the subtractions and additions that a delta costs. They are overhead of the method,
-so each of their output elements counts as one FLOP. An exported graph has no such modules any more; there the nodes
-that came from them are counted, which `torch.export` notes at every node and keeps in its files.
+One exception: modules that derive from `CountedElementwise`. Where additions are the overhead of a method, each of
+their output elements counts as one FLOP. An exported graph has no such modules any more; there the nodes that came from
+them are counted, which `torch.export` notes at every node and keeps in its files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DATA_MOVEMENT = """
 FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
 """Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
 
-COUNTED_OPS = ("aten::sub", "aten::add", "aten::add_")  # in `Minus` and `Plus`, and nowhere else
+COUNTED_OPS = ("aten::sub", "aten::add", "aten::add_")  # in `CountedElementwise`, and nowhere else
 
 _trace_lock = threading.Lock()  # tracing toggles process-wide switches
 
@@ -58,28 +58,14 @@ class UncountedOpError(ValueError):
     """A module uses an operator that the counter does not know, so its FLOPs would be too low."""
 
 
-class Minus(nn.Module):
-    """left − right, counted: one FLOP an element."""
+class CountedElementwise(nn.Module):
+    """A module of one addition or subtraction that counts: one FLOP an element of its output."""
 
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Of equal shapes."""
-        return left - right
-
-
-class Plus(nn.Module):
-    """left + right, counted: one FLOP an element."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Of shapes that broadcast to that of `left`."""
-        return left + right
-
-
-class PlusInPlace(Plus):
-    """The same, where `left` is not needed afterwards; its memory becomes the result's."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Of equal shapes."""
-        return left.add_(right)
+    @classmethod
+    def names(cls) -> set[str]:
+        """Full names of this class and of all that derive from it."""
+        own = {f"{cls.__module__}.{cls.__qualname__}"}
+        return own.union(*(kind.names() for kind in cls.__subclasses__()))
 
 
 @dataclass(frozen=True)
@@ -159,8 +145,8 @@ HANDLERS: dict[str, Callable[[list[Any], list[Any]], int]] = {
 
 
 def _counted_nodes(graph: torch.fx.GraphModule) -> set[torch.fx.Node]:
-    """Nodes of an exported graph that came from `Minus` or `Plus`."""
-    counted = {f"{kind.__module__}.{kind.__qualname__}" for kind in (Minus, Plus, PlusInPlace)}
+    """Nodes of an exported graph that came from modules that count their elements."""
+    counted = CountedElementwise.names()
     found = set()
     for node in graph.graph.nodes:
         if node.op == "call_function" and (stack := node.meta.get("nn_module_stack")):
@@ -218,7 +204,7 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
                 child.training = False  # in training mode the tracer would move BatchNorm's running statistics
             torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
             analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
-            counted = [name for name, child in module.named_modules() if isinstance(child, Minus | Plus)]
+            counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
             if counted:
                 analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -227,9 +213,9 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
                 overhead = analysis.by_module()
                 for operator in COUNTED_OPS:  # those outside of the counted modules are free, as everywhere
                     by_operator.pop(operator.removeprefix("aten::"), None)
-                by_operator["delta"] = sum(int(overhead[name]) for name in counted)
+                by_operator["counted_elementwise"] = sum(int(overhead[name]) for name in counted)
             if isinstance(module, torch.fx.GraphModule) and (nodes := _counted_nodes(module)):
-                by_operator["delta"] = _Elements(module, nodes).count(inputs)
+                by_operator["counted_elementwise"] = _Elements(module, nodes).count(inputs)
             total = sum(by_operator.values())
             unsupported: Counter[str] = analysis.unsupported_ops()
     finally:

@@ -14,18 +14,11 @@ from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice
 from search_spaces.cost import CostTable
-from search_spaces.delta_net import DeltaNet
 from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
 from search_spaces.knapsack import InfeasibleBudgetError, cost_range, dearest_within, most_probable
 from search_spaces.space import SearchSpace, gates_of
 
 BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the dearest one within it
-
-
-def delta_net_of(module: nn.Module) -> DeltaNet | None:
-    """The net with delta layers that a supernet or a student is; None for others."""
-    net = module.network if isinstance(module, Supernet) else module
-    return net if isinstance(net, DeltaNet) else None
 
 
 class Supernet(nn.Module):

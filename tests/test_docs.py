@@ -39,9 +39,9 @@ from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from nas_kd.workbench import build_workbench
 from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
-from search_spaces.frame_sequence_settings import HRnnOptions, NetVladOptions, NextVladOptions
+from search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
 from search_spaces.knapsack import cost_range
-from search_spaces.saliency_settings import DecoderSettings, TrunkSettings
+from search_spaces.saliency.settings import DecoderSettings, TrunkSettings
 from trials import Resources
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from nas_kd.mistakes import explain
 from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, SearchSpace
-from search_spaces.delta_residual import residual_form
+from search_spaces.delta_blocks.residual import residual_form
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
@@ -152,10 +152,10 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
 
 def _space_of(arch: ArchSpec) -> SearchSpace:
     """The space of an architecture, from its settings alone."""
-    if arch.space in SPACES:
-        return SPACES[arch.space](arch.settings)
-    if arch.space != DeltaBlocksSpace.name:
+    if arch.space not in SPACES:
         raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
+    if not SPACES[arch.space].derived:
+        return SPACES[arch.space].make(arch.settings)
     settings = arch.as_dict()["settings"]
     identity, size = settings.pop("teacher", {}), settings.pop("frame_size", ())
     if identity.get("model") not in TEACHERS:

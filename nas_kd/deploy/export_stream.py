@@ -33,7 +33,7 @@ from nas_kd.deploy.record import (
 )
 from nas_kd.training.measure import environment
 from search_spaces import DeltaNet, SearchSpace, count_flops
-from search_spaces.delta_residual import ResidualLayer, without_teacher
+from search_spaces.delta_blocks.residual import ResidualLayer, without_teacher
 
 Graph = Callable[..., tuple[Tensor, ...]]
 

@@ -12,7 +12,7 @@ from nas_kd.inputs.frames import FrameInput
 from nas_kd.inputs.input_type import InputType
 from nas_kd.inputs.key_frames import KeyFrameInput
 from nas_kd.tasks import TASKS, Task
-from search_spaces import DERIVED_SPACES, SPACES, SearchSpace
+from search_spaces import SPACES, SearchSpace, derived_spaces
 
 INPUT_TYPES: tuple[type[InputType], ...] = (KeyFrameInput, FrameInput, FeatureInput, ClipInput)
 """All kinds; a campaign has the first one that matches."""
@@ -79,13 +79,13 @@ def check_space_name(space: str, task: str) -> None:
     Raises:
         ValueError: both names, and the way out.
     """
-    if space in DERIVED_SPACES and not TASKS[task].framewise:
+    if space in derived_spaces() and not TASKS[task].framewise:
         frames = ", ".join(name for name, kind in TASKS.items() if kind.framewise)
         raise ValueError(f"space.name: {space!r} needs a task that looks at single frames: {frames}")
-    if TASKS[task].framewise and space in SPACES:
+    if TASKS[task].framewise and space in SPACES and not SPACES[space].derived:
         raise ValueError(
             f"space.name: {space!r} makes students of whole clips, but task {task!r} looks at single frames; choose "
-            f"{', '.join(DERIVED_SPACES)}, or give your own as module:function"
+            f"{', '.join(derived_spaces())}, or give your own as module:function"
         )
 
 

@@ -25,8 +25,8 @@ from nas_kd.training.local_search import start_locally
 from nas_kd.training.stream_cost import stream_cost
 from search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet
 from search_spaces.arch import Choice
-from search_spaces.latency import latency_table
-from search_spaces.supernet import delta_net_of
+from search_spaces.delta_blocks import delta_net_of
+from search_spaces.delta_blocks.latency import latency_table
 
 LOCAL_SHARE = 0.2  # of a search's time, roughly, that its local start takes
 

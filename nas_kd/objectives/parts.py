@@ -24,7 +24,7 @@ from nas_kd.objectives.response import response, response_of_labels
 from nas_kd.objectives.terms import CrossResolutionTerm, DeltaTerm, FeatureTerm, ResponseTerm
 from nas_kd.taps import ModelOutput, last_maps, tappable
 from nas_kd.tasks import Batch
-from search_spaces.supernet import delta_net_of
+from search_spaces.delta_blocks import delta_net_of
 
 MAP_KEYS = {
     "feature": ("feature.pairs", "feature.pairs"),

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from search_spaces.arch import Choice
-from search_spaces.frame_sequence_net import build_net
-from search_spaces.frame_sequence_settings import (
+from search_spaces.frame_sequence.net import build_net
+from search_spaces.frame_sequence.settings import (
     FAMILIES,
     Family,
     FrameSequenceSettings,

@@ -33,7 +33,7 @@ from nas_kd.training.fit import (
     set_learning_rate,
 )
 from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
-from search_spaces.supernet import delta_net_of
+from search_spaces.delta_blocks import delta_net_of
 
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 

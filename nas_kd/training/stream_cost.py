@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nas_kd.training.measure import latency_ms
 from search_spaces import DeltaNet
-from search_spaces.delta_net import state_bytes
+from search_spaces.delta_blocks.net import state_bytes
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ TINY_SPACE: dict[str, Any] = {
 
 def student(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    space = SPACES["saliency"]({"net": [kind], **TINY_SPACE})
+    space = SPACES["saliency"].make({"net": [kind], **TINY_SPACE})
     return space.student(space.widest(space.knobs_with({})))
 
 

@@ -16,9 +16,9 @@ from nas_kd.deploy.streaming import StreamingStudent
 from nas_kd.teachers import FrameNet, FrameNetSettings
 from search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, Supernet, count_flops
 from search_spaces.delta_blocks import CANDIDATES
-from search_spaces.delta_net import DeltaLayer, Stream
-from search_spaces.delta_ops import LinearDelta, PairDelta
-from search_spaces.delta_residual import ResidualLayer, residual_form
+from search_spaces.delta_blocks.net import DeltaLayer, Stream
+from search_spaces.delta_blocks.ops import LinearDelta, PairDelta
+from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 
 SIZE = (16, 24)
 TRIED = tuple("pair2" if name == "pair8" else name for name in CANDIDATES)  # a single unit of eight may be dead

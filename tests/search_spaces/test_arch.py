@@ -58,7 +58,7 @@ def test_a_stored_spec_still_loads_with_its_id() -> None:
     arch = ArchSpec.from_dict(stored["arch"])
     assert arch.arch_id == stored["arch_id"]
     assert arch.as_dict() == stored["arch"]
-    space = SPACES[arch.space](arch.settings)
+    space = SPACES[arch.space].make(arch.settings)
     assert space.contains(arch)
     assert space.cost(arch) == stored["flops"]
 

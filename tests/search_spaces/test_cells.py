@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.cells import Sliced, mix_widths
-from search_spaces.clip_cell_net import candidate_op
+from search_spaces.clip_cell.net import candidate_op
 from search_spaces.gates import Draw, Gate
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "conv3d_k3", "separable_k3_e2", "separable3d_k5_e1", "shift_k3")

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.delta_ops import FAMILIES, LayerShape, LinearDelta, PairDelta, build_candidate, parse_candidate
+from search_spaces.delta_blocks.ops import (
+    FAMILIES,
+    LayerShape,
+    LinearDelta,
+    PairDelta,
+    build_candidate,
+    parse_candidate,
+)
 
 SIZE = (8, 12)
 

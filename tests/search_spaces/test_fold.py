@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from delta_teachers import HRNet, PreActivation, ResNet, UNet, conv_norm, trained
 from torch import Tensor, nn
 
-from search_spaces.fold import fold_batchnorm
+from search_spaces.delta_blocks.fold import fold_batchnorm
 
 
 def norms(net: nn.Module) -> list[str]:

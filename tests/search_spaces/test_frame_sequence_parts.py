@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from space_checks import scramble_batch_norm
 from torch import Tensor, nn
 
-from search_spaces.frame_sequence_net import HRnnEncoder, NetVladEncoder, NextVladEncoder
-from search_spaces.frame_sequence_parts import Lstm, MixtureOfExperts
+from search_spaces.frame_sequence.net import HRnnEncoder, NetVladEncoder, NextVladEncoder
+from search_spaces.frame_sequence.parts import Lstm, MixtureOfExperts
 
 
 def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:

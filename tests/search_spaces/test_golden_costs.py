@@ -61,12 +61,12 @@ def samples(space: SearchSpace) -> list[list[Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_costs_and_architectures_are_the_stored_ones(case: str) -> None:
     name, settings = CASES[case]
-    assert samples(SPACES[name](settings)) == json.loads(GOLDEN.read_text(encoding="utf-8"))[case]
+    assert samples(SPACES[name].make(settings)) == json.loads(GOLDEN.read_text(encoding="utf-8"))[case]
 
 
 if __name__ == "__main__":
     stored = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
     for case, (name, settings) in CASES.items():
-        stored.setdefault(case, samples(SPACES[name](settings)))
+        stored.setdefault(case, samples(SPACES[name].make(settings)))
     rows = [f'"{case}": {json.dumps(values, separators=(",", ":"))}' for case, values in stored.items()]
     GOLDEN.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

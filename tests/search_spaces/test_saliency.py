@@ -24,9 +24,9 @@ from space_checks import (
 from torch import nn
 
 from search_spaces import ESTIMATORS, ArchSpec, Supernet, count_flops
-from search_spaces.fold import fold_batchnorm
+from search_spaces.delta_blocks.fold import fold_batchnorm
 from search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace, make_decoder
-from search_spaces.saliency_ops import ResponseNorm
+from search_spaces.saliency.ops import ResponseNorm
 from search_spaces.space import gates_of
 
 NETS = ("spatial", "temporal", "fused")

@@ -19,7 +19,7 @@ def supernet() -> Supernet:
         "depths": [[1, 2], [1]],
         "strides": [1, 2],
     }
-    return Supernet(SPACES["clip_cell"]({**settings, "resolution": [12], "frames": [2]}))
+    return Supernet(SPACES["clip_cell"].make({**settings, "resolution": [12], "frames": [2]}))
 
 
 def test_all_that_is_exported_exists_and_is_sorted() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from search_spaces.arch import Choice
-from search_spaces.clip_cell_net import Head, Stem, candidate_op, projection
-from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
+from search_spaces.clip_cell.net import Head, Stem, candidate_op, projection
+from search_spaces.clip_cell.settings import EDGES, ClipCellSettings
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import FlopCount, count_flops
 

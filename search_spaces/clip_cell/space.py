@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced
-from search_spaces.clip_cell_cost import clip_cell_costs
-from search_spaces.clip_cell_net import ClipStudent, ClipSupernet, SearchCell, SearchStage, StudentCell
-from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
+from search_spaces.clip_cell.cost import clip_cell_costs
+from search_spaces.clip_cell.net import ClipStudent, ClipSupernet, SearchCell, SearchStage, StudentCell
+from search_spaces.clip_cell.settings import EDGES, ClipCellSettings
 from search_spaces.cost import CostTable
 from search_spaces.frame_selectors import uniform
 from search_spaces.gates import GateFactory

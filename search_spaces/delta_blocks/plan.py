@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.delta_ops import LayerShape
+from search_spaces.delta_blocks.ops import LayerShape
 from search_spaces.flops import count_flops
 
 Terms = frozenset[frozenset[str]]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from search_spaces.arch import Choice
 from search_spaces.cells import Sliced, mix_widths
 from search_spaces.gates import Gate, GateFactory, named_gate
-from search_spaces.saliency_ops import Decoder, ResponseNorm, deconv, frame_op
-from search_spaces.saliency_settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
+from search_spaces.saliency.ops import Decoder, ResponseNorm, deconv, frame_op
+from search_spaces.saliency.settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
 from search_spaces.space import gates_of
 
 

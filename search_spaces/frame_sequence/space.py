@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from search_spaces.arch import Choice
 from search_spaces.cost import CostTable
 from search_spaces.frame_selectors import select_frames
-from search_spaces.frame_sequence_cost import frame_sequence_costs
-from search_spaces.frame_sequence_net import FrameSequenceNet, build_net
-from search_spaces.frame_sequence_settings import FrameSequenceSettings
-from search_spaces.frame_sequence_supernet import FrameSequenceSupernet
+from search_spaces.frame_sequence.cost import frame_sequence_costs
+from search_spaces.frame_sequence.net import FrameSequenceNet, build_net
+from search_spaces.frame_sequence.settings import FrameSequenceSettings
+from search_spaces.frame_sequence.supernet import FrameSequenceSupernet
 from search_spaces.gates import GateFactory
 from search_spaces.space import SearchSpace
-
-__all__ = ["FrameSequenceSettings", "FrameSequenceSpace"]
 
 
 class FrameSequenceSpace(SearchSpace):

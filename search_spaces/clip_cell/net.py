@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced, mix_widths
-from search_spaces.clip_cell_settings import EDGES, ClipCellSettings
+from search_spaces.clip_cell.ops import FrameConv, op_named
+from search_spaces.clip_cell.settings import EDGES, ClipCellSettings
 from search_spaces.gates import Gate, GateFactory, named_gate
-from search_spaces.ops import FrameConv, op_named
 
 
 def projection(c_in: int, c_out: int, *, stride: int) -> nn.Module:

@@ -13,9 +13,9 @@ from torch import nn
 from search_spaces.arch import Choice
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import FlopCount, count_flops
-from search_spaces.saliency_net import convs_of
-from search_spaces.saliency_ops import ResponseNorm, deconv, frame_op
-from search_spaces.saliency_settings import TRUNKS_OF, SaliencySettings
+from search_spaces.saliency.net import convs_of
+from search_spaces.saliency.ops import ResponseNorm, deconv, frame_op
+from search_spaces.saliency.settings import TRUNKS_OF, SaliencySettings
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.cells import Edge
-from search_spaces.delta_ops import DeltaOp, ZeroDelta, repeated
-from search_spaces.flops import Plus, count_flops
+from search_spaces.delta_blocks.arithmetic import Plus
+from search_spaces.delta_blocks.ops import DeltaOp, ZeroDelta, repeated
+from search_spaces.flops import count_flops
+from search_spaces.supernet import Supernet
 
 Reference = Literal["keyframe", "previous"]
 State = dict[str, tuple[Tensor, ...]]
@@ -256,6 +258,12 @@ class _Phase:
 
     def __exit__(self, *_: object) -> None:
         self.stream.phase, self.stream.lazy = "key", False
+
+
+def delta_net_of(module: nn.Module) -> DeltaNet | None:
+    """The net with delta layers that a supernet or a student is; None for others."""
+    net = module.network if isinstance(module, Supernet) else module
+    return net if isinstance(net, DeltaNet) else None
 
 
 def tensors_of(state: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.cells import Edge, Sliced, mix_widths
-from search_spaces.frame_sequence_net import FrameSequenceNet
-from search_spaces.frame_sequence_parts import (
+from search_spaces.frame_sequence.net import FrameSequenceNet
+from search_spaces.frame_sequence.parts import (
     FrameNorm,
     GroupedVladPool,
     Lstm,
@@ -24,7 +24,7 @@ from search_spaces.frame_sequence_parts import (
     gated_layer,
     squeezed_layer,
 )
-from search_spaces.frame_sequence_settings import FrameSequenceSettings
+from search_spaces.frame_sequence.settings import FrameSequenceSettings
 from search_spaces.gates import Gate, GateFactory, named_gate
 
 State = dict[str, Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from search_spaces.ops import op_named
+from search_spaces.clip_cell.ops import op_named
 
 DEFAULT_OPS = (
     "conv2d_k3",
@@ -29,7 +29,7 @@ class ClipCellSettings(BaseModel):
         widths: for each stage, the channel counts to choose from.
         depths: for each stage, the numbers of cells to choose from.
         strides: for each stage, the spatial stride of its first cell.
-        ops: candidates of the edges, names in `search_spaces.ops.OPS`; see `edge_ops` for `identity` and `zero`.
+        ops: candidates of the edges, names in `clip_cell.ops.OPS`; see `edge_ops` for `identity` and `zero`.
         resolution: sides of the student's square input to choose from, in pixels.
         frames: numbers of frames to choose from, taken uniformly from the teacher's clip.
     """

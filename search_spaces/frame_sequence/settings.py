@@ -16,6 +16,11 @@ FRAMES = (6, 10, 15)
 """How many frames students see by default."""
 
 
+def frames_within(frames: int) -> list[int]:
+    """The default numbers of frames that items of `frames` frames have; all of them where they have fewer."""
+    return [k for k in FRAMES if k <= frames] or [frames]
+
+
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     if not values or list(values) != sorted(set(values)) or values[0] < 1:
         raise ValueError(f"the options must be positive numbers that ascend, at least one, but are {list(values)}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from search_spaces.arch import Choice
 from search_spaces.flops import count_flops
-from search_spaces.frame_sequence_parts import (
+from search_spaces.frame_sequence.parts import (
     FrameNorm,
     GroupedVladPool,
     Lstm,
@@ -18,7 +18,7 @@ from search_spaces.frame_sequence_parts import (
     gated_layer,
     squeezed_layer,
 )
-from search_spaces.frame_sequence_settings import FrameSequenceSettings
+from search_spaces.frame_sequence.settings import FrameSequenceSettings
 
 
 class HRnnEncoder(nn.Module):

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice
 from search_spaces.cost import CostTable
-from search_spaces.delta_blocks import DeltaBlocksSpace, cost_terms, signature
-from search_spaces.delta_net import DeltaLayer, DeltaNet, Stream
-from search_spaces.delta_ops import PairDelta, ZeroDelta
-from search_spaces.delta_plan import PlannedLayer
-from search_spaces.delta_residual import ResidualLayer, residual_form
+from search_spaces.delta_blocks.cost import cost_terms, signature
+from search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
+from search_spaces.delta_blocks.ops import PairDelta, ZeroDelta
+from search_spaces.delta_blocks.plan import PlannedLayer
+from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
+from search_spaces.delta_blocks.space import DeltaBlocksSpace
 
 UNIT = "nanoseconds"
 WARM_UP = 2  # rounds that do not count
-REFERENCES = 4  # random students, beside the cheapest and the dearest one, that the rest of the net is timed in
+REFERENCES = 4  # random students, beside the cheapest and the most expensive one, that the rest of the net is timed in
 
 
 def latency_table(
@@ -50,7 +51,7 @@ def latency_table(
         device: that students will run on; with the number of threads that torch has here.
         batch_size: streams that run together; the costs are those of all of them.
         repeats: rounds, whose median counts.
-        residual: time students in residual form (`delta_residual`), which bundles may hold.
+        residual: time students in residual form (`residual`), which bundles may hold.
 
     Returns:
         Integers in nanoseconds, with the variables, terms and period of the space's FLOPs table.

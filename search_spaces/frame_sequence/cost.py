@@ -15,8 +15,8 @@ import torch
 from search_spaces.arch import Choice
 from search_spaces.cost import CostTable, CostTerm
 from search_spaces.flops import count_flops
-from search_spaces.frame_sequence_net import build_net
-from search_spaces.frame_sequence_settings import FAMILIES, FrameSequenceSettings
+from search_spaces.frame_sequence.net import build_net
+from search_spaces.frame_sequence.settings import FAMILIES, FrameSequenceSettings
 
 BATCH_NORM = 2  # FLOPs an element, as fvcore counts it: scale and shift
 

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from search_spaces.arch import Choice
 from search_spaces.cost import CostTable
 from search_spaces.gates import GateFactory
-from search_spaces.saliency_cost import saliency_costs
-from search_spaces.saliency_net import (
+from search_spaces.saliency.cost import saliency_costs
+from search_spaces.saliency.net import (
     Layer,
-    SaliencyNet,
     SaliencySupernet,
     SearchConv,
     SearchDecoder,
@@ -41,11 +40,9 @@ from search_spaces.saliency_net import (
     student_net,
     trunk_layers,
 )
-from search_spaces.saliency_ops import Decoder, make_decoder
-from search_spaces.saliency_settings import TRUNKS_OF, DecoderSettings, SaliencySettings, TrunkSettings
+from search_spaces.saliency.ops import Decoder
+from search_spaces.saliency.settings import TRUNKS_OF, SaliencySettings
 from search_spaces.space import SearchSpace, resampled
-
-__all__ = ["DecoderSettings", "SaliencyNet", "SaliencySettings", "SaliencySpace", "TrunkSettings", "make_decoder"]
 
 
 class SaliencySpace(SearchSpace):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from search_spaces.saliency_ops import frame_op
+from search_spaces.saliency.ops import frame_op
 
 Net = Literal["spatial", "temporal", "fused"]
 TRUNKS_OF: dict[str, tuple[str, ...]] = {
@@ -15,7 +15,7 @@ TRUNKS_OF: dict[str, tuple[str, ...]] = {
     "fused": ("spatial", "temporal"),
 }
 """Net -> its trunks; every net has the decoder too."""
-OPS = ("conv_k1", "separable_k3", "conv_k3")
+DEFAULT_OPS = ("conv_k1", "separable_k3", "conv_k3")
 SIDES = (32, 256)
 
 
@@ -25,14 +25,14 @@ class TrunkSettings(BaseModel):
     Attributes:
         widths: for each of the four stages, the channel counts to choose from; the last ones are the published net's.
         depths: numbers of convolutions to choose from for the third stage.
-        ops: operators to choose from for every convolution, names in `search_spaces.saliency_ops.FRAME_OPS`.
+        ops: operators to choose from for every convolution, names in `search_spaces.saliency.ops.FRAME_OPS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[tuple[int, ...], ...] = ((4, 8, 12, 16), (8, 16, 24, 32), (16, 32, 48, 64), (32, 64, 96, 128))
     depths: tuple[int, ...] = (1, 2)
-    ops: tuple[str, ...] = OPS
+    ops: tuple[str, ...] = DEFAULT_OPS
 
     @model_validator(mode="after")
     def _valid(self) -> TrunkSettings:
@@ -54,7 +54,7 @@ class DecoderSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[tuple[int, ...], ...] = ((8, 16, 32), (8, 16, 32), (8, 16, 32), (8, 16), (4, 8))
-    ops: tuple[str, ...] = OPS
+    ops: tuple[str, ...] = DEFAULT_OPS
 
     @model_validator(mode="after")
     def _valid(self) -> DecoderSettings:

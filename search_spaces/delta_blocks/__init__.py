@@ -1,0 +1,9 @@
+"""Space `delta_blocks`: students of a trained teacher's own layers (Delta Distillation)."""
+
+from __future__ import annotations
+
+from search_spaces.delta_blocks.net import DeltaNet, delta_net_of
+from search_spaces.delta_blocks.settings import CANDIDATES, DeltaBlocksSettings
+from search_spaces.delta_blocks.space import DeltaBlocksSpace
+
+__all__ = ["CANDIDATES", "DeltaBlocksSettings", "DeltaBlocksSpace", "DeltaNet", "delta_net_of"]

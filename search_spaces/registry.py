@@ -1,0 +1,98 @@
+"""The built-in spaces: one entry each, with all that the rest of the project asks of a space by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
+from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
+from search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
+from search_spaces.frame_sequence.settings import frames_within
+from search_spaces.saliency import SaliencySettings, SaliencySpace
+from search_spaces.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What of the data decides settings of a space.
+
+    Attributes:
+        num_outputs: channels that the task wants.
+        feature_size: of frame features; 0 where the data are clips.
+        frames: of an item; 0 where that is not known.
+    """
+
+    num_outputs: int
+    feature_size: int = 0
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class SpaceEntry:
+    """A built-in space.
+
+    Attributes:
+        settings: type of its settings.
+        build: makes the space from settings; a derived one also from `(teacher, frame_size, identity)`.
+        reads: what its students read: `clips`, `frame features` or `frames`.
+        gives: what they give: `logits` or `maps`.
+        from_data: the settings that follow from the data.
+        example_data: data by which the other settings can be checked before the data are known.
+        derived: whether it is made of a teacher's own layers.
+    """
+
+    settings: type[BaseModel]
+    build: Callable[..., SearchSpace]
+    reads: str
+    gives: str
+    from_data: Callable[[DataShape], dict[str, Any]] = lambda data: {}
+    example_data: DataShape = DataShape(2)
+    derived: bool = False
+
+    def make(self, settings: Mapping[str, Any], *teacher: Any) -> SearchSpace:
+        """The space of settings as JSON values; a derived one takes the teacher, frame size and identity too.
+
+        Raises:
+            pydantic.ValidationError: the settings make no space.
+        """
+        return self.build(self.settings.model_validate(dict(settings)), *teacher)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise `pydantic.ValidationError` where these settings make no space, whatever the data."""
+        self.settings.model_validate({**self.from_data(self.example_data), **settings})
+
+
+def _classes(data: DataShape) -> dict[str, Any]:
+    return {"num_classes": data.num_outputs}
+
+
+def _sequences(data: DataShape) -> dict[str, Any]:
+    settings = _classes(data)
+    if data.feature_size:
+        settings["feature_size"] = data.feature_size
+    if data.feature_size and data.frames:
+        settings["frames"] = frames_within(data.frames)
+    return settings
+
+
+SPACES: Mapping[str, SpaceEntry] = {
+    "clip_cell": SpaceEntry(ClipCellSettings, ClipCellSpace, reads="clips", gives="logits", from_data=_classes),
+    "frame_sequence": SpaceEntry(
+        FrameSequenceSettings, FrameSequenceSpace, reads="frame features", gives="logits", from_data=_sequences,
+        example_data=DataShape(2, feature_size=720_720),  # a multiple of every number of groups up to 16
+    ),
+    "saliency": SpaceEntry(
+        SaliencySettings, SaliencySpace, reads="clips", gives="maps", from_data=_classes, example_data=DataShape(1)
+    ),
+    "delta_blocks": SpaceEntry(DeltaBlocksSettings, DeltaBlocksSpace, reads="frames", gives="maps", derived=True),
+}  # fmt: skip
+"""Name -> entry. A space that is not derived can be built again from an `ArchSpec` alone."""
+
+
+def derived_spaces() -> list[str]:
+    """Names of the spaces that are made of a teacher's own layers."""
+    return [name for name, entry in SPACES.items() if entry.derived]
