@@ -128,7 +128,7 @@ class CampaignConfig(Section):
         task, data = value.get("task"), value.get("data")
         source = data.get("source") if isinstance(data, Mapping) else None
         defaults = input_type_of_file(task, source).defaults
-        if not defaults and task in TASKS:
+        if not defaults and isinstance(task, str) and task in TASKS:
             defaults = TASKS[task].defaults
         return _merged(defaults, value)
 

@@ -40,7 +40,7 @@ def input_type_of_file(task: object, source: object) -> type[InputType]:
         task: what the file says, perhaps not a task.
         source: of the data; what the file says.
     """
-    if task in TASKS and TASKS[str(task)].framewise:
+    if isinstance(task, str) and task in TASKS and TASKS[task].framewise:
         return KeyFrameInput
     return FeatureInput if source in FEATURE_SOURCES else ClipInput
 
