@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
     from nas_kd.deploy.streaming import StreamingStudent, StreamState
-    from nas_kd.objectives import Objective, ObjectiveConfig
+    from nas_kd.objectives import DistillationLoss, ObjectiveConfig
     from nas_kd.taps import ModelOutput, Taps
     from nas_kd.tasks import TASKS, Task
     from nas_kd.teachers import Teacher, TeacherConfig
@@ -51,6 +51,7 @@ __all__ = [
     "ConfigError",
     "DeltaBlocksSettings",
     "DeltaBlocksSpace",
+    "DistillationLoss",
     "Edge",
     "ExportError",
     "ExportRecord",
@@ -58,7 +59,6 @@ __all__ = [
     "GateConfig",
     "ModelOutput",
     "ModuleSpace",
-    "Objective",
     "ObjectiveConfig",
     "SearchSpace",
     "StreamState",
@@ -89,7 +89,7 @@ _NAMES = {
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",
     "nas_kd.deploy.streaming": "StreamState StreamingStudent",
-    "nas_kd.objectives": "Objective ObjectiveConfig",
+    "nas_kd.objectives": "DistillationLoss ObjectiveConfig",
     "nas_kd.taps": "ModelOutput Taps",
     "nas_kd.tasks": "TASKS Task",
     "nas_kd.teachers": "Teacher TeacherConfig",

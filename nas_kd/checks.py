@@ -19,7 +19,6 @@ from nas_kd.data import OwnConfig
 from nas_kd.grid import Cell, Value, distinct
 from nas_kd.mistakes import choose
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
-from nas_kd.objectives.spatiotemporal import STREAMS
 from nas_kd.preparation import check_outputs, check_teacher
 from nas_kd.proposals import Proposal, extreme_knobs, outline, proposals
 from nas_kd.sections import BudgetRange
@@ -211,11 +210,15 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
 
 def _check_maps(bench: Workbench) -> None:
     """Maps of our sources must be such as something of ours reads; own data may come with others."""
-    for name in bench.splits.info.map_names if not isinstance(bench.config.data, OwnConfig) else ():
-        if not is_precomputed(bench.teacher_model) and name not in STREAMS:
+    if isinstance(bench.config.data, OwnConfig) or is_precomputed(bench.teacher_model):
+        return
+    readers = {term: config.map_names for term, config in bench.config.objective.terms.items() if config.map_names}
+    known = [name for names in readers.values() for name in names]
+    for name in bench.splits.info.map_names:
+        if name not in known:
             raise ConfigError(
-                f"data.maps: nothing reads the map {name!r}; {choose(name, STREAMS)} for spatiotemporal distillation, "
-                "or leave it out, or take teacher.model maps"
+                f"data.maps: nothing reads the map {name!r}; {choose(name, known)} for {', '.join(readers)} "
+                "distillation, or leave it out, or take teacher.model maps"
             )
 
 
@@ -272,8 +275,9 @@ def _check_terms(
 
 def _at(section: str, sentence: str) -> str:
     """The sentence about a term, with the section before the key that it begins with."""
-    key = re.match(r"(\w+)(\.\w+)*:? ", sentence)
-    joined = key is not None and key[1] in ObjectiveConfig.model_fields and (key[2] or ":" in key[0])
+    key = re.match(r"([\w.]+:\w+|\w+)(\.\w+)*:? ", sentence)
+    names_key = key is not None and (":" in key[1] or key[1] in ObjectiveConfig.model_fields)
+    joined = key is not None and names_key and (key[2] or ":" in key[0])
     return f"{section}.{sentence}" if joined else f"{section}: {sentence}"
 
 

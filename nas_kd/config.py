@@ -68,10 +68,20 @@ def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
     return [knob.low, knob.high, *between]
 
 
-def _read(section: BaseModel, path: str) -> Any:
+def split_path(path: str) -> list[str]:
+    """The keys of a dotted path; `objective.package.module:Term.weight` holds one key with a dot of its own."""
+    parts = path.split(".")
+    own = next((i for i, part in enumerate(parts) if ":" in part), None)
+    if own is None:
+        return parts
+    start = parts.index("objective") + 1 if "objective" in parts[:own] else own
+    return [*parts[:start], ".".join(parts[start : own + 1]), *parts[own + 1 :]]
+
+
+def read_path(section: BaseModel, path: str) -> Any:
     """What stands at a dotted path of a section."""
     node: Any = section
-    for part in path.split("."):
+    for part in split_path(path):
         node = getattr(node, part)
     return node
 
@@ -173,8 +183,8 @@ class CampaignConfig(Section):
                 "objective.response.weight; budgets and the space's knobs vary by listing several values there"
             )
         node: Any = self
-        for part in path.split("."):
-            if not isinstance(node, BaseModel) or part not in type(node).model_fields:
+        for part in split_path(path):
+            if not isinstance(node, BaseModel) or part not in fields(node):
                 raise ValueError(f"{where}: there is no {part!r}; {choose(part, fields(node))}")
             node = getattr(node, part)
 
@@ -189,7 +199,7 @@ class CampaignConfig(Section):
         paths = dict.fromkeys([*(name for block in blocks for name in block if "." in name), *self.knobs])
         cells = []
         for block in blocks:
-            own = {path: block.get(path, _read(self, path)) for path in paths}
+            own = {path: block.get(path, read_path(self, path)) for path in paths}
             for path, value in own.items():
                 if path not in block and not isinstance(value, Value):
                     raise ValueError(
@@ -256,7 +266,7 @@ class CampaignConfig(Section):
                     (path, value), *_ = own.items()
                     raise ValueError(f"knobs.{path} may not propose {value!r}: {reason}") from error
                 raise ValueError(f"{source} may not propose {values}: {reason}") from error
-            read |= {path: _read(model, path.partition(".")[2]) for path in own}
+            read |= {path: read_path(model, path.partition(".")[2]) for path in own}
         return {path: read[path] for path in proposal}
 
     @property
@@ -320,7 +330,7 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Campa
 
 def set_path(data: dict[str, Any], path: str, value: Any) -> None:
     """Set `data["a"]["b"]` for the path `a.b`, with the sections on the way made where they are missing."""
-    *parents, last = path.split(".")
+    *parents, last = split_path(path)
     for part in parents:
         data = data.setdefault(part, {})
         if not isinstance(data, dict):

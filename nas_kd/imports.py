@@ -1,4 +1,4 @@
-"""`module:function` references of a campaign file."""
+"""`module:function` and `module:Class` references of a campaign file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,37 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
+
+from nas_kd.mistakes import choose, nearest
+
+_Class = TypeVar("_Class")
+
+
+def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[ModuleType, str]:
+    """The module that `package.module:name` names, and the name; the current directory is importable.
+
+    Args:
+        reference: where to find it.
+        purpose: what it is for, for the error sentences.
+        kind: what the name stands for, such as `function`.
+
+    Raises:
+        ValueError: the reference is malformed, or the module cannot be had.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"{purpose} must be given as module:{kind}, but is {reference!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: a folder `analysis` or `trials` of the user's must not hide ours from here on
+    try:
+        return importlib.import_module(module_name), attribute
+    except Exception as error:
+        raise ValueError(
+            f"{purpose} {reference!r}: importing {module_name!r} failed with {type(error).__name__}: {error}"
+        ) from error
 
 
 def import_function(reference: str, *, purpose: str) -> Callable[..., Any]:
@@ -20,21 +50,46 @@ def import_function(reference: str, *, purpose: str) -> Callable[..., Any]:
     Raises:
         ValueError: the reference is malformed, or the module or function cannot be had.
     """
-    module_name, colon, attribute = reference.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"{purpose} must be given as module:function, but is {reference!r}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # last: a folder `analysis` or `trials` of the user's must not hide ours from here on
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(
-            f"{purpose} {reference!r}: importing {module_name!r} failed with {type(error).__name__}: {error}"
-        ) from error
+    module, attribute = import_module_of(reference, purpose=purpose, kind="function")
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"{purpose} {reference!r}: module {module_name!r} has no function {attribute!r}")
+        known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        hint = nearest(attribute, known)
+        raise ValueError(
+            f"{purpose} {reference!r}: module {module.__name__!r} has no function {attribute!r}"
+            f"{'; ' if hint else ''}{hint.strip()}"
+        )
     return function  # type: ignore[no-any-return]
+
+
+def import_class(reference: str, base: type[_Class], *, purpose: str) -> type[_Class]:
+    """The class that `package.module:Class` names; the current directory is importable.
+
+    Args:
+        reference: where to find it.
+        base: what it must be a subclass of.
+        purpose: what it is for, for the error sentences.
+
+    Raises:
+        ValueError: the reference is malformed, the module or class cannot be had, or it has another base.
+    """
+    module, attribute = import_module_of(reference, purpose=purpose, kind="Class")
+    found = getattr(module, attribute, None)
+    if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
+        return found
+    fitting = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
+    ]
+    what = "is not there"
+    if isinstance(found, type) and inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        what = f"does not define {missing}"
+    elif found is not None:
+        what = f"is no subclass of {base.__name__}"
+    hint = choose(attribute, fitting) if fitting else f"write a subclass of {base.__name__} there"
+    raise ValueError(f"{purpose} {reference!r}: {attribute!r} in module {module.__name__!r} {what}; {hint}")
 
 
 def call_function(reference: str, settings: Mapping[str, Any], *, purpose: str) -> Any:

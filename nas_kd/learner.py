@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipDataset
-from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.sections import SearchConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
@@ -48,39 +48,37 @@ class Learner:
         example = bench.student_example(self.knobs)
         teacher = None
         if config.distils:
-            teacher = bench.untrained_teacher() if config.trains_teacher else bench.teacher_model
+            teacher = bench.untrained_teacher() if config.co_trains_teacher else bench.teacher_model
         theirs = bench.teacher_example()
-        self.objective = Objective(config, bench.task, net, teacher, example, theirs, varying_width=varying)
+        self.objective = DistillationLoss(config, bench.task, net, teacher, example, theirs, varying_width=varying)
         self.objective.to(bench.device)
         self._student = Taps(net, self.objective.student_taps)
         self._teacher: Teacher | None = None
-        self._companion: Taps | None = None
+        self._co_trained_teacher: Taps | None = None
         self._answers: Callable[[Batch, Tensor], ModelOutput | None] = lambda batch, inputs: None
         if teacher is not None:
             cache = bench.cache
             taps = self.objective.teacher_taps
-            if config.trains_teacher:
-                beside = self._companion = Taps(teacher.train(), taps)
+            if config.co_trains_teacher:
+                beside = self._co_trained_teacher = Taps(teacher.train(), taps)
                 self._answers = lambda batch, inputs: beside(inputs)
-            elif cached and not config.asks_live and cache is not None and cache.taps >= set(taps):
+            elif cached and not config.needs_online_teacher and cache is not None and cache.taps >= set(taps):
                 self._answers = lambda batch, inputs: cache(batch)
             else:
-                norm = config.cross_resolution.teacher_norm if config.asks_live else "running"
+                norm: Literal["batch", "running"] = "batch" if config.uses_batch_statistics else "running"
                 live = self._teacher = Teacher(teacher, taps, norm=norm)
                 self._answers = lambda batch, inputs: live(teacher_input(teacher, batch, inputs))
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""
         input_type, num_items = self.bench.input_type, len(batch[self.bench.input_type.key])
-        delta_term = self.objective.config.delta
-        previous = delta_term.weight > 0 and delta_term.reference == "previous"
+        previous = self.objective.needs_previous_frame
         view = input_type.training_view(batch, self.bench.space, self.knobs, previous_frame=previous)
         student = input_type.student_output(self._student(*view.student), num_items)
         teacher = None
         if self.objective.uses_teacher:
             answer = self._answers(view.batch, view.teacher)
-            delta = self.objective.delta
-            if delta is not None and not delta.ready:
+            if self.objective.needs_calibration:
                 assert self._teacher is not None
                 assert answer is not None
                 assert view.key_frames is not None
@@ -166,6 +164,6 @@ class Learner:
     def close(self) -> None:
         """Remove all hooks."""
         self._student.close()
-        for other in (self._teacher, self._companion):
+        for other in (self._teacher, self._co_trained_teacher):
             if other is not None:
                 other.close()

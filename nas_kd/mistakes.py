@@ -10,6 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from nas_kd.strict import Section
+
 
 def explain(error: ValidationError, data: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
     """A sentence for each mistake: key path, rule, value, allowed values.
@@ -75,9 +77,12 @@ def _short(value: Any) -> str:
 
 
 def fields(model: Any) -> list[str]:
-    """Names of the keys of a model or of its class."""
+    """Names of the keys of a model or of its class; of a model, with those that its class leaves open."""
     cls = model if isinstance(model, type) else type(model)
-    return list(cls.model_fields) if issubclass(cls, BaseModel) else []
+    if not issubclass(cls, BaseModel):
+        return []
+    extra = {} if isinstance(model, type) else model.model_extra or {}
+    return [*cls.model_fields, *extra]
 
 
 def choose(key: str, allowed: Sequence[str]) -> str:
@@ -112,10 +117,18 @@ def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[
         path.append(part)
         node = node[part] if inside or (listed and part < len(node)) else None
         if i < len(loc) - 1:
-            candidates = [m.model_fields[part].annotation for m in _models(model) if part in m.model_fields]
+            candidates = [found for m in _models(model) if (found := _section_of(m, part)) is not None]
             model = candidates[0] if candidates else model
     models = _models(model)
     return path, models[0] if len(models) == 1 else next((m for m in models), model)
+
+
+def _section_of(model: type[BaseModel], key: Any) -> Any:
+    """The annotation of a key of a model, or None where it has no such key."""
+    if issubclass(model, Section):
+        return model.section_of(str(key))
+    field = model.model_fields.get(str(key))
+    return field.annotation if field is not None else None
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

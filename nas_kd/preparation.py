@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
-from nas_kd.objectives import Objective
+from nas_kd.objectives import DistillationLoss
 from nas_kd.proposals import outline, proposals
 from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
@@ -145,16 +145,16 @@ def cached_taps(bench: Workbench) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(name for objective in objectives for name in objective.teacher_taps))
 
 
-def _cached_objectives(bench: Workbench) -> list[Objective]:
+def _cached_objectives(bench: Workbench) -> list[DistillationLoss]:
     """Those of all that trials may have that ask the teacher for what depends on the clip alone."""
-    found: dict[tuple[str, ...], Objective] = {}
+    found: dict[tuple[str, ...], DistillationLoss] = {}
     built: dict[str, TrialNets] = {}
     for proposal in proposals(bench.config, bench.space):
         search, retrain = proposal.config.search, proposal.config.retrain
         for knobs, is_search in product(proposal.knobs, (True, False)):
             config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
             key = (str(is_search), str(knobs), outline(config))
-            if key in found or not config.distils or config.asks_live or fits.augment != "none":
+            if key in found or not config.distils or config.needs_online_teacher or fits.augment != "none":
                 continue
             if str(knobs) not in built:
                 built[str(knobs)] = build_nets(bench, knobs)

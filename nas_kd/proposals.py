@@ -9,7 +9,7 @@ from itertools import product
 from math import prod
 from typing import Any, cast
 
-from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config import CampaignConfig, ConfigError, read_path
 from nas_kd.objectives import ObjectiveConfig
 from search_spaces import SearchSpace
 from search_spaces.arch import Choice
@@ -101,10 +101,7 @@ def _filled(config: CampaignConfig, source: str, values: Mapping[str, Any]) -> C
 def _changed(config: CampaignConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     changed = {}
     for path, value in values.items():
-        node: Any = config
-        for part in path.split("."):
-            node = getattr(node, part)
-        if node != value:
+        if read_path(config, path) != value:
             changed[path] = value
     return changed
 
@@ -131,11 +128,8 @@ def _ends(knobs: list[Mapping[str, Choice]]) -> list[Mapping[str, Choice]]:
 
 
 def outline(objective: ObjectiveConfig) -> str:
-    """What decides whether an objective fits: equal for two that differ in sizes of weights or in temperatures."""
-    content = objective.model_dump(mode="json")
-    for name, term in content.items():
-        if isinstance(term, dict):
-            on = term.pop("weight") > 0
-            term.pop("kd_temperature", None)
-            content[name] = term if on else None
-    return json.dumps({**content, "task": objective.task.weight > 0})
+    """What decides whether an objective fits: equal for two that differ in sizes of weights or in free options."""
+    content: dict[str, Any] = {"task": objective.task.weight > 0, "finetune_share": objective.finetune_share}
+    for name, term in objective.active_terms.items():
+        content[name] = term.model_dump(mode="json", exclude={"weight", *term.free_options})
+    return json.dumps(content)

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas_kd.imports import call_function
 from nas_kd.mistakes import explain
-from nas_kd.objectives import FeatureTerm, ObjectiveConfig, ResponseTerm
+from nas_kd.objectives import ObjectiveConfig
 from nas_kd.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
@@ -210,16 +210,11 @@ class SearchConfig(FitConfig):
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
     local: LocalConfig = LocalConfig()
-    objective: ObjectiveConfig = ObjectiveConfig(response=ResponseTerm(weight=1.0), feature=FeatureTerm(weight=10.0))
+    objective: ObjectiveConfig = ObjectiveConfig.of(response=1.0, feature=10.0)
 
     @model_validator(mode="after")
     def _all_gates_learn(self) -> SearchConfig:
-        term = self.objective.spatiotemporal
-        if term.weight > 0 and term.fusion_share > 0:
-            raise ValueError(
-                "objective.spatiotemporal.fusion_share must be 0 in a search, where frozen streams would leave gates "
-                f"untrained, but it is {term.fusion_share:g}; set it in the campaign's own objective"
-            )
+        self.objective.check_search()
         return self
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.taps import shapes_given
 from nas_kd.training.fit import FitConfig
 from nas_kd.workbench import Workbench
@@ -49,7 +49,7 @@ def build_nets(bench: Workbench, knobs: Mapping[str, Choice]) -> TrialNets:
     return TrialNets(supernet.to(bench.device), tuple(space.student(arch).to(bench.device) for arch in archs))
 
 
-def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, net: nn.Module) -> Objective:
+def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, net: nn.Module) -> DistillationLoss:
     """The objective of one of these nets, to see what it needs and whether it fits.
 
     Raises:
@@ -57,7 +57,7 @@ def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, 
     """
     teacher = bench.teacher_model if config.distils else None
     varying, theirs = net is nets.supernet, bench.teacher_example()
-    return Objective(config, bench.task, net, teacher, nets.example(bench), theirs, varying_width=varying)
+    return DistillationLoss(config, bench.task, net, teacher, nets.example(bench), theirs, varying_width=varying)
 
 
 def num_steps(bench: Workbench, config: FitConfig) -> int:

@@ -25,7 +25,7 @@ from nas_kd.data import (
     SequencesConfig,
     YouTube8MConfig,
 )
-from nas_kd.objectives import terms
+from nas_kd.objectives import config as objectives
 from nas_kd.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
@@ -149,14 +149,14 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("data", FeaturesConfig),
         ("data", YouTube8MConfig),
         ("data", CameraConfig),
-        ("objectives", terms.ObjectiveConfig),
-        ("objectives", terms.TaskTerm),
-        ("objectives", terms.ResponseTerm),
-        ("objectives", terms.FeatureTerm),
-        ("objectives", terms.CrossResolutionTerm),
-        ("objectives", terms.DeltaTerm),
-        ("objectives", terms.FewerFramesTerm),
-        ("objectives", terms.SpatiotemporalTerm),
+        ("objectives", objectives.ObjectiveConfig),
+        ("objectives", objectives.TaskLossConfig),
+        ("objectives", objectives.ResponseConfig),
+        ("objectives", objectives.FeatureConfig),
+        ("objectives", objectives.CrossResolutionConfig),
+        ("objectives", objectives.DeltaConfig),
+        ("objectives", objectives.FewerFramesConfig),
+        ("objectives", objectives.SpatiotemporalConfig),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -1,20 +1,22 @@
-"""Distillation objectives: pure functions, one module each, composed by weight in `Objective`."""
+"""Distillation objectives: one module a term, with config and checks; `DistillationLoss` weighs and sums them."""
 
 from __future__ import annotations
 
+from nas_kd.objectives.config import ObjectiveConfig, TaskLossConfig
 from nas_kd.objectives.cross_resolution import cross_resolution
 from nas_kd.objectives.feature import feature
-from nas_kd.objectives.objective import PARTS, ModuleNameError, Objective
+from nas_kd.objectives.loss import DistillationLoss, ModuleNameError
 from nas_kd.objectives.response import response
-from nas_kd.objectives.terms import FeatureTerm, ObjectiveConfig, ResponseTerm
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 
 __all__ = [
-    "PARTS",
-    "FeatureTerm",
+    "DistillationLoss",
+    "DistillationTerm",
     "ModuleNameError",
-    "Objective",
     "ObjectiveConfig",
-    "ResponseTerm",
+    "TaskLossConfig",
+    "TermConfig",
+    "TermContext",
     "cross_resolution",
     "feature",
     "response",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from nas_kd.mistakes import choose
+from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
 from nas_kd.objectives.maps import matched_frames, resample
-from nas_kd.taps import tappable
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.taps import ModelOutput, tappable
+from nas_kd.tasks import Batch
 
 
 def cross_resolution(student: Tensor, teacher: Tensor) -> Tensor:
@@ -140,3 +147,98 @@ def find_classifier(module: nn.Module, num_outputs: int) -> str:
             "its classifier, or use form: maps"
         )
     return names[-1]
+
+
+class CrossResolutionConfig(TermConfig):
+    """Distillation of one feature map at the teacher's resolution; the paper's weight is 100, of its `logits` form 200.
+
+    Attributes:
+        form: `maps` compares the maps themselves (CNNs), `logits` what both classifiers say at every position
+            (transformers).
+        kd_temperature: of the `logits` form.
+        student: name of the module that gives the map; the last map by default.
+        teacher: likewise.
+        student_classifier: name of the linear layer that reads the map, for the `logits` form; the last one with as
+            many outputs as the task has classes by default.
+        teacher_classifier: likewise.
+        teacher_norm: `running` keeps the teacher's BatchNorm as in evaluation; `batch` gives it the statistics of the
+            batch, as the released code does, and leaves its buffers as they are. Such answers are never cached.
+    """
+
+    free_options: ClassVar[tuple[str, ...]] = ("kd_temperature",)
+
+    form: Literal["maps", "logits"] = "maps"
+    kd_temperature: float = Field(default=2.0, gt=0)
+    student: str | None = None
+    teacher: str | None = None
+    student_classifier: str | None = None
+    teacher_classifier: str | None = None
+    teacher_norm: Literal["running", "batch"] = "running"
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        return self.teacher_norm == "batch"
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        keys = (f"{context.name}.student", f"{context.name}.teacher")
+        ours = module_of_student(context.student, self.student) if self.student else None
+        if ours is None or self.teacher is None:
+            last = pairs_by_scale(context, keys)[-1]
+            pair = (ours or last[0], self.teacher or last[1])
+        else:
+            pair = (ours, self.teacher)
+        if self.form == "logits":
+            return PositionLogitsTerm(self, pair, keys, context)
+        return MapTerm(context, self.weight, (pair,), keys, cross_resolution)
+
+
+class PositionLogitsTerm(DistillationTerm):
+    """What both classifiers say at every position of two maps: the form for transformers."""
+
+    def __init__(
+        self, config: CrossResolutionConfig, pair: tuple[str, str], keys: tuple[str, str], context: TermContext
+    ) -> None:
+        super().__init__(context.name, config.weight)
+        self.tap([pair], *keys)
+        self.ndims = (4, 5)
+        self._kd_temperature = config.kd_temperature
+        # In a tuple, so that they are not parts of this module: both belong to their nets.
+        num_outputs = context.task.num_outputs
+        self._classifiers = (
+            _classifier("student", context.student, config.student_classifier, num_outputs),
+            _classifier("teacher", context.teacher, config.teacher_classifier, num_outputs),
+        )
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        ((ours, theirs),) = self.pairs
+        maps = (student.features[ours], teacher.features[theirs])
+        key = "cross_resolution"
+        try:
+            matched_frames(maps[1], maps[0])
+            for who, features, classifier in zip(("student", "teacher"), maps, self._classifiers, strict=True):
+                key = f"cross_resolution.{who}_classifier"
+                apply_classifier(classifier, features)
+            self(student, teacher, {})
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        ((ours, theirs),) = self.pairs
+        value = cross_resolution_logits(
+            student.features[ours], teacher.features[theirs], *self._classifiers, self._kd_temperature
+        )
+        return {self.name: value}
+
+
+def _classifier(who: str, net: nn.Module, name: str | None, num_outputs: int) -> nn.Module:
+    modules, key = tappable(net), f"cross_resolution.{who}_classifier"
+    if name is None:
+        try:
+            name = find_classifier(net, num_outputs)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+    if name not in modules:
+        linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
+        raise ValueError(f"{key}: the {who} has no module {name!r}; {choose(name, linear)}")
+    return modules[name]

@@ -11,11 +11,17 @@ supernet happens to draw first, and a copy of the teacher's layer, whose loss st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.taps import ModelOutput
+from nas_kd.tasks import Batch
+from search_spaces.delta_blocks import delta_net_of
 
 Normalize = Literal["layer", "overall", "none"]
 Reference = Literal["keyframe", "previous"]
@@ -28,7 +34,7 @@ class DeltaLoss(nn.Module):
     Args:
         num_layers: number of delta layers.
         normalize: `layer` divides each layer's error by its own scale, `overall` all by their mean, `none` by 1.
-        reference: of the changes that are compared, see `DeltaTerm`. With `previous`, maps hold two frames of each
+        reference: of the changes that are compared, see `DeltaConfig`. With `previous`, maps hold two frames of each
             clip: the rows of all frames t − 1, then those of all frames t.
     """
 
@@ -89,6 +95,68 @@ class DeltaLoss(nn.Module):
         return torch.stack(errors).mean()
 
 
-def delta_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """(module of a `DeltaNet`, module of the teacher) for modules by their names in the teacher."""
-    return tuple((f"net.{name}", name) for name in names)
+class DeltaConfig(TermConfig):
+    """Delta distillation of every delta layer, for students of `delta_blocks`.
+
+    Attributes:
+        normalize: `layer` measures each layer's error in units of its own change, `overall` all of them in units of
+            their mean change, `none` not at all.
+        active_share: share of the training in which the term counts; later the task decides alone (a third in the
+            released code).
+        teacher_lr_scale: learning rate of the layers that were the teacher's, in shares of that of the students; 0
+            keeps them frozen. They learn in the student's copy: the teacher itself never changes.
+        reference: `keyframe` compares the changes since the key frame, `previous` those since the frame before, which
+            asks for the right motion and forgives an offset that stays. What a student computes is the same.
+    """
+
+    normalize: Normalize = "layer"
+    active_share: float = Field(default=1 / 3, gt=0, le=1)
+    teacher_lr_scale: float = Field(default=0.0, ge=0, le=1)
+    reference: Reference = "keyframe"
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        return DeltaTerm(self, context)
+
+    def check_alone(self) -> None:
+        if self.active_share < 1:
+            raise ValueError(
+                f"delta.active_share must be 1 where delta is the only term, but it is {self.active_share:.3g}"
+            )
+
+    def slow_parameters(self, student: nn.Module) -> tuple[list[nn.Parameter], float]:
+        """Those that were the teacher's; the space leaves them frozen."""
+        net = delta_net_of(student)
+        slow = net.teacher_parameters() if net is not None and self.teacher_lr_scale > 0 else []
+        return slow, self.teacher_lr_scale
+
+
+class DeltaTerm(DistillationTerm):
+    """Every delta layer against the teacher's."""
+
+    def __init__(self, config: DeltaConfig, context: TermContext) -> None:
+        super().__init__(context.name, config.weight)
+        net = delta_net_of(context.student)
+        if net is None:
+            raise ValueError("the delta objective needs a student of space delta_blocks; set delta.weight to 0")
+        layers = [name for name, layer in net.layers().items() if layer.student is not None]
+        self.tap((f"net.{name}", name) for name in layers)
+        self.loss = DeltaLoss(len(self.pairs), config.normalize, config.reference)
+        self.needs_previous_frame = config.reference == "previous"
+        self._active_share = config.active_share
+
+    def is_active(self, progress: float) -> bool:
+        return progress < self._active_share
+
+    @property
+    def needs_calibration(self) -> bool:
+        return not self.loss.ready
+
+    def calibrate(self, key: ModelOutput, frame: ModelOutput) -> None:
+        self.loss.calibrate(
+            [key.features[name] for name in self.teacher_taps], [frame.features[name] for name in self.teacher_taps]
+        )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        ours = [student.features[name] for name in self.student_taps]
+        return {self.name: self.loss(ours, [teacher.features[name] for name in self.teacher_taps])}

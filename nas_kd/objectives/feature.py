@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
 from nas_kd.objectives.maps import matched_frames, resample
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
@@ -23,3 +26,25 @@ def feature(student: Tensor, teacher: Tensor) -> Tensor:
     teacher = resample(teacher, student.shape[-2:])
     gap = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
     return gap.pow(2).sum(1).mean()
+
+
+class FeatureConfig(TermConfig):
+    """Distillation of feature maps, the mean over pairs.
+
+    Attributes:
+        pairs: [student module, teacher module] each; without them, the last map of each scale of the one with the last
+            map of the same scale of the other, counted from the smallest. Distilling every scale is what makes a short
+            gate search work: candidates of an edge learn one function soon (Li et al., Blockwisely Supervised NAS,
+            CVPR 2020).
+    """
+
+    weight: float = Field(default=1.0, ge=0)
+    pairs: tuple[tuple[str, str], ...] | None = None
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        key = f"{context.name}.pairs"
+        if self.pairs:
+            pairs = tuple((module_of_student(context.student, ours), theirs) for ours, theirs in self.pairs)
+        else:
+            pairs = pairs_by_scale(context, (key, key))
+        return MapTerm(context, self.weight, pairs, (key, key), feature)

@@ -11,13 +11,15 @@ Deviations: encodings of unequal size are compared through a linear adapter of t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.objectives.maps import adapter_for
-from nas_kd.objectives.part import Nets, Part
-from nas_kd.objectives.terms import FewerFramesTerm
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Batch
 
@@ -63,26 +65,60 @@ def _log_vector(logits: Tensor, several: bool) -> Tensor:
     return logs - torch.logsumexp(logs, -1, keepdim=True)
 
 
-class FewerFramesPart(Part):
-    """Both terms; either may be left out."""
+class FewerFramesConfig(TermConfig):
+    """Distillation from a teacher that sees all frames to a student that sees few of them.
 
-    def __init__(self, term: FewerFramesTerm, nets: Nets) -> None:
-        super().__init__()
-        if nets.task.outputs == "values" or nets.task.framewise:
+    Attributes:
+        representation: weight of the squared distance of the two encodings; 0 leaves it out.
+        prediction: weight of the distance of the two class vectors; 0 leaves it out.
+        distance: of class vectors, `squared` or `kl`.
+        training: `serial` asks the finished teacher; `parallel` trains one of its kind beside the student, on the
+            labels alone.
+        student: name of the module that gives the encoding.
+        teacher: likewise.
+    """
+
+    representation: float = Field(default=1.0, ge=0)
+    prediction: float = Field(default=1.0, ge=0)
+    distance: Literal["squared", "kl"] = "squared"
+    training: Literal["serial", "parallel"] = "serial"
+    student: str = "encoder"
+    teacher: str = "encoder"
+
+    @property
+    def co_trains_teacher(self) -> bool:
+        return self.training == "parallel"
+
+    @property
+    def why_empty(self) -> str:
+        is_empty = max(self.representation, self.prediction) == 0
+        return "both its representation and its prediction at 0" if is_empty else ""
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        return FewerFramesTerm(self, context)
+
+
+class FewerFramesTerm(DistillationTerm):
+    """Both distances; either may be left out."""
+
+    def __init__(self, config: FewerFramesConfig, context: TermContext) -> None:
+        super().__init__(context.name, config.weight)
+        task = context.task
+        if task.outputs == "values" or task.framewise:
             raise ValueError(
-                f"fewer_frames: it compares the classes of whole videos, but task {type(nets.task).__name__.lower()} "
+                f"fewer_frames: it compares the classes of whole videos, but task {type(task).__name__.lower()} "
                 "gives something else; set fewer_frames.weight to 0"
             )
-        shares = {"representation": term.representation, "prediction": term.prediction}
-        self.weights = {f"fewer_frames.{name}": term.weight * share for name, share in shares.items() if share > 0}
-        self._several = nets.task.outputs == "labels"
-        self._distance = prediction_kl if term.distance == "kl" else prediction_squared
-        self._varying_width = nets.varying_width
+        shares = {"representation": config.representation, "prediction": config.prediction}
+        self.weights = {f"fewer_frames.{name}": config.weight * share for name, share in shares.items() if share > 0}
+        self._several = task.outputs == "labels"
+        self._distance = prediction_kl if config.distance == "kl" else prediction_squared
+        self._varying_width = context.varying_width
         self.needs_teacher = bool(self.weights)
         self.adapter: nn.Module | None = None
-        if term.representation > 0:
-            self.tap([(term.student, term.teacher)], "fewer_frames.student", "fewer_frames.teacher")
-            self.ranks = (2,)
+        if config.representation > 0:
+            self.tap([(config.student, config.teacher)], "fewer_frames.student", "fewer_frames.teacher")
+            self.ndims = (2,)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         for ours, theirs in self.pairs:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.taps import ModelOutput
+from nas_kd.tasks import Batch
 
 
 def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
@@ -27,7 +34,7 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
     return summed * (student.shape[channels] / student.numel()) * kd_temperature**2
 
 
-def response_of_labels(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
+def multilabel_response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
     """The same where several classes may hold at once: T² · Σ_c KL(σ(teacher_c / T) ‖ σ(student_c / T)).
 
     Args:
@@ -51,3 +58,36 @@ def _check_shapes(student: Tensor, teacher: Tensor) -> None:
             f"response distillation compares logits of one shape, but the student gives {tuple(student.shape)} and the "
             f"teacher {tuple(teacher.shape)}; both need the same classes"
         )
+
+
+class ResponseConfig(TermConfig):
+    """Distillation of the teacher's logits."""
+
+    free_options: ClassVar[tuple[str, ...]] = ("kd_temperature",)
+
+    kd_temperature: float = Field(default=4.0, gt=0)
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        return ResponseTerm(self, context)
+
+
+class ResponseTerm(DistillationTerm):
+    """The teacher's logits, softened."""
+
+    def __init__(self, config: ResponseConfig, context: TermContext) -> None:
+        super().__init__(context.name, config.weight)
+        self._distance = multilabel_response if context.task.outputs == "labels" else response
+        self._kd_temperature = config.kd_temperature
+        if context.task.outputs == "values":
+            raise ValueError(
+                f"response: task {type(context.task).__name__.lower()} has no logits of classes that could be "
+                "softened; set response.weight to 0 and distil maps"
+            )
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        if student.logits.ndim == 2:  # those of frames are brought into one form by the learner
+            self._distance(student.logits, teacher.logits, self._kd_temperature)
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        return {self.name: self._distance(student.logits, teacher.logits, self._kd_temperature)}

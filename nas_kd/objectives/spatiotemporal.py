@@ -14,12 +14,12 @@ d is the task's distance of maps. Deviation: one training with one schedule of t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from nas_kd.objectives.part import Nets, Part
-from nas_kd.objectives.terms import SpatiotemporalTerm
+from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 from nas_kd.taps import ModelOutput, tappable
 from nas_kd.tasks import Batch, Saliency
 from search_spaces.saliency import make_decoder
@@ -27,57 +27,84 @@ from search_spaces.saliency import make_decoder
 STREAMS = ("spatial", "temporal")
 
 
-class SpatiotemporalPart(Part):
-    """The first stage, and the frozen trunks of the second.
+class SpatiotemporalConfig(TermConfig):
+    """Distillation of a spatial and a temporal teacher into the streams of a saliency student.
 
-    Args:
-        term: of the config.
-        task_weight: of the term from which the decoder that fuses learns where there is no second stage.
-        finetune_share: last share of the training in which no part counts; it has to lie within the second stage, or
-            trunks would train again between the two.
-        nets: what it is built for.
+    Attributes:
+        soft_share: μ, the share of the teacher's map; 1 − μ is that of the labels. 0 distils nothing.
+        fusion_share: last share of the training, in which the streams are frozen and only the decoder that fuses them
+            learns, from the labels. 0 trains streams and decoder together all the time, as a gate search does. Students
+            of one stream have no such stage.
+        spatial: name of the module of the teacher that gives its spatial map; not needed where the data bring maps.
+        temporal: likewise.
     """
 
-    def __init__(self, term: SpatiotemporalTerm, task_weight: float, finetune_share: float, nets: Nets) -> None:
-        super().__init__()
-        if not isinstance(nets.task, Saliency):
+    map_names: ClassVar[tuple[str, ...]] = STREAMS
+
+    soft_share: float = Field(default=0.5, ge=0, le=1)
+    fusion_share: float = Field(default=0.5, ge=0, lt=1)
+    spatial: str = "spatial"
+    temporal: str = "temporal"
+
+    def check_search(self) -> None:
+        if self.fusion_share > 0:
             raise ValueError(
-                f"spatiotemporal: it distils saliency maps, but the task is {type(nets.task).__name__.lower()}; set "
+                "objective.spatiotemporal.fusion_share must be 0 in a search, where frozen streams would leave gates "
+                f"untrained, but it is {self.fusion_share:g}; set it in the campaign's own objective"
+            )
+
+    def build(self, context: TermContext) -> DistillationTerm:
+        return SpatiotemporalTerm(self, context)
+
+
+class SpatiotemporalTerm(DistillationTerm):
+    """The first stage, and the frozen trunks of the second.
+
+    Where the decoder that fuses has no stage of its own, it learns from the task's loss. The share of the training in
+    which no term counts has to lie within the second stage, or trunks would train again between the two.
+    """
+
+    def __init__(self, config: SpatiotemporalConfig, context: TermContext) -> None:
+        super().__init__(context.name, config.weight)
+        task_weight, finetune_share = context.task_weight, context.finetune_share
+        if not isinstance(context.task, Saliency):
+            raise ValueError(
+                f"spatiotemporal: it distils saliency maps, but the task is {type(context.task).__name__.lower()}; set "
                 "spatiotemporal.weight to 0"
             )
-        modules = tappable(nets.student)
+        modules = tappable(context.student)
         self.streams = tuple(name for name in STREAMS if name in modules)
         if not self.streams:
             raise ValueError(
                 f"spatiotemporal: the student needs a module 'spatial', 'temporal' or both, but "
                 f"{type(modules['']).__name__} has neither; use space saliency"
             )
-        self._task, self._fusion_share = nets.task, term.fusion_share
+        self._task, self._fusion_share = context.task, config.fusion_share
         self._trunks = tuple(modules[name] for name in self.streams)  # of the student, not of this module
         self.heads = nn.ModuleDict()
         self.is_fused = len(self.streams) == len(STREAMS)
-        self.replaces_task = not self.is_fused or term.fusion_share > 0
+        self.replaces_task = not self.is_fused or config.fusion_share > 0
         if not self.replaces_task and task_weight == 0:
             raise ValueError(
                 "spatiotemporal.fusion_share is 0, so the decoder that fuses learns from the task's term, but "
                 "task.weight is 0; raise one of them"
             )
-        if self.is_fused and 0 < term.fusion_share < finetune_share:
+        if self.is_fused and 0 < config.fusion_share < finetune_share:
             raise ValueError(
-                f"finetune_share: {finetune_share:g} is more than spatiotemporal.fusion_share = {term.fusion_share:g}, "
-                "so the first stage of a fused student would end before its streams are frozen; lower it, or raise "
-                "fusion_share"
+                f"finetune_share: {finetune_share:g} is more than spatiotemporal.fusion_share = "
+                f"{config.fusion_share:g}, so the first stage of a fused student would end before its streams are "
+                "frozen; lower it, or raise fusion_share"
             )
         self.weights = {}
         for stream in self.streams:
-            for kind, share in (("soft", term.soft_share), ("hard", 1 - term.soft_share)):
+            for kind, share in (("soft", config.soft_share), ("hard", 1 - config.soft_share)):
                 if share > 0:
-                    self.weights[f"spatiotemporal.{stream}_{kind}"] = term.weight * share
-        given = nets.task.info.map_names if term.soft_share > 0 else self.streams
-        self._asked = {stream: str(getattr(term, stream)) for stream in self.streams if stream not in given}
+                    self.weights[f"spatiotemporal.{stream}_{kind}"] = config.weight * share
+        given = context.task.info.map_names if config.soft_share > 0 else self.streams
+        self._asked = {stream: str(getattr(config, stream)) for stream in self.streams if stream not in given}
         self.teacher_taps = tuple(self._asked.values())
         self.teacher_keys = {module: f"spatiotemporal.{stream}" for stream, module in self._asked.items()}
-        self.ranks = (4,)
+        self.ndims = (4,)
         self.needs_teacher = bool(self._asked)
         if self.is_fused:
             self.student_taps = self.streams
@@ -95,7 +122,7 @@ class SpatiotemporalPart(Part):
     def is_active(self, progress: float) -> bool:
         return not self.is_fused or progress < 1 - self._fusion_share
 
-    def asks_task(self, progress: float) -> bool:
+    def needs_task_loss(self, progress: float) -> bool:
         """In the second stage, for the decoder that fuses: nothing else reaches it."""
         return self.is_fused and not self.is_active(progress)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
-from nas_kd.objectives import Objective
+from nas_kd.objectives import DistillationLoss
 from nas_kd.strict import Section
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
@@ -33,7 +33,6 @@ from nas_kd.training.fit import (
     set_learning_rate,
 )
 from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
-from search_spaces.delta_blocks import delta_net_of
 
 REACH = 8.0  # in logits: from even odds to certainty, with some way back
 
@@ -84,12 +83,11 @@ class LocalConfig(Section):
 
 
 def trained_parameters(
-    net: nn.Module, weights: Iterable[nn.Parameter], objective: Objective
+    net: nn.Module, weights: Iterable[nn.Parameter], objective: DistillationLoss
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], float]:
     """What trains, and what trains slowly.
 
-    Slow are the parameters that were the teacher's, none by default. They are made trainable here: the space leaves
-    them frozen.
+    Which parameters are slow a term of the objective decides, none by default. They are made trainable here.
 
     Args:
         net: a supernet or a student.
@@ -99,12 +97,9 @@ def trained_parameters(
     Returns:
         Those at the learning rate, those at a share of it, and that share.
     """
-    slow: list[nn.Parameter] = []
-    scale, inner = objective.config.delta.teacher_lr_scale, delta_net_of(net)
-    if inner is not None and scale > 0:
-        slow = inner.teacher_parameters()
-        for p in slow:
-            p.requires_grad_(True)
+    slow, scale = objective.slow_parameters(net)
+    for p in slow:
+        p.requires_grad_(True)
     taken = {id(p) for p in slow}
     fast = [p for p in (*weights, *objective.parameters()) if p.requires_grad and id(p) not in taken]
     return fast, slow, scale
@@ -120,7 +115,7 @@ def cycle(loader: ClipLoader, epoch: int = 0) -> Iterator[Batch]:
 
 def search_gates(
     supernet: Supernet,
-    objective: Objective,
+    objective: DistillationLoss,
     loss: Loss,
     weights: ClipLoader,
     gates: ClipLoader,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
-from nas_kd.objectives import ModuleNameError, Objective, ObjectiveConfig
+from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.objectives.fewer_frames import prediction_kl, prediction_squared, representation
 from nas_kd.objectives.maps import Adapter
-from nas_kd.objectives.response import response, response_of_labels
+from nas_kd.objectives.response import multilabel_response, response
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Classification, Multilabel, Saliency, Task
 from nas_kd.teachers.frame_sequence import build_frame_sequence
@@ -69,7 +69,7 @@ class Case:
         torch.manual_seed(3)
         self.all = torch.randn(2, 6, 5)
         self.few = self.all[:, [1, 4]]
-        self.objective = Objective(
+        self.objective = DistillationLoss(
             config,
             task or Multilabel(FEATURES),
             self.student,
@@ -149,19 +149,19 @@ def test_divergence_stays_finite_where_sigmoids_underflow() -> None:
     assert student.grad.isfinite().all()
 
 
-def test_response_of_labels_is_the_divergence_of_each_class() -> None:
+def test_multilabel_response_is_the_divergence_of_each_class() -> None:
     t, expected = 2.0, 0.0
     for ours, theirs in zip(STUDENT, TEACHER, strict=True):
         for p, q in zip(sigmoid([v / t for v in ours]), sigmoid([v / t for v in theirs]), strict=True):
             expected += t**2 * (q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))) / 2
     student, teacher = torch.tensor(STUDENT), torch.tensor(TEACHER)
-    assert response_of_labels(student, teacher, t).item() == pytest.approx(expected, rel=1e-5)
+    assert multilabel_response(student, teacher, t).item() == pytest.approx(expected, rel=1e-5)
     # Two classes of a softmax are one Bernoulli variable of the difference of their logits.
     one, two = student[:, :1], torch.cat([student[:, :1], torch.zeros(2, 1)], 1)
     goal = torch.cat([teacher[:, :1], torch.zeros(2, 1)], 1)
-    assert torch.allclose(response_of_labels(one, teacher[:, :1], t), response(two, goal, t), rtol=1e-5)
+    assert torch.allclose(multilabel_response(one, teacher[:, :1], t), response(two, goal, t), rtol=1e-5)
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
-        response_of_labels(student, teacher[:, :1])
+        multilabel_response(student, teacher[:, :1])
 
 
 # Through the objective
@@ -241,7 +241,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         Case(config(), task=Saliency(CLIPS))
     few, whole = torch.zeros(1, 2, 5), torch.zeros(1, 6, 5)
     with pytest.raises(ValueError, match="the student has 3 and the teacher 4"):
-        Objective(config(), Multilabel(FEATURES), net(4, 0), net(4, 1, num_classes=4), few, whole)
+        DistillationLoss(config(), Multilabel(FEATURES), net(4, 0), net(4, 1, num_classes=4), few, whole)
 
 
 # Beside a teacher that learns
@@ -265,7 +265,7 @@ def test_a_companion_learns_from_the_labels_alone() -> None:
 
 def test_a_finished_teacher_is_no_part_of_the_objective() -> None:
     case = Case(config(training="serial"))
-    assert case.objective.companion is None
+    assert case.objective.co_trained_teacher is None
     assert "teacher" not in case.terms()
 
 
@@ -297,7 +297,7 @@ def test_responses_join_fewer_frames_and_see_no_gradient_of_the_companion() -> N
     case = Case(both)
     terms, (ours, theirs) = case.terms(), case.answers()
     assert set(terms) == {"task", "teacher", "response", "fewer_frames.representation", "fewer_frames.prediction"}
-    assert torch.allclose(terms["response"], response_of_labels(ours.logits, theirs.logits, 3.0))
+    assert torch.allclose(terms["response"], multilabel_response(ours.logits, theirs.logits, 3.0))
     assert torch.allclose(case.objective.total(terms), sum(terms.values()) + terms["response"])
     grads = torch.autograd.grad(terms["response"], list(case.teacher.parameters()), allow_unused=True)
     assert all(g is None for g in grads)

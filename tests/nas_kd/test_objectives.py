@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.data import DataInfo
-from nas_kd.objectives import Objective, ObjectiveConfig, cross_resolution, feature, response
+from nas_kd.objectives import DistillationLoss, ObjectiveConfig, cross_resolution, feature, response
 from nas_kd.objectives.maps import Adapter, adapter_for
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Classification
@@ -114,7 +114,7 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
             "cross_resolution": {"weight": 100},
         }
     )
-    objective = Objective(config, Classification(THREE), student, teacher, clip[:1], clip[:1])
+    objective = DistillationLoss(config, Classification(THREE), student, teacher, clip[:1], clip[:1])
     assert objective.parts["feature"].pairs == (("layers.0", "layers.0"), ("layers.1", "layers.1"))
     assert objective.parts["cross_resolution"].pairs == (("layers.1", "layers.1"),)
     batch = {"label": torch.tensor([0, 2])}
@@ -129,7 +129,7 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
 def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distance() -> None:
     net, clip = small(4).eval(), torch.randn(2, 3, 4, 16, 16)
     config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "cross_resolution": {"weight": 1}})
-    objective = Objective(config, Classification(THREE), net, net, clip[:1], clip[:1])
+    objective = DistillationLoss(config, Classification(THREE), net, net, clip[:1], clip[:1])
     with Taps(net, objective.student_taps) as taps:
         output = taps(clip)
     terms = objective(output, output, {"label": torch.zeros(2, dtype=torch.long)})
@@ -143,7 +143,7 @@ def test_position_logits_teach_the_students_classifier_and_change_no_teacher() -
     term = {"weight": 200, "form": "logits", "teacher_norm": "batch"}
     config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "feature": {"weight": 0}, "cross_resolution": term})
     low = clip[..., ::2, ::2]
-    objective = Objective(config, Classification(THREE), student, net, low[:1], clip[:1])
+    objective = DistillationLoss(config, Classification(THREE), student, net, low[:1], clip[:1])
     teacher = Teacher(net, objective.teacher_taps, norm="batch")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with Taps(student, objective.student_taps) as ours:
@@ -178,7 +178,7 @@ def test_the_default_maps_are_those_of_the_same_modules_at_every_resolution(side
     config = ObjectiveConfig.model_validate({"cross_resolution": {"weight": 1}})
     student, teacher = Halving(2), Halving(4)
     small, large = torch.zeros(1, 3, side, side), torch.zeros(1, 3, 8, 8)
-    objective = Objective(config, Classification(THREE), student, teacher, small, large)
+    objective = DistillationLoss(config, Classification(THREE), student, teacher, small, large)
     assert objective.parts["cross_resolution"].pairs == (("two", "two"),)  # of one pixel where a side is 4 or less
     assert objective.parts["feature"].pairs == (("one", "one"), ("two", "two"))
 
@@ -193,7 +193,7 @@ def test_a_net_of_one_size_is_looked_at_as_it_is(mistake: type[Exception]) -> No
 
     config = ObjectiveConfig.model_validate({"cross_resolution": {"weight": 1}, "feature": {"weight": 0}})
     small, large = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8)
-    objective = Objective(config, Classification(THREE), Fixed(2), Halving(4), small, large)
+    objective = DistillationLoss(config, Classification(THREE), Fixed(2), Halving(4), small, large)
     assert objective.parts["cross_resolution"].pairs == (("one", "two"),)
 
 
@@ -227,7 +227,7 @@ def test_a_module_that_cannot_be_distilled_is_named_with_its_key(objective: dict
         terms["cross_resolution"] = {"weight": 1, **objective["cross_resolution"]}
     config, image = ObjectiveConfig.model_validate(terms), torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match=sentence) as caught:
-        Objective(config, Classification(THREE), Halving(2), Halving(4), image, image)
+        DistillationLoss(config, Classification(THREE), Halving(2), Halving(4), image, image)
     assert not re.search("expected|Expected|tensor|groups=", str(caught.value))
 
 
@@ -236,12 +236,12 @@ def test_a_term_of_maps_says_where_there_are_none() -> None:
     net, features = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), torch.zeros(1, 2, 3)
     sentence = "cross_resolution: no module of the teacher gives feature maps.*; set cross_resolution.weight to 0, or"
     with pytest.raises(ValueError, match=sentence):
-        Objective(config, Classification(THREE), net, net, features, features)
+        DistillationLoss(config, Classification(THREE), net, net, features, features)
 
 
 def test_distilling_without_a_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="no teacher"):
-        Objective(ObjectiveConfig(), Classification(THREE), small(4), None, torch.zeros(1), torch.zeros(1))
+        DistillationLoss(ObjectiveConfig(), Classification(THREE), small(4), None, torch.zeros(1), torch.zeros(1))
 
 
 class Strided(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import IGNORE, DataInfo
-from nas_kd.objectives import Objective, ObjectiveConfig
+from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Classification, Saliency, Task
 from nas_kd.teachers.saliency import build_saliency_teacher
@@ -58,7 +58,9 @@ class Case:
         self.task = Saliency(info)
         terms = {"feature": {"weight": 0}, "spatiotemporal": {"weight": 1, **term}, **(more or {})}
         config = ObjectiveConfig.model_validate(terms)
-        self.objective = Objective(config, task or self.task, self.net, self.teacher, self.clip[:1], self.clip[:1])
+        self.objective = DistillationLoss(
+            config, task or self.task, self.net, self.teacher, self.clip[:1], self.clip[:1]
+        )
 
     def answers(self) -> tuple[ModelOutput, ModelOutput]:
         with (

@@ -1,8 +1,8 @@
-"""The objective of a trial: the task's loss and the parts that distil, weighted and summed here and nowhere else."""
+"""The loss of a net under its objective: the task's loss and the terms that distil, weighted and summed here alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -10,26 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.mistakes import nearest
-from nas_kd.objectives.delta import DeltaLoss
-from nas_kd.objectives.fewer_frames import FewerFramesPart
-from nas_kd.objectives.part import Nets, Part
-from nas_kd.objectives.parts import DeltaPart, ResponsePart, cross_resolution_part, feature_part
-from nas_kd.objectives.spatiotemporal import SpatiotemporalPart
-from nas_kd.objectives.terms import ObjectiveConfig
+from nas_kd.objectives.config import ObjectiveConfig
+from nas_kd.objectives.term import DistillationTerm, TermContext
 from nas_kd.taps import ModelOutput, TapError, Taps, shapes_given, sketch
 from nas_kd.tasks import Batch, Task
-
-PARTS: Mapping[str, Callable[[ObjectiveConfig, Nets], Part]] = {
-    "response": lambda config, nets: ResponsePart(config.response, nets),
-    "feature": lambda config, nets: feature_part(config.feature, nets),
-    "cross_resolution": lambda config, nets: cross_resolution_part(config.cross_resolution, nets),
-    "delta": lambda config, nets: DeltaPart(config.delta, nets),
-    "fewer_frames": lambda config, nets: FewerFramesPart(config.fewer_frames, nets),
-    "spatiotemporal": lambda config, nets: SpatiotemporalPart(
-        config.spatiotemporal, config.task.weight, config.finetune_share, nets
-    ),
-}
-"""Name -> builder. A new way to distil is a term in the config and an entry here; any of them may be combined."""
 
 
 class ModuleNameError(ValueError):
@@ -40,18 +24,19 @@ class ModuleNameError(ValueError):
         names: modules of that net that could be named there.
     """
 
-    def __init__(self, who: str, key: str, found: TapError, names: tuple[str, ...]) -> None:
-        self.who, self.key, self.found, self.names = who, key, found, names
+    def __init__(self, who: str, term: str, key: str, found: TapError, names: tuple[str, ...]) -> None:
+        self.who, self.term, self.key, self.found, self.names = who, term, key, found, names
         what = f"module {found.name!r} of the {who} {found.why}"
         choices = f"choose from {sketch(names)}, or " if names else ""
-        super().__init__(f"{key}: {what}; {nearest(found.name, names)}{choices}set {key.partition('.')[0]}.weight to 0")
+        super().__init__(f"{key}: {what}; {nearest(found.name, names)}{choices}set {term}.weight to 0")
 
     def among(self, names: Container[str]) -> ModuleNameError:
         """The same with fewer names to choose from."""
-        return ModuleNameError(self.who, self.key, self.found, tuple(name for name in self.names if name in names))
+        common = tuple(name for name in self.names if name in names)
+        return ModuleNameError(self.who, self.term, self.key, self.found, common)
 
 
-class Objective(nn.Module):
+class DistillationLoss(nn.Module):
     """Function of student, teacher and batch that returns named, unweighted terms; `total` weighs and sums them.
 
     Its own parameters (adapters, decoders of streams, a teacher that learns beside the student) train with the
@@ -88,20 +73,35 @@ class Objective(nn.Module):
         self.config, self.task = config, task
         self.parts = nn.ModuleDict()
         self.progress = 0.0
-        self.companion = teacher if config.trains_teacher else None
+        self.co_trained_teacher = teacher if config.co_trains_teacher else None
         if config.distils and teacher is None:
             raise ValueError("the objective distils, but there is no teacher; set the distillation weights to 0")
         if teacher is None:
             return
-        nets = Nets(task, student, teacher, example, teacher_example, varying_width)
-        for name, weight in config.weights.items():
-            if weight > 0:
-                self.parts[name] = PARTS[name](config, nets)
+        for name, term in config.active_terms.items():
+            context = TermContext(
+                name=name,
+                task=task,
+                student=student,
+                teacher=teacher,
+                example=example,
+                teacher_example=teacher_example,
+                varying_width=varying_width,
+                task_weight=config.task.weight,
+                finetune_share=config.finetune_share,
+            )
+            try:
+                self.parts[_module_name(name)] = term.build(context)
+            except ValueError as error:
+                raise _of_term(name, error) from error
         ours = self._answer("student", student, example)
         theirs = self._answer("teacher", teacher, teacher_example)
         for part in self._parts:
-            with torch.no_grad():
-                part.build(ours, theirs)  # what does not fit fails here, not in training
+            try:
+                with torch.no_grad():
+                    part.build(ours, theirs)  # what does not fit fails here, not in training
+            except ValueError as error:
+                raise _of_term(part.name, error) from error
 
     def _answer(self, who: str, net: nn.Module, example: Tensor) -> ModelOutput:
         mode = net.training
@@ -116,19 +116,19 @@ class Objective(nn.Module):
 
     def _named(self, who: str, net: nn.Module, example: Tensor, error: TapError) -> ModuleNameError:
         """The error with the key that names the module, and the modules that could be named there."""
-        term, part = next(
-            (term, cast(Part, part))
-            for term, part in self.parts.items()
-            if error.name in (cast(Part, part).student_taps if who == "student" else cast(Part, part).teacher_taps)
-        )
-        keys = part.student_keys if who == "student" else part.teacher_keys
+        for part in self._parts:
+            taps, keys = part.student_taps, part.student_keys
+            if who == "teacher":
+                taps, keys = part.teacher_taps, part.teacher_keys
+            if error.name in taps:
+                break
         shapes = shapes_given(net, example)
-        names = tuple(name for name, shape in shapes.items() if not part.ranks or len(shape) in part.ranks)
-        return ModuleNameError(who, keys.get(error.name, term), error, names)
+        names = tuple(name for name, shape in shapes.items() if not part.ndims or len(shape) in part.ndims)
+        return ModuleNameError(who, part.name, keys.get(error.name, part.name), error, names)
 
     @property
-    def _parts(self) -> list[Part]:
-        return [cast(Part, part) for part in self.parts.values()]
+    def _parts(self) -> list[DistillationTerm]:
+        return [cast(DistillationTerm, part) for part in self.parts.values()]
 
     @property
     def student_taps(self) -> tuple[str, ...]:
@@ -141,13 +141,18 @@ class Objective(nn.Module):
         return _distinct(name for part in self._parts for name in part.teacher_taps)
 
     @property
-    def delta(self) -> DeltaLoss | None:
-        """The loss of the delta term, while it counts."""
-        return next((part.loss for part in self._active if isinstance(part, DeltaPart)), None)
+    def needs_previous_frame(self) -> bool:
+        """Of students with key frames, whether the frame before the compared one is needed too."""
+        return any(part.needs_previous_frame for part in self._parts)
 
     @property
-    def _active(self) -> list[Part]:
-        """Parts that count at the present progress."""
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` has to be called before a term that counts now can be computed."""
+        return any(part.needs_calibration for part in self._active)
+
+    @property
+    def _active(self) -> list[DistillationTerm]:
+        """Terms that count at the present progress."""
         if self.progress >= 1 - self.config.finetune_share:
             return []
         return [part for part in self._parts if part.is_active(self.progress)]
@@ -158,7 +163,7 @@ class Objective(nn.Module):
         return any(part.needs_teacher for part in self._active)
 
     def check_steps(self, num_steps: int) -> None:
-        """Raise `ValueError` where a training of so many steps has none for a stage that a part needs."""
+        """Raise `ValueError` where a training of so many steps has none for a stage that a term needs."""
         for part in self._parts:
             part.check_steps(num_steps)
 
@@ -169,8 +174,18 @@ class Objective(nn.Module):
             part.advance(progress)
 
     def calibrate(self, key: ModelOutput, frame: ModelOutput) -> None:
-        """Measure the scales of the delta term, once, from the teacher's maps at key frames and at later ones."""
-        cast(DeltaPart, self.parts["delta"]).calibrate(key, frame)
+        """Let terms measure what they scale their values by, from the teacher's maps at key frames and later ones."""
+        for part in self._active:
+            if part.needs_calibration:
+                part.calibrate(key, frame)
+
+    def slow_parameters(self, net: nn.Module) -> tuple[list[nn.Parameter], float]:
+        """Parameters of the net that train at a share of the learning rate, and that share; none by default."""
+        for term in self.config.terms.values():
+            parameters, scale = term.slow_parameters(net)
+            if parameters:
+                return parameters, scale
+        return [], 0.0
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms by name, each a scalar.
@@ -185,7 +200,7 @@ class Objective(nn.Module):
         active = self._active
         if self._task_weight > 0 and not any(part.replaces_task for part in active):
             terms["task"] = self.task.loss(student.logits, batch)
-        if self.companion is not None and teacher is not None:
+        if self.co_trained_teacher is not None and teacher is not None:
             terms["teacher"] = self.task.loss(teacher.logits, batch)
             features = {name: value.detach() for name, value in teacher.features.items()}
             teacher = replace(teacher, logits=teacher.logits.detach(), features=features)
@@ -202,11 +217,23 @@ class Objective(nn.Module):
 
     @property
     def _task_weight(self) -> float:
-        """Weight of the task's term; where nothing distils any more, or a part needs it, it counts without one too."""
+        """Weight of the task's term; where nothing distils any more, or a term needs it, it counts without one too."""
         weight = self.config.task.weight
-        asked = not self._active or any(part.asks_task(self.progress) for part in self._parts)
+        asked = not self._active or any(part.needs_task_loss(self.progress) for part in self._parts)
         return 1.0 if weight == 0 and asked else weight
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
+
+
+def _module_name(term: str) -> str:
+    """A term's name without dots, which names of submodules may not have."""
+    return term.replace(".", "/")
+
+
+def _of_term(name: str, error: ValueError) -> ValueError:
+    """The error with the key of the term in front, where it is not there yet."""
+    sentence = str(error)
+    known = sentence.startswith((f"{name}:", f"{name}.", "finetune_share"))
+    return error if known else ValueError(f"{name}: {sentence}")

@@ -1,0 +1,104 @@
+"""Distillation of feature maps: which pairs of modules are compared by default, and the term that compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.objectives.maps import adapter_for
+from nas_kd.objectives.term import DistillationTerm, Pairs, TermContext
+from nas_kd.taps import ModelOutput, last_maps
+from nas_kd.tasks import Batch
+from search_spaces.delta_blocks import delta_net_of
+
+Keys = tuple[str, str]
+"""Keys of the `objective` section that name modules of the student and of the teacher."""
+
+
+class MapTerm(DistillationTerm):
+    """Feature maps of pairs of modules, the mean over pairs.
+
+    Args:
+        context: what it is built for.
+        weight: of the term.
+        pairs: (module of the student, module of the teacher) each.
+        keys: that name them in the campaign file.
+        distance: of (adapted student map, teacher map).
+    """
+
+    def __init__(
+        self,
+        context: TermContext,
+        weight: float,
+        pairs: Pairs,
+        keys: Keys,
+        distance: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__(context.name, weight)
+        self._keys, self._distance = keys, distance
+        self.tap(pairs, *keys)
+        self.ndims = (4, 5)
+        self._varying_width = context.varying_width
+        self.adapters = nn.ModuleList()
+
+    def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        for ours, theirs in self.pairs:
+            small, large = student.features[ours], teacher.features[theirs]
+            for key, module, found in zip(self._keys, (ours, theirs), (small, large), strict=True):
+                if found.ndim not in (4, 5):
+                    raise ValueError(
+                        f"{key}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
+                        f"{tuple(found.shape)}; name a module that gives maps, or set {self.name}.weight to 0"
+                    )
+            self.adapters.append(adapter_for(small, large, always=self._varying_width))
+        self(student, teacher, {})
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        values = [
+            self._distance(adapter(student.features[ours]), teacher.features[theirs])
+            for adapter, (ours, theirs) in zip(self.adapters, self.pairs, strict=True)
+        ]
+        return {self.name: torch.stack(values).mean()}
+
+
+def module_of_student(student: nn.Module, name: str) -> str:
+    """The student's module of that name; a delta student has the modules of its teacher, below `net`."""
+    return name if delta_net_of(student) is None or name.startswith("net.") else f"net.{name}"
+
+
+def pairs_by_scale(context: TermContext, keys: Keys) -> Pairs:
+    """The last map of each scale of both nets, from the smallest up.
+
+    The student is looked at with as many pixels as the teacher: a small resolution would leave its last map one pixel,
+    which is no scale, and trials of one campaign would compare different modules.
+
+    Raises:
+        ValueError: one of them has no maps.
+    """
+    theirs = _maps_of("teacher", context.teacher, context.teacher_example, context.name, keys)
+    if delta_net_of(context.student) is not None:  # it has the teacher's own modules, with delta layers among them
+        return tuple((f"net.{name}", name) for name in theirs)
+    example, teacher_example = context.example, context.teacher_example
+    ours: tuple[str, ...] = ()
+    if example.ndim in (4, 5) and teacher_example.ndim in (4, 5):
+        enlarged = example.new_zeros(*example.shape[:-2], *teacher_example.shape[-2:])
+        with suppress(Exception):  # a net for one size only, however it says so, has its own maps to go by
+            ours = last_maps(context.student, enlarged)
+    ours = ours or _maps_of("student", context.student, example, context.name, keys)
+    count = min(len(ours), len(theirs))
+    return cast(Pairs, tuple(zip(ours[-count:], theirs[-count:], strict=True)))
+
+
+def _maps_of(who: str, net: nn.Module, example: Tensor, term: str, keys: Keys) -> tuple[str, ...]:
+    names = last_maps(net, example)
+    if not names:
+        raise ValueError(
+            f"{term}: no module of the {who} gives feature maps, (N, C, H, W) or (N, C, T, H, W) of more than one "
+            f"pixel; set {term}.weight to 0, or name modules at {' and '.join(dict.fromkeys(keys))}"
+        )
+    return names
