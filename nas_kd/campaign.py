@@ -18,7 +18,7 @@ from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.grid import Cell
 from nas_kd.preparation import prepare_latency, prepare_teacher
 from nas_kd.sections import BudgetRange, parse_flops
-from nas_kd.tasks import TASKS
+from nas_kd.tasks import find_task
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import write_whole
@@ -94,7 +94,7 @@ class Campaign:
     def __init__(self, config: CampaignConfig) -> None:
         self.config = config
         self.run_dir = config.run_dir.resolve()
-        task = TASKS[config.task]
+        task = find_task(config.task)
         self._metric = Metric(name=task.metric, maximize=task.maximize)
         self._knobs: dict[str, Knob] = {}
         self._num_trials = config.trials
@@ -205,7 +205,7 @@ class Campaign:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")
         config, stopping = self.config, self.config.early_stopping
         summary = run_trials(
-            TrialFunction(config, self.run_dir),
+            TrialFunction(config.model_dump_json(), self.run_dir),
             self.ledger,
             self._knobs,
             num_trials=self._num_trials,
@@ -259,7 +259,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
 
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
-    metric = TASKS[config.task].metric
+    metric = find_task(config.task).metric
     manifest = run_dir / "teacher" / "teacher.json"
     teacher = None
     if manifest.is_file():
@@ -320,7 +320,7 @@ def table(
         records,
         rows,
         columns,
-        f"{split}/{metric or TASKS[config.task].metric}",
+        f"{split}/{metric or find_task(config.task).metric}",
         against=_flops_read(against),
         where=_flops_read(where),
     )
@@ -365,7 +365,7 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
 def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
     """The space of a bundle that only the user's own code knows."""
     if not config.space.is_derived:
-        return config.space.build(len(bundle["class_names"]) + TASKS[config.task].extra_outputs)
+        return config.space.build(len(bundle["class_names"]) + find_task(config.task).extra_outputs)
     settings = bundle["arch"]["settings"]
     teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
     load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")

@@ -32,7 +32,7 @@ from nas_kd.sections import (
     SpaceConfig,
     parse_flops,
 )
-from nas_kd.tasks import TASKS, task_config
+from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
 from search_spaces import derived_spaces
 from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
@@ -137,15 +137,15 @@ class CampaignConfig(Section):
             value = {**value, "data": {"source": "generated", **value["data"]}}
         task, data = value.get("task"), value.get("data")
         source = data.get("source") if isinstance(data, Mapping) else None
-        defaults = input_type_of_file(task, source).defaults
-        if not defaults and isinstance(task, str) and task in TASKS:
-            defaults = TASKS[task].defaults
-        return _merged(defaults, value)
+        try:
+            known = find_task(task) if isinstance(task, str) else None
+        except ValueError:  # said below
+            known = None
+        own = _merged(known.defaults, value) if known is not None else value
+        return _merged(input_type_of_file(known, source).defaults, own)
 
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:
-        if self.task not in TASKS:
-            raise ValueError(f"task: {self.task!r} is unknown; choose from {', '.join(TASKS)}")
         task_config(self.task, self.task_options)
         if self.budget.max_latency_ms is not None and not self.space.is_derived:
             raise ValueError(
@@ -253,15 +253,16 @@ class CampaignConfig(Section):
         """
         read: dict[str, Any] = {}
         for section in {path.partition(".")[0] for path in proposal}:
+            kind = type(getattr(self, section))
             content = getattr(self, section).model_dump(mode="json")
             own = {path: value for path, value in proposal.items() if path.startswith(f"{section}.")}
             for path, value in own.items():
                 set_path(content, path.partition(".")[2], value)
             try:
-                model = type(getattr(self, section)).model_validate(content)
+                model = kind.model_validate(content)
             except ValidationError as error:
                 values = " with ".join(f"{path} = {value!r}" for path, value in own.items())
-                reason = explain(error, content)[0]
+                reason = explain(error, kind, content)[0]
                 if len(own) == 1 and source == "knobs":
                     (path, value), *_ = own.items()
                     raise ValueError(f"knobs.{path} may not propose {value!r}: {reason}") from error
@@ -347,4 +348,4 @@ def validate(data: Mapping[str, Any], *, source: str) -> CampaignConfig:
     try:
         return CampaignConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error, data))) from error
+        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error, CampaignConfig, data))) from error

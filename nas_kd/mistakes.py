@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -13,23 +13,25 @@ from pydantic import BaseModel, ValidationError
 from nas_kd.strict import Section
 
 
-def explain(error: ValidationError, data: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
+def explain(
+    error: ValidationError, model: type[BaseModel], data: Mapping[str, Any], given: Collection[str] = ()
+) -> list[str]:
     """A sentence for each mistake: key path, rule, value, allowed values.
 
     Args:
         error: of pydantic.
+        model: that the data were read by.
         data: what the file says.
         given: keys that the program fills in, so that nobody is told to write them.
     """
     lines = []
-    root = next((m for m in _subclasses(BaseModel) if m.__name__ == error.title), BaseModel)
     for item in error.errors(include_url=False):
-        path, model = _locate(item["loc"], data, root)
+        path, section = _locate(item["loc"], data, model)
         where = ".".join(str(p) for p in path)
         kind, value = item["type"], item["input"]
         if kind == "extra_forbidden":
             key = str(path[-1])
-            lines.append(f"{where}: unknown key {key!r}; {choose(key, [f for f in fields(model) if f not in given])}")
+            lines.append(f"{where}: unknown key {key!r}; {choose(key, [f for f in fields(section) if f not in given])}")
         elif kind == "value_error":
             inner = item["ctx"]["error"]
             where = ".".join(str(p) for p in _present(path, data))
@@ -94,12 +96,6 @@ def nearest(key: str, allowed: Sequence[str]) -> str:
     """`did you mean …? `, or nothing where none is near."""
     close = difflib.get_close_matches(key, allowed, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
-
-
-def _subclasses(model: type[BaseModel]) -> Iterable[type[BaseModel]]:
-    for child in model.__subclasses__():
-        yield child
-        yield from _subclasses(child)
 
 
 def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[Any], Any]:

@@ -150,7 +150,9 @@ class SpaceConfig(BaseModel):
             if self.name in SPACES:
                 SPACES[self.name].check(self.model_extra or {})
         except ValidationError as error:  # as one sentence: pydantic would merge its keys with those of this model
-            raise ValueError("; ".join(explain(error, self.model_extra or {}, _GIVEN))) from error
+            raise ValueError(
+                "; ".join(explain(error, SPACES[self.name].settings, self.model_extra or {}, _GIVEN))
+            ) from error
         return self
 
     @property
@@ -174,7 +176,9 @@ class SpaceConfig(BaseModel):
             try:
                 return entry.make({**entry.from_data(DataShape(num_outputs, **given_by_data)), **settings})
             except ValidationError as error:
-                raise ValueError("; ".join(f"space: {line}" for line in explain(error, settings, _GIVEN))) from error
+                raise ValueError(
+                    "; ".join(f"space: {line}" for line in explain(error, entry.settings, settings, _GIVEN))
+                ) from error
         given = {"num_classes": num_outputs, **given_by_data}
         given.pop("frames", None)  # spaces of users have defaults of their own
         space = call_function(self.name, {**given, **settings}, purpose="space.name")

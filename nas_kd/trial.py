@@ -39,12 +39,12 @@ class TrialFunction:
     """What the runner executes: picklable, and without anything heavy inside.
 
     Args:
-        config: of the campaign.
+        config_json: config of the campaign, as text: classes of the user's that it holds can be imported in `home`.
         run_dir: the run's folder, where the teacher is.
         home: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
     """
 
-    config: CampaignConfig
+    config_json: str
     run_dir: Path
     home: Path = field(default_factory=Path.cwd)
 
@@ -52,8 +52,8 @@ class TrialFunction:
         """Run the trial of `context`, or continue it from its checkpoints."""
         os.chdir(self.home)
         torch.set_num_threads(context.num_cpus)
-        bench = ready_workbench(self.config.model_dump_json(), self.run_dir, context.device)
-        return Trial(bench, self.config.with_knobs(context.knobs), context).run()
+        bench = ready_workbench(self.config_json, self.run_dir, context.device)
+        return Trial(bench, bench.config.with_knobs(context.knobs), context).run()
 
 
 @dataclass

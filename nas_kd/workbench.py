@@ -16,7 +16,7 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings
 from nas_kd.tasks import Task, make_task
-from nas_kd.teachers import TEACHER_KINDS, build_teacher_model, teacher_example, teacher_input
+from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import FitConfig, evaluate
@@ -101,7 +101,8 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
     """
     splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
     task = make_task(config.task, splits.info, config.task_options)
-    check_kind("teacher.model", config.teacher.model, TEACHER_KINDS, task, config.task, config.data.source)
+    teacher_kinds = {name: (entry.reads, entry.gives) for name, entry in TEACHERS.items()}
+    check_kind("teacher.model", config.teacher.model, teacher_kinds, task, config.task, config.data.source)
     kinds = {name: (entry.reads, entry.gives) for name, entry in SPACES.items() if not entry.derived}
     check_kind("space.name", config.space.name, kinds, task, config.task, config.data.source)
     torch.manual_seed(config.seed)

@@ -40,7 +40,7 @@ OF_ONE_KIND = (
     "nas_kd.training.stream_cost",
 )
 NAMES_OF_KINDS = {
-    *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "FEATURE_SOURCES"),
+    *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "gives_features"),
     *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "Streams", "delta_net_of", "on_frames"),
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }

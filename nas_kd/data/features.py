@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError, sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
     LISTED,
@@ -47,10 +48,10 @@ _DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # streams of random numbers of an item
 Features = npt.NDArray[Any]
 
 
-class FeaturesConfig(BaseModel):
+class FeaturesConfig(SourceConfig):
     """Frame features in numpy files with a csv file of labels and splits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    gives_features: ClassVar[bool] = True
 
     source: Literal["features"] = "features"
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
@@ -96,6 +97,9 @@ class FeaturesConfig(BaseModel):
         default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
     )
     memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory as one tensor.")
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_features(self, seed=seed, gate_share=gate_share)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
 from nas_kd.data.sample import DataInfo, Sample, clip_bytes, no_longer, stack_small
+from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
     SPLITS,
@@ -32,10 +33,8 @@ from nas_kd.data.table import (
 )
 
 
-class FolderConfig(BaseModel):
+class FolderConfig(SourceConfig):
     """A folder of videos or frame images with a csv file of labels and splits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["folder"] = "folder"
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
@@ -68,6 +67,9 @@ class FolderConfig(BaseModel):
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_folder(self, seed=seed, gate_share=gate_share)
 
 
 @dataclass(frozen=True)

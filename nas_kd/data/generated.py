@@ -28,10 +28,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nas_kd.data.sample import DataInfo, MemoryDataset, Sample
+from nas_kd.data.source import SourceConfig
+from nas_kd.data.splits import Splits, make_splits
 
 Array = npt.NDArray[np.float32]
 SplitName = Literal["train", "val", "test"]
@@ -54,10 +56,8 @@ _SPLIT_ENDS: Mapping[SplitName, tuple[float, float]] = {"train": (0.0, 0.6), "va
 _MASK_THRESHOLD = 0.35  # of the digit's opacity
 
 
-class GeneratedConfig(BaseModel):
+class GeneratedConfig(SourceConfig):
     """Moving digits made on the fly; the defaults suit a campaign of minutes on two cores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["generated"] = "generated"
     seed: int = Field(default=0, ge=0, description="Seed of the data, apart from the seed of the campaign.")
@@ -116,6 +116,9 @@ class GeneratedConfig(BaseModel):
             mask_names=("background", *groups),
             box_names=tuple(groups),
         )
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_generated(self, seed=seed, gate_share=gate_share)
 
 
 class GeneratedDataset(MemoryDataset):
@@ -309,3 +312,9 @@ def _interpolation(old: int, new: int) -> Array:
     weights = 1.0 - np.abs(positions[:, None] - np.arange(old))
     matrix: Array = np.maximum(weights, 0.0).astype(np.float32)
     return matrix
+
+
+def load_generated(config: GeneratedConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+    """Splits of moving digits; `seed` parts weights and gates, `config.seed` makes the clips."""
+    train, val, test = (GeneratedDataset(config, split) for split in ("train", "val", "test"))
+    return make_splits(train, val, test, config.info, seed=seed, gate_share=gate_share)

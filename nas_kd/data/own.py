@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, check_sample
+from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, make_splits
 
 _KNOWN_KEYS = frozenset(
@@ -27,10 +28,8 @@ _KNOWN_KEYS = frozenset(
 )
 
 
-class OwnConfig(BaseModel):
+class OwnConfig(SourceConfig):
     """A function of the user's that returns data sets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["own"] = "own"
     function: str = Field(description="module:function; modules in the current directory are found.")
@@ -43,6 +42,9 @@ class OwnConfig(BaseModel):
         if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
             raise ValueError(f"function must read module:function, but it is {value!r}; write for example my_data:load")
         return value
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_own(self, seed=seed, gate_share=gate_share)
 
 
 def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits:

@@ -6,17 +6,17 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from nas_kd.data.camera import CameraConfig
 from nas_kd.data.decode import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
+from nas_kd.data.source import SourceConfig
+from nas_kd.data.splits import Splits
 
 
-class SequencesConfig(BaseModel):
+class SequencesConfig(SourceConfig):
     """A folder of labelled frames of videos with a csv file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["sequences"] = "sequences"
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
@@ -144,3 +144,8 @@ class SequencesConfig(BaseModel):
     def camera_of(self, split: str) -> CameraConfig | None:
         """The camera of a split, if it has one."""
         return self.camera if self.camera is not None and split in self.camera.splits else None
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        from nas_kd.data.sequences import load_sequences  # which reads this config
+
+        return load_sequences(self, seed=seed, gate_share=gate_share)

@@ -14,18 +14,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, UnusableRowsError, read_csv
 from nas_kd.data.tfrecord import WireError, read_record
@@ -35,10 +36,10 @@ _VOCABULARY = ("Index", "Name")
 _REMEDY = "fetch or mend the files, or set on_error: skip to leave them out"
 
 
-class YouTube8MConfig(BaseModel):
+class YouTube8MConfig(SourceConfig):
     """Frame-level files of YouTube-8M, or of the same form."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    gives_features: ClassVar[bool] = True
 
     source: Literal["youtube8m"] = "youtube8m"
     root: Path = Field(description="The folder of the files.")
@@ -104,6 +105,9 @@ class YouTube8MConfig(BaseModel):
                 "num_classes or class_names must be given, but neither is; set for example num_classes: 3862"
             )
         return self
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_youtube8m(self, seed=seed, gate_share=gate_share)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _space_of(arch: ArchSpec) -> SearchSpace:
             "DeltaBlocksSpace(settings, teacher, frame_size, identity) and pass it as load_bundle(folder, space)"
         )
     with torch.random.fork_rng(devices=[]):  # fresh weights, all of which the bundle replaces
-        teacher = TEACHERS[identity["model"]](identity["num_outputs"], identity["settings"])
+        teacher = TEACHERS[identity["model"]].build(identity["num_outputs"], identity["settings"])
         return DeltaBlocksSpace(DeltaBlocksSettings.model_validate(settings), teacher, tuple(size), identity)
 
 
@@ -181,4 +181,4 @@ def _read_info(path: Path) -> BundleInfo:
     try:
         return BundleInfo.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged: {'; '.join(explain(error, content))}") from error
+        raise ValueError(f"{path} is damaged: {'; '.join(explain(error, BundleInfo, content))}") from error

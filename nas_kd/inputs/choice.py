@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas_kd.data import FEATURE_SOURCES, DataInfo
+from nas_kd.data import SOURCES, DataInfo
 from nas_kd.inputs.clips import ClipInput
 from nas_kd.inputs.features import FeatureInput
 from nas_kd.inputs.frames import FrameInput
 from nas_kd.inputs.input_type import InputType
 from nas_kd.inputs.key_frames import KeyFrameInput
-from nas_kd.tasks import TASKS, Task
+from nas_kd.tasks import TASKS, Task, find_task
 from search_spaces import SPACES, SearchSpace, derived_spaces
 
 INPUT_TYPES: tuple[type[InputType], ...] = (KeyFrameInput, FrameInput, FeatureInput, ClipInput)
@@ -33,16 +33,17 @@ def choose_input_type(info: DataInfo, task: type[Task], space: SearchSpace, mean
     return next(kind for kind in INPUT_TYPES if kind.matches(info, task, space))(info, mean, std)
 
 
-def input_type_of_file(task: object, source: object) -> type[InputType]:
+def input_type_of_file(task: type[Task] | None, source: object) -> type[InputType]:
     """The kind of input of a campaign file, as far as the file tells; its defaults complete the file.
 
     Args:
-        task: what the file says, perhaps not a task.
+        task: of the campaign; None where the file does not name one.
         source: of the data; what the file says.
     """
-    if isinstance(task, str) and task in TASKS and TASKS[task].framewise:
+    if task is not None and task.framewise:
         return KeyFrameInput
-    return FeatureInput if source in FEATURE_SOURCES else ClipInput
+    is_known = isinstance(source, str) and source in SOURCES
+    return FeatureInput if is_known and SOURCES[str(source)].gives_features else ClipInput
 
 
 def input_type_of_bundle(shape: Sequence[int], mean: Rgb | None, keyframe_interval: int | None) -> type[InputType]:
@@ -74,15 +75,16 @@ def check_space_name(space: str, task: str) -> None:
 
     Args:
         space: as in the campaign file.
-        task: a key of `TASKS`.
+        task: likewise.
 
     Raises:
         ValueError: both names, and the way out.
     """
-    if space in derived_spaces() and not TASKS[task].framewise:
+    framewise = find_task(task).framewise
+    if space in derived_spaces() and not framewise:
         frames = ", ".join(name for name, kind in TASKS.items() if kind.framewise)
         raise ValueError(f"space.name: {space!r} needs a task that looks at single frames: {frames}")
-    if TASKS[task].framewise and space in SPACES and not SPACES[space].derived:
+    if framewise and space in SPACES and not SPACES[space].derived:
         raise ValueError(
             f"space.name: {space!r} makes students of whole clips, but task {task!r} looks at single frames; choose "
             f"{', '.join(derived_spaces())}, or give your own as module:function"

@@ -60,7 +60,7 @@ class InputType(ABC):
         std: likewise.
 
     Attributes:
-        reads: what teachers and students read, as in `TEACHER_KINDS` and `search_spaces.SPACES`.
+        reads: what teachers and students read, as in `teachers.TEACHERS` and `search_spaces.SPACES`.
         key: of a sample, where its items are.
         item: what a net gets at once, in messages.
         unit: what FLOPs and latencies are counted for.

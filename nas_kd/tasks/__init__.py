@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nas_kd.data import DataInfo
-from nas_kd.mistakes import explain
+from nas_kd.imports import import_class
+from nas_kd.mistakes import choose, explain
 from nas_kd.tasks.classification import Classification
 from nas_kd.tasks.detection import Detection, DetectionConfig, Detections, decode
 from nas_kd.tasks.multilabel import Multilabel, MultilabelConfig
@@ -23,7 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "saliency": Saliency,
     "multilabel": Multilabel,
 }
-"""Name -> task."""
+"""Name -> task. A new task is a module of this folder and one entry here."""
 
 __all__ = [
     "TASKS",
@@ -40,38 +41,53 @@ __all__ = [
     "SegmentationConfig",
     "Task",
     "decode",
+    "find_task",
     "make_task",
     "task_config",
 ]
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of a name in `TASKS`, or that of the user's own which `module:Class` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if ":" in name:
+        return import_class(name, Task, purpose="task")  # type: ignore[type-abstract]  # a subclass of it
+    if name not in TASKS:
+        raise ValueError(f"task: {name!r} is unknown; {choose(name, list(TASKS))}, or give your own as module:Class")
+    return TASKS[name]
 
 
 def task_config(name: str, options: Mapping[str, Any]) -> BaseModel:
     """The options of a task, an instance of its `options`.
 
     Args:
-        name: a key of `TASKS`.
+        name: see `find_task`.
         options: by key; what is not given has its default.
 
     Raises:
         ValueError: unknown or unfit options.
     """
+    model = find_task(name).options
     try:
-        return TASKS[name].options.model_validate(options)
+        return model.model_validate(options)
     except ValidationError as error:
-        raise ValueError("; ".join(f"task_options: {sentence}" for sentence in explain(error, options))) from error
+        sentences = explain(error, model, options)
+        raise ValueError("; ".join(f"task_options: {sentence}" for sentence in sentences)) from error
 
 
 def make_task(name: str, info: DataInfo, options: Mapping[str, Any]) -> Task:
     """A task by its name.
 
     Args:
-        name: a key of `TASKS`.
+        name: see `find_task`.
         info: what is known of the data.
         options: see `task_config`.
 
     Raises:
         ValueError: unknown name, unknown or unfit options, or data without the labels that the task needs.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
-    return TASKS[name](info, task_config(name, options))
+    config = task_config(name, options)
+    return find_task(name)(info, config)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
+from nas_kd.teachers.registry import TEACHERS, TeacherEntry
 from nas_kd.teachers.stored_maps import StoredMaps
 from nas_kd.teachers.teacher import (
-    TEACHER_KINDS,
-    TEACHERS,
     Precomputed,
     Streams,
     Teacher,
@@ -21,7 +20,6 @@ from nas_kd.teachers.teacher import (
 
 __all__ = [
     "TEACHERS",
-    "TEACHER_KINDS",
     "FrameNet",
     "FrameNetSettings",
     "Precomputed",
@@ -31,6 +29,7 @@ __all__ = [
     "Streams",
     "Teacher",
     "TeacherConfig",
+    "TeacherEntry",
     "build_teacher_model",
     "is_precomputed",
     "teacher_example",

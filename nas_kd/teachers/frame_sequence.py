@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from nas_kd.data import DataInfo
 from search_spaces.arch import Choice
 from search_spaces.frame_sequence.net import build_net
 from search_spaces.frame_sequence.settings import (
@@ -139,3 +140,20 @@ def build_frame_sequence(num_outputs: int, settings: dict[str, Any]) -> nn.Modul
     )
     sizes: dict[str, Choice] = {f"{s.family}.{name}": options[0] for name, options in space.options(s.family).items()}
     return build_net(space, {"family": s.family, "head": s.head, **sizes})
+
+
+def with_feature_size(settings: Mapping[str, Any], info: DataInfo | None) -> dict[str, Any]:
+    """The settings with the size of the data's features, which is not for the campaign file to change.
+
+    Raises:
+        ValueError: they name another size.
+    """
+    size = info.feature_size if info is not None else 0
+    own = settings.get("feature_size")
+    if not size:
+        return dict(settings)
+    if own is not None and own != size:
+        raise ValueError(
+            f"teacher.settings.feature_size: the data have {size} features a frame, but it is {own!r}; leave it out"
+        )
+    return {"feature_size": size, **settings}

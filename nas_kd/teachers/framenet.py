@@ -7,7 +7,7 @@ convolution has a BatchNorm, the smoothed map is the one that goes on down, and 
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -93,3 +93,12 @@ class FrameNet(nn.Module):
         for side, smooth in zip(sides[-2::-1], list(self.smooth)[::-1], strict=True):
             x = smooth(side + F.interpolate(x, size=side.shape[-2:], mode="nearest"))
         return cast(Tensor, self.head(x))
+
+
+def build_framenet(num_outputs: int, settings: dict[str, Any]) -> FrameNet:
+    """The net from the channels that the task wants and the settings as JSON values.
+
+    Raises:
+        ValidationError: settings that make no net.
+    """
+    return FrameNet(num_outputs, FrameNetSettings.model_validate(settings))

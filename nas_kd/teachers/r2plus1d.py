@@ -6,7 +6,7 @@ of a 3-D convolution, and there is no temporal stride, so every map has the clip
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -86,3 +86,12 @@ class R2Plus1D(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return cast(Tensor, self.classifier(self.dropout(x.mean(dim=(2, 3, 4)))))
+
+
+def build_r2plus1d(num_classes: int, settings: dict[str, Any]) -> R2Plus1D:
+    """The net from the channels that the task wants and the settings as JSON values.
+
+    Raises:
+        ValidationError: settings that make no net.
+    """
+    return R2Plus1D(num_classes, R2Plus1DSettings.model_validate(settings))

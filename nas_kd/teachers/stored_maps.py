@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,3 +66,18 @@ def build_stored_maps(num_outputs: int, settings: dict[str, Any]) -> StoredMaps:
             "task, or another teacher"
         )
     return StoredMaps(names)
+
+
+def with_map_names(settings: Mapping[str, Any], info: DataInfo | None) -> dict[str, Any]:
+    """The settings with the names of all maps of the data where they name none.
+
+    Raises:
+        ValidationError: settings that do not exist.
+        ValueError: they name a map that the data lack.
+    """
+    names = StoredMapsSettings.model_validate(settings).names
+    known = info.map_names if info is not None else ()
+    missing = sorted(set(names) - set(known))
+    if missing:
+        raise ValueError(f"teacher.settings.names must be names of data.maps, but {', '.join(missing)} is none of them")
+    return {"names": known, **settings}

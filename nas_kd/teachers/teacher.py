@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -14,40 +14,11 @@ from torch import Tensor, nn
 
 from nas_kd.data import Batch, DataInfo
 from nas_kd.imports import call_function
-from nas_kd.mistakes import explain
+from nas_kd.mistakes import choose, explain
 from nas_kd.taps import ModelOutput, Taps
-from nas_kd.teachers.frame_sequence import build_frame_sequence
-from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.norm import batch_statistics
-from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
-from nas_kd.teachers.saliency import build_saliency_teacher
-from nas_kd.teachers.stored_maps import StoredMaps, build_stored_maps
+from nas_kd.teachers.registry import TEACHERS
 from nas_kd.training.fit import FitConfig
-
-TEACHERS: dict[str, Callable[[int, dict[str, Any]], nn.Module]] = {
-    "r2plus1d": lambda num_classes, settings: R2Plus1D(num_classes, R2Plus1DSettings(**settings)),
-    "framenet": lambda num_outputs, settings: FrameNet(num_outputs, FrameNetSettings(**settings)),
-    "frame_sequence": build_frame_sequence,
-    "saliency": build_saliency_teacher,
-    "maps": build_stored_maps,
-}
-"""Name -> builder from the channels that the task wants and the settings: for clips, for frame-wise tasks, for frame
-features, for saliency, and for saliency whose maps come with the data."""
-
-TEACHER_KINDS: Mapping[str, tuple[str, str]] = {
-    "r2plus1d": ("clips", "logits"),
-    "framenet": ("frames", "maps"),
-    "frame_sequence": ("frame features", "logits"),
-    "saliency": ("clips", "maps"),
-    "maps": ("clips", "maps"),
-}
-"""Name -> what it reads (`maps`: what it stands beside), and what it gives."""
-
-GIVEN_BY_DATA: Mapping[str, Callable[[DataInfo], dict[str, Any]]] = {
-    "frame_sequence": lambda info: {"feature_size": info.feature_size} if info.feature_size else {},
-    "maps": lambda info: {"names": info.map_names},
-}
-"""Name -> settings that the data decide where the campaign file does not."""
 
 
 class TeacherConfig(BaseModel):
@@ -131,7 +102,7 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
     Args:
         config: the teacher.
         num_outputs: channels that the task wants.
-        info: of the data, for what they decide about models of ours.
+        info: of the data, for what they decide about models of the package.
 
     Raises:
         ValueError: unknown model, settings that do not fit, maps that the data lack, or weights that do not fit the
@@ -146,34 +117,20 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
                 f"teacher.model {config.model!r} must return an nn.Module, but returns {type(model).__name__}"
             )
     elif config.model in TEACHERS:
+        entry = TEACHERS[config.model]
         try:
-            given = GIVEN_BY_DATA[config.model](info) if info is not None and config.model in GIVEN_BY_DATA else {}
-            _check_given(config, given)
-            model = TEACHERS[config.model](num_outputs, {**given, **config.settings})
+            model = entry.build(num_outputs, entry.complete(config.settings, info))
         except ValidationError as error:
-            sentences = explain(error, config.settings)
+            sentences = explain(error, entry.settings, config.settings)
             raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
     else:
         raise ValueError(
-            f"unknown teacher.model {config.model!r}; choose from {', '.join(TEACHERS)}, or give your own as "
+            f"unknown teacher.model {config.model!r}; {choose(config.model, list(TEACHERS))}, or give your own as "
             "module:function"
-        )
-    if isinstance(model, StoredMaps) and (missing := set(model.names) - set(info.map_names if info else ())):
-        raise ValueError(
-            f"teacher.settings.names must be names of data.maps, but {', '.join(sorted(missing))} is none of them"
         )
     if config.weights is not None:
         load_weights(model, config.weights)
     return cast(nn.Module, model)
-
-
-def _check_given(config: TeacherConfig, given: Mapping[str, Any]) -> None:
-    """A size that the data have is not for the campaign file to change."""
-    size, own = given.get("feature_size"), config.settings.get("feature_size")
-    if size is not None and own is not None and own != size:
-        raise ValueError(
-            f"teacher.settings.feature_size: the data have {size} features a frame, but it is {own!r}; leave it out"
-        )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -67,7 +67,7 @@ def test_other_texts_are_no_flops(text: str) -> None:
             "objective: at least one term must have a weight above 0",
         ),
         ({"search": {"gates": {"estimator": "darts"}}}, "unknown gate estimator 'darts'; choose from straight_through"),
-        ({"task": "segment"}, "task: 'segment' is unknown; choose from classification"),
+        ({"task": "segment"}, "task: 'segment' is unknown; did you mean 'segmentation'? choose from classification"),
         ({"name": "../elsewhere"}, "name: string should match pattern"),
         ({"knobs": {"data.size": FLOAT}}, "knobs.data.size: a knob must be a dotted path into objective, search or"),
         ({"knobs": {"search.gates.split_share": FLOAT}}, "all trials share the splits, so it cannot vary"),

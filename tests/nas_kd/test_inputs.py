@@ -19,7 +19,7 @@ from nas_kd.inputs import (
     space_settings,
 )
 from nas_kd.taps import ModelOutput
-from nas_kd.tasks import Classification, Saliency, Segmentation, Task
+from nas_kd.tasks import Classification, Saliency, Segmentation, Task, find_task
 from search_spaces import (
     ClipCellSettings,
     ClipCellSpace,
@@ -195,9 +195,9 @@ def test_a_file_tells_which_defaults_it_has() -> None:
         ("classification", "own"): "ClipInput",
         (None, None): "ClipInput",
     }
-    assert input_type_of_file(["segmentation"], {}).__name__ == "ClipInput"
+    assert input_type_of_file(None, {}).__name__ == "ClipInput"
     for (task, source), name in names.items():
-        assert input_type_of_file(task, source).__name__ == name
+        assert input_type_of_file(None if task is None else find_task(task), source).__name__ == name
     assert Saliency.defaults["space"] == {"name": "saliency"}
     assert space_settings(CLIPS) == {}
     assert space_settings(FEATURES) == {"feature_size": D, "frames": T}

@@ -45,7 +45,12 @@ def test_a_task_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "info", "options", "sentence"),
     [
-        ("segment", INFO, {}, f"unknown task 'segment'; choose from {', '.join(TASKS)}"),
+        (
+            "segment",
+            INFO,
+            {},
+            rf"task: 'segment' is unknown; did you mean 'segmentation'\? choose from {', '.join(TASKS)}",
+        ),
         ("classification", INFO, {"ohem": True}, "task_options: ohem: unknown key 'ohem'; remove it"),
         ("segmentation", INFO, {"ohme": True}, "task_options: ohme: unknown key 'ohme'; did you mean 'ohem'"),
         ("segmentation", INFO, {"ohem_threshold": 2}, "task_options: ohem_threshold: .*less than or equal to 1.*got 2"),
