@@ -1,9 +1,10 @@
 """What the trials say: fronts, statistics, pictures and the report. Reads trial records, nothing else of ours."""
 
 from analysis.advice import Advice, advise, summarise
+from analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
 from analysis.figures import front_figure, write_png
 from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
-from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
+from analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
 from analysis.pareto import (
     Direction,
     hypervolume,
@@ -31,7 +32,10 @@ from analysis.table import COLUMNS, trial_table, write_csv
 
 __all__ = [
     "COLUMNS",
+    "FLOPS",
+    "LATENCY",
     "Advice",
+    "CostAxis",
     "Direction",
     "Estimate",
     "ParetoFront",
@@ -42,6 +46,7 @@ __all__ = [
     "TeacherPoint",
     "advise",
     "comparable",
+    "cost_axis",
     "drift",
     "estimate_mean",
     "failure_chart",
@@ -54,7 +59,6 @@ __all__ = [
     "hypervolume_contributions",
     "hypervolume_history",
     "knee",
-    "ladder_chart",
     "mean_of_delta_frames",
     "non_dominated",
     "offset_scores",
@@ -66,6 +70,7 @@ __all__ = [
     "pivot_rich",
     "rank_correlation",
     "seed_estimate",
+    "stage_chart",
     "stage_correlations",
     "summarise",
     "trial_table",

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.front import ParetoFront, TeacherPoint, comparable
-from analysis.statistics import group_by_arch, seed_estimate
+from analysis.cost_axis import CostAxis
+from analysis.front import ParetoFront, TeacherPoint
+from analysis.statistics import group_by_arch
 from analysis.text import count, difference_text, error_headline, metric_text, si
 from trials.record import TrialRecord
 
@@ -38,61 +39,62 @@ def advise(front: ParetoFront, teacher: TeacherPoint | None = None) -> Advice | 
         return None
     # Copies of a point are one step of the front.
     steps: dict[tuple[float, float], TrialRecord] = {}
-    for record, (flops, value) in zip(front.records, front.points.tolist(), strict=True):
-        steps.setdefault((flops, value), record)
+    for record, (cost, value) in zip(front.records, front.points.tolist(), strict=True):
+        steps.setdefault((cost, value), record)
     points, trials = list(steps), list(steps.values())
     at = points.index(tuple(front.points[front.records.index(pick)].tolist()))
-    reason = _reason(points, trials, at)
-    sentence = f"Pick trial {pick.number}: {_place(pick, points[at])}, because {reason}."
-    if teacher is not None and points[at][0] > 0:
-        sentence += f" {_against_teacher(pick, points[at], teacher)}"
+    reason = _reason(points, trials, at, front.axis)
+    sentence = f"Pick trial {pick.number}: {_place(pick, points[at], front.axis)}, because {reason}."
+    flops = pick.cost.flops if pick.cost is not None else 0
+    if teacher is not None and flops > 0:
+        sentence += f" {_against_teacher(pick, flops, points[at][1], teacher)}"
     last = len(points) - 1
     return Advice(
         pick=pick,
         sentence=sentence,
-        better=f"trial {trials[last].number}, {_place(pick, points[last])}" if at != last else None,
-        cheaper=f"trial {trials[0].number}, {_place(pick, points[0])}" if at != 0 else None,
+        better=f"trial {trials[last].number}, {_place(pick, points[last], front.axis)}" if at != last else None,
+        cheaper=f"trial {trials[0].number}, {_place(pick, points[0], front.axis)}" if at != 0 else None,
         caveats=_caveats(front, trials, at),
     )
 
 
-def _place(record: TrialRecord, point: tuple[float, float]) -> str:
-    return f"{metric_text(point[1], record.metric)} at {si(point[0])} FLOPs"
+def _place(record: TrialRecord, point: tuple[float, float], axis: CostAxis) -> str:
+    return f"{metric_text(point[1], record.metric)} at {axis.text(point[0])}"
 
 
-def _reason(points: list[tuple[float, float]], trials: list[TrialRecord], at: int) -> str:
+def _reason(points: list[tuple[float, float]], trials: list[TrialRecord], at: int, axis: CostAxis) -> str:
     if len(points) == 1:
         return "no other complete trial is cheaper or better"
     if at == len(points) - 1:
         return "the front has no bend, so the best value decides"
     metric = trials[at].metric
-    (flops, value), (next_flops, next_value) = points[at], points[at + 1]
-    more = f"{next_flops / flops:.3g}× the FLOPs" if flops > 0 else f"{si(next_flops)} FLOPs more"
+    (cost, value), (next_cost, next_value) = points[at], points[at + 1]
+    more = f"{next_cost / cost:.3g}× the {axis.noun}" if cost > 0 else f"{axis.text(next_cost)} more"
     gain = difference_text(next_value - value, metric)
-    dearer = f"the next step up, trial {trials[at + 1].number}, asks {more} to be {gain} better"
+    step_up = f"the next step up, trial {trials[at + 1].number}, asks {more} to be {gain} better"
     if at == 0:
-        return f"the front bends there: {dearer}"
-    less_flops, less_value = points[at - 1]
-    saved = f"{1 - less_flops / flops:.0%}".replace("%", " %")
+        return f"the front bends there: {step_up}"
+    less_cost, less_value = points[at - 1]
+    saved = f"{1 - less_cost / cost:.0%}".replace("%", " %")
     return (
-        f"the front bends there: {dearer}, and the next step down, trial {trials[at - 1].number}, "
-        f"saves {saved} of the FLOPs but is {difference_text(value - less_value, metric)} worse"
+        f"the front bends there: {step_up}, and the next step down, trial {trials[at - 1].number}, "
+        f"saves {saved} of the {axis.noun} but is {difference_text(value - less_value, metric)} worse"
     )
 
 
-def _against_teacher(pick: TrialRecord, point: tuple[float, float], teacher: TeacherPoint) -> str:
-    gap = point[1] - teacher.value
+def _against_teacher(pick: TrialRecord, flops: int, value: float, teacher: TeacherPoint) -> str:
+    gap = value - teacher.value
     better = (gap > 0) == pick.metric.maximize
     word = "better than" if better else "worse than"
     distance = "as good as" if gap == 0 else f"{difference_text(gap, pick.metric)} {word}"
-    saving = teacher.saving(point[0])
+    saving = teacher.saving(flops)
     if saving is None:
         return f"It is {distance} the teacher, whose cost is not known."
     return f"It needs {saving:.3g}× fewer FLOPs than the teacher and is {distance} it."
 
 
 def _caveats(front: ParetoFront, trials: list[TrialRecord], at: int) -> tuple[str, ...]:
-    own = seed_estimate(trials[at], front.split, front.stage)
+    own = front.estimate(trials[at])
     if own is None or own.interval is None:
         return (
             f"The value of trial {trials[at].number} rests on one training run: it has no interval, and a small "
@@ -100,7 +102,7 @@ def _caveats(front: ParetoFront, trials: list[TrialRecord], at: int) -> tuple[st
         )
     found = []
     for neighbour in trials[max(0, at - 1) : at] + trials[at + 1 : at + 2]:
-        other = seed_estimate(neighbour, front.split, front.stage)
+        other = front.estimate(neighbour)
         if other is not None and own.overlaps(other):
             found.append(
                 f"The 95 % intervals of trials {trials[at].number} and {neighbour.number} overlap "
@@ -126,13 +128,13 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     if with_arch:
         unique = count(len(architectures), "unique architecture")
         sentences.append(f"{count(with_arch, 'trial')} chose an architecture: {unique}.")
-    placed = comparable(records, front.split, front.stage)
-    if unplaced := states["complete"] - len(placed):
+    unplaced = states["complete"] - len(front.placed)
+    if unplaced:
         sentences.append(
             f"{count(unplaced, 'complete trial')} without a {front.stage} validation value cannot be placed."
         )
     if front.records:
-        sentences += _front_sentences(front, len(placed))
+        sentences += _front_sentences(front)
     if teacher is not None:
         metric = records[0].metric if records else None
         value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
@@ -141,16 +143,16 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     return sentences
 
 
-def _front_sentences(front: ParetoFront, num_placed: int) -> list[str]:
-    metric = front.records[0].metric
+def _front_sentences(front: ParetoFront) -> list[str]:
+    metric, axis = front.records[0].metric, front.axis
     first, last = front.points[0], front.points[-1]
-    span = f"{metric_text(first[1], metric)} at {si(first[0])} FLOPs"
+    span = f"{metric_text(first[1], metric)} at {axis.text(first[0])}"
     if len(front.records) > 1:
-        span = f"from {span} to {metric_text(last[1], metric)} at {si(last[0])} FLOPs"
-    (worst_flops, worst), (best_flops, best) = front.reference, front.ideal
+        span = f"from {span} to {metric_text(last[1], metric)} at {axis.text(last[0])}"
+    (worst_cost, worst), (best_cost, best) = front.reference, front.ideal
     return [
-        f"The front holds {len(front.records)} of {count(num_placed, 'comparable trial')}, {span}.",
+        f"The front holds {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
         f"Hypervolume {front.hypervolume:.4f}: the share that the front covers of the box between the reference point "
-        f"({si(worst_flops)} FLOPs, {metric_text(worst, metric)}) and the ideal ({si(best_flops)} FLOPs, "
+        f"({axis.text(worst_cost)}, {metric_text(worst, metric)}) and the ideal ({axis.text(best_cost)}, "
         f"{metric_text(best, metric)}). Compare it only between runs with the same reference point.",
     ]

@@ -1,45 +1,90 @@
-"""Cells and links that the tables of the report share. Only `page` makes markup, so all text is escaped."""
+"""Tables of the report as data: cells and headers, to which `templates/macros.html` gives their markup."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from analysis.front import ParetoFront, TeacherPoint
-from analysis.page import Markup, element
-from analysis.statistics import Estimate, seed_estimate
+from analysis.statistics import Estimate
 from analysis.text import MISSING, is_fraction, metric_text
 from trials.record import Metric, Split, TrialRecord
 
 
-def trial_link(number: int) -> Markup:
-    """The trial's number, linked to its row in the table of all trials."""
-    return element("a", str(number), href=f"#trial-{number}")
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what it says.
+        note: below it in small print.
+        badge: a word in a frame behind it.
+        trial: number of a trial, linked to its row in the table of all trials, in place of a text.
+        is_number: whether it is right-aligned.
+        is_code: whether the text is printed as code.
+        is_long: whether the text is cut to the width of its column.
+        title: shown when pointed at.
+        sort_key: what the column is sorted by, where that is not the text; empty for what is missing.
+    """
+
+    text: str = ""
+    note: str | None = None
+    badge: str | None = None
+    trial: int | None = None
+    is_number: bool = False
+    is_code: bool = False
+    is_long: bool = False
+    title: str | None = None
+    sort_key: float | str | None = None
+
+    @property
+    def classes(self) -> str | None:
+        """Its class in the page's style."""
+        if self.is_number:
+            return "number"
+        return "long" if self.is_long else None
 
 
-def badge(record: TrialRecord, front: ParetoFront) -> Markup | None:
+@dataclass(frozen=True)
+class Table:
+    """A table in a frame that scrolls sideways.
+
+    Attributes:
+        headers: one a column.
+        rows: cells, one a column.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def is_number(self, column: int) -> bool:
+        """Whether a column is one of numbers, so that its header is right-aligned too."""
+        return bool(self.rows) and self.rows[0][column].is_number
+
+
+def badge(record: TrialRecord, front: ParetoFront) -> str | None:
     """`knee` or `front` where the trial is that, else None."""
     if front.knee is not None and record.number == front.knee.number:
-        return element("span", "knee", class_="badge knee")
-    return element("span", "front", class_="badge front") if record.number in front.numbers else None
+        return "knee"
+    return "front" if record.number in front.numbers else None
 
 
-def trial_cell(record: TrialRecord, front: ParetoFront) -> Markup:
+def trial_cell(record: TrialRecord, front: ParetoFront) -> Cell:
     """The link to a front trial, with a badge for the knee."""
-    return element("td", trial_link(record.number), " ", badge(record, front) if record is front.knee else None)
+    return Cell(trial=record.number, badge="knee" if record is front.knee else None)
 
 
-def number_cell(text: str) -> Markup:
+def number_cell(text: str) -> Cell:
     """A right-aligned cell."""
-    return element("td", text, class_="number")
+    return Cell(text, is_number=True)
 
 
-def score_cell(record: TrialRecord, front: ParetoFront, split: Split, metric: Metric) -> Markup:
+def score_cell(record: TrialRecord, front: ParetoFront, split: Split, metric: Metric) -> Cell:
     """A metric of a trial at the front's stage, with its interval below where the trial was repeated."""
     value = record.metrics.get(front.stage, {}).get(split, {}).get(metric.name)
-    text = metric_text(value, metric)
-    estimate = seed_estimate(record, split, front.stage, metric.name)
-    if estimate is None or estimate.interval is None:
-        return number_cell(text)
-    interval = element("span", interval_text(estimate, metric), class_="note")
-    return element("td", text, element("br"), interval, class_="number")
+    estimate = front.estimate(record, split, metric.name)
+    note = None if estimate is None or estimate.interval is None else interval_text(estimate, metric)
+    return Cell(metric_text(value, metric), note=note, is_number=True)
 
 
 def interval_text(estimate: Estimate | None, metric: Metric) -> str:
@@ -51,7 +96,7 @@ def interval_text(estimate: Estimate | None, metric: Metric) -> str:
     return f"{estimate.low:.4g} – {estimate.high:.4g} (n = {estimate.num_values})"
 
 
-def saving_cell(teacher: TeacherPoint | None, flops: float) -> Markup:
+def saving_cell(teacher: TeacherPoint | None, flops: float) -> Cell:
     """How many times cheaper than its teacher a student is."""
     saving = teacher.saving(flops) if teacher else None
     return number_cell(MISSING if saving is None else f"{saving:.3g}×")

@@ -5,6 +5,7 @@ matplotlib is used through its object interface with the Agg canvas: no display,
 
 from __future__ import annotations
 
+import math
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -16,10 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.front import ParetoFront, TeacherPoint, comparable
-from analysis.statistics import seed_estimate
-from analysis.table import budget_flops
-from analysis.text import flops_label, is_fraction, metric_text, si
+from analysis.cost_axis import CostAxis
+from analysis.front import ParetoFront, Placed, TeacherPoint
+from analysis.text import is_fraction, metric_text
 from trials.record import Metric, TrialRecord
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); shapes differ as well.
@@ -33,12 +33,12 @@ _MAX_TICKS = 9
 _MAX_LABELS = 12
 
 
-def flops_ticks(low: float, high: float) -> list[float]:
+def cost_ticks(low: float, high: float) -> list[float]:
     """Round positions, at most nine, for a logarithmic axis from `low` to `high` (both > 0)."""
     if high / low < 3:  # less than half a decade looks linear
         ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         return [float(tick) for tick in ticks if low <= tick <= high]
-    decades = range(len(str(int(low))) - 2, len(str(int(high))) + 1)
+    decades = range(math.floor(math.log10(low)) - 1, math.floor(math.log10(high)) + 2)
     for mantissas in _TICK_SETS:
         ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
         inside = [tick for tick in ticks if low <= tick <= high]
@@ -47,10 +47,12 @@ def flops_ticks(low: float, high: float) -> list[float]:
     return inside
 
 
-def flops_range(records: Sequence[TrialRecord], teacher: TeacherPoint | None) -> tuple[float, float] | None:
-    """Limits of a logarithmic FLOPs axis with room at both ends; None without points, or with one at zero FLOPs."""
-    values = [float(flops) for _, flops, _ in comparable(records)]
-    values += [float(teacher.flops)] if teacher is not None and teacher.flops is not None else []
+def cost_range(front: ParetoFront, teacher: TeacherPoint | None) -> tuple[float, float] | None:
+    """Limits of a logarithmic axis of cost with room at both ends; None without points, or with one at zero cost."""
+    values = [float(cost) for _, cost, _ in front.placed]
+    of_teacher = front.axis.of_teacher(teacher)
+    if of_teacher is not None:
+        values.append(float(of_teacher))
     if not values or min(values) <= 0:
         return None
     room = max((max(values) / min(values)) ** 0.06, 1.1)
@@ -92,21 +94,22 @@ def front_figure(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     metric = records[0].metric if records else None
-    rows = comparable(records, front.split, front.stage)
-    limits = flops_range(records, teacher)
+    rows, axis = front.placed, front.axis
+    limits = cost_range(front, teacher)
     if not rows:
         axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
-    _style(axes, metric, limits, as_percent=percent_axis(metric, [value for _, _, value in rows]))
-    axes.set_xlabel(f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
+    _style(axes, axis, limits, as_percent=percent_axis(metric, [value for _, _, value in rows]))
+    axes.set_xlabel(axis.label(records))
     axes.set_ylabel(printable(metric_label(metric, front.split), 60), parse_math=False)
     if title:
         axes.set_title(printable(title), loc="left", fontsize=12, fontweight="bold", pad=12, parse_math=False)
-    right = limits[1] if limits else max((flops for _, flops, _ in rows), default=1)
+    right = limits[1] if limits else max((cost for _, cost, _ in rows), default=1)
     _draw_front(axes, front, right)
     _draw_others(axes, rows, front)
-    _draw_budgets(axes, records, limits)
+    if limits is not None:
+        _draw_budgets(axes, [budget for budget in budgets_of(records, axis) if limits[0] <= budget <= limits[1]])
     if teacher is not None:
-        _draw_teacher(axes, teacher)
+        _draw_teacher(axes, teacher, axis)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -119,12 +122,18 @@ def write_png(figure: Figure, path: Path | str) -> None:
         figure.savefig(path, format="png", metadata={"Software": "nas_kd"})
 
 
+def budgets_of(records: Sequence[TrialRecord], axis: CostAxis) -> list[float]:
+    """The budgets of the trials, each once, ascending."""
+    budgets = {axis.budget_of(record) for record in records}
+    return sorted(budget for budget in budgets if budget is not None)
+
+
 def percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
     """Whether an axis of these values of the metric reads in percent."""
     return metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
 
 
-def _style(axes: Axes, metric: Metric | None, limits: tuple[float, float] | None, *, as_percent: bool) -> None:
+def _style(axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, *, as_percent: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E6EA", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -132,24 +141,22 @@ def _style(axes: Axes, metric: Metric | None, limits: tuple[float, float] | None
     if limits is not None:
         axes.set_xscale("log")
         axes.set_xlim(*limits)
-        axes.xaxis.set_major_locator(FixedLocator(flops_ticks(*limits)))
+        axes.xaxis.set_major_locator(FixedLocator(cost_ticks(*limits)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.number(value)))
     if as_percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
 
 
-def _draw_others(axes: Axes, rows: Sequence[tuple[TrialRecord, int, float]], front: ParetoFront) -> None:
-    others = [(flops, value) for record, flops, value in rows if record.number not in front.numbers]
+def _draw_others(axes: Axes, rows: Sequence[Placed], front: ParetoFront) -> None:
+    others = [(cost, value) for record, cost, value in rows if record.number not in front.numbers]
     if others:
         x, y = zip(*others, strict=True)
         axes.scatter(x, y, s=22, facecolors="none", edgecolors=OTHER_COLOR, label="dominated trial")
 
 
-def _draw_budgets(axes: Axes, records: Sequence[TrialRecord], limits: tuple[float, float] | None) -> None:
-    budgets = sorted({budget for record in records if (budget := budget_flops(record)) is not None})
-    inside = [budget for budget in budgets if limits is not None and limits[0] <= budget <= limits[1]]
+def _draw_budgets(axes: Axes, inside: Sequence[float]) -> None:
     if inside:
         axes.plot(
             inside,
@@ -170,31 +177,31 @@ def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
     axes.plot([*x, right], [*y, y[-1]], drawstyle="steps-post", color=FRONT_COLOR, linewidth=1.5, alpha=0.8, zorder=2)
     axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
     label = "95 % interval over seeds"
-    for record, flops in zip(front.records, x, strict=True):
-        estimate = seed_estimate(record, front.split, front.stage)
+    for record, cost in zip(front.records, x, strict=True):
+        estimate = front.estimate(record)
         if estimate is not None and estimate.interval is not None:
             axes.plot(
-                [flops, flops], estimate.interval, color=FRONT_COLOR, linewidth=1.0, alpha=0.6, zorder=2, label=label
+                [cost, cost], estimate.interval, color=FRONT_COLOR, linewidth=1.0, alpha=0.6, zorder=2, label=label
             )
             label = "_"  # one entry in the legend
     if len(front.records) <= _MAX_LABELS:
-        for record, flops, value in zip(front.records, x, y, strict=True):
+        for record, cost, value in zip(front.records, x, y, strict=True):
             if front.knee is None or record.number != front.knee.number:
                 axes.annotate(
-                    str(record.number), (flops, value), (-4, 4), textcoords="offset points", ha="right", fontsize=8
+                    str(record.number), (cost, value), (-4, 4), textcoords="offset points", ha="right", fontsize=8
                 )
-    if front.knee is not None and front.knee.cost is not None:
-        _draw_knee(axes, front, front.knee, front.knee.cost.flops)
+    if front.knee is not None:
+        _draw_knee(axes, front, front.knee)
 
 
-def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord, flops: int) -> None:
-    value = front.points[front.records.index(knee), 1]
-    axes.scatter([flops], [value], s=70, marker="D", color=KNEE_COLOR, zorder=4, label="knee, the suggested pick")
+def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord) -> None:
+    cost, value = front.points[front.records.index(knee)].tolist()
+    axes.scatter([cost], [value], s=70, marker="D", color=KNEE_COLOR, zorder=4, label="knee, the suggested pick")
     # Above a front nothing can lie, so the label goes to the upper left, where there is room for it.
-    has_room = axes.transAxes.inverted().transform(axes.transData.transform((flops, value)))[0] > 0.3
+    has_room = axes.transAxes.inverted().transform(axes.transData.transform((cost, value)))[0] > 0.3
     axes.annotate(
-        f"trial {knee.number}: {metric_text(value, knee.metric)} at {si(flops)}",
-        (flops, value),
+        f"trial {knee.number}: {metric_text(value, knee.metric)} at {front.axis.mark(cost)}",
+        (cost, value),
         (-9, 7) if has_room else (9, -16),
         textcoords="offset points",
         ha="right" if has_room else "left",
@@ -206,14 +213,15 @@ def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord, flops: int) ->
     )
 
 
-def _draw_teacher(axes: Axes, teacher: TeacherPoint) -> None:
+def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis) -> None:
+    cost = axis.of_teacher(teacher)
     axes.axhline(teacher.value, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     label = f"teacher: {printable(teacher.name, 40)}"
-    if teacher.flops is None:
+    if cost is None:
         place, within = (1.0, teacher.value), axes.get_yaxis_transform()
     else:
-        place, within = (float(teacher.flops), teacher.value), axes.transData
-        axes.scatter([teacher.flops], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
+        place, within = (float(cost), teacher.value), axes.transData
+        axes.scatter([cost], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
     axes.annotate(
         label,
         place,

@@ -1,17 +1,22 @@
-"""The accuracy-versus-FLOPs front of a run: which trials are on it, what it covers, which one to pick."""
+"""The front of a run in cost and primary metric: which trials are on it, what it covers, which one to pick."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
+from analysis.cost_axis import FLOPS, CostAxis, cost_axis
 from analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
+from analysis.statistics import Estimate, seed_estimate
 from trials.record import FrozenDict, Metric, Split, Stage, TrialRecord
 
 REFERENCE_MARGIN = 1.1
+
+Placed: TypeAlias = tuple[TrialRecord, float, float]  # a trial with its cost and its metric
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,17 @@ def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The trials that no other complete trial beats in both FLOPs and the primary metric.
+    """The trials that no other complete trial beats in both cost and the primary metric.
 
     Attributes:
-        records: the front by increasing FLOPs; copies of a point are all there, by trial number.
-        directions: FLOPs are minimised; the metric goes the way its record says.
-        reference: worst corner (FLOPs, metric) of the box in which the hypervolume is measured.
-        ideal: best corner (FLOPs, metric) of that box.
+        records: the front by increasing cost; copies of a point are all there, by trial number.
+        directions: the cost is minimised; the metric goes the way its record says.
+        reference: worst corner (cost, metric) of the box in which the hypervolume is measured.
+        ideal: best corner (cost, metric) of that box.
         split: the split whose metric was compared.
         stage: the stage whose metric was compared.
+        axis: which cost was compared: FLOPs or latency.
+        placed: all trials that could be compared, with their cost and their metric, in the order they were given.
     """
 
     records: tuple[TrialRecord, ...]
@@ -79,6 +86,9 @@ class ParetoFront:
     ideal: tuple[float, float]
     split: Split = "val"
     stage: Stage = "retrained"
+    axis: CostAxis = FLOPS
+    placed: tuple[Placed, ...] = field(default=(), repr=False)
+    _estimates: dict[tuple[int, Split, str], Estimate | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_records(
@@ -88,11 +98,12 @@ class ParetoFront:
         stage: Stage = "retrained",
         *,
         reference: tuple[float, float] | None = None,
+        axis: CostAxis | None = None,
     ) -> ParetoFront:
-        """Build the front of `cost.flops` against the primary metric, from complete trials that have both.
+        """Build the front of cost against the primary metric, from complete trials that have both.
 
         The default box runs from 1.1 times the cost of the most expensive comparable trial and the metric's worst value
-        to zero FLOPs and the metric's best value. The margin lets the most expensive trial count; the teacher's cost
+        to zero cost and the metric's best value. The margin lets the most expensive trial count; the teacher's cost
         would make nearly all of the box free to any student. Worst and best are 0 and 1, widened where a trial lies
         outside; for a minimised metric they are the worst value of this run and 0.
 
@@ -100,33 +111,37 @@ class ParetoFront:
             records: the trials; failed, stopped and unmeasured ones are ignored.
             split: the split to compare on. Selection belongs on `"val"`.
             stage: the stage to compare at.
-            reference: (FLOPs, metric) instead of the default worst corner, to compare runs with each other.
+            reference: (cost, metric) instead of the default worst corner, to compare runs with each other.
+            axis: which cost to compare; by default the one that the campaign counted.
 
         Raises:
             ValueError: the records do not share one primary metric.
         """
         metric = shared_metric(records)
         maximize = metric is None or metric.maximize
-        measured = comparable(records, split, stage)
+        axis = cost_axis(records) if axis is None else axis
+        measured = comparable(records, split, stage, axis)
         values = [value for _, _, value in measured]
-        highest_flops = max((flops for _, flops, _ in measured), default=0)
+        highest = max((cost for _, cost, _ in measured), default=0)
         worst, best = (min([0.0, *values]), max([1.0, *values])) if maximize else (max(values, default=0.0), 0.0)
         front_directions: tuple[Direction, Direction] = ("minimize", "maximize" if maximize else "minimize")
-        on_front = non_dominated([(flops, value) for _, flops, value in measured], front_directions)
+        on_front = non_dominated([(cost, value) for _, cost, value in measured], front_directions)
         front = [row for row, is_on in zip(measured, on_front, strict=True) if is_on]
         return cls(
             records=tuple(record for record, _, _ in sorted(front, key=lambda row: (row[1], row[0].number))),
             directions=front_directions,
-            reference=reference or (REFERENCE_MARGIN * highest_flops, worst),
+            reference=reference or (REFERENCE_MARGIN * highest, worst),
             ideal=(0.0, best if maximize else min([best, *values])),
             split=split,
             stage=stage,
+            axis=axis,
+            placed=tuple(measured),
         )
 
     @cached_property
     def points(self) -> Floats:
-        """(FLOPs, metric) of each front record, shape `(k, 2)`."""
-        rows = [(flops, value) for _, flops, value in comparable(self.records, self.split, self.stage)]
+        """(cost, metric) of each front record, shape `(k, 2)`."""
+        rows = [(cost, value) for _, cost, value in comparable(self.records, self.split, self.stage, self.axis)]
         return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
     @property
@@ -156,13 +171,20 @@ class ParetoFront:
 
     @cached_property
     def knee(self) -> TrialRecord | None:
-        """The trial at the front's bend, with FLOPs on a logarithmic axis: doubling the cost weighs the same anywhere.
+        """The trial at the front's bend, with the cost on a logarithmic axis: doubling it weighs the same anywhere.
 
         See `analysis.pareto.knee` for the definition and for short fronts.
         """
-        log_flops = bool((self.points[:, 0] > 0).all())
-        row = knee(self.points, self.directions, log=(log_flops, False))
+        log_cost = bool((self.points[:, 0] > 0).all())
+        row = knee(self.points, self.directions, log=(log_cost, False))
         return None if row is None else self.records[row]
+
+    def estimate(self, record: TrialRecord, split: Split | None = None, name: str | None = None) -> Estimate | None:
+        """`seed_estimate` at the front's stage, by default of the primary metric on its split; computed once."""
+        key = (record.number, split or self.split, name or record.metric.name)
+        if key not in self._estimates:
+            self._estimates[key] = seed_estimate(record, key[1], self.stage, key[2])
+        return self._estimates[key]
 
     @property
     def _box_area(self) -> float:
@@ -171,24 +193,23 @@ class ParetoFront:
 
 
 def comparable(
-    records: Iterable[TrialRecord], split: Split = "val", stage: Stage = "retrained"
-) -> list[tuple[TrialRecord, int, float]]:
-    """Complete records with their FLOPs and primary metric; the others cannot be placed against each other."""
+    records: Iterable[TrialRecord], split: Split = "val", stage: Stage = "retrained", axis: CostAxis = FLOPS
+) -> list[Placed]:
+    """Complete records with their cost and primary metric; the others cannot be placed against each other."""
     rows = []
     for record in records:
-        value = record.score(split, stage)
-        if record.state == "complete" and record.cost is not None and value is not None:
-            rows.append((record, record.cost.flops, value))
+        cost, value = axis.of(record), record.score(split, stage)
+        if record.state == "complete" and cost is not None and value is not None:
+            rows.append((record, cost, value))
     return rows
 
 
-def hypervolume_history(records: Sequence[TrialRecord], front: ParetoFront) -> list[tuple[int, float]]:
+def hypervolume_history(front: ParetoFront) -> list[tuple[int, float]]:
     """(trial number, hypervolume so far) after each comparable trial, in order of the trials, in the box of `front`."""
     history = []
     so_far = np.empty((0, 2))
-    rows = comparable(records, front.split, front.stage)
-    for record, flops, value in sorted(rows, key=lambda row: row[0].number):
-        so_far = np.vstack([so_far, (flops, value)])
+    for record, cost, value in sorted(front.placed, key=lambda row: row[0].number):
+        so_far = np.vstack([so_far, (cost, value)])
         so_far = so_far[non_dominated(so_far, front.directions)]  # what is dominated now never counts again
         history.append((record.number, front.hypervolume_of(so_far)))
     return history

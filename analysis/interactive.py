@@ -13,21 +13,21 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from analysis.cost_axis import CostAxis
 from analysis.figures import (
     FRONT_COLOR,
     KNEE_COLOR,
     OTHER_COLOR,
     TEACHER_COLOR,
-    flops_range,
-    flops_ticks,
+    budgets_of,
+    cost_range,
+    cost_ticks,
     metric_label,
     percent_axis,
     printable,
 )
-from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
-from analysis.statistics import seed_estimate
-from analysis.table import budget_flops
-from analysis.text import count, error_headline, flops_label, metric_text, si
+from analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
+from analysis.text import count, error_headline, metric_text, si
 from trials.record import Metric, Stage, TrialRecord
 
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
@@ -44,7 +44,7 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
     value, test = record.score(front.split, front.stage), record.score("test", front.stage)
     lines = [f"<b>trial {record.number}</b>"]
     lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")
-    estimate = seed_estimate(record, front.split, front.stage)
+    estimate = front.estimate(record)
     if estimate is not None:
         lines.append(f"over {count(estimate.num_values, 'seed')}: {_interval_text(estimate.interval, record.metric)}")
     if test is not None:
@@ -56,6 +56,8 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
                 f"key frame {si(record.cost.keyframe_flops)} FLOPs, others {si(record.cost.delta_flops)}, "
                 f"one key frame in {record.cost.keyframe_interval}"
             )
+        if record.cost.predicted_latency_ms is not None:
+            lines.append(f"{record.cost.predicted_latency_ms:.3g} ms predicted")
         if record.cost.latency_ms is not None:
             lines.append(f"{record.cost.latency_ms:.3g} ms measured")
     shown = list(record.knobs.items())[:_MAX_KNOBS]
@@ -80,20 +82,20 @@ def _interval_text(interval: tuple[float, float] | None, metric: Metric) -> str:
 def front_chart(
     records: Sequence[TrialRecord], *, front: ParetoFront | None = None, teacher: TeacherPoint | None = None
 ) -> go.Figure:
-    """All comparable trials in FLOPs and metric, with the front, its knee, seed intervals, budgets and the teacher.
+    """All comparable trials in cost and metric, with the front, its knee, seed intervals, budgets and the teacher.
 
     Each point carries its trial number as `customdata`, so that a page can link it to its row.
     """
     front = ParetoFront.from_records(records) if front is None else front
-    rows = comparable(records, front.split, front.stage)
+    rows, axis = front.placed, front.axis
     metric = records[0].metric if records else None
     figure = empty_chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
-    limits = flops_range(records, teacher)
-    figure.update_xaxes(title_text=f"{flops_label(records)} (1 multiply-accumulate = 1 FLOP)")
+    limits = cost_range(front, teacher)
+    figure.update_xaxes(title_text=axis.label(records))
     if limits is not None:
-        ticks = flops_ticks(*limits)
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[si(tick) for tick in ticks])
-    figure.add_traces(_budget_trace(records))
+        ticks = cost_ticks(*limits)
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[axis.number(tick) for tick in ticks])
+    figure.add_traces(_budget_trace(records, axis))
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
     figure.add_traces(_interval_trace(front))
     others = [row for row in rows if row[0].number not in front.numbers]
@@ -107,10 +109,10 @@ def front_chart(
         marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
         figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
     if teacher is not None:
-        label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if teacher.flops is None else {}
+        label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if axis.of_teacher(teacher) is None else {}
         line = {"color": TEACHER_COLOR, "width": 1, "dash": "dot"}
         figure.add_hline(teacher.value, line=line, layer="below", **label)
-        figure.add_traces(_teacher_trace(teacher, metric))
+        figure.add_traces(_teacher_trace(teacher, metric, axis))
     return figure
 
 
@@ -134,9 +136,7 @@ def empty_chart(y_title: str, metric: Metric | None, values: Sequence[float]) ->
     return figure
 
 
-def _points(
-    rows: Sequence[tuple[TrialRecord, int, float]], front: ParetoFront, name: str, marker: dict[str, Any]
-) -> list[go.Scatter]:
+def _points(rows: Sequence[Placed], front: ParetoFront, name: str, marker: dict[str, Any]) -> list[go.Scatter]:
     if not rows:
         return []
     return [
@@ -166,23 +166,23 @@ def _interval_trace(front: ParetoFront) -> list[go.Scatter]:
     """One vertical bar a front trial with an interval, as a single line broken by None."""
     x: list[float | None] = []
     y: list[float | None] = []
-    for record, flops in zip(front.records, front.points[:, 0].tolist(), strict=True):
-        estimate = seed_estimate(record, front.split, front.stage)
+    for record, cost in zip(front.records, front.points[:, 0].tolist(), strict=True):
+        estimate = front.estimate(record)
         if estimate is not None and estimate.interval is not None:
-            x += [flops, flops, None]
+            x += [cost, cost, None]
             y += [*estimate.interval, None]
     line = {"color": FRONT_COLOR, "width": 1.5}
     name = "95 % interval over seeds"
     return [go.Scatter(x=x, y=y, mode="lines", line=line, opacity=0.6, hoverinfo="skip", name=name)] if x else []
 
 
-def _budget_trace(records: Sequence[TrialRecord]) -> list[go.Scatter]:
+def _budget_trace(records: Sequence[TrialRecord], axis: CostAxis) -> list[go.Scatter]:
     """Budgets as ticks along the lower edge, on an axis of their own."""
-    budgets = sorted({budget for record in records if (budget := budget_flops(record)) is not None and budget > 0})
+    budgets = [budget for budget in budgets_of(records, axis) if budget > 0]
     if not budgets:
         return []
     marker = {"symbol": "line-ns-open", "size": 9, "color": OTHER_COLOR, "line": {"width": 1}}
-    hover = [f"budget {si(budget)} FLOPs" for budget in budgets]
+    hover = [f"budget {axis.text(budget)}" for budget in budgets]
     return [
         go.Scatter(
             x=budgets,
@@ -197,15 +197,16 @@ def _budget_trace(records: Sequence[TrialRecord]) -> list[go.Scatter]:
     ]
 
 
-def _teacher_trace(teacher: TeacherPoint, metric: Metric | None) -> list[go.Scatter]:
-    if teacher.flops is None:
+def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis) -> list[go.Scatter]:
+    cost = axis.of_teacher(teacher)
+    if cost is None:
         return []
     value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
-    hover = f"<b>teacher</b>: {plain(teacher.name)}<br>{value}<br>{si(teacher.flops)} FLOPs"
+    hover = f"<b>teacher</b>: {plain(teacher.name)}<br>{value}<br>{axis.text(cost)}"
     marker = {"symbol": "star", "size": 16, "color": TEACHER_COLOR}
     return [
         go.Scatter(
-            x=[teacher.flops],
+            x=[cost],
             y=[teacher.value],
             mode="markers",
             name=f"teacher: {plain(teacher.name, 40)}",
@@ -216,9 +217,9 @@ def _teacher_trace(teacher: TeacherPoint, metric: Metric | None) -> list[go.Scat
     ]
 
 
-def hypervolume_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
+def hypervolume_chart(front: ParetoFront) -> go.Figure:
     """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?"""
-    history = hypervolume_history(records, front)
+    history = hypervolume_history(front)
     figure = empty_chart("hypervolume (share of the box)", None, [])
     figure.update_xaxes(title_text="trial")
     figure.add_scatter(
@@ -234,18 +235,18 @@ def hypervolume_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.
     return figure
 
 
-def ladder_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
+def stage_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
     """Each complete trial's validation metric from stage to stage: what deriving costs and training wins back."""
     complete = [record for record in records if record.state == "complete"]
-    ladders = [(record, [record.score("val", stage) for stage in _STAGES]) for record in complete]
-    ladders = [(record, steps) for record, steps in ladders if sum(step is not None for step in steps) > 1]
-    values = [step for _, steps in ladders for step in steps if step is not None]
+    lines = [(record, [record.score("val", stage) for stage in _STAGES]) for record in complete]
+    lines = [(record, steps) for record, steps in lines if sum(step is not None for step in steps) > 1]
+    values = [step for _, steps in lines for step in steps if step is not None]
     metric = records[0].metric if records else None
     figure = empty_chart(metric_label(metric, "val"), metric, values)
     figure.update_xaxes(title_text="stage", type="category", range=[-0.15, 2.15])
     for on_front, name, color, opacity in ((False, "dominated", OTHER_COLOR, 0.45), (True, "front", FRONT_COLOR, 0.9)):
         # One trace a group, broken by None between trials: hundreds of traces would make the page slow.
-        group = [(record, steps) for record, steps in ladders if (record.number in front.numbers) is on_front]
+        group = [(record, steps) for record, steps in lines if (record.number in front.numbers) is on_front]
         figure.add_scatter(
             x=[stage for _ in group for stage in (*_STAGES, None)],
             y=[step for _, steps in group for step in (*steps, None)],

@@ -1,91 +1,44 @@
 """One HTML file that works offline, and in which text from a record stays text.
 
-Three layers keep names and labels from running. Markup is built with `element`, which escapes every plain string. Data
-for the scripts is JSON without any character that HTML reads. And the page's Content-Security-Policy allows exactly the
-scripts written here, by hash, and no network.
+Three layers keep names and labels from running. The templates escape every value. Data for the scripts is JSON without
+any character that HTML reads. And the page's Content-Security-Policy allows exactly the scripts of the page, by hash,
+and no network.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import unicodedata
-from collections.abc import Mapping, Sequence
-from string import Template
-from typing import TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import jinja2
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis.assets import PAGE, SCRIPT, STYLE
+_FOLDER = Path(__file__).parent / "templates"
 
 
-class Markup(str):
-    """Text that is HTML already; `element` inserts it as it is."""
-
-    __slots__ = ()
-
-
-Child: TypeAlias = "Markup | str | int | Sequence[Child] | None"
-
-_VOID = frozenset({"img", "input", "br"})
-
-
-def escape(text: object) -> Markup:
-    """Text as HTML shows it. Control and direction-changing characters go, except line breaks and tabs."""
-    kept = "".join(char for char in str(text) if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
-    return Markup(html.escape(kept, quote=True))
-
-
-def element(name: str, *children: Child, **attributes: object) -> Markup:
-    """Build an element: plain children and attribute values are escaped, `Markup` is not.
-
-    Args:
-        name: tag.
-        children: text, markup, or sequences of both; None is left out.
-        attributes: `class_` becomes `class` and `data_value` becomes `data-value`; None and False leave the attribute
-            out, True sets it without a value.
-    """
-    parts = []
-    for key, value in attributes.items():
-        if value is None or value is False:
-            continue
-        key = key.rstrip("_").replace("_", "-")
-        parts.append(f" {key}" if value is True else f' {key}="{escape(value)}"')
-    start = f"<{name}{''.join(parts)}>"
-    return Markup(start) if name in _VOID else Markup(f"{start}{join(*children)}</{name}>")
-
-
-def join(*children: Child) -> Markup:
-    """Children one after another, plain text escaped."""
-    parts: list[str] = []
-    for child in children:
-        if isinstance(child, Markup):
-            parts.append(child)
-        elif isinstance(child, str | int):
-            parts.append(escape(child))
-        elif child is not None:
-            parts.append(join(*child))
-    return Markup("".join(parts))
-
-
-def table(headers: Sequence[Child], rows: Sequence[Sequence[Child]], **attributes: object) -> Markup:
-    """A table in a frame that scrolls sideways. Cells that are `td` or `tr` markup already are taken as they are."""
-    first = rows[0] if rows else ()
-    numeric = [isinstance(cell, Markup) and "number" in cell[: cell.find(">")] for cell in first]
-    numeric += [False] * (len(headers) - len(numeric))
-    head = element(
-        "tr",
-        [element("th", h, scope="col", class_="number" if n else None) for h, n in zip(headers, numeric, strict=True)],
+def environment() -> jinja2.Environment:
+    """The templates of the report. Each value is escaped; a name that is missing is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    body = [element("tr", [_cell(cell) for cell in row]) for row in rows]
-    content = element("table", element("thead", head), element("tbody", body), **attributes)
-    return element("div", content, class_="scroll")
 
 
-def _cell(cell: Child) -> Markup:
-    return cell if isinstance(cell, Markup) and cell.startswith("<td") else element("td", cell)
+def _shown(value: object) -> object:
+    """A value without the control and direction-changing characters of its text, except line breaks and tabs."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "".join(char for char in value if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
 
 
 def json_for_html(text: str) -> Markup:
@@ -98,30 +51,43 @@ def json_for_html(text: str) -> Markup:
     return Markup(text)
 
 
-def chart(
-    name: str, figure: go.Figure, caption: str, *, fallback_png: bytes | None = None, low: bool = False
-) -> Markup:
+@dataclass(frozen=True)
+class Chart:
     """A place for an interactive figure, and its data for the script.
 
-    Args:
+    Attributes:
         name: id of the place.
-        figure: what to draw there.
+        data: the figure as JSON.
         caption: printed below, and read out in place of the picture.
-        fallback_png: shown where scripts do not run.
-        low: whether to take less height.
+        fallback: URL of a picture that is shown where scripts do not run; None without one.
+        is_low: whether to take less height.
     """
+
+    name: str
+    data: Markup
+    caption: str
+    fallback: str | None = None
+    is_low: bool = False
+
+
+def chart(
+    name: str, figure: go.Figure, caption: str, *, fallback_png: bytes | None = None, is_low: bool = False
+) -> Chart:
+    """A figure as the templates take it; see `Chart`."""
     fallback = None
     if fallback_png is not None:
-        source = f"data:image/png;base64,{base64.b64encode(fallback_png).decode('ascii')}"
-        fallback = element("noscript", element("img", src=source, alt=caption))
-    data = element("script", json_for_html(figure.to_json()), type="application/json")
-    plot = element("div", class_="plot low" if low else "plot", id=name, role="img", aria_label=caption)
-    return element("figure", plot, data, fallback, element("figcaption", caption), class_="chart")
+        fallback = f"data:image/png;base64,{base64.b64encode(fallback_png).decode('ascii')}"
+    return Chart(name, json_for_html(figure.to_json()), caption, fallback, is_low)
 
 
-def render(title: str, body: Markup) -> str:
-    """The whole page around `body`, with its style, its scripts and a policy that allows nothing else."""
-    scripts = [_normalise(get_plotlyjs()), _normalise(SCRIPT)]
+def render(template: str, values: Mapping[str, object]) -> str:
+    """A page with its style, its scripts and a policy that allows nothing else.
+
+    Args:
+        template: its file in `analysis/templates`.
+        values: what the template names, beside `policy`, `style` and `scripts`.
+    """
+    scripts = [_normalise(get_plotlyjs()), _normalise((_FOLDER / "script.js").read_text(encoding="utf-8"))]
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     policy = {
         "default-src": "'none'",
@@ -131,19 +97,13 @@ def render(title: str, body: Markup) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    return Template(PAGE).substitute(
+    page = environment().get_template(template)
+    return page.render(
+        **values,
         policy="; ".join(f"{name} {sources}" for name, sources in policy.items()),
-        title=escape(" ".join(title.split())),
-        style=STYLE,
-        body=body,
-        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
     )
-
-
-def definitions(pairs: Mapping[str, Child]) -> Markup:
-    """A list of names and what they stand for."""
-    rows = [join(element("dt", name), element("dd", value)) for name, value in pairs.items()]
-    return element("dl", rows)
 
 
 def _normalise(script: str) -> str:

@@ -10,8 +10,8 @@ from analysis import sections, stream_sections
 from analysis.advice import advise, summarise
 from analysis.figures import front_figure, write_png
 from analysis.front import ParetoFront, TeacherPoint
-from analysis.interactive import failure_chart, front_chart, hypervolume_chart, ladder_chart
-from analysis.page import Child, Markup, chart, element, join, render
+from analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from analysis.page import chart, render
 from analysis.stream_figures import offsets_figure, splits_with_offsets
 from analysis.streams import has_streams
 from analysis.table import trial_table, write_csv
@@ -74,103 +74,75 @@ def write_report(
     )
     table = trial_table(records, front)
     write_csv(table, paths.trials)
-    write_csv(table[table["on_front"].astype(bool)].sort_values(["flops", "trial"]), paths.front)
+    write_csv(table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"]), paths.front)
     write_png(front_figure(records, title=title, teacher=teacher, front=front), paths.picture)
     if paths.offsets is not None:
         write_png(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
-    body = _body(records, front, title, teacher, metadata, paths)
-    paths.report.write_text(render(title, body), encoding="utf-8", newline="\n")
+    values = _values(records, front, title, teacher, metadata, paths)
+    paths.report.write_text(render("report.html", values), encoding="utf-8", newline="\n")
     return paths
 
 
-def _body(
+def _values(
     records: Sequence[TrialRecord],
     front: ParetoFront,
     title: str,
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
     paths: ReportPaths,
-) -> Markup:
+) -> dict[str, object]:
+    """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
-    advice = advise(front, teacher)
-    times = sorted(record.started_at for record in records if record.started_at)
-    parts: list[Child] = [
-        element("h1", title),
-        element("p", f"Trials started from {times[0]} to {times[-1]}" if times else "", class_="subtitle"),
-    ]
-    if not records:
-        return join(
-            parts, element("p", "This run holds no trial yet. Start or resume its campaign, then report again.")
-        )
-    parts += [
-        sections.tiles(records, front),
-        sections.pick(advice, run) if advice else _nothing_to_pick(records),
-        element("h2", "Summary"),
-        element("ul", [element("li", sentence) for sentence in summarise(records, front, teacher)]),
-    ]
-    if front.records:
-        parts += [
-            element("h2", "Front"),
-            chart(
-                "front",
-                front_chart(records, front=front, teacher=teacher),
-                _STEP_CAPTION,
-                fallback_png=paths.picture.read_bytes(),
-            ),
-            sections.front_table(front, teacher),
-            *_streams(records, front, teacher, paths),
-            element("h2", "Architectures on the front"),
-            sections.architectures(front, run),
-            element("h2", "Can the numbers be trusted?"),
-            sections.correlations(records),
-            sections.repeated_architectures(records),
-            element(
-                "div",
-                chart(
-                    "ladder", ladder_chart(records, front), "From gated supernet to trained student, one line a trial."
-                ),
-                chart(
-                    "history",
-                    hypervolume_chart(records, front),
-                    "Hypervolume over the trials: a curve that still climbs asks for more trials.",
-                ),
-                class_="two",
-            ),
-        ]
-    if (warned := sections.warnings_list(records)) is not None:
-        parts += [element("h2", "Warnings"), warned]
-    if any(record.state == "failed" for record in records):
-        parts += [
-            element("h2", "Failures"),
-            chart("failures", failure_chart(records), "Failed trials by what went wrong.", low=True),
-            sections.failures(records),
-        ]
-    parts += [
-        element("h2", "All trials"),
-        element("p", element("input", type="search", placeholder="filter, e.g. failed", aria_label="filter trials")),
-        sections.trial_rows(records, front),
-        element("p", "* The test split is shown and never used for selection.", class_="note"),
-        element("h2", "Convention and environment"),
-        sections.convention(records),
-        sections.environment(records, metadata),
-    ]
-    return join(parts)
-
-
-def _streams(
-    records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None, paths: ReportPaths
-) -> list[Child]:
-    if has_streams(records):
-        picture = paths.offsets.read_bytes() if paths.offsets is not None else None
-        return [element("h2", "Streams"), stream_sections.streams(front, teacher, picture)]
+    pick = advise(front, teacher)
+    with_streams = has_streams(records)
     # Students of clips have their other metrics in their records; they are shown where the teacher's stand beside.
-    return [stream_sections.secondary(front, teacher)] if teacher is not None and teacher.secondary else []
+    with_secondary = with_streams or (teacher is not None and bool(teacher.secondary))
+    values: dict[str, object] = {
+        "title": title,
+        "started": sorted(record.started_at for record in records if record.started_at),
+        "any_complete": any(record.state == "complete" for record in records),
+        "tiles": sections.tiles(records, front),
+        "pick": pick,
+        "pick_command": sections.export_command(run, pick.pick.number) if pick else "",
+        "summary": summarise(records, front, teacher),
+        "front": None,
+        "streams": None,
+        "secondary": stream_sections.secondary(front, teacher) if with_secondary else None,
+        "warnings": sections.warnings(records),
+        "failures": sections.failures(records),
+        "failure_chart": chart("failures", failure_chart(records), "Failed trials by what went wrong.", is_low=True),
+        "trials": sections.all_trials(records, front) if records else None,
+        "convention": sections.convention(records),
+        "environment": sections.environment(records, metadata),
+    }
+    if with_streams:
+        picture = paths.offsets.read_bytes() if paths.offsets is not None else None
+        values["streams"] = stream_sections.streams(front, teacher, picture)
+    if front.records:
+        values |= _front_values(records, front, teacher, run, paths)
+    return values
 
 
-def _nothing_to_pick(records: Sequence[TrialRecord]) -> Markup:
-    states = {record.state for record in records}
-    if "complete" in states:
-        text = "There is nothing to pick yet: no complete trial has a validation value of a trained student."
-    else:
-        text = "There is nothing to pick yet: no trial is complete."
-    return element("div", element("p", text, class_="lead"), class_="pick")
+def _front_values(
+    records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None, run: str, paths: ReportPaths
+) -> dict[str, object]:
+    picture = paths.picture.read_bytes()
+    return {
+        "front": {
+            "chart": chart(
+                "front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture
+            ),
+            "table": sections.front_table(front, teacher),
+            "architectures": [sections.architecture(record, front, run) for record in front.records],
+        },
+        "correlations": sections.correlations(records),
+        "repeated": sections.repeated_architectures(records),
+        "stage_chart": chart(
+            "stages", stage_chart(records, front), "From gated supernet to trained student, one line a trial."
+        ),
+        "history_chart": chart(
+            "history",
+            hypervolume_chart(front),
+            "Hypervolume over the trials: a curve that still climbs asks for more trials.",
+        ),
+    }

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.interactive import empty_chart, plain
-from analysis.statistics import Estimate, seed_estimate
+from analysis.statistics import Estimate
 from analysis.streams import SPLITS, at_offset, offset_scores, streams_of
 from analysis.text import count, metric_text, si
 from trials.record import Split, TrialRecord
@@ -62,10 +62,7 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
         scores = offset_scores(record, split, front.stage)
         if not scores:
             continue
-        estimates = {
-            offset: seed_estimate(record, split, front.stage, at_offset(record.metric, offset).name)
-            for offset in scores
-        }
+        estimates = {offset: front.estimate(record, split, at_offset(record.metric, offset).name) for offset in scores}
         is_knee = record is front.knee
         is_named = is_knee or len(streams) <= _MAX_NAMED
         color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]

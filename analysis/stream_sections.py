@@ -1,11 +1,13 @@
-"""The part of the report on streaming students. Only `page` makes markup, so all text is escaped."""
+"""What the report says of streaming students, as plain data; the templates lay it out."""
 
 from __future__ import annotations
 
-from analysis.cells import number_cell, saving_cell, score_cell, trial_cell
+from dataclasses import dataclass
+
+from analysis.cells import Cell, Table, number_cell, saving_cell, score_cell, trial_cell
 from analysis.figures import metric_label
 from analysis.front import ParetoFront, TeacherPoint
-from analysis.page import Child, Markup, chart, element, join, table
+from analysis.page import Chart, chart
 from analysis.stream_figures import offsets_chart, splits_with_offsets
 from analysis.streams import (
     SPLITS,
@@ -21,14 +23,36 @@ from trials.record import Metric, Split, TrialRecord
 
 _SPLIT_TITLES: dict[Split, str] = {"val": "validation", "test": "test *"}
 _MAX_SECONDARY = 6
-_FLATTERED = (
-    "Offset 0 is the key frame, where the pure teacher answers: it flatters the mean over the offsets, which is the "
-    "primary metric. What a student itself does shows from offset 1 on."
-)
 
 
-def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | None) -> Markup:
-    """Cost, drift and steadiness of the front's streams.
+@dataclass(frozen=True)
+class OffsetsOfSplit:
+    """The primary metric per offset from the key frame, on one split."""
+
+    title: str
+    chart: Chart
+    table: Table
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Cost and drift of the front's streams.
+
+    Attributes:
+        costs: of their frames; None where no stream is on the front.
+        metric: name of the primary metric.
+        splits: on which it was measured per offset.
+        drift: sentences on how far the recommended trial drifts.
+    """
+
+    costs: Table | None = None
+    metric: str = ""
+    splits: tuple[OffsetsOfSplit, ...] = ()
+    drift: tuple[str, ...] = ()
+
+
+def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | None) -> Streams:
+    """Cost and drift of the front's streams.
 
     Args:
         front: its streaming students are shown.
@@ -36,40 +60,28 @@ def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | N
         picture: `offsets.png`, for readers without scripts; None where nothing was measured per offset.
     """
     if not streams_of(front):
-        return join(element("p", "No streaming student is on the front."), secondary(front, teacher))
-    parts: list[Child] = [cost_table(front, teacher)]
+        return Streams()
     splits = splits_with_offsets(front)
-    if splits:
-        metric = front.records[0].metric
-        parts += [
-            element("h3", f"{metric.name} per offset from the key frame"),
-            element("p", *[f"{sentence} " for sentence in drift_sentences(front)], _FLATTERED),
-            element(
-                "div",
-                [
-                    chart(
-                        f"offsets-{split}",
-                        offsets_chart(front, split, teacher=teacher),
-                        "Values after the key frame, one line a front trial"
-                        + (", on the validation split." if split == "val" else ", on the test split *."),
-                        fallback_png=picture if split == splits[0] else None,
-                    )
-                    for split in splits
-                ],
-                class_="two",
-            ),
-            [join(element("h3", _SPLIT_TITLES[split]), offsets_table(front, split, teacher)) for split in splits],
-            element(
-                "p",
-                "The mean is the primary metric. Drift is the value at the last offset minus that at offset 0, paired "
-                "by seed where a trial was repeated. Below a value: its 95 % interval over seeds.",
-                class_="note",
-            ),
-        ]
-    return join(parts, secondary(front, teacher))
+    measured = []
+    for split in splits:
+        caption = "Values after the key frame, one line a front trial"
+        caption += ", on the validation split." if split == "val" else ", on the test split *."
+        drawn = chart(
+            f"offsets-{split}",
+            offsets_chart(front, split, teacher=teacher),
+            caption,
+            fallback_png=picture if split == splits[0] else None,
+        )
+        measured.append(OffsetsOfSplit(_SPLIT_TITLES[split], drawn, offsets_table(front, split, teacher)))
+    return Streams(
+        costs=cost_table(front, teacher),
+        metric=front.records[0].metric.name,
+        splits=tuple(measured),
+        drift=tuple(drift_sentences(front)),
+    )
 
 
-def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
+def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
     """What the frames of each front stream cost, and what a stream keeps; latencies where they were measured."""
     costs = [(record, record.cost) for record in streams_of(front) if record.cost is not None]
     with_latency = any(cost.keyframe_latency_ms is not None or cost.delta_latency_ms is not None for _, cost in costs)
@@ -87,7 +99,7 @@ def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
             latencies = [cost.latency_ms, cost.keyframe_latency_ms, cost.delta_latency_ms]
             row += [number_cell(MISSING if value is None else f"{value:.3g}") for value in latencies]
         rows.append(row)
-    headers: list[Child] = [
+    headers = [
         "trial",
         "key-frame interval K",
         "amortised FLOPs per frame",
@@ -99,11 +111,7 @@ def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Markup:
     ]
     if with_latency:
         headers += ["latency amortised, ms", "key frame, ms", "delta frame, ms"]
-    note = (
-        "A deadline per frame must hold for the worst frame; the amortised cost is what a device spends over time. "
-        "The state is what one stream keeps in memory between frames."
-    )
-    return join(table(headers, rows), element("p", note, class_="note"))
+    return Table(headers, rows)
 
 
 def drift_sentences(front: ParetoFront) -> list[str]:
@@ -136,15 +144,15 @@ def _points(value: float, metric: Metric) -> str:
     return f"{signed_text(value, metric)}{unit}"
 
 
-def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None) -> Markup:
+def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None) -> Table:
     """The primary metric of each front stream at each offset from the key frame, with its drift."""
     shown = streams_of(front)
     metric = shown[0].metric
     offsets = offsets_of(shown, front.stage)
-    rows: list[list[Child]] = []
+    rows: list[list[Cell]] = []
     if teacher is not None:
         mean = number_cell(metric_text(teacher.score(split), metric))
-        rows.append(["teacher", mean, *(number_cell(MISSING) for _ in range(len(offsets) + 1))])
+        rows.append([Cell("teacher"), mean, *(number_cell(MISSING) for _ in range(len(offsets) + 1))])
     for record in shown:
         cells = [score_cell(record, front, split, at_offset(metric, offset)) for offset in offsets]
         rows.append(
@@ -156,10 +164,10 @@ def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None
             ]
         )
     unit = ", points" if is_fraction(metric) else ""
-    return table(["trial", "mean", *(f"offset {offset}" for offset in offsets), f"drift{unit}"], rows)
+    return Table(["trial", "mean", *(f"offset {offset}" for offset in offsets), f"drift{unit}"], rows)
 
 
-def _drift_cell(record: TrialRecord, front: ParetoFront, split: Split) -> Markup:
+def _drift_cell(record: TrialRecord, front: ParetoFront, split: Split) -> Cell:
     change = drift(record, split, front.stage)
     if change is None:
         return number_cell(MISSING)
@@ -167,29 +175,32 @@ def _drift_cell(record: TrialRecord, front: ParetoFront, split: Split) -> Markup
     if change.interval is None:
         return number_cell(text)
     low, high = (signed_text(end, record.metric) for end in change.interval)
-    interval = element("span", f"{low} to {high} (n = {change.num_values})", class_="note")
-    return element("td", text, element("br"), interval, class_="number")
+    return Cell(text, note=f"{low} to {high} (n = {change.num_values})", is_number=True)
 
 
-def secondary(front: ParetoFront, teacher: TeacherPoint | None) -> Markup | None:
+@dataclass(frozen=True)
+class Secondary:
+    """Further metrics, and how many of them are not shown."""
+
+    table: Table
+    left_out: str
+
+
+def secondary(front: ParetoFront, teacher: TeacherPoint | None) -> Secondary | None:
     """Further metrics of the teacher and the front on both splits; None without any."""
     names = secondary_names(front, teacher)
     if not names:
         return None
     shown = [Metric(name=name) for name in names[:_MAX_SECONDARY]]
     columns = [(metric, split) for metric in shown for split in SPLITS]
-    rows: list[list[Child]] = []
+    rows: list[list[Cell]] = []
     if teacher is not None:
         values = [(teacher.secondary.get(f"{split}/{metric.name}"), metric) for metric, split in columns]
-        rows.append(["teacher", *(number_cell(metric_text(value, metric)) for value, metric in values)])
+        rows.append([Cell("teacher"), *(number_cell(metric_text(value, metric)) for value, metric in values)])
     for record in front.records:
         rows.append([trial_cell(record, front), *(score_cell(record, front, s, metric) for metric, s in columns)])
-    headers: list[Child] = ["trial", *(f"{metric.name}, {_SPLIT_TITLES[split]}" for metric, split in columns)]
+    headers = ["trial", *(f"{metric.name}, {_SPLIT_TITLES[split]}" for metric, split in columns)]
     left_out = ""
     if len(names) > len(shown):
         left_out = f" Shown: {len(shown)} of {len(names)} metrics; the trials' records hold them all."
-    return join(
-        element("h3", "Other metrics of the teacher and the front"),
-        table(headers, rows),
-        element("p", f"Neither selection nor front uses them.{left_out}", class_="note"),
-    )
+    return Secondary(Table(headers, rows), left_out)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.cost_axis import FLOPS
 from analysis.front import ParetoFront
-from analysis.statistics import seed_estimate
 from analysis.streams import SPLITS, offset_scores, offsets_of
 from analysis.text import error_headline
 from trials.record import TrialRecord
@@ -21,10 +21,11 @@ COLUMNS: dict[str, str] = {
     "flops": "cost of the student, in FLOPs; amortised per frame for streams",
     "params": "number of parameters",
     "latency_ms": "measured latency; amortised per frame for streams",
+    "predicted_latency_ms": "latency that the campaign's table predicts, by which a budget of latency counts",
     "keyframe_interval": "streams: every so many frames, one is a key frame",
     "keyframe_flops": "streams: FLOPs of a key frame",
     "delta_flops": "streams: FLOPs of a frame between key frames",
-    "worst_frame_flops": "streams: FLOPs of the dearest frame",
+    "worst_frame_flops": "streams: FLOPs of the most expensive frame",
     "state_bytes": "streams: what one stream keeps between frames, in bytes",
     "keyframe_latency_ms": "streams: measured latency of a key frame",
     "delta_latency_ms": "streams: measured latency of a frame between key frames",
@@ -80,16 +81,17 @@ def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None
 
 
 def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
-    estimate = seed_estimate(record, front.split, front.stage)
+    estimate = front.estimate(record)
     cost = record.cost
     return {
         "trial": record.number,
         "state": record.state,
         "seed": record.seed,
-        "max_flops": budget_flops(record),
+        "max_flops": FLOPS.budget_of(record),
         "flops": cost.flops if cost else None,
         "params": cost.params if cost else None,
         "latency_ms": cost.latency_ms if cost else None,
+        "predicted_latency_ms": cost.predicted_latency_ms if cost else None,
         **{name: getattr(cost, name) if cost else None for name in _OF_STREAMS},
         "val_metric": record.score(front.split, front.stage),
         "test_metric": record.score("test", front.stage),
@@ -112,14 +114,6 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
             for offset, value in offset_scores(record, split, front.stage).items()
         },
     }
-
-
-def budget_flops(record: TrialRecord) -> int | None:
-    """The trial's budget, its knob `max_flops`, in FLOPs; None where it had none."""
-    budget = record.knobs.get("max_flops")
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
-        return None
-    return round(budget)
 
 
 def duration_s(record: TrialRecord) -> float | None:

@@ -62,6 +62,8 @@ class Cost(BaseModel):
         flops: per clip, or per frame for streams.
         params: number of parameters.
         latency_ms: measured, in ms, of what `flops` counts.
+        predicted_latency_ms: in ms, of what `flops` counts, as the latency table of a campaign predicts it; set where
+            the budget is one of latency, since students are then ranked by it.
         keyframe_flops: FLOPs of a key frame.
         delta_flops: FLOPs of a frame between key frames.
         keyframe_interval: K, in frames: every K-th frame is a key frame.
@@ -75,6 +77,7 @@ class Cost(BaseModel):
     flops: int = Field(ge=0)
     params: int = Field(ge=0)
     latency_ms: float | None = None
+    predicted_latency_ms: float | None = None
     keyframe_flops: int | None = Field(default=None, ge=0)
     delta_flops: int | None = Field(default=None, ge=0)
     keyframe_interval: int | None = Field(default=None, ge=1)

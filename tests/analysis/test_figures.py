@@ -16,10 +16,10 @@ from analysis import (
     front_chart,
     front_figure,
     hypervolume_chart,
-    ladder_chart,
+    stage_chart,
     write_png,
 )
-from analysis.figures import flops_ticks, printable
+from analysis.figures import cost_ticks, printable
 from analysis.interactive import hover_text, plain
 from trials.record import TrialRecord
 
@@ -37,7 +37,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
     ],
 )
 def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
-    assert flops_ticks(low, high) == pytest.approx(expected)
+    assert cost_ticks(low, high) == pytest.approx(expected)
 
 
 def test_printable_is_one_clean_line() -> None:
@@ -85,8 +85,8 @@ def test_any_run_can_be_drawn(records: list[TrialRecord], teacher: TeacherPoint 
     front = ParetoFront.from_records(records)
     for figure in (
         front_chart(records, teacher=teacher),
-        hypervolume_chart(records, front),
-        ladder_chart(records, front),
+        hypervolume_chart(front),
+        stage_chart(records, front),
         failure_chart(records),
     ):
         assert "<script" not in figure.to_json()
@@ -126,10 +126,10 @@ def test_hover_says_value_interval_test_and_cost() -> None:
         assert part in text
 
 
-def test_ladder_and_failures_show_what_happened() -> None:
+def test_stages_and_failures_show_what_happened() -> None:
     records = run()
-    ladder = json.loads(ladder_chart(records, ParetoFront.from_records(records)).to_json())["data"]
-    steps = [value for trace in ladder for value in trace["y"] if value is not None]
+    lines = json.loads(stage_chart(records, ParetoFront.from_records(records)).to_json())["data"]
+    steps = [value for trace in lines for value in trace["y"] if value is not None]
     assert len(steps) == 3 * sum(r.state == "complete" for r in records)
     bars = json.loads(failure_chart(records).to_json())["data"][0]
     assert sorted(bars["x"]) == [1, 2]

@@ -79,7 +79,7 @@ def test_two_primary_metrics_are_refused_by_name() -> None:
 def test_hypervolume_history_never_falls_and_ends_at_the_front() -> None:
     records = run(40)
     front = ParetoFront.from_records(records)
-    history = hypervolume_history(list(reversed(records)), front)
+    history = hypervolume_history(ParetoFront.from_records(list(reversed(records))))
     numbers, values = zip(*history, strict=True)
     assert list(numbers) == sorted(r.number for r, _, _ in comparable(records))
     assert (np.diff(values) >= 0).all()

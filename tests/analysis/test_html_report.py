@@ -13,10 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 
 from analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
-from analysis.page import element, escape, join, json_for_html
+from analysis.cells import Cell, Table
+from analysis.page import environment, json_for_html
 from analysis.sections import export_command
 from trials.record import Cost, Metric, TrialRecord
 
@@ -200,9 +202,20 @@ def test_export_command_quotes_the_run() -> None:
     assert export_command("runs/a b; rm -rf x", 3) == "nas-kd export 'runs/a b; rm -rf x' --trial 3"
 
 
-def test_builder_escapes_by_default() -> None:
-    assert element("p", "<b>", title='"x"', hidden=True, id=None) == '<p title="&quot;x&quot;" hidden>&lt;b&gt;</p>'
-    assert element("p", element("b", "&")) == "<p><b>&amp;</b></p>"
-    assert join("a", None, ["<", 3]) == "a&lt;3"
-    assert escape("a\x00\u202eb\nc") == "ab\nc"
+def test_templates_escape_by_default() -> None:
+    shown = environment().from_string('<p title="{{ text }}">{{ text }}</p>')
+    assert shown.render(text='<b> & "x"') == '<p title="&lt;b&gt; &amp; &#34;x&#34;">&lt;b&gt; &amp; &#34;x&#34;</p>'
+    assert environment().from_string("{{ text }}").render(text="a\x00\u202eb\nc") == "ab\nc"
+    with pytest.raises(UndefinedError, match="'text' is undefined"):
+        shown.render()
+    macros = environment().get_template("macros.html").module
+    row = [Cell("<i>", note="<u>", badge="&", is_number=True, sort_key='"'), Cell(trial=3), Cell("<c>", is_code=True)]
+    made = "".join(str(macros.table(Table(["<h>", "b", "c"], [row]))).split())  # type: ignore[attr-defined]
+    for part in (
+        '<thscope="col"class="number">&lt;h&gt;</th><thscope="col">b</th>',
+        '<tdclass="number"data-value="&#34;">&lt;i&gt;<spanclass="badge&amp;">&amp;</span>'
+        '<br><spanclass="note">&lt;u&gt;</span></td>',
+        '<td><ahref="#trial-3">3</a></td><td><code>&lt;c&gt;</code></td>',
+    ):
+        assert part in made
     assert json.loads(json_for_html(json.dumps("</script><!--\u2028&", ensure_ascii=False))) == "</script><!--\u2028&"
