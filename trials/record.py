@@ -77,7 +77,7 @@ class Cost(BaseModel):
     flops: int = Field(ge=0)
     params: int = Field(ge=0)
     latency_ms: float | None = None
-    predicted_latency_ms: float | None = None
+    predicted_latency_ms: float | None = Field(default=None, exclude_if=lambda value: value is None)
     keyframe_flops: int | None = Field(default=None, ge=0)
     delta_flops: int | None = Field(default=None, ge=0)
     keyframe_interval: int | None = Field(default=None, ge=1)
