@@ -44,11 +44,7 @@ NAMES_OF_KINDS = {
     *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "Streams", "delta_net_of", "on_frames"),
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }
-# Those of a bundle's file format, and of a space that is made of its teacher's layers.
-EXCEPTIONS = {
-    "nas_kd/deploy/bundle.py": {"DeltaBlocksSpace", "DeltaNet", "keyframe_interval"},
-    "nas_kd/sections.py": {"DeltaBlocksSpace"},
-}
+EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # its file format has both
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -20,7 +20,7 @@ from nas_kd.inputs import input_type_of_bundle
 from nas_kd.mistakes import explain
 from nas_kd.teachers import TEACHERS
 from nas_kd.training.checkpoint import write_whole
-from search_spaces import SPACES, ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, SearchSpace
+from search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
 from search_spaces.delta_blocks.residual import residual_form
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
@@ -165,7 +165,7 @@ def _space_of(arch: ArchSpec) -> SearchSpace:
         )
     with torch.random.fork_rng(devices=[]):  # fresh weights, all of which the bundle replaces
         teacher = TEACHERS[identity["model"]].build(identity["num_outputs"], identity["settings"])
-        return DeltaBlocksSpace(DeltaBlocksSettings.model_validate(settings), teacher, tuple(size), identity)
+        return SPACES[arch.space].make(settings, teacher, tuple(size), identity)
 
 
 def _read_info(path: Path) -> BundleInfo:
