@@ -27,7 +27,7 @@ from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.preparation import prepare_teacher
 from nas_kd.training.budget import BudgetController
-from nas_kd.workbench import Workbench, build_workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec, Supernet
 
 OFF = {"feature": {"weight": 0}, "delta": {"weight": 0}}
@@ -40,33 +40,35 @@ OBJECTIVES = {
 Scores = dict[str, dict[str, float]]
 
 
-def fixed_student(bench: Workbench, interval: int, candidate: str) -> ArchSpec:
+def fixed_student(context: CampaignContext, interval: int, candidate: str) -> ArchSpec:
     """The same candidate in every layer that can have it, and the cheapest linear one below its cost in the others."""
     choices = {
         name: candidate if candidate in values else next(v for v in values if str(v).startswith("pointwise"))
-        for name, values in bench.space.variables.items()
+        for name, values in context.space.variables.items()
     }
-    return bench.space.arch({"keyframe_interval": interval, **choices})
+    return context.space.arch({"keyframe_interval": interval, **choices})
 
 
-def search(bench: Workbench, config: CampaignConfig, interval: int, max_flops: int, seed: int) -> ArchSpec:
+def search(context: CampaignContext, config: CampaignConfig, interval: int, max_flops: int, seed: int) -> ArchSpec:
     """What a gate search finds for the budget."""
     torch.manual_seed(seed)
-    supernet = Supernet(bench.space, {"keyframe_interval": interval}, seed=seed).to(bench.device)
-    with closing(Learner(bench, supernet, config.search.objective, supernet.knobs, cached=False)) as learner:
+    supernet = Supernet(context.space, {"keyframe_interval": interval}, seed=seed).to(context.device)
+    with closing(Learner(context, supernet, config.search.objective, supernet.knobs, cached=False)) as learner:
         learner.search(BudgetController(max_flops), config.search, seed=seed)
     return supernet.arch(max_flops)
 
 
-def train(bench: Workbench, config: CampaignConfig, arch: ArchSpec, objective: ObjectiveConfig, seed: int) -> Scores:
+def train(
+    context: CampaignContext, config: CampaignConfig, arch: ArchSpec, objective: ObjectiveConfig, seed: int
+) -> Scores:
     """Metrics of the student, trained from the weights that its candidates start with."""
     torch.manual_seed(seed)
-    student = bench.space.student(arch).to(bench.device)
-    knobs = {name: arch.choices[name] for name in bench.space.knobs}
-    with closing(Learner(bench, student, objective, knobs, cached=False)) as learner:
-        learner.fit(bench.splits.retrain, config.retrain, seed=seed)
-    splits = {"val": bench.splits.val, "test": bench.splits.test}
-    return {name: bench.evaluate_student(student, split, knobs) for name, split in splits.items()}
+    student = context.space.student(arch).to(context.device)
+    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    with closing(Learner(context, student, objective, knobs, cached=False)) as learner:
+        learner.fit(context.splits.retrain, config.retrain, seed=seed)
+    splits = {"val": context.splits.val, "test": context.splits.test}
+    return {name: context.evaluate_student(student, split, knobs) for name, split in splits.items()}
 
 
 def main() -> None:
@@ -86,16 +88,16 @@ def main() -> None:
     console = Console(width=140)
     config = load_config(options.campaign, options.overrides)
     options.run.mkdir(parents=True, exist_ok=True)
-    known = prepare_teacher(build_workbench(config, options.device), options.run.resolve())
-    bench = ready_workbench(config.model_dump_json(), options.run.resolve(), options.device)
-    metric, began = bench.task.metric, time.perf_counter()
-    fixed = fixed_student(bench, options.interval, options.fixed)
-    flops = bench.space.cost(fixed)
+    known = prepare_teacher(build_context(config, options.device), options.run.resolve())
+    context = load_context(config.model_dump_json(), options.run.resolve(), options.device)
+    metric, began = context.task.metric, time.perf_counter()
+    fixed = fixed_student(context, options.interval, options.fixed)
+    flops = context.space.cost(fixed)
     console.print(f"teacher: {known['flops']:,} FLOPs a frame, test {metric} {known[f'test/{metric}']:.3f}")
     console.print(f"{options.fixed} everywhere, K = {options.interval}: {flops:,} FLOPs a frame, amortised")
 
     def told(name: str, seed: int, scores: Scores, arch: ArchSpec) -> Scores:
-        cost, minutes = bench.space.cost(arch), (time.perf_counter() - began) / 60
+        cost, minutes = context.space.cost(arch), (time.perf_counter() - began) / 60
         values = ", ".join(f"{split} {values[metric]:.4f}" for split, values in scores.items())
         console.print(f"{name}, seed {seed}: {values}, {cost:,} FLOPs ({minutes:.1f} min)")
         return scores
@@ -103,14 +105,14 @@ def main() -> None:
     results: dict[str, list[Scores]] = {}
     for name in [n for n in OBJECTIVES if n in options.only]:
         results[name] = [
-            told(name, seed, train(bench, config, fixed, OBJECTIVES[name], seed), fixed)
+            told(name, seed, train(context, config, fixed, OBJECTIVES[name], seed), fixed)
             for seed in range(options.seeds)
         ]
     if "searched" in options.only:
         results["searched"] = []
         for seed in range(options.seeds):
-            arch = search(bench, config, options.interval, flops, seed)
-            scores = train(bench, config, arch, OBJECTIVES["delta, all along"], seed)
+            arch = search(context, config, options.interval, flops, seed)
+            scores = train(context, config, arch, OBJECTIVES["delta, all along"], seed)
             results["searched"].append(told("searched", seed, scores, arch))
 
     last = f"{metric}@{options.interval - 1}"

@@ -22,7 +22,7 @@ from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.preparation import prepare_teacher
 from nas_kd.training.budget import BudgetController
-from nas_kd.workbench import Workbench, build_workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec, Supernet
 
 OBJECTIVES = {
@@ -36,25 +36,27 @@ OBJECTIVES = {
 }
 
 
-def find_student(bench: Workbench, config: CampaignConfig, max_flops: int) -> ArchSpec:
+def find_student(context: CampaignContext, config: CampaignConfig, max_flops: int) -> ArchSpec:
     """The architecture that a gate search finds for the budget."""
     torch.manual_seed(config.seed)
-    supernet = Supernet(bench.space, seed=config.seed).to(bench.device)
-    with supernet.pinned(bench.space.widest(supernet.knobs)):
-        learner = Learner(bench, supernet, config.search.objective, supernet.knobs, cached=True, varying=True)
+    supernet = Supernet(context.space, seed=config.seed).to(context.device)
+    with supernet.pinned(context.space.widest(supernet.knobs)):
+        learner = Learner(context, supernet, config.search.objective, supernet.knobs, cached=True, varying=True)
     with closing(learner):
         learner.search(BudgetController(max_flops), config.search, seed=config.seed)
     return supernet.arch(max_flops)
 
 
-def train(bench: Workbench, config: CampaignConfig, arch: ArchSpec, objective: ObjectiveConfig, seed: int) -> float:
+def train(
+    context: CampaignContext, config: CampaignConfig, arch: ArchSpec, objective: ObjectiveConfig, seed: int
+) -> float:
     """Test accuracy of the student trained from fresh weights."""
     torch.manual_seed(seed)
-    student = bench.space.student(arch).to(bench.device)
-    knobs = {name: arch.choices[name] for name in bench.space.knobs}
-    with closing(Learner(bench, student, objective, knobs, cached=True)) as learner:
-        learner.fit(bench.splits.retrain, config.retrain, seed=seed)
-    return bench.evaluate_student(student, bench.splits.test, knobs)["accuracy"]
+    student = context.space.student(arch).to(context.device)
+    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    with closing(Learner(context, student, objective, knobs, cached=True)) as learner:
+        learner.fit(context.splits.retrain, config.retrain, seed=seed)
+    return context.evaluate_student(student, context.splits.test, knobs)["accuracy"]
 
 
 def main() -> None:
@@ -75,14 +77,14 @@ def main() -> None:
     )
     config = config.model_copy(update={"objective": ObjectiveConfig()})
     with tempfile.TemporaryDirectory() as folder:
-        known = prepare_teacher(build_workbench(config, options.device), Path(folder))
-        bench = ready_workbench(config.model_dump_json(), Path(folder), options.device)
-        arch = find_student(bench, config, options.max_flops)
+        known = prepare_teacher(build_context(config, options.device), Path(folder))
+        context = load_context(config.model_dump_json(), Path(folder), options.device)
+        arch = find_student(context, config, options.max_flops)
         console.print(f"teacher: test accuracy {known['test/accuracy']:.3f} at {known['flops']:,} FLOPs")
-        console.print(f"student {arch.arch_id}: {bench.space.cost(arch):,} FLOPs, {options.epochs} epochs")
+        console.print(f"student {arch.arch_id}: {context.space.cost(arch):,} FLOPs, {options.epochs} epochs")
         results: dict[str, list[float]] = {}
         for name in dict.fromkeys(["none", *options.only]):
-            results[name] = [train(bench, config, arch, OBJECTIVES[name], seed) for seed in range(options.seeds)]
+            results[name] = [train(context, config, arch, OBJECTIVES[name], seed) for seed in range(options.seeds)]
             console.print(f"{name}: {', '.join(f'{value:.3f}' for value in results[name])}")
     table = Table("objective", "test accuracy", "± 95 %", "gain over none", "95 % interval", "seeds")
     figures = {}
@@ -95,7 +97,7 @@ def main() -> None:
         )
         figures[name] = {"accuracy": values, "gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
     console.print(table)
-    print(json.dumps({"device": options.device, "arch_id": arch.arch_id, "flops": bench.space.cost(arch), **figures}))
+    print(json.dumps({"device": options.device, "arch_id": arch.arch_id, "flops": context.space.cost(arch), **figures}))
 
 
 if __name__ == "__main__":

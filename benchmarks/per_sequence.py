@@ -21,7 +21,7 @@ from nas_kd.campaign import load_run
 from nas_kd.data import ClipDataset, Subset
 from nas_kd.data.sequences import WindowDataset
 from nas_kd.deploy.bundle import load_bundle
-from nas_kd.workbench import ready_workbench
+from nas_kd.workbench import load_context
 
 
 def by_sequence(dataset: ClipDataset) -> dict[str, Subset]:
@@ -45,18 +45,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config, records = load_run(options.run)
-    bench = ready_workbench(config.model_dump_json(), options.run.resolve(), options.device)
-    parts = by_sequence(getattr(bench.splits, options.split))
-    metrics = (bench.task.metric, "temporal_consistency", "label_stability")
-    teacher = {name: bench.evaluate_teacher(part) for name, part in parts.items()}
+    context = load_context(config.model_dump_json(), options.run.resolve(), options.device)
+    parts = by_sequence(getattr(context.splits, options.split))
+    metrics = (context.task.metric, "temporal_consistency", "label_stability")
+    teacher = {name: context.evaluate_teacher(part) for name, part in parts.items()}
     known = json.loads((options.run / "teacher" / "teacher.json").read_text())
     chosen = options.trials if options.trials is not None else sorted(ParetoFront.from_records(records).numbers)
     table = Table("trial", "K", "teacher / FLOPs", *(f"{m}, difference (95 %)" for m in metrics), *parts)
     figures = {}
     for number in chosen:
-        student, info = load_bundle(options.run / "trials" / f"{number:04d}", bench.space)
+        student, info = load_bundle(options.run / "trials" / f"{number:04d}", context.space)
         knobs = {"keyframe_interval": int(info.arch["choices"]["keyframe_interval"])}
-        scores = {name: bench.evaluate_student(student, part, knobs) for name, part in parts.items()}
+        scores = {name: context.evaluate_student(student, part, knobs) for name, part in parts.items()}
         gains = {
             m: paired_difference([s[m] for s in scores.values()], [t[m] for t in teacher.values()]) for m in metrics
         }

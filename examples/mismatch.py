@@ -46,7 +46,7 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
 from nas_kd.preparation import prepare_teacher
 from nas_kd.training.checkpoint import write_whole
-from nas_kd.workbench import Workbench, build_workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec
 
 WIDTHS, DEPTHS = (12, 24, 48), (1, 1, 1)
@@ -130,36 +130,42 @@ def campaign(options: argparse.Namespace) -> CampaignConfig:
     return validate(content, source="mismatch")
 
 
-def student_spec(bench: Workbench, side: int) -> ArchSpec:
+def student_spec(context: CampaignContext, side: int) -> ArchSpec:
     """The study's architecture at a resolution."""
-    choices = {name: values[-1] for name, values in bench.space.variables.items()}
+    choices = {name: values[-1] for name, values in context.space.variables.items()}
     choices |= {name: EDGE_OPS[name.rpartition(".")[2]] for name in choices if ".edges." in name}
-    knobs = {"resolution": side, "frames": bench.splits.info.frames}
-    return bench.space.arch({**choices, **knobs})
+    knobs = {"resolution": side, "frames": context.splits.info.frames}
+    return context.space.arch({**choices, **knobs})
 
 
 def train(
-    bench: Workbench, arm: Arm, low: int, high: int, seed: int, folder: Path, progress: Callable[[float, str], None]
+    context: CampaignContext,
+    arm: Arm,
+    low: int,
+    high: int,
+    seed: int,
+    folder: Path,
+    progress: Callable[[float, str], None],
 ) -> float:
     """Test accuracy of an arm's student, trained from fresh weights that all arms of the seed share."""
-    arch = student_spec(bench, high if arm.sees == "high" else low)
-    knobs = {name: arch.choices[name] for name in bench.space.knobs}
+    arch = student_spec(context, high if arm.sees == "high" else low)
+    knobs = {name: arch.choices[name] for name in context.space.knobs}
     torch.manual_seed(seed)
-    student = bench.space.student(arch)
+    student = context.space.student(arch)
     if arm.sees == "resampled":
         student = Resampled(student, high)
-    student = student.to(bench.device)
+    student = student.to(context.device)
     checkpoint = folder / "checkpoint.pt"
-    with closing(Learner(bench, student, arm.objective, knobs, cached=True)) as learner:
+    with closing(Learner(context, student, arm.objective, knobs, cached=True)) as learner:
         learner.fit(
-            bench.splits.retrain,
-            bench.config.retrain,
+            context.splits.retrain,
+            context.config.retrain,
             seed=seed,
             checkpoint=checkpoint,
             tag=f"{arm.label}, seed {seed}",
             progress=progress,
         )
-    score = bench.evaluate_student(student, bench.splits.test, knobs)["accuracy"]
+    score = context.evaluate_student(student, context.splits.test, knobs)["accuracy"]
     checkpoint.unlink(missing_ok=True)
     return score
 
@@ -218,18 +224,18 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, list[float]]
             own, folder = config.model_copy(update={"seed": taught}), out / "work" / f"teacher-seed{taught}"
             began, fresh = time.monotonic(), taught in untaught
             known = prepare_teacher(
-                build_workbench(own, options.device), folder, told(f"seed {taught}", TEACHER_COST * fresh)
+                build_context(own, options.device), folder, told(f"seed {taught}", TEACHER_COST * fresh)
             )
             if fresh:
                 keep(TEACHER, taught, float(known["test/accuracy"]), began, flops=known["flops"])
                 untaught.remove(taught)
                 done += TEACHER_COST
-            bench = ready_workbench(own.model_dump_json(), folder, options.device)
+            context = load_context(own.model_dump_json(), folder, options.device)
             for name in names:
                 began, words = time.monotonic(), told(f"seed {seed}, {arms[name].label}", costs[name])
-                score = train(bench, arms[name], options.low, options.high, seed, out / "work", words)
+                score = train(context, arms[name], options.low, options.high, seed, out / "work", words)
                 side = options.low if arms[name].sees == "low" else options.high
-                keep(name, seed, score, began, flops=bench.space.cost(student_spec(bench, side)))
+                keep(name, seed, score, began, flops=context.space.cost(student_spec(context, side)))
                 done += costs[name]
                 console.print(f"seed {seed}, {arms[name].label}: {score:.3f}", highlight=False)
     scores = {TEACHER: [read(out, TEACHER, seed)["accuracy"] for seed in teacher_seeds]}

@@ -24,7 +24,7 @@ from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import TrialFunction
-from nas_kd.workbench import Workbench, build_workbench
+from nas_kd.workbench import build_context
 from search_spaces import SearchSpace
 from search_spaces.cpu_convolutions import describe_check
 from trials import (
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "campaign.yaml"
 
 
-def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
+def study_knobs(config: CampaignConfig, space: SearchSpace) -> dict[str, Knob]:
     """Everything that the study proposes: the budget, the space's knobs with several values, the dotted knobs."""
     options = config.budget.options
     knobs: dict[str, Knob] = {}
@@ -59,7 +59,7 @@ def study_knobs(config: CampaignConfig, bench: Workbench) -> dict[str, Knob]:
         knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
     else:
         knobs[config.budget.knob] = ChoiceKnob(values=options)
-    for name, values in bench.space.knobs.items():
+    for name, values in space.knobs.items():
         if len(values) > 1:
             knobs[name] = ChoiceKnob(values=values)
     return {**knobs, **parse_knobs(config.knobs)}
@@ -124,25 +124,25 @@ class Campaign:
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
             note(text)
-        bench = build_workbench(config, device)
-        for text in check_fit(config, bench):
+        context = build_context(config, device)
+        for text in check_fit(config, context):
             note(text)
-        self._knobs = study_knobs(config, bench)
-        cells = grid_cells(config, bench.space.knobs)
+        self._knobs = study_knobs(config, context.space)
+        cells = grid_cells(config, context.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
         if config.budget.max_latency_ms is not None:
-            prepare_latency(bench, self.run_dir, config.resources.threads, progress)
-            check_budget(config, bench)
-        for text in bench.splits.notes:
+            prepare_latency(context, self.run_dir, config.resources.threads, progress)
+            check_budget(config, context)
+        for text in context.splits.notes:
             note(text)
-        if bench.splits.skipped:
+        if context.splits.skipped:
             listed = self.run_dir / "skipped.json"
-            listed.write_text(json.dumps(bench.splits.skipped, indent=2) + "\n")
-            note(f"{len(bench.splits.skipped)} rows of the data were left out; {listed} says why")
-        known = prepare_teacher(bench, self.run_dir, progress)
+            listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
+            note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} says why")
+        known = prepare_teacher(context, self.run_dir, progress)
         value = float(known[f"val/{metric.name}"])
-        cost = f" at {int(known['flops']):,} FLOPs a {bench.input_type.unit}" if "flops" in known else ""
+        cost = f" at {int(known['flops']):,} FLOPs a {context.input_type.unit}" if "flops" in known else ""
         note(f"teacher: validation {metric.name} {value:.3f}{cost}")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:

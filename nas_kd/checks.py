@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.data import OwnConfig
+from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.grid import Cell, Value, distinct
+from nas_kd.inputs import InputType
 from nas_kd.mistakes import choose
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
 from nas_kd.preparation import check_outputs, check_teacher
-from nas_kd.proposals import Proposal, extreme_knobs, outline, proposals
+from nas_kd.proposals import Proposal, corner_knobs, proposals, structure_key
 from nas_kd.sections import BudgetRange
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
-from nas_kd.trial_nets import TrialNets, build_nets, build_objective, num_steps, trains_on_one
-from nas_kd.workbench import Workbench
+from nas_kd.trial_nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
+from nas_kd.workbench import CampaignContext
+from search_spaces import SearchSpace
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range
 
@@ -107,7 +109,7 @@ def _check_value(name: str, value: Value, allowed: Sequence[Choice | float] | Bu
         )
 
 
-def check_fit(config: CampaignConfig, bench: Workbench) -> list[str]:
+def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
     """Raise where data, teacher, space, budget and objective do not go together.
 
     Returns:
@@ -116,37 +118,39 @@ def check_fit(config: CampaignConfig, bench: Workbench) -> list[str]:
     Raises:
         ConfigError: the value, the rule and the way out.
     """
-    check_teacher(bench)
-    _check_frames(bench)
-    _check_augment(config, bench)
-    _check_maps(bench)
-    for knobs in extreme_knobs(bench.space):
+    check_teacher(context)
+    info = context.splits.info
+    _check_frames(context.input_type, context.space, info)
+    _check_augment(config, info)
+    if not is_precomputed(context.teacher_model):
+        _check_maps(config, info)
+    for knobs in corner_knobs(context.space):
         try:
-            bench.input_type.check_space(bench.space, knobs)
+            context.input_type.check_space(context.space, knobs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
-        check_budget(config, bench)
-    _check_objective(config, bench)
-    bench.task.check_splits(bench.splits)
-    return _enlarged(bench)
+        check_budget(config, context)
+    _check_objective(config, context)
+    context.task.check_splits(context.splits)
+    return _enlarged(context.space, info)
 
 
-def _enlarged(bench: Workbench) -> list[str]:
+def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:
     """More pixels than the data have hold no more of the scene; that scale alone may help, so it is allowed."""
-    longest = max(bench.splits.info.height, bench.splits.info.width)
+    longest = max(info.height, info.width)
     return [
         f"space.{knob}: students at {max(values)} see clips enlarged from the data's {longest} pixels, which "
         "hold no more; leave it out unless that is meant"
         for knob in ("resolution", "side")
-        if longest and (values := [v for v in bench.space.knobs.get(knob, ()) if isinstance(v, int) and v > longest])
+        if longest and (values := [v for v in space.knobs.get(knob, ()) if isinstance(v, int) and v > longest])
     ]
 
 
-def _check_frames(bench: Workbench) -> None:
-    have = bench.splits.info.frames
-    for knob, what in bench.input_type.frame_knobs.items():
-        wanted = max((int(f) for f in bench.space.knobs.get(knob, ())), default=0)
+def _check_frames(input_type: InputType, space: SearchSpace, info: DataInfo) -> None:
+    have = info.frames
+    for knob, what in input_type.frame_knobs.items():
+        wanted = max((int(f) for f in space.knobs.get(knob, ())), default=0)
         if wanted > have:
             raise ConfigError(
                 f"space.{knob}: {what} at most data.frames = {have} frames, but {wanted} is asked for; lower it or "
@@ -154,7 +158,7 @@ def _check_frames(bench: Workbench) -> None:
             )
 
 
-def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
+def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
     used = [
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
@@ -167,36 +171,36 @@ def _check_augment(config: CampaignConfig, bench: Workbench) -> None:
         ),
     ]
     for path, value in used:
-        if bench.splits.info.points and "crop" in str(value):
+        if info.points and "crop" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} resamples labels, but of fixation points (data.points) that loses some and doubles "
                 "others; use flip or none"
             )
-        if not bench.splits.info.flip_safe and "flip" in str(value):
+        if not info.flip_safe and "flip" in str(value):
             raise ConfigError(
                 f"{path}: {value!r} mirrors clips, but in this data a mirrored clip may change its class; use none"
             )
 
 
-def check_budget(config: CampaignConfig, bench: Workbench) -> None:
+def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
     """The lowest budget must allow a student at all values of the space's knobs; in a grid, the budget of each cell.
 
     Of the input type's fallback knob the last value is enough: a trial takes the next one with which it meets its
     budget.
     """
     budget = config.budget
-    fallback = bench.input_type.fallback_knob
-    tried = {n: values[-1:] if n == fallback else values for n, values in bench.space.knobs.items()}
+    fallback = context.input_type.fallback_knob
+    tried = {n: values[-1:] if n == fallback else values for n, values in context.space.knobs.items()}
     asked, what = [(budget.cost(budget.lowest), values) for values in product(*tried.values())], "the lowest budget is"
     if config.grid:
-        cells = grid_cells(config, bench.space.knobs)
+        cells = grid_cells(config, context.space.knobs)
         if config.trials <= len(cells):  # the sampler proposes nothing beside them
             asked, what = [], "a cell of the grid has the budget"
             for cell in cells:
                 chosen = [values[0] if len(values) == 1 else cell[n] for n, values in tried.items()]
                 asked.append((budget.cost(float(cell[budget.knob])), tuple(cast(list[Choice], chosen))))
     least = {
-        values: cost_range(bench.table(dict(zip(tried, values, strict=True))))[0]
+        values: cost_range(context.table(dict(zip(tried, values, strict=True))))[0]
         for values in dict.fromkeys(values for _, values in asked)
     }
     cost, knobs = max(asked, key=lambda item: least[item[1]] - item[0])
@@ -208,13 +212,13 @@ def check_budget(config: CampaignConfig, bench: Workbench) -> None:
         )
 
 
-def _check_maps(bench: Workbench) -> None:
+def _check_maps(config: CampaignConfig, info: DataInfo) -> None:
     """Maps of our sources must be such as something of ours reads; own data may come with others."""
-    if isinstance(bench.config.data, OwnConfig) or is_precomputed(bench.teacher_model):
+    if isinstance(config.data, OwnConfig):
         return
-    readers = {term: config.map_names for term, config in bench.config.objective.terms.items() if config.map_names}
+    readers = {term: section.map_names for term, section in config.objective.terms.items() if section.map_names}
     known = [name for names in readers.values() for name in names]
-    for name in bench.splits.info.map_names:
+    for name in info.map_names:
         if name not in known:
             raise ConfigError(
                 f"data.maps: nothing reads the map {name!r}; {choose(name, known)} for {', '.join(readers)} "
@@ -222,24 +226,24 @@ def _check_maps(bench: Workbench) -> None:
             )
 
 
-def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
+def _check_objective(config: CampaignConfig, context: CampaignContext) -> None:
     """Students must give what the task reads, whatever a trial may distil must exist and be comparable, and batches
     must be large enough for the nets."""
     asked: dict[str, tuple[Mapping[str, Choice], list[Proposal]]] = {}
-    for proposal in proposals(config, bench.space):
+    for proposal in proposals(config, context.space):
         for knobs in proposal.knobs:
             asked.setdefault(str(knobs), (knobs, []))[1].append(proposal)
-    for knobs in extreme_knobs(bench.space):
+    for knobs in corner_knobs(context.space):
         asked.setdefault(str(knobs), (knobs, []))
     seen: set[tuple[str, ...]] = set()
     for knobs, proposed in asked.values():
-        nets = build_nets(bench, knobs)
-        if not bench.input_type.students_give_what_the_teacher_gives:
-            example = bench.student_example(nets.supernet.knobs)
+        nets = build_nets(context, knobs)
+        if not context.input_type.students_give_what_the_teacher_gives:
             with torch.no_grad():
                 try:
-                    outputs = nets.supernet.eval()(example)
-                    check_outputs(bench, f"students of space {bench.space.name!r}", outputs, example)
+                    outputs = nets.supernet.eval()(nets.example)
+                    who = f"students of space {context.space.name!r}"
+                    check_outputs(context.task, context.input_type, who, outputs, nets.example)
                 except ValueError as error:
                     raise ConfigError(f"space.name: {error}") from error
         for proposal in proposed:
@@ -247,27 +251,27 @@ def _check_objective(config: CampaignConfig, bench: Workbench) -> None:
                 ("search.objective", proposal.config.search.objective, (nets.supernet,)),
                 ("objective", proposal.config.objective, nets.students),
             ):
-                steps = num_steps(bench, proposal.config.retrain) if section == "objective" else None
-                if (key := (section, str(knobs), outline(objective), str(steps))) in seen:
+                steps = num_steps(context, proposal.config.retrain) if section == "objective" else None
+                if (key := (section, str(knobs), structure_key(objective), str(steps))) in seen:
                     continue
                 seen.add(key)
                 try:
-                    _check_terms(bench, nets, objective, over, steps)
+                    _check_terms(context, nets, objective, over, steps)
                 except ValueError as error:
-                    raise ConfigError(f"{proposal.blame(section)}{_at(section, str(error))}") from error
-        _check_batches(bench, nets, proposed)
+                    raise ConfigError(f"{proposal.error_prefix(section)}{_at(section, str(error))}") from error
+        _check_batches(context, nets, proposed)
 
 
 def _check_terms(
-    bench: Workbench, nets: TrialNets, objective: ObjectiveConfig, over: Sequence[nn.Module], steps: int | None
+    context: CampaignContext, nets: TrialNets, objective: ObjectiveConfig, over: Sequence[nn.Module], steps: int | None
 ) -> None:
     for net in over:
         try:
-            built = build_objective(bench, objective, nets, net)
+            built = build_objective(context, objective, nets, net)
         except ModuleNameError as error:
             if error.who == "teacher":
                 raise
-            each = [set(nets.shapes(bench, other)) for other in (nets.supernet, *nets.students)]
+            each = [set(nets.shapes(other)) for other in (nets.supernet, *nets.students)]
             raise error.among(set.intersection(*each)) from error
         if steps is not None:
             built.check_steps(steps)
@@ -281,9 +285,9 @@ def _at(section: str, sentence: str) -> str:
     return f"{section}.{sentence}" if joined else f"{section}: {sentence}"
 
 
-def _check_batches(bench: Workbench, nets: TrialNets, proposed: Sequence[Proposal]) -> None:
+def _check_batches(context: CampaignContext, nets: TrialNets, proposed: Sequence[Proposal]) -> None:
     """A net that normalises over its batch cannot train on one item that gives it a single value."""
-    splits, of_student = bench.splits, nets.example(bench)
+    splits, of_student = context.splits, nets.example
     for proposal in proposed:
         config = proposal.config
         trained: list[tuple[str, FitConfig, int, Sequence[nn.Module], Tensor]] = [
@@ -291,10 +295,10 @@ def _check_batches(bench: Workbench, nets: TrialNets, proposed: Sequence[Proposa
             ("retrain", config.retrain, len(splits.retrain), nets.students, of_student),
         ]
         if config.teacher.weights is None:
-            theirs = bench.teacher_example()
-            trained.append(("teacher.fit", config.teacher.fit, len(splits.retrain), [bench.teacher_model], theirs))
+            theirs = context.teacher_example()
+            trained.append(("teacher.fit", config.teacher.fit, len(splits.retrain), [context.teacher_model], theirs))
         for path, fit, num_items, over, example in trained:
-            if min(fit.batch_size, num_items) == 1 and not all(trains_on_one(net, example) for net in over):
+            if min(fit.batch_size, num_items) == 1 and not all(supports_batch_size_1(net, example) for net in over):
                 way_out = "raise it to 2 or more" if num_items > 1 else "give more data"
                 raise ConfigError(
                     f"{path}.batch_size: a BatchNorm of this net has one value a channel for each item, so it needs "

@@ -59,7 +59,7 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _extremes(path: str, definition: Mapping[str, Any]) -> list[Any]:
+def _boundary_values(path: str, definition: Mapping[str, Any]) -> list[Any]:
     """The values of a knob that a section must accept: all of a choice, the bounds of a range and one between them."""
     knob = parse_knobs({path: definition})[path]
     if isinstance(knob, ChoiceKnob):
@@ -165,9 +165,9 @@ class CampaignConfig(Section):
             if self.trials <= len(cells):  # nothing else is ever proposed
                 return self
         for path in self.knobs:
-            for value in _extremes(path, self.knobs[path]):
+            for value in _boundary_values(path, self.knobs[path]):
                 self._accepts({path: value})
-        weights = {path: _extremes(path, d) for path, d in self.knobs.items() if path.endswith(".weight")}
+        weights = {path: _boundary_values(path, d) for path, d in self.knobs.items() if path.endswith(".weight")}
         for values in product(*({min(v), max(v)} for v in weights.values())):  # terms may all be off together
             self._accepts(dict(zip(weights, values, strict=True)))
         return self

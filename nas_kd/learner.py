@@ -17,7 +17,7 @@ from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
 from nas_kd.training.fit import FitConfig, Log, OnProgress, fit, no_log, no_progress
 from nas_kd.training.gate_search import search_gates, trained_parameters
-from nas_kd.workbench import Workbench
+from nas_kd.workbench import CampaignContext
 from search_spaces import Supernet
 from search_spaces.arch import Choice
 
@@ -26,7 +26,7 @@ class Learner:
     """A net under its objective, with the teacher's answers from the cache or from the teacher itself.
 
     Args:
-        bench: data and teacher.
+        context: data and teacher.
         net: a supernet or a student.
         config: the objective.
         knobs: the student's view of a clip.
@@ -36,7 +36,7 @@ class Learner:
 
     def __init__(
         self,
-        bench: Workbench,
+        context: CampaignContext,
         net: nn.Module,
         config: ObjectiveConfig,
         knobs: Mapping[str, Choice],
@@ -44,20 +44,20 @@ class Learner:
         cached: bool,
         varying: bool = False,
     ) -> None:
-        self.bench, self.net, self.knobs = bench, net, dict(knobs)
-        example = bench.student_example(self.knobs)
+        self.context, self.net, self.knobs = context, net, dict(knobs)
+        example = context.student_example(self.knobs)
         teacher = None
         if config.distils:
-            teacher = bench.untrained_teacher() if config.co_trains_teacher else bench.teacher_model
-        theirs = bench.teacher_example()
-        self.objective = DistillationLoss(config, bench.task, net, teacher, example, theirs, varying_width=varying)
-        self.objective.to(bench.device)
+            teacher = context.untrained_teacher() if config.co_trains_teacher else context.teacher_model
+        theirs = context.teacher_example()
+        self.objective = DistillationLoss(config, context.task, net, teacher, example, theirs, varying_width=varying)
+        self.objective.to(context.device)
         self._student = Taps(net, self.objective.student_taps)
         self._teacher: Teacher | None = None
         self._co_trained_teacher: Taps | None = None
         self._answers: Callable[[Batch, Tensor], ModelOutput | None] = lambda batch, inputs: None
         if teacher is not None:
-            cache = bench.cache
+            cache = context.cache
             taps = self.objective.teacher_taps
             if config.co_trains_teacher:
                 beside = self._co_trained_teacher = Taps(teacher.train(), taps)
@@ -71,9 +71,9 @@ class Learner:
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""
-        input_type, num_items = self.bench.input_type, len(batch[self.bench.input_type.key])
+        input_type, num_items = self.context.input_type, len(batch[self.context.input_type.key])
         previous = self.objective.needs_previous_frame
-        view = input_type.training_view(batch, self.bench.space, self.knobs, previous_frame=previous)
+        view = input_type.training_view(batch, self.context.space, self.knobs, previous_frame=previous)
         student = input_type.student_output(self._student(*view.student), num_items)
         teacher = None
         if self.objective.uses_teacher:
@@ -108,13 +108,13 @@ class Learner:
             progress: told after every step.
             log: told the mean terms after every epoch.
         """
-        supernet, bench = self.net, self.bench
+        supernet, context = self.net, self.context
         assert isinstance(supernet, Supernet)
-        weights = bench.loader(bench.splits.weights, config, seed=seed, train=True)
-        gates = bench.loader(bench.splits.gates, config, seed=seed + 1, train=True)
-        begun = bench.input_type.start_share(config.local)
+        weights = context.loader(context.splits.weights, config, seed=seed, train=True)
+        gates = context.loader(context.splits.gates, config, seed=seed + 1, train=True)
+        begun = context.input_type.start_share(config.local)
         if begun and (checkpoint is None or load_checkpoint(checkpoint, tag=tag) is None):
-            bench.input_type.start_search(
+            context.input_type.start_search(
                 supernet, weights, gates, config, config.local, seed=seed,
                 progress=lambda done, words: progress(begun * done, words),
             )  # fmt: skip
@@ -143,7 +143,7 @@ class Learner:
             seed: of order, augmentation and noise.
             options: of `nas_kd.training.fit.fit`.
         """
-        loader = self.bench.loader(dataset, config, seed=seed, train=True)
+        loader = self.context.loader(dataset, config, seed=seed, train=True)
         self.objective.check_steps(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         fit(

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
+from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss
-from nas_kd.proposals import outline, proposals
+from nas_kd.proposals import proposals, structure_key
+from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
@@ -22,14 +24,14 @@ from nas_kd.training.checkpoint import count_params, write_whole
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial_nets import TrialNets, build_nets, build_objective
-from nas_kd.workbench import Workbench, all_knobs, latency_file, latency_name, take_teacher
+from nas_kd.workbench import CampaignContext, all_knobs, latency_file, latency_name
 from search_spaces import CostTable
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 
 
 def prepare_teacher(
-    bench: Workbench, run_dir: Path, progress: OnProgress = no_progress
+    context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress
 ) -> dict[str, float | int | str]:
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
 
@@ -40,10 +42,10 @@ def prepare_teacher(
         ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
     """
     folder = run_dir / "teacher"
-    config, model = bench.config, bench.teacher_model
+    config, model = context.config, context.teacher_model
     digest = config.digest(*TEACHER_SECTIONS)
     manifest = folder / "teacher.json"
-    check_teacher(bench)
+    check_teacher(context)
     if manifest.is_file():
         known: dict[str, float | int | str] = json.loads(manifest.read_text())
         if known.get("digest") != digest:
@@ -55,11 +57,11 @@ def prepare_teacher(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         if config.teacher.weights is None and not is_precomputed(model):
-            loader = bench.loader(bench.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
+            loader = context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
             fit(
                 model,
                 loader,
-                lambda batch: _teacher_loss(bench, batch),
+                lambda batch: _teacher_loss(context, batch),
                 lambda terms: terms["task"],
                 config.teacher.fit,
                 seed=config.seed,
@@ -70,31 +72,34 @@ def prepare_teacher(
         model.eval()
         known = {"digest": digest, "params": count_params(model)}
         if not is_precomputed(model):
-            known["flops"] = bench.input_type.teacher_flops(model, bench.teacher_example(), bench.space)
-        known |= part_flops(model, bench.teacher_example())
+            known["flops"] = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
+        known |= part_flops(model, context.teacher_example())
         for split in ("val", "test"):
-            values = bench.evaluate_teacher(getattr(bench.splits, split))
+            values = context.evaluate_teacher(getattr(context.splits, split))
             known |= {f"{split}/{name}": value for name, value in values.items()}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "teacher.safetensors")
         write_whole(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-    take_teacher(bench)
-    _fill_cache(bench, folder / "outputs", progress)
+    context.freeze_teacher()
+    _fill_cache(context, folder / "outputs", progress)
     return known
 
 
-def _teacher_loss(bench: Workbench, batch: Batch) -> dict[str, Tensor]:
+def _teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:
     """The sum over all outputs of the teacher that are trained on the labels."""
-    outputs, labels = bench.input_type.teacher_training_view(bench.teacher_model, batch)
-    return {"task": torch.stack([bench.task.loss(output, labels) for output in outputs]).sum()}
+    outputs, labels = context.input_type.teacher_training_view(context.teacher_model, batch)
+    return {"task": torch.stack([context.task.loss(output, labels) for output in outputs]).sum()}
 
 
-def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, way_out: str = "") -> None:
+def check_outputs(
+    task: Task, input_type: InputType, who: str, outputs: object, example: Tensor, way_out: str = ""
+) -> None:
     """Raise where a net does not give what the task reads.
 
     Args:
-        bench: with the task.
+        task: what it reads.
+        input_type: of the campaign.
         who: the net, for the sentence.
         outputs: what it gave for the example.
         example: its input.
@@ -103,22 +108,21 @@ def check_outputs(bench: Workbench, who: str, outputs: object, example: Tensor, 
     Raises:
         ValueError: the shape wanted and the one given.
     """
-    task = bench.task
-    maps = bench.input_type.outputs_are_maps(type(task))
+    maps = input_type.outputs_are_maps(type(task))
     wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
     fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
     if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for "
-            f"{bench.input_type.item} of shape {tuple(example.shape)[1:]}, but gives {got}"
+            f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {got}"
             f"{'; ' if way_out else ''}{way_out}"
         )
 
 
-def check_teacher(bench: Workbench) -> None:
+def check_teacher(context: CampaignContext) -> None:
     """Raise `ValueError` where the teacher does not read what the data are or give what the task reads."""
-    model, example, name = bench.teacher_model, bench.teacher_example(), bench.config.teacher.model
+    model, example, name = context.teacher_model, context.teacher_example(), context.config.teacher.model
     mode = model.training
     try:
         with torch.no_grad():
@@ -128,82 +132,83 @@ def check_teacher(bench: Workbench) -> None:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"teacher.model: {name} cannot read {bench.input_type.item} of the data, of shape "
+            f"teacher.model: {name} cannot read {context.input_type.item} of the data, of shape "
             f"{tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
             f"stopped with {type(error).__name__}: {reason})"
         ) from error
     model.train(mode)
-    check_outputs(bench, f"teacher.model: {name}", outputs, example, "change its settings, or choose another teacher")
+    way_out = "change its settings, or choose another teacher"
+    check_outputs(context.task, context.input_type, f"teacher.model: {name}", outputs, example, way_out)
 
 
-def cached_taps(bench: Workbench) -> tuple[str, ...] | None:
+def cached_taps(context: CampaignContext) -> tuple[str, ...] | None:
     """Modules of the teacher whose outputs trials distil from its cache; None where none of them asks the teacher for
     what depends on the item alone."""
-    objectives = _cached_objectives(bench)
+    objectives = _cached_objectives(context)
     if not objectives:
         return None
     return tuple(dict.fromkeys(name for objective in objectives for name in objective.teacher_taps))
 
 
-def _cached_objectives(bench: Workbench) -> list[DistillationLoss]:
+def _cached_objectives(context: CampaignContext) -> list[DistillationLoss]:
     """Those of all that trials may have that ask the teacher for what depends on the clip alone."""
     found: dict[tuple[str, ...], DistillationLoss] = {}
     built: dict[str, TrialNets] = {}
-    for proposal in proposals(bench.config, bench.space):
+    for proposal in proposals(context.config, context.space):
         search, retrain = proposal.config.search, proposal.config.retrain
         for knobs, is_search in product(proposal.knobs, (True, False)):
             config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
-            key = (str(is_search), str(knobs), outline(config))
+            key = (str(is_search), str(knobs), structure_key(config))
             if key in found or not config.distils or config.needs_online_teacher or fits.augment != "none":
                 continue
             if str(knobs) not in built:
-                built[str(knobs)] = build_nets(bench, knobs)
+                built[str(knobs)] = build_nets(context, knobs)
             nets = built[str(knobs)]
-            found[key] = build_objective(bench, config, nets, nets.supernet if is_search else nets.students[0])
+            found[key] = build_objective(context, config, nets, nets.supernet if is_search else nets.students[0])
     return [objective for objective in found.values() if objective.uses_teacher]
 
 
-def _fill_cache(bench: Workbench, folder: Path, progress: OnProgress) -> None:
-    config = bench.config
-    if not bench.input_type.caches_teacher or TeacherCache.is_complete(folder):
+def _fill_cache(context: CampaignContext, folder: Path, progress: OnProgress) -> None:
+    config = context.config
+    if not context.input_type.caches_teacher or TeacherCache.is_complete(folder):
         return
-    taps = cached_taps(bench)
+    taps = cached_taps(context)
     if taps is None:
         return
-    teacher = Teacher(bench.teacher_model, taps)
+    teacher = Teacher(context.teacher_model, taps)
     # Not for training: every clip once, in order.
-    loader = bench.loader(bench.splits.retrain, config.retrain, seed=0, train=False)
-    num_clips = len(bench.splits.retrain.base)
-    if TeacherCache.size_bytes(teacher(bench.teacher_example()), num_clips) <= CACHE_LIMIT_BYTES:
-        TeacherCache.write(folder, teacher, loader, bench.teacher_input, num_clips, progress)
+    loader = context.loader(context.splits.retrain, config.retrain, seed=0, train=False)
+    num_clips = len(context.splits.retrain.base)
+    if TeacherCache.size_bytes(teacher(context.teacher_example()), num_clips) <= CACHE_LIMIT_BYTES:
+        TeacherCache.write(folder, teacher, loader, context.teacher_input, num_clips, progress)
     teacher.close()
 
 
-def prepare_latency(bench: Workbench, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:
+def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:
     """Measure the latency of all candidates, for a budget of latency. Done once a campaign, for all trials.
 
     Args:
-        bench: gets the tables.
+        context: gets the tables.
         run_dir: keeps them.
         threads: as many as a trial has.
         progress: told how far it is.
     """
-    tables, before = all_knobs(bench.space), torch.get_num_threads()
+    tables, before = all_knobs(context.space), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         # What was measured for other candidates, or elsewhere, is measured again.
-        place = {name: environment(str(bench.device))[name] for name in ("torch", "device", "threads", "host")}
-        key = json.loads(json.dumps({**place, "space": bench.space.settings}))
+        place = {name: environment(str(context.device))[name] for name in ("torch", "device", "threads", "host")}
+        key = json.loads(json.dumps({**place, "space": context.space.settings}))
         for i, knobs in enumerate(tables):
-            path = latency_file(bench.space, knobs, run_dir)
+            path = latency_file(context.space, knobs, run_dir)
             known = json.loads(path.read_text()) if path.is_file() else {}
             if known.get("of") != key:
                 at = ", ".join(f"{name} {value}" for name, value in knobs.items())
                 progress(i / len(tables), f"latency of candidates, {at}")
-                table = bench.input_type.latency_table(bench.space, knobs, bench.device)
+                table = context.input_type.latency_table(context.space, knobs, context.device)
                 known = {"of": key, "table": table.to_json()}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, json.dumps(known) + "\n")
-            bench.latencies[latency_name(bench.space, knobs)] = CostTable.from_json(known["table"])
+            context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(known["table"])
     finally:
         torch.set_num_threads(before)

@@ -34,7 +34,7 @@ class Proposal:
     values: Mapping[str, Any]
     knobs: tuple[Mapping[str, Choice], ...]
 
-    def blame(self, section: str) -> str:
+    def error_prefix(self, section: str) -> str:
         """The words with which an error about `objective` or `search.objective` begins."""
         own = [f"{path} = {value!r}" for path, value in self.values.items() if path.startswith(f"{section}.")]
         return f"{self.source} may not propose {' with '.join(own)}: " if own else ""
@@ -61,9 +61,9 @@ def proposals(config: CampaignConfig, space: SearchSpace) -> list[Proposal]:
         add("grid", cell, [cast(Mapping[str, Choice], own)])
     if not cells or config.trials > len(cells):  # a sampler proposes too
         for values in _sampled(config):
-            add("knobs", values, extreme_knobs(space))
+            add("knobs", values, corner_knobs(space))
     return [
-        Proposal(_filled(config, source, values), source, _changed(config, values), tuple(_ends(knobs)))
+        Proposal(_filled(config, source, values), source, _changed(config, values), tuple(_corners(knobs)))
         for source, values, knobs in found.values()
     ]
 
@@ -106,7 +106,7 @@ def _changed(config: CampaignConfig, values: Mapping[str, Any]) -> dict[str, Any
     return changed
 
 
-def extreme_knobs(space: SearchSpace) -> list[Mapping[str, Choice]]:
+def corner_knobs(space: SearchSpace) -> list[Mapping[str, Choice]]:
     """The first and the last values of all knobs together: of those that ascend, the smallest and the largest. Besides,
     each other value of a knob of words, which stands for another net, with the last ones of the others."""
     first, last = ({name: values[i] for name, values in space.knobs.items()} for i in (0, -1))
@@ -114,20 +114,20 @@ def extreme_knobs(space: SearchSpace) -> list[Mapping[str, Choice]]:
     return [first, last, *({**last, name: value} for name, values in words.items() for value in values)]
 
 
-def _ends(knobs: list[Mapping[str, Choice]]) -> list[Mapping[str, Choice]]:
+def _corners(knobs: list[Mapping[str, Choice]]) -> list[Mapping[str, Choice]]:
     """Of knobs that differ in numbers alone, those with the smallest and with the largest ones."""
     groups: dict[str, list[Mapping[str, Choice]]] = {}
     for values in knobs:
         words = {name: value for name, value in values.items() if isinstance(value, str)}
         groups.setdefault(json.dumps(words), []).append(values)
-    ends: list[Mapping[str, Choice]] = []
+    corners: list[Mapping[str, Choice]] = []
     for group in groups.values():
         group.sort(key=lambda values: [value for value in values.values() if not isinstance(value, str)])
-        ends += [group[0], *(group[-1:] if group[-1] != group[0] else [])]
-    return ends
+        corners += [group[0], *(group[-1:] if group[-1] != group[0] else [])]
+    return corners
 
 
-def outline(objective: ObjectiveConfig) -> str:
+def structure_key(objective: ObjectiveConfig) -> str:
     """What decides whether an objective fits: equal for two that differ in sizes of weights or in free options."""
     content: dict[str, Any] = {"task": objective.task.weight > 0, "finetune_share": objective.finetune_share}
     for name, term in objective.active_terms.items():

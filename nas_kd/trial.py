@@ -24,7 +24,7 @@ from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, OnProgress
 from nas_kd.training.measure import environment, part_flops
-from nas_kd.workbench import Workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, load_context
 from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range, dearest_within
@@ -39,21 +39,21 @@ class TrialFunction:
     """What the runner executes: picklable, and without anything heavy inside.
 
     Args:
-        config_json: config of the campaign, as text: classes of the user's that it holds can be imported in `home`.
+        config_json: config of the campaign, as text: classes of the user's that it holds can be imported in `working_dir`.
         run_dir: the run's folder, where the teacher is.
-        home: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
+        working_dir: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
     """
 
     config_json: str
     run_dir: Path
-    home: Path = field(default_factory=Path.cwd)
+    working_dir: Path = field(default_factory=Path.cwd)
 
     def __call__(self, context: TrialContext) -> TrialRecord:
         """Run the trial of `context`, or continue it from its checkpoints."""
-        os.chdir(self.home)
+        os.chdir(self.working_dir)
         torch.set_num_threads(context.num_cpus)
-        bench = ready_workbench(self.config_json, self.run_dir, context.device)
-        return Trial(bench, bench.config.with_knobs(context.knobs), context).run()
+        campaign = load_context(self.config_json, self.run_dir, context.device)
+        return Trial(campaign, campaign.config.with_knobs(context.knobs), context).run()
 
 
 @dataclass
@@ -61,12 +61,12 @@ class Trial:
     """One trial at work.
 
     Args:
-        bench: data, teacher and space.
+        campaign: data, teacher and space.
         config: of the campaign, with this trial's knobs filled in.
         context: number, knobs, seed, folder.
     """
 
-    bench: Workbench
+    campaign: CampaignContext
     config: CampaignConfig
     context: TrialContext
     durations_s: dict[str, float] = field(default_factory=dict)
@@ -78,12 +78,12 @@ class Trial:
     def knobs(self) -> dict[str, Choice]:
         """The space's knobs of this trial: those proposed, or with the next value of the input type's fallback knob
         where no student meets the budget."""
-        space, fallback = self.bench.space, self.bench.input_type.fallback_knob
+        space, fallback = self.campaign.space, self.campaign.input_type.fallback_knob
         knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
         if fallback is None:
             return knobs
         for value in space.knobs[fallback]:  # ascending
-            if int(value) > int(knobs[fallback]) and cost_range(self.bench.table(knobs))[0] > self.budget:
+            if int(value) > int(knobs[fallback]) and cost_range(self.campaign.table(knobs))[0] > self.budget:
                 knobs[fallback] = value
         return knobs
 
@@ -95,9 +95,9 @@ class Trial:
     @property
     def is_open(self) -> bool:
         """Whether there is anything to search; else there is only the one architecture."""
-        space = self.bench.space
+        space = self.campaign.space
         active = space.active(space.widest(self.knobs).choices)
-        return self.bench.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
+        return self.campaign.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
 
     def run(self) -> TrialRecord:
         """The whole trial."""
@@ -114,9 +114,9 @@ class Trial:
             number=self.context.number,
             state="complete",
             seed=self.context.seed,
-            config_hash=self.bench.config.digest(),
+            config_hash=self.campaign.config.digest(),
             knobs=self.context.knobs,
-            metric=Metric(name=self.bench.task.metric, maximize=self.bench.task.maximize),
+            metric=Metric(name=self.campaign.task.metric, maximize=self.campaign.task.maximize),
             arch=arch.as_dict(),
             arch_id=arch.arch_id,
             cost=cost,
@@ -135,18 +135,18 @@ class Trial:
         seed, config = self.context.seed, self.config.search
         torch.manual_seed(seed)
         supernet = Supernet(
-            self.bench.space,
+            self.campaign.space,
             self.knobs,
             estimator=config.gates.estimator,
             seed=seed,
-            table=self.bench.table(self.knobs),
+            table=self.campaign.table(self.knobs),
         )
-        supernet.to(self.bench.device)
+        supernet.to(self.campaign.device)
         if not self.is_open:
             return supernet
         budget = BudgetController(self.budget)
         clock = time.perf_counter()
-        with supernet.pinned(self.bench.space.widest(self.knobs)):  # adapters must fit the widest maps
+        with supernet.pinned(self.campaign.space.widest(self.knobs)):  # adapters must fit the widest maps
             learner = self._learner(supernet, config.objective, config, varying_width=True)
         with closing(learner):
             learner.search(
@@ -159,7 +159,7 @@ class Trial:
                 log=lambda epoch, means: self._log("search", epoch, means),
             )
         self.durations_s["search"] = time.perf_counter() - clock
-        self.metrics["gated"] = {"val": self._evaluate(supernet, self.bench.splits.val)}
+        self.metrics["gated"] = {"val": self._evaluate(supernet, self.campaign.splits.val)}
         self.diagnostics["penalty_weight"] = budget.weight
         self.diagnostics["expected_cost"] = float(supernet.expected_flops().detach())
         with torch.no_grad():
@@ -173,12 +173,12 @@ class Trial:
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
         arch = supernet.arch(self.budget)
-        if fallback := self.bench.input_type.fallback_knob:
+        if fallback := self.campaign.input_type.fallback_knob:
             taken = self.knobs[fallback]
             asked = self.context.knobs.get(fallback, taken)
             if asked != taken:
-                self.warnings.append(self.bench.input_type.fallback_warning(fallback, asked, taken))
-        table, text = self.bench.table(self.knobs), self.config.budget.text
+                self.warnings.append(self.campaign.input_type.fallback_warning(fallback, asked, taken))
+        table, text = self.campaign.table(self.knobs), self.config.budget.text
         cost, free = table.flops(arch.choices), table.flops(supernet.arch().choices)
         self.diagnostics["budget_share"] = cost / self.budget
         self.diagnostics["unconstrained_cost"] = float(free)
@@ -195,7 +195,7 @@ class Trial:
                 "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
             )
         gates = [str(choice) for choice in arch.choices.values() if isinstance(choice, str)]
-        idle_choices = self.bench.space.idle_choices
+        idle_choices = self.campaign.space.idle_choices
         idle = sum(choice in idle_choices for choice in gates)
         self.diagnostics["idle_edges"] = idle / max(len(gates), 1)
         if gates and idle / len(gates) > COLLAPSE_SHARE:
@@ -206,15 +206,15 @@ class Trial:
         return arch
 
     def _retrain(self, arch: ArchSpec, derived: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
-        config, bench = self.config.retrain, self.bench
+        config, campaign = self.config.retrain, self.campaign
         if self.is_open:
-            self.metrics["derived"] = {"val": self._evaluate(derived, bench.splits.val)}
+            self.metrics["derived"] = {"val": self._evaluate(derived, campaign.splits.val)}
         clock = time.perf_counter()
         results: list[tuple[nn.Module, dict[str, dict[str, float]]]] = []
         for i in range(config.num_seeds):
             seed = self.context.seed + i
             torch.manual_seed(seed)
-            student = bench.space.student(arch).to(bench.device)
+            student = campaign.space.student(arch).to(campaign.device)
             if config.init == "inherit" and self.is_open:
                 student.load_state_dict(derived.state_dict())
             learner = self._learner(student, self.config.objective, config)
@@ -226,7 +226,7 @@ class Trial:
 
             with closing(learner):
                 learner.fit(
-                    bench.splits.retrain,
+                    campaign.splits.retrain,
                     config,
                     seed=seed,
                     checkpoint=self.context.directory / f"checkpoint-retrain-{i}.pt",
@@ -234,7 +234,7 @@ class Trial:
                     progress=self._stage(self._search_share + i * share, share),
                     log=log,
                 )
-            splits = {"val": bench.splits.val, "test": bench.splits.test}  # test: only here, and never fed back
+            splits = {"val": campaign.splits.val, "test": campaign.splits.test}  # test: only here, and never fed back
             results.append((student, {name: self._evaluate(student, split) for name, split in splits.items()}))
         self.durations_s["retrain"] = time.perf_counter() - clock
         repeats = {
@@ -249,17 +249,17 @@ class Trial:
         return results[0][0], repeats if len(results) > 1 else {}
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
-        example = self.bench.space.example_input(self.knobs).to(self.bench.device)
-        table = self.bench.space.cost_table(self.knobs)
+        example = self.campaign.space.example_input(self.knobs).to(self.campaign.device)
+        table = self.campaign.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
-        fields = self.bench.input_type.student_cost(student, example, flops, count_params(student))
+        fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
         return Cost.model_validate(fields)
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
-        info = self.bench.splits.info
-        shape = tuple(self.bench.space.example_input(self.knobs).shape[1:])
+        info = self.campaign.splits.info
+        shape = tuple(self.campaign.space.example_input(self.knobs).shape[1:])
         save_bundle(
             self.context.directory,
             student,
@@ -269,14 +269,14 @@ class Trial:
                 input_shape=shape,
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
-                class_names=self.bench.task.class_names,
+                class_names=self.campaign.task.class_names,
                 task=self.config.task,
                 trial=self.context.number,
                 seed=self.context.seed,
                 flops=cost.flops,
                 params=cost.params,
                 metrics=dict(self.metrics["retrained"].items()),
-                **self.bench.input_type.bundle_fields(cost.model_dump()),
+                **self.campaign.input_type.bundle_fields(cost.model_dump()),
             ),
         )
 
@@ -285,17 +285,19 @@ class Trial:
     def _learner(
         self, net: nn.Module, config: ObjectiveConfig, fit_config: FitConfig, *, varying_width: bool = False
     ) -> Learner:
-        return Learner(self.bench, net, config, self.knobs, cached=fit_config.augment == "none", varying=varying_width)
+        return Learner(
+            self.campaign, net, config, self.knobs, cached=fit_config.augment == "none", varying=varying_width
+        )
 
     def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:
-        return self.bench.evaluate_student(model, dataset, self.knobs)
+        return self.campaign.evaluate_student(model, dataset, self.knobs)
 
     def _report_rung(self, repeat: int, epoch: int, student: nn.Module, arch: ArchSpec) -> None:
         stopping = self.config.early_stopping
         if stopping is None or repeat > 0 or epoch + 1 not in stopping.rungs:
             return
-        score = self._evaluate(student, self.bench.splits.val)[self.bench.task.metric]
-        values = {self.bench.task.metric: score, "flops": float(self.bench.space.cost(arch))}
+        score = self._evaluate(student, self.campaign.splits.val)[self.campaign.task.metric]
+        values = {self.campaign.task.metric: score, "flops": float(self.campaign.space.cost(arch))}
         self.context.report(values=values, step=epoch + 1)
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.taps import shapes_given
 from nas_kd.training.fit import FitConfig
-from nas_kd.workbench import Workbench
+from nas_kd.workbench import CampaignContext
 from search_spaces import Supernet
 from search_spaces.arch import Choice
 
@@ -24,48 +24,49 @@ class TrialNets:
     Attributes:
         supernet: for the search; it runs its widest architecture.
         students: the widest and the narrowest one: a module that both have is one that, in all likelihood, all have.
+        example: zeros of what they see, with batch size 1.
     """
 
     supernet: Supernet
     students: tuple[nn.Module, ...]
+    example: Tensor
 
-    def example(self, bench: Workbench) -> Tensor:
-        """Zeros of what they see, with batch size 1."""
-        return bench.student_example(self.supernet.knobs)
-
-    def shapes(self, bench: Workbench, net: nn.Module) -> dict[str, tuple[int, ...]]:
+    def shapes(self, net: nn.Module) -> dict[str, tuple[int, ...]]:
         """What can be tapped in one of them: module -> shape."""
-        return shapes_given(net, self.example(bench))
+        return shapes_given(net, self.example)
 
 
-def build_nets(bench: Workbench, knobs: Mapping[str, Choice]) -> TrialNets:
+def build_nets(context: CampaignContext, knobs: Mapping[str, Choice]) -> TrialNets:
     """The nets for these knobs."""
-    space = bench.space
+    space = context.space
     supernet = Supernet(space, knobs)
     widest = space.widest(supernet.knobs)
     first = {name: values[0] for name, values in space.variables.items()}
     archs = dict.fromkeys([widest, space.arch({**supernet.knobs, **first})])
     supernet.control.pinned = {n: len(space.variables[n]) - 1 for n in widest.choices if n in space.variables}
-    return TrialNets(supernet.to(bench.device), tuple(space.student(arch).to(bench.device) for arch in archs))
+    students = tuple(space.student(arch).to(context.device) for arch in archs)
+    return TrialNets(supernet.to(context.device), students, context.student_example(supernet.knobs))
 
 
-def build_objective(bench: Workbench, config: ObjectiveConfig, nets: TrialNets, net: nn.Module) -> DistillationLoss:
+def build_objective(
+    context: CampaignContext, config: ObjectiveConfig, nets: TrialNets, net: nn.Module
+) -> DistillationLoss:
     """The objective of one of these nets, to see what it needs and whether it fits.
 
     Raises:
         ValueError: it does not fit the task, the space or the teacher.
     """
-    teacher = bench.teacher_model if config.distils else None
-    varying, theirs = net is nets.supernet, bench.teacher_example()
-    return DistillationLoss(config, bench.task, net, teacher, nets.example(bench), theirs, varying_width=varying)
+    teacher = context.teacher_model if config.distils else None
+    varying, theirs = net is nets.supernet, context.teacher_example()
+    return DistillationLoss(config, context.task, net, teacher, nets.example, theirs, varying_width=varying)
 
 
-def num_steps(bench: Workbench, config: FitConfig) -> int:
+def num_steps(context: CampaignContext, config: FitConfig) -> int:
     """Steps of a training on both splits together."""
-    return len(bench.loader(bench.splits.retrain, config, seed=0, train=True)) * config.epochs
+    return len(context.loader(context.splits.retrain, config, seed=0, train=True)) * config.epochs
 
 
-def trains_on_one(net: nn.Module, example: Tensor) -> bool:
+def supports_batch_size_1(net: nn.Module, example: Tensor) -> bool:
     """Whether a net can be trained in batches of one item: no BatchNorm is left with one value a channel."""
     try:
         net = copy.deepcopy(net).train()  # whose statistics stay as they are

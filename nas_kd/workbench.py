@@ -25,8 +25,20 @@ from search_spaces.arch import Choice
 
 
 @dataclass
-class Workbench:
-    """Data, teacher and space of one campaign on one device."""
+class CampaignContext:
+    """Data, teacher and space of one campaign on one device.
+
+    Attributes:
+        config: of the campaign.
+        device: of all nets and batches.
+        splits: the data.
+        task: loss and metrics.
+        space: of the students.
+        input_type: how the data reach teacher and students.
+        teacher_model: untrained until `freeze_teacher`.
+        cache: the teacher's outputs over the training split, where they are kept.
+        latencies: `latency_name` -> measured latencies, for a budget of latency.
+    """
 
     config: CampaignConfig
     device: torch.device
@@ -72,6 +84,13 @@ class Workbench:
         """Zeros of what a student sees in a training step, with batch size 1."""
         return self.input_type.student_example(self.space, knobs).to(self.device)
 
+    def freeze_teacher(self) -> None:
+        """Keep the teacher, which has its weights now, as it is; a space that is derived from it is derived again."""
+        self.teacher_model.requires_grad_(False).eval()
+        if self.config.space.is_derived:
+            self.space = _space(self.config, self.splits, self.task, self.teacher_model)
+            self.teacher_model = self.input_type.frozen_teacher(self.teacher_model, self.space).to(self.device)
+
     def untrained_teacher(self) -> nn.Module:
         """A net like the teacher with weights of its own, to be trained beside a student."""
         config = self.config.teacher.model_copy(update={"weights": None})
@@ -93,7 +112,7 @@ class Workbench:
         return self.loader(dataset, FitConfig(), seed=0, train=False)
 
 
-def build_workbench(config: CampaignConfig, device: str) -> Workbench:
+def build_context(config: CampaignConfig, device: str) -> CampaignContext:
     """Data, space and an untrained teacher.
 
     Raises:
@@ -109,7 +128,7 @@ def build_workbench(config: CampaignConfig, device: str) -> Workbench:
     model = build_teacher_model(config.teacher, task.num_outputs, splits.info).to(device)
     space = _space(config, splits, task, model)
     input_type = choose_input_type(splits.info, type(task), space, config.normalize.mean, config.normalize.std)
-    return Workbench(config, torch.device(device), splits, task, space, input_type, model)
+    return CampaignContext(config, torch.device(device), splits, task, space, input_type, model)
 
 
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:
@@ -119,27 +138,19 @@ def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Modul
     return config.space.derive(teacher, (splits.info.height, splits.info.width), identity)
 
 
-def take_teacher(bench: Workbench) -> None:
-    """Freeze the teacher for good, now that it has its weights; what is derived from it is derived again."""
-    bench.teacher_model.requires_grad_(False).eval()
-    if bench.config.space.is_derived:
-        bench.space = _space(bench.config, bench.splits, bench.task, bench.teacher_model)
-        bench.teacher_model = bench.input_type.frozen_teacher(bench.teacher_model, bench.space).to(bench.device)
-
-
 @lru_cache(maxsize=1)
-def ready_workbench(config_json: str, run_dir: Path, device: str) -> Workbench:
-    """The workbench with the teacher that `prepare_teacher` left in the run's folder; kept for the next trial."""
-    bench = build_workbench(CampaignConfig.model_validate_json(config_json), device)
-    load_weights(bench.teacher_model, run_dir / "teacher" / "teacher.safetensors")
-    take_teacher(bench)
-    if bench.config.budget.max_latency_ms is not None:
-        for knobs in all_knobs(bench.space):
-            content = json.loads(latency_file(bench.space, knobs, run_dir).read_text())
-            bench.latencies[latency_name(bench.space, knobs)] = CostTable.from_json(content["table"])
+def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContext:
+    """The context with the teacher that `prepare_teacher` left in the run's folder; kept for the next trial."""
+    context = build_context(CampaignConfig.model_validate_json(config_json), device)
+    load_weights(context.teacher_model, run_dir / "teacher" / "teacher.safetensors")
+    context.freeze_teacher()
+    if context.config.budget.max_latency_ms is not None:
+        for knobs in all_knobs(context.space):
+            content = json.loads(latency_file(context.space, knobs, run_dir).read_text())
+            context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(content["table"])
     if TeacherCache.is_complete(folder := run_dir / "teacher" / "outputs"):
-        bench.cache = TeacherCache(folder)
-    return bench
+        context.cache = TeacherCache(folder)
+    return context
 
 
 def all_knobs(space: SearchSpace) -> list[dict[str, Choice]]:

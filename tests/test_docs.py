@@ -37,7 +37,7 @@ from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, Segm
 from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
 from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from nas_kd.workbench import build_workbench
+from nas_kd.workbench import build_context
 from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
 from search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
 from search_spaces.knapsack import cost_range
@@ -181,7 +181,7 @@ def test_campaigns_on_features_need_no_more_than_a_folder(given: dict[str, Any],
     (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     data = {"source": "features", **given.get("data", {}), "root": str(tmp_path)}
     config = validate({**given, "data": data}, source="page")
-    check_fit(config, build_workbench(config, "cpu"))
+    check_fit(config, build_context(config, "cpu"))
 
 
 def test_the_default_budgets_hold_at_the_sizes_of_youtube_8m_and_for_short_clips() -> None:

@@ -17,22 +17,22 @@ from nas_kd import preparation
 from nas_kd.config import CampaignConfig
 from nas_kd.preparation import prepare_teacher
 from nas_kd.trial import Trial
-from nas_kd.workbench import Workbench, build_workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 
 KNOBS = {"max_flops": 250_000, "resolution": 16}
 
 
-def ready(config: CampaignConfig) -> Workbench:
+def ready(config: CampaignConfig) -> CampaignContext:
     run_dir = config.run_dir
-    prepare_teacher(build_workbench(config, "cpu"), run_dir)
-    return ready_workbench(config.model_dump_json(), run_dir, "cpu")
+    prepare_teacher(build_context(config, "cpu"), run_dir)
+    return load_context(config.model_dump_json(), run_dir, "cpu")
 
 
-def run(bench: Workbench, folder: Path, **changes: object) -> TrialRecord:
-    context = TrialContext(number=0, knobs={**KNOBS, **changes}, seed=5, directory=folder)  # type: ignore[dict-item]
-    return Trial(bench, bench.config.with_knobs(context.knobs), context).run()
+def run(context: CampaignContext, folder: Path, **changes: object) -> TrialRecord:
+    own = TrialContext(number=0, knobs={**KNOBS, **changes}, seed=5, directory=folder)  # type: ignore[dict-item]
+    return Trial(context, context.config.with_knobs(own.knobs), own).run()
 
 
 def content(record: TrialRecord) -> dict[str, object]:
@@ -42,26 +42,26 @@ def content(record: TrialRecord) -> dict[str, object]:
 
 
 def test_a_trial_keeps_the_promises(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    bench = ready(tiny())
-    before = {name: value.clone() for name, value in bench.teacher_model.state_dict().items()}
-    record = run(bench, tmp_path / "a")
+    context = ready(tiny())
+    before = {name: value.clone() for name, value in context.teacher_model.state_dict().items()}
+    record = run(context, tmp_path / "a")
     assert record.cost is not None
     assert record.arch is not None
     arch = ArchSpec.from_dict(record.arch)
-    assert record.cost.flops == bench.space.cost(arch)
+    assert record.cost.flops == context.space.cost(arch)
     assert 0.95 * 250_000 <= record.cost.flops <= 250_000
     assert set(record.metrics) == {"gated", "derived", "retrained"}
     assert "test" not in record.metrics["gated"]
     assert "test" not in record.metrics["derived"]
-    assert all(torch.equal(before[n], v) for n, v in bench.teacher_model.state_dict().items())
-    assert content(run(bench, tmp_path / "b")) == content(record)  # promise 8
+    assert all(torch.equal(before[n], v) for n, v in context.teacher_model.state_dict().items())
+    assert content(run(context, tmp_path / "b")) == content(record)  # promise 8
 
 
 def test_a_killed_trial_goes_on_and_ends_the_same(
     tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = ready(tiny())
-    whole = run(bench, tmp_path / "a")
+    context = ready(tiny())
+    whole = run(context, tmp_path / "a")
 
     class Killed(BaseException):
         pass
@@ -82,30 +82,30 @@ def test_a_killed_trial_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(Trial, "_stage", stage)
     with pytest.raises(Killed):
-        run(bench, tmp_path / "b")
+        run(context, tmp_path / "b")
     assert (tmp_path / "b" / "checkpoint-retrain-0.pt").is_file()
-    assert content(run(bench, tmp_path / "b")) == content(whole)
+    assert content(run(context, tmp_path / "b")) == content(whole)
 
 
 def test_repeats_and_fresh_weights_and_dotted_knobs(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    bench = ready(tiny(retrain={"num_seeds": 2, "init": "fresh"}, knobs={}))
-    record = run(bench, tmp_path / "a")
+    context = ready(tiny(retrain={"num_seeds": 2, "init": "fresh"}, knobs={}))
+    record = run(context, tmp_path / "a")
     values = record.repeats["retrained/val/accuracy"]
     assert len(values) == 2
     assert record.metrics["retrained"]["val"]["accuracy"] == pytest.approx(sum(values) / 2)
-    config = bench.config.with_knobs({"objective.response.weight": 0.25, "max_flops": 3})
+    config = context.config.with_knobs({"objective.response.weight": 0.25, "max_flops": 3})
     assert config.objective.response.weight == 0.25
 
 
 def test_the_cache_gives_what_the_teacher_gives(tiny: Callable[..., CampaignConfig]) -> None:
-    bench = ready(tiny())
-    assert bench.cache is not None
-    batch = next(iter(bench.loader(bench.splits.gates, bench.config.search, seed=3, train=True).epoch(0)))
-    cached = bench.cache(batch)
+    context = ready(tiny())
+    assert context.cache is not None
+    batch = next(iter(context.loader(context.splits.gates, context.config.search, seed=3, train=True).epoch(0)))
+    cached = context.cache(batch)
     from nas_kd.teachers import Teacher
 
-    teacher = Teacher(bench.teacher_model, bench.cache.taps)
-    live = teacher(bench.input_type.read(batch))
+    teacher = Teacher(context.teacher_model, context.cache.taps)
+    live = teacher(context.input_type.read(batch))
     teacher.close()
     assert torch.allclose(cached.logits, live.logits, atol=1e-5)
     assert cached.features.keys() == live.features.keys() != set()

@@ -13,10 +13,10 @@ from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.preparation import cached_taps, prepare_teacher
-from nas_kd.proposals import extreme_knobs, outline, proposals
+from nas_kd.proposals import corner_knobs, proposals, structure_key
 from nas_kd.tasks import make_task
-from nas_kd.trial_nets import trains_on_one
-from nas_kd.workbench import Workbench, build_workbench
+from nas_kd.trial_nets import supports_batch_size_1
+from nas_kd.workbench import CampaignContext, build_context
 
 Make = Callable[..., CampaignConfig]
 ON = {"feature": {"weight": 0}, "cross_resolution": {"weight": 1}}
@@ -39,7 +39,7 @@ def choice(*values: Any) -> dict[str, Any]:
 
 def refusal(config: CampaignConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_fit(config, build_workbench(config, "cpu"))
+        check_fit(config, build_context(config, "cpu"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -93,12 +93,12 @@ def test_a_grid_alone_proposes_its_cells_and_nothing_else(tiny: Make) -> None:
 
 def test_each_net_that_a_word_stands_for_is_among_the_extremes() -> None:
     space = saliency(space={"net": ["spatial", "temporal", "fused"], "side": [32, 64]}).space.build(1)
-    assert [(k["net"], k["side"]) for k in extreme_knobs(space)] == [("spatial", 32), ("fused", 64), ("temporal", 64)]
+    assert [(k["net"], k["side"]) for k in corner_knobs(space)] == [("spatial", 32), ("fused", 64), ("temporal", 64)]
 
 
 def test_an_outline_is_blind_to_sizes_and_not_to_what_is_there() -> None:
     base, *others = (
-        outline(ObjectiveConfig.model_validate(terms))
+        structure_key(ObjectiveConfig.model_validate(terms))
         for terms in (
             {"response": {"weight": 1}},
             {"response": {"weight": 2, "kd_temperature": 9}, "cross_resolution": {"student": "x"}},
@@ -125,7 +125,7 @@ def test_every_value_that_can_be_proposed_is_checked(tiny: Make, how: str) -> No
         f"{how} may not propose {path} = 'stage.1': {path}: module 'stage.1' of the student does not exist; did you "
         "mean 'stages.1'? choose from"
     )
-    check_fit(tiny(objective=ON, knobs={path: choice("stages.0", "stages.1")}), build_workbench(tiny(), "cpu"))
+    check_fit(tiny(objective=ON, knobs={path: choice("stages.0", "stages.1")}), build_context(tiny(), "cpu"))
 
 
 def test_two_values_are_checked_together(tiny: Make) -> None:
@@ -149,14 +149,14 @@ def test_what_students_lack_is_refused_in_their_objective_alone(tiny: Make) -> N
     offered = sentence.partition("choose from ")[2].partition(", or set")[0].split(", ")
     assert {"stem", "stages.0", "stages.1"} <= set(offered)
     assert not any("cells" in module or "edges" in module for module in offered)
-    check_fit(tiny(search={"objective": pairs}), build_workbench(tiny(), "cpu"))
+    check_fit(tiny(search={"objective": pairs}), build_context(tiny(), "cpu"))
 
     deep = {"feature": {"weight": 1, "pairs": [["stages.1.1", "layers.1"]]}}  # of students of two cells a stage
     assert "module 'stages.1.1' of the student does not exist" in refusal(tiny(objective=deep))
 
 
 def test_the_fusion_stage_has_at_least_one_step() -> None:
-    assert check_fit(saliency(), build_workbench(saliency(), "cpu")) == []
+    assert check_fit(saliency(), build_context(saliency(), "cpu")) == []
     term = {"spatiotemporal": {"weight": 1, "fusion_share": 0.4}}
     assert "fusion_share: 0.4 of a training of 2 steps is less than one" in refusal(saliency(objective=term))
     assert "fusion_share: 0.5 of a training of 1 steps" in refusal(saliency(retrain={"epochs": 1}))
@@ -165,15 +165,15 @@ def test_the_fusion_stage_has_at_least_one_step() -> None:
         {"objective": {"spatiotemporal": {"weight": 1, "fusion_share": 0}}},
     ):
         config = saliency(retrain={"epochs": 1}, **change)
-        check_fit(config, build_workbench(config, "cpu"))
+        check_fit(config, build_context(config, "cpu"))
 
 
-def with_maps(config: CampaignConfig, *names: str) -> Workbench:
-    bench = build_workbench(config, "cpu")
-    info: DataInfo = replace(bench.splits.info, map_names=names)
-    bench.splits = replace(bench.splits, info=info)
-    bench.task = make_task(config.task, info, config.task_options)
-    return bench
+def with_maps(config: CampaignConfig, *names: str) -> CampaignContext:
+    context = build_context(config, "cpu")
+    info: DataInfo = replace(context.splits.info, map_names=names)
+    context.splits = replace(context.splits, info=info)
+    context.task = make_task(config.task, info, config.task_options)
+    return context
 
 
 def test_a_map_that_nothing_reads_is_refused() -> None:
@@ -185,24 +185,24 @@ def test_a_map_that_nothing_reads_is_refused() -> None:
 
 def test_a_teacher_that_nobody_asks_is_not_cached(tmp_path: Any) -> None:
     config = saliency(runs=str(tmp_path))
-    assert cached_taps(build_workbench(config, "cpu")) == ("spatial", "temporal")
+    assert cached_taps(build_context(config, "cpu")) == ("spatial", "temporal")
     assert cached_taps(with_maps(config, "spatial")) == ("temporal",)
-    bench = with_maps(config, "spatial", "temporal")
-    assert cached_taps(bench) is None
-    bench.splits = replace(bench.splits, info=replace(bench.splits.info, map_names=()))  # which samples lack
-    prepare_teacher(bench, config.run_dir)
+    context = with_maps(config, "spatial", "temporal")
+    assert cached_taps(context) is None
+    context.splits = replace(context.splits, info=replace(context.splits.info, map_names=()))  # which samples lack
+    prepare_teacher(context, config.run_dir)
     assert not (config.run_dir / "teacher" / "outputs").exists()
     flipped = saliency(retrain={"augment": "flip"})  # nor where clips change, but a search still has the same ones
-    assert cached_taps(build_workbench(flipped, "cpu")) == ("spatial", "temporal")
+    assert cached_taps(build_context(flipped, "cpu")) == ("spatial", "temporal")
     flipped = saliency(retrain={"augment": "flip"}, search={"augment": "flip"})
-    assert cached_taps(build_workbench(flipped, "cpu")) is None
+    assert cached_taps(build_context(flipped, "cpu")) is None
 
 
 def test_batches_of_one_are_refused_where_a_norm_has_one_value(tiny: Make) -> None:
     pooled = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4))
     before = {name: value.clone() for name, value in pooled.state_dict().items()}
-    assert not trains_on_one(pooled, torch.zeros(1, 3, 8, 8))
-    assert trains_on_one(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.zeros(1, 3, 8, 8))
+    assert not supports_batch_size_1(pooled, torch.zeros(1, 3, 8, 8))
+    assert supports_batch_size_1(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.zeros(1, 3, 8, 8))
     assert all(torch.equal(before[name], value) for name, value in pooled.state_dict().items())
     # The last maps of these students have one pixel and one frame.
     space = {"strides": [2, 2], "resolution": [4], "frames": [1]}
@@ -211,22 +211,22 @@ def test_batches_of_one_are_refused_where_a_norm_has_one_value(tiny: Make) -> No
         assert sentence.startswith(
             f"{section}.batch_size: a BatchNorm of this net has one value a channel for each item"
         )
-        check_fit(tiny(space=space), build_workbench(tiny(space=space), "cpu"))
+        check_fit(tiny(space=space), build_context(tiny(space=space), "cpu"))
         large = tiny(**{section: {"batch_size": 1}})
-        check_fit(large, build_workbench(large, "cpu"))
+        check_fit(large, build_context(large, "cpu"))
     assert "retrain.batch_size" in refusal(tiny(space=space, knobs={"retrain.batch_size": choice(1, 8)}))
 
 
 def test_data_of_another_kind_are_named_before_the_budget_is(tiny: Make) -> None:
     config = tiny(space={"resolution": [12], "frames": [4]}, budget={"max_flops": "1k"})
-    bench = build_workbench(config, "cpu")
-    bench.space.fit_input = lambda clip, knobs: clip[..., :3]  # type: ignore[method-assign]
+    context = build_context(config, "cpu")
+    context.space.fit_input = lambda clip, knobs: clip[..., :3]  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="space: students of space 'clip_cell' read inputs of shape"):
-        check_fit(config, bench)
+        check_fit(config, context)
 
 
 def test_clips_may_be_enlarged_but_it_is_said(tiny: Make) -> None:
-    assert check_fit(tiny(), build_workbench(tiny(), "cpu")) == []
+    assert check_fit(tiny(), build_context(tiny(), "cpu")) == []
     config = tiny(space={"resolution": [16, 20]})
-    (sentence,) = check_fit(config, build_workbench(config, "cpu"))
+    (sentence,) = check_fit(config, build_context(config, "cpu"))
     assert sentence.startswith("space.resolution: students at 20 see clips enlarged from the data's 16 pixels")

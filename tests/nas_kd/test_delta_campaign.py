@@ -23,7 +23,7 @@ from nas_kd.preparation import prepare_latency, prepare_teacher
 from nas_kd.taps import Taps
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
-from nas_kd.workbench import Workbench, build_workbench
+from nas_kd.workbench import CampaignContext, build_context
 from search_spaces import CostTable, DeltaNet, Supernet
 from search_spaces.knapsack import cost_range
 
@@ -54,10 +54,10 @@ def streams(tmp_path: Path) -> Callable[..., CampaignConfig]:
 
 
 @pytest.fixture
-def bench(streams: Callable[..., CampaignConfig], tmp_path: Path) -> Workbench:
-    bench = build_workbench(streams(), "cpu")
-    prepare_teacher(bench, tmp_path)
-    return bench
+def context(streams: Callable[..., CampaignConfig], tmp_path: Path) -> CampaignContext:
+    context = build_context(streams(), "cpu")
+    prepare_teacher(context, tmp_path)
+    return context
 
 
 def numbered(frames: int) -> dict[str, Tensor]:
@@ -110,16 +110,18 @@ def objective(**delta: Any) -> ObjectiveConfig:
     return ObjectiveConfig.model_validate({"feature": {"weight": 0}, "delta": {"weight": 1, **delta}})
 
 
-def student_of(bench: Workbench, candidate: str) -> DeltaNet:
-    choices = {n: candidate if candidate in v else "full" for n, v in bench.space.variables.items()}
-    student = bench.space.student(bench.space.arch({"keyframe_interval": 3, **choices}))
+def student_of(context: CampaignContext, candidate: str) -> DeltaNet:
+    choices = {n: candidate if candidate in v else "full" for n, v in context.space.variables.items()}
+    student = context.space.student(context.space.arch({"keyframe_interval": 3, **choices}))
     assert isinstance(student, DeltaNet)
     return student
 
 
-def test_a_copy_of_the_teacher_has_no_delta_loss_and_the_term_ends_with_its_share(bench: Workbench) -> None:
-    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
-    with closing(Learner(bench, student_of(bench, "full"), objective(), {"keyframe_interval": 3}, cached=False)) as it:
+def test_a_copy_of_the_teacher_has_no_delta_loss_and_the_term_ends_with_its_share(context: CampaignContext) -> None:
+    batch = next(context.loader(context.splits.weights, context.config.search, seed=0, train=True).epoch(0))
+    with closing(
+        Learner(context, student_of(context, "full"), objective(), {"keyframe_interval": 3}, cached=False)
+    ) as it:
         terms = it.loss(batch)
         assert set(terms) == {"task", "delta"}
         assert float(terms["delta"].detach()) < 1e-9
@@ -128,12 +130,12 @@ def test_a_copy_of_the_teacher_has_no_delta_loss_and_the_term_ends_with_its_shar
         assert not it.objective.uses_teacher
 
 
-def test_response_and_feature_compose_with_delta_on_maps(bench: Workbench) -> None:
+def test_response_and_feature_compose_with_delta_on_maps(context: CampaignContext) -> None:
     config = ObjectiveConfig.model_validate(
         {"response": {"weight": 1}, "feature": {"weight": 1}, "cross_resolution": {"weight": 1}, "delta": {"weight": 1}}
     )
-    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
-    with closing(Learner(bench, student_of(bench, "full"), config, {"keyframe_interval": 3}, cached=False)) as it:
+    batch = next(context.loader(context.splits.weights, context.config.search, seed=0, train=True).epoch(0))
+    with closing(Learner(context, student_of(context, "full"), config, {"keyframe_interval": 3}, cached=False)) as it:
         terms = it.loss(batch)
     assert set(terms) == {"task", "response", "feature", "cross_resolution", "delta"}
     for name in ("response", "feature", "cross_resolution", "delta"):
@@ -141,27 +143,29 @@ def test_response_and_feature_compose_with_delta_on_maps(bench: Workbench) -> No
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1])
-def test_the_teachers_layers_train_only_when_asked_and_the_teacher_itself_never(bench: Workbench, scale: float) -> None:
+def test_the_teachers_layers_train_only_when_asked_and_the_teacher_itself_never(
+    context: CampaignContext, scale: float
+) -> None:
     torch.manual_seed(0)
-    before = {name: value.clone() for name, value in bench.teacher_model.state_dict().items()}
-    student = student_of(bench, "split2")
+    before = {name: value.clone() for name, value in context.teacher_model.state_dict().items()}
+    student = student_of(context, "split2")
     started = [p.detach().clone() for p in student.teacher_parameters()]
     knobs = {"keyframe_interval": 3}
-    with closing(Learner(bench, student, objective(teacher_lr_scale=scale), knobs, cached=False)) as learner:
-        learner.fit(bench.splits.retrain, bench.config.retrain, seed=0)
+    with closing(Learner(context, student, objective(teacher_lr_scale=scale), knobs, cached=False)) as learner:
+        learner.fit(context.splits.retrain, context.config.retrain, seed=0)
     moved = [not torch.equal(p, q) for p, q in zip(student.teacher_parameters(), started, strict=True)]
     assert any(moved) == (scale > 0)
-    assert all(torch.equal(value, before[name]) for name, value in bench.teacher_model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in context.teacher_model.state_dict().items())
 
 
 def test_the_folded_teacher_gives_what_the_teacher_gave(streams: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    bench = build_workbench(streams(), "cpu")
-    original = bench.teacher_model
-    prepare_teacher(bench, tmp_path)
-    assert bench.teacher_model is not original
+    context = build_context(streams(), "cpu")
+    original = context.teacher_model
+    prepare_teacher(context, tmp_path)
+    assert context.teacher_model is not original
     frames = torch.randn(2, 3, 4, 24, 24)
     with torch.no_grad():
-        ours, theirs = on_frames(bench.teacher_model)(frames), on_frames(original)(frames)
+        ours, theirs = on_frames(context.teacher_model)(frames), on_frames(original)(frames)
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -221,9 +225,9 @@ def test_an_interval_longer_than_the_clips_is_refused(streams: Callable[..., Cam
 
 def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[..., CampaignConfig]) -> None:
     free = streams(budget={"max_latency_ms": [1000.0], "max_flops": []})
-    bench = build_workbench(free, "cpu")
-    prepare_latency(bench, free.run_dir, 1)
-    least, most = cost_range(bench.latencies["keyframe_interval-3"])
+    context = build_context(free, "cpu")
+    prepare_latency(context, free.run_dir, 1)
+    least, most = cost_range(context.latencies["keyframe_interval-3"])
     goal_ms = (least + most) / 2e6
     config = streams(budget={"max_latency_ms": [goal_ms], "max_flops": []})
     (record,) = search(config).records
@@ -268,14 +272,14 @@ def test_the_delta_loss_to_the_previous_frame_forgives_an_offset_that_stays() ->
 
 
 @pytest.mark.parametrize("interval", [2, 3])
-def test_training_to_the_previous_frame_gives_a_copy_no_loss(bench: Workbench, interval: int) -> None:
-    batch = next(bench.loader(bench.splits.weights, bench.config.search, seed=0, train=True).epoch(0))
+def test_training_to_the_previous_frame_gives_a_copy_no_loss(context: CampaignContext, interval: int) -> None:
+    batch = next(context.loader(context.splits.weights, context.config.search, seed=0, train=True).epoch(0))
     config = ObjectiveConfig.model_validate(
         {"response": {"weight": 1}, "feature": {"weight": 1}, "delta": {"weight": 1, "reference": "previous"}}
     )
-    student = student_of(bench, "full")
+    student = student_of(context, "full")
     student.keyframe_interval = interval
-    with closing(Learner(bench, student, config, {"keyframe_interval": interval}, cached=False)) as it:
+    with closing(Learner(context, student, config, {"keyframe_interval": interval}, cached=False)) as it:
         terms = it.loss(batch)
     assert all(abs(float(terms[name].detach())) < 1e-5 for name in ("response", "feature", "delta"))
 
@@ -294,9 +298,9 @@ def test_a_latency_table_is_measured_again_for_other_candidates(streams: Callabl
     path = first.run_dir / "latency" / "keyframe_interval-3.json"
     contents = []
     for config in (first, first, second):
-        bench = build_workbench(config, "cpu")
-        prepare_latency(bench, config.run_dir, 1)
-        assert dict(bench.latencies["keyframe_interval-3"].variables) == dict(bench.space.variables)
+        context = build_context(config, "cpu")
+        prepare_latency(context, config.run_dir, 1)
+        assert dict(context.latencies["keyframe_interval-3"].variables) == dict(context.space.variables)
         contents.append(path.read_text())
     assert contents[0] == contents[1] != contents[2]
 
@@ -337,15 +341,15 @@ def test_knobs_that_may_turn_everything_off_are_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 25])
-def test_a_local_start_orders_gates_by_what_candidates_miss(bench: Workbench, steps: int) -> None:
-    config = bench.config.search
-    supernet = Supernet(bench.space, seed=0)
+def test_a_local_start_orders_gates_by_what_candidates_miss(context: CampaignContext, steps: int) -> None:
+    config = context.config.search
+    supernet = Supernet(context.space, seed=0)
     frozen = {n: p.clone() for n, p in supernet.named_parameters() if not p.requires_grad}
-    weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
-    gates = bench.loader(bench.splits.gates, config, seed=1, train=True)
+    weights = context.loader(context.splits.weights, config, seed=0, train=True)
+    gates = context.loader(context.splits.gates, config, seed=1, train=True)
     local = LocalConfig(steps=steps, probes=4, prior=50.0)
-    missed = start_locally(bench.input_type.read, supernet, weights, gates, config, local, seed=0)
-    assert missed.keys() == bench.space.variables.keys()
+    missed = start_locally(context.input_type.read, supernet, weights, gates, config, local, seed=0)
+    assert missed.keys() == context.space.variables.keys()
     for name, shares in missed.items():
         assert shares["full"] < (1e-6 if steps == 0 else 0.1)
         assert shares.get("zero", 1.0) == pytest.approx(1.0)
@@ -361,16 +365,16 @@ def test_a_local_start_orders_gates_by_what_candidates_miss(bench: Workbench, st
         assert max(pairs) < 1 - 1e-4
 
 
-def test_a_local_start_depends_on_its_seed_alone(bench: Workbench) -> None:
-    config = bench.config.search
+def test_a_local_start_depends_on_its_seed_alone(context: CampaignContext) -> None:
+    config = context.config.search
     results = []
     for noise in (1, 2):
-        supernet = Supernet(bench.space, seed=0)
+        supernet = Supernet(context.space, seed=0)
         torch.manual_seed(noise)
-        weights = bench.loader(bench.splits.weights, config, seed=0, train=True)
+        weights = context.loader(context.splits.weights, config, seed=0, train=True)
         results.append(
             start_locally(
-                bench.input_type.read, supernet, weights, weights, config, LocalConfig(steps=2, probes=2), seed=3
+                context.input_type.read, supernet, weights, weights, config, LocalConfig(steps=2, probes=2), seed=3
             )
         )
     linear = [{n: s["split2"] for n, s in result.items() if "split2" in s} for result in results]

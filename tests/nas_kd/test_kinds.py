@@ -12,7 +12,7 @@ import pytest
 
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.preparation import check_teacher
-from nas_kd.workbench import build_workbench
+from nas_kd.workbench import build_context
 
 OWN = """
 from torch import nn
@@ -68,14 +68,14 @@ def test_what_reads_or_gives_something_else_is_refused_with_those_that_fit(
         cases.append((config, f"space.name: {space} reads {reads}, but {needs}, or your own"))
     for config, sentence in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
-            build_workbench(config, "cpu")
+            build_context(config, "cpu")
 
 
 def test_a_size_of_the_data_is_not_for_the_teacher_to_change(features: Callable[..., CampaignConfig]) -> None:
     small = {"h_rnn": {"lower": 4, "upper": 4, "block_length": 2}}
-    build_workbench(features(teacher={"settings": {"feature_size": 12, **small}}), "cpu")
+    build_context(features(teacher={"settings": {"feature_size": 12, **small}}), "cpu")
     with pytest.raises(ValueError, match=r"teacher\.settings\.feature_size: the data have 12 .* but it is 13; leave"):
-        build_workbench(features(teacher={"settings": {"feature_size": 13, **small}}), "cpu")
+        build_context(features(teacher={"settings": {"feature_size": 13, **small}}), "cpu")
 
 
 def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
@@ -83,16 +83,16 @@ def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
 ) -> None:
     (tmp_path / "own_teachers.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    bench = build_workbench(features(teacher={"model": "own_teachers:flat"}), "cpu")
+    context = build_context(features(teacher={"model": "own_teachers:flat"}), "cpu")
     with pytest.raises(
         ValueError,
         match=r"teacher\.model: own_teachers:flat cannot read an item of the data, of shape \(4, 12\); change its .* "
         r"another teacher \(it stopped with RuntimeError",
     ):
-        check_teacher(bench)
-    bench = build_workbench(features(teacher={"model": "own_teachers:frames"}), "cpu")
+        check_teacher(context)
+    context = build_context(features(teacher={"model": "own_teachers:frames"}), "cpu")
     with pytest.raises(ValueError, match=r"teacher\.model: own_teachers:frames must .* \(1, 2\) .* \(1, 48\); change"):
-        check_teacher(bench)
+        check_teacher(context)
 
 
 def test_keys_that_the_program_fills_in_are_not_offered(tiny: Callable[..., CampaignConfig]) -> None:

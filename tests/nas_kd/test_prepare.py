@@ -13,30 +13,30 @@ import torch
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
 from nas_kd.trial import Trial
-from nas_kd.workbench import Workbench, build_workbench
+from nas_kd.workbench import CampaignContext, build_context
 from search_spaces import Supernet
 from trials import Cost, TrialContext
 
 
-def saved(bench: Workbench, folder: Path, **knobs: Any) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
+def saved(context: CampaignContext, folder: Path, **knobs: Any) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
     """What is known about a student that a trial left, a batch of source data, and what the student saw of it."""
-    trial = Trial(bench, bench.config, TrialContext(number=0, knobs=knobs, seed=5, directory=folder))
+    trial = Trial(context, context.config, TrialContext(number=0, knobs=knobs, seed=5, directory=folder))
     trial.metrics["retrained"] = {}
-    arch = Supernet(bench.space, trial.knobs).arch()
-    student = bench.space.student(arch)
+    arch = Supernet(context.space, trial.knobs).arch()
+    student = context.space.student(arch)
     trial._save(student, arch, Cost(flops=1, params=1, latency_ms=None))
     loaded, info = load_bundle(folder)
-    batch = next(iter(bench.loader(bench.splits.val, bench.config.retrain, seed=0, train=False).epoch(0)))
-    seen = bench.space.fit_input(bench.input_type.read(batch), trial.knobs)
+    batch = next(iter(context.loader(context.splits.val, context.config.retrain, seed=0, train=False).epoch(0)))
+    seen = context.space.fit_input(context.input_type.read(batch), trial.knobs)
     assert seen.shape[1:] == info.input_shape
     torch.testing.assert_close(loaded(seen), student.eval()(seen))
-    return info, batch[bench.splits.info.input_key], seen
+    return info, batch[context.splits.info.input_key], seen
 
 
 def test_clips_are_normalised_thinned_and_resampled(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     normalize = {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
-    bench = build_workbench(tiny(normalize=normalize, space={"frames": [2, 4]}), "cpu")
-    info, clips, seen = saved(bench, tmp_path, frames=2, resolution=12)
+    context = build_context(tiny(normalize=normalize, space={"frames": [2, 4]}), "cpu")
+    info, clips, seen = saved(context, tmp_path, frames=2, resolution=12)
     assert info.mean == (0.4, 0.5, 0.6)
     assert seen.shape[1:] == (3, 2, 12, 12)
     assert torch.equal(info.prepare(clips), seen)
@@ -59,8 +59,8 @@ def test_of_features_the_selector_takes_frames_and_nothing_is_normalised(
             "space": {"frames": [2, 3], "selector": ["uniform", "last"], "h_rnn": small},
         }
     )
-    bench = build_workbench(config, "cpu")
-    info, features, seen = saved(bench, tmp_path / "bundle", frames=3, selector="last")
+    context = build_context(config, "cpu")
+    info, features, seen = saved(context, tmp_path / "bundle", frames=3, selector="last")
     assert (info.mean, info.std) == (None, None)
     assert torch.equal(info.prepare(features), seen)
     assert torch.equal(seen, features[:, 4:].float())
@@ -71,8 +71,8 @@ def test_of_features_the_selector_takes_frames_and_nothing_is_normalised(
 def test_of_saliency_the_first_two_frames_are_taken(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     base = tiny().model_dump(mode="json", include={"runs", "data", "resources"})
     config = CampaignConfig.model_validate({**base, "task": "saliency", "teacher": {"settings": {"widths": [2, 2]}}})
-    bench = build_workbench(config, "cpu")
-    info, clips, seen = saved(bench, tmp_path)
+    context = build_context(config, "cpu")
+    info, clips, seen = saved(context, tmp_path)
     assert seen.shape[1:] == (3, 2, 32, 32)
     assert torch.equal(info.prepare(clips), seen)
     assert torch.equal(info.prepare(clips[:, :, :2]), seen)
@@ -82,15 +82,15 @@ def test_streams_take_frames_and_clips_as_they_are(tiny: Callable[..., CampaignC
     base = tiny().model_dump(mode="json", include={"runs", "data", "resources"})
     settings = {"widths": [4, 6], "depths": [1, 1], "head_width": 4}
     config = CampaignConfig.model_validate({**base, "task": "segmentation", "teacher": {"settings": settings}})
-    bench = build_workbench(config, "cpu")
-    info, clips, seen = saved_stream(bench)
+    context = build_context(config, "cpu")
+    info, clips, seen = saved_stream(context)
     assert torch.equal(info.prepare(clips), seen)
     assert torch.equal(info.prepare(clips[:, :, 1]), seen[:, :, 1])
 
 
-def saved_stream(bench: Workbench) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
-    arch = Supernet(bench.space).arch()
-    normalize = bench.config.normalize
+def saved_stream(context: CampaignContext) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
+    arch = Supernet(context.space).arch()
+    normalize = context.config.normalize
     info = BundleInfo(
         arch=arch.as_dict(),
         arch_id=arch.arch_id,
@@ -99,7 +99,7 @@ def saved_stream(bench: Workbench) -> tuple[BundleInfo, torch.Tensor, torch.Tens
         std=normalize.std,
         source_frames=4,
         source_size=(16, 16),
-        class_names=bench.task.class_names,
+        class_names=context.task.class_names,
         task="segmentation",
         seed=0,
         flops=1,
@@ -107,5 +107,5 @@ def saved_stream(bench: Workbench) -> tuple[BundleInfo, torch.Tensor, torch.Tens
         metrics={},
         keyframe_interval=3,
     )
-    batch = next(iter(bench.loader(bench.splits.val, bench.config.retrain, seed=0, train=False).epoch(0)))
-    return info, batch["clip"], bench.input_type.read(batch)
+    batch = next(iter(context.loader(context.splits.val, context.config.retrain, seed=0, train=False).epoch(0)))
+    return info, batch["clip"], context.input_type.read(batch)

@@ -18,7 +18,7 @@ from nas_kd.config import validate
 from nas_kd.data import DataInfo
 from nas_kd.tasks.saliency_metrics import nss
 from nas_kd.teachers import StoredMaps, TeacherConfig, build_teacher_model
-from nas_kd.workbench import build_workbench
+from nas_kd.workbench import build_context
 
 SIZE = 32
 INFO = DataInfo(num_classes=2, class_names=("a", "b"), frames=2, height=4, width=6, name="x", map_names=("one", "two"))
@@ -99,7 +99,7 @@ def test_a_campaign_takes_the_maps_as_its_teacher_and_trains_none(campaign: dict
 def test_a_term_that_asks_for_modules_of_the_teacher_is_refused(campaign: dict[str, Any]) -> None:
     config = validate({**campaign, "objective": {"feature": {"weight": 1}}}, source="maps")
     with pytest.raises(ValueError, match="feature: no module of the teacher gives feature maps"):
-        check_fit(config, build_workbench(config, "cpu"))
+        check_fit(config, build_context(config, "cpu"))
 
 
 def test_maps_are_those_of_the_first_frames_and_their_mean_is_the_answer() -> None:

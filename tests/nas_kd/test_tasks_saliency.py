@@ -352,12 +352,12 @@ def test_points_are_not_cropped(tmp_path: Path, change: dict[str, Any], path: st
         config = CampaignConfig.model_validate(
             {"data": data, "retrain": {"augment": augment}} if augment == "flip" else {"data": data, **change}
         )
-        bench = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=config.data.info)))  # type: ignore[union-attr]
+        context = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=config.data.info)))  # type: ignore[union-attr]
         if points and augment == "flip+crop":
             with pytest.raises(ConfigError, match=rf"^{path}: 'flip\+crop' resamples labels, .*; use flip or none$"):
-                _check_augment(config, bench)
+                _check_augment(config, context)
         else:
-            _check_augment(config, bench)
+            _check_augment(config, context)
 
 
 DAVIS = Path(__file__).parents[2].parent / "shared" / "data" / "davis16-val-saliency"

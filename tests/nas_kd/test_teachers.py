@@ -26,7 +26,7 @@ from nas_kd.teachers import (
     build_teacher_model,
 )
 from nas_kd.teachers.cache import TeacherCache
-from nas_kd.workbench import build_workbench, ready_workbench
+from nas_kd.workbench import build_context, load_context
 from search_spaces import Supernet, count_flops
 
 MAKE = """
@@ -179,7 +179,7 @@ def test_a_wrong_teacher_is_one_sentence_before_anything_trains(
     monkeypatch.delitem(__import__("sys").modules, "own_teachers", raising=False)
     config = tiny(teacher={"settings": {}, **teacher})
     with pytest.raises(ValueError, match=sentence) as caught:
-        prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+        prepare_teacher(build_context(config, "cpu"), config.run_dir)
     assert "\n" not in str(caught.value)
     assert not config.run_dir.exists()
 
@@ -205,28 +205,28 @@ def test_an_own_teacher_is_trained_once_and_kept(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "own_teachers", raising=False)
     config = tiny(teacher={"model": "own_teachers:good", "settings": {}}, objective={"feature": {"weight": 0}})
-    known = prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
     assert known["params"] == 3 * 4 * 27 + 4 + 4 * 4 + 4
     weights = (config.run_dir / "teacher" / "teacher.safetensors").read_bytes()
-    assert prepare_teacher(build_workbench(config, "cpu"), config.run_dir) == known
+    assert prepare_teacher(build_context(config, "cpu"), config.run_dir) == known
     assert (config.run_dir / "teacher" / "teacher.safetensors").read_bytes() == weights
 
 
 def test_the_cache_is_left_out_where_clips_are_augmented(tiny: Callable[..., CampaignConfig]) -> None:
     config = tiny()
-    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
-    bench = ready_workbench(config.model_dump_json(), config.run_dir, "cpu")
-    assert bench.cache is not None
-    assert bench.cache.taps == set(cached_taps(bench)) == {"layers.0", "layers.1"}
-    student = bench.space.student(bench.space.widest({}))
-    knobs = bench.space.knobs_with()
-    batch = next(iter(bench.loader(bench.splits.retrain, config.retrain, seed=0, train=True).epoch(0)))
+    prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    context = load_context(config.model_dump_json(), config.run_dir, "cpu")
+    assert context.cache is not None
+    assert context.cache.taps == set(cached_taps(context)) == {"layers.0", "layers.1"}
+    student = context.space.student(context.space.widest({}))
+    knobs = context.space.knobs_with()
+    batch = next(iter(context.loader(context.splits.retrain, config.retrain, seed=0, train=True).epoch(0)))
     answers = {}
     for cached in (True, False):
-        learner = Learner(bench, student, config.objective, knobs, cached=cached)
+        learner = Learner(context, student, config.objective, knobs, cached=cached)
         with torch.no_grad():
-            bench.teacher_model.classifier.bias.add_(1.0)  # from here on the live teacher differs from the cache
-        answers[cached] = learner._answers(batch, bench.input_type.read(batch))
+            context.teacher_model.classifier.bias.add_(1.0)  # from here on the live teacher differs from the cache
+        answers[cached] = learner._answers(batch, context.input_type.read(batch))
         learner.close()
     assert answers[True] is not None
     assert answers[False] is not None
@@ -235,15 +235,15 @@ def test_the_cache_is_left_out_where_clips_are_augmented(tiny: Callable[..., Cam
 
 def test_a_cache_that_was_cut_off_is_written_again(tiny: Callable[..., CampaignConfig]) -> None:
     config = tiny()
-    bench = build_workbench(config, "cpu")
-    prepare_teacher(bench, config.run_dir)
+    context = build_context(config, "cpu")
+    prepare_teacher(context, config.run_dir)
     folder = config.run_dir / "teacher" / "outputs"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "cache.json").unlink()
     (folder / "0.npy").write_bytes(b"half")
     with pytest.raises(ValueError, match="no complete teacher cache"):
         TeacherCache(folder)
-    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
+    prepare_teacher(build_context(config, "cpu"), config.run_dir)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
     assert json.loads(whole["cache.json"])["files"]["logits"] == "0.npy"
 

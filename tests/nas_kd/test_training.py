@@ -15,7 +15,7 @@ from nas_kd.learner import Learner
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.fit import FitConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
-from nas_kd.workbench import Workbench, build_workbench
+from nas_kd.workbench import CampaignContext, build_context
 from search_spaces import CostTable, CostTerm, Gate, Supernet
 from search_spaces.knapsack import cost_range
 
@@ -25,8 +25,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def bench(tiny: Callable[..., CampaignConfig]) -> Workbench:
-    return build_workbench(tiny(), "cpu")
+def context(tiny: Callable[..., CampaignConfig]) -> CampaignContext:
+    return build_context(tiny(), "cpu")
 
 
 def die_at(step: int) -> Callable[[float, str], None]:
@@ -45,7 +45,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_fit_continues_bit_by_bit(bench: Workbench, tmp_path: Path, optimizer: str) -> None:
+def test_fit_continues_bit_by_bit(context: CampaignContext, tmp_path: Path, optimizer: str) -> None:
     config = FitConfig(epochs=3, batch_size=8, optimizer=optimizer, lr=0.01)  # type: ignore[arg-type]
 
     def run(path: Path | None, progress: Callable[[float, str], None] = lambda a, b: None) -> nn.Module:
@@ -53,11 +53,11 @@ def test_fit_continues_bit_by_bit(bench: Workbench, tmp_path: Path, optimizer: s
         net = nn.Sequential(
             nn.Flatten(), nn.Dropout(0.3), nn.Linear(3 * 4 * 16 * 16, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
         )
-        loader = bench.loader(bench.splits.retrain, config, seed=2, train=True)
+        loader = context.loader(context.splits.retrain, config, seed=2, train=True)
         fit(
             net,
             loader,
-            lambda batch: {"task": bench.task.loss(net(bench.input_type.read(batch)), batch)},
+            lambda batch: {"task": context.task.loss(net(context.input_type.read(batch)), batch)},
             lambda terms: terms["task"],
             config,
             seed=2,
@@ -74,20 +74,23 @@ def test_fit_continues_bit_by_bit(bench: Workbench, tmp_path: Path, optimizer: s
 
 
 def search(
-    bench: Workbench, checkpoint: Path | None, progress: Callable[[float, str], None] = lambda a, b: None, **spy: Any
+    context: CampaignContext,
+    checkpoint: Path | None,
+    progress: Callable[[float, str], None] = lambda a, b: None,
+    **spy: Any,
 ) -> tuple[Supernet, BudgetController]:
     torch.manual_seed(0)
-    supernet = Supernet(bench.space, seed=3)
-    with supernet.pinned(bench.space.widest(supernet.knobs)):
-        learner = Learner(bench, supernet, bench.config.objective, supernet.knobs, cached=False, varying=True)
+    supernet = Supernet(context.space, seed=3)
+    with supernet.pinned(context.space.widest(supernet.knobs)):
+        learner = Learner(context, supernet, context.config.objective, supernet.knobs, cached=False, varying=True)
     budget = BudgetController(200_000)
-    config = bench.config.search
+    config = context.config.search
     search_gates(
         supernet,
         learner.objective,
         spy.get("loss", lambda batch: learner.loss(batch)),
-        bench.loader(bench.splits.weights, config, seed=3, train=True),
-        bench.loader(bench.splits.gates, config, seed=4, train=True),
+        context.loader(context.splits.weights, config, seed=3, train=True),
+        context.loader(context.splits.gates, config, seed=4, train=True),
         budget,
         config,
         config.gates,
@@ -100,22 +103,22 @@ def search(
 
 
 def test_gate_search_continues_bit_by_bit(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    bench = build_workbench(tiny(search={"epochs": 3, "gates": {"warmup": 0.0}}), "cpu")
-    whole, budget = search(bench, None)
+    context = build_context(tiny(search={"epochs": 3, "gates": {"warmup": 0.0}}), "cpu")
+    whole, budget = search(context, None)
     with pytest.raises(Killed):
-        search(bench, tmp_path / "c.pt", die_at(7))
-    again, controller = search(bench, tmp_path / "c.pt")
+        search(context, tmp_path / "c.pt", die_at(7))
+    again, controller = search(context, tmp_path / "c.pt")
     assert same(again, whole)
     assert controller.state_dict() == budget.state_dict()
 
 
 def test_weights_and_gates_train_on_their_own_splits(tiny: Callable[..., CampaignConfig]) -> None:
-    bench = build_workbench(tiny(search={"epochs": 1, "gates": {"warmup": 0.0}}), "cpu")
+    context = build_context(tiny(search={"epochs": 1, "gates": {"warmup": 0.0}}), "cpu")
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     torch.manual_seed(0)
-    supernet = Supernet(bench.space, seed=3)
-    with supernet.pinned(bench.space.widest(supernet.knobs)):
-        learner = Learner(bench, supernet, bench.config.objective, supernet.knobs, cached=False, varying=True)
+    supernet = Supernet(context.space, seed=3)
+    with supernet.pinned(context.space.widest(supernet.knobs)):
+        learner = Learner(context, supernet, context.config.objective, supernet.knobs, cached=False, varying=True)
     gate, weight = supernet.gate_parameters()[0], supernet.weight_parameters()[0]
 
     def loss(batch: Batch) -> Any:
@@ -123,12 +126,12 @@ def test_weights_and_gates_train_on_their_own_splits(tiny: Callable[..., Campaig
         seen[gate.requires_grad] |= set(batch["index"].tolist())
         return learner.loss(batch)
 
-    config = bench.config.search
-    loaders = [bench.loader(s, config, seed=0, train=True) for s in (bench.splits.weights, bench.splits.gates)]
+    config = context.config.search
+    loaders = [context.loader(s, config, seed=0, train=True) for s in (context.splits.weights, context.splits.gates)]
     budget = BudgetController(200_000)
     search_gates(supernet, learner.objective, loss, loaders[0], loaders[1], budget, config, config.gates, seed=0)
-    assert seen[False] == set(bench.splits.weights.indices)
-    assert seen[True] == set(bench.splits.gates.indices)
+    assert seen[False] == set(context.splits.weights.indices)
+    assert seen[True] == set(context.splits.gates.indices)
     assert not seen[True] & seen[False]
 
 
@@ -166,9 +169,9 @@ def test_learning_rate_rises_and_falls() -> None:
     assert learning_rate(config, 1.0) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_loss_that_is_no_number_is_named(bench: Workbench) -> None:
+def test_a_loss_that_is_no_number_is_named(context: CampaignContext) -> None:
     net = nn.Linear(1, 1)
     config = FitConfig(epochs=1, batch_size=8)
-    loader = bench.loader(bench.splits.retrain, config, seed=0, train=True)
+    loader = context.loader(context.splits.retrain, config, seed=0, train=True)
     with pytest.raises(FloatingPointError, match=r"task=nan.*lower the learning rate"):
         fit(net, loader, lambda b: {"task": net.weight.sum() * float("nan")}, lambda t: t["task"], config, seed=0)

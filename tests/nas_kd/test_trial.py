@@ -15,7 +15,7 @@ from nas_kd.campaign import export, search
 from nas_kd.config import CampaignConfig
 from nas_kd.preparation import prepare_teacher
 from nas_kd.trial import Trial
-from nas_kd.workbench import Workbench, build_workbench, ready_workbench
+from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 
@@ -32,14 +32,14 @@ def make(num_classes, width):
 """
 
 
-def ready(config: CampaignConfig) -> Workbench:
-    prepare_teacher(build_workbench(config, "cpu"), config.run_dir)
-    return ready_workbench(config.model_dump_json(), config.run_dir, "cpu")
+def ready(config: CampaignConfig) -> CampaignContext:
+    prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    return load_context(config.model_dump_json(), config.run_dir, "cpu")
 
 
-def trial(bench: Workbench, folder: Path, **knobs: Any) -> Trial:
-    context = TrialContext(number=0, knobs={"max_flops": 250_000, "resolution": 16, **knobs}, seed=5, directory=folder)
-    return Trial(bench, bench.config.with_knobs(context.knobs), context)
+def trial(context: CampaignContext, folder: Path, **knobs: Any) -> Trial:
+    own = TrialContext(number=0, knobs={"max_flops": 250_000, "resolution": 16, **knobs}, seed=5, directory=folder)
+    return Trial(context, context.config.with_knobs(own.knobs), own)
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -49,8 +49,8 @@ def log(folder: Path) -> list[dict[str, Any]]:
 def test_test_clips_are_read_once_when_everything_is_decided(
     tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = ready(tiny())
-    names = {id(bench.splits.val): "val", id(bench.splits.test): "test"}
+    context = ready(tiny())
+    names = {id(context.splits.val): "val", id(context.splits.test): "test"}
     seen: list[str] = []
     evaluate = Trial._evaluate
 
@@ -59,7 +59,7 @@ def test_test_clips_are_read_once_when_everything_is_decided(
         return evaluate(self, model, dataset)
 
     monkeypatch.setattr(Trial, "_evaluate", spy)
-    record = trial(bench, tmp_path / "a").run()
+    record = trial(context, tmp_path / "a").run()
     assert seen == ["val", "val", "val", "test"]  # gated, derived, retrained
     assert record.score() == record.metrics["retrained"]["val"]["accuracy"]
 
@@ -89,8 +89,8 @@ def test_maps_of_other_widths_are_distilled_through_adapters(
 ) -> None:
     # Teacher: 4 and 8 channels; students: 4 or 6 and 6 or 8, at 12 pixels, so that maps differ in size too.
     objective = {"response": {"weight": 0}, "task": {"weight": 0}, "feature": {"weight": 1}}
-    bench = ready(tiny(objective={**objective, "cross_resolution": {"weight": 100}}, retrain={"epochs": 6}))
-    record = trial(bench, tmp_path / "a", resolution=12).run()
+    context = ready(tiny(objective={**objective, "cross_resolution": {"weight": 100}}, retrain={"epochs": 6}))
+    record = trial(context, tmp_path / "a", resolution=12).run()
     lines = [line for line in log(tmp_path / "a") if line["stage"] == "retrain-0"]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for name in ("feature", "cross_resolution"):
@@ -105,8 +105,8 @@ def test_maps_of_other_widths_are_distilled_through_adapters(
 
 def test_dotted_knobs_reach_the_training(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     knobs = {"retrain.epochs": {"type": "int", "low": 1, "high": 4}}
-    bench = ready(tiny(knobs=knobs))
-    record = trial(bench, tmp_path / "a", **{"retrain.epochs": 4, "objective.response.weight": 0.0}).run()
+    context = ready(tiny(knobs=knobs))
+    record = trial(context, tmp_path / "a", **{"retrain.epochs": 4, "objective.response.weight": 0.0}).run()
     lines = [line for line in log(tmp_path / "a") if line["stage"] == "retrain-0"]
     assert len(lines) == 4
     assert "response" not in lines[0]
