@@ -39,7 +39,7 @@ class TrialFunction:
     """What the runner executes: picklable, and without anything heavy inside.
 
     Args:
-        config_json: config of the campaign, as text: classes of the user's that it holds can be imported in `working_dir`.
+        config_json: config of the campaign as text; classes of the user's in it are found in `working_dir`.
         run_dir: the run's folder, where the teacher is.
         working_dir: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
     """
