@@ -33,9 +33,9 @@ def check_augment(how: str) -> None:
 def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
     """Flip and crop a batch.
 
-    The cropped window is resampled to the full frame: linearly for `clip`, `saliency` and `map.<name>`, by the nearest
-    pixel for `mask`, which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE`, `saliency`
-    and maps are 0; boxes are cut at the frame and those left without area become absent.
+    The cropped window is resampled to the full frame: linearly for `clip` and `map.<name>`, by the nearest pixel
+    for `mask`, which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0;
+    boxes are cut at the frame and those left without area become absent.
 
     Args:
         batch: Stacked samples; keys that are not of the contract pass through.
@@ -88,7 +88,7 @@ def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
 
 def _of_pixels(batch: Batch) -> list[str]:
     """Keys of values [B, ..., H, W]."""
-    return [key for key in batch if key in ("clip", "mask", "saliency") or key.startswith("map.")]
+    return [key for key in batch if key in ("clip", "mask") or key.startswith("map.")]
 
 
 def _flip_boxes(boxes: Tensor, flipped: Tensor, width: int) -> Tensor:

@@ -25,7 +25,7 @@ from pydantic import Field
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError, sample_positions
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
@@ -197,7 +197,7 @@ class FeaturesDataset:
         try:
             item = self._files.item(row.path, row.array, row.row)
         except DecodeError as error:
-            raise no_longer(row.path, error) from error
+            raise became_unreadable(row.path, error) from error
         return item[positions].astype(self.dtype)
 
 

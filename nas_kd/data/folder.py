@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
-from nas_kd.data.sample import DataInfo, Sample, clip_bytes, no_longer, stack_small
+from nas_kd.data.sample import DataInfo, Sample, became_unreadable, clip_bytes, stack_small
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
@@ -120,7 +120,7 @@ class _Decoder:
         try:
             return self.cache.read(row.key, self.shape, functools.partial(self.decode, row))
         except DecodeError as error:
-            raise no_longer(row.path, error) from error
+            raise became_unreadable(row.path, error) from error
 
     def decode(self, row: Row) -> Clip:
         return read_clip(row.path, self.config.frames, *self.config.frame_size, self.config.fit)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nas_kd.data.augment import Batch
 
-FRAME_KEYS = {"clip": 2, "mask": 1, "saliency": 1, "boxes": 1}
+FRAME_KEYS = {"clip": 2, "mask": 1, "boxes": 1}
 """Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
 
 

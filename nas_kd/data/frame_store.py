@@ -17,7 +17,7 @@ from nas_kd.data.camera import source_size
 from nas_kd.data.decode import DecodeError, read_clip
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, image_size, read_labels
-from nas_kd.data.sample import no_longer
+from nas_kd.data.sample import became_unreadable
 from nas_kd.data.sequence_config import SequencesConfig
 
 PLANES = 4
@@ -112,7 +112,7 @@ class FrameStore:
             # A copy: what the cache gives is mapped read-only, which tensors cannot be.
             return self._cache.read(self._keys[position], self._shape, decode).copy()
         except DecodeError as error:
-            raise no_longer(frame.path, error) from error
+            raise became_unreadable(frame.path, error) from error
 
     def _decode(self, frame: Frame) -> Clip:
         size = image_size(frame.path)

@@ -214,7 +214,6 @@ class _Painter:
             "clip": torch.from_numpy(clip),
             "label": torch.tensor(label),
             "mask": torch.from_numpy((inside * np.uint8(group + 1)).astype(np.uint8)),
-            "saliency": torch.from_numpy(self._saliency(corners)),
             "boxes": torch.from_numpy(self._boxes(glyph, corners, group)),
         }
 
@@ -258,21 +257,6 @@ class _Painter:
     def _blend(frames: Array, opacity: Array, rng: np.random.Generator) -> None:
         colour = rng.uniform(0.6, 1.0, size=(3, 1, 1, 1)).astype(np.float32)
         frames += opacity * (colour - frames)
-
-    def _saliency(self, corners: npt.NDArray[np.int64]) -> Array:
-        """[T, H, W] bell around the centre of the digit, half a digit wide, 1 at its peak."""
-        size = self.config.size
-        centres = corners + (self.side - 1) / 2
-        profiles = []
-        for axis in (0, 1):
-            distance = np.arange(size) - centres[:, axis : axis + 1]
-            if self.wraps[axis]:
-                distance = (distance + size / 2) % size - size / 2
-            profiles.append(np.exp(-0.5 * (distance / (self.side / 2)) ** 2))
-        bell = profiles[0][:, :, None] * profiles[1][:, None, :]
-        peak = bell.max(axis=(1, 2), keepdims=True)  # below 1 where the centre falls between pixels
-        saliency: Array = (bell / peak).astype(np.float32)
-        return saliency
 
     def _boxes(self, glyph: Array, corners: npt.NDArray[np.int64], group: int) -> Array:
         """[T, 1, 5] the tight box; of a digit cut by an edge, that of its larger part."""

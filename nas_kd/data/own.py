@@ -1,10 +1,10 @@
 """Data sets of the user's own: a function in a module of theirs, named `module:function`.
 
 The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
-with `class_names`, or `num_classes` where classes have no names; `flip_safe: False` says that mirroring changes labels.
-Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values; `points: True` says that the mask
-values above 0 are fixation points. Samples may hold `features`, those of each frame, in place of `clip`; where they
-hold `labels`, items may have several classes.
+with `class_names`, or `num_classes` where classes have no names (0 where items have no class); `flip_safe: False` says
+that mirroring changes labels. Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values;
+`points: True` says that the mask values above 0 are fixation points. Samples may hold `features`, those of each frame,
+in place of `clip`; where they hold `labels`, items may have several classes.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
         labels = getattr(dataset, "labels", None)
         if labels is None:
             continue
-        wrong = [int(label) for label in labels if not 0 <= int(label) < info.num_classes]
+        wrong = [int(label) for label in labels if info.num_classes and not 0 <= int(label) < info.num_classes]
         if wrong or len(labels) != len(dataset):
             raise DataError(
                 f"{name}.labels must give each of {len(dataset)} items a class in 0..{info.num_classes - 1}, but it "

@@ -22,15 +22,17 @@ Sample = dict[str, Tensor]
 """One item, by name:
 
 - `clip`: uint8 [3, T, H, W], RGB; or, in its place, `features`: float32 or float16 [T, D].
-- `label`: int64 scalar, the class; where an item has several, the first of them, and 0 where it has none.
+- `label`: int64 scalar, the class; where an item has several, the first of them, and 0 where it has none. May be
+  missing where `DataInfo.num_classes` is 0.
 - `labels` (where `DataInfo.multi_label`): uint8 [num_classes], 1 for each class of the item and 0 for the others.
 - `mask` (optional): uint8 [T, H, W]; an index into `DataInfo.mask_names`, `IGNORE` where unlabelled.
-- `saliency` (optional): float32 [T, H, W] in [0, 1].
 - `map.<name>` (for each of `DataInfo.map_names`): float32 or float16 [T, H, W] in [0, 1], computed before, such as a
   teacher's saliency of each frame.
 - `sequence` (optional): int64 scalar, the number of the video in its split that a clip is part of.
 - `boxes` (optional): float32 [T, max_boxes, 5]: x0, y0, x1, y1 in pixels (edges, so x1 − x0 is the width) and an
   index into `DataInfo.box_names`; the rows of absent boxes are −1.
+- Any other key (optional): what a task of the user's reads, such as a number to be regressed; it is neither checked nor
+  augmented.
 """
 
 
@@ -38,7 +40,7 @@ class DataError(ValueError):
     """The user's data, or the description of it, cannot be used. The message says what to change."""
 
 
-def no_longer(path: Path, reason: object) -> DataError:
+def became_unreadable(path: Path, reason: object) -> DataError:
     """The error of a file that was sound when the campaign started."""
     return DataError(f"{path} could be read when the campaign started, but no longer: {reason}")
 
@@ -64,7 +66,7 @@ class DataInfo:
     """What a model must know to read a data set.
 
     Attributes:
-        num_classes: Number of classes of `label`.
+        num_classes: Number of classes of `label`; 0 where items have no class, such as those of a regression.
         class_names: Their names, by class index.
         frames: T of each clip.
         height: H in pixels; 0 where items are frame features.
@@ -94,8 +96,11 @@ class DataInfo:
     points: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise DataError(f"a data set needs at least 2 classes, but {self.name!r} has {self.num_classes}")
+        if self.num_classes < 2 and self.num_classes != 0:
+            raise DataError(
+                f"a data set needs at least 2 classes, or 0 where items have no class, but {self.name!r} has "
+                f"{self.num_classes}"
+            )
         if len(self.class_names) != self.num_classes:
             raise DataError(
                 f"class_names must name each of the {self.num_classes} classes, but {self.name!r} names "
@@ -127,8 +132,8 @@ class MemoryDataset:
     """A data set held as one tensor a key, first dimension the items; loaders index it a whole batch at a time.
 
     Args:
-        tensors: Sample keys to stacked values, all of the same first dimension; `label` must be there, and `clip` or
-            `features`.
+        tensors: Sample keys to stacked values, all of the same first dimension; `label` must be there, zeros
+            where items have no class, and `clip` or `features`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -193,10 +198,12 @@ class Subset:
 
 
 def labels_of(dataset: ClipDataset) -> list[int]:
-    """The class of each item: from `dataset.labels` where there is one, else by reading every item."""
+    """The class of each item: from `dataset.labels` where there is one, else by reading every item; 0 without one."""
     labels = getattr(dataset, "labels", None)
     if labels is not None:
         return [int(label) for label in labels]
+    if len(dataset) and "label" not in dataset[0]:
+        return [0] * len(dataset)
     return [int(dataset[index]["label"]) for index in range(len(dataset))]
 
 
@@ -207,10 +214,9 @@ _DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "labels": (torch.uint8,),
     "sequence": (torch.int64,),
     "mask": (torch.uint8,),
-    "saliency": (torch.float32,),
     "boxes": (torch.float32,),
 }
-_OF_PIXELS = ("clip", "mask", "saliency", "boxes")
+_OF_PIXELS = ("clip", "mask", "boxes")
 
 
 def check_sample(sample: object, info: DataInfo, where: str) -> None:
@@ -227,7 +233,8 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
     if not isinstance(sample, Mapping):
         raise DataError(f"{where} must be a dict of tensors, but it is a {type(sample).__name__}")
     maps = tuple(f"map.{name}" for name in info.map_names)
-    for key in (info.input_key, "label", *(["labels"] if info.multi_label else []), *maps):
+    of_classes = (*(["label"] if info.num_classes else []), *(["labels"] if info.multi_label else []))
+    for key in (info.input_key, *of_classes, *maps):
         if key not in sample:
             raise DataError(f"{where} must hold {key!r}, but it holds {sorted(map(str, sample))}")
     for key in _OF_PIXELS if info.feature_size else ("features",):
@@ -243,7 +250,6 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
         "labels": (info.num_classes,),
         "sequence": (),
         "mask": frames,
-        "saliency": frames,
         **dict.fromkeys(maps, frames),
     }
     for key, dtypes in {**_DTYPES, **dict.fromkeys(maps, (torch.float32, torch.float16))}.items():
@@ -263,8 +269,8 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
 
 
 def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> None:
-    label = int(sample["label"])
-    if not 0 <= label < info.num_classes:
+    label = int(sample.get("label", 0))
+    if info.num_classes and not 0 <= label < info.num_classes:
         raise DataError(f"{where}['label'] must lie in 0..{info.num_classes - 1}, but it is {label}")
     if "features" in sample and not bool(sample["features"].isfinite().all()):
         raise DataError(f"{where}['features'] must be finite numbers, but some are not")
@@ -285,7 +291,7 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
                 f"{where}['mask'] must hold indices into mask_names, 0..{len(info.mask_names) - 1}, or {IGNORE} "
                 f"(ignore), but it holds {int(known.max())}; name the classes of the masks as mask_names"
             )
-    for key in ("saliency", *(f"map.{name}" for name in info.map_names)):
+    for key in (f"map.{name}" for name in info.map_names):
         if key in sample and not bool(((sample[key] >= 0) & (sample[key] <= 1)).all()):
             raise DataError(f"{where}[{key!r}] must lie in [0, 1], but it does not")
     if "boxes" in sample:

@@ -25,7 +25,7 @@ from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
-from nas_kd.data.sample import DataError, DataInfo, Sample, no_longer, stack_small
+from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, UnusableRowsError, read_csv
@@ -151,7 +151,7 @@ class RecordDataset:
             with item.path.open("rb") as file:
                 message = read_record(file, item.offset, os.fstat(file.fileno()).st_size, item.path)
         except OSError as error:
-            raise no_longer(item.path, error.strerror or error) from error
+            raise became_unreadable(item.path, error.strerror or error) from error
         positions = sample_positions(item.length, self.frames)
         try:
             lists = parse_video(message).lists

@@ -6,10 +6,13 @@ from nas_kd.objectives.config import ObjectiveConfig, TaskLossConfig
 from nas_kd.objectives.cross_resolution import cross_resolution
 from nas_kd.objectives.feature import feature
 from nas_kd.objectives.loss import DistillationLoss, ModuleNameError
+from nas_kd.objectives.map_term import pairs_by_scale
+from nas_kd.objectives.maps import Adapter, adapter_for, matched_frames, resample
 from nas_kd.objectives.response import response
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 
 __all__ = [
+    "Adapter",
     "DistillationLoss",
     "DistillationTerm",
     "ModuleNameError",
@@ -17,7 +20,11 @@ __all__ = [
     "TaskLossConfig",
     "TermConfig",
     "TermContext",
+    "adapter_for",
     "cross_resolution",
     "feature",
+    "matched_frames",
+    "pairs_by_scale",
+    "resample",
     "response",
 ]

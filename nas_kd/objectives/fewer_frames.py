@@ -104,14 +104,14 @@ class FewerFramesTerm(DistillationTerm):
     def __init__(self, config: FewerFramesConfig, context: TermContext) -> None:
         super().__init__(context.name, config.weight)
         task = context.task
-        if task.outputs == "values" or task.framewise:
+        if task.outputs == "other" or task.framewise:
             raise ValueError(
                 f"fewer_frames: it compares the classes of whole videos, but task {type(task).__name__.lower()} "
                 "gives something else; set fewer_frames.weight to 0"
             )
         shares = {"representation": config.representation, "prediction": config.prediction}
         self.weights = {f"fewer_frames.{name}": config.weight * share for name, share in shares.items() if share > 0}
-        self._several = task.outputs == "labels"
+        self._several = task.outputs == "multilabel"
         self._distance = prediction_kl if config.distance == "kl" else prediction_squared
         self._varying_width = context.varying_width
         self.needs_teacher = bool(self.weights)

@@ -76,9 +76,9 @@ class ResponseTerm(DistillationTerm):
 
     def __init__(self, config: ResponseConfig, context: TermContext) -> None:
         super().__init__(context.name, config.weight)
-        self._distance = multilabel_response if context.task.outputs == "labels" else response
+        self._distance = multilabel_response if context.task.outputs == "multilabel" else response
         self._kd_temperature = config.kd_temperature
-        if context.task.outputs == "values":
+        if context.task.outputs == "other":
             raise ValueError(
                 f"response: task {type(context.task).__name__.lower()} has no logits of classes that could be "
                 "softened; set response.weight to 0 and distil maps"

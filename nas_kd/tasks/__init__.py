@@ -13,6 +13,7 @@ from nas_kd.mistakes import choose, explain
 from nas_kd.tasks.classification import Classification
 from nas_kd.tasks.detection import Detection, DetectionConfig, Detections, decode
 from nas_kd.tasks.multilabel import Multilabel, MultilabelConfig
+from nas_kd.tasks.offsets import frames_by_offset, over_offsets
 from nas_kd.tasks.saliency import Saliency, SaliencyConfig
 from nas_kd.tasks.segmentation import Segmentation, SegmentationConfig
 from nas_kd.tasks.task import Batch, Task
@@ -42,7 +43,9 @@ __all__ = [
     "Task",
     "decode",
     "find_task",
+    "frames_by_offset",
     "make_task",
+    "over_offsets",
     "task_config",
 ]
 

@@ -17,13 +17,18 @@ class Classification(Task):
     """Cross-entropy; `accuracy` is the share of clips classified right.
 
     Raises:
-        ValueError: items may have several classes.
+        ValueError: items have no class, or may have several.
     """
 
     metric: ClassVar[str] = "accuracy"
 
     def __init__(self, info: DataInfo, config: NoOptions | None = None) -> None:
         super().__init__(info, config)
+        if info.num_classes < 2:
+            raise ValueError(
+                f"the task classification needs items of one class, but those of {info.name!r} have none; give "
+                "class_names and labels, or choose another task"
+            )
         if info.multi_label:
             raise ValueError(
                 f"the task classification needs items of one class, but those of {info.name!r} may have several; "

@@ -67,7 +67,7 @@ class Detection(Task):
 
     metric: ClassVar[str] = "map50"
     framewise: ClassVar[bool] = True
-    outputs: ClassVar[Outputs] = "values"
+    outputs: ClassVar[Outputs] = "other"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
     needs: ClassVar[str] = "a box"
     extra_outputs: ClassVar[int] = 4  # the distances to the edges

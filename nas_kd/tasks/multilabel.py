@@ -49,7 +49,7 @@ class Multilabel(Task):
     """
 
     metric: ClassVar[str] = "gap"
-    outputs: ClassVar[Outputs] = "labels"
+    outputs: ClassVar[Outputs] = "multilabel"
     keys: ClassVar[tuple[str, ...]] = ("labels",)
     needs: ClassVar[str] = "a class"
     options: ClassVar[type[BaseModel]] = MultilabelConfig

@@ -70,7 +70,7 @@ class Saliency(Task):
 
     metric: ClassVar[str] = "nss"
     dense: ClassVar[bool] = True
-    outputs: ClassVar[Outputs] = "values"
+    outputs: ClassVar[Outputs] = "other"
     keys: ClassVar[tuple[str, ...]] = ("mask",)
     needs: ClassVar[str] = "a fixated pixel (a mask value above 0) in its first frame"
     options: ClassVar[type[BaseModel]] = SaliencyConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 from nas_kd.data import Batch as Batch  # tasks are written against this module
 from nas_kd.data import DataError, DataInfo, Sample, Splits
 
-Outputs = Literal["classes", "labels", "values"]
+Outputs = Literal["multiclass", "multilabel", "other"]
 
 
 class NoOptions(BaseModel):
@@ -46,8 +46,8 @@ class Task(ABC):
         options: model of what a campaign may choose.
         extra_outputs: channels that a model must give beside one for each class.
         defaults: of a campaign file with this task, where its kind of input has none; what the file says goes before.
-        outputs: what they are: `classes` are logits of which one holds, `labels` logits that each may hold, `values`
-            anything else.
+        outputs: what they are: `multiclass` logits of classes of which one holds, `multilabel` logits of classes of
+            which several may hold, `other` for anything else, such as values to be regressed.
 
     Raises:
         ValueError: the data have no labels for this task.
@@ -61,7 +61,7 @@ class Task(ABC):
     needs: ClassVar[str] = ""
     extra_outputs: ClassVar[int] = 0
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
-    outputs: ClassVar[Outputs] = "classes"
+    outputs: ClassVar[Outputs] = "multiclass"
     options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:

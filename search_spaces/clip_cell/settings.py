@@ -36,7 +36,7 @@ class ClipCellSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_classes: int = Field(ge=2)
+    num_classes: int = Field(ge=1)
     stem_width: int = Field(default=8, ge=1)
     widths: tuple[tuple[int, ...], ...] = ((8, 12, 16), (16, 24, 32), (32, 48, 64))
     depths: tuple[tuple[int, ...], ...] = ((1, 2), (1, 2), (1, 2))

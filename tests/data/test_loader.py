@@ -117,7 +117,7 @@ def target_batch(height=20, width=28):
     return {
         "clip": clip,
         "mask": mask,
-        "saliency": (clip[:, 0] > 0).float(),
+        "map.seen": (clip[:, 0] > 0).float(),
         "boxes": boxes,
         "label": torch.tensor([2]),
     }
@@ -128,7 +128,7 @@ def test_flip_mirrors_every_target():
     flipped = augment_batch(batch, "flip", torch.zeros(1, NUM_DRAWS))
     assert torch.equal(flipped["clip"], batch["clip"].flip(-1))
     assert torch.equal(flipped["mask"], batch["mask"].flip(-1))
-    assert torch.equal(flipped["saliency"], batch["saliency"].flip(-1))
+    assert torch.equal(flipped["map.seen"], batch["map.seen"].flip(-1))
     assert flipped["boxes"][0, 0, 0].tolist() == [13, 4, 22, 12, 2]
     assert flipped["boxes"][0, 0, 1].tolist() == [-1] * 5
     kept = augment_batch(batch, "flip", torch.full((1, NUM_DRAWS), 0.7))
@@ -136,7 +136,7 @@ def test_flip_mirrors_every_target():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_crop_moves_clip_mask_saliency_and_boxes_alike(seed):
+def test_crop_moves_clip_mask_map_and_boxes_alike(seed):
     batch = target_batch()
     draws = torch.rand(1, NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
     moved = augment_batch(batch, "flip+crop", draws)
@@ -147,7 +147,7 @@ def test_crop_moves_clip_mask_saliency_and_boxes_alike(seed):
     bright = moved["clip"][:, 0] > 100
     known = moved["mask"] != 255
     assert (bright ^ inside)[known].float().mean() < 0.02
-    assert ((moved["saliency"] > 0.5) ^ inside)[known].float().mean() < 0.02
+    assert ((moved["map.seen"] > 0.5) ^ inside)[known].float().mean() < 0.02
     rows, columns = torch.where(inside[0, 0])
     tight = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
     assert (moved["boxes"][0, 0, 0, :4] - tight).abs().max() <= 1.0
@@ -169,14 +169,14 @@ def test_a_box_that_leaves_the_frame_becomes_absent():
     assert augment_batch(batch, "flip+crop", closest)["boxes"][0, 0, 0].tolist() == [-1] * 5
 
 
-def test_padding_is_ignored_and_not_salient():
+def test_padding_is_ignored_and_zero_in_maps():
     batch = target_batch()
-    batch["saliency"] = torch.ones_like(batch["saliency"])
+    batch["map.seen"] = torch.ones_like(batch["map.seen"])
     widest = torch.tensor([[0.9, 1.0, 0.5, 0.5]])
     moved = augment_batch(batch, "flip+crop", widest)
     assert moved["mask"][0, 0, 0, 0] == 255
-    assert moved["saliency"][0, 0, 0, 0] == 0
-    assert moved["saliency"][0, 0, 10, 14] == 1
+    assert moved["map.seen"][0, 0, 0, 0] == 0
+    assert moved["map.seen"][0, 0, 10, 14] == 1
 
 
 def test_normalize_is_the_formula():

@@ -188,14 +188,14 @@ def test_maps_move_with_their_clips():
     clip = torch.zeros(1, 3, 2, 20, 28, dtype=torch.uint8)
     clip[..., 4:12, 6:15] = 200
     shown = (clip[:, 0] > 0).float()
-    batch = {"clip": clip, "saliency": shown, "map.soft": shown.half(), "label": torch.tensor([0])}
+    batch = {"clip": clip, "map.full": shown, "map.soft": shown.half(), "label": torch.tensor([0])}
     flipped = augment_batch(batch, "flip", torch.zeros(1, NUM_DRAWS))
     assert torch.equal(flipped["map.soft"], batch["map.soft"].flip(-1))
     for seed in range(5):
         draws = torch.rand(1, NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
         moved = augment_batch(batch, "flip+crop", draws)
         assert moved["map.soft"].dtype == torch.float16
-        assert torch.allclose(moved["map.soft"].float(), moved["saliency"], atol=1e-3)
+        assert torch.allclose(moved["map.soft"].float(), moved["map.full"], atol=1e-3)
 
 
 def test_frames_are_taken_with_their_maps():

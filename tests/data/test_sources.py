@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from nas_kd.data import (
     Subset,
     check_sample,
     grouped_split,
+    labels_of,
     load,
     make_splits,
     stratified_split,
@@ -226,8 +228,8 @@ def test_splits_refuse():
         ({"clip": None}, "must be a tensor"),
         ({"mask": torch.full((2, 4, 6), 4, dtype=torch.uint8)}, "but it holds 4"),
         ({"mask": torch.zeros(2, 4, 6)}, "must be torch.uint8"),
-        ({"saliency": torch.full((2, 4, 6), 1.5)}, r"must lie in \[0, 1\]"),
-        ({"saliency": torch.full((2, 4, 6), float("nan"))}, r"must lie in \[0, 1\]"),
+        ({"map.seen": torch.full((2, 4, 6), 1.5)}, r"must lie in \[0, 1\]"),
+        ({"map.seen": torch.full((2, 4, 6), float("nan"))}, r"must lie in \[0, 1\]"),
         ({"boxes": torch.zeros(2, 5)}, "max_boxes, 5"),
         ({"boxes": torch.full((2, 1, 5), 3.0)}, "but one is 3"),
     ],
@@ -240,8 +242,18 @@ def test_check_sample_refuses(change, words):
         "boxes": torch.full((2, 1, 5), -1.0),
     }
     check_sample(good, INFO, "x")
+    info = replace(INFO, map_names=("seen",)) if "map.seen" in change else INFO
     with pytest.raises(DataError, match=words):
-        check_sample(good | change, INFO, "x")
+        check_sample(good | change, info, "x")
+
+
+def test_items_may_have_no_class():
+    info = replace(INFO, num_classes=0, class_names=())
+    clip = torch.zeros(3, 2, 4, 6, dtype=torch.uint8)
+    check_sample({"clip": clip, "volume": torch.tensor(3.5)}, info, "x")
+    assert labels_of([{"clip": clip}] * 3) == [0, 0, 0]
+    with pytest.raises(DataError, match="must hold 'label'"):
+        check_sample({"clip": clip}, INFO, "x")
 
 
 def test_memory_dataset_and_info_refuse():

@@ -37,7 +37,7 @@ def test_a_task_says_what_it_is(name: str) -> None:
     task = make_task(name, info, {})
     assert type(task)(info).num_outputs == task.num_outputs
     assert task.keys
-    assert all(key in ("label", "labels", "mask", "saliency", "boxes") for key in task.keys)
+    assert all(key in ("label", "labels", "mask", "boxes") for key in task.keys)
     with pytest.raises(ValueError, match="metrics need at least one"):
         task.compute()
 

@@ -1,0 +1,204 @@
+"""Tasks and terms from outside the package, as docs/extending.md shows them: whole campaigns with the examples."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas_kd import export, load_bundle, load_config, report, search
+from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
+
+ROOT = Path(__file__).parent.parent.parent
+TERM = "attention_transfer:AttentionTransfer"
+MODULES = {"student": "stages.1", "teacher": "layers.1"}
+DATA = '''
+import torch
+
+class Hearts:
+    """A disc that shrinks; by how much is what is asked."""
+    def __init__(self, count): self.count = count
+    def __len__(self): return self.count
+    def __getitem__(self, index):
+        share = torch.rand((), generator=torch.Generator().manual_seed(index))
+        side = torch.arange(16) - 7.5
+        radius = 3 + 4 * (1 - share * torch.linspace(0, 1, 4))
+        disc = (side[:, None] ** 2 + side**2).sqrt() < radius[:, None, None]
+        return {"clip": (200 * disc).byte().expand(3, 4, 16, 16).clone(), "ejection_fraction": share}
+
+def hearts(): return {"train": Hearts(24), "val": Hearts(8), "test": Hearts(8), "num_classes": 0}
+
+class Joints:
+    """Two bright dots that move, each a joint."""
+    def __init__(self, count): self.count = count
+    def __len__(self): return self.count
+    def __getitem__(self, index):
+        place = torch.randint(4, 28, (2, 2), generator=torch.Generator().manual_seed(index))
+        clip, mask = torch.zeros(3, 4, 32, 32, dtype=torch.uint8), torch.zeros(4, 32, 32, dtype=torch.uint8)
+        for frame in range(4):
+            for joint, (y, x) in enumerate((place + frame).tolist()):
+                clip[joint, frame, y - 1 : y + 2, x - 1 : x + 2] = 255
+                mask[frame, y, x] = joint + 1
+        return {"clip": clip, "label": torch.tensor(0), "mask": mask}
+
+def joints():
+    sets = {"train": Joints(16), "val": Joints(4), "test": Joints(4), "class_names": ["a", "b"]}
+    return sets | {"mask_names": ["background", "head", "hand"], "points": True, "flip_safe": False}
+'''
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the user's with the examples and their data, which is the current one."""
+    for name in ("attention_transfer", "ejection_fraction", "pose"):
+        shutil.copy(ROOT / "examples" / f"{name}.py", tmp_path)
+    (tmp_path / "own_data.py").write_text(DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_examples_are_short() -> None:
+    for name in ("attention_transfer", "ejection_fraction", "pose"):
+        text = (ROOT / "examples" / f"{name}.py").read_text()
+        assert len(re.split(r'^"""$', text, flags=re.M)[-1].strip().splitlines()) <= 46
+
+
+def regression(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignConfig:
+    """A campaign of seconds on the task and the term of the examples."""
+    kept = tiny().model_dump(mode="json", include={"runs", "space", "budget", "resources"})
+    teacher = {"settings": {"widths": [4, 8], "blocks": [1, 1], "strides": [1, 2]}, "fit": {"epochs": 1}}
+    return validate(
+        {
+            **kept,
+            "task": "ejection_fraction:EjectionFraction",
+            "data": {"source": "own", "function": "own_data:hearts"},
+            "teacher": teacher,
+            "objective": {TERM: {"weight": 1.0, **MODULES}},
+            "search": {"epochs": 1},
+            "retrain": {"epochs": 1},
+            **changes,
+        },
+        source="test",
+    )
+
+
+def test_a_regression_with_a_term_of_ones_own_goes_all_the_way(
+    tiny: Callable[..., CampaignConfig], outside: Path
+) -> None:
+    weight = f"objective.{TERM}.weight"
+    config = regression(tiny, trials=2, knobs={weight: {"type": "choice", "values": [1.0, 10.0]}})
+    result = search(config)
+    assert [record.state for record in result.records] == ["complete"] * 2
+    assert (result.records[0].metric.name, result.records[0].metric.maximize) == ("mae", False)
+    assert {record.knobs[weight] for record in result.records} <= {1.0, 10.0}
+    log = (result.run_dir / "trials" / "0000" / "log.jsonl").read_text()
+    assert f'"{TERM}"' in log
+    saved = load_config(result.run_dir / "campaign.yaml")
+    assert saved.objective == config.objective
+    assert saved.digest() == config.digest()
+    assert report(result.run_dir).report.is_file()
+    folder, _ = export(result.run_dir, trial=0)
+    _, info = load_bundle(folder)
+    assert (info.task, info.class_names) == (config.task, ("ejection_fraction",))
+
+
+@pytest.mark.ray
+def test_workers_find_modules_of_ones_own(tiny: Callable[..., CampaignConfig], outside: Path) -> None:
+    resources = {"executor": "ray", "max_concurrent": 1}
+    (record,) = search(regression(tiny, trials=1, resources=resources)).records
+    assert record.state == "complete", record.error
+
+
+def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
+    config = validate(
+        {
+            "task": "pose:Pose",
+            "runs": str(outside / "runs"),
+            "trials": 1,
+            "data": {"source": "own", "function": "own_data:joints"},
+            "teacher": {"settings": {"widths": [4, 8], "depths": [1, 1], "head_width": 8}, "fit": {"epochs": 1}},
+            "space": {"keyframe_interval": [2]},
+            "budget": {"max_flops": ["1M"]},
+            "search": {"epochs": 1, "local": {"steps": 2, "probes": 1}},
+            "retrain": {"epochs": 1},
+            "resources": {"executor": "inline", "max_concurrent": 1},
+        },
+        source="test",
+    )
+    (record,) = search(config).records
+    assert record.state == "complete", record.error
+    assert {"pck", "pck@0", "pck@1"} <= record.metrics["retrained"]["test"].keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"task": "pose:Pase"}, "task 'pose:Pase': 'Pase' in module 'pose' is not there; did you mean 'Pose'?"),
+        ({"task": "nowhere:Task"}, "task 'nowhere:Task': importing 'nowhere' failed with ModuleNotFoundError"),
+        ({"task": "own_data:Hearts"}, "'Hearts' in module 'own_data' is no subclass of Task; write a subclass of Task"),
+        ({"task": "ejection_fraction:EjectionFraction", "task_options": {"a": 1}}, "task_options: a: unknown key 'a'"),
+        (
+            {"objective": {TERM: {**MODULES, "powr": 1}}},
+            f"objective.{TERM}.powr: unknown key 'powr'; did you mean 'power'? choose from weight, power",
+        ),
+        ({"objective": {TERM: {**MODULES, "power": 0}}}, f"objective.{TERM}.power: input should be greater than 0"),
+        (
+            {"objective": {TERM: {"weight": True, **MODULES}}},
+            f"objective.{TERM}.weight: must be a number, but got true",
+        ),
+        ({"objective": {TERM: {"student": "x"}}}, f"objective.{TERM}.teacher: missing; give it a value"),
+        (
+            {"objective": {"attention_transfer:Attention": {}}},
+            "objective.attention_transfer:Attention: term 'attention_transfer:Attention': 'Attention' in module "
+            "'attention_transfer' is not there; did you mean 'AttentionTransfer'?",
+        ),
+        (
+            {"search": {"objective": {"nowhere:Term": {}}}},
+            "search.objective.nowhere:Term: term 'nowhere:Term': importing",
+        ),
+        (
+            {"objective": {TERM: MODULES}, "knobs": {f"objective.{TERM}.powr": {"type": "choice", "values": [1]}}},
+            f"knobs.objective.{TERM}.powr: there is no 'powr'; did you mean 'power'?",
+        ),
+        (
+            {"objective": {TERM: MODULES}, "knobs": {f"objective.{TERM}.power": {"type": "choice", "values": [0, 1]}}},
+            f"knobs.objective.{TERM}.power may not propose 0: {TERM}.power: input should be greater than 0",
+        ),
+    ],
+)
+def test_mistakes_are_sentences_as_for_the_packages_own(outside: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(change, source="f.yaml")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_term_of_ones_own_hides_no_other(outside: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate({"objective": {TERM: {**MODULES, "powr": 1}, "delta": {"weight": -1}, "respons": {}}}, source="f")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert any("objective.respons: unknown key 'respons'; did you mean 'response'?" in line for line in lines)
+
+
+def test_a_module_that_a_term_of_ones_own_names_must_exist(tiny: Callable[..., CampaignConfig], outside: Path) -> None:
+    from nas_kd.checks import check_fit
+    from nas_kd.workbench import build_workbench
+
+    config = tiny(objective={TERM: {"weight": 1, **MODULES, "student": "stages.9"}})
+    with pytest.raises(ConfigError) as caught:
+        check_fit(config, build_workbench(config, "cpu"))
+    sentence = f"objective.{TERM}.student: module 'stages.9' of the student does not exist; did you mean 'stages"
+    assert sentence in str(caught.value)
+    assert f"set {TERM}.weight to 0" in str(caught.value)
+
+
+def test_a_key_with_dots_of_its_own_is_one_part_of_a_path() -> None:
+    assert split_path("objective.my.terms:Mine.weight") == ["objective", "my.terms:Mine", "weight"]
+    assert split_path("search.objective.terms:Mine.weight") == ["search", "objective", "terms:Mine", "weight"]
+    assert split_path("objective.delta.weight") == ["objective", "delta", "weight"]
