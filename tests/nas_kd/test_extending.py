@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from nas_kd import export, load_bundle, load_config, report, search
+from nas_kd.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
+from nas_kd.workbench import build_context
 
 ROOT = Path(__file__).parent.parent.parent
 TERM = "attention_transfer:AttentionTransfer"
@@ -187,12 +189,9 @@ def test_a_mistake_in_a_term_of_ones_own_hides_no_other(outside: Path) -> None:
 
 
 def test_a_module_that_a_term_of_ones_own_names_must_exist(tiny: Callable[..., CampaignConfig], outside: Path) -> None:
-    from nas_kd.checks import check_fit
-    from nas_kd.workbench import build_workbench
-
     config = tiny(objective={TERM: {"weight": 1, **MODULES, "student": "stages.9"}})
     with pytest.raises(ConfigError) as caught:
-        check_fit(config, build_workbench(config, "cpu"))
+        check_fit(config, build_context(config, "cpu"))
     sentence = f"objective.{TERM}.student: module 'stages.9' of the student does not exist; did you mean 'stages"
     assert sentence in str(caught.value)
     assert f"set {TERM}.weight to 0" in str(caught.value)
