@@ -35,6 +35,7 @@ from trials import (
     KnobValue,
     Ledger,
     Metric,
+    Objective,
     OnEvent,
     RungScheduler,
     Split,
@@ -180,7 +181,15 @@ class Campaign:
         config = self.config
         try:
             return Ledger.open(
-                self.run_dir, metric=self._metric, config_hash=config.digest(), storage=config.storage, name=config.name
+                self.run_dir,
+                metric=self._metric,
+                objectives=[
+                    Objective(name=self._metric.name, maximize=self._metric.maximize),
+                    Objective(name=config.budget.cost_field),
+                ],
+                config_hash=config.digest(),
+                storage=config.storage,
+                name=config.name,
             )
         except ImportError as error:
             raise ConfigError(
@@ -340,7 +349,7 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
     Raises:
         ValueError: there is none; the sentence says what there is.
     """
-    from analysis import ParetoFront
+    from analysis import FLOPS, ParetoFront
 
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:
@@ -350,14 +359,14 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
             if record.number == trial:
                 return record
         raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
-    front = ParetoFront.from_records(complete)
     if max_flops is not None:
+        front = ParetoFront.from_records(complete, axis=FLOPS)
         within = [r for r in front.records if r.cost is not None and r.cost.flops <= max_flops]
         if not within:
             cheapest = min(r.cost.flops for r in complete if r.cost is not None)
             raise ValueError(f"no complete trial costs at most {max_flops:,} FLOPs; the cheapest costs {cheapest:,}")
         return max(within, key=lambda r: r.cost.flops if r.cost else 0)
-    knee = front.knee
+    knee = ParetoFront.from_records(complete).knee
     assert knee is not None, "a front with a complete trial has a knee"
     return knee
 

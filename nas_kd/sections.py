@@ -111,6 +111,11 @@ class BudgetConfig(Section):
         return "max_flops" if self.max_latency_ms is None else "max_latency_ms"
 
     @property
+    def cost_field(self) -> str:
+        """The field of a record's `Cost` that the budget limits, and that trials are ranked by."""
+        return "flops" if self.max_latency_ms is None else "predicted_latency_ms"
+
+    @property
     def options(self) -> BudgetRange | tuple[float, ...]:
         """Budgets to choose from, or the range."""
         return self.max_flops if self.max_latency_ms is None else self.max_latency_ms

@@ -255,7 +255,16 @@ class Trial:
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
         fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
+        if self.config.budget.max_latency_ms is not None:
+            fields = {**fields, **self._counted(arch)}
         return Cost.model_validate(fields)
+
+    def _counted(self, arch: ArchSpec) -> dict[str, float]:
+        """The cost that the budget limits, by its name in `Cost`."""
+        if self.config.budget.max_latency_ms is None:
+            return {"flops": float(self.campaign.space.cost(arch))}
+        nanoseconds = self.campaign.table(self.knobs).flops(arch.choices)
+        return {self.config.budget.cost_field: nanoseconds / 1e6}
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
         info = self.campaign.splits.info
@@ -297,8 +306,7 @@ class Trial:
         if stopping is None or repeat > 0 or epoch + 1 not in stopping.rungs:
             return
         score = self._evaluate(student, self.campaign.splits.val)[self.campaign.task.metric]
-        values = {self.campaign.task.metric: score, "flops": float(self.campaign.space.cost(arch))}
-        self.context.report(values=values, step=epoch + 1)
+        self.context.report(values={self.campaign.task.metric: score, **self._counted(arch)}, step=epoch + 1)
 
     @property
     def _search_share(self) -> float:

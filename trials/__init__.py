@@ -7,10 +7,10 @@ bridge to Ray Tune is `trials.searcher`; it is not imported here, since Ray take
 from trials.context import Report, TrialContext, TrialFn, TrialStopped
 from trials.events import Event, OnEvent
 from trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
-from trials.ledger import COST_CONVENTION, Ledger, Proposal
+from trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
 from trials.objectives import Objective, default_objectives, objective_values
 from trials.progress import Progress
-from trials.record import SCHEMA_VERSION, Cost, KnobValue, Metric, Split, Stage, State, TrialRecord
+from trials.record import SCHEMA_VERSION, Cost, FinalState, KnobValue, Metric, Split, Stage, TrialRecord
 from trials.resources import Executor, Resources
 from trials.runner import Summary, run_trials
 from trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
@@ -24,6 +24,7 @@ __all__ = [
     "Cost",
     "Event",
     "Executor",
+    "FinalState",
     "FloatKnob",
     "IntKnob",
     "Knob",
@@ -35,13 +36,12 @@ __all__ = [
     "Objective",
     "OnEvent",
     "Progress",
-    "Proposal",
+    "ProposedTrial",
     "Report",
     "Resources",
     "RungScheduler",
     "Split",
     "Stage",
-    "State",
     "Summary",
     "TrialContext",
     "TrialFn",

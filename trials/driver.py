@@ -15,7 +15,7 @@ from trials.events import Event, EventKind, OnEvent
 from trials.execution import Assignment
 from trials.files import remove_checkpoints
 from trials.knobs import KnobSpace
-from trials.ledger import Ledger, Proposal
+from trials.ledger import Ledger, ProposedTrial
 from trials.record import TrialRecord
 from trials.samplers import SAMPLERS, proposal_seed
 from trials.scheduler import RungScheduler
@@ -158,7 +158,7 @@ class Driver:
         record.write(self._live[record.number].directory / RECORD_NAME)
         self.finish(record)
 
-    def _assign(self, proposal: Proposal) -> Assignment:
+    def _assign(self, proposal: ProposedTrial) -> Assignment:
         return Assignment(
             number=proposal.number,
             knobs=proposal.knobs,

@@ -13,7 +13,7 @@ from pathlib import Path
 from trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
 from trials.files import locked
 from trials.objectives import Objective, objective_values
-from trials.record import KnobValue, Metric, State, TrialRecord
+from trials.record import FinalState, KnobValue, Metric, TrialRecord
 
 _WAIT_FOR_PREDECESSOR_S = 60.0
 
@@ -32,7 +32,7 @@ class Assignment:
 
     def record_without_result(
         self,
-        state: State,
+        state: FinalState,
         error: str | None,
         *,
         diagnostics: Mapping[str, float] | None = None,

@@ -50,7 +50,7 @@ _FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
 
 
 @dataclass(frozen=True)
-class Proposal:
+class ProposedTrial:
     """What a trial shall run with; without a `seed` of its own, the driver gives it one."""
 
     number: int
@@ -192,7 +192,7 @@ class Ledger:
         number = self._storage.get_n_trials(self._study_id, state=others) if others else 0
         return number + (sum(map(_is_queued, self._trials())) if "queued" in states else 0)
 
-    def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> Proposal:
+    def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> ProposedTrial:
         """Propose the next trial and write it down as running. Queued trials come first.
 
         The proposal is a function of the seed, its number, and what the ledger holds; of nothing else.
@@ -219,7 +219,7 @@ class Ledger:
             proposed = view.get_trials(deepcopy=False)[number]
             self._write_proposal(proposed, trials, waiting)
             own_seed = None if waiting is None else waiting.user_attrs.get("seed")
-            return Proposal(number, dict(proposed.params), own_seed)
+            return ProposedTrial(number, dict(proposed.params), own_seed)
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
         """The stored study in the terms of `space`, in memory; see the module.
@@ -364,10 +364,10 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, _STATES[record.state], values)
             return True
 
-    def running(self) -> list[Proposal]:
+    def running(self) -> list[ProposedTrial]:
         """Trials proposed and not told. After a crash, run them again under their numbers."""
         return [
-            Proposal(trial.number, dict(trial.user_attrs["knobs"]), trial.user_attrs.get("seed"))
+            ProposedTrial(trial.number, dict(trial.user_attrs["knobs"]), trial.user_attrs.get("seed"))
             for trial in self._trials()
             if trial.state == TrialState.RUNNING
         ]

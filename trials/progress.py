@@ -17,7 +17,7 @@ from rich.text import Text
 from trials.dominance import front
 from trials.events import Event
 from trials.objectives import Objective, objective_values
-from trials.record import KnobValue, TrialRecord
+from trials.record import Cost, KnobValue, TrialRecord
 
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 
@@ -73,6 +73,8 @@ class Progress:
         max_rows: int = 20,
     ) -> None:
         self._objectives = tuple(objectives)
+        costs = [each.name for each in objectives if each.name in Cost.model_fields]
+        self._cost_names = tuple(dict.fromkeys([*costs, "flops"]))  # FLOPs beside what is ranked by
         self._console = console or Console()
         self._max_rows = max_rows
         self._rows = {record.number: _row_of(record) for record in records}
@@ -155,7 +157,8 @@ class Progress:
             if score is not None:
                 words.append(f"{event.record.metric.name} {score:.4g}")
             if event.record.cost is not None:
-                words.append(f"flops {format_count(event.record.cost.flops)}")
+                cost = event.record.cost
+                words += [f"{name} {format_count(getattr(cost, name))}" for name in self._cost_names]
             if event.number in self.front():
                 words.append("(front)")
             if event.record.error:
@@ -178,18 +181,19 @@ class Progress:
         on_front = self.front()
         metric = self._objectives[0].name if self._objectives else "score"
         table = Table(box=None, pad_edge=False)
-        for title in ("trial", "budget", "state", "progress", metric, "flops", "front", "message"):
+        for title in ("trial", "budget", "state", "progress", metric, *self._cost_names, "front", "message"):
             table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
         for row in self._shown(on_front):
             score = row.record.score() if row.record is not None else None
-            flops = row.record.cost.flops if row.record is not None and row.record.cost is not None else None
+            cost = row.record.cost if row.record is not None else None
+            costs = [None if cost is None else getattr(cost, name) for name in self._cost_names]
             table.add_row(
                 str(row.number),
                 row.budget,
                 Text(row.state, style=_STATE_STYLES[row.state]),
                 ProgressBar(total=1.0, completed=row.fraction, width=16),
                 "" if score is None or not math.isfinite(score) else f"{score:.4g}",
-                format_count(flops),
+                *(format_count(value) for value in costs),
                 "*" if row.number in on_front else "",
                 Text(" ".join(row.message.split())),
             )

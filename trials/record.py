@@ -14,7 +14,7 @@ from trials.files import write_atomically
 SCHEMA_VERSION = 1
 
 KnobValue = bool | int | float | str
-State = Literal["complete", "failed", "stopped"]
+FinalState = Literal["complete", "failed", "stopped"]
 Stage = Literal["teacher", "gated", "derived", "retrained"]
 Split = Literal["val", "test"]
 
@@ -130,7 +130,7 @@ class TrialRecord(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     number: int = Field(ge=0)  # the number of the trial in the ledger
-    state: State
+    state: FinalState
     seed: int
     config_hash: str
     knobs: Frozen[Mapping[str, KnobValue]]  # what the study proposed; `max_flops` is the budget

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from analysis import ParetoFront
 from nas_kd.campaign import export, report, search
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data.frame_sampling import random_pairs, take_frames
@@ -26,6 +27,7 @@ from nas_kd.training.local_search import start_locally
 from nas_kd.workbench import CampaignContext, build_context
 from search_spaces import CostTable, DeltaNet, Supernet
 from search_spaces.knapsack import cost_range
+from trials import Ledger
 
 STREAMS: dict[str, Any] = {
     "task": "segmentation",
@@ -238,6 +240,14 @@ def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[...,
     table = CostTable.from_json(measured["table"])
     assert table.flops(record.arch["choices"]) <= goal_ms * 1e6
     assert record.diagnostics["budget_share"] <= 1
+    assert record.cost is not None
+    assert record.cost.predicted_latency_ms == table.flops(record.arch["choices"]) / 1e6 <= goal_ms
+    assert [each.name for each in Ledger.load(config.run_dir).objectives] == ["miou", "predicted_latency_ms"]
+    front = ParetoFront.from_records([record])
+    assert front.points.tolist() == [[record.cost.predicted_latency_ms, record.score("val", "retrained")]]
+    page = report(config.run_dir).report.read_text()
+    assert f"at {record.cost.predicted_latency_ms:.3g} ms" in page
+    assert "predicted latency per frame, amortised (ms)" in page
 
 
 def test_budgets_of_latency_that_cannot_work_are_refused(streams: Callable[..., CampaignConfig]) -> None:
