@@ -41,11 +41,11 @@ from torch import Tensor, nn
 
 from analysis import Estimate, estimate_mean, paired_difference
 from nas_kd.config import CampaignConfig, set_path, validate
+from nas_kd.files import write_text_atomically
 from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
 from nas_kd.preparation import prepare_teacher
-from nas_kd.training.checkpoint import write_whole
 from nas_kd.workbench import CampaignContext, build_context, load_context
 from search_spaces import ArchSpec
 
@@ -180,7 +180,7 @@ def claim_file(out: Path, identity: Mapping[str, Any]) -> None:
     if path.is_file() and path.read_text() != text:
         raise ValueError(f"{out} holds the results of other settings, see {path.name}; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    write_text_atomically(path, text)
 
 
 def result_path(out: Path, arm: str, seed: int) -> Path:
@@ -215,7 +215,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, list[float]]
             result = {"arm": arm, "seed": seed, "accuracy": accuracy, "seconds": time.monotonic() - began, **more}
             path = result_path(out, arm, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(result) + "\n")
+            write_text_atomically(path, json.dumps(result) + "\n")
 
         for seed, names in missing.items():
             taught = seed if options.teachers == "per-seed" else 0
@@ -340,9 +340,9 @@ def report(scores: Scores, out: Path, console: Console) -> None:
     verdict = sentence(scores)
     console.print(arms, pairs)
     console.print(f"{CAUTION}\n{verdict}", highlight=False)
-    write_whole(out / "results.md", "\n".join([*lines, "", CAUTION, "", verdict, ""]))
+    write_text_atomically(out / "results.md", "\n".join([*lines, "", CAUTION, "", verdict, ""]))
     listed = [f"{arm},{seed},{value!r}" for arm, values in scores.items() for seed, value in enumerate(values)]
-    write_whole(out / "results.csv", "\n".join(["arm,seed,test_accuracy", *listed, ""]))
+    write_text_atomically(out / "results.csv", "\n".join(["arm,seed,test_accuracy", *listed, ""]))
     content = {
         "scores": {name: list(values) for name, values in scores.items()},
         "means": {name: as_json(estimate_mean(values)) for name, values in scores.items()},
@@ -350,7 +350,7 @@ def report(scores: Scores, out: Path, console: Console) -> None:
         "standings": dict(zip(("mismatch", "distillation"), standings(scores), strict=True)),
         "sentence": verdict,
     }
-    write_whole(out / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(out / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def as_json(value: Estimate) -> dict[str, float | int | None]:

@@ -15,13 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.files import write_text_atomically
 from nas_kd.grid import Cell
 from nas_kd.preparation import prepare_latency, prepare_teacher
 from nas_kd.sections import BudgetRange, parse_flops
 from nas_kd.tasks import find_task
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
-from nas_kd.training.checkpoint import write_whole
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import TrialFunction
 from nas_kd.workbench import build_context
@@ -202,7 +202,7 @@ class Campaign:
     def _write_config(self) -> None:
         path = self.run_dir / CONFIG_NAME
         path.touch(mode=0o600 if self.config.storage else 0o644)  # a database's URL may hold a password
-        write_whole(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        write_text_atomically(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
         """Run the trials that the ledger lacks.

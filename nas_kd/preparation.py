@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
+from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss
 from nas_kd.proposals import proposals, structure_key
@@ -20,7 +21,7 @@ from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
-from nas_kd.training.checkpoint import count_params, write_whole
+from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial_nets import TrialNets, build_nets, build_objective
@@ -79,7 +80,7 @@ def prepare_teacher(
             known |= {f"{split}/{name}": value for name, value in values.items()}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "teacher.safetensors")
-        write_whole(manifest, json.dumps(known, indent=2) + "\n")
+        write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()
     _fill_cache(context, folder / "outputs", progress)
@@ -208,7 +209,7 @@ def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progr
                 table = context.input_type.latency_table(context.space, knobs, context.device)
                 known = {"of": key, "table": table.to_json()}
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, json.dumps(known) + "\n")
+                write_text_atomically(path, json.dumps(known) + "\n")
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(known["table"])
     finally:
         torch.set_num_threads(before)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from nas_kd.data.sample import DataError
+from nas_kd.files import atomic_file
 
 _one_at_a_time = threading.Lock()
 
@@ -39,17 +38,10 @@ def written_whole(path: Path, folder: Path, setting: str) -> Iterator[IO[bytes]]
     Raises:
         DataError: The folder cannot be written, or the disk is full.
     """
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with atomic_file(path, durable=False) as file:  # a cache, which is made again where it is lost
             yield file
-        Path(temporary).replace(path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
         raise DataError(
             f"{setting} must be a folder with room that can be written, but {folder} gave {error.strerror or error}; "
             f"free some space or set another {setting}"

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from nas_kd.files import atomic_file, write_text_atomically
 from nas_kd.inputs import input_type_of_bundle
 from nas_kd.mistakes import explain
 from nas_kd.teachers import TEACHERS
-from nas_kd.training.checkpoint import write_whole
 from search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
 from search_spaces.delta_blocks.residual import residual_form
 
@@ -110,10 +110,9 @@ def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> Non
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    beside = folder / f"{WEIGHTS_NAME}.writing"
-    save_file(state, beside, metadata={"arch_id": info.arch_id})
-    beside.replace(folder / WEIGHTS_NAME)
-    write_whole(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
+    with atomic_file(folder / WEIGHTS_NAME) as file:
+        file.write(save(state, metadata={"arch_id": info.arch_id}))
+    write_text_atomically(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
 
 
 def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:

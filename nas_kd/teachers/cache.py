@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nas_kd.data import Batch, ClipLoader
+from nas_kd.files import write_text_atomically
 from nas_kd.taps import ModelOutput
 from nas_kd.teachers.teacher import Teacher
-from nas_kd.training.checkpoint import write_whole
 
 
 class TeacherCache:
@@ -91,4 +91,4 @@ class TeacherCache:
         for array in arrays.values():
             array.flush()
         # The manifest comes last: without it the folder counts as unfinished and is written again.
-        write_whole(folder / "cache.json", json.dumps({"files": files}) + "\n")
+        write_text_atomically(folder / "cache.json", json.dumps({"files": files}) + "\n")

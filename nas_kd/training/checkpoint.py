@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas_kd.files import atomic_file
+
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".writing")
-    with beside.open("wb") as file:
+    with atomic_file(path) as file:
         torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part. Its mode is kept."""
-    beside = path.with_name(path.name + ".writing")
-    beside.touch(mode=path.stat().st_mode & 0o777 if path.exists() else 0o644)
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def load_checkpoint(path: Path, *, tag: str) -> dict[str, Any] | None:

@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of `path` at the end of the `with` block; after an error nothing does.
+
+    A reader sees the old content or the new one, never a part. Several processes may write the same file at once.
+
+    Args:
+        path: its place; the folder is made where missing. The mode of an older file is kept.
+        durable: whether the content is on disk before it is renamed, so that it survives a loss of power.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        Path(temporary).chmod(mode)  # mkstemp makes it private, which would hide results from a shared group
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; see `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
