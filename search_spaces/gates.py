@@ -14,8 +14,10 @@ not in the draw does not run at all, so the cost of a forward pass follows from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +151,7 @@ class GateControl:
         budget: what budget-dependent gates condition their logits on, or None.
         pinned: gate name -> index, which overrides every draw.
         draws: the draws of the present forward pass, so that a gate that is asked twice answers the same.
+        meter: measures the searchable parts of a forward pass instead of running them, see `measure`.
     """
 
     estimator: Estimator = straight_through
@@ -157,6 +160,17 @@ class GateControl:
     budget: Tensor | None = None
     pinned: dict[str, int] = field(default_factory=dict)
     draws: dict[str, Draw] = field(default_factory=dict)
+    meter: Any = None
+
+    @contextmanager
+    def fixed(self, name: str, index: int) -> Iterator[None]:
+        """Within this context the gate of that name draws one choice, without a gradient."""
+        before = self.draws[name]
+        self.draws[name] = Draw((index,), before.weights.detach().new_ones(1))
+        try:
+            yield
+        finally:
+            self.draws[name] = before
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "draws": {}}  # they belong to one forward pass, whose graph cannot be copied

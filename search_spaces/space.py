@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.arch import ArchSpec, Choice, canonical_json
-from search_spaces.cells import Edge
-from search_spaces.cost import CostTable, CostTerm
-from search_spaces.flops import count_flops
-from search_spaces.gates import Gate, GateFactory, named_gate
+from search_spaces.cost import CostTable
+from search_spaces.gates import Gate, GateFactory
 
 
 class SearchSpace(ABC):
@@ -177,104 +174,10 @@ class SearchSpace(ABC):
         return self.cost_table({n: arch.choices[n] for n in self.knobs}).flops(arch.choices)
 
 
-class ModuleSpace(SearchSpace):
-    """The space of any module that contains `Edge`s: one choice an edge.
-
-    Args:
-        build: makes the module; called for each supernet and student.
-        example: an input of the module with batch size 1.
-        name: of the space.
-
-    Raises:
-        ValueError: the module has no edge, is one itself, holds one inside another, or holds one under two names.
-    """
-
-    def __init__(self, build: Callable[[], nn.Module], example: Tensor, name: str = "module") -> None:
-        self.name, self.settings, self.knobs = name, {}, {}
-        self._build, self._example = build, example
-        self._table: CostTable | None = None
-        module = build()
-        self.variables = {path: edge.gate.choices for path, edge in _edges(module).items()}
-        if not self.variables:
-            raise ValueError("a searchable module needs at least one search_spaces.Edge, but this one has none")
-        if "" in self.variables:
-            raise ValueError("a searchable module cannot itself be an Edge; put the Edge inside a module")
-        for path, edge in _edges(module).items():
-            names = [p for p, m in module.named_modules(remove_duplicate=False) if m is edge]
-            if len(names) > 1:
-                raise ValueError(f"an Edge needs one name, but one has {', '.join(names)}; call it twice instead")
-            if inner := [p for p, m in edge.named_modules() if isinstance(m, Edge) and m is not edge]:
-                raise ValueError(f"edges cannot be nested, but {path!r} holds {', '.join(inner)}; flatten them")
-
-    def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
-        network = self._build()
-        for path, edge in _edges(network).items():
-            edge.gate = named_gate(make_gate, edge.gate.choices, path)
-        return network
-
-    def build_student(self, choices: Mapping[str, Choice]) -> nn.Module:
-        return self._derived(self._build(), choices)
-
-    def inherit(self, network: nn.Module, student: nn.Module, choices: Mapping[str, Choice]) -> None:
-        weights = network.state_dict()
-        for path, edge in _edges(network).items():
-            weights = {name: w for name, w in weights.items() if not name.startswith(f"{path}.")}
-            chosen = edge.candidates[str(choices[path])].state_dict()
-            weights |= {f"{path}.{name}": w for name, w in chosen.items()}
-        student.load_state_dict(weights)
-
-    def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
-        if self._table is None:
-            self._table = self._measured()
-        return self._table
-
-    def _measured(self) -> CostTable:
-        network = self._build().eval()
-        calls: dict[str, list[tuple[Any, ...]]] = {path: [] for path in _edges(network)}
-        hooks = [
-            edge.register_forward_pre_hook(lambda _, inputs, path=path: calls[path].append(inputs))
-            for path, edge in _edges(network).items()
-        ]
-        with torch.no_grad():
-            network(self._example)
-        for hook in hooks:
-            hook.remove()
-        terms: list[CostTerm] = []
-        free: set[str] = set()
-        for path, edge in _edges(network).items():
-            if not calls[path]:
-                raise ValueError(f"edge {path!r} does not run in the module's forward pass; use it or remove it")
-            flops = np.zeros(len(edge.candidates), dtype=np.int64)
-            for inputs in calls[path]:  # an edge that is called twice costs twice
-                counts = [count_flops(candidate, inputs) for candidate in edge.candidates.values()]
-                free.update(op for count in counts for op in count.uncounted)
-                flops += np.array([count.total for count in counts], dtype=np.int64)
-            terms.append(CostTerm(path, (path,), flops))
-        first = {path: choices[0] for path, choices in self.variables.items()}
-        whole = count_flops(self._derived(network, first), self._example)
-        constant = whole.total - sum(int(term.flops[0]) for term in terms)
-        return CostTable(self.variables, tuple(terms), constant, tuple(sorted(free | set(whole.uncounted))))
-
-    def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:
-        return self._example
-
-    @staticmethod
-    def _derived(module: nn.Module, choices: Mapping[str, Choice]) -> nn.Module:
-        """`module` with each edge replaced, in place, by its chosen candidate."""
-        for path, edge in _edges(module).items():
-            parent, _, attribute = path.rpartition(".")
-            setattr(module.get_submodule(parent), attribute, edge.chosen(str(choices[path])))
-        return module
-
-
 def _short(value: Any) -> str:
     """A value of settings, as JSON."""
     text = "missing" if value is None else canonical_json(value)
     return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def _edges(module: nn.Module) -> dict[str, Edge]:
-    return {path: m for path, m in module.named_modules() if isinstance(m, Edge)}
 
 
 def gates_of(network: nn.Module) -> dict[str, Gate]:

@@ -23,14 +23,20 @@ class Lstm(nn.Module):
     All blocks run side by side, so it takes as many steps as a block is long. The state before the first step is zero,
     so that step has no product with U, and costs none. As in Jozefowicz et al. (ICML 2015), forget gates start open.
 
+    Args:
+        inputs: channels of the input.
+        hidden: size of the state.
+        block_length: frames of a block, the last of which may be shorter; one block by default.
+
     Attributes:
         weight_in: (4, hidden, inputs) W of the gates i, f, o, g.
         weight_state: (4, hidden, hidden) U.
         bias: (4, hidden).
     """
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, inputs: int, hidden: int, block_length: int | None = None) -> None:
         super().__init__()
+        self.block_length = block_length
         self.weight_in = nn.Parameter(torch.empty(4, hidden, inputs))
         self.weight_state = nn.Parameter(torch.empty(4, hidden, hidden))
         self.bias = nn.Parameter(torch.empty(4, hidden))
@@ -40,41 +46,12 @@ class Lstm(nn.Module):
         with torch.no_grad():
             self.bias[1] = 1.0
 
-    def forward(self, x: Tensor, hidden: int | None = None, block_length: int | None = None) -> Tensor:
-        """The last states of the blocks.
-
-        Args:
-            x: (N, T, C); a C below `inputs` takes the leading columns.
-            hidden: size of the state; the leading part of the weights. All of it by default.
-            block_length: frames of a block, the last of which may be shorter; one block by default.
-
-        Returns:
-            (N, ⌈T / block_length⌉, hidden).
-        """
-        return self.run(self.project(x, hidden or self.bias.shape[1]), block_length or int(x.shape[1]))
-
-    def project(self, x: Tensor, hidden: int) -> Tensor:
-        """W x + b of all frames: (N, T, C) -> (N, T, 4 · hidden)."""
-        weights = self.narrowed(x.shape[-1], hidden)
-        return F.linear(x, weights["weight_in"].flatten(0, 1), weights["bias"].flatten())
-
-    def run(self, projected: Tensor, block_length: int) -> Tensor:
-        """The recurrence over what `project` gave."""
-        hidden = projected.shape[-1] // 4
-        return last_states(projected, _leading(self.weight_state, 4, hidden, hidden).flatten(0, 1), block_length)
-
-    def narrowed(self, inputs: int, hidden: int) -> dict[str, Tensor]:
-        """Leading blocks of the parameters at that size."""
-        return {
-            "weight_in": _leading(self.weight_in, 4, hidden, inputs),
-            "weight_state": _leading(self.weight_state, 4, hidden, hidden),
-            "bias": _leading(self.bias, 4, hidden),
-        }
-
-
-def _leading(tensor: Tensor, *sizes: int) -> Tensor:
-    """A leading block, laid out as a parameter of that size: strides may decide how a product is rounded."""
-    return tensor if tensor.shape == sizes else tensor[tuple(map(slice, sizes))].contiguous()
+    def forward(self, x: Tensor) -> Tensor:
+        """The last states of the blocks: (N, C, T) -> (N, hidden, ⌈T / block_length⌉)."""
+        # Contiguous, since a supernet gives slices, and strides may decide how a product is rounded.
+        weight_in, weight_state = (w.flatten(0, 1).contiguous() for w in (self.weight_in, self.weight_state))
+        projected = F.linear(x.transpose(1, 2), weight_in, self.bias.flatten())
+        return last_states(projected, weight_state, self.block_length or int(x.shape[2])).transpose(1, 2)
 
 
 def last_states(projected: Tensor, weight_state: Tensor, block_length: int) -> Tensor:

@@ -42,6 +42,7 @@ class FamilyOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gates: ClassVar[tuple[str, ...]]  # the options that gates choose from, in the order of the net
+    own_weights: ClassVar[tuple[str, ...]] = ()  # of these, the ones each option of which has weights of its own
     encoding: ClassVar[str] = "hidden"  # of these, the size of the encoding
 
     def fixed(self) -> dict[str, Any]:
@@ -94,6 +95,7 @@ class NextVladOptions(FamilyOptions):
     """
 
     gates = ("expansion", "groups", "clusters", "hidden")
+    own_weights = ("expansion", "groups")
 
     clusters: Numbers = (32, 64, 128)
     groups: Numbers = (8,)

@@ -1,16 +1,19 @@
 """Layers of the space `saliency`: candidate operators for frames, the response normalisation, the decoder.
 
 Shapes: N frames, C channels, H and W pixels; every operator maps (N, C_in, H, W) to (N, C_out, H, W) and ends with
-BatchNorm and ReLU. An operator of smaller width is the leading slice of a larger one's weights (`cells.Sliced`).
+BatchNorm and ReLU. An operator of smaller width is the leading slice of a larger one's weights (`slices.Sliced`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from search_spaces.choices import Choices, FixedChoices
 
 FrameOp = Callable[[int, int], nn.Module]
 """(in_channels, out_channels) -> module."""
@@ -44,6 +47,11 @@ def frame_op(name: str) -> FrameOp:
     if name not in FRAME_OPS:
         raise ValueError(f"unknown op {name!r}; choose from {', '.join(FRAME_OPS)}")
     return FRAME_OPS[name]
+
+
+def frame_layer(c_in: int, c_out: int, *, op: str) -> nn.Module:
+    """The operator of that name."""
+    return frame_op(op)(c_in, c_out)
 
 
 def deconv(c_in: int, c_out: int) -> nn.Module:
@@ -83,22 +91,19 @@ class LeadingConv(nn.Conv2d):
         return F.conv2d(x, self.weight[:, : x.shape[1]])
 
 
-class Decoder(nn.Sequential):
+def decoder(choose: Choices, c_in: Any, widths: Sequence[Any], ops: Sequence[Any]) -> nn.Sequential:
     """(N, C_in, s, s) -> (N, 1, 4s, 4s): a 1×1 convolution, three operators, two transposed convolutions.
 
     Args:
+        choose: builds the layers; the other arguments may be choices.
         c_in: channels of the input.
         widths: channels behind each layer but the last, which gives one map.
         ops: the three operators.
     """
-
-    def __init__(self, c_in: int, widths: Sequence[int], ops: Sequence[str]) -> None:
-        super().__init__(
-            conv(c_in, widths[0], kernel=1),
-            *(frame_op(op)(a, b) for a, b, op in zip(widths[:3], widths[1:4], ops, strict=True)),
-            deconv(widths[3], widths[4]),
-            deconv(widths[4], 1),
-        )
+    layers = [choose.layer(conv, c_in, widths[0], kernel=1)]
+    for a, b, op in zip(widths[:3], widths[1:4], ops, strict=True):
+        layers.append(choose.layer(frame_layer, a, b, op=op))
+    return nn.Sequential(*layers, choose.layer(deconv, widths[3], widths[4]), choose.layer(deconv, widths[4], 1))
 
 
 def make_decoder(channels_in: int, widths: Sequence[int] = (32, 32, 32, 16, 8)) -> nn.Module:
@@ -112,8 +117,8 @@ def make_decoder(channels_in: int, widths: Sequence[int] = (32, 32, 32, 16, 8)) 
     """
     if len(widths) != 5:
         raise ValueError(f"a decoder needs five widths, one a layer but the last, but got {list(widths)}")
-    decoder = Decoder(channels_in, widths, ("conv_k3",) * 3)
-    first = decoder[0]
+    published = decoder(FixedChoices({}), channels_in, widths, ("conv_k3",) * 3)
+    first = published[0]
     assert isinstance(first, nn.Sequential)
     first[0] = LeadingConv(channels_in, widths[0])
-    return decoder
+    return published

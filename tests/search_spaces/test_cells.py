@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_spaces.cells import Sliced, mix_widths
+from search_spaces.cells import mix_widths
 from search_spaces.clip_cell.net import candidate_op
 from search_spaces.gates import Draw, Gate
+from search_spaces.slices import Sliced
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "conv3d_k3", "separable_k3_e2", "separable3d_k5_e1", "shift_k3")
 
@@ -38,7 +39,7 @@ def test_equals_the_narrow_module_in_both_modes_statistics_and_gradients(op: str
     sliced, narrow, x = pair(op, *widths)
     outside = {name: buffer.clone() for name, buffer in sliced.full.named_buffers()}
     for training in (True, False, True):
-        out, expected = sliced.train(training)(x, widths[1]), narrow.train(training)(x)
+        out, expected = sliced.train(training)(x, *widths), narrow.train(training)(x)
         torch.testing.assert_close(out, expected)
         out.square().sum().backward()
         expected.square().sum().backward()
@@ -63,7 +64,7 @@ def test_narrowed_is_a_copy_that_fits_the_narrow_module() -> None:
     sliced, narrow, x = pair("separable_k3_e2", 4, 6)
     state = sliced.narrowed(4, 6)
     narrow.load_state_dict(state)
-    torch.testing.assert_close(narrow.eval()(x), sliced.eval()(x, 6))
+    torch.testing.assert_close(narrow.eval()(x), sliced.eval()(x, 4, 6))
     owned = {t.untyped_storage().data_ptr() for t in sliced.state_dict().values()}
     assert owned.isdisjoint(t.untyped_storage().data_ptr() for t in state.values())
 
@@ -71,15 +72,15 @@ def test_narrowed_is_a_copy_that_fits_the_narrow_module() -> None:
 def test_copies_are_independent_and_the_state_dict_holds_only_the_full_width() -> None:
     sliced, _, x = pair("conv2d_k3", 4, 6)
     sliced.eval()
-    before = sliced(x, 6)
+    before = sliced(x, 4, 6)
     assert all(name.startswith("full.") for name in sliced.state_dict())
     clone = copy.deepcopy(sliced)
     with torch.no_grad():
         for p in clone.parameters():
             p.zero_()
-    assert torch.equal(sliced(x, 6), before)
+    assert torch.equal(sliced(x, 4, 6), before)
     assert torch.count_nonzero(clone.full[0].weight) == 0  # type: ignore[index]
-    torch.testing.assert_close(sliced.double()(x.double(), 6).float(), before)
+    torch.testing.assert_close(sliced.double()(x.double(), 4, 6).float(), before)
 
 
 def test_a_mixture_of_widths_pads_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import cast
 
 import pytest
 import torch
@@ -10,8 +12,12 @@ import torch.nn.functional as F
 from space_checks import scramble_batch_norm
 from torch import Tensor, nn
 
+from search_spaces.choices import FixedChoices
 from search_spaces.frame_sequence.net import HRnnEncoder, NetVladEncoder, NextVladEncoder
 from search_spaces.frame_sequence.parts import Lstm, MixtureOfExperts
+from search_spaces.slices import Sliced
+
+PLAIN = FixedChoices({})
 
 
 def scrambled(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -43,20 +49,22 @@ def torch_twin(lstm: Lstm, inputs: int, hidden: int) -> nn.LSTM:
 @pytest.mark.parametrize("inputs", [5, 3])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 9, 50, None])
 def test_the_lstm_is_that_of_pytorch_on_each_block(hidden: int, inputs: int, length: int | None) -> None:
-    lstm, x = Lstm(5, 7), features(3, 9, inputs)
+    sliced, x = Sliced(partial(Lstm, block_length=length), 5, 7).double(), features(3, 9, inputs)
+    lstm = cast(Lstm, sliced.full)
     scrambled(lstm)
     twin = torch_twin(lstm, inputs, hidden)
     blocks = x.split(length or 9, dim=1)
     expected = torch.stack([twin(block)[1][0][0] for block in blocks], dim=1)
-    torch.testing.assert_close(lstm(x, hidden, length), expected, rtol=1e-12, atol=1e-12)
+    output = sliced(x.transpose(1, 2), inputs, hidden).transpose(1, 2)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_lstm_has_the_gradients_of_pytorch() -> None:
-    lstm = Lstm(4, 6)
+    lstm = Lstm(4, 6, block_length=3)
     scrambled(lstm)
     twin, x = torch_twin(lstm, 4, 6), features(2, 7, 4)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-    lstm(inputs[0], block_length=3).square().sum().backward()
+    lstm(inputs[0].transpose(1, 2)).square().sum().backward()
     torch.stack([twin(b)[1][0][0] for b in inputs[1].split(3, dim=1)]).square().sum().backward()
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-10, atol=1e-12)
     assert lstm.weight_state.grad is not None
@@ -75,7 +83,7 @@ def test_forget_gates_start_open_and_weights_within_their_bound() -> None:
 
 @pytest.mark.parametrize("frames", [1, 4, 6, 7, 8])
 def test_h_rnn_reads_the_states_of_its_blocks(frames: int) -> None:
-    encoder = HRnnEncoder(3, lower=5, upper=4, block_length=3)
+    encoder = HRnnEncoder(PLAIN, 3, lower=5, upper=4, block_length=3)
     scrambled(encoder)
     lower, upper = torch_twin(encoder.lower, 3, 5), torch_twin(encoder.upper, 5, 4)
     x = features(2, frames, 3)
@@ -104,7 +112,7 @@ def slow_gated(layer: nn.Sequential, descriptor: Tensor) -> Tensor:
 
 
 def test_net_vlad_is_what_loops_over_frames_and_clusters_give() -> None:
-    encoder = NetVladEncoder(4, clusters=3, hidden=5)
+    encoder = NetVladEncoder(PLAIN, 4, clusters=3, hidden=5)
     scrambled(encoder)
     batch = features(2, 6, 4)
     pool = encoder.pool
@@ -125,7 +133,7 @@ def test_net_vlad_is_what_loops_over_frames_and_clusters_give() -> None:
 
 
 def test_nextvlad_is_what_loops_over_frames_groups_and_clusters_give() -> None:
-    encoder = NextVladEncoder(6, clusters=3, groups=4, expansion=2, hidden=16, reduction=8, dropout=0.5)
+    encoder = NextVladEncoder(PLAIN, 6, clusters=3, groups=4, expansion=2, hidden=16, reduction=8, dropout=0.5)
     scrambled(encoder)
     batch = features(2, 5, 6)
     pool = encoder.pool
@@ -153,7 +161,7 @@ def test_nextvlad_is_what_loops_over_frames_groups_and_clusters_give() -> None:
 
 
 def test_vectors_of_zero_length_stay_zero_and_have_gradients() -> None:
-    encoder = NetVladEncoder(4, clusters=2, hidden=3)
+    encoder = NetVladEncoder(PLAIN, 4, clusters=2, hidden=3)
     scrambled(encoder)
     with torch.no_grad():
         encoder.norm.weight.zero_()
