@@ -12,16 +12,20 @@ from search_spaces import Choices, ModuleSpace
 
 
 def conv(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution, BatchNorm, ReLU6."""
     layer = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(c_out), nn.ReLU6())
 
 
 def block(c_in: int, c_out: int, stride: int, *, kernel: int, expansion: int) -> nn.Module:
-    middle = c_in * expansion  # an inverted residual block without its sum (Sandler et al., MobileNetV2, CVPR 2018)
+    """An inverted residual block without its sum (Sandler et al., MobileNetV2, CVPR 2018)."""
+    middle = c_in * expansion
     return nn.Sequential(conv(c_in, middle), conv(middle, middle, kernel, stride, middle), conv(middle, c_out))
 
 
 class Net(nn.Module):
+    """Clips (N, 3, T, H, W) -> logits (N, num_classes), the mean over frames."""
+
     def __init__(self, choose: Choices, num_classes: int) -> None:
         super().__init__()
         self.stem, self.stages, width = conv(3, 8, 3, 2), nn.Sequential(), 8
@@ -44,4 +48,5 @@ class Net(nn.Module):
 
 
 def space(num_classes: int, frames: int, side: int) -> ModuleSpace:
+    """The space, for `space.name` of a campaign file."""
     return ModuleSpace(lambda choose: Net(choose, num_classes), torch.zeros(1, 3, frames, side, side), "mobile")

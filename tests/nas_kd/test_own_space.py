@@ -65,7 +65,13 @@ def test_all_gates_get_a_gradient(example: ModuleType, estimator: str) -> None:
 def test_a_campaign_searches_it(example: ModuleType, tiny: Callable[..., CampaignConfig]) -> None:
     settings = {"frames": 4, "side": 16}
     least, most = Supernet(example.space(num_classes=4, **settings)).flops_range()
-    config = tiny(trials=1, budget={"max_flops": [(least + most) // 3]}).model_dump(mode="json")
+    logits = {"response": {"weight": 1}, "feature": {"weight": 0}, "cross_resolution": {"weight": 0}}
+    config = tiny(
+        trials=1,
+        budget={"max_flops": [(least + most) // 3]},
+        search={"epochs": 2, "objective": logits},
+        objective=logits,
+    ).model_dump(mode="json")
     result = search(validate({**config, "space": {"name": "own_space:space", **settings}}, source="test"))
     (record,) = result.records
     assert record.state == "complete"
