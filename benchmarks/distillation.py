@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import estimate_mean, paired_difference
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
-from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.preparation import prepare_teacher
 from nas_kd.training.budget import BudgetController
-from nas_kd.workbench import CampaignContext, build_context, load_context
+from nas_kd.trial import CampaignContext, Learner, build_context, load_context
 from search_spaces import ArchSpec, Supernet
 
 OBJECTIVES = {

@@ -21,7 +21,7 @@ from nas_kd.campaign import load_run
 from nas_kd.data import ClipDataset, Subset
 from nas_kd.data.sequences import WindowDataset
 from nas_kd.deploy.bundle import load_bundle
-from nas_kd.workbench import load_context
+from nas_kd.trial import load_context
 
 
 def by_sequence(dataset: ClipDataset) -> dict[str, Subset]:

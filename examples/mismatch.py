@@ -40,13 +40,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from analysis import Estimate, estimate_mean, paired_difference
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, set_path, validate
 from nas_kd.files import write_text_atomically
-from nas_kd.learner import Learner
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
-from nas_kd.preparation import prepare_teacher
-from nas_kd.workbench import CampaignContext, build_context, load_context
+from nas_kd.trial import CampaignContext, Learner, build_context, load_context
 from search_spaces import ArchSpec
 
 WIDTHS, DEPTHS = (12, 24, 48), (1, 1, 1)

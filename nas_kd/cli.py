@@ -190,7 +190,7 @@ def export(
     """Export a student, proven equal to the trained one; by default the knee of the front."""
     with plain_errors():
         from nas_kd import campaign as campaigns
-        from nas_kd.sections import parse_flops
+        from nas_kd.config.sections import parse_flops
 
         if trial is not None and max_flops is not None:
             raise ValueError("--trial and --max-flops exclude each other: give the one that decides")

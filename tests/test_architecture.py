@@ -18,17 +18,21 @@ ALLOWED = {
 }
 # The front door of nas_kd composes all four packages. Beside it, the campaign file is typed with the knobs of a trial,
 # and a trial fills in the record that the ledger keeps.
-FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign.py", "nas_kd/campaign/")
+FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign/")
 TYPES = {
-    "nas_kd/config.py": {"trials.knobs", "trials.resources"},
-    "nas_kd/trial.py": {"trials.record", "trials.TrialContext"},
+    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.resources"},
+    "nas_kd/trial/trial.py": {"trials.record", "trials.TrialContext"},
 }
 WITHOUT_TORCH = ("trials", "analysis")
 
 # Generic modules ask the campaign's `InputType` and know no kind of input by name.
 GENERIC = (
-    *(f"nas_kd/{name}.py" for name in ("campaign", "checks", "cli", "config", "grid", "learner", "preparation")),
-    *(f"nas_kd/{name}.py" for name in ("proposals", "sections", "trial", "trial_nets", "workbench")),
+    *(
+        path.relative_to(ROOT).as_posix()
+        for part in ("config", "trial", "campaign", "settings")
+        for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
+    ),
+    "nas_kd/cli.py",
     "nas_kd/deploy/bundle.py",
 )
 KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "choice"}
@@ -45,6 +49,12 @@ NAMES_OF_KINDS = {
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }
 EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # its file format has both
+
+# Parts of nas_kd, from the bottom up: each imports those before it and itself.
+LAYERS = (
+    *("settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
+    *("trial", "campaign", "cli"),
+)
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -130,8 +140,18 @@ def test_kinds_of_input_are_imported_through_their_package_alone() -> None:
             assert not {module.split(".")[2] for module in inner} & (KINDS | {"input_type", "choice"}), name
 
 
-def test_training_does_not_import_what_is_built_on_it() -> None:
-    above = ("campaign", "checks", "config", "inputs", "learner", "preparation", "sections", "trial", "workbench")
-    for path in (ROOT / "nas_kd" / "training").glob("*.py"):
-        upward = [module for module in imported(path) if module.startswith(tuple(f"nas_kd.{name}" for name in above))]
-        assert not upward, f"{path.name} must not import {', '.join(upward)}"
+@pytest.mark.parametrize("layer", LAYERS)
+def test_parts_of_nas_kd_import_those_below_them_alone(layer: str) -> None:
+    above = tuple(f"nas_kd.{name}" for name in LAYERS[LAYERS.index(layer) + 1 :])
+    folder = ROOT / "nas_kd" / layer
+    for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        upward = [m for m in imported(path) if m in above or m.startswith(tuple(f"{name}." for name in above))]
+        assert not upward, f"{path.relative_to(ROOT)} must not import {', '.join(upward)}"
+
+
+def test_each_part_of_nas_kd_has_a_layer() -> None:
+    parts = {
+        path.stem for path in (ROOT / "nas_kd").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    parts = {name for name in parts if not (ROOT / "nas_kd" / name).is_symlink()}
+    assert parts - {"__init__", "shadowing"} == set(LAYERS)

@@ -14,8 +14,15 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
-from nas_kd.checks import check_fit
+from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, load_config, validate
+from nas_kd.config.sections import (
+    BudgetConfig,
+    EarlyStoppingConfig,
+    NormalizeConfig,
+    RetrainConfig,
+    SearchConfig,
+)
 from nas_kd.data import (
     CameraConfig,
     DataConfig,
@@ -26,18 +33,11 @@ from nas_kd.data import (
     YouTube8MConfig,
 )
 from nas_kd.objectives import config as objectives
-from nas_kd.sections import (
-    BudgetConfig,
-    EarlyStoppingConfig,
-    NormalizeConfig,
-    RetrainConfig,
-    SearchConfig,
-)
 from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
 from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from nas_kd.workbench import build_context
+from nas_kd.trial import build_context
 from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
 from search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
 from search_spaces.knapsack import cost_range

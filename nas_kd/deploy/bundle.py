@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nas_kd.files import atomic_file, write_text_atomically
 from nas_kd.inputs import input_type_of_bundle
-from nas_kd.mistakes import explain
+from nas_kd.settings.mistakes import explain
 from nas_kd.teachers import TEACHERS
 from search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
 from search_spaces.delta_blocks.residual import residual_form

@@ -12,7 +12,6 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from nas_kd.imports import import_class
 from nas_kd.objectives.cross_resolution import CrossResolutionConfig
 from nas_kd.objectives.delta import DeltaConfig
 from nas_kd.objectives.feature import FeatureConfig
@@ -20,7 +19,8 @@ from nas_kd.objectives.fewer_frames import FewerFramesConfig
 from nas_kd.objectives.response import ResponseConfig
 from nas_kd.objectives.spatiotemporal import SpatiotemporalConfig
 from nas_kd.objectives.term import TermConfig
-from nas_kd.strict import Section
+from nas_kd.settings.imports import import_class
+from nas_kd.settings.strict import Section
 
 
 class TaskLossConfig(Section):

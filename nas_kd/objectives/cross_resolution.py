@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from nas_kd.mistakes import choose
 from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
 from nas_kd.objectives.maps import matched_frames, resample
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.settings.mistakes import choose
 from nas_kd.taps import ModelOutput, tappable
 from nas_kd.tasks import Batch
 

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nas_kd.mistakes import nearest
 from nas_kd.objectives.config import ObjectiveConfig
 from nas_kd.objectives.term import DistillationTerm, TermContext
+from nas_kd.settings.mistakes import nearest
 from nas_kd.taps import ModelOutput, TapError, Taps, shapes_given, sketch
 from nas_kd.tasks import Batch, Task
 

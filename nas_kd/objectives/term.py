@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from nas_kd.strict import Section
+from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Batch, Task
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nas_kd.data import DataInfo
-from nas_kd.imports import import_class
-from nas_kd.mistakes import choose, explain
+from nas_kd.settings.imports import import_class
+from nas_kd.settings.mistakes import choose, explain
 from nas_kd.tasks.classification import Classification
 from nas_kd.tasks.detection import Detection, DetectionConfig, Detections, decode
 from nas_kd.tasks.multilabel import Multilabel, MultilabelConfig

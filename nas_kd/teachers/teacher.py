@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, DataInfo
-from nas_kd.imports import call_function
-from nas_kd.mistakes import choose, explain
+from nas_kd.settings.imports import call_function
+from nas_kd.settings.mistakes import choose, explain
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS

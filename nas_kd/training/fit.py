@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.data import Augment, Batch, ClipLoader
-from nas_kd.strict import Section
+from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
 from nas_kd.training.checkpoint import Checkpoint
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
-from nas_kd.strict import Section
+from nas_kd.settings.strict import Section
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (

@@ -13,11 +13,10 @@ import yaml
 from commands import cli, succeed
 
 import nas_kd.campaign as campaigns
-from nas_kd import preparation
+from nas_kd.campaign import prepare
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
-from nas_kd.preparation import prepare_teacher
-from nas_kd.trial import Trial
-from nas_kd.workbench import CampaignContext, build_context, load_context
+from nas_kd.trial import CampaignContext, Trial, build_context, load_context
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 
@@ -209,7 +208,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
 ) -> None:
     config = tiny(trials=1, teacher={"fit": {"epochs": 2, "batch_size": 16}})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    loss, steps = preparation._teacher_loss, list[int]()
+    loss, steps = prepare._teacher_loss, list[int]()
 
     def stop(*arguments: Any) -> Any:
         steps.append(1)
@@ -217,7 +216,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(preparation, "_teacher_loss", stop)
+    monkeypatch.setattr(prepare, "_teacher_loss", stop)
     code, output = cli("search", tmp_path / "tiny.yaml")
     assert code == 130, output
     assert output.splitlines()[-1] == "interrupted; run the same command again to continue"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from nas_kd.checks import check_fit
+from nas_kd.campaign.checks import check_fit
+from nas_kd.campaign.nets import supports_batch_size_1
+from nas_kd.campaign.prepare import cached_taps, prepare_teacher
+from nas_kd.campaign.proposals import corner_knobs, proposals, structure_key
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.preparation import cached_taps, prepare_teacher
-from nas_kd.proposals import corner_knobs, proposals, structure_key
 from nas_kd.tasks import make_task
-from nas_kd.trial_nets import supports_batch_size_1
-from nas_kd.workbench import CampaignContext, build_context
+from nas_kd.trial import CampaignContext, build_context
 
 Make = Callable[..., CampaignConfig]
 ON = {"feature": {"weight": 0}, "cross_resolution": {"weight": 1}}

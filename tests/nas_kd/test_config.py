@@ -11,7 +11,7 @@ import yaml
 
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError, load_config, validate
-from nas_kd.sections import parse_flops
+from nas_kd.config.sections import parse_flops
 
 FLOAT = {"type": "float", "low": 0.1, "high": 1.0}
 

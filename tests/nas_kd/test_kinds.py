@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas_kd.campaign.prepare import check_teacher
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.preparation import check_teacher
-from nas_kd.workbench import build_context
+from nas_kd.trial import build_context
 
 OWN = """
 from torch import nn

@@ -12,8 +12,7 @@ import torch
 
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
-from nas_kd.trial import Trial
-from nas_kd.workbench import CampaignContext, build_context
+from nas_kd.trial import CampaignContext, Trial, build_context
 from search_spaces import Supernet
 from trials import Cost, TrialContext
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import nas_kd
-from nas_kd.checks import check_fit
+from nas_kd.campaign.checks import check_fit
 from nas_kd.config import validate
 from nas_kd.data import DataInfo
 from nas_kd.tasks.saliency_metrics import nss
 from nas_kd.teachers import StoredMaps, TeacherConfig, build_teacher_model
-from nas_kd.workbench import build_context
+from nas_kd.trial import build_context
 
 SIZE = 32
 INFO = DataInfo(num_classes=2, class_names=("a", "b"), frames=2, height=4, width=6, name="x", map_names=("one", "two"))

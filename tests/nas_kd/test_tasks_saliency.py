@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.checks import _check_augment
+from nas_kd.campaign.checks import _check_augment
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.data import DataError, DataInfo, MemoryDataset, SequencesConfig, load, make_splits
 from nas_kd.data.sample import IGNORE

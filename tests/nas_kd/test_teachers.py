@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nas_kd.campaign.prepare import cached_taps, prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
-from nas_kd.learner import Learner
-from nas_kd.preparation import cached_taps, prepare_teacher
 from nas_kd.taps import Taps, last_maps
 from nas_kd.tasks import Segmentation
 from nas_kd.teachers import (
@@ -26,7 +25,7 @@ from nas_kd.teachers import (
     build_teacher_model,
 )
 from nas_kd.teachers.cache import TeacherCache
-from nas_kd.workbench import build_context, load_context
+from nas_kd.trial import Learner, build_context, load_context
 from search_spaces import Supernet, count_flops
 
 MAKE = """

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.campaign import export, search
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
-from nas_kd.preparation import prepare_teacher
-from nas_kd.trial import Trial
-from nas_kd.workbench import CampaignContext, build_context, load_context
+from nas_kd.trial import CampaignContext, Trial, build_context, load_context
 from search_spaces import ArchSpec
 from trials import TrialContext, TrialRecord
 

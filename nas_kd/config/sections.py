@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from torch import nn
 
-from nas_kd.imports import call_function
-from nas_kd.mistakes import explain
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.strict import Section as Section  # all sections are found here
+from nas_kd.settings.imports import call_function
+from nas_kd.settings.mistakes import explain
+from nas_kd.settings.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from search_spaces import SPACES, DataShape, SearchSpace

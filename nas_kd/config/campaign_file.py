@@ -17,12 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from nas_kd.data import DataConfig, GeneratedConfig
-from nas_kd.grid import Cell, Value, distinct, multiply, values_of
-from nas_kd.inputs import check_space_name, input_type_of_file
-from nas_kd.mistakes import choose, explain, fields
-from nas_kd.objectives import ObjectiveConfig
-from nas_kd.sections import (
+from nas_kd.config.grid import Cell, Value, distinct, multiply, values_of
+from nas_kd.config.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
     NormalizeConfig,
@@ -32,6 +28,10 @@ from nas_kd.sections import (
     SpaceConfig,
     parse_flops,
 )
+from nas_kd.data import DataConfig, GeneratedConfig
+from nas_kd.inputs import check_space_name, input_type_of_file
+from nas_kd.objectives import ObjectiveConfig
+from nas_kd.settings.mistakes import choose, explain, fields
 from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
 from search_spaces import derived_spaces

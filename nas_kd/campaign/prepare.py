@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
+from nas_kd.campaign.proposals import proposals, structure_key
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss
-from nas_kd.proposals import proposals, structure_key
 from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
@@ -24,8 +25,7 @@ from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
-from nas_kd.trial_nets import TrialNets, build_nets, build_objective
-from nas_kd.workbench import CampaignContext, all_knobs, latency_file, latency_name
+from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
 from search_spaces import CostTable
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from nas_kd.mistakes import choose, nearest
+from nas_kd.settings.mistakes import choose, nearest
 
 _Class = TypeVar("_Class")
 

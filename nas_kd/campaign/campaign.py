@@ -1,30 +1,26 @@
-"""A campaign: prepare what trials share, run them, report, export. The only module that knows all four packages."""
+"""A campaign that is driven: what trials share is prepared, then they run. It composes all packages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas_kd.checks import check_budget, check_fit, check_machine, grid_cells
-from nas_kd.config import CampaignConfig, ConfigError, load_config
-from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.campaign.checks import check_budget, check_fit, check_machine, grid_cells
+from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.grid import Cell
+from nas_kd.config.sections import BudgetRange
 from nas_kd.files import write_text_atomically
-from nas_kd.grid import Cell
-from nas_kd.preparation import prepare_latency, prepare_teacher
-from nas_kd.sections import BudgetRange, parse_flops
 from nas_kd.tasks import find_task
-from nas_kd.teachers import build_teacher_model
-from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import OnProgress, no_progress
-from nas_kd.trial import TrialFunction
-from nas_kd.workbench import build_context
+from nas_kd.trial import TrialFunction, build_context
 from search_spaces import SearchSpace
 from search_spaces.cpu_convolutions import describe_check
 from trials import (
@@ -32,13 +28,11 @@ from trials import (
     ChoiceKnob,
     FloatKnob,
     Knob,
-    KnobValue,
     Ledger,
     Metric,
     Objective,
     OnEvent,
     RungScheduler,
-    Split,
     Summary,
     TrialRecord,
     parse_knobs,
@@ -47,7 +41,7 @@ from trials import (
 )
 
 if TYPE_CHECKING:
-    from analysis import PivotTable, ReportPaths
+    pass
 
 CONFIG_NAME = "campaign.yaml"
 
@@ -238,171 +232,3 @@ def search(config: CampaignConfig, on_event: OnEvent | None = None) -> CampaignR
     with Campaign(config) as campaign:
         campaign.prepare()
         return campaign.run(on_event)
-
-
-def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
-    """The config and the records of a run.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    run_dir = Path(run_dir)
-    if not (run_dir / CONFIG_NAME).is_file():
-        raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
-    config = load_config(run_dir / CONFIG_NAME)
-    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
-    return config, ledger.records()
-
-
-def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPaths:
-    """Write the report of a run: HTML, CSV and PNG.
-
-    Args:
-        run_dir: the run's folder.
-        out_dir: where to; `report` in the run's folder by default.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    from analysis import TeacherPoint, write_report  # a second of plotting libraries, which a search does without
-
-    run_dir = Path(run_dir)
-    config, records = load_run(run_dir)
-    metric = find_task(config.task).metric
-    manifest = run_dir / "teacher" / "teacher.json"
-    teacher = None
-    if manifest.is_file():
-        known = json.loads(manifest.read_text())
-        teacher = TeacherPoint(
-            name=config.teacher.model,
-            flops=int(known["flops"]) if "flops" in known else None,
-            value=float(known[f"val/{metric}"]),
-            test=float(known[f"test/{metric}"]),
-            params=int(known["params"]),
-            secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
-        )
-    facts = {
-        "run": str(run_dir),
-        "data": config.data.source,
-        "task": config.task,
-        "space": config.space.name,
-        "sampler": config.sampler,
-        "seed": str(config.seed),
-    }
-    return write_report(records, out_dir or run_dir / "report", title=config.name, teacher=teacher, metadata=facts)
-
-
-def table(
-    run_dir: Path | str,
-    rows: Sequence[str] = (),
-    columns: Sequence[str] = (),
-    *,
-    metric: str | None = None,
-    split: Split = "test",
-    against: Mapping[str, KnobValue] | None = None,
-    where: Mapping[str, KnobValue] | None = None,
-    out_dir: Path | str | None = None,
-) -> PivotTable:
-    """The trained students of a run by the values of knobs, with intervals; `analysis.pivot` says how.
-
-    Args:
-        run_dir: the run's folder.
-        rows: knobs of the rows; by default those that vary.
-        columns: knobs of the columns; by default, what is left of them.
-        metric: of the task; the primary one by default.
-        split: `test` or `val`.
-        against: knob -> value of a baseline, to which differences are taken.
-        where: knob -> value: leave out all other trials.
-        out_dir: where to write `table.md` and `table.csv`; nothing is written without it.
-
-    Returns:
-        The table; `analysis.pivot_rich` and `analysis.pivot_markdown` print it.
-
-    Raises:
-        ValueError: the folder holds no run, or no such knob, value or metric.
-    """
-    from analysis import write_pivot  # a second of plotting libraries, which a search does without
-    from analysis.pivot import pivot
-
-    config, records = load_run(run_dir)
-    made = pivot(
-        records,
-        rows,
-        columns,
-        f"{split}/{metric or find_task(config.task).metric}",
-        against=_flops_read(against),
-        where=_flops_read(where),
-    )
-    if out_dir is not None:
-        write_pivot(made, out_dir)
-    return made
-
-
-def _flops_read(values: Mapping[str, KnobValue] | None) -> dict[str, KnobValue]:
-    """Values of knobs, with a budget of `5M` as the number that it is."""
-    return {name: parse_flops(value) if name == "max_flops" else value for name, value in (values or {}).items()}
-
-
-def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops: int | None = None) -> TrialRecord:
-    """The trial to export: the one named, the most accurate one within a budget, or the knee of the front.
-
-    Raises:
-        ValueError: there is none; the sentence says what there is.
-    """
-    from analysis import FLOPS, ParetoFront
-
-    complete = [r for r in records if r.state == "complete" and r.cost is not None]
-    if not complete:
-        raise ValueError("there is no complete trial to export; `nas-kd report` says what failed")
-    if trial is not None:
-        for record in complete:
-            if record.number == trial:
-                return record
-        raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
-    if max_flops is not None:
-        front = ParetoFront.from_records(complete, axis=FLOPS)
-        within = [r for r in front.records if r.cost is not None and r.cost.flops <= max_flops]
-        if not within:
-            cheapest = min(r.cost.flops for r in complete if r.cost is not None)
-            raise ValueError(f"no complete trial costs at most {max_flops:,} FLOPs; the cheapest costs {cheapest:,}")
-        return max(within, key=lambda r: r.cost.flops if r.cost else 0)
-    knee = ParetoFront.from_records(complete).knee
-    assert knee is not None, "a front with a complete trial has a knee"
-    return knee
-
-
-def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
-    """The space of a bundle that only the user's own code knows."""
-    if not config.space.is_derived:
-        return config.space.build(len(bundle["class_names"]) + find_task(config.task).extra_outputs)
-    settings = bundle["arch"]["settings"]
-    teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
-    load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
-    return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
-
-
-def export(
-    run_dir: Path | str,
-    *,
-    trial: int | None = None,
-    max_flops: int | None = None,
-    formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
-    out_dir: Path | str | None = None,
-) -> tuple[Path, ExportRecord]:
-    """Export the student of a run; see `pick` for which one.
-
-    Returns:
-        The folder with the files, and the record of the comparison.
-
-    Raises:
-        ValueError: nothing to export.
-        ExportError: what was written does not compute what was trained.
-    """
-    run_dir = Path(run_dir)
-    config, records = load_run(run_dir)
-    record = pick(records, trial=trial, max_flops=max_flops)
-    space, bundle = None, run_dir / "trials" / f"{record.number:04d}"
-    if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
-        space = _own_space(config, run_dir, json.loads((bundle / "arch.json").read_text()))
-    folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
-    return folder, export_student(bundle, folder, formats, space=space)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.taps import shapes_given
 from nas_kd.training.fit import FitConfig
-from nas_kd.workbench import CampaignContext
+from nas_kd.trial import CampaignContext
 from search_spaces import Supernet
 from search_spaces.arch import Choice
 

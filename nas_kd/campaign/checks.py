@@ -14,19 +14,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
+from nas_kd.campaign.prepare import check_outputs, check_teacher
+from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.grid import Cell, Value, distinct
+from nas_kd.config.sections import BudgetRange
 from nas_kd.data import DataInfo, OwnConfig
-from nas_kd.grid import Cell, Value, distinct
 from nas_kd.inputs import InputType
-from nas_kd.mistakes import choose
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
-from nas_kd.preparation import check_outputs, check_teacher
-from nas_kd.proposals import Proposal, corner_knobs, proposals, structure_key
-from nas_kd.sections import BudgetRange
+from nas_kd.settings.mistakes import choose
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
-from nas_kd.trial_nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
-from nas_kd.workbench import CampaignContext
+from nas_kd.trial import CampaignContext
 from search_spaces import SearchSpace
 from search_spaces.arch import Choice
 from search_spaces.knapsack import cost_range

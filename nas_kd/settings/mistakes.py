@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from nas_kd.strict import Section
+from nas_kd.settings.strict import Section
 
 
 def explain(

@@ -1,0 +1,18 @@
+"""A campaign from its file to its report: checks, preparation, trials, results. It composes all packages."""
+
+from __future__ import annotations
+
+from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
+from nas_kd.campaign.results import export, load_run, pick, report, table
+
+__all__ = [
+    "Campaign",
+    "CampaignResult",
+    "export",
+    "load_run",
+    "pick",
+    "report",
+    "search",
+    "study_knobs",
+    "table",
+]

@@ -1,0 +1,25 @@
+"""The campaign file: its sections as typed models, what they demand of each other, and how it is read."""
+
+from __future__ import annotations
+
+from nas_kd.config.campaign_file import (
+    TEACHER_SECTIONS,
+    CampaignConfig,
+    ConfigError,
+    load_config,
+    read_path,
+    set_path,
+    split_path,
+    validate,
+)
+
+__all__ = [
+    "TEACHER_SECTIONS",
+    "CampaignConfig",
+    "ConfigError",
+    "load_config",
+    "read_path",
+    "set_path",
+    "split_path",
+    "validate",
+]
