@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nas_kd import export, load_bundle, load_config, report, search
-from nas_kd.checks import check_fit
+from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
-from nas_kd.workbench import build_context
+from nas_kd.trial import build_context
 
 ROOT = Path(__file__).parent.parent.parent
 TERM = "attention_transfer:AttentionTransfer"
