@@ -52,7 +52,7 @@ EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # i
 
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
-    *("settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
+    *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
     *("trial", "campaign", "cli"),
 )
 
