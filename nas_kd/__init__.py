@@ -1,8 +1,8 @@
 """nas_kd: find the best cheap students of a heavy video model.
 
     supernet = Supernet(space)
-    loss = objective.total(objective(student, teacher, batch)) + budget.penalty(supernet.expected_flops())
-    student = supernet.derive(max_flops=50e6)
+    loss = objective.total(objective(student, teacher, batch)) + budget.penalty(supernet.expected_cost())
+    student = supernet.derive(max_cost=50e6)
 
 Campaigns: `load_config`, `search`, `report`, `table`, `export`; the same on the command line as `nas-kd`.
 

@@ -18,31 +18,31 @@ from search_spaces.arch import Choice
 
 @dataclass(frozen=True, eq=False)
 class CostTerm:
-    """FLOPs of one part of the net, which depend on one or several gates together.
+    """The cost of one part of the net, which depends on one or several gates together.
 
     Attributes:
         name: of the part, for people.
         variables: names of the gates, one an axis of the table.
-        flops: (num_choices of each variable ...) int64.
+        costs: (num_choices of each variable ...) int64.
     """
 
     name: str
     variables: tuple[str, ...]
-    flops: npt.NDArray[np.int64]
+    costs: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """FLOPs of all architectures of one supernet as a sum of terms.
+    """The costs of all architectures of one supernet as a sum of terms.
 
     Attributes:
         variables: gate -> its choices, in the order of the net.
         terms: the parts whose cost depends on a choice, in the order of the net.
-        constant: FLOPs of the parts that are always there.
+        constant: cost of the parts that are always there.
         uncounted: operators of the candidates that are free by convention.
         period: frames that the sums are over. With a period of K, terms and constant are those of one key-frame
             interval, and what an architecture costs is their share of a frame, rounded up.
-        unit: what is counted, `flops` or `nanoseconds`; everything that is said of FLOPs here holds for both.
+        unit: of costs, `flops` or `nanoseconds`.
     """
 
     variables: Mapping[str, tuple[Choice, ...]]
@@ -55,11 +55,11 @@ class CostTable:
     def __post_init__(self) -> None:
         for term in self.terms:
             shape = tuple(len(self.variables[name]) for name in term.variables)
-            if term.flops.shape != shape:
-                raise ValueError(f"cost term {term.name!r} must have the shape {shape}, but has {term.flops.shape}")
+            if term.costs.shape != shape:
+                raise ValueError(f"cost term {term.name!r} must have the shape {shape}, but has {term.costs.shape}")
 
-    def flops(self, choices: Mapping[str, Choice]) -> int:
-        """FLOPs of one architecture, a frame where there is a period.
+    def cost(self, choices: Mapping[str, Choice]) -> int:
+        """The cost of one architecture, a frame where there is a period.
 
         Args:
             choices: gate -> choice. A gate that has no effect under the other choices may be missing.
@@ -67,20 +67,20 @@ class CostTable:
         return -(-self.total(choices) // self.period)
 
     def total(self, choices: Mapping[str, Choice]) -> int:
-        """FLOPs of one architecture over the whole period.
+        """The cost of one architecture over the whole period.
 
         Args:
             choices: gate -> choice. A gate that has no effect under the other choices may be missing.
         """
         index = {name: values.index(choices[name]) if name in choices else 0 for name, values in self.variables.items()}
         return self.constant + sum(
-            int(term.flops[tuple(index[name] for name in term.variables)]) for term in self.terms
+            int(term.costs[tuple(index[name] for name in term.variables)]) for term in self.terms
         )
 
     def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Expected FLOPs for independent gates, a float64 scalar, differentiable.
+        """Expected cost for independent gates, a float64 scalar, differentiable.
 
-        With one-hot probabilities it is exactly the FLOPs of that architecture (before rounding up, where there is a
+        With one-hot probabilities it is exactly the cost of that architecture (before rounding up, where there is a
         period): products and sums of integers below 2**53 are exact in float64.
 
         Args:
@@ -103,7 +103,7 @@ class CostTable:
             "uncounted": list(self.uncounted),
             "variables": {name: list(choices) for name, choices in self.variables.items()},
             "terms": [
-                {"name": term.name, "variables": list(term.variables), "costs": term.flops.tolist()}
+                {"name": term.name, "variables": list(term.variables), "costs": term.costs.tolist()}
                 for term in self.terms
             ],
         }  # fmt: skip
@@ -139,5 +139,5 @@ class CostTable:
     def _tensor(self, term: int, device: torch.device) -> Tensor:
         key = (term, device)
         if key not in self._tensors:
-            self._tensors[key] = torch.from_numpy(self.terms[term].flops.astype(np.float64)).to(device)
+            self._tensors[key] = torch.from_numpy(self.terms[term].costs.astype(np.float64)).to(device)
         return self._tensors[key]

@@ -1,11 +1,11 @@
 """The most probable architecture within a budget, exactly.
 
-Maximise Σ score(choice) subject to low ≤ FLOPs ≤ high, where FLOPs are a sum of terms that may couple several choices
-(the width of a stage and of the next). Variables are eliminated along the net. A partial solution is a *label*: FLOPs
+Maximise Σ score(choice) subject to low ≤ cost ≤ high, where costs are a sum of terms that may couple several choices
+(the width of a stage and of the next). Variables are eliminated along the net. A partial solution is a *label*: cost
 so far, score so far, choices. Three rules keep the labels few without losing the optimum:
 
-- dominance: among labels that agree in every choice that later terms still read, one that is dearer and no better is
-  dropped where only the upper limit binds; where both limits bind, only labels of equal cost compete;
+- dominance: among labels that agree in every choice that later terms still read, one that is more expensive and no
+  better is dropped where only the upper limit binds; where both limits bind, only labels of equal cost compete;
 - reach: the costs with which a label can still end must meet [low, high]; towards the end of the net these costs are
   known exactly, before that as an interval;
 - Lagrange: no completion of a label scores more than its relaxation at the best multiplier (Handler and Zang, 1980),
@@ -40,7 +40,7 @@ _SLACK = 1e-12  # relative to the scores; sums that differ by less count as equa
 
 
 class InfeasibleBudgetError(ValueError):
-    """No architecture of the space lies in the range of FLOPs asked for."""
+    """No architecture of the space lies in the range of costs asked for."""
 
 
 class _TooManyLabelsError(Exception):
@@ -51,7 +51,7 @@ class _Step(NamedTuple):
     """One term: introduce its new variables, add its costs, forget the variables that no later term reads."""
 
     variables: tuple[int, ...]
-    flops: Ints
+    costs: Ints
     new: list[int]
     before: list[int]  # live variables before the step
     live: list[int]  # and after it
@@ -84,7 +84,7 @@ class _Chain:
         self.sizes = [len(table.variables[n]) for n in names]
         self.scores = [np.asarray(scores[n], dtype=np.float64) for n in names]
         self.constant = sign * table.constant
-        self.terms = [(tuple(names.index(v) for v in t.variables), sign * t.flops) for t in table.terms]
+        self.terms = [(tuple(names.index(v) for v in t.variables), sign * t.costs) for t in table.terms]
         used = {v for variables, _ in self.terms for v in variables}
         # A gate without any cost still has a best choice.
         self.terms += [((v,), np.zeros(self.sizes[v], dtype=np.int64)) for v in range(len(names)) if v not in used]
@@ -92,11 +92,11 @@ class _Chain:
         seen: set[int] = set()
         self.steps: list[_Step] = []
         live: list[int] = []
-        for k, (variables, flops) in enumerate(self.terms):
+        for k, (variables, costs) in enumerate(self.terms):
             new = [v for v in variables if v not in seen]
             seen.update(new)
             before, live = live, [v for v in [*live, *new] if last[v] > k]
-            self.steps.append(_Step(variables, flops, new, before, live))
+            self.steps.append(_Step(variables, costs, new, before, live))
 
     def completions(self, cost_weight: float, score_weight: float) -> tuple[list[Floats], _Solution]:
         """Best Σ (score_weight · score + cost_weight · cost) of what follows each point between steps.
@@ -109,7 +109,7 @@ class _Chain:
         for step in reversed(self.steps):
             axes = [*step.before, *step.new]
             total = np.zeros([self.sizes[v] for v in axes])
-            total += _aligned(tables[0], step.live, axes) + cost_weight * _aligned(step.flops, step.variables, axes)
+            total += _aligned(tables[0], step.live, axes) + cost_weight * _aligned(step.costs, step.variables, axes)
             if score_weight:
                 for v in step.new:
                     total += score_weight * _aligned(self.scores[v], [v], axes)
@@ -125,12 +125,12 @@ class _Chain:
 
     def solution(self, choice: Sequence[int]) -> _Solution:
         """Score and cost of complete choices."""
-        cost = self.constant + sum(int(flops[tuple(choice[v] for v in vs)]) for vs, flops in self.terms)
+        cost = self.constant + sum(int(costs[tuple(choice[v] for v in vs)]) for vs, costs in self.terms)
         return _Solution(sum(float(s[i]) for s, i in zip(self.scores, choice, strict=True)), cost, tuple(choice))
 
     def cost_step(self) -> int:
         """All costs differ by multiples of this."""
-        return max(gcd(*(int(d) for _, flops in self.terms for d in np.unique(flops - flops.flat[0]))), 1)
+        return max(gcd(*(int(d) for _, costs in self.terms for d in np.unique(costs - costs.flat[0]))), 1)
 
     def suffixes(self) -> dict[int, tuple[Ints, int, int]]:
         """Point between steps -> all costs with which it can end, as far back as they are few enough to list.
@@ -147,7 +147,7 @@ class _Chain:
                 parts = []
                 for fresh in product(*(range(self.sizes[v]) for v in step.new)):
                     at = dict(zip([*step.before, *step.new], (*old, *fresh), strict=True))
-                    cost = step.flops[tuple(at[v] for v in step.variables)]
+                    cost = step.costs[tuple(at[v] for v in step.variables)]
                     parts.append(sets[tuple(at[v] for v in step.live)] + cost)
                 grown[old] = np.unique(np.concatenate(parts))
             if sum(map(len, grown.values())) > _MAX_SUFFIXES:
@@ -278,7 +278,7 @@ class _Search:
         for v, fresh in zip(step.new, np.indices(shape).reshape(len(shape), prod(shape)), strict=True):
             labels.choice[:, v] = np.tile(fresh, n)
             labels.score += self.chain.scores[v][labels.choice[:, v]]
-        labels.cost += step.flops[tuple(labels.choice[:, v] for v in step.variables)]
+        labels.cost += step.costs[tuple(labels.choice[:, v] for v in step.variables)]
         at = tuple(labels.choice[:, v] for v in step.live)
         bound = labels.score + self.relaxed[k + 1][at] + self.multiplier * (self.high - labels.cost)
         keep = (labels.cost + self.least[k + 1][at] <= self.high) & (bound > floor + self.slack)
@@ -301,7 +301,7 @@ def _best_of_each(group: Ints, cost: Ints, score: Floats) -> Ints:
 
 
 def _undominated(group: Ints, cost: Ints, score: Floats) -> Ints:
-    """Indices of the labels to which no other one of their group is at most as dear and at least as good."""
+    """Indices of the labels to which no other one of their group is at most as expensive and at least as good."""
     if not len(cost):
         return np.zeros(0, dtype=np.int64)
     order = np.lexsort((-score, cost, group))
@@ -313,14 +313,14 @@ def _undominated(group: Ints, cost: Ints, score: Floats) -> Ints:
 
 
 def cost_range(table: CostTable) -> tuple[int, int]:
-    """Cost of the cheapest and of the dearest architecture, a frame where the table has a period."""
+    """Cost of the cheapest and of the most expensive architecture, a frame where the table has a period."""
     chain = _Chain(table, {name: [0.0] * len(values) for name, values in table.variables.items()})
     least, most = chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
     return -(-least // table.period), -(-most // table.period)
 
 
-def dearest_within(table: CostTable, high: int) -> int:
-    """Cost of the dearest architecture of at most `high`, a frame where the table has a period.
+def most_expensive_within(table: CostTable, high: int) -> int:
+    """Cost of the most expensive architecture of at most `high`, a frame where the table has a period.
 
     By bisection: bands below `high` either hold an architecture or they do not.
 
@@ -330,7 +330,7 @@ def dearest_within(table: CostTable, high: int) -> int:
     total, limit = replace(table, period=1), high * table.period
     known, most = cost_range(total)
     if known > limit:
-        raise InfeasibleBudgetError(f"no architecture has at most {high:,} FLOPs")
+        raise InfeasibleBudgetError(f"no architecture costs at most {high:,}")
     known, beyond = (most, most + 1) if most <= limit else (known, limit + 1)
     anything = {name: np.zeros(len(choices)) for name, choices in table.variables.items()}
     while beyond - known > 1:  # `known` is the cost of one, and none has `beyond` to `limit`
@@ -340,14 +340,14 @@ def dearest_within(table: CostTable, high: int) -> int:
         except InfeasibleBudgetError:
             beyond = low
         else:
-            known = total.flops({name: table.variables[name][i] for name, i in index.items()})
+            known = total.cost({name: table.variables[name][i] for name, i in index.items()})
     return -(-known // table.period)
 
 
 def most_probable(
     table: CostTable, scores: Mapping[str, Sequence[float] | Floats], low: int, high: int
 ) -> dict[str, int]:
-    """The choices with the highest sum of scores among those with low ≤ FLOPs ≤ high.
+    """The choices with the highest sum of scores among those with low ≤ cost ≤ high.
 
     All gates count, also those without effect under the other choices: they take their most probable value, so a
     shallow net has no advantage over a deep one.
@@ -356,8 +356,8 @@ def most_probable(
         table: costs.
         scores: gate -> score of each choice, finite or -inf, which forbids it. With logits (log-probabilities but for a
             constant a gate) the result is the most probable architecture.
-        low: least FLOPs, inclusive.
-        high: most FLOPs, inclusive.
+        low: least cost, inclusive.
+        high: most cost, inclusive.
 
     Returns:
         gate -> index of its choice; of several optima any, but always the same one.
@@ -384,5 +384,5 @@ def most_probable(
             else:  # too cheap: the mirror image
                 best = _Search(_Chain(table, scores, sign=-1), -highest, -lowest).best()
     except InfeasibleBudgetError:
-        raise InfeasibleBudgetError(f"no architecture has between {low:,} and {high:,} FLOPs") from None
+        raise InfeasibleBudgetError(f"no architecture costs between {low:,} and {high:,}") from None
     return dict(zip(table.variables, best.choice, strict=True))

@@ -147,7 +147,7 @@ def measure(
         if term.variables:
             terms.append(term)
     whole = count_flops(student, example)
-    constant = whole.total - sum(int(term.flops.flat[0]) for term in terms)
+    constant = whole.total - sum(int(term.costs.flat[0]) for term in terms)
     return CostTable(variables, tuple(terms), constant, tuple(sorted(meter.free | set(whole.uncounted))))
 
 

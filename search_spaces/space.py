@@ -171,7 +171,7 @@ class SearchSpace(ABC):
     def cost(self, arch: ArchSpec) -> int:
         """FLOPs of `arch` for one input."""
         self.check(arch)
-        return self.cost_table({n: arch.choices[n] for n in self.knobs}).flops(arch.choices)
+        return self.cost_table({n: arch.choices[n] for n in self.knobs}).cost(arch.choices)
 
 
 def _short(value: Any) -> str:

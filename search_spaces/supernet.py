@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from search_spaces.arch import ArchSpec, Choice
 from search_spaces.cost import CostTable
 from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
-from search_spaces.knapsack import InfeasibleBudgetError, cost_range, dearest_within, most_probable
+from search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_expensive_within, most_probable
 from search_spaces.space import SearchSpace, gates_of
 
-BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the dearest one within it
+BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the most expensive one within it
 
 
 class Supernet(nn.Module):
@@ -33,8 +33,8 @@ class Supernet(nn.Module):
         temperature: of the estimator; change it with `gate_temperature`.
         seed: of the gates' noise.
         make_gate: builds a gate from its choices.
-        table: what architectures cost, for the expected cost, the range and budgets, in place of the space's FLOPs; a
-            latency table, say. Wherever a name below speaks of FLOPs, its unit counts.
+        table: what architectures cost, for the expected cost, the range and budgets, in place of the space's FLOPs: a
+            latency table, say.
 
     Raises:
         ValueError: unknown estimator, knob or value; a gate that is no variable of the space; another
@@ -103,40 +103,40 @@ class Supernet(nn.Module):
         """Gate -> (num_choices,), differentiable."""
         return {name: self.gates[name].probabilities() for name in self.space.variables}
 
-    def expected_flops(self) -> Tensor:
-        """Expected FLOPs of one input under the gates' probabilities: a float64 scalar, differentiable."""
+    def expected_cost(self) -> Tensor:
+        """Expected cost of one input under the gates' probabilities: a float64 scalar, differentiable."""
         return self.cost_table.expected(self.probabilities())
 
-    def flops_range(self) -> tuple[int, int]:
-        """FLOPs of the cheapest and of the dearest architecture at these knobs."""
+    def cost_range(self) -> tuple[int, int]:
+        """Cost of the cheapest and of the most expensive architecture at these knobs."""
         return cost_range(self.cost_table)
 
-    def arch(self, max_flops: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
+    def arch(self, max_cost: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
         """The most probable architecture, exactly, within the budget.
 
         Args:
-            max_flops: budget; without it, the most probable architecture of all.
+            max_cost: budget; without it, the most probable architecture of all.
             min_share: the architecture uses at least this share of the budget; where the space has no such one, at
-                least this share of what the dearest one within the budget costs. 0 asks for the most probable one at
-                or below the budget, however cheap.
+                least this share of what the most expensive one within the budget costs. 0 asks for the most probable
+                one at or below the budget, however cheap.
 
         Raises:
             InfeasibleBudgetError: even the cheapest architecture costs more.
         """
         logits = self._logits()
-        if max_flops is None:  # what evaluation mode runs
+        if max_cost is None:  # what evaluation mode runs
             return self._arch_of({name: int(values.argmax()) for name, values in logits.items()})
-        least, high = self.flops_range()[0], math.floor(max_flops)
+        least, high = self.cost_range()[0], math.floor(max_cost)
         if high < least:
             raise InfeasibleBudgetError(
-                f"max_flops must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
+                f"max_cost must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
                 f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
             )
         try:
             return self._arch_of(self._most_probable(logits, min_share * high, high))
         except InfeasibleBudgetError:  # nothing so close to the budget
-            dearest = dearest_within(self.cost_table, high)
-            return self._arch_of(self._most_probable(logits, min_share * dearest, dearest))
+            most = most_expensive_within(self.cost_table, high)
+            return self._arch_of(self._most_probable(logits, min_share * most, most))
 
     def _most_probable(self, logits: Mapping[str, npt.NDArray[np.float64]], low: float, high: int) -> dict[str, int]:
         """Among those that cost `low` to `high`, a frame where the table has a period: it rounds up."""
@@ -157,18 +157,18 @@ class Supernet(nn.Module):
     def _arch_of(self, index: Mapping[str, int]) -> ArchSpec:
         return self.space.arch({**self.knobs, **{name: self.space.variables[name][i] for name, i in index.items()}})
 
-    def derive(self, max_flops: float | None = None, *, arch: ArchSpec | None = None) -> nn.Module:
+    def derive(self, max_cost: float | None = None, *, arch: ArchSpec | None = None) -> nn.Module:
         """A plain module with the weights of the chosen architecture, independent of this supernet.
 
         In evaluation mode it computes what the supernet computes with its gates pinned to that architecture.
 
         Args:
-            max_flops: as in `arch`.
+            max_cost: as in `arch`.
             arch: derive this one instead of the most probable one.
         """
-        if arch is not None and max_flops is not None:
-            raise ValueError("derive takes max_flops or arch, but got both; give the one that decides")
-        arch = arch if arch is not None else self.arch(max_flops)
+        if arch is not None and max_cost is not None:
+            raise ValueError("derive takes max_cost or arch, but got both; give the one that decides")
+        arch = arch if arch is not None else self.arch(max_cost)
         student = self.space.student(arch)
         self.space.inherit(self.network, student, arch.choices)
         reference = next(self.network.parameters())

@@ -64,24 +64,24 @@ class BudgetController:
         share = self._progress / self.descent
         return float(self._start ** (1 - share) * goal**share)
 
-    def advance(self, progress: float, expected_flops: Tensor) -> None:
+    def advance(self, progress: float, expected_cost: Tensor) -> None:
         """Say how far the gate steps are, from 0 to 1; the first call sets where the target starts."""
         if self._start is None:
-            self._start = float(expected_flops.detach())
+            self._start = float(expected_cost.detach())
         self._progress = progress
 
-    def gap(self, expected_flops: Tensor) -> Tensor:
+    def gap(self, expected_cost: Tensor) -> Tensor:
         """log(expected / target): 0 at the target, 0.1 at about 10 % too many."""
-        return torch.log(expected_flops) - log(self.target)
+        return torch.log(expected_cost) - log(self.target)
 
-    def penalty(self, expected_flops: Tensor) -> Tensor:
+    def penalty(self, expected_cost: Tensor) -> Tensor:
         """The term of the loss, a scalar; differentiable in the gates."""
-        gap = self.gap(expected_flops)
+        gap = self.gap(expected_cost)
         return self.weight * gap + 0.5 * self.stiffness * gap.square()
 
-    def update(self, expected_flops: Tensor) -> None:
+    def update(self, expected_cost: Tensor) -> None:
         """Move λ after a gate step."""
-        moved = self.weight + self.rate * float(self.gap(expected_flops.detach()))
+        moved = self.weight + self.rate * float(self.gap(expected_cost.detach()))
         self.weight = min(max(moved, -self.max_weight), self.max_weight)
 
     def state_dict(self) -> dict[str, Any]:

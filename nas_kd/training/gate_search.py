@@ -186,7 +186,7 @@ def search_gates(
             if epoch >= warm:
                 _freeze(weight_parameters, gate_parameters)
                 gate_terms = loss(next(gate_batches))
-                expected = supernet.expected_flops()
+                expected = supernet.expected_cost()
                 budget.advance((done - warm * len(weights)) / gate_steps, expected)
                 value = objective.total(gate_terms) + budget.penalty(expected)
                 check_finite(value, gate_terms, "the gates")
@@ -195,7 +195,7 @@ def search_gates(
                 gate_optimizer.step()
                 budget.update(expected)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
-        reached = float(supernet.expected_flops().detach())
+        reached = float(supernet.expected_cost().detach())
         log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
         keeper.save(epoch + 1)
     _freeze([], [*weight_parameters, *gate_parameters])

@@ -27,7 +27,7 @@ from nas_kd.trial.context import CampaignContext, load_context
 from nas_kd.trial.learner import Learner
 from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
 from search_spaces.arch import Choice
-from search_spaces.knapsack import cost_range, dearest_within
+from search_spaces.knapsack import cost_range, most_expensive_within
 from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
@@ -161,7 +161,7 @@ class Trial:
         self.durations_s["search"] = time.perf_counter() - clock
         self.metrics["gated"] = {"val": self._evaluate(supernet, self.campaign.splits.val)}
         self.diagnostics["penalty_weight"] = budget.weight
-        self.diagnostics["expected_cost"] = float(supernet.expected_flops().detach())
+        self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
         with torch.no_grad():
             entropies = [
                 float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
@@ -179,7 +179,7 @@ class Trial:
             if asked != taken:
                 self.warnings.append(self.campaign.input_type.fallback_warning(fallback, asked, taken))
         table, text = self.campaign.table(self.knobs), self.config.budget.text
-        cost, free = table.flops(arch.choices), table.flops(supernet.arch().choices)
+        cost, free = table.cost(arch.choices), table.cost(supernet.arch().choices)
         self.diagnostics["budget_share"] = cost / self.budget
         self.diagnostics["unconstrained_cost"] = float(free)
         if not self.is_open:
@@ -187,7 +187,7 @@ class Trial:
         elif cost < BUDGET_SHARE * self.budget:
             self.warnings.append(
                 f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: of "
-                f"the space, the dearest one within it costs {text(dearest_within(table, self.budget))}"
+                f"the space, the dearest one within it costs {text(most_expensive_within(table, self.budget))}"
             )
         elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(
@@ -263,7 +263,7 @@ class Trial:
         """The cost that the budget limits, by its name in `Cost`."""
         if self.config.budget.max_latency_ms is None:
             return {"flops": float(self.campaign.space.cost(arch))}
-        nanoseconds = self.campaign.table(self.knobs).flops(arch.choices)
+        nanoseconds = self.campaign.table(self.knobs).cost(arch.choices)
         return {self.config.budget.cost_field: nanoseconds / 1e6}
 
     def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:

@@ -64,7 +64,7 @@ def test_all_gates_get_a_gradient(example: ModuleType, estimator: str) -> None:
 
 def test_a_campaign_searches_it(example: ModuleType, tiny: Callable[..., CampaignConfig]) -> None:
     settings = {"frames": 4, "side": 16}
-    least, most = Supernet(example.space(num_classes=4, **settings)).flops_range()
+    least, most = Supernet(example.space(num_classes=4, **settings)).cost_range()
     logits = {"response": {"weight": 1}, "feature": {"weight": 0}, "cross_resolution": {"weight": 0}}
     config = tiny(
         trials=1,

@@ -215,7 +215,7 @@ def test_supernets_derive_what_they_compute_and_meet_budgets() -> None:
         supernet = Supernet(space, seed=1)
         clip = clips(space, 4)
         generator = torch.Generator().manual_seed(2)
-        least, most = supernet.flops_range()
+        least, most = supernet.cost_range()
         for share in (0.1, 0.4, 0.8):
             with torch.no_grad():
                 for p in supernet.gate_parameters():
@@ -235,7 +235,7 @@ def test_only_candidates_cheaper_than_the_copy_are_offered_by_ascending_cost() -
     space = space_of(ResNet, min_share=0.0, skip_last=0)
     table = space.cost_table({"keyframe_interval": 3})
     for term in table.terms:
-        costs = term.flops.reshape(len(term.flops), -1).max(1)
+        costs = term.costs.reshape(len(term.costs), -1).max(1)
         assert list(costs[:-1]) == sorted(costs[:-1])
         assert (costs[:-1] < costs[-1]).all()
         assert space.variables[term.name][-1] == "full"

@@ -163,7 +163,7 @@ def test_gates_of_the_family_get_finite_gradients_and_idle_ones_none(family: str
     x = torch.randn(6, 7, D, generator=torch.Generator().manual_seed(6))
     reached: set[str] = set()
     for _ in range(4):
-        (supernet(x).square().sum() + supernet.expected_flops() * 1e-4).backward()
+        (supernet(x).square().sum() + supernet.expected_cost() * 1e-4).backward()
     for name, gate in supernet.gates.items():
         if name == "head" or name.startswith(f"{family}."):
             assert gate.gate_logits.grad is not None
@@ -192,7 +192,7 @@ def test_within_a_budget_the_most_probable_architecture_is_taken(family: str) ->
         score[arch] = sum(logs[n][space.variables[n].index(arch.choices[n])] for n in active)
         cost[arch] = space.cost(arch)
     least, most = min(cost.values()), max(cost.values())
-    assert supernet.flops_range() == (least, most)
+    assert supernet.cost_range() == (least, most)
     for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         budget = int(least + share * (most - least))
         within = {arch: flops for arch, flops in cost.items() if flops <= budget}

@@ -202,7 +202,7 @@ def test_gates_may_depend_on_the_budget() -> None:
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     for budget in (-4.0, 0.0, 4.0):
         supernet.control.budget = torch.tensor(budget)
-        flops = supernet.expected_flops()
+        flops = supernet.expected_cost()
         p = torch.sigmoid(torch.tensor(budget, dtype=torch.float64))
         assert flops.item() == pytest.approx(float(8 + (1 - p) * 16 + p * 48), rel=1e-6)
         (slope,) = torch.autograd.grad(flops, supernet.gates["0"].get_parameter("slope"))

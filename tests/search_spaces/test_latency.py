@@ -16,7 +16,7 @@ import search_spaces.delta_blocks.latency as latency
 from search_spaces import CostTable, Supernet
 from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
 from search_spaces.delta_blocks.latency import latency_table
-from search_spaces.knapsack import dearest_within
+from search_spaces.knapsack import most_expensive_within
 
 CANDIDATES = ("zero", "pointwise8", "split4", "pair8", "full")
 
@@ -42,11 +42,11 @@ def test_the_table_has_the_terms_of_the_flops_table(space: DeltaBlocksSpace, tab
     assert dict(table.variables) == dict(flops.variables)
     assert table.constant > 0
     for ours, theirs in zip(table.terms, flops.terms, strict=True):
-        assert (ours.name, ours.variables, ours.flops.shape) == (theirs.name, theirs.variables, theirs.flops.shape)
-        assert ours.flops.dtype == np.int64
-        dead = theirs.flops[-1] == 0  # where even the copy costs nothing, nobody reads the layer
-        assert not ours.flops[:, dead].any()
-        assert (ours.flops[:, ~dead] > 0).all()
+        assert (ours.name, ours.variables, ours.costs.shape) == (theirs.name, theirs.variables, theirs.costs.shape)
+        assert ours.costs.dtype == np.int64
+        dead = theirs.costs[-1] == 0  # where even the copy costs nothing, nobody reads the layer
+        assert not ours.costs[:, dead].any()
+        assert (ours.costs[:, ~dead] > 0).all()
 
 
 def test_layers_of_one_shape_are_timed_once(monkeypatch: pytest.MonkeyPatch, space: DeltaBlocksSpace) -> None:
@@ -64,7 +64,7 @@ def test_layers_of_one_shape_are_timed_once(monkeypatch: pytest.MonkeyPatch, spa
     monkeypatch.setattr(latency, "median", lambda values: -1.0)  # a rest that is faster than nothing
     table = latency_table(space, {"keyframe_interval": 2})
     assert table.constant == 0, "never negative"
-    terms = {term.name: term.flops for term in table.terms}
+    terms = {term.name: term.costs for term in table.terms}
     same = np.array_equal(terms["stage1.0.conv2.0"], terms["stage1.1.conv2.0"])
     assert same, "equal layers have equal costs"
     alone = {name: flops.reshape(len(flops), -1).max(1) for name, flops in terms.items()}
@@ -90,8 +90,8 @@ def test_a_saved_table_is_the_same_table(space: DeltaBlocksSpace, table: CostTab
 
 def test_a_supernet_obeys_a_latency_budget(space: DeltaBlocksSpace, table: CostTable) -> None:
     supernet = Supernet(space, {"keyframe_interval": 4}, table=table)
-    least, most = supernet.flops_range()
-    assert (least, most) != Supernet(space, {"keyframe_interval": 4}).flops_range()
+    least, most = supernet.cost_range()
+    assert (least, most) != Supernet(space, {"keyframe_interval": 4}).cost_range()
     generator = torch.Generator().manual_seed(0)
     for share in (0.05, 0.3, 0.6, 0.9):
         with torch.no_grad():
@@ -99,9 +99,9 @@ def test_a_supernet_obeys_a_latency_budget(space: DeltaBlocksSpace, table: CostT
                 p.normal_(std=2.0, generator=generator)
         budget = least + share * (most - least)
         arch = supernet.arch(budget)
-        dearest = dearest_within(table, int(budget))  # an outlier of the clock may leave a gap below the budget
-        assert 0.95 * min(int(budget), dearest) <= table.flops(arch.choices) <= budget
-    supernet.expected_flops().backward()  # type: ignore[no-untyped-call]
+        dearest = most_expensive_within(table, int(budget))  # an outlier of the clock may leave a gap below the budget
+        assert 0.95 * min(int(budget), dearest) <= table.cost(arch.choices) <= budget
+    supernet.expected_cost().backward()  # type: ignore[no-untyped-call]
     assert all(gate.gate_logits.grad is not None for gate in supernet.gates.values())
     expected = table.expected({name: torch.full((len(v),), 1 / len(v)) for name, v in space.variables.items()})
     assert least <= float(expected) <= most

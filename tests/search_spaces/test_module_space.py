@@ -72,14 +72,14 @@ def test_the_student_computes_what_the_supernet_computes(space: ModuleSpace, est
         supernet.eval()
         student = supernet.derive()
         torch.testing.assert_close(student(x), supernet(x))
-        assert supernet.expected_flops().item() >= supernet.flops_range()[0]
+        assert supernet.expected_cost().item() >= supernet.cost_range()[0]
     addresses = {t.untyped_storage().data_ptr() for t in supernet.state_dict().values()}
     assert addresses.isdisjoint(t.untyped_storage().data_ptr() for t in student.state_dict().values())
 
 
 def test_budgets_are_kept_and_used(space: ModuleSpace) -> None:
     supernet = Supernet(space)
-    least, most = supernet.flops_range()
+    least, most = supernet.cost_range()
     costs = sorted(
         space.cost(space.arch(dict(zip(space.variables, c, strict=True)))) for c in product(*space.variables.values())
     )
@@ -90,7 +90,7 @@ def test_budgets_are_kept_and_used(space: ModuleSpace) -> None:
         assert space.cost(arch) <= budget
         assert space.cost(arch) >= 0.95 * min(budget, within[-1])
         assert count_flops(supernet.derive(budget), space.example_input({})).total == space.cost(arch)
-    with pytest.raises(InfeasibleBudgetError, match=f"max_flops must be at least {least:,}, the cheapest"):
+    with pytest.raises(InfeasibleBudgetError, match=f"max_cost must be at least {least:,}, the cheapest"):
         supernet.derive(least - 1)
 
 

@@ -186,7 +186,7 @@ def test_expected_table_space_and_fvcore_agree_as_integers(net: str) -> None:
 def test_the_knapsack_fills_a_budget(net: str) -> None:
     space = SaliencySpace(SaliencySettings(net=NETS))
     supernet = Supernet(space, {"net": net})
-    least, most = supernet.flops_range()
+    least, most = supernet.cost_range()
     assert most == published_flops(net, 32)
     for share in (0.2, 0.5, 0.9):
         budget = least + share * (most - least)

@@ -68,7 +68,7 @@ def test_each_step_moves_only_its_own_parameters(supernet: Supernet) -> None:
 
 def test_the_budget_is_met_at_random_gates(supernet: Supernet) -> None:
     generator = torch.Generator().manual_seed(4)
-    least, most = supernet.flops_range()
+    least, most = supernet.cost_range()
     assert least < most
     for share in torch.linspace(0.05, 1.04, 24).tolist():
         with torch.no_grad():
@@ -88,13 +88,13 @@ def test_a_free_hand_takes_the_most_probable_choices_ties_included(supernet: Sup
     with torch.no_grad():
         supernet.gates["stages.0.width"].gate_logits.copy_(torch.tensor([0.0, 300.0]))  # a probability of 0 in float32
     assert supernet.arch().choices["stages.0.width"] == 8
-    least = supernet.flops_range()[0]
+    least = supernet.cost_range()[0]
     assert supernet.space.cost(supernet.arch(least)) == least, "an improbable choice is not a forbidden one"
 
 
 def test_one_choice_can_be_asked_for_and_pinned(supernet: Supernet) -> None:
     clip = torch.randn(1, 3, 2, 12, 12, generator=torch.Generator().manual_seed(5))
-    arch = supernet.arch(supernet.flops_range()[1])
+    arch = supernet.arch(supernet.cost_range()[1])
     supernet.eval()
     free = supernet(clip)
     with supernet.pinned(arch):
@@ -106,7 +106,7 @@ def test_one_choice_can_be_asked_for_and_pinned(supernet: Supernet) -> None:
 
 
 def test_mistakes_are_told_in_one_sentence(supernet: Supernet) -> None:
-    with pytest.raises(ValueError, match="derive takes max_flops or arch, but got both"):
+    with pytest.raises(ValueError, match="derive takes max_cost or arch, but got both"):
         supernet.derive(1e9, arch=supernet.arch())
     with pytest.raises(ValueError, match="gate temperature must be above 0, but got 0"):
         supernet.gate_temperature = 0
@@ -119,7 +119,7 @@ def test_mistakes_are_told_in_one_sentence(supernet: Supernet) -> None:
 
 
 def test_the_expected_cost_has_a_gradient_towards_cheaper_choices(supernet: Supernet) -> None:
-    supernet.expected_flops().backward()  # type: ignore[no-untyped-call]
+    supernet.expected_cost().backward()  # type: ignore[no-untyped-call]
     for name in ("stages.0.width", "stages.1.width", "stages.0.depth"):
         gradient = supernet.gates[name].gate_logits.grad
         assert gradient is not None
