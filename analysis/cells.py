@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis.front import ParetoFront, TeacherPoint
 from analysis.statistics import Estimate
-from analysis.text import MISSING, is_fraction, metric_text
+from analysis.text import MISSING, in_percent, metric_text
 from trials.record import Metric, Split, TrialRecord
 
 
@@ -91,7 +91,7 @@ def interval_text(estimate: Estimate | None, metric: Metric) -> str:
     """The interval over seeds and their number: `92.1 – 93.4 % (n = 3)`, `none (n = 1)`."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return f"none (n = {estimate.num_values})" if estimate else "none (n = 1)"
-    if is_fraction(metric) and max(abs(estimate.low), abs(estimate.high)) <= 1:
+    if in_percent(metric) and max(abs(estimate.low), abs(estimate.high)) <= 1:
         return f"{estimate.low * 100:.1f} – {estimate.high * 100:.1f} % (n = {estimate.num_values})"
     return f"{estimate.low:.4g} – {estimate.high:.4g} (n = {estimate.num_values})"
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from analysis.cost_axis import CostAxis
 from analysis.front import ParetoFront, Placed, TeacherPoint
-from analysis.text import is_fraction, metric_text
+from analysis.text import in_percent, metric_text
 from trials.record import Metric, TrialRecord
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); shapes differ as well.
@@ -130,7 +130,7 @@ def budgets_of(records: Sequence[TrialRecord], axis: CostAxis) -> list[float]:
 
 def percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
     """Whether an axis of these values of the metric reads in percent."""
-    return metric is not None and is_fraction(metric) and all(abs(value) <= 1 for value in values)
+    return metric is not None and in_percent(metric) and all(abs(value) <= 1 for value in values)
 
 
 def _style(axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, *, as_percent: bool) -> None:

@@ -237,7 +237,7 @@ def _metric(records: Sequence[TrialRecord], asked: str | None, stage: Stage) -> 
     }
     if there and asked not in there:
         raise ValueError(f"no trial has the metric {asked} at stage {stage}; there are {', '.join(there)}")
-    return split, primary if name == primary.name else Metric(name=name)  # type: ignore[return-value]  # checked
+    return split, primary if name == primary.name else Metric(name=name, percent=primary.percent)  # type: ignore[return-value]  # checked
 
 
 def _key(record: TrialRecord, names: Sequence[str]) -> Key:

@@ -17,7 +17,7 @@ from rich.text import Text
 from analysis.pivot import Key, PivotCell, PivotTable, assignments, value_text
 from analysis.statistics import Estimate
 from analysis.table import write_csv
-from analysis.text import MISSING, is_fraction
+from analysis.text import MISSING, in_percent
 
 MOST_DECIMALS = 6  # smaller intervals are told in four significant digits
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
@@ -116,7 +116,7 @@ def _parts(table: PivotTable) -> list[tuple[str, bool]]:
 
 
 def _in_percent(table: PivotTable) -> bool:
-    return is_fraction(table.metric) and all(abs(v) <= 1 for cell in table.cells.values() for v in cell.values)
+    return in_percent(table.metric) and all(abs(v) <= 1 for cell in table.cells.values() for v in cell.values)
 
 
 def _headers(table: PivotTable) -> list[str]:

@@ -25,7 +25,7 @@ from analysis.text import (
     count,
     error_headline,
     flops_label,
-    is_fraction,
+    in_percent,
     metric_text,
     si,
     signed_text,
@@ -84,7 +84,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
         rows.append(cells)
         previous = record
     metric = front.records[0].metric.name
-    unit = ", points" if is_fraction(front.records[0].metric) else ""
+    unit = ", points" if in_percent(front.records[0].metric) else ""
     headers = [
         "trial",
         f"validation {metric}",

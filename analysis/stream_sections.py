@@ -18,7 +18,7 @@ from analysis.streams import (
     secondary_names,
     streams_of,
 )
-from analysis.text import MISSING, bytes_text, is_fraction, metric_text, si, signed_text
+from analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
 from trials.record import Metric, Split, TrialRecord
 
 _SPLIT_TITLES: dict[Split, str] = {"val": "validation", "test": "test *"}
@@ -140,7 +140,7 @@ def drift_sentences(front: ParetoFront) -> list[str]:
 
 
 def _points(value: float, metric: Metric) -> str:
-    unit = " points" if is_fraction(metric) and abs(value) <= 1 else ""
+    unit = " points" if in_percent(metric) and abs(value) <= 1 else ""
     return f"{signed_text(value, metric)}{unit}"
 
 
@@ -163,7 +163,7 @@ def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None
                 _drift_cell(record, front, split),
             ]
         )
-    unit = ", points" if is_fraction(metric) else ""
+    unit = ", points" if in_percent(metric) else ""
     return Table(["trial", "mean", *(f"offset {offset}" for offset in offsets), f"drift{unit}"], rows)
 
 
@@ -191,7 +191,8 @@ def secondary(front: ParetoFront, teacher: TeacherPoint | None) -> Secondary | N
     names = secondary_names(front, teacher)
     if not names:
         return None
-    shown = [Metric(name=name) for name in names[:_MAX_SECONDARY]]
+    percent = front.records[0].metric.percent if front.records else ()
+    shown = [Metric(name=name, percent=percent) for name in names[:_MAX_SECONDARY]]
     columns = [(metric, split) for metric in shown for split in SPLITS]
     rows: list[list[Cell]] = []
     if teacher is not None:

@@ -37,7 +37,7 @@ def streams_of(front: ParetoFront) -> tuple[TrialRecord, ...]:
 
 def at_offset(metric: Metric, offset: int) -> Metric:
     """The metric `offset` frames after the key frame."""
-    return Metric(name=f"{metric.name}@{offset}", maximize=metric.maximize)
+    return metric.model_copy(update={"name": f"{metric.name}@{offset}"})
 
 
 def offset_scores(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> dict[int, float]:

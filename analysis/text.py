@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from trials.record import Metric, TrialRecord
 
@@ -10,9 +11,6 @@ MISSING = "–"
 COST_CONVENTION = "FLOPs are counted as fvcore does: one multiply-accumulate is one FLOP."
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_PERCENT_NAMES = (
-    "acc", "top1", "top5", "iou", "map", "gap", "precision", "recall", "f1", "hit", "consistency", "stability",
-)  # fmt: skip
 
 
 def si(value: float | None, digits: int = 3, *, trim: bool = True) -> str:
@@ -44,30 +42,31 @@ def _plain(value: float, digits: int, trim: bool) -> str:
     return text.rstrip("0").rstrip(".") if trim and "." in text else text
 
 
-def is_fraction(metric: Metric) -> bool:
-    """Whether the field quotes the metric in percent: accuracy, IoU, mAP and their like, going by the name."""
-    return metric.maximize and any(part in metric.name.lower() for part in _PERCENT_NAMES)
+def in_percent(metric: Metric) -> bool:
+    """Whether the metric is written in percent, as its task says; per offset from a key frame it is written alike."""
+    name = metric.name.partition("@")[0]
+    return any(fnmatchcase(name, pattern) for pattern in metric.percent)
 
 
 def metric_text(value: float | None, metric: Metric) -> str:
-    """A metric's value: `93.1 %` for a fraction of the percent family, else four significant digits."""
+    """A metric's value: `93.1 %` where it is written in percent, else four significant digits."""
     if value is None:
         return MISSING
-    if is_fraction(metric) and abs(value) <= 1.0:
+    if in_percent(metric) and abs(value) <= 1.0:
         return f"{value * 100:.1f} %"
     return f"{value:.4g}"
 
 
 def difference_text(value: float, metric: Metric) -> str:
     """The size of a difference between two values: `1.2 points` for percentages, else three significant digits."""
-    if is_fraction(metric) and abs(value) <= 1.0:
+    if in_percent(metric) and abs(value) <= 1.0:
         return f"{abs(value) * 100:.1f} points"
     return f"{abs(value):.3g}"
 
 
 def signed_text(value: float, metric: Metric) -> str:
     """A difference with its sign: `+1.2` points for percentages, else three significant digits."""
-    text = f"{value * 100:+.1f}" if is_fraction(metric) and abs(value) <= 1 else f"{value:+.3g}"
+    text = f"{value * 100:+.1f}" if in_percent(metric) and abs(value) <= 1 else f"{value:+.3g}"
     return text.replace("-", "−")
 
 

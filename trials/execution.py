@@ -108,7 +108,7 @@ def _checked(record: object, assignment: Assignment) -> TrialRecord:
         raise ValueError(f"the record must be of trial {assignment.number}, but is of trial {record.number}")
     if dict(record.knobs) != dict(assignment.knobs):
         raise ValueError(f"the record's knobs must be {dict(assignment.knobs)}, but are {dict(record.knobs)}")
-    if record.metric != assignment.metric:
+    if not record.metric.is_same_as(assignment.metric):
         raise ValueError(f"the record's metric must be {assignment.metric}, but is {record.metric}")
     if record.state == "complete":
         objective_values(record, assignment.objectives)

@@ -128,7 +128,7 @@ class Ledger:
                 study.set_user_attr("convention", COST_CONVENTION)
                 study.set_user_attr("format", LEDGER_FORMAT)
             ledger = cls(opened, name, run_dir, lock)
-            if (ledger.metric, ledger.objectives) != (metric, wanted):
+            if not ledger.metric.is_same_as(metric) or ledger.objectives != wanted:
                 raise ValueError(
                     f"{run_dir} ranks by {_listed(ledger.objectives)} with {ledger.metric.name!r} as its metric, but "
                     f"this campaign asks for {_listed(wanted)} with {metric.name!r}; restore that or use another run "
@@ -356,7 +356,7 @@ class Ledger:
                         "a recorded trial cannot change"
                     )
                 return False
-            if record.metric != self.metric:
+            if not record.metric.is_same_as(self.metric):
                 raise ValueError(f"trial {record.number}: metric must be {self.metric}, but is {record.metric}")
             complete = record.state == "complete"
             values = objective_values(record, self.objectives) if complete else None

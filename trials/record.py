@@ -111,12 +111,23 @@ class Cost(BaseModel):
 
 
 class Metric(BaseModel):
-    """The primary metric of the task: its name, as in the metrics table, and whether more is better."""
+    """The primary metric of the task, and how the task's metrics are written.
+
+    Attributes:
+        name: as among the metrics of a record.
+        maximize: whether more is better.
+        percent: metrics of the task, by name, that are shares of 1 and written in percent; `*` stands for any letters.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     maximize: bool = True
+    percent: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+
+    def is_same_as(self, other: Metric) -> bool:
+        """Whether both measure the same, however they are written."""
+        return (self.name, self.maximize) == (other.name, other.maximize)
 
 
 class TrialRecord(BaseModel):

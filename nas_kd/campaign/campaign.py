@@ -90,7 +90,7 @@ class Campaign:
         self.config = config
         self.run_dir = config.run_dir.resolve()
         task = find_task(config.task)
-        self._metric = Metric(name=task.metric, maximize=task.maximize)
+        self._metric = Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
         self._knobs: dict[str, Knob] = {}
         self._num_trials = config.trials
         self.ledger: Ledger | None = None

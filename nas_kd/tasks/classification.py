@@ -21,6 +21,7 @@ class Classification(Task):
     """
 
     metric: ClassVar[str] = "accuracy"
+    percent: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def __init__(self, info: DataInfo, config: NoOptions | None = None) -> None:
         super().__init__(info, config)

@@ -66,6 +66,7 @@ class Detection(Task):
     """
 
     metric: ClassVar[str] = "map50"
+    percent: ClassVar[tuple[str, ...]] = ("map50", "map")
     framewise: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "other"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)

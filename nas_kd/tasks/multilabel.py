@@ -49,6 +49,7 @@ class Multilabel(Task):
     """
 
     metric: ClassVar[str] = "gap"
+    percent: ClassVar[tuple[str, ...]] = ("gap", "map", "hit1")
     outputs: ClassVar[Outputs] = "multilabel"
     keys: ClassVar[tuple[str, ...]] = ("labels",)
     needs: ClassVar[str] = "a class"

@@ -154,6 +154,7 @@ class Segmentation(Task):
     """
 
     metric: ClassVar[str] = "miou"
+    percent: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "iou_*", "temporal_consistency", "label_stability")
     framewise: ClassVar[bool] = True
     keys: ClassVar[tuple[str, ...]] = ("mask",)
     needs: ClassVar[str] = "a labelled pixel"

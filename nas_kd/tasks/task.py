@@ -38,6 +38,7 @@ class Task(ABC):
     Attributes:
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
+        percent: metrics that are shares of 1 and are written in percent, by name; `*` stands for any letters.
         framewise: whether models see single frames.
         dense: whether the outputs for a whole clip are maps (N, C, h, w) instead of logits (N, C).
         keys: what a batch must hold besides the clip.
@@ -55,6 +56,7 @@ class Task(ABC):
 
     metric: ClassVar[str]
     maximize: ClassVar[bool] = True
+    percent: ClassVar[tuple[str, ...]] = ()
     framewise: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)

@@ -110,13 +110,14 @@ class Trial:
         cost = self._cost(student, arch)
         self.durations_s["total"] = time.perf_counter() - clock
         self._save(student, arch, cost)
+        task = self.campaign.task
         return TrialRecord(
             number=self.context.number,
             state="complete",
             seed=self.context.seed,
             config_hash=self.campaign.config.digest(),
             knobs=self.context.knobs,
-            metric=Metric(name=self.campaign.task.metric, maximize=self.campaign.task.maximize),
+            metric=Metric(name=task.metric, maximize=task.maximize, percent=task.percent),
             arch=arch.as_dict(),
             arch_id=arch.arch_id,
             cost=cost,

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.front import TeacherPoint
 from trials.record import Cost, KnobValue, Metric, TrialRecord
 
-ACCURACY = Metric(name="accuracy")
+ACCURACY = Metric(name="accuracy", percent=("accuracy", "temporal_consistency", "label_stability"))
 TEACHER = TeacherPoint(name="R3D, width 64", flops=1_910_000_000, value=0.957, test=0.951, params=33_200_000)
 OPERATORS = ("conv2d_3x3", "conv2plus1d_3x3", "conv3d_3x3", "shift_3x3", "mbconv_e3", "skip")
 
@@ -112,7 +112,7 @@ def _trial(number: int, rng: np.random.Generator) -> TrialRecord:
     )
 
 
-MIOU = Metric(name="miou")
+MIOU = Metric(name="miou", percent=("miou", "temporal_consistency", "label_stability"))
 STREAM_TEACHER = TeacherPoint(
     name="framewise",
     flops=40_000_000_000,

@@ -167,8 +167,11 @@ def test_si_prefixes(value: float | None, expected: str) -> None:
 
 
 def test_text_of_metrics_and_errors() -> None:
-    accuracy = Metric(name="accuracy")
+    accuracy = Metric(name="accuracy", percent=("accuracy", "iou_*"))
     assert metric_text(0.9314, accuracy) == "93.1 %"
+    assert metric_text(0.9314, accuracy.model_copy(update={"name": "accuracy@3"})) == "93.1 %"
+    assert metric_text(0.5, accuracy.model_copy(update={"name": "iou_car"})) == "50.0 %"
+    assert metric_text(0.5, accuracy.model_copy(update={"name": "loss"})) == "0.5"
     assert metric_text(0.9314, Metric(name="nss")) == "0.9314"
     assert difference_text(-0.0123, accuracy) == "1.2 points"
     assert si(39_000_000, trim=False) == "39.0 M"

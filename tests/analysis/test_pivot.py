@@ -220,7 +220,7 @@ def test_values_are_found_by_what_they_mean(known: KnobValue, asked: KnobValue, 
 
 def test_other_metrics_are_shown_in_their_own_unit() -> None:
     table = pivot(grid(), metric="test/loss")
-    assert table.metric == Metric(name="loss")
+    assert table.metric.is_same_as(Metric(name="loss"))
     assert "1.5" in text(table)
     assert "%" not in pivot_markdown(table).splitlines()[0]
     assert pivot(grid(), metric="val/accuracy").cells[("first",), (4,)].values == (0.5,)

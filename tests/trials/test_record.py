@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy_trials import make_record
 
-from trials import SCHEMA_VERSION, Cost, TrialRecord
+from trials import SCHEMA_VERSION, Cost, Metric, TrialRecord
 from trials.files import bytes_on_disk, write_atomically
 
 GOLDEN = Path(__file__).parent / "golden" / "record-v1.json"
@@ -216,3 +216,13 @@ def test_bytes_on_disk_counts_files_and_not_links(tmp_path: Path) -> None:
     (tmp_path / "z").symlink_to(tmp_path / "y")
     assert bytes_on_disk(tmp_path) == 12
     assert bytes_on_disk(tmp_path / "missing") == 0
+
+
+def test_a_metric_of_an_older_record_is_the_same_and_written_plainly() -> None:
+    old = Metric.model_validate({"name": "accuracy", "maximize": True})
+    new = Metric(name="accuracy", percent=("accuracy",))
+    assert old.percent == ()
+    assert old.is_same_as(new)
+    assert not old.is_same_as(Metric(name="accuracy", maximize=False))
+    assert old.model_dump() == {"name": "accuracy", "maximize": True}
+    assert Metric.model_validate_json(new.model_dump_json()) == new
