@@ -155,3 +155,52 @@ def test_each_part_of_nas_kd_has_a_layer() -> None:
     }
     parts = {name for name in parts if not (ROOT / "nas_kd" / name).is_symlink()}
     assert parts - {"__init__", "shadowing"} == set(LAYERS)
+
+
+def space_imports() -> dict[str, set[str]]:
+    """Module of search_spaces, as its path without ending -> those of search_spaces that it imports."""
+    folder = ROOT / "search_spaces"
+    modules = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for name in imported(path):
+            _, found, inner = name.partition("search_spaces.")
+            parts = inner.split(".")
+            known = [
+                candidate
+                for end in range(len(parts), 0, -1)
+                for candidate in ("/".join(parts[:end]), "/".join([*parts[:end], "__init__"]))
+                if candidate in modules
+            ]
+            if found and known:
+                graph[module].add(known[0])
+    return graph
+
+
+def test_shared_modules_of_search_spaces_import_no_space_and_a_space_imports_no_other() -> None:
+    graph = space_imports()
+    spaces = {module.partition("/")[0] for module in graph if "/" in module}
+    assert spaces == {"clip_cell", "delta_blocks", "frame_sequence", "saliency"}
+    composing = ("__init__", "registry")
+    assert "supernet" in graph["delta_blocks/net"], "there is something to check"
+    for module, imports in graph.items():
+        own = module.partition("/")[0]
+        others = sorted(other for other in imports if "/" in other and other.partition("/")[0] != own)
+        assert module in composing or not others, f"search_spaces/{module} must not import {', '.join(others)}"
+        assert "registry" not in imports or module == "__init__", f"search_spaces/{module} must not know the registry"
+
+
+def test_search_spaces_has_no_import_circle() -> None:
+    graph = space_imports()
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"a circle: {' -> '.join((*above, module))}"
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
