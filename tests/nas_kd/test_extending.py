@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
 from nas_kd.trial import build_context
 
 ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ("attention_transfer", "ejection_fraction", "pose")
 TERM = "attention_transfer:AttentionTransfer"
 MODULES = {"student": "stages.1", "teacher": "layers.1"}
 DATA = '''
@@ -56,7 +58,7 @@ def joints():
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the user's with the examples and their data, which is the current one."""
-    for name in ("attention_transfer", "ejection_fraction", "pose"):
+    for name in EXAMPLES:
         shutil.copy(ROOT / "examples" / f"{name}.py", tmp_path)
     (tmp_path / "own_data.py").write_text(DATA)
     monkeypatch.chdir(tmp_path)
@@ -64,10 +66,35 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_examples_are_short() -> None:
-    for name in ("attention_transfer", "ejection_fraction", "pose"):
-        text = (ROOT / "examples" / f"{name}.py").read_text()
-        assert len(re.split(r'^"""$', text, flags=re.M)[-1].strip().splitlines()) <= 46
+def classes_of(code: str) -> dict[str, str]:
+    """The classes of some code as text, without docstrings."""
+    found = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner) is not None:
+                    del inner.body[0]
+            found[node.name] = ast.unparse(node)
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_take_less_than_40_lines(name: str) -> None:
+    code = "\n\n".join(classes_of((ROOT / "examples" / f"{name}.py").read_text()).values())
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+
+
+def test_the_page_shows_the_examples() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    shown: dict[str, str] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.S):
+        shown |= classes_of(block)
+    files: dict[str, str] = {}
+    for name in EXAMPLES:
+        files |= classes_of((ROOT / "examples" / f"{name}.py").read_text())
+    assert len(shown) == 3
+    for name, code in shown.items():
+        assert code == files[name]
 
 
 def regression(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignConfig:

@@ -1,0 +1,263 @@
+"""Contract tests for classes of your own: call them in your tests, with pytest or without.
+
+Each function raises `AssertionError` with a sentence that says which part of the contract is broken. They hold for the
+tasks, terms, spaces, teachers and sources of the package too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.data import DataInfo, SourceConfig, check_sample
+from nas_kd.objectives import DistillationLoss, DistillationTerm, ObjectiveConfig, TermConfig
+from nas_kd.taps import ModelOutput, Taps
+from nas_kd.tasks import Batch, Task
+from nas_kd.tasks.task import Outputs
+from search_spaces import SearchSpace, Supernet, count_flops
+from search_spaces.arch import ArchSpec, Choice
+
+
+def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Mapping[str, Any] | None = None) -> None:
+    """Hold a task against the contract of `nas_kd.tasks.Task`.
+
+    Args:
+        task_class: the task.
+        info: what is known of data that fit it.
+        batch: of such data, stacked, of at least 2 items that all have what the task needs.
+        options: of the task, as under `task_options`.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    name = task_class.__name__
+    task = task_class(info, task_class.options.model_validate(dict(options or {})))
+    assert task.outputs in get_args(Outputs), f"{name}.outputs must be one of {get_args(Outputs)}, not {task.outputs!r}"
+    for key in task.keys:
+        assert key in batch, f"{name}.keys: the batch must hold {key!r}, but it holds {', '.join(batch)}"
+    count = len(task.class_names) + task.extra_outputs
+    assert task.num_outputs == count, (
+        f"{name}.num_outputs must be the number of class_names and extra_outputs, {count}, but is {task.num_outputs}"
+    )
+    outputs = _outputs_for(task, info, batch)
+    kept = {key: value.clone() for key, value in batch.items()}
+
+    loss = task.loss(outputs, batch)
+    assert loss.ndim == 0, f"{name}.loss must give a scalar, but gives a tensor of shape {tuple(loss.shape)}"
+    assert math.isfinite(float(loss.detach())), f"{name}.loss must be finite, but is {float(loss.detach())}"
+    (gradient,) = torch.autograd.grad(loss, outputs, allow_unused=True)
+    assert gradient is not None, f"{name}.loss must depend on the outputs, but has no gradient to them"
+    assert bool(gradient.isfinite().all()), f"{name}.loss must have a finite gradient, but it is not"
+
+    outputs = outputs.detach()
+    task.update(outputs, batch)
+    whole = task.compute()
+    assert task.metric in whole, f"{name}.compute must give the primary metric {task.metric!r}, but gives {list(whole)}"
+    for metric, value in whole.items():
+        assert type(value) is float, f"{name}.compute must give floats, but {metric!r} is a {type(value).__name__}"
+        assert math.isfinite(value), f"{name}.compute must give finite numbers, but {metric!r} is {value}"
+    for rows in (slice(None, 1), slice(1, None)):
+        task.update(outputs[rows], {key: value[rows] for key, value in batch.items()})
+    parts = task.compute()
+    for metric, value in whole.items():
+        assert math.isclose(parts[metric], value, rel_tol=1e-4, abs_tol=1e-5), (
+            f"{name}: metrics must not depend on how items are batched and must be cleared by compute, but {metric!r} "
+            f"is {value} for one batch and {parts[metric]} for the same items in two"
+        )
+    try:
+        empty: object = task.compute()
+    except ValueError:
+        empty = None
+    assert empty is None, f"{name}.compute must raise ValueError where nothing was added, but gives {empty}"
+    if task.framewise:
+        _check_offsets(task, outputs, batch)
+    for key, tensor in batch.items():
+        assert torch.equal(tensor, kept[key]), f"{name} must not write to its batch, but changed {key!r}"
+
+
+def _outputs_for(task: Task, info: DataInfo, batch: Batch) -> Tensor:
+    """Random outputs of a model, with gradient."""
+    size = len(next(iter(batch.values())))
+    shape: tuple[int, ...] = (size, task.num_outputs)
+    if task.framewise:
+        shape = (size, info.frames, task.num_outputs, 8, 8)
+    elif task.dense:
+        shape = (size, task.num_outputs, 8, 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def _check_offsets(task: Task, outputs: Tensor, batch: Batch) -> None:
+    """A frame-wise task gives its metric by the distance to the key frame, and the mean over distances."""
+    name, offsets = type(task).__name__, [frame % 2 for frame in range(outputs.shape[1])]
+    task.update(outputs, batch, offsets)
+    values = task.compute()
+    by_offset = [value for metric, value in values.items() if metric.startswith(f"{task.metric}@")]
+    assert by_offset, f"{name}.compute must give {task.metric}@k where offsets were given, but gives {list(values)}"
+    mean = sum(by_offset) / len(by_offset)
+    assert math.isclose(values[task.metric], mean, rel_tol=1e-6, abs_tol=1e-9), (
+        f"{name}: {task.metric} must be the mean of {task.metric}@k where offsets were given, {mean}, but is "
+        f"{values[task.metric]}"
+    )
+
+
+def check_objective_term(
+    config: TermConfig,
+    task: Task,
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: Tensor,
+    batch: Batch,
+    teacher_inputs: Tensor | None = None,
+) -> None:
+    """Hold a term against the contract of `nas_kd.objectives.TermConfig` and `DistillationTerm`.
+
+    Args:
+        config: of the term, of a class that can be imported; its weight must be above 0.
+        task: that it is used with.
+        student: a net that it fits.
+        teacher: likewise.
+        inputs: of the student, of at least 2 items.
+        batch: with the keys of the task.
+        teacher_inputs: of the teacher; `inputs` where it is not given.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    kind = type(config)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    content = config.model_dump(mode="json")
+    assert config.weight > 0, f"{name}: give the term a weight above 0, so that it is built"
+    assert kind.model_validate(content) == config, f"{name} must read back what it writes, but does not from {content}"
+    objective = ObjectiveConfig.model_validate({"task": {"weight": 0}, "feature": {"weight": 0}, name: content})
+    shown = inputs if teacher_inputs is None else teacher_inputs
+    teacher.requires_grad_(False).eval()
+
+    def built() -> DistillationLoss:
+        torch.manual_seed(0)
+        return DistillationLoss(objective, task, student, teacher, inputs[:1], shown[:1])
+
+    loss = built()
+    with Taps(student, loss.student_taps) as of_student, Taps(teacher, loss.teacher_taps) as of_teacher:
+        ours = of_student(inputs)
+        theirs: ModelOutput | None = None
+        if loss.uses_teacher:
+            with torch.no_grad():
+                theirs = of_teacher(shown)
+    values = loss(ours, theirs, batch)
+    (part,) = loss.parts.values()
+    assert isinstance(part, DistillationTerm), f"{name}.build must give a DistillationTerm, not {type(part).__name__}"
+    assert values.keys() == part.weights.keys(), (
+        f"{name}: forward must give a value for each name in weights, {list(part.weights)}, but gives {list(values)}"
+    )
+    for key, value in values.items():
+        assert value.ndim == 0, f"{name}: {key!r} must be a scalar, but has the shape {tuple(value.shape)}"
+        assert math.isfinite(float(value.detach())), f"{name}: {key!r} must be finite, but is {float(value.detach())}"
+    again = loss(ours, theirs, batch)
+    for key, value in values.items():
+        assert torch.equal(value, again[key]), f"{name}: {key!r} must be the same for the same inputs, but is not"
+    student.zero_grad()
+    loss.total(values).backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    assert any(bool(g.any()) for g in gradients), f"{name}: the student must learn from the term, but has no gradient"
+    assert all(p.grad is None for p in teacher.parameters()), f"{name}: the teacher must get no gradient, but has one"
+    restored = built()
+    restored.load_state_dict(loss.state_dict())
+    for key, value in restored(ours, theirs, batch).items():
+        assert torch.equal(value, values[key]), (
+            f"{name}: {key!r} must be the same after its state was loaded, but is not"
+        )
+
+
+def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *, num_archs: int = 8) -> None:
+    """Hold a search space against the contract of `search_spaces.SearchSpace`.
+
+    Args:
+        space: the space, whose students read what `example_input` gives.
+        knobs: values of its knobs; the last one of each by default.
+        num_archs: how many random architectures to look at.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    chosen, draws = space.knobs_with(knobs), torch.Generator().manual_seed(0)
+    supernet = Supernet(space, chosen).eval()
+    example = space.example_input(chosen)
+    inputs = torch.randn(example.shape, generator=draws)
+    for _ in range(num_archs):
+        free: dict[str, Choice] = {
+            variable: values[int(torch.randint(len(values), (), generator=draws))]
+            for variable, values in space.variables.items()
+        }
+        arch = space.arch({**free, **chosen})
+        assert ArchSpec.from_dict(arch.as_dict()) == arch, f"an architecture must read back as it was written: {arch}"
+        student = supernet.derive(arch=arch).eval()
+        counted, costs = count_flops(student, example).total, space.cost(arch)
+        assert costs == counted, f"space.cost must be what fvcore counts, {counted}, but is {costs} for {arch.choices}"
+        with torch.no_grad(), supernet.pinned(arch):
+            gap = (supernet(inputs) - student(inputs)).abs().max()
+        assert float(gap) < 1e-4, (
+            f"a derived student must compute what the supernet does with these choices, but they differ by "
+            f"{float(gap):.2g} for {arch.choices}"
+        )
+
+
+def check_teacher(model: nn.Module, inputs: Tensor, num_outputs: int) -> None:
+    """Hold a teacher against what campaigns ask of it.
+
+    Args:
+        model: the teacher.
+        inputs: of at least 2 items: clips (N, 3, T, H, W), frames (N, 3, H, W) or frame features (N, T, D).
+        num_outputs: channels that the task wants.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    name = type(model).__name__
+    model.eval()
+    with torch.no_grad():
+        outputs = model(inputs)
+        assert isinstance(outputs, Tensor), f"{name} must return one tensor, but returns a {type(outputs).__name__}"
+        assert outputs.ndim in (2, 4), (
+            f"{name} must give logits (N, C) or maps (N, C, h, w), not {tuple(outputs.shape)}"
+        )
+        wanted = (len(inputs), num_outputs)
+        assert outputs.shape[:2] == wanted, f"{name} must give {wanted} outputs, but gives {tuple(outputs.shape[:2])}"
+        gap = (model(inputs) - outputs).abs().max()
+        assert float(gap) == 0, f"{name} must give the same for the same inputs in evaluation, but differs by {gap:.2g}"
+        gap = (torch.cat([model(item[None]) for item in inputs]) - outputs).abs().max()
+        assert float(gap) < 1e-3, (
+            f"{name} must answer for each item alone in evaluation, but answers differ by {float(gap):.2g} in a batch"
+        )
+    shared = {tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()}
+    stored = [tensor for tensor in model.state_dict().values() if tensor.numel()]
+    assert len(shared) == len(stored), (
+        f"{name}: tensors of its state must not share memory, or safetensors refuses them"
+    )
+
+
+def check_source(config: SourceConfig, *, num_items: int = 4) -> None:
+    """Hold a data source against the contract of `nas_kd.data.sample`.
+
+    Args:
+        config: the `data` section, such as `OwnConfig(function="my_data:load")`.
+        num_items: how many items of each split to look at.
+
+    Raises:
+        AssertionError: what is broken.
+        DataError: likewise, from the source itself or from a sample.
+    """
+    splits = config.load(seed=0)
+    for name in ("weights", "gates", "val", "test"):
+        dataset = getattr(splits, name)
+        assert len(dataset) > 0, f"the split {name!r} must hold at least one item, but it is empty"
+        for index in range(min(num_items, len(dataset))):
+            where = f"{name}[{index}]"
+            sample, again = dataset[index], dataset[index]
+            check_sample(sample, splits.info, where)
+            assert sample.keys() == again.keys(), f"{where} must hold the same keys each time, but does not"
+            for key, value in sample.items():
+                assert torch.equal(value, again[key]), f"{where}[{key!r}] must be the same each time, but is not"
