@@ -186,13 +186,13 @@ def test_campaigns_on_features_need_no_more_than_a_folder(given: dict[str, Any],
 
 def test_the_default_budgets_hold_at_the_sizes_of_youtube_8m_and_for_short_clips() -> None:
     config = validate({"data": {"source": "youtube8m", "root": "x", "num_classes": 3862}}, source="defaults")
-    space = config.space.build(3862, 1152, 300)
+    space = config.space.build(3862, {"feature_size": 1152, "frames": 300})
     for frames in space.knobs["frames"]:
         least, most = cost_range(space.cost_table(space.knobs_with({"frames": frames})))
         assert least <= config.budget.lowest
         assert most >= 10_000_000
-    assert config.space.build(2, 8, 7).knobs["frames"] == (6,)
-    assert config.space.build(2, 8, 4).knobs["frames"] == (4,)
+    assert config.space.build(2, {"feature_size": 8, "frames": 7}).knobs["frames"] == (6,)
+    assert config.space.build(2, {"feature_size": 8, "frames": 4}).knobs["frames"] == (4,)
 
 
 def test_the_budgets_of_the_saliency_page_can_be_met() -> None:
