@@ -31,6 +31,12 @@ def test_it_takes_at_most_forty_lines() -> None:
     assert len(code) <= 40, len(code)
 
 
+def test_the_page_shows_the_example() -> None:
+    text = (EXAMPLES / "own_space.py").read_text(encoding="utf-8")
+    page = (EXAMPLES.parent / "docs" / "search.md").read_text(encoding="utf-8")
+    assert text[text.index("import torch") :].strip() in page
+
+
 def test_costs_are_those_of_fvcore_and_students_compute_what_the_supernet_computes(example: ModuleType) -> None:
     space, rng = example.space(num_classes=3, frames=2, side=16), np.random.default_rng(0)
     torch.manual_seed(0)
