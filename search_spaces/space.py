@@ -101,7 +101,7 @@ class SearchSpace(ABC):
         return ArchSpec(self.name, self.settings, {**knobs, **{name: choices[name] for name in active}})
 
     def contains(self, arch: ArchSpec) -> bool:
-        """Whether `arch` is a canonical architecture of this space."""
+        """Whether `arch` is a canonical architecture of this space; `check` says why it is not."""
         try:
             return self.arch(arch.choices) == arch
         except (ValueError, KeyError):
@@ -147,7 +147,11 @@ class SearchSpace(ABC):
         )
 
     def mutate(self, arch: ArchSpec, rng: np.random.Generator) -> ArchSpec:
-        """A different architecture, one choice away; choices that become active are drawn uniformly.
+        """A different architecture, one choice away, for evolutionary searches; choices that become active are drawn.
+
+        Args:
+            arch: of this space.
+            rng: draws the choice that changes and those that become active.
 
         Raises:
             ValueError: `arch` is not in this space, or the space has only one architecture.

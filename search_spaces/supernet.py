@@ -188,11 +188,3 @@ class Supernet(nn.Module):
             yield self
         finally:
             self.control.pinned = before
-
-    def sampled(self) -> dict[str, Choice]:
-        """What ran in the last forward pass: gate -> choice, for gates that drew a single candidate."""
-        return {
-            name: self.space.variables[name][draw.single]
-            for name, draw in self.control.draws.items()
-            if draw.single is not None
-        }

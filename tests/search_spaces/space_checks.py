@@ -27,6 +27,15 @@ def drawn_arch(supernet: Supernet, rng: np.random.Generator) -> ArchSpec:
     return supernet.space.arch({**drawn(supernet.space, rng), **supernet.knobs})
 
 
+def sampled(supernet: Supernet) -> dict[str, Choice]:
+    """What ran in the last forward pass: gate -> choice, for gates that drew a single candidate."""
+    return {
+        name: supernet.space.variables[name][draw.single]
+        for name, draw in supernet.control.draws.items()
+        if draw.single is not None
+    }
+
+
 def decide(supernet: Supernet, arch: ArchSpec, rng: np.random.Generator, margin: float = 1000.0) -> None:
     """Set the gates to `arch`; gates without effect there get any one choice."""
     with torch.no_grad():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from space_checks import sampled
 from torch import Tensor, nn
 
 from search_spaces import ESTIMATORS, Edge, Gate, ModuleSpace, Supernet, TemperatureSchedule
@@ -234,16 +235,16 @@ def test_a_gate_answers_the_same_within_one_pass_and_anew_in_the_next() -> None:
     drawn = []
     for _ in range(20):
         assert torch.count_nonzero(supernet(torch.ones(1, 4))) == 0
-        drawn.append(supernet.sampled()["edge"])
+        drawn.append(sampled(supernet)["edge"])
     assert len(set(drawn)) > 3
     again = Supernet(ModuleSpace(Twice, torch.zeros(1, 4)), seed=0).train()
     repeated = []
     for _ in range(20):
         again(torch.ones(1, 4))
-        repeated.append(again.sampled()["edge"])
+        repeated.append(sampled(again)["edge"])
     assert repeated == drawn
     clone = copy.deepcopy(again)
     again(torch.ones(1, 4))
     clone(torch.ones(1, 4))
-    assert clone.sampled() == again.sampled()
+    assert sampled(clone) == sampled(again)
     assert clone.control is not again.control

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, milp
 
 from search_spaces import CostTable, CostTerm, InfeasibleBudgetError, knapsack
 from search_spaces.knapsack import cost_range, most_expensive_within, most_probable
@@ -156,3 +157,65 @@ def test_scores_that_cannot_be_compared_are_refused(value: float) -> None:
     table = large(2, coupled=False)
     with pytest.raises(ValueError, match="scores must be finite or -inf, but those of 'v1'"):
         most_probable(table, {"v0": [0.0] * 9, "v1": [value] * 9}, 0, 10**9)
+
+
+def milp_optimum(table: CostTable, scores: dict[str, list[float]], low: int, high: int) -> float | None:
+    """The best sum of scores within the costs, as a mixed-integer linear program of scipy; None where there is none.
+
+    One binary unknown a choice, and one for each joint choice of the variables of a term, whose marginals are the
+    choices.
+    """
+    unknowns: list[float] = [score for name in table.variables for score in scores[name]]
+    start, total = {}, 0
+    for name, choices in table.variables.items():
+        start[name] = total
+        total += len(choices)
+    rows: list[tuple[dict[int, float], float, float]] = []
+    for name, choices in table.variables.items():
+        rows.append(({start[name] + i: 1.0 for i in range(len(choices))}, 1.0, 1.0))
+    cost: dict[int, float] = {}
+    for term in table.terms:
+        first = len(unknowns)
+        unknowns += [0.0] * term.costs.size
+        cost |= {first + i: float(value) for i, value in enumerate(term.costs.reshape(-1))}
+        places = np.arange(term.costs.size).reshape(term.costs.shape)
+        for axis, name in enumerate(term.variables):
+            for i in range(len(table.variables[name])):
+                marginal = {first + int(place): 1.0 for place in places.take(i, axis).reshape(-1)}
+                rows.append(({**marginal, start[name] + i: -1.0}, 0.0, 0.0))
+    rows.append((cost, low - table.constant - 0.5, high - table.constant + 0.5))  # costs are integers
+    matrix = np.zeros((len(rows), len(unknowns)))
+    for i, (row, _, _) in enumerate(rows):
+        matrix[i, list(row)] = list(row.values())
+    constraint = LinearConstraint(matrix, [r[1] for r in rows], [r[2] for r in rows])
+    found = milp(-np.array(unknowns), integrality=np.ones(len(unknowns)), bounds=(0, 1), constraints=constraint)
+    return None if found.x is None else -float(found.fun)
+
+
+def chained(rng: np.random.Generator, gates: int) -> CostTable:
+    """Gates in a row; each term couples two neighbours, as the widths of two stages."""
+    variables = {f"g{i}": tuple(range(int(rng.integers(2, 5)))) for i in range(gates)}
+    names = list(variables)
+    terms = []
+    for left, right in pairwise(names):
+        shape = (len(variables[left]), len(variables[right]))
+        terms.append(CostTerm(left, (left, right), rng.integers(1, 60, shape)))
+    return CostTable(variables, tuple(terms), int(rng.integers(0, 20)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_optimum_is_that_of_a_mixed_integer_program(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = chained(rng, gates=7)
+    scores = {name: rng.normal(size=len(choices)).tolist() for name, choices in table.variables.items()}
+    least, most = cost_range(table)
+    for share in (0.1, 0.5, 0.9):
+        high = int(least + share * (most - least))
+        low = int(0.95 * high)
+        expected = milp_optimum(table, scores, low, high)
+        if expected is None:
+            with pytest.raises(InfeasibleBudgetError):
+                most_probable(table, scores, low, high)
+            continue
+        index = most_probable(table, scores, low, high)
+        assert sum(scores[name][i] for name, i in index.items()) == pytest.approx(expected, abs=1e-6)
