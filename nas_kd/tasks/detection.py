@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nas_kd.data import DataInfo, Sample
-from nas_kd.tasks.average_precision import FrameBoxes, average_precision
+from nas_kd.tasks.box_average_precision import FrameBoxes, box_average_precision
 from nas_kd.tasks.boxes import (
     Detections,
     boxes_at,
@@ -134,7 +134,7 @@ class Detection(Task):
         """
         values: dict[Offset, tuple[float, float]] = {}
         for offset, frames in self._found.items():
-            precision = average_precision(frames, len(self.info.box_names), self.config.max_detections)
+            precision = box_average_precision(frames, len(self.info.box_names), self.config.max_detections)
             if precision is not None:
                 values[offset] = precision
         if not values:

@@ -91,8 +91,6 @@ class Task(ABC):
         Raises:
             DataError: the split, what its items lack, and the way out.
         """
-        if not self.needs:
-            return
         for name, dataset in (("train", splits.retrain), ("val", splits.val), ("test", splits.test)):
             sample = dataset[0]
             for key in self.keys:
@@ -101,7 +99,7 @@ class Task(ABC):
                         f"data: samples must hold {key!r} for this task, but those of the split {name!r} hold "
                         f"{', '.join(sample)}; give it, or choose another task"
                     )
-            if not any(self.is_labelled(dataset[index]) for index in range(len(dataset))):
+            if self.needs and not any(self.is_labelled(dataset[index]) for index in range(len(dataset))):
                 raise DataError(
                     f"data: the split {name!r} must hold at least one item with {self.needs}, or this task cannot "
                     f"{'be trained' if name == 'train' else 'score students'} on it, but none of its {len(dataset)} "

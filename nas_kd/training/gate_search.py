@@ -34,7 +34,7 @@ from nas_kd.training.fit import (
 )
 from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
 
-REACH = 8.0  # in logits: from even odds to certainty, with some way back
+LOGIT_RANGE = 8.0  # that the default learning rate can cover in a search: from even odds to certainty
 
 
 class GateConfig(Section):
@@ -45,8 +45,8 @@ class GateConfig(Section):
         temperature_start: gate temperature at the start of the search.
         temperature_end: gate temperature at its end.
         lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS). null sets it so that a logit can move by about
-            `REACH` over the whole search, however long that is: gates then settle when the budget is reached and not
-            before.
+            `LOGIT_RANGE` over the whole search, however long that is: gates then settle when the budget is reached and
+            not before.
         warmup: share of the epochs in which only weights train.
         split_share: share of the training clips on which gates train; weights train on the rest.
     """
@@ -152,7 +152,7 @@ def search_gates(
     optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
     steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
     gate_steps = max(steps - warm * len(weights), 1)
-    gate_lr = REACH / gate_steps if config.lr is None else config.lr
+    gate_lr = LOGIT_RANGE / gate_steps if config.lr is None else config.lr
     gate_optimizer = torch.optim.Adam(gate_parameters, lr=gate_lr, betas=(0.5, 0.999))
     parts = {
         "supernet": supernet,

@@ -10,7 +10,7 @@ from torch import Tensor
 from nas_kd.data import DataInfo, GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
 from nas_kd.tasks import Detection, DetectionConfig, decode
-from nas_kd.tasks.average_precision import FrameBoxes, average_precision
+from nas_kd.tasks.box_average_precision import FrameBoxes, box_average_precision
 from nas_kd.tasks.boxes import (
     boxes_at,
     centre_cells,
@@ -173,7 +173,7 @@ def test_average_precision_equals_its_slow_twin(seed: int) -> None:
         found = np.concatenate([near, stray])
         frames.append(FrameBoxes(boxes, np.concatenate([found, rng.uniform(0, 1, (len(found), 1))], 1)))
     for limit in (100, 1):
-        ours = average_precision(frames, 3, limit)
+        ours = box_average_precision(frames, 3, limit)
         assert ours is not None
         thresholds = np.linspace(0.5, 0.95, 10)
         classes = [[slow_ap(frames, c, t, limit) for c in range(3)] for t in thresholds]
@@ -185,9 +185,9 @@ def test_average_precision_equals_its_slow_twin(seed: int) -> None:
 
 def test_average_precision_needs_a_box_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     none, box = np.zeros((0, 5)), np.array([[0.0, 0, 4, 4, 0]])
-    assert average_precision([FrameBoxes(none, np.zeros((0, 6)))], 2, 10) is None
-    assert average_precision([], 2, 10) is None
-    assert average_precision([FrameBoxes(box, np.zeros((0, 6)))], 2, 10) == (0.0, 0.0)
+    assert box_average_precision([FrameBoxes(none, np.zeros((0, 6)))], 2, 10) is None
+    assert box_average_precision([], 2, 10) is None
+    assert box_average_precision([FrameBoxes(box, np.zeros((0, 6)))], 2, 10) == (0.0, 0.0)
     assert not any(capsys.readouterr())
 
 

@@ -34,7 +34,9 @@ class AveragePrecision(NamedTuple):
     map: float
 
 
-def average_precision(frames: Sequence[FrameBoxes], num_classes: int, max_detections: int) -> AveragePrecision | None:
+def box_average_precision(
+    frames: Sequence[FrameBoxes], num_classes: int, max_detections: int
+) -> AveragePrecision | None:
     """Average precision over frames (Lin et al., Microsoft COCO, ECCV 2014, and its evaluation code).
 
     In each frame and class, the highest score first, a found box takes the free true box that it overlaps most, if it
