@@ -53,7 +53,7 @@ EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # i
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
     *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
-    *("trial", "campaign", "cli"),
+    *("trial", "campaign", "cli", "testing"),
 )
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
