@@ -60,7 +60,7 @@ class ModuleSpace(SearchSpace):
         self.variables = self._all_variables
         if not self.variables:
             raise ValueError(
-                "a searchable module needs at least one search_spaces.Edge, or a choice in its definition, but this "
+                "a searchable module needs at least one Edge of search_spaces, or a choice in its definition, but this "
                 "one has none"
             )
 

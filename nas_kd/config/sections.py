@@ -139,7 +139,7 @@ _GIVEN = ("num_classes",)  # by the task
 
 
 class SpaceConfig(BaseModel):
-    """The search space: a name of `search_spaces.SPACES`, or `module:function`; the other keys are its settings."""
+    """The search space: a name of the registry, or `module:function`; the other keys are its settings."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from delta_teachers import HRNet, PreActivation, ResNet, UNet, conv_norm, trained
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from search_spaces.delta_blocks.fold import fold_batchnorm
 
@@ -135,3 +136,11 @@ def test_a_net_in_training_is_folded_as_it_would_be_evaluated_and_stays_in_train
     assert net.stem[1].num_batches_tracked == 0
     with torch.no_grad():
         torch.testing.assert_close(folded(frame(2)), net.eval()(frame(2)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bias", "affine"), [(True, True), (False, True), (True, False)])
+def test_the_arithmetic_is_that_of_torch(bias: bool, affine: bool) -> None:
+    net = trained(nn.Sequential(nn.Conv2d(3, 5, 3, bias=bias), nn.BatchNorm2d(5, affine=affine)))
+    expected = fuse_conv_bn_eval(net[0].eval(), net[1].eval())  # type: ignore[index]
+    folded = fold_batchnorm(net, frame()).get_submodule("0")
+    torch.testing.assert_close(folded.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)

@@ -97,7 +97,7 @@ def test_budgets_are_kept_and_used(space: ModuleSpace) -> None:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: nn.Linear(2, 2), "needs at least one search_spaces.Edge"),
+        (lambda: nn.Linear(2, 2), "needs at least one Edge of search_spaces"),
         (lambda: Edge({"a": nn.Linear(2, 2)}), "cannot itself be an Edge"),
         (lambda: nn.Sequential(*[Edge({"a": nn.Linear(2, 2)})] * 2), "one has 0, 1; call it twice instead"),
         (lambda: nn.Sequential(Edge({"a": nn.Sequential(Edge({"b": nn.Linear(2, 2)}))})), "edges cannot be nested"),
