@@ -114,8 +114,8 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
 def _fold(model: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # As torch.nn.utils.fusion.fuse_conv_bn_weights computes it, but for the order of the products: that rounds otherwise,
-    # and a search from such weights would go another way.
+    # torch.nn.utils.fusion.fuse_conv_bn_weights takes the products in another order. It rounds otherwise, and a search
+    # that begins from such weights gives other figures.
     with torch.no_grad():
         scale = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:
