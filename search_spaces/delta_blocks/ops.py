@@ -106,7 +106,7 @@ class LayerShape:
 
     Attributes:
         in_channels: C of the input, (N, C, H, W), or the last dimension of tokens (N, L, C).
-        out_channels: likewise of the output.
+        out_channels: channels of the output.
         kernel: (height, width).
         stride: (height, width).
         padding: (height, width).
@@ -381,7 +381,7 @@ def _nonlinear(shape: LayerShape, gamma: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Family:
+class CandidateFamily:
     """One kind of candidate.
 
     Attributes:
@@ -401,16 +401,16 @@ def _spatial(shape: LayerShape, gamma: int) -> bool:
     return not shape.tokens and shape.groups == 1 and not shape.pointwise
 
 
-FAMILIES: dict[str, Family] = {
-    "full": Family(_copy_of, False, True, lambda shape, gamma: shape.weight is not None),
-    "split": Family(_split, True, True, _spatial),
-    "pointwise": Family(_pointwise, True, True, lambda shape, gamma: shape.groups == 1),
-    "bottleneck": Family(_bottleneck, True, True, _spatial),
-    "grouped": Family(_grouped, True, True, lambda shape, gamma: not shape.tokens and shape.groups == 1),
-    "separable": Family(_separable, False, True, _spatial),
-    "lowres": Family(_lowres, True, True, lambda shape, gamma: shape.poolable(gamma)),
-    "shuffle": Family(_shuffle, True, True, lambda shape, gamma: shape.groups == 1 and shape.poolable(2)),
-    "pair": Family(_nonlinear, True, False, lambda shape, gamma: shape.groups == 1),
+CANDIDATE_FAMILIES: dict[str, CandidateFamily] = {
+    "full": CandidateFamily(_copy_of, False, True, lambda shape, gamma: shape.weight is not None),
+    "split": CandidateFamily(_split, True, True, _spatial),
+    "pointwise": CandidateFamily(_pointwise, True, True, lambda shape, gamma: shape.groups == 1),
+    "bottleneck": CandidateFamily(_bottleneck, True, True, _spatial),
+    "grouped": CandidateFamily(_grouped, True, True, lambda shape, gamma: not shape.tokens and shape.groups == 1),
+    "separable": CandidateFamily(_separable, False, True, _spatial),
+    "lowres": CandidateFamily(_lowres, True, True, lambda shape, gamma: shape.poolable(gamma)),
+    "shuffle": CandidateFamily(_shuffle, True, True, lambda shape, gamma: shape.groups == 1 and shape.poolable(2)),
+    "pair": CandidateFamily(_nonlinear, True, False, lambda shape, gamma: shape.groups == 1),
 }
 """Family -> how it is built. A name such as `split4` is the family `split` with γ = 4; `zero` is built by the space."""
 
@@ -422,10 +422,10 @@ def parse_candidate(name: str) -> tuple[str, int]:
         ValueError: no such family, or γ is missing, superfluous or below 2.
     """
     match = re.fullmatch(r"([a-z]+)(\d*)", name)
-    if match is None or match[1] not in FAMILIES:
-        known = ", ".join(f"{n}γ" if f.takes_gamma else n for n, f in FAMILIES.items())
+    if match is None or match[1] not in CANDIDATE_FAMILIES:
+        known = ", ".join(f"{n}γ" if f.takes_gamma else n for n, f in CANDIDATE_FAMILIES.items())
         raise ValueError(f"unknown candidate {name!r}; choose from zero, {known} with a number for γ, such as split4")
-    takes = FAMILIES[match[1]].takes_gamma
+    takes = CANDIDATE_FAMILIES[match[1]].takes_gamma
     if takes != bool(match[2]) or (takes and int(match[2]) < 2):
         wanted = f"a number of at least 2 after it, such as {match[1]}4" if takes else "no number"
         raise ValueError(f"candidate {name!r}: {match[1]} takes {wanted}")
@@ -437,7 +437,7 @@ def build_candidate(name: str, shape: LayerShape) -> DeltaOp | None:
     if name == "zero":
         return ZeroDelta()
     family_name, gamma = parse_candidate(name)
-    family = FAMILIES[family_name]
+    family = CANDIDATE_FAMILIES[family_name]
     if not family.fits(shape, gamma):
         return None
     body = family.build(shape, gamma)

@@ -19,7 +19,7 @@ from search_spaces.flops import count_flops
 Terms = frozenset[frozenset[str]]
 """A monotone condition as alternatives of conjunctions: {{}} is always true."""
 ALWAYS: Terms = frozenset([frozenset()])
-MAX_CONDITION = 2  # zero-able layers on which the life of another one may depend
+MAX_CONDITION = 2  # layers that may be zero on which the liveness of another one may depend
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PlannedLayer:
         flops: of the teacher's layer, a frame.
         copy_input: the net overwrites the input afterwards.
         copy_output: the net overwrites the output.
-        may_be_zero: whether `zero` is offered, see `_lives`.
+        may_be_zero: whether `zero` is offered, see `_liveness`.
         alive: the layers of which one alternative must be other than zero for anybody to read this layer's output.
     """
 
@@ -117,7 +117,7 @@ def plan_layers(
         exclude: patterns of module names that stay as they are.
         blocks: patterns of modules that become one delta layer as a whole.
         skip_first: number of layers at the start that stay.
-        skip_last: likewise at the end.
+        skip_last: number of layers at the end that stay.
         min_share: of the model's FLOPs.
 
     Raises:
@@ -156,7 +156,7 @@ def plan_layers(
         raise ValueError(
             "no layer of the teacher can become a delta layer; loosen include, exclude, skip_first or skip_last"
         )
-    may_be_zero, alive = _lives(list(eligible), feeds)
+    may_be_zero, alive = _liveness(list(eligible), feeds)
     layers = tuple(
         PlannedLayer(
             name,
@@ -355,18 +355,18 @@ def _feeds(model: nn.Module, example: Tensor, names: Sequence[str]) -> _Feeds:
     return _Feeds(readers, sources, [readers_of & useful for readers_of in costly.values() if readers_of & useful])
 
 
-def _lives(names: Sequence[str], feeds: _Feeds) -> tuple[set[str], dict[str, Terms]]:
-    """Which layers may be zero, and on which zeros the life of the others depends.
+def _liveness(names: Sequence[str], feeds: _Feeds) -> tuple[set[str], dict[str, Terms]]:
+    """Which layers may be zero, and the liveness of all: under which zeros their output is still read.
 
     A layer may be zero where every reader has another source as well, as the last convolution of a residual branch
-    has. So that costs are exact and small, `zero` is taken back where the life of a layer would depend on more than
+    has. So that costs are exact and small, `zero` is withdrawn where the liveness of a layer would depend on more than
     `MAX_CONDITION` of them, and where it would take the only reader from an operation outside of the search.
     """
     position = {name: i for i, name in enumerate([*names, ""])}
     may_be_zero = {name for name in names if all(len(feeds.sources[reader]) > 1 for reader in feeds.readers[name])}
     while True:
         alive: dict[str, Terms] = {"": ALWAYS}
-        taken_back: set[str] = set()
+        withdrawn: set[str] = set()
         for name in reversed(names):
             terms: set[frozenset[str]] = set()
             for reader in feeds.readers[name]:
@@ -376,16 +376,16 @@ def _lives(names: Sequence[str], feeds: _Feeds) -> tuple[set[str], dict[str, Ter
             conditions = frozenset[str]().union(*alive[name])
             if len(conditions) > MAX_CONDITION:
                 zeros = sorted(feeds.readers[name] & may_be_zero, key=lambda reader: position[reader])
-                # A reader that always lives settles it; otherwise any variable that is left must go.
+                # A reader that is always live settles it; otherwise any variable that is left must go.
                 certain = [reader for reader in zeros if alive[reader] == ALWAYS]
-                taken_back = {(certain or zeros or sorted(conditions))[-1]}
+                withdrawn = {(certain or zeros or sorted(conditions))[-1]}
                 break
-        if not taken_back:
+        if not withdrawn:
             for operation in feeds.costly:
                 if any(reader not in may_be_zero and alive[reader] == ALWAYS for reader in operation):
                     continue
                 last = max(operation, key=lambda reader: position[reader])
-                taken_back |= ({last} & may_be_zero) | frozenset[str]().union(*alive[last])
-        if not taken_back:
+                withdrawn |= ({last} & may_be_zero) | frozenset[str]().union(*alive[last])
+        if not withdrawn:
             return may_be_zero, {name: alive[name] for name in names}
-        may_be_zero -= taken_back
+        may_be_zero -= withdrawn

@@ -25,7 +25,7 @@ class DeltaBlocksSettings(BaseModel):
         exclude: patterns of layers that stay as they are.
         blocks: patterns of modules that become one delta layer as a whole.
         skip_first: number of layers at the start of the teacher that stay as they are.
-        skip_last: likewise at the end.
+        skip_last: number of layers at the end that stay as they are.
         min_share: layers with less than this share of the teacher's FLOPs stay as they are.
     """
 

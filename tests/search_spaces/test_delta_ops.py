@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.delta_blocks.ops import (
-    FAMILIES,
+    CANDIDATE_FAMILIES,
     LayerShape,
     LinearDelta,
     PairDelta,
@@ -132,7 +132,7 @@ def test_groups_keep_their_blocks_of_the_kernel_and_separable_is_exact_for_separ
 def test_students_have_no_bias_and_a_pair_starts_at_no_change() -> None:
     layer = nn.Conv2d(8, 16, 3, 1, 1)
     x, key = torch.randn(2, 1, 8, *SIZE, generator=torch.Generator().manual_seed(11))
-    for name, family in FAMILIES.items():
+    for name, family in CANDIDATE_FAMILIES.items():
         op = build_candidate(f"{name}4" if family.takes_gamma else name, shape_of(layer))
         assert op is not None
         assert not any(n.endswith("bias") for n, _ in op.named_parameters())
