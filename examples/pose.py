@@ -14,7 +14,7 @@ from nas_kd.tasks import Task, frames_by_offset, over_offsets
 class Pose(Task):
     """Squared error of heat maps; `pck` is the share of joints found within a tenth of the map's longer side."""
 
-    metric, framewise, outputs, keys = "pck", True, "other", ("mask",)
+    metric, percent, framewise, outputs, keys = "pck", ("pck",), True, "other", ("mask",)
 
     def __init__(self, info, config=None):
         super().__init__(info, config)

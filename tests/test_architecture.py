@@ -204,3 +204,24 @@ def test_search_spaces_has_no_import_circle() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+TERMS = {path.stem for path in (ROOT / "nas_kd" / "objectives").glob("*.py")} - {
+    *("__init__", "config", "loss", "map_term", "maps", "term"),
+}
+OPTIONS_OF_TERMS = {
+    *("active_share", "cross_resolution", "fewer_frames", "fusion_share", "soft_share", "spatiotemporal"),
+    *("kd_temperature", "teacher_lr_scale", "teacher_norm"),
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nas_kd").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_outside_objectives_knows_a_term(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    if path.parent.name == "objectives":
+        return
+    modules = tuple(f"nas_kd.objectives.{term}" for term in TERMS)
+    known = [module for module in imported(path) if module.startswith(tuple(f"{m}." for m in modules))]
+    if name != "nas_kd/training/local_search.py":  # the start of a search over delta layers, with a constant of delta
+        assert not known, f"{name} must not import {', '.join(known)}"
+    assert not identifiers(path) & OPTIONS_OF_TERMS, f"{name} must ask a term by its hooks"
