@@ -35,7 +35,7 @@ GENERIC = (
     "nas_kd/cli.py",
     "nas_kd/deploy/bundle.py",
 )
-KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "choice"}
+KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "registry"}
 OF_ONE_KIND = (
     *(f"nas_kd.inputs.{kind}" for kind in KINDS),
     "nas_kd.data.frame_sampling",
@@ -45,7 +45,7 @@ OF_ONE_KIND = (
 )
 NAMES_OF_KINDS = {
     *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "gives_features"),
-    *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "Streams", "delta_net_of", "on_frames"),
+    *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "MultiStream", "delta_net_of", "on_frames"),
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }
 EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # its file format has both
@@ -137,7 +137,7 @@ def test_kinds_of_input_are_imported_through_their_package_alone() -> None:
         if not name.startswith("nas_kd/inputs/"):
             inner = [module for module in imported(path) if module.startswith("nas_kd.inputs.")]
             assert all(module.count(".") == 2 for module in inner), f"{name} reaches into nas_kd.inputs: {inner}"
-            assert not {module.split(".")[2] for module in inner} & (KINDS | {"input_type", "choice"}), name
+            assert not {module.split(".")[2] for module in inner} & (KINDS | {"input_type", "registry"}), name
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -165,7 +165,8 @@ class Campaign:
         else:  # each budget once before the sampler decides
             budgets = [{config.budget.knob: value} for value in options[: config.trials]]
             numbers = self.ledger.enqueue(budgets, self._knobs)
-        if withdrawn := self.ledger.withdraw(keep=numbers):
+        withdrawn = self.ledger.withdraw(keep=numbers)
+        if withdrawn:
             note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
         if cells:  # trials of another grid, or of none, are no reason to leave cells out
             known = self.ledger.count("queued", "running", "complete", "failed", "stopped")

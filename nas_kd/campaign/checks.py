@@ -138,13 +138,16 @@ def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:
     """More pixels than the data have hold no more of the scene; that scale alone may help, so it is allowed."""
-    longest = max(info.height, info.width)
-    return [
-        f"space.{knob}: students at {max(values)} see clips enlarged from the data's {longest} pixels, which "
-        "hold no more; leave it out unless that is meant"
-        for knob in ("resolution", "side")
-        if longest and (values := [v for v in space.knobs.get(knob, ()) if isinstance(v, int) and v > longest])
-    ]
+    longest = max(info.height, info.width)  # 0 of frame features
+    sentences = []
+    for knob in ("resolution", "side"):
+        sides = [value for value in space.knobs.get(knob, ()) if isinstance(value, int)]
+        if longest and sides and max(sides) > longest:
+            sentences.append(
+                f"space.{knob}: students at {max(sides)} see clips enlarged from the data's {longest} pixels, which "
+                "hold no more; leave it out unless that is meant"
+            )
+    return sentences
 
 
 def _check_frames(input_type: InputType, space: SearchSpace, info: DataInfo) -> None:
@@ -163,13 +166,10 @@ def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
         ("retrain.augment", config.retrain.augment),
-        *(
-            (f"knobs.{path}", value)
-            for path, definition in config.knobs.items()
-            if path.endswith(".augment")
-            for value in definition.get("values", ())
-        ),
     ]
+    for path, definition in config.knobs.items():
+        if path.endswith(".augment"):
+            used += [(f"knobs.{path}", value) for value in definition.get("values", ())]
     for path, value in used:
         if info.points and "crop" in str(value):
             raise ConfigError(
@@ -188,21 +188,25 @@ def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
     Of the input type's fallback knob the last value is enough: a trial takes the next one with which it meets its
     budget.
     """
-    budget = config.budget
+    budget, space = config.budget, context.space
+    tried = dict(space.knobs)
     fallback = context.input_type.fallback_knob
-    tried = {n: values[-1:] if n == fallback else values for n, values in context.space.knobs.items()}
-    asked, what = [(budget.cost(budget.lowest), values) for values in product(*tried.values())], "the lowest budget is"
-    if config.grid:
-        cells = grid_cells(config, context.space.knobs)
-        if config.trials <= len(cells):  # the sampler proposes nothing beside them
-            asked, what = [], "a cell of the grid has the budget"
-            for cell in cells:
-                chosen = [values[0] if len(values) == 1 else cell[n] for n, values in tried.items()]
-                asked.append((budget.cost(float(cell[budget.knob])), tuple(cast(list[Choice], chosen))))
-    least = {
-        values: cost_range(context.table(dict(zip(tried, values, strict=True))))[0]
-        for values in dict.fromkeys(values for _, values in asked)
-    }
+    if fallback is not None:
+        tried[fallback] = tried[fallback][-1:]
+    what = "the lowest budget is"
+    asked = [(budget.cost(budget.lowest), values) for values in product(*tried.values())]
+    cells = grid_cells(config, space.knobs) if config.grid else []
+    if cells and config.trials <= len(cells):  # the sampler proposes nothing beside them
+        what = "a cell of the grid has the budget"
+        asked = []
+        for cell in cells:
+            chosen = [values[0] if len(values) == 1 else cell[name] for name, values in tried.items()]
+            asked.append((budget.cost(float(cell[budget.knob])), tuple(cast(list[Choice], chosen))))
+    least: dict[tuple[Choice, ...], int] = {}
+    for _, values in asked:
+        if values not in least:
+            table = context.table(dict(zip(tried, values, strict=True)))
+            least[values] = cost_range(table)[0]
     cost, knobs = max(asked, key=lambda item: least[item[1]] - item[0])
     if cost < least[knobs]:
         at = ", ".join(f"{name} {value}" for name, value in zip(tried, knobs, strict=True))
@@ -252,7 +256,8 @@ def _check_objective(config: CampaignConfig, context: CampaignContext) -> None:
                 ("objective", proposal.config.objective, nets.students),
             ):
                 steps = num_steps(context, proposal.config.retrain) if section == "objective" else None
-                if (key := (section, str(knobs), structure_key(objective), str(steps))) in seen:
+                key = (section, str(knobs), structure_key(objective), str(steps))
+                if key in seen:
                     continue
                 seen.add(key)
                 try:

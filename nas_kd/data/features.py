@@ -43,7 +43,7 @@ from nas_kd.data.table import (
 SEPARATOR = ";"
 """Between the classes of one item."""
 
-_DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # streams of random numbers of an item
+_DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # one generator each
 
 Features = npt.NDArray[Any]
 

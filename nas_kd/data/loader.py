@@ -20,7 +20,7 @@ from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Su
 _RESIDENT_BYTES = 2 * 2**30
 """Sets up to this size are copied to an accelerator once, instead of batch by batch."""
 
-_ORDER, _AUGMENT = 0, 1  # streams of random numbers of an epoch
+_ORDER, _AUGMENT = 0, 1  # one generator each for the order and the augmentation of an epoch
 
 
 class ClipLoader:

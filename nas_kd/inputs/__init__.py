@@ -1,12 +1,13 @@
 """How data reach the nets: one `InputType` a kind, and the choice of one for a campaign.
 
 A new kind is a module with a subclass of `InputType`, an entry in `INPUT_TYPES`, and a line in each function of
-`choice` that tells it from the others.
+`registry` that tells it from the others.
 """
 
 from __future__ import annotations
 
-from nas_kd.inputs.choice import (
+from nas_kd.inputs.input_type import InputType, TrainingView
+from nas_kd.inputs.registry import (
     INPUT_TYPES,
     check_kind,
     check_space_name,
@@ -15,7 +16,6 @@ from nas_kd.inputs.choice import (
     input_type_of_file,
     space_settings,
 )
-from nas_kd.inputs.input_type import InputType, TrainingView
 
 __all__ = [
     "INPUT_TYPES",

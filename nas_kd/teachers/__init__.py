@@ -7,8 +7,8 @@ from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.registry import TEACHERS, TeacherEntry
 from nas_kd.teachers.stored_maps import StoredMaps
 from nas_kd.teachers.teacher import (
+    MultiStream,
     Precomputed,
-    Streams,
     Teacher,
     TeacherConfig,
     build_teacher_model,
@@ -22,11 +22,11 @@ __all__ = [
     "TEACHERS",
     "FrameNet",
     "FrameNetSettings",
+    "MultiStream",
     "Precomputed",
     "R2Plus1D",
     "R2Plus1DSettings",
     "StoredMaps",
-    "Streams",
     "Teacher",
     "TeacherConfig",
     "TeacherEntry",

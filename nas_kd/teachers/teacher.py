@@ -42,7 +42,7 @@ class TeacherConfig(BaseModel):
 
 
 @runtime_checkable
-class Streams(Protocol):
+class MultiStream(Protocol):
     """A teacher of several nets, each with an answer of its own that is trained on the labels."""
 
     def streams(self, clip: Tensor) -> Mapping[str, Tensor]:
@@ -93,7 +93,7 @@ def teacher_example(model: nn.Module, info: DataInfo, example: Tensor) -> Tensor
 
 def trained_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """The outputs of a teacher that are each trained on the labels: those of its streams, or its only one."""
-    return list(model.streams(inputs).values()) if isinstance(model, Streams) else [model(inputs)]
+    return list(model.streams(inputs).values()) if isinstance(model, MultiStream) else [model(inputs)]
 
 
 def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo | None = None) -> nn.Module:

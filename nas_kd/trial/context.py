@@ -148,8 +148,9 @@ def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContex
         for knobs in all_knobs(context.space):
             content = json.loads(latency_file(context.space, knobs, run_dir).read_text())
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(content["table"])
-    if TeacherCache.is_complete(folder := run_dir / "teacher" / "outputs"):
-        context.cache = TeacherCache(folder)
+    outputs = run_dir / "teacher" / "outputs"
+    if TeacherCache.is_complete(outputs):
+        context.cache = TeacherCache(outputs)
     return context
 
 

@@ -174,7 +174,8 @@ class Trial:
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
         arch = supernet.arch(self.budget)
-        if fallback := self.campaign.input_type.fallback_knob:
+        fallback = self.campaign.input_type.fallback_knob
+        if fallback is not None:
             taken = self.knobs[fallback]
             asked = self.context.knobs.get(fallback, taken)
             if asked != taken:
@@ -238,15 +239,14 @@ class Trial:
             splits = {"val": campaign.splits.val, "test": campaign.splits.test}  # test: only here, and never fed back
             results.append((student, {name: self._evaluate(student, split) for name, split in splits.items()}))
         self.durations_s["retrain"] = time.perf_counter() - clock
-        repeats = {
-            f"retrained/{split}/{name}": tuple(values[split][name] for _, values in results)
-            for split in ("val", "test")
-            for name in results[0][1][split]
-        }
-        self.metrics["retrained"] = {
-            split: {name: sum(v := repeats[f"retrained/{split}/{name}"]) / len(v) for name in results[0][1][split]}
-            for split in ("val", "test")
-        }
+        repeats: dict[str, tuple[float, ...]] = {}
+        means: dict[Split, dict[str, float]] = {"val": {}, "test": {}}
+        for split, mean_of in means.items():
+            for name in results[0][1][split]:
+                values = tuple(metrics[split][name] for _, metrics in results)
+                repeats[f"retrained/{split}/{name}"] = values
+                mean_of[name] = sum(values) / len(values)
+        self.metrics["retrained"] = means
         return results[0][0], repeats if len(results) > 1 else {}
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
