@@ -217,7 +217,7 @@ def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
 
 
 def _check_maps(config: CampaignConfig, info: DataInfo) -> None:
-    """Maps of our sources must be such as something of ours reads; own data may come with others."""
+    """Maps of the data must be such as a term or the teacher reads; data of the user may come with others."""
     if isinstance(config.data, OwnConfig):
         return
     readers = {term: section.map_names for term, section in config.objective.terms.items() if section.map_names}

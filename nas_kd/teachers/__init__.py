@@ -1,4 +1,4 @@
-"""Teachers: any `nn.Module`, frozen and tapped by module name, and our own small ones."""
+"""Teachers: any `nn.Module`, frozen and tapped by module name, and the small ones that ship with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own teacher of frames: a small residual encoder (He et al., CVPR 2016) with a top-down decoder.
+"""The package's teacher of frames: a small residual encoder (He et al., CVPR 2016) with a top-down decoder.
 
 The decoder merges scales as a feature pyramid does (Lin et al., CVPR 2017): a 1×1 convolution of the encoder's map is
 added to the map from above, upsampled to the nearest pixel, and a 3×3 convolution smooths the sum. Deviations: every

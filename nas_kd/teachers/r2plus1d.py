@@ -1,4 +1,4 @@
-"""Our own teacher: a small residual net of (2+1)-D convolutions (Tran et al., CVPR 2018).
+"""The package's teacher of clips: a small residual net of (2+1)-D convolutions (Tran et al., CVPR 2018).
 
 Deviation: the width between the spatial and the temporal convolution is the block's own, not matched to the parameters
 of a 3-D convolution, and there is no temporal stride, so every map has the clip's number of frames.

@@ -1,4 +1,4 @@
-"""Our own teacher of saliency: two streams at the full resolution of the data, whose maps are averaged.
+"""The package's teacher of saliency: two streams at the full resolution of the data, whose maps are averaged.
 
 Each stream is a small U-Net (Ronneberger et al., MICCAI 2015): maps of the way down are joined, at equal scale, to
 those of the way up. One stream reads frame t, the other frame t and its difference to frame t + 1: space and time, as

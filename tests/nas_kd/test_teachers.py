@@ -162,7 +162,10 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
         ),
         ({"model": "r2plus1d", "settings": {"depth": 3}}, "teacher.settings: depth: unknown key .*widths, blocks"),
         ({"model": "r2plus1d", "settings": {"widths": [4]}}, "same number of stages"),
-        ({"model": "resnet"}, "unknown teacher.model 'resnet'; choose from r2plus1d, framenet"),
+        (
+            {"model": "resnet"},
+            r"unknown teacher.model 'resnet'; did you mean 'framenet'\? choose from r2plus1d, framenet",
+        ),
         ({"model": "framenet"}, "teacher.model: framenet reads frames and gives maps, .* choose r2plus1d, or your own"),
     ],
 )
