@@ -178,26 +178,8 @@ class Resized(nn.Module):
         return F.interpolate(low, size=self.size, mode="bilinear", align_corners=False)
 
 
-class SubsampledConv(nn.Conv2d):
-    """A 1×1 convolution of every `step`-th pixel: a strided one that reads what it needs.
-
-    The strided form corrupts memory in oneDNN's gradient of the weights where a channels-last input has fewer channels
-    than a vector register (github.com/uxlfoundation/oneDNN, issue 6035).
-    """
-
-    def __init__(self, c_in: int, c_out: int, step: tuple[int, int], groups: int = 1) -> None:
-        super().__init__(c_in, c_out, 1, groups=groups, bias=False)
-        self.step = step
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', ⌈H / step⌉, ⌈W / step⌉)."""
-        return super().forward(x[..., :: self.step[0], :: self.step[1]])
-
-
 def _conv(shape: LayerShape, c_in: int, c_out: int, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias at the kernel, stride, padding and dilation of the layer."""
-    if shape.pointwise and shape.stride != (1, 1) and shape.padding == (0, 0):
-        return SubsampledConv(c_in, c_out, shape.stride, groups)
     return nn.Conv2d(
         c_in, c_out, shape.kernel, shape.stride, shape.padding, shape.dilation, groups=groups, bias=False
     )  # fmt: skip
@@ -288,7 +270,7 @@ def _pointwise(shape: LayerShape, gamma: int) -> nn.Module:
     rank = shape.rank(gamma)
     first, second = _dense(shape, shape.in_channels, rank), _dense(shape, rank, shape.out_channels)
     if shape.stride != (1, 1):
-        first = SubsampledConv(shape.in_channels, rank, shape.stride)
+        first = nn.Conv2d(shape.in_channels, rank, 1, shape.stride, bias=False)
     if shape.weight is None:
         _silence(second)
     else:
