@@ -1,21 +1,21 @@
 """What the trials say: fronts, statistics, pictures and the report. Reads trial records, nothing else of ours."""
 
-from analysis.advice import Advice, advise, summarise
-from analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
-from analysis.figures import front_figure, write_png
-from analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
-from analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
-from analysis.pareto import (
+from nas_kd.analysis.advice import Advice, advise, summarise
+from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
+from nas_kd.analysis.figures import front_figure, write_png
+from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
+from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from nas_kd.analysis.pareto import (
     Direction,
     hypervolume,
     hypervolume_contributions,
     knee,
     non_dominated,
 )
-from analysis.pivot import PivotCell, PivotTable
-from analysis.pivot_text import pivot_frame, pivot_markdown, pivot_rich, write_pivot
-from analysis.report import ReportPaths, write_report
-from analysis.statistics import (
+from nas_kd.analysis.pivot import PivotCell, PivotTable
+from nas_kd.analysis.pivot_text import pivot_frame, pivot_markdown, pivot_rich, write_pivot
+from nas_kd.analysis.report import ReportPaths, write_report
+from nas_kd.analysis.statistics import (
     Estimate,
     RankCorrelation,
     estimate_mean,
@@ -26,9 +26,9 @@ from analysis.statistics import (
     stage_correlations,
     welch_difference,
 )
-from analysis.stream_figures import offsets_chart, offsets_figure
-from analysis.streams import drift, has_streams, mean_of_delta_frames, offset_scores
-from analysis.table import COLUMNS, trial_table, write_csv
+from nas_kd.analysis.stream_figures import offsets_chart, offsets_figure
+from nas_kd.analysis.streams import drift, has_streams, mean_of_delta_frames, offset_scores
+from nas_kd.analysis.table import COLUMNS, trial_table, write_csv
 
 __all__ = [
     "COLUMNS",

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.cost_axis import CostAxis
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.statistics import group_by_arch
-from analysis.text import count, difference_text, error_headline, metric_text, si
-from trials.record import TrialRecord
+from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.statistics import group_by_arch
+from nas_kd.analysis.text import count, difference_text, error_headline, metric_text, si
+from nas_kd.trials.record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.statistics import Estimate
-from analysis.text import MISSING, in_percent, metric_text
-from trials.record import Metric, Split, TrialRecord
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.statistics import Estimate
+from nas_kd.analysis.text import MISSING, in_percent, metric_text
+from nas_kd.trials.record import Metric, Split, TrialRecord
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.text import MISSING, flops_label, si
-from trials.record import TrialRecord
+from nas_kd.analysis.text import MISSING, flops_label, si
+from nas_kd.trials.record import TrialRecord
 
 if TYPE_CHECKING:
-    from analysis.front import TeacherPoint
+    from nas_kd.analysis.front import TeacherPoint
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.cost_axis import CostAxis
-from analysis.front import ParetoFront, Placed, TeacherPoint
-from analysis.text import in_percent, metric_text
-from trials.record import Metric, TrialRecord
+from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
+from nas_kd.analysis.text import in_percent, metric_text
+from nas_kd.trials.record import Metric, TrialRecord
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); shapes differ as well.
 FRONT_COLOR = "#0072B2"

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from analysis.cost_axis import FLOPS, CostAxis, cost_axis
-from analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
-from analysis.statistics import Estimate, seed_estimate
-from trials.record import FrozenDict, Metric, Split, Stage, TrialRecord
+from nas_kd.analysis.cost_axis import FLOPS, CostAxis, cost_axis
+from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
+from nas_kd.analysis.statistics import Estimate, seed_estimate
+from nas_kd.trials.record import FrozenDict, Metric, Split, Stage, TrialRecord
 
 REFERENCE_MARGIN = 1.1
 
@@ -173,7 +173,7 @@ class ParetoFront:
     def knee(self) -> TrialRecord | None:
         """The trial at the front's bend, with the cost on a logarithmic axis: doubling it weighs the same anywhere.
 
-        See `analysis.pareto.knee` for the definition and for short fronts.
+        See `nas_kd.analysis.pareto.knee` for the definition and for short fronts.
         """
         log_cost = bool((self.points[:, 0] > 0).all())
         row = knee(self.points, self.directions, log=(log_cost, False))

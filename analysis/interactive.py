@@ -13,8 +13,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.cost_axis import CostAxis
-from analysis.figures import (
+from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.figures import (
     FRONT_COLOR,
     KNEE_COLOR,
     OTHER_COLOR,
@@ -26,9 +26,9 @@ from analysis.figures import (
     percent_axis,
     printable,
 )
-from analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
-from analysis.text import count, error_headline, metric_text, si
-from trials.record import Metric, Stage, TrialRecord
+from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
+from nas_kd.analysis.text import count, error_headline, metric_text, si
+from nas_kd.trials.record import Metric, Stage, TrialRecord
 
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
 _MAX_KNOBS = 8

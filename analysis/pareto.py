@@ -27,7 +27,7 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trials.dominance import finite_losses
+from nas_kd.trials.dominance import finite_losses
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 Floats: TypeAlias = NDArray[np.float64]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
-from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values, welch_difference
-from analysis.text import MISSING, count, flops_label, si
-from trials.record import KnobValue, Metric, Split, Stage, TrialRecord
+from nas_kd.analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values, welch_difference
+from nas_kd.analysis.text import MISSING, count, flops_label, si
+from nas_kd.trials.record import KnobValue, Metric, Split, Stage, TrialRecord
 
 Key: TypeAlias = tuple[KnobValue, ...]
 Pairing: TypeAlias = Literal["paired", "unpaired"]

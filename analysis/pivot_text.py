@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.pivot import Key, PivotCell, PivotTable, assignments, value_text
-from analysis.statistics import Estimate
-from analysis.table import write_csv
-from analysis.text import MISSING, in_percent
+from nas_kd.analysis.pivot import Key, PivotCell, PivotTable, assignments, value_text
+from nas_kd.analysis.statistics import Estimate
+from nas_kd.analysis.table import write_csv
+from nas_kd.analysis.text import MISSING, in_percent
 
 MOST_DECIMALS = 6  # smaller intervals are told in four significant digits
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import sections, stream_sections
-from analysis.advice import advise, summarise
-from analysis.figures import front_figure, write_png
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
-from analysis.page import chart, render
-from analysis.stream_figures import offsets_figure, splits_with_offsets
-from analysis.streams import has_streams
-from analysis.table import trial_table, write_csv
-from trials.record import TrialRecord
+from nas_kd.analysis import sections, stream_sections
+from nas_kd.analysis.advice import advise, summarise
+from nas_kd.analysis.figures import front_figure, write_png
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from nas_kd.analysis.page import chart, render
+from nas_kd.analysis.stream_figures import offsets_figure, splits_with_offsets
+from nas_kd.analysis.streams import has_streams
+from nas_kd.analysis.table import trial_table, write_csv
+from nas_kd.trials.record import TrialRecord
 
 _STEP_CAPTION = (
     "Each point is a trained student. The line is what a budget buys: at each cost, the best value of any trial that "

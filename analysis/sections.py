@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.statistics import (
+from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.statistics import (
     estimate_mean,
     group_by_arch,
     paired_difference,
     seed_values,
     stage_correlations,
 )
-from analysis.table import COLUMNS, duration_s
-from analysis.text import (
+from nas_kd.analysis.table import COLUMNS, duration_s
+from nas_kd.analysis.text import (
     COST_CONVENTION,
     MISSING,
     count,
@@ -30,7 +30,7 @@ from analysis.text import (
     si,
     signed_text,
 )
-from trials.record import TrialRecord
+from nas_kd.trials.record import TrialRecord
 
 _MAX_ERROR_CHARS = 4000
 _MAX_ERRORS = 12

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from trials.record import Split, Stage, TrialRecord
+from nas_kd.trials.record import Split, Stage, TrialRecord
 
 STAGE_PAIRS: tuple[tuple[Stage, Stage], ...] = (("gated", "derived"), ("derived", "retrained"), ("gated", "retrained"))
 

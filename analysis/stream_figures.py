@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.interactive import empty_chart, plain
-from analysis.statistics import Estimate
-from analysis.streams import SPLITS, at_offset, offset_scores, streams_of
-from analysis.text import count, metric_text, si
-from trials.record import Split, TrialRecord
+from nas_kd.analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.interactive import empty_chart, plain
+from nas_kd.analysis.statistics import Estimate
+from nas_kd.analysis.streams import SPLITS, at_offset, offset_scores, streams_of
+from nas_kd.analysis.text import count, metric_text, si
+from nas_kd.trials.record import Split, TrialRecord
 
 X_TITLE = "frames since the key frame"
 

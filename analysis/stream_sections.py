@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.cells import Cell, Table, number_cell, saving_cell, score_cell, trial_cell
-from analysis.figures import metric_label
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.page import Chart, chart
-from analysis.stream_figures import offsets_chart, splits_with_offsets
-from analysis.streams import (
+from nas_kd.analysis.cells import Cell, Table, number_cell, saving_cell, score_cell, trial_cell
+from nas_kd.analysis.figures import metric_label
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.page import Chart, chart
+from nas_kd.analysis.stream_figures import offsets_chart, splits_with_offsets
+from nas_kd.analysis.streams import (
     SPLITS,
     at_offset,
     drift,
@@ -18,8 +18,8 @@ from analysis.streams import (
     secondary_names,
     streams_of,
 )
-from analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
-from trials.record import Metric, Split, TrialRecord
+from nas_kd.analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
+from nas_kd.trials.record import Metric, Split, TrialRecord
 
 _SPLIT_TITLES: dict[Split, str] = {"val": "validation", "test": "test *"}
 _MAX_SECONDARY = 6

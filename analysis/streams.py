@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from analysis.front import ParetoFront, TeacherPoint
-from analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values
-from trials.record import Metric, Split, Stage, TrialRecord
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values
+from nas_kd.trials.record import Metric, Split, Stage, TrialRecord
 
 SPLITS: tuple[Split, ...] = ("val", "test")
 

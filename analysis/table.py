@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cost_axis import FLOPS
-from analysis.front import ParetoFront
-from analysis.streams import SPLITS, offset_scores, offsets_of
-from analysis.text import error_headline
-from trials.record import TrialRecord
+from nas_kd.analysis.cost_axis import FLOPS
+from nas_kd.analysis.front import ParetoFront
+from nas_kd.analysis.streams import SPLITS, offset_scores, offsets_of
+from nas_kd.analysis.text import error_headline
+from nas_kd.trials.record import TrialRecord
 
 COLUMNS: dict[str, str] = {
     "trial": "number of the trial in the ledger",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from trials.record import Metric, TrialRecord
+from nas_kd.trials.record import Metric, TrialRecord
 
 MISSING = "–"
 COST_CONVENTION = "FLOPs are counted as fvcore does: one multiply-accumulate is one FLOP."

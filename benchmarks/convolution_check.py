@@ -287,7 +287,7 @@ def main() -> None:
     import torch
 
     if options.mended:
-        import search_spaces  # noqa: F401  (importing it replaces the gradient)
+        from nas_kd import search_spaces  # noqa: F401  (importing it replaces the gradient)
     checking = MALLOC_DEBUG in Path("/proc/self/maps").read_text()
     build = torch.__config__.show().splitlines()
     onednn = next((line.partition("MKL-DNN ")[2].partition(" (")[0] for line in build if "MKL-DNN" in line), "none")

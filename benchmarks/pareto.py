@@ -18,7 +18,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.pareto import Direction, hypervolume, non_dominated
+from nas_kd.analysis.pareto import Direction, hypervolume, non_dominated
 
 SEED = 0
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from analysis import ParetoFront, paired_difference
+from nas_kd.analysis import ParetoFront, paired_difference
 from nas_kd.campaign import load_run
 from nas_kd.data import ClipDataset, Subset
 from nas_kd.data.sequences import WindowDataset

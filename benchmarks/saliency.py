@@ -45,9 +45,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces import count_flops
-from search_spaces.delta_blocks.fold import fold_batchnorm
-from search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace
+from nas_kd.search_spaces import count_flops
+from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm
+from nas_kd.search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace
 
 NETS = ("fused", "spatial")
 CPU_BATCHES = (16, 64)

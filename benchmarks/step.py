@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces import ESTIMATORS, OPS, Edge, ModuleSpace, Supernet
+from nas_kd.search_spaces import ESTIMATORS, OPS, Edge, ModuleSpace, Supernet
 
 CHANNELS, BATCH, FRAMES, SIDE = 16, 4, 8, 32
 NUM_EDGES, NUM_CANDIDATES = 3, 8

@@ -38,9 +38,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_kd.deploy.streaming import StreamingStudent, StreamState
+from nas_kd.search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
+from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.teachers import FrameNet
-from search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
-from search_spaces.delta_blocks.residual import residual_form
 
 CHANNELS, SIDE = 64, 56
 FRAME = (96, 160)

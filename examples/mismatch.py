@@ -39,14 +39,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch import Tensor, nn
 
-from analysis import Estimate, estimate_mean, paired_difference
+from nas_kd.analysis import Estimate, estimate_mean, paired_difference
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, set_path, validate
 from nas_kd.files import write_text_atomically
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
+from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, Learner, build_context, load_context
-from search_spaces import ArchSpec
 
 WIDTHS, DEPTHS = (12, 24, 48), (1, 1, 1)
 EDGE_OPS = {"0_1": "separable3d_k3_e1", "0_2": "zero", "1_2": "conv2d_k3"}

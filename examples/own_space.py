@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Choices, ModuleSpace
+from nas_kd.search_spaces import Choices, ModuleSpace
 
 
 def conv(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nas_kd.shadowing import check_packages
-
 if TYPE_CHECKING:
     from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search, table
     from nas_kd.config import CampaignConfig, ConfigError, load_config
@@ -23,13 +21,7 @@ if TYPE_CHECKING:
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
     from nas_kd.deploy.streaming import StreamingStudent, StreamState
     from nas_kd.objectives import DistillationLoss, ObjectiveConfig
-    from nas_kd.taps import ModelOutput, Taps
-    from nas_kd.tasks import TASKS, Task
-    from nas_kd.teachers import Teacher, TeacherConfig
-    from nas_kd.training.budget import BudgetController
-    from nas_kd.training.fit import FitConfig, fit
-    from nas_kd.training.gate_search import GateConfig, search_gates
-    from search_spaces import (
+    from nas_kd.search_spaces import (
         DeltaBlocksSettings,
         DeltaBlocksSpace,
         Edge,
@@ -38,8 +30,12 @@ if TYPE_CHECKING:
         Supernet,
         count_flops,
     )
-
-check_packages()
+    from nas_kd.taps import ModelOutput, Taps
+    from nas_kd.tasks import TASKS, Task
+    from nas_kd.teachers import Teacher, TeacherConfig
+    from nas_kd.training.budget import BudgetController
+    from nas_kd.training.fit import FitConfig, fit
+    from nas_kd.training.gate_search import GateConfig, search_gates
 
 __all__ = [
     "TASKS",
@@ -96,7 +92,7 @@ _NAMES = {
     "nas_kd.training.budget": "BudgetController",
     "nas_kd.training.fit": "FitConfig fit",
     "nas_kd.training.gate_search": "GateConfig search_gates",
-    "search_spaces": "DeltaBlocksSettings DeltaBlocksSpace Edge ModuleSpace SearchSpace Supernet count_flops",
+    "nas_kd.search_spaces": "DeltaBlocksSettings DeltaBlocksSpace Edge ModuleSpace SearchSpace Supernet count_flops",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

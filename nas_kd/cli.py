@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-# As search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
+# As nas_kd.search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
 CONVENTION = (
     "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted, but the "
     "additions and subtractions of delta layers are"
@@ -87,7 +87,7 @@ def search(
     with plain_errors():
         from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
         from nas_kd.config import load_config
-        from trials import Progress as TrialsProgress
+        from nas_kd.trials import Progress as TrialsProgress
 
         config = load_config(file, overrides or ())
         say(f"run folder: {config.run_dir}")
@@ -156,8 +156,8 @@ def table(
 ) -> None:
     """Print the students of a run by the values of knobs, each with its interval: the table of an ablation."""
     with plain_errors():
-        from analysis import pivot_rich
         from nas_kd import campaign as campaigns
+        from nas_kd.analysis import pivot_rich
 
         made = campaigns.table(
             run,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Supernet
+from nas_kd.search_spaces import Supernet
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from nas_kd.data import DataInfo, SourceConfig, check_sample
 from nas_kd.objectives import DistillationLoss, DistillationTerm, ObjectiveConfig, TermConfig
+from nas_kd.search_spaces import SearchSpace, Supernet, count_flops
+from nas_kd.search_spaces.arch import ArchSpec, Choice
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Batch, Task
 from nas_kd.tasks.task import Outputs
-from search_spaces import SearchSpace, Supernet, count_flops
-from search_spaces.arch import ArchSpec, Choice
 
 
 def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Mapping[str, Any] | None = None) -> None:
@@ -173,7 +173,7 @@ def check_objective_term(
 
 
 def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *, num_archs: int = 8) -> None:
-    """Hold a search space against the contract of `search_spaces.SearchSpace`.
+    """Hold a search space against the contract of `nas_kd.search_spaces.SearchSpace`.
 
     Args:
         space: the space, whose students read what `example_input` gives.

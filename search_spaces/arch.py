@@ -33,7 +33,7 @@ class ArchSpec:
     Equal contents are equal specs with equal `arch_id`, whatever the order in which the choices were given.
 
     Attributes:
-        space: name of the space, a key of `search_spaces.SPACES` or a user's own.
+        space: name of the space, a key of `nas_kd.search_spaces.SPACES` or a user's own.
         settings: what the space was built with, as JSON.
         choices: name of a gate or knob -> what was chosen. Choices without effect are left out by the space.
     """

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from search_spaces.gates import Gate, GateFactory
+from nas_kd.search_spaces.gates import Gate, GateFactory
 
 
 class Edge(nn.Module):

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
+from nas_kd.search_spaces.arch import Choice
 
 
 @dataclass(frozen=True, eq=False)

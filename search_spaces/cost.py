@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from search_spaces.arch import Choice
+from nas_kd.search_spaces.arch import Choice
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,6 +225,6 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     if strict and (unknown := sorted(set(unsupported) - FREE_OPS)):
         raise UncountedOpError(
             f"the FLOPs of {type(module).__name__} would miss {', '.join(unknown)}; add a handler to "
-            "search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
+            "nas_kd.search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
         )
     return FlopCount(total, by_operator, dict(unsupported))

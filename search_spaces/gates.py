@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
+from nas_kd.search_spaces.arch import Choice
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.cost import CostTable
+from nas_kd.search_spaces.cost import CostTable
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
-from search_spaces.cells import Edge, mix_widths
-from search_spaces.choices import Chain, Choices, FixedChain, Open, evaluated
-from search_spaces.gates import Gate, GateControl, GateFactory, named_gate
-from search_spaces.slices import Sliced
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.cells import Edge, mix_widths
+from nas_kd.search_spaces.choices import Chain, Choices, FixedChain, Open, evaluated
+from nas_kd.search_spaces.gates import Gate, GateControl, GateFactory, named_gate
+from nas_kd.search_spaces.slices import Sliced
 
 
 @dataclass(frozen=True, eq=False)

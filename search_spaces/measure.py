@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
-from search_spaces.cells import Edge
-from search_spaces.cost import CostTable, CostTerm
-from search_spaces.flops import count_flops
-from search_spaces.gates import Gate, GateControl
-from search_spaces.layers import Call, Condition, FixedLayer, SearchLayer, SearchVariants
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.cost import CostTable, CostTerm
+from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.gates import Gate, GateControl
+from nas_kd.search_spaces.layers import Call, Condition, FixedLayer, SearchLayer, SearchVariants
 
 Ints = npt.NDArray[np.int64]
 Measurable = SearchLayer | FixedLayer | Edge

@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
-from search_spaces.cells import Edge
-from search_spaces.choices import Choices, FixedChoices
-from search_spaces.cost import CostTable
-from search_spaces.gates import GateFactory, named_gate
-from search_spaces.layers import Condition, HeldGates, OpenChoices, SearchLayer, inherit
-from search_spaces.measure import measure
-from search_spaces.space import SearchSpace
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.choices import Choices, FixedChoices
+from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.gates import GateFactory, named_gate
+from nas_kd.search_spaces.layers import Condition, HeldGates, OpenChoices, SearchLayer, inherit
+from nas_kd.search_spaces.measure import measure
+from nas_kd.search_spaces.space import SearchSpace
 
 Define = Callable[[Choices], nn.Module]
 Conditions = Mapping[str, tuple[Condition, ...]]

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
-from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
-from search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
-from search_spaces.frame_sequence.settings import frames_within
-from search_spaces.saliency import SaliencySettings, SaliencySpace
-from search_spaces.space import SearchSpace
+from nas_kd.search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
+from nas_kd.search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
+from nas_kd.search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
+from nas_kd.search_spaces.frame_sequence.settings import frames_within
+from nas_kd.search_spaces.saliency import SaliencySettings, SaliencySpace
+from nas_kd.search_spaces.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.arch import ArchSpec, Choice, canonical_json
-from search_spaces.cost import CostTable
-from search_spaces.gates import Gate, GateFactory
+from nas_kd.search_spaces.arch import ArchSpec, Choice, canonical_json
+from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.gates import Gate, GateFactory
 
 
 class SearchSpace(ABC):

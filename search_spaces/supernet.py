@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import ArchSpec, Choice
-from search_spaces.cost import CostTable
-from search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
-from search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_expensive_within, most_probable
-from search_spaces.space import SearchSpace, gates_of
+from nas_kd.search_spaces.arch import ArchSpec, Choice
+from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
+from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_expensive_within, most_probable
+from nas_kd.search_spaces.space import SearchSpace, gates_of
 
 BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the most expensive one within it
 

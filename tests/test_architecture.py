@@ -59,16 +59,25 @@ LAYERS = (
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+def plain(module: str) -> str:
+    """`trials.record` for `nas_kd.trials.record`: the folder that a module is in, and its name there."""
+    inside = module.removeprefix("nas_kd.")
+    return inside if inside.partition(".")[0] in OURS[1:] else module
+
+
 def imported(path: Path) -> Iterator[str]:
-    """Dotted names of all imports of a file, at any depth; `from a import b` gives `a.b`."""
+    """Dotted names of all imports of a file, at any depth; `from a import b` gives `a.b`.
+
+    The packages are named by their folders: `trials.record` for `nas_kd.trials.record`.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (plain(alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = ".".join([*path.relative_to(ROOT).parts[: -node.level], *filter(None, [base])])
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (plain(f"{base}.{alias.name}") for alias in node.names)
 
 
 def defined(path: Path) -> Iterator[str]:
@@ -154,7 +163,7 @@ def test_each_part_of_nas_kd_has_a_layer() -> None:
         path.stem for path in (ROOT / "nas_kd").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
     parts = {name for name in parts if not (ROOT / "nas_kd" / name).is_symlink()}
-    assert parts - {"__init__", "shadowing"} == set(LAYERS)
+    assert parts - {"__init__"} == set(LAYERS)
 
 
 def space_imports() -> dict[str, set[str]]:
@@ -225,3 +234,17 @@ def test_no_module_outside_objectives_knows_a_term(path: Path) -> None:
     if name != "nas_kd/training/local_search.py":  # the start of a search over delta layers, with a constant of delta
         assert not known, f"{name} must not import {', '.join(known)}"
     assert not identifiers(path) & OPTIONS_OF_TERMS, f"{name} must ask a term by its hooks"
+
+
+def test_the_packages_below_nas_kd_are_the_folders_beside_it() -> None:
+    for package in OURS[1:]:
+        assert (ROOT / "nas_kd" / package).readlink() == Path("..") / package
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_are_imported_below_nas_kd(path: Path) -> None:
+    """A user's project may have modules of the folders' names, so ours are never imported by those."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {name.partition(".")[0] for name in names} & set(OURS[1:])

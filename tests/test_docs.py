@@ -33,16 +33,16 @@ from nas_kd.data import (
     YouTube8MConfig,
 )
 from nas_kd.objectives import config as objectives
+from nas_kd.search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
+from nas_kd.search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
+from nas_kd.search_spaces.knapsack import cost_range
+from nas_kd.search_spaces.saliency.settings import DecoderSettings, TrunkSettings
 from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, SegmentationConfig
 from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
 from nas_kd.teachers.saliency import SaliencyTeacherSettings
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from nas_kd.trial import build_context
-from search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
-from search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
-from search_spaces.knapsack import cost_range
-from search_spaces.saliency.settings import DecoderSettings, TrunkSettings
-from trials import Resources
+from nas_kd.trials import Resources
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)

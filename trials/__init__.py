@@ -1,20 +1,20 @@
 """Where and how trials run, and the ledger they land in.
 
 The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The
-bridge to Ray Tune is `trials.searcher`; it is not imported here, since Ray takes seconds to import.
+bridge to Ray Tune is `nas_kd.trials.searcher`; it is not imported here, since Ray takes seconds to import.
 """
 
-from trials.context import Report, TrialContext, TrialFn, TrialStopped
-from trials.events import Event, OnEvent
-from trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
-from trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
-from trials.objectives import Objective, default_objectives, objective_values
-from trials.progress import Progress
-from trials.record import SCHEMA_VERSION, Cost, FinalState, KnobValue, Metric, Split, Stage, TrialRecord
-from trials.resources import Executor, Resources
-from trials.runner import Summary, run_trials
-from trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
-from trials.scheduler import RungScheduler, should_stop
+from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
+from nas_kd.trials.events import Event, OnEvent
+from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
+from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
+from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+from nas_kd.trials.progress import Progress
+from nas_kd.trials.record import SCHEMA_VERSION, Cost, FinalState, KnobValue, Metric, Split, Stage, TrialRecord
+from nas_kd.trials.resources import Executor, Resources
+from nas_kd.trials.runner import Summary, run_trials
+from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
+from nas_kd.trials.scheduler import RungScheduler, should_stop
 
 __all__ = [
     "COST_CONVENTION",

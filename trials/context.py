@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trials.record import KnobValue, TrialRecord
+from nas_kd.trials.record import KnobValue, TrialRecord
 
 RECORD_NAME = "record.json"
 

@@ -10,15 +10,15 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from trials.context import RECORD_NAME, Report
-from trials.events import Event, EventKind, OnEvent
-from trials.execution import Assignment
-from trials.files import remove_checkpoints
-from trials.knobs import KnobSpace
-from trials.ledger import Ledger, ProposedTrial
-from trials.record import TrialRecord
-from trials.samplers import SAMPLERS, proposal_seed
-from trials.scheduler import RungScheduler
+from nas_kd.trials.context import RECORD_NAME, Report
+from nas_kd.trials.events import Event, EventKind, OnEvent
+from nas_kd.trials.execution import Assignment
+from nas_kd.trials.files import remove_checkpoints
+from nas_kd.trials.knobs import KnobSpace
+from nas_kd.trials.ledger import Ledger, ProposedTrial
+from nas_kd.trials.record import TrialRecord
+from nas_kd.trials.samplers import SAMPLERS, proposal_seed
+from nas_kd.trials.scheduler import RungScheduler
 
 
 def trial_directory(run_dir: Path, number: int) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trials.record import KnobValue, TrialRecord
+from nas_kd.trials.record import KnobValue, TrialRecord
 
 EventKind = Literal["begun", "started", "continued", "progress", "retried", "ended", "interrupted", "finished"]
 

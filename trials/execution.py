@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
-from trials.files import locked
-from trials.objectives import Objective, objective_values
-from trials.record import FinalState, KnobValue, Metric, TrialRecord
+from nas_kd.trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
+from nas_kd.trials.files import locked
+from nas_kd.trials.objectives import Objective, objective_values
+from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 
 _WAIT_FOR_PREDECESSOR_S = 60.0
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trials.context import Report, TrialFn, TrialStopped
-from trials.driver import Driver
-from trials.execution import run_assignment
+from nas_kd.trials.context import Report, TrialFn, TrialStopped
+from nas_kd.trials.driver import Driver
+from nas_kd.trials.execution import run_assignment
 
 
 def run_inline(driver: Driver, trial_fn: TrialFn, *, num_cpus: int, num_gpus: float) -> None:

@@ -1,7 +1,7 @@
 """Knobs: what the study proposes for a trial, as typed definitions that a campaign file can hold.
 
 A space may be widened or changed between two runs of one study. Optuna alone forbids that for categorical choices;
-see `trials.ledger` for the way out.
+see `nas_kd.trials.ledger` for the way out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from trials.record import KnobValue
+from nas_kd.trials.record import KnobValue
 
 
 class _Knob(BaseModel):

@@ -2,7 +2,7 @@
 
 What a driver must know after any crash is read from here, so nothing else needs saving: proposals are written before
 they run, records before they are announced. Every write is one durable step, in an order that leaves a running trial
-running until its record is safe. Where it is stored, and why there, stands in `trials.storage`.
+running until its record is safe. Where it is stored, and why there, stands in `nas_kd.trials.storage`.
 
 **Proposals come from a view.** Optuna refuses a categorical knob whose choices changed, and its samplers propose
 jointly only what all trials share. So the sampler does not look at the stored study but at one in memory, rebuilt from
@@ -31,12 +31,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from trials.files import FileLock
-from trials.knobs import KnobSpace, check_values, to_distributions
-from trials.objectives import Objective, default_objectives, objective_values
-from trials.record import KnobValue, Metric, TrialRecord
-from trials.samplers import build_sampler, proposal_seed, quiet_optuna
-from trials.storage import JOURNAL_NAME, open_storage, repair_journal
+from nas_kd.trials.files import FileLock
+from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
+from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+from nas_kd.trials.record import KnobValue, Metric, TrialRecord
+from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
+from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
 
 COST_CONVENTION = "one multiply-accumulate is one FLOP"
 LEDGER_FORMAT = 1
@@ -199,7 +199,7 @@ class Ledger:
 
         Args:
             space: The knobs; they may differ from those of earlier trials.
-            sampler: A name in `trials.samplers.SAMPLERS`.
+            sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
             seed: The campaign's.
 
         Raises:

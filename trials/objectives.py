@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from trials.record import Cost, Metric, TrialRecord
+from nas_kd.trials.record import Cost, Metric, TrialRecord
 
 
 class Objective(BaseModel):

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trials.dominance import front
-from trials.events import Event
-from trials.objectives import Objective, objective_values
-from trials.record import Cost, KnobValue, TrialRecord
+from nas_kd.trials.dominance import front
+from nas_kd.trials.events import Event
+from nas_kd.trials.objectives import Objective, objective_values
+from nas_kd.trials.record import Cost, KnobValue, TrialRecord
 
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 

@@ -24,12 +24,12 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 
-from trials.context import Report, TrialFn, TrialStopped
-from trials.driver import Driver
-from trials.execution import Assignment, run_assignment
-from trials.record import TrialRecord
-from trials.resources import Resources
-from trials.searcher import LedgerScheduler, LedgerSearcher
+from nas_kd.trials.context import Report, TrialFn, TrialStopped
+from nas_kd.trials.driver import Driver
+from nas_kd.trials.execution import Assignment, run_assignment
+from nas_kd.trials.record import TrialRecord
+from nas_kd.trials.resources import Resources
+from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _SECONDS_TO_STOP = 30.0
@@ -205,7 +205,7 @@ def _places(resources: Resources) -> int:
 
 
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
-    """Run all trials of the driver on Ray; see `trials.runner.run_trials`."""
+    """Run all trials of the driver on Ray; see `nas_kd.trials.runner.run_trials`."""
     with _quiet_tune(), _session(resources, driver.ledger.run_dir):
         places = _places(resources)
         scratch = driver.ledger.run_dir / ".tune"

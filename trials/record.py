@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trials.files import write_atomically
+from nas_kd.trials.files import write_atomically
 
 SCHEMA_VERSION = 1
 

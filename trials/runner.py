@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trials.context import TrialFn
-from trials.driver import Driver
-from trials.events import OnEvent
-from trials.files import bytes_on_disk
-from trials.inline import run_inline
-from trials.knobs import KnobSpace
-from trials.ledger import Ledger
-from trials.resources import Resources
-from trials.scheduler import RungScheduler
+from nas_kd.trials.context import TrialFn
+from nas_kd.trials.driver import Driver
+from nas_kd.trials.events import OnEvent
+from nas_kd.trials.files import bytes_on_disk
+from nas_kd.trials.inline import run_inline
+from nas_kd.trials.knobs import KnobSpace
+from nas_kd.trials.ledger import Ledger
+from nas_kd.trials.resources import Resources
+from nas_kd.trials.scheduler import RungScheduler
 
 # Set by the user, they stay as they are.
 _RAY_SETTINGS = {
@@ -89,14 +89,14 @@ def run_trials(
     """Run trials until the ledger holds `num_trials`; call it again to resume, or with more to go on.
 
     Args:
-        trial_fn: The work; see `trials.context.TrialFn`. On Ray it travels to other processes by cloudpickle.
+        trial_fn: The work; see `nas_kd.trials.context.TrialFn`. On Ray it travels to other processes by cloudpickle.
         ledger: Opened with `Ledger.open`.
         knobs: What to search over; may differ from an earlier run's.
         num_trials: How many the ledger shall hold in all. Failed and stopped trials count.
         run_dir: Gets one folder a trial, `trials/0003`. On several machines it must be the same path on each.
         resources: Where trials run and what each may use; by default one CPU core a trial, on Ray.
         seed: With one trial at a time, the same seed gives the same proposals, resumed or not.
-        sampler: A name in `trials.samplers.SAMPLERS`.
+        sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
         scheduler: Stops trials early; by default none is.
         on_event: Called with everything that happens, in this process.
 
@@ -125,7 +125,7 @@ def run_trials(
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
         elif driver.has_work():
             set_ray_environment()
-            from trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
+            from nas_kd.trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
 
             run_on_ray(driver, trial_fn, resources)
     except KeyboardInterrupt:

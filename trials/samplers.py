@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from trials.dominance import front
+from nas_kd.trials.dominance import front
 
 SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
 

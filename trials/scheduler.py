@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trials.dominance import non_dominated_ranks, to_losses
-from trials.objectives import Objective
+from nas_kd.trials.dominance import non_dominated_ranks, to_losses
+from nas_kd.trials.objectives import Objective
 
 
 def should_stop(

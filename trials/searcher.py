@@ -3,7 +3,7 @@
 Ray's own Optuna searcher tells trials that were stopped early as complete, cannot warm start several objectives, and
 keeps its state in a pickle. Here Tune only executes: it asks the driver for trials and hands back what comes of them.
 
-This module imports Ray; `import trials` does not.
+This module imports Ray; `import nas_kd.trials` does not.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from trials.context import Report
-from trials.driver import Driver
-from trials.execution import Assignment
-from trials.record import TrialRecord
+from nas_kd.trials.context import Report
+from nas_kd.trials.driver import Driver
+from nas_kd.trials.execution import Assignment
+from nas_kd.trials.record import TrialRecord
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -18,12 +18,12 @@ from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
 from nas_kd.files import write_text_atomically
+from nas_kd.search_spaces import SearchSpace
+from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import TrialFunction, build_context
-from search_spaces import SearchSpace
-from search_spaces.cpu_convolutions import describe_check
-from trials import (
+from nas_kd.trials import (
     SAMPLERS,
     ChoiceKnob,
     FloatKnob,

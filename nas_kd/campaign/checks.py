@@ -23,13 +23,13 @@ from nas_kd.config.sections import BudgetRange
 from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.inputs import InputType
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
+from nas_kd.search_spaces import SearchSpace
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.settings.mistakes import choose
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
 from nas_kd.trial import CampaignContext
-from search_spaces import SearchSpace
-from search_spaces.arch import Choice
-from search_spaces.knapsack import cost_range
 
 
 def check_machine(config: CampaignConfig) -> None:

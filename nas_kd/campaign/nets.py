@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
+from nas_kd.search_spaces import Supernet
+from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import shapes_given
 from nas_kd.training.fit import FitConfig
 from nas_kd.trial import CampaignContext
-from search_spaces import Supernet
-from search_spaces.arch import Choice
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss
+from nas_kd.search_spaces import CostTable
 from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
 from nas_kd.teachers.cache import TeacherCache
@@ -26,7 +27,6 @@ from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
-from search_spaces import CostTable
 
 CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from nas_kd.config import CampaignConfig, ConfigError, read_path
 from nas_kd.objectives import ObjectiveConfig
-from search_spaces import SearchSpace
-from search_spaces.arch import Choice
+from nas_kd.search_spaces import SearchSpace
+from nas_kd.search_spaces.arch import Choice
 
 ALL_TOGETHER = 64  # combinations of knobs; of more, each value is tried on its own
 _FIT_KEYS = ("batch_size", "epochs", "augment")

@@ -11,11 +11,11 @@ from nas_kd.campaign.campaign import CONFIG_NAME
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.config.sections import parse_flops
 from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
-from search_spaces import SearchSpace
-from trials import (
+from nas_kd.trials import (
     KnobValue,
     Ledger,
     Split,
@@ -23,7 +23,7 @@ from trials import (
 )
 
 if TYPE_CHECKING:
-    from analysis import PivotTable, ReportPaths
+    from nas_kd.analysis import PivotTable, ReportPaths
 
 
 def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
@@ -50,7 +50,10 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
     Raises:
         ValueError: the folder holds no run.
     """
-    from analysis import TeacherPoint, write_report  # a second of plotting libraries, which a search does without
+    from nas_kd.analysis import (  # a second of plotting libraries, which a search does without
+        TeacherPoint,
+        write_report,
+    )
 
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
@@ -89,7 +92,7 @@ def table(
     where: Mapping[str, KnobValue] | None = None,
     out_dir: Path | str | None = None,
 ) -> PivotTable:
-    """The trained students of a run by the values of knobs, with intervals; `analysis.pivot` says how.
+    """The trained students of a run by the values of knobs, with intervals; `nas_kd.analysis.pivot` says how.
 
     Args:
         run_dir: the run's folder.
@@ -102,13 +105,13 @@ def table(
         out_dir: where to write `table.md` and `table.csv`; nothing is written without it.
 
     Returns:
-        The table; `analysis.pivot_rich` and `analysis.pivot_markdown` print it.
+        The table; `nas_kd.analysis.pivot_rich` and `nas_kd.analysis.pivot_markdown` print it.
 
     Raises:
         ValueError: the folder holds no run, or no such knob, value or metric.
     """
-    from analysis import write_pivot  # a second of plotting libraries, which a search does without
-    from analysis.pivot import pivot
+    from nas_kd.analysis import write_pivot  # a second of plotting libraries, which a search does without
+    from nas_kd.analysis.pivot import pivot
 
     config, records = load_run(run_dir)
     made = pivot(
@@ -135,7 +138,7 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
     Raises:
         ValueError: there is none; the sentence says what there is.
     """
-    from analysis import FLOPS, ParetoFront
+    from nas_kd.analysis import FLOPS, ParetoFront
 
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:

@@ -31,12 +31,12 @@ from nas_kd.config.sections import (
 from nas_kd.data import DataConfig, GeneratedConfig
 from nas_kd.inputs import check_space_name, input_type_of_file
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.search_spaces import derived_spaces
 from nas_kd.settings.mistakes import choose, explain, fields
 from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
-from search_spaces import derived_spaces
-from trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
-from trials.resources import Resources
+from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
+from nas_kd.trials.resources import Resources
 
 
 class ConfigError(ValueError):

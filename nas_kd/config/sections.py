@@ -11,12 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from torch import nn
 
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import explain
 from nas_kd.settings.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
-from search_spaces import SPACES, DataShape, SearchSpace
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 

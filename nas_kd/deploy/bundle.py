@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from nas_kd.files import atomic_file, write_text_atomically
 from nas_kd.inputs import input_type_of_bundle
+from nas_kd.search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
+from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.settings.mistakes import explain
 from nas_kd.teachers import TEACHERS
-from search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
-from search_spaces.delta_blocks.residual import residual_form
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
@@ -120,7 +120,7 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
 
     Args:
         folder: with the two files.
-        space: the student's search space; needed where it is not one of `search_spaces.SPACES`, and where it was
+        space: the student's search space; needed where it is not one of `nas_kd.search_spaces.SPACES`, and where it was
             derived from a teacher of your own.
 
     Raises:

@@ -22,8 +22,8 @@ from nas_kd.deploy.record import (
     need_onnx,
     third_party_warnings,
 )
+from nas_kd.search_spaces import DeltaNet, SearchSpace, count_flops
 from nas_kd.training.measure import environment
-from search_spaces import DeltaNet, SearchSpace, count_flops
 
 __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
 

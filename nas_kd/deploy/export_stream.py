@@ -31,9 +31,9 @@ from nas_kd.deploy.record import (
     need_onnx,
     third_party_warnings,
 )
+from nas_kd.search_spaces import DeltaNet, SearchSpace, count_flops
+from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, without_teacher
 from nas_kd.training.measure import environment
-from search_spaces import DeltaNet, SearchSpace, count_flops
-from search_spaces.delta_blocks.residual import ResidualLayer, without_teacher
 
 Graph = Callable[..., tuple[Tensor, ...]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.delta_blocks.net import DeltaNet, State, tensors_of
+from nas_kd.search_spaces.delta_blocks.net import DeltaNet, State, tensors_of
 
 
 @dataclass(frozen=True)

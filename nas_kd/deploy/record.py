@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces import CONVENTION
+from nas_kd.search_spaces import CONVENTION
 
 Format = Literal["safetensors", "pt2", "onnx"]
 BATCHES = (1, 3)  # both are compared, so that a batch size frozen into a graph is found

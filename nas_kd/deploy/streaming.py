@@ -19,8 +19,8 @@ from torch import Tensor
 
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, same_memory
 from nas_kd.deploy.record import third_party_warnings
-from search_spaces.cells import Edge
-from search_spaces.delta_blocks.net import DeltaNet, Reference, State, state_bytes, tensors_of
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.delta_blocks.net import DeltaNet, Reference, State, state_bytes, tensors_of
 
 NEVER = -1  # the age of a stream without a key frame
 THUMBNAIL = 8  # side of the pooled frame by which a change of scene is judged
@@ -96,7 +96,7 @@ class StreamingStudent:
     nothing is copied.
 
     Args:
-        student: derived or loaded, in either form (`search_spaces.delta_blocks.residual.residual_form`); copied.
+        student: derived or loaded, in either form (`nas_kd.search_spaces.delta_blocks.residual.residual_form`); copied.
         keyframe_interval: K; the student's own by default. 1 runs the teacher on every frame.
         reference: `previous` refers each frame to the one before it. The same function up to rounding, and more
             work; in the residual form there is no difference.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nas_kd.data import Batch, DataInfo, normalize
 from nas_kd.inputs.input_type import InputType
+from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import Task
-from search_spaces import SearchSpace
 
 
 class ClipInput(InputType):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nas_kd.data import Batch, DataInfo
 from nas_kd.inputs.input_type import InputType
+from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import Task
-from search_spaces import SearchSpace
 
 _FEWER_FRAMES = {"feature": {"weight": 0.0}, "response": {"weight": 0.0}, "fewer_frames": {"weight": 1.0}}
 

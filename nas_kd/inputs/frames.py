@@ -16,11 +16,11 @@ from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.data.frame_sampling import random_frames
 from nas_kd.inputs.clips import ClipInput, check_bytes
 from nas_kd.inputs.input_type import TrainingView
+from nas_kd.search_spaces import SearchSpace
+from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.training.fit import evaluate
-from search_spaces import SearchSpace
-from search_spaces.arch import Choice
 
 
 def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:

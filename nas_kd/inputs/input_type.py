@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipLoader, DataInfo
+from nas_kd.search_spaces import CostTable, SearchSpace, Supernet, count_flops
+from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.teacher import trained_outputs
 from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.measure import latency_ms
-from search_spaces import CostTable, SearchSpace, Supernet, count_flops
-from search_spaces.arch import Choice
 
 KINDS_BY_NDIM = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
 
@@ -60,7 +60,7 @@ class InputType(ABC):
         std: likewise.
 
     Attributes:
-        reads: what teachers and students read, as in `teachers.TEACHERS` and `search_spaces.SPACES`.
+        reads: what teachers and students read, as in `teachers.TEACHERS` and `nas_kd.search_spaces.SPACES`.
         key: of a sample, where its items are.
         item: what a net gets at once, in messages.
         unit: what FLOPs and latencies are counted for.
@@ -242,7 +242,7 @@ class InputType(ABC):
         return teacher
 
     def student_cost(self, student: nn.Module, example: Tensor, flops: int, params: int) -> dict[str, Any]:
-        """The fields of `trials.Cost`.
+        """The fields of `nas_kd.trials.Cost`.
 
         Args:
             student: in evaluation mode.
@@ -270,7 +270,7 @@ class InputType(ABC):
         """What a bundle must know to prepare its input, and what is particular about its cost.
 
         Args:
-            cost: fields of `trials.Cost`.
+            cost: fields of `nas_kd.trials.Cost`.
         """
         return {"mean": self.mean, "std": self.std}
 

@@ -17,16 +17,16 @@ from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import FrameInput, frame_by_frame
 from nas_kd.inputs.input_type import TrainingView
+from nas_kd.search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.delta_blocks import delta_net_of
+from nas_kd.search_spaces.delta_blocks.latency import latency_table
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
 from nas_kd.training.stream_cost import stream_cost
-from search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet
-from search_spaces.arch import Choice
-from search_spaces.delta_blocks import delta_net_of
-from search_spaces.delta_blocks.latency import latency_table
 
 LOCAL_SHARE = 0.2  # of a search's time, roughly, that its local start takes
 

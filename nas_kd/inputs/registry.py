@@ -11,8 +11,8 @@ from nas_kd.inputs.features import FeatureInput
 from nas_kd.inputs.frames import FrameInput
 from nas_kd.inputs.input_type import InputType
 from nas_kd.inputs.key_frames import KeyFrameInput
+from nas_kd.search_spaces import SPACES, SearchSpace, derived_spaces
 from nas_kd.tasks import TASKS, Task, find_task
-from search_spaces import SPACES, SearchSpace, derived_spaces
 
 INPUT_TYPES: tuple[type[InputType], ...] = (KeyFrameInput, FrameInput, FeatureInput, ClipInput)
 """All kinds; a campaign has the first one that matches."""

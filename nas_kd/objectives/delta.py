@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.search_spaces.delta_blocks import delta_net_of
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Batch
-from search_spaces.delta_blocks import delta_net_of
 
 Normalize = Literal["layer", "overall", "none"]
 Reference = Literal["keyframe", "previous"]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.term import DistillationTerm, Pairs, TermContext
+from nas_kd.search_spaces.delta_blocks import delta_net_of
 from nas_kd.taps import ModelOutput, last_maps
 from nas_kd.tasks import Batch
-from search_spaces.delta_blocks import delta_net_of
 
 Keys = tuple[str, str]
 """Keys of the `objective` section that name modules of the student and of the teacher."""

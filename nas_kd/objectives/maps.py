@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.frame_selectors import uniform
+from nas_kd.search_spaces.frame_selectors import uniform
 
 
 class Adapter(nn.Module):

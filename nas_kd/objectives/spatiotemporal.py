@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+from nas_kd.search_spaces.saliency import make_decoder
 from nas_kd.taps import ModelOutput, tappable
 from nas_kd.tasks import Batch, Saliency
-from search_spaces.saliency import make_decoder
 
 STREAMS = ("spatial", "temporal")
 

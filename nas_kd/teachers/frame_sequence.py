@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from nas_kd.data import DataInfo
-from search_spaces.arch import Choice
-from search_spaces.frame_sequence.net import build_net
-from search_spaces.frame_sequence.settings import (
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.frame_sequence.net import build_net
+from nas_kd.search_spaces.frame_sequence.settings import (
     FAMILIES,
     Family,
     FrameSequenceSettings,

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from search_spaces.clip_cell.ops import FrameConv, TimeConv
+from nas_kd.search_spaces.clip_cell.ops import FrameConv, TimeConv
 
 
 class R2Plus1DSettings(BaseModel):

@@ -1,3 +1,3 @@
 """Training: of a teacher or a student, and the search of gates under a budget."""
 
-import search_spaces.cpu_convolutions  # noqa: F401  (no net may be trained with torch's own faulty gradient)
+import nas_kd.search_spaces.cpu_convolutions  # noqa: F401  (no net may be trained with torch's own faulty gradient)

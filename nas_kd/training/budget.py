@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces import BUDGET_SHARE
+from nas_kd.search_spaces import BUDGET_SHARE
 
 
 class BudgetController:

@@ -16,6 +16,7 @@ from torch import nn
 
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
+from nas_kd.search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
 from nas_kd.settings.strict import Section
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
@@ -32,7 +33,6 @@ from nas_kd.training.fit import (
     no_progress,
     set_learning_rate,
 )
-from search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
 
 LOGIT_RANGE = 8.0  # that the default learning rate can cover in a search: from even odds to certainty
 
@@ -41,7 +41,7 @@ class GateConfig(Section):
     """The gates of a search.
 
     Attributes:
-        estimator: `straight_through` runs one candidate an edge; see `search_spaces.gates` for the others.
+        estimator: `straight_through` runs one candidate an edge; see `nas_kd.search_spaces.gates` for the others.
         temperature_start: gate temperature at the start of the search.
         temperature_end: gate temperature at its end.
         lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS). null sets it so that a logit can move by about

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.flops import Parted
+from nas_kd.search_spaces.flops import Parted
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nas_kd.search_spaces import DeltaNet
+from nas_kd.search_spaces.delta_blocks.net import state_bytes
 from nas_kd.training.measure import latency_ms
-from search_spaces import DeltaNet
-from search_spaces.delta_blocks.net import state_bytes
 
 
 @torch.no_grad()

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings
+from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
+from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import FitConfig, evaluate
-from search_spaces import SPACES, CostTable, SearchSpace
-from search_spaces.arch import Choice
 
 
 @dataclass

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nas_kd.config.sections import SearchConfig
 from nas_kd.data import Batch, ClipDataset
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
+from nas_kd.search_spaces import Supernet
+from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
 from nas_kd.training.budget import BudgetController
@@ -18,8 +20,6 @@ from nas_kd.training.checkpoint import load_checkpoint
 from nas_kd.training.fit import FitConfig, Log, OnProgress, fit, no_log, no_progress
 from nas_kd.training.gate_search import search_gates, trained_parameters
 from nas_kd.trial.context import CampaignContext
-from search_spaces import Supernet
-from search_spaces.arch import Choice
 
 
 class Learner:

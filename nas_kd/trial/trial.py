@@ -19,16 +19,16 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, save_bundle
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, OnProgress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext, load_context
 from nas_kd.trial.learner import Learner
-from search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
-from search_spaces.arch import Choice
-from search_spaces.knapsack import cost_range, most_expensive_within
-from trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
+from nas_kd.trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
 Metrics = dict[Stage, dict[Split, dict[str, float]]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search_spaces.clip_cell.settings import ClipCellSettings
-from search_spaces.clip_cell.space import ClipCellSpace
+from nas_kd.search_spaces.clip_cell.settings import ClipCellSettings
+from nas_kd.search_spaces.clip_cell.space import ClipCellSpace
 
 __all__ = ["ClipCellSettings", "ClipCellSpace"]

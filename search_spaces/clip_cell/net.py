@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.choices import Choices
-from search_spaces.clip_cell.ops import FrameConv, op_named
-from search_spaces.clip_cell.settings import EDGES, ClipCellSettings
+from nas_kd.search_spaces.choices import Choices
+from nas_kd.search_spaces.clip_cell.ops import FrameConv, op_named
+from nas_kd.search_spaces.clip_cell.settings import EDGES, ClipCellSettings
 
 
 def projection(c_in: int, c_out: int, *, stride: int) -> nn.Module:

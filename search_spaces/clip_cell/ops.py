@@ -4,7 +4,7 @@ Shapes: N clips, C channels, T frames, H and W pixels; every operator maps (N, C
 (N, C_out, T, ceil(H / stride), ceil(W / stride)) and ends with BatchNorm, without activation: the cell adds first.
 
 All widths inside an operator grow with its channels, so that an operator of smaller width is the leading slice of a
-larger one's weights (see `search_spaces.cells.Sliced`).
+larger one's weights (see `nas_kd.search_spaces.cells.Sliced`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from search_spaces.clip_cell.ops import op_named
+from nas_kd.search_spaces.clip_cell.ops import op_named
 
 DEFAULT_OPS = (
     "conv2d_k3",

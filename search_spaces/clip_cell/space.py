@@ -19,12 +19,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from search_spaces.arch import Choice
-from search_spaces.clip_cell.net import ClipNet
-from search_spaces.clip_cell.settings import ClipCellSettings
-from search_spaces.frame_selectors import uniform
-from search_spaces.module_space import ModuleSpace
-from search_spaces.space import resampled
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.clip_cell.net import ClipNet
+from nas_kd.search_spaces.clip_cell.settings import ClipCellSettings
+from nas_kd.search_spaces.frame_selectors import uniform
+from nas_kd.search_spaces.module_space import ModuleSpace
+from nas_kd.search_spaces.space import resampled
 
 
 class ClipCellSpace(ModuleSpace):

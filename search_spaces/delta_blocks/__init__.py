@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from search_spaces.delta_blocks.net import DeltaNet, delta_net_of
-from search_spaces.delta_blocks.settings import CANDIDATES, DeltaBlocksSettings
-from search_spaces.delta_blocks.space import DeltaBlocksSpace
+from nas_kd.search_spaces.delta_blocks.net import DeltaNet, delta_net_of
+from nas_kd.search_spaces.delta_blocks.settings import CANDIDATES, DeltaBlocksSettings
+from nas_kd.search_spaces.delta_blocks.space import DeltaBlocksSpace
 
 __all__ = ["CANDIDATES", "DeltaBlocksSettings", "DeltaBlocksSpace", "DeltaNet", "delta_net_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from search_spaces.flops import CountedElementwise
+from nas_kd.search_spaces.flops import CountedElementwise
 
 
 class Minus(CountedElementwise):

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from search_spaces.arch import Choice
-from search_spaces.cost import CostTable, CostTerm
-from search_spaces.delta_blocks.net import DeltaLayer, Stream
-from search_spaces.delta_blocks.ops import DeltaOp, PairDelta, ZeroDelta
-from search_spaces.delta_blocks.plan import ALWAYS, Plan, PlannedLayer
-from search_spaces.flops import count_flops
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.cost import CostTable, CostTerm
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, PairDelta, ZeroDelta
+from nas_kd.search_spaces.delta_blocks.plan import ALWAYS, Plan, PlannedLayer
+from nas_kd.search_spaces.flops import count_flops
 
 
 def is_read(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:

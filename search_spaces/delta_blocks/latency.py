@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_spaces.arch import ArchSpec, Choice
-from search_spaces.cost import CostTable
-from search_spaces.delta_blocks.cost import cost_terms, signature
-from search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
-from search_spaces.delta_blocks.ops import PairDelta, ZeroDelta
-from search_spaces.delta_blocks.plan import PlannedLayer
-from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
-from search_spaces.delta_blocks.space import DeltaBlocksSpace
+from nas_kd.search_spaces.arch import ArchSpec, Choice
+from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.delta_blocks.cost import cost_terms, signature
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
+from nas_kd.search_spaces.delta_blocks.ops import PairDelta, ZeroDelta
+from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer
+from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
+from nas_kd.search_spaces.delta_blocks.space import DeltaBlocksSpace
 
 UNIT = "nanoseconds"
 WARM_UP = 2  # rounds that do not count

@@ -15,11 +15,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from search_spaces.cells import Edge
-from search_spaces.delta_blocks.arithmetic import Plus
-from search_spaces.delta_blocks.ops import DeltaOp, ZeroDelta, repeated
-from search_spaces.flops import count_flops
-from search_spaces.supernet import Supernet
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.delta_blocks.arithmetic import Plus
+from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, ZeroDelta, repeated
+from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.supernet import Supernet
 
 Reference = Literal["keyframe", "previous"]
 State = dict[str, tuple[Tensor, ...]]

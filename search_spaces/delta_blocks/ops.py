@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.delta_blocks.arithmetic import Minus
+from nas_kd.search_spaces.delta_blocks.arithmetic import Minus
 
 
 class DeltaOp(nn.Module, ABC):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.delta_blocks.ops import LayerShape
-from search_spaces.flops import count_flops
+from nas_kd.search_spaces.delta_blocks.ops import LayerShape
+from nas_kd.search_spaces.flops import count_flops
 
 Terms = frozenset[frozenset[str]]
 """A monotone condition as alternatives of conjunctions: {{}} is always true."""

@@ -15,10 +15,10 @@ from typing import cast
 
 from torch import Tensor
 
-from search_spaces.delta_blocks.arithmetic import Minus, Plus, PlusInPlace
-from search_spaces.delta_blocks.fold import replace_module
-from search_spaces.delta_blocks.net import DeltaLayer, DeltaNet
-from search_spaces.delta_blocks.ops import LinearDelta, PairDelta, ZeroDelta, repeated
+from nas_kd.search_spaces.delta_blocks.arithmetic import Minus, Plus, PlusInPlace
+from nas_kd.search_spaces.delta_blocks.fold import replace_module
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet
+from nas_kd.search_spaces.delta_blocks.ops import LinearDelta, PairDelta, ZeroDelta, repeated
 
 
 class ResidualLayer(DeltaLayer):

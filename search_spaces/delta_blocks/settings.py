@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from search_spaces.delta_blocks.ops import parse_candidate
+from nas_kd.search_spaces.delta_blocks.ops import parse_candidate
 
 CANDIDATES = (
     "zero", "lowres4", "pointwise8", "lowres2", "split8", "bottleneck8", "shuffle4", "pair8", "pointwise2", "grouped4",

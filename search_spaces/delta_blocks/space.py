@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.arch import Choice
-from search_spaces.cells import Edge
-from search_spaces.cost import CostTable
-from search_spaces.delta_blocks.cost import CandidateCosts, is_read
-from search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
-from search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
-from search_spaces.delta_blocks.ops import DeltaOp, PairDelta, build_candidate
-from search_spaces.delta_blocks.plan import PlannedLayer, plan_layers
-from search_spaces.delta_blocks.settings import DeltaBlocksSettings
-from search_spaces.gates import GateFactory
-from search_spaces.space import SearchSpace
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read
+from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
+from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, PairDelta, build_candidate
+from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer, plan_layers
+from nas_kd.search_spaces.delta_blocks.settings import DeltaBlocksSettings
+from nas_kd.search_spaces.gates import GateFactory
+from nas_kd.search_spaces.space import SearchSpace
 
 
 class DeltaBlocksSpace(SearchSpace):

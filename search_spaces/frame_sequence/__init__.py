@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search_spaces.frame_sequence.settings import FrameSequenceSettings
-from search_spaces.frame_sequence.space import FrameSequenceSpace
+from nas_kd.search_spaces.frame_sequence.settings import FrameSequenceSettings
+from nas_kd.search_spaces.frame_sequence.space import FrameSequenceSpace
 
 __all__ = ["FrameSequenceSettings", "FrameSequenceSpace"]

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from search_spaces.arch import Choice
-from search_spaces.choices import Choices, FixedChoices
-from search_spaces.flops import count_flops
-from search_spaces.frame_sequence.parts import (
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.choices import Choices, FixedChoices
+from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.frame_sequence.parts import (
     FrameNorm,
     GroupedVladPool,
     Lstm,
@@ -19,7 +19,7 @@ from search_spaces.frame_sequence.parts import (
     gated_layer,
     squeezed_layer,
 )
-from search_spaces.frame_sequence.settings import FrameSequenceSettings
+from nas_kd.search_spaces.frame_sequence.settings import FrameSequenceSettings
 
 
 class HRnnEncoder(nn.Module):

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from search_spaces.arch import Choice
-from search_spaces.frame_selectors import select_frames
-from search_spaces.frame_sequence.net import FrameSequenceNet
-from search_spaces.frame_sequence.settings import FrameSequenceSettings
-from search_spaces.module_space import ModuleSpace
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.frame_selectors import select_frames
+from nas_kd.search_spaces.frame_sequence.net import FrameSequenceNet
+from nas_kd.search_spaces.frame_sequence.settings import FrameSequenceSettings
+from nas_kd.search_spaces.module_space import ModuleSpace
 
 
 class FrameSequenceSpace(ModuleSpace):

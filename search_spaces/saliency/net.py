@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from search_spaces.choices import Choices
-from search_spaces.saliency.ops import ResponseNorm, decoder, frame_layer
-from search_spaces.saliency.settings import TRUNKS_OF, SaliencySettings, TrunkSettings
+from nas_kd.search_spaces.choices import Choices
+from nas_kd.search_spaces.saliency.ops import ResponseNorm, decoder, frame_layer
+from nas_kd.search_spaces.saliency.settings import TRUNKS_OF, SaliencySettings, TrunkSettings
 
 
 def joined_width(width: int, depth: int) -> int:

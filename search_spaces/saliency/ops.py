@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.choices import Choices, FixedChoices
+from nas_kd.search_spaces.choices import Choices, FixedChoices
 
 FrameOp = Callable[[int, int], nn.Module]
 """(in_channels, out_channels) -> module."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from search_spaces.saliency.ops import frame_op
+from nas_kd.search_spaces.saliency.ops import frame_op
 
 Net = Literal["spatial", "temporal", "fused"]
 TRUNKS_OF: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ class TrunkSettings(BaseModel):
     Attributes:
         widths: for each of the four stages, the channel counts to choose from; the last ones are the published net's.
         depths: numbers of convolutions to choose from for the third stage.
-        ops: operators to choose from for every convolution, names in `search_spaces.saliency.ops.FRAME_OPS`.
+        ops: operators to choose from for every convolution, names in `nas_kd.search_spaces.saliency.ops.FRAME_OPS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

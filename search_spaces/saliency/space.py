@@ -24,11 +24,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from search_spaces.arch import Choice
-from search_spaces.module_space import ModuleSpace
-from search_spaces.saliency.net import SaliencyNet
-from search_spaces.saliency.settings import SaliencySettings
-from search_spaces.space import resampled
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.module_space import ModuleSpace
+from nas_kd.search_spaces.saliency.net import SaliencyNet
+from nas_kd.search_spaces.saliency.settings import SaliencySettings
+from nas_kd.search_spaces.space import resampled
 
 
 class SaliencySpace(ModuleSpace):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.front import TeacherPoint
-from trials.record import Cost, KnobValue, Metric, TrialRecord
+from nas_kd.analysis.front import TeacherPoint
+from nas_kd.trials.record import Cost, KnobValue, Metric, TrialRecord
 
 ACCURACY = Metric(name="accuracy", percent=("accuracy", "temporal_consistency", "label_stability"))
 TEACHER = TeacherPoint(name="R3D, width 64", flops=1_910_000_000, value=0.957, test=0.951, params=33_200_000)

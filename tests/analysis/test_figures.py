@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 
-from analysis import (
+from nas_kd.analysis import (
     ParetoFront,
     TeacherPoint,
     comparable,
@@ -19,9 +19,9 @@ from analysis import (
     stage_chart,
     write_png,
 )
-from analysis.figures import cost_ticks, printable
-from analysis.interactive import hover_text, plain
-from trials.record import TrialRecord
+from nas_kd.analysis.figures import cost_ticks, printable
+from nas_kd.analysis.interactive import hover_text, plain
+from nas_kd.trials.record import TrialRecord
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from synthetic import TEACHER, record, run
 
-from analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise
-from analysis.text import difference_text, error_headline, flops_label, metric_text, si
-from trials.record import Cost, Metric, TrialRecord
+from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise
+from nas_kd.analysis.text import difference_text, error_headline, flops_label, metric_text, si
+from nas_kd.trials.record import Cost, Metric, TrialRecord
 
 LOSS = Metric(name="loss", maximize=False)
 

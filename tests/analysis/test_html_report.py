@@ -16,11 +16,11 @@ import pytest
 from jinja2 import UndefinedError
 from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 
-from analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
-from analysis.cells import Cell, Table
-from analysis.page import environment, json_for_html
-from analysis.sections import export_command
-from trials.record import Cost, Metric, TrialRecord
+from nas_kd.analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
+from nas_kd.analysis.cells import Cell, Table
+from nas_kd.analysis.page import environment, json_for_html
+from nas_kd.analysis.sections import export_command
+from nas_kd.trials.record import Cost, Metric, TrialRecord
 
 VOID = {"meta", "img", "input", "br"}
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.pareto import (
+from nas_kd.analysis.pareto import (
     Direction,
     hypervolume,
     hypervolume_contributions,
     knee,
     non_dominated,
 )
-from trials.dominance import non_dominated_ranks, to_losses
+from nas_kd.trials.dominance import non_dominated_ranks, to_losses
 
 Points = NDArray[np.float64]
 CHEAP_AND_GOOD: tuple[Direction, Direction] = ("minimize", "maximize")

@@ -15,11 +15,11 @@ from rich.console import Console
 from scipy import stats
 from synthetic import DIVERGED, HOSTILE, record
 
-from analysis import pivot_frame, pivot_markdown, pivot_rich, welch_difference, write_pivot
-from analysis.pivot import PivotTable, pivot
-from analysis.pivot_text import _estimate, escape_markdown
-from analysis.statistics import estimate_mean
-from trials.record import KnobValue, Metric, TrialRecord
+from nas_kd.analysis import pivot_frame, pivot_markdown, pivot_rich, welch_difference, write_pivot
+from nas_kd.analysis.pivot import PivotTable, pivot
+from nas_kd.analysis.pivot_text import _estimate, escape_markdown
+from nas_kd.analysis.statistics import estimate_mean
+from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 
 VALUES = {
     ("uniform", 4): (0.70, 0.72, 0.71),

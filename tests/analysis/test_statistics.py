@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import record
 
-from analysis import (
+from nas_kd.analysis import (
     Estimate,
     estimate_mean,
     group_by_arch,
@@ -20,7 +20,7 @@ from analysis import (
     seed_estimate,
     stage_correlations,
 )
-from trials.record import TrialRecord
+from nas_kd.trials.record import TrialRecord
 
 
 def test_student_interval_by_hand() -> None:

@@ -11,7 +11,7 @@ import pytest
 from synthetic import HOSTILE, MIOU, STREAM_TEACHER, hostile_streams, record, run, stream, stream_run
 from test_html_report import Page, check_harmless, report
 
-from analysis import (
+from nas_kd.analysis import (
     COLUMNS,
     ParetoFront,
     TeacherPoint,
@@ -25,12 +25,12 @@ from analysis import (
     trial_table,
     write_png,
 )
-from analysis.interactive import hover_text
-from analysis.stream_figures import splits_with_offsets
-from analysis.stream_sections import drift_sentences
-from analysis.streams import offsets_of, secondary_names
-from analysis.text import bytes_text, signed_text
-from trials.record import Metric, TrialRecord
+from nas_kd.analysis.interactive import hover_text
+from nas_kd.analysis.stream_figures import splits_with_offsets
+from nas_kd.analysis.stream_sections import drift_sentences
+from nas_kd.analysis.streams import offsets_of, secondary_names
+from nas_kd.analysis.text import bytes_text, signed_text
+from nas_kd.trials.record import Metric, TrialRecord
 
 # Student's t for 95 % and two degrees of freedom.
 T_2 = 4.302653

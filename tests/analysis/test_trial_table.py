@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from synthetic import hostile_run, record, run
 
-from analysis import COLUMNS, ParetoFront, trial_table, write_csv
-from analysis.table import neutral_cell
+from nas_kd.analysis import COLUMNS, ParetoFront, trial_table, write_csv
+from nas_kd.analysis.table import neutral_cell
 
 
 def test_values_of_a_complete_and_a_failed_trial() -> None:

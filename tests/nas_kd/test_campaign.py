@@ -16,9 +16,9 @@ import nas_kd.campaign as campaigns
 from nas_kd.campaign import prepare
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
+from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, Trial, build_context, load_context
-from search_spaces import ArchSpec
-from trials import TrialContext, TrialRecord
+from nas_kd.trials import TrialContext, TrialRecord
 
 KNOBS = {"max_flops": 250_000, "resolution": 16}
 

@@ -15,10 +15,10 @@ from nas_kd.objectives.cross_resolution import (
     cross_resolution_logits,
     find_classifier,
 )
+from nas_kd.search_spaces import ClipCellSettings, Supernet
+from nas_kd.search_spaces.clip_cell import ClipCellSpace
 from nas_kd.teachers import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.norm import batch_statistics
-from search_spaces import ClipCellSettings, Supernet
-from search_spaces.clip_cell import ClipCellSpace
 
 
 def enlarged(image: Tensor, height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis import ParetoFront
+from nas_kd.analysis import ParetoFront
 from nas_kd.campaign import export, report, search
 from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
 from nas_kd.config import CampaignConfig, ConfigError, validate
@@ -20,13 +20,13 @@ from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import on_frames
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
+from nas_kd.search_spaces import CostTable, DeltaNet, Supernet
+from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.taps import Taps
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
 from nas_kd.trial import CampaignContext, Learner, build_context
-from search_spaces import CostTable, DeltaNet, Supernet
-from search_spaces.knapsack import cost_range
-from trials import Ledger
+from nas_kd.trials import Ledger
 
 STREAMS: dict[str, Any] = {
     "task": "segmentation",

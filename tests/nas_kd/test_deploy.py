@@ -21,8 +21,8 @@ from nas_kd.config import CampaignConfig
 from nas_kd.deploy import export as exporting
 from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, export_student
-from search_spaces import ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
-from trials import Cost, Metric, TrialRecord
+from nas_kd.search_spaces import ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
+from nas_kd.trials import Cost, Metric, TrialRecord
 
 
 def bundle(folder: Path, space: SearchSpace, seed: int = 0, arch: ArchSpec | None = None) -> nn.Module:

@@ -19,11 +19,11 @@ from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.deploy.export_stream import Exported
 from nas_kd.deploy.record import third_party_warnings
+from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
+from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
-from search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
-from search_spaces.delta_blocks.net import DeltaLayer, Stream
-from search_spaces.delta_blocks.ops import LinearDelta
-from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 
 SIZE = (16, 24)
 SETTINGS: dict[str, Any] = {"widths": [8], "depths": [2], "head_width": 8}

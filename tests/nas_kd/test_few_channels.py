@@ -13,13 +13,13 @@ import torch
 
 from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig
-from trials import TrialRecord
+from nas_kd.trials import TrialRecord
 
 # The stem reads three channels with a pointwise strided convolution, as shortcuts of residual nets do.
 OWN_NETS = """
 import torch
 from torch import nn
-from search_spaces import Edge, ModuleSpace
+from nas_kd.search_spaces import Edge, ModuleSpace
 
 class Frames(nn.Module):
     def __init__(self, format):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from nas_kd.search_spaces import count_flops
 from nas_kd.teachers.frame_sequence import build_frame_sequence
-from search_spaces import count_flops
 
 SMALL: dict[str, dict[str, Any]] = {
     "h_rnn": {"lower": 5, "upper": 6, "block_length": 4},

@@ -18,9 +18,7 @@ from nas_kd.inputs import (
     input_type_of_file,
     space_settings,
 )
-from nas_kd.taps import ModelOutput
-from nas_kd.tasks import Classification, Saliency, Segmentation, Task, find_task
-from search_spaces import (
+from nas_kd.search_spaces import (
     ClipCellSettings,
     ClipCellSpace,
     DeltaBlocksSettings,
@@ -30,7 +28,9 @@ from search_spaces import (
     ModuleSpace,
     SearchSpace,
 )
-from search_spaces.cells import Edge
+from nas_kd.search_spaces.cells import Edge
+from nas_kd.taps import ModelOutput
+from nas_kd.tasks import Classification, Saliency, Segmentation, Task, find_task
 
 N, T, H, W, D = 3, 5, 16, 20, 8
 CLIPS = DataInfo(2, ("a", "b"), T, H, W, name="clips", mask_names=("background", "a"))

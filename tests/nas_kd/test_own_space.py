@@ -14,7 +14,7 @@ from torch import nn
 
 from nas_kd import search
 from nas_kd.config import CampaignConfig, validate
-from search_spaces import Supernet, count_flops
+from nas_kd.search_spaces import Supernet, count_flops
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -13,10 +13,8 @@ from types import ModuleType
 
 import pytest
 
-import analysis
 import nas_kd
-import search_spaces
-from nas_kd import cli
+from nas_kd import analysis, cli, search_spaces
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,17 +53,21 @@ def test_what_takes_a_path_takes_a_string(package: ModuleType) -> None:
     assert len(seen) >= 3
 
 
-@pytest.mark.parametrize("name", ["trials.py", "search_spaces/__init__.py"])
-def test_what_shadows_a_package_is_named(tmp_path: Path, name: str) -> None:
-    shadow = tmp_path / name
-    shadow.parent.mkdir(exist_ok=True)
-    shadow.write_text("")
-    command = [sys.executable, "-c", "import nas_kd; print(nas_kd.__file__)"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    last = result.stderr.strip().splitlines()[-1]
-    assert f"Python finds {shadow.resolve()} first" in last
-    assert "rename or move" in last
+def test_modules_of_a_users_project_may_have_the_names_of_our_folders(tmp_path: Path) -> None:
+    (tmp_path / "trials.py").write_text("OWN = 1\n")
+    for name in ("analysis", "search_spaces"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("OWN = 1\n")
+    script = (
+        "import analysis, search_spaces, trials\n"
+        "import nas_kd.analysis, nas_kd.search_spaces, nas_kd.trials\n"
+        "nas_kd.load_config(None)\n"
+        "print(*(module.OWN for module in (analysis, search_spaces, trials)))\n"
+        "print(*(hasattr(module, 'OWN') for module in (nas_kd.analysis, nas_kd.search_spaces, nas_kd.trials)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.splitlines() == ["1 1 1", "False False False"]
 
 
 def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
@@ -82,15 +84,17 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
         names = wheel.namelist()
         wheel.extractall(home)
     tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
-    assert tops == {"nas_kd", "search_spaces", "trials", "analysis"}
-    for package in tops:
-        ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
-        assert ours == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
-        assert f"{package}/py.typed" in names
+    assert tops == {"nas_kd"}
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "nas_kd").rglob("*.py") if not p.is_symlink()}
+    for package in ("search_spaces", "trials", "analysis"):
+        ours |= {f"nas_kd/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / package).rglob("*.py")}
+    assert ours == {name for name in names if name.endswith(".py")}
+    assert {"nas_kd/py.typed", "nas_kd/analysis/templates/report.html"} <= set(names)
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     assert "nas-kd = nas_kd.cli:main" in (home / entry).read_text()
     check = (
-        "import sys, nas_kd, search_spaces, trials, analysis\n"
+        "import sys, nas_kd\n"
+        "from nas_kd import search_spaces, trials, analysis\n"
         "for module in (nas_kd, search_spaces, trials, analysis):\n"
         "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
         "nas_kd.load_config(None)\n"

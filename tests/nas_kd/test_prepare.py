@@ -12,9 +12,9 @@ import torch
 
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
+from nas_kd.search_spaces import Supernet
 from nas_kd.trial import CampaignContext, Trial, build_context
-from search_spaces import Supernet
-from trials import Cost, TrialContext
+from nas_kd.trials import Cost, TrialContext
 
 
 def saved(context: CampaignContext, folder: Path, **knobs: Any) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from nas_kd.search_spaces import count_flops
+from nas_kd.search_spaces.saliency import SaliencySettings, SaliencySpace
 from nas_kd.teachers.saliency import SaliencyTeacherSettings, TwoStream, build_saliency_teacher
-from search_spaces import count_flops
-from search_spaces.saliency import SaliencySettings, SaliencySpace
 
 SMALL = {"widths": (4, 6, 8), "depth": 1}
 

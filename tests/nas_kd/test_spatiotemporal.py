@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.data import IGNORE, DataInfo
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
+from nas_kd.search_spaces import SPACES
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Classification, Saliency, Task
 from nas_kd.teachers.saliency import build_saliency_teacher
-from search_spaces import SPACES
 
 INFO = DataInfo(
     num_classes=2, class_names=("a", "b"), frames=2, height=32, width=32, name="s", mask_names=("none", "seen")

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from nas_kd.deploy.passes import DeltaPass, KeyPass, layout_of
 from nas_kd.deploy.streaming import StreamingStudent
+from nas_kd.search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, Supernet, count_flops
+from nas_kd.search_spaces.delta_blocks import CANDIDATES
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.ops import LinearDelta, PairDelta
+from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
-from search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, Supernet, count_flops
-from search_spaces.delta_blocks import CANDIDATES
-from search_spaces.delta_blocks.net import DeltaLayer, Stream
-from search_spaces.delta_blocks.ops import LinearDelta, PairDelta
-from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 
 SIZE = (16, 24)
 TRIED = tuple("pair2" if name == "pair8" else name for name in CANDIDATES)  # a single unit of eight may be dead

@@ -13,6 +13,7 @@ from nas_kd.campaign.prepare import cached_taps, prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
+from nas_kd.search_spaces import Supernet, count_flops
 from nas_kd.taps import Taps, last_maps
 from nas_kd.tasks import Segmentation
 from nas_kd.teachers import (
@@ -26,7 +27,6 @@ from nas_kd.teachers import (
 )
 from nas_kd.teachers.cache import TeacherCache
 from nas_kd.trial import Learner, build_context, load_context
-from search_spaces import Supernet, count_flops
 
 MAKE = """
 import torch

@@ -15,11 +15,11 @@ from nas_kd.data import Batch, DataInfo, GeneratedConfig
 from nas_kd.objectives import DistillationTerm, TermConfig, TermContext
 from nas_kd.objectives.feature import FeatureConfig
 from nas_kd.objectives.response import ResponseConfig
+from nas_kd.search_spaces import SPACES
+from nas_kd.search_spaces.registry import DataShape
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import TASKS, Classification, Saliency, Segmentation
 from nas_kd.testing import check_objective_term, check_source, check_space, check_task, check_teacher
-from search_spaces import SPACES
-from search_spaces.registry import DataShape
 
 INFO = DataInfo(3, ("a", "b", "c"), 4, 16, 16, "toy", mask_names=("background", "x", "y"), box_names=("x",))
 SEVERAL = DataInfo(3, ("a", "b", "c"), 4, 16, 16, "toy", multi_label=True)

@@ -11,12 +11,12 @@ from torch import nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch
+from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
+from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.fit import FitConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
 from nas_kd.trial import CampaignContext, Learner, build_context
-from search_spaces import CostTable, CostTerm, Gate, Supernet
-from search_spaces.knapsack import cost_range
 
 
 class Killed(BaseException):

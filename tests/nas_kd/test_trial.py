@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from nas_kd.campaign import export, search
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
+from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, Trial, build_context, load_context
-from search_spaces import ArchSpec
-from trials import TrialContext, TrialRecord
+from nas_kd.trials import TrialContext, TrialRecord
 
 SPACE = """
 import torch
 from torch import nn
-from search_spaces import Edge, ModuleSpace
+from nas_kd.search_spaces import Edge, ModuleSpace
 
 def make(num_classes, width):
     def build():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces import ArchSpec, FlopCount, SearchSpace, Supernet, count_flops
-from search_spaces.arch import Choice
+from nas_kd.search_spaces import ArchSpec, FlopCount, SearchSpace, Supernet, count_flops
+from nas_kd.search_spaces.arch import Choice
 
 
 def drawn(space: SearchSpace, rng: np.random.Generator) -> dict[str, Choice]:

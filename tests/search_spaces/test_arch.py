@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import SPACES, ArchSpec
+from nas_kd.search_spaces import SPACES, ArchSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "arch_v1.json"
 choices = st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=8)), max_size=6)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_spaces.cells import mix_widths
-from search_spaces.clip_cell.net import candidate_op
-from search_spaces.gates import Draw, Gate
-from search_spaces.slices import Sliced
+from nas_kd.search_spaces.cells import mix_widths
+from nas_kd.search_spaces.clip_cell.net import candidate_op
+from nas_kd.search_spaces.gates import Draw, Gate
+from nas_kd.search_spaces.slices import Sliced
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "conv3d_k3", "separable_k3_e2", "separable3d_k5_e1", "shift_k3")
 

@@ -8,7 +8,7 @@ import torch
 from space_checks import check_costs, check_one_hot_mixtures, check_size, decide, drawn_arch, scramble_batch_norm
 from torch import nn
 
-from search_spaces import ESTIMATORS, ArchSpec, ClipCellSettings, ClipCellSpace, Supernet, count_flops
+from nas_kd.search_spaces import ESTIMATORS, ArchSpec, ClipCellSettings, ClipCellSpace, Supernet, count_flops
 
 OPS = ("conv2d_k3", "conv2plus1d_k3", "separable3d_k3_e2", "separable_k3_e1", "shift_k3", "identity", "zero")
 

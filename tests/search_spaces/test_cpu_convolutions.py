@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search_spaces import cpu_convolutions
-from search_spaces.cpu_convolutions import FEW_CHANNELS, check_cpu, describe_check, is_affected
+from nas_kd.search_spaces import cpu_convolutions
+from nas_kd.search_spaces.cpu_convolutions import FEW_CHANNELS, check_cpu, describe_check, is_affected
 
 ROOT = Path(__file__).parents[2]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 TRAIN = """
 import torch
-from search_spaces.cpu_convolutions import check_cpu
+from nas_kd.search_spaces.cpu_convolutions import check_cpu
 
 print(check_cpu())
 torch.set_num_threads(1)

@@ -14,10 +14,10 @@ from delta_teachers import HRNet, Layers, PreActivation, ResNet, UNet, trained
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from search_spaces import Supernet, count_flops
-from search_spaces.delta_blocks import CANDIDATES, DeltaBlocksSettings, DeltaBlocksSpace
-from search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, state_bytes
-from search_spaces.delta_blocks.residual import ResidualLayer, residual_form
+from nas_kd.search_spaces import Supernet, count_flops
+from nas_kd.search_spaces.delta_blocks import CANDIDATES, DeltaBlocksSettings, DeltaBlocksSpace
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, state_bytes
+from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 
 FAMILIES = ("zero", "lowres2", "pointwise4", "split4", "bottleneck4", "shuffle4", "grouped4", "separable", "pair4")
 SIZES = {ResNet: (24, 40), HRNet: (32, 48), PreActivation: (24, 40), UNet: (24, 40), Layers: (37, 45)}

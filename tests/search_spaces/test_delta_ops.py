@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.delta_blocks.ops import (
+from nas_kd.search_spaces.delta_blocks.ops import (
     CANDIDATE_FAMILIES,
     LayerShape,
     LinearDelta,

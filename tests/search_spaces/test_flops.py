@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from search_spaces import UncountedOpError, count_flops
+from nas_kd.search_spaces import UncountedOpError, count_flops
 
 N, LENGTH, WIDTH, HIDDEN = 2, 5, 8, 6
 

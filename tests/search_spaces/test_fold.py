@@ -11,7 +11,7 @@ from delta_teachers import HRNet, PreActivation, ResNet, UNet, conv_norm, traine
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from search_spaces.delta_blocks.fold import fold_batchnorm
+from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm
 
 
 def norms(net: nn.Module) -> list[str]:

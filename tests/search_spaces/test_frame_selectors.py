@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search_spaces.frame_selectors import SELECTORS, select_frames, uniform
+from nas_kd.search_spaces.frame_selectors import SELECTORS, select_frames, uniform
 
 RULES = [name for name in SELECTORS if name != "random"]
 

@@ -22,10 +22,10 @@ from space_checks import (
 )
 from torch import nn
 
-from search_spaces import ESTIMATORS, ArchSpec, InfeasibleBudgetError, Supernet, count_flops
-from search_spaces.frame_sequence import FrameSequenceSpace
-from search_spaces.frame_sequence.net import build_net
-from search_spaces.frame_sequence.settings import FrameSequenceSettings
+from nas_kd.search_spaces import ESTIMATORS, ArchSpec, InfeasibleBudgetError, Supernet, count_flops
+from nas_kd.search_spaces.frame_sequence import FrameSequenceSpace
+from nas_kd.search_spaces.frame_sequence.net import build_net
+from nas_kd.search_spaces.frame_sequence.settings import FrameSequenceSettings
 
 OPTIONS: dict[str, dict[str, object]] = {
     "h_rnn": {"lower": [5, 8, 12], "upper": [6, 8, 16], "block_length": [2, 3, 9]},

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from space_checks import scramble_batch_norm
 from torch import Tensor, nn
 
-from search_spaces.choices import FixedChoices
-from search_spaces.frame_sequence.net import HRnnEncoder, NetVladEncoder, NextVladEncoder
-from search_spaces.frame_sequence.parts import Lstm, MixtureOfExperts
-from search_spaces.slices import Sliced
+from nas_kd.search_spaces.choices import FixedChoices
+from nas_kd.search_spaces.frame_sequence.net import HRnnEncoder, NetVladEncoder, NextVladEncoder
+from nas_kd.search_spaces.frame_sequence.parts import Lstm, MixtureOfExperts
+from nas_kd.search_spaces.slices import Sliced
 
 PLAIN = FixedChoices({})
 

@@ -11,9 +11,9 @@ import torch
 from space_checks import sampled
 from torch import Tensor, nn
 
-from search_spaces import ESTIMATORS, Edge, Gate, ModuleSpace, Supernet, TemperatureSchedule
-from search_spaces.arch import Choice
-from search_spaces.gates import Draw, GateControl, estimator_named
+from nas_kd.search_spaces import ESTIMATORS, Edge, Gate, ModuleSpace, Supernet, TemperatureSchedule
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.gates import Draw, GateControl, estimator_named
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 0.5])
 EULER_GAMMA = 0.5772156649

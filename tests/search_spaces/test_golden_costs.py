@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces import SPACES, SearchSpace
+from nas_kd.search_spaces import SPACES, SearchSpace
 
 GOLDEN = Path(__file__).parent / "golden" / "costs_v1.json"
 SAMPLES = 200

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from search_spaces import CostTable, CostTerm, InfeasibleBudgetError, knapsack
-from search_spaces.knapsack import cost_range, most_expensive_within, most_probable
+from nas_kd.search_spaces import CostTable, CostTerm, InfeasibleBudgetError, knapsack
+from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within, most_probable
 
 Scores = dict[str, list[float]]
 

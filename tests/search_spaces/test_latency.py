@@ -12,11 +12,11 @@ import pytest
 import torch
 from delta_teachers import PreActivation, ResNet, trained
 
-import search_spaces.delta_blocks.latency as latency
-from search_spaces import CostTable, Supernet
-from search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
-from search_spaces.delta_blocks.latency import latency_table
-from search_spaces.knapsack import most_expensive_within
+import nas_kd.search_spaces.delta_blocks.latency as latency
+from nas_kd.search_spaces import CostTable, Supernet
+from nas_kd.search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
+from nas_kd.search_spaces.delta_blocks.latency import latency_table
+from nas_kd.search_spaces.knapsack import most_expensive_within
 
 CANDIDATES = ("zero", "pointwise8", "split4", "pair8", "full")
 

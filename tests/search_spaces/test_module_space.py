@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces import ESTIMATORS, Edge, InfeasibleBudgetError, ModuleSpace, Supernet, count_flops
+from nas_kd.search_spaces import ESTIMATORS, Edge, InfeasibleBudgetError, ModuleSpace, Supernet, count_flops
 
 
 def conv(channels: int, kernel: int, groups: int = 1) -> nn.Module:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search_spaces import OPS, count_flops
-from search_spaces.clip_cell.ops import FrameConv, TemporalShift, TimeConv, op_named
+from nas_kd.search_spaces import OPS, count_flops
+from nas_kd.search_spaces.clip_cell.ops import FrameConv, TemporalShift, TimeConv, op_named
 
 
 def clip(channels: int, frames: int = 3, height: int = 7, width: int = 6) -> Tensor:

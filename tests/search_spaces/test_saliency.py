@@ -23,11 +23,11 @@ from space_checks import (
 )
 from torch import nn
 
-from search_spaces import ESTIMATORS, ArchSpec, Supernet, count_flops
-from search_spaces.delta_blocks.fold import fold_batchnorm
-from search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace, make_decoder
-from search_spaces.saliency.ops import ResponseNorm
-from search_spaces.space import gates_of
+from nas_kd.search_spaces import ESTIMATORS, ArchSpec, Supernet, count_flops
+from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm
+from nas_kd.search_spaces.saliency import SaliencyNet, SaliencySettings, SaliencySpace, make_decoder
+from nas_kd.search_spaces.saliency.ops import ResponseNorm
+from nas_kd.search_spaces.space import gates_of
 
 NETS = ("spatial", "temporal", "fused")
 TRUNK = {"widths": ((2, 4), (3, 5), (4, 6), (4, 7)), "depths": (1, 2, 3), "ops": ("conv_k1", "separable_k3", "conv_k5")}

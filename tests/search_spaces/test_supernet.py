@@ -6,8 +6,8 @@ import pytest
 import torch
 from space_checks import sampled
 
-import search_spaces
-from search_spaces import SPACES, Supernet
+from nas_kd import search_spaces
+from nas_kd.search_spaces import SPACES, Supernet
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from trials import ChoiceKnob, FloatKnob, IntKnob, parse_knobs
-from trials.knobs import check_values, to_distributions
+from nas_kd.trials import ChoiceKnob, FloatKnob, IntKnob, parse_knobs
+from nas_kd.trials.knobs import check_values, to_distributions
 
 
 def test_definitions_become_distributions() -> None:

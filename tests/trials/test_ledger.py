@@ -9,9 +9,9 @@ import pytest
 from optuna.trial import TrialState
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
-from trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
-from trials.samplers import quiet_optuna
-from trials.storage import JOURNAL_NAME, open_storage, repair_journal
+from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
+from nas_kd.trials.samplers import quiet_optuna
+from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
 
 # SQLite stands in for PostgreSQL and MySQL: the same code of Optuna's, reached by URL.
 STORAGES = ["journal", "sqlite"]

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from toy_trials import METRIC, make_record
 
-from trials import Event, Progress, default_objectives
-from trials.progress import format_count, format_duration
+from nas_kd.trials import Event, Progress, default_objectives
+from nas_kd.trials.progress import format_count, format_duration
 
 OBJECTIVES = default_objectives(METRIC)
 KNOBS = {"width": 8, "rate": 0.1, "op": "conv", "max_flops": 50_000_000}
@@ -112,7 +112,7 @@ def test_running_trials_and_the_front_are_shown_first() -> None:
 
 def test_time_left_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("trials.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("nas_kd.trials.progress.time.monotonic", lambda: now[0])
     _, console = plain()
     progress = Progress(OBJECTIVES, [make_record(0, KNOBS), make_record(1, KNOBS)], console=console)
     progress(event("begun", 2))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy_trials import make_record
 
-from trials import SCHEMA_VERSION, Cost, Metric, TrialRecord
-from trials.files import bytes_on_disk, write_atomically
+from nas_kd.trials import SCHEMA_VERSION, Cost, Metric, TrialRecord
+from nas_kd.trials.files import bytes_on_disk, write_atomically
 
 GOLDEN = Path(__file__).parent / "golden" / "record-v1.json"
 KNOBS = {"width": 8, "rate": 0.1, "op": "conv"}

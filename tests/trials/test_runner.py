@@ -17,7 +17,7 @@ import pytest
 import toy_trials
 from toy_trials import SPACE, executions, make_record, open_ledger
 
-from trials import (
+from nas_kd.trials import (
     ChoiceKnob,
     Event,
     Executor,
@@ -29,7 +29,7 @@ from trials import (
     TrialFn,
     run_trials,
 )
-from trials.files import FileLock
+from nas_kd.trials.files import FileLock
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
 pytestmark = [
@@ -44,7 +44,7 @@ EXECUTORS = ["inline", pytest.param("ray", marks=pytest.mark.ray)]
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray session for the module; the runner uses the one that is there."""
-    from trials.runner import set_ray_environment
+    from nas_kd.trials.runner import set_ray_environment
 
     set_ray_environment()
     import ray
@@ -302,9 +302,9 @@ def test_kill_around_the_end_of_a_trial_loses_nothing(
         raise Killed
 
     targets: dict[str, tuple[Any, str]] = {
-        "write": (sys.modules["trials.record"], "write_atomically"),
+        "write": (sys.modules["nas_kd.trials.record"], "write_atomically"),
         "tell": (Ledger, "tell"),
-        "unlink": (sys.modules["trials.driver"], "remove_checkpoints"),
+        "unlink": (sys.modules["nas_kd.trials.driver"], "remove_checkpoints"),
     }
     with monkeypatch.context() as patch:
         patch.setattr(*targets[point], die)
@@ -317,7 +317,7 @@ def test_kill_around_the_end_of_a_trial_loses_nothing(
 
 
 def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trials.execution._WAIT_FOR_PREDECESSOR_S", 0.1)
+    monkeypatch.setattr("nas_kd.trials.execution._WAIT_FOR_PREDECESSOR_S", 0.1)
     lock = FileLock(tmp_path / "trials" / "0000" / ".lock")
     with open_ledger(tmp_path) as ledger:
         ledger.ask(SPACE)

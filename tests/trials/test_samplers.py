@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from trials import SAMPLERS, MutationSampler, build_sampler
-from trials.samplers import _draw, _mutate, proposal_seed, quiet_optuna
+from nas_kd.trials import SAMPLERS, MutationSampler, build_sampler
+from nas_kd.trials.samplers import _draw, _mutate, proposal_seed, quiet_optuna
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "choice": CategoricalDistribution(["a", "b", "c"]),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trials import Objective, RungScheduler, should_stop
-from trials.dominance import front, non_dominated_ranks, to_losses
+from nas_kd.trials import Objective, RungScheduler, should_stop
+from nas_kd.trials.dominance import front, non_dominated_ranks, to_losses
 
 OBJECTIVES = (Objective(name="accuracy", maximize=True), Objective(name="flops"))
 # Few distinct values, so that ties and duplicates are common.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toy_trials import SPACE, open_ledger, wait_at_third
 
-from trials import Event, Resources, run_trials
+from nas_kd.trials import Event, Resources, run_trials
 
 
 def announce(event: Event) -> None:

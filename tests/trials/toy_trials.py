@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trials import ChoiceKnob, Cost, FloatKnob, IntKnob, KnobSpace, Ledger, Metric, TrialContext, TrialRecord
+from nas_kd.trials import ChoiceKnob, Cost, FloatKnob, IntKnob, KnobSpace, Ledger, Metric, TrialContext, TrialRecord
 
 METRIC = Metric(name="accuracy")
 SPACE: KnobSpace = {
