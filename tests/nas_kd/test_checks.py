@@ -142,13 +142,13 @@ def test_two_values_are_checked_together(tiny: Make) -> None:
 
 
 def test_what_students_lack_is_refused_in_their_objective_alone(tiny: Make) -> None:
-    name = "stages.0.cells.0.edges.0_1"  # of the supernet
+    name = "stages.0.0.edges.0_1.candidates.2"  # of the supernet
     pairs = {"feature": {"weight": 1, "pairs": [[name, "layers.0"]]}}
     sentence = refusal(tiny(objective=pairs))
     assert sentence.startswith(f"objective.feature.pairs: module {name!r} of the student does not exist; ")
     offered = sentence.partition("choose from ")[2].partition(", or set")[0].split(", ")
     assert {"stem", "stages.0", "stages.1"} <= set(offered)
-    assert not any("cells" in module or "edges" in module for module in offered)
+    assert not any("candidates" in module or "edges" in module for module in offered)
     check_fit(tiny(search={"objective": pairs}), build_context(tiny(), "cpu"))
 
     deep = {"feature": {"weight": 1, "pairs": [["stages.1.1", "layers.1"]]}}  # of students of two cells a stage

@@ -17,6 +17,7 @@ from nas_kd.objectives.cross_resolution import (
 )
 from nas_kd.search_spaces import ClipCellSettings, Supernet
 from nas_kd.search_spaces.clip_cell import ClipCellSpace
+from nas_kd.taps import tappable
 from nas_kd.teachers import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.norm import batch_statistics
 
@@ -169,7 +170,7 @@ def test_the_classifier_of_a_supernet_has_the_name_that_its_students_have() -> N
     name = find_classifier(supernet, 5)
     student = space.student(space.widest(supernet.knobs))
     assert name == find_classifier(student, 5) == "head.classifier"
-    classifier = supernet.network.get_submodule(name)
+    classifier = tappable(supernet)[name]
     assert apply_classifier(classifier, torch.zeros(2, 4, 3, 2, 2)).shape == (2, 3, 2, 2, 5)
 
 
