@@ -3,8 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,12 +351,12 @@ def test_points_are_not_cropped(tmp_path: Path, change: dict[str, Any], path: st
         config = CampaignConfig.model_validate(
             {"data": data, "retrain": {"augment": augment}} if augment == "flip" else {"data": data, **change}
         )
-        context = cast(Any, SimpleNamespace(splits=SimpleNamespace(info=config.data.info)))  # type: ignore[union-attr]
+        info = config.data.info  # type: ignore[union-attr]
         if points and augment == "flip+crop":
             with pytest.raises(ConfigError, match=rf"^{path}: 'flip\+crop' resamples labels, .*; use flip or none$"):
-                _check_augment(config, context)
+                _check_augment(config, info)
         else:
-            _check_augment(config, context)
+            _check_augment(config, info)
 
 
 DAVIS = Path(__file__).parents[2].parent / "shared" / "data" / "davis16-val-saliency"

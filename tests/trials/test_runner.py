@@ -114,7 +114,7 @@ def test_records_that_lie_become_failures(tmp_path: Path, executor: Executor) ->
         "the record must be of trial 1",
         f"the record's knobs must be {dict(Ledger.load(tmp_path).records()[2].knobs)}".split(",")[0],
         "trial 3: a complete trial must carry the objective 'accuracy'",
-        "the record's metric must be name='accuracy' maximize=True",
+        "the record's metric must be name='accuracy' maximize=True percent=()",
     ]
 
 
