@@ -169,17 +169,8 @@ def shapes_given(module: nn.Module, example: Tensor) -> dict[str, tuple[int, ...
 
 
 def tappable(module: nn.Module) -> dict[str, nn.Module]:
-    """Name -> submodule, the module itself as ""; of a `Supernet`, those of its network.
-
-    A supernet holds a module with weights of several widths one level deeper than its students do: it is found by the
-    name that students have, too.
-    """
-    if not isinstance(module, Supernet):
-        return dict(module.named_modules())
-    modules = dict(module.network.named_modules())
-    for name, child in list(modules.items()):
-        modules.setdefault(name.replace(".candidates.0.full", ""), child)
-    return modules
+    """Name -> submodule, the module itself as ""; of a `Supernet`, those of its network, by students' names too."""
+    return module.named_parts() if isinstance(module, Supernet) else dict(module.named_modules())
 
 
 def sketch(modules: Iterable[str], limit: int = 12) -> str:

@@ -94,6 +94,17 @@ class Supernet(nn.Module):
         """Parameters of the gates, disjoint from `weight_parameters`; both together are all."""
         return [p for gate in self.gates.values() for p in gate.parameters()]
 
+    def named_parts(self) -> dict[str, nn.Module]:
+        """Name -> module of the network, the network itself as "".
+
+        A module with weights of several widths stands deeper here than in students, as the first candidate of an edge;
+        it is found by the name that students have, too.
+        """
+        modules = dict(self.network.named_modules())
+        for name, child in list(modules.items()):
+            modules.setdefault(name.replace(".candidates.0.full", ""), child)
+        return modules
+
     def weight_parameters(self) -> list[nn.Parameter]:
         """Parameters of the candidates and of the fixed parts."""
         owned = {id(p) for p in self.gate_parameters()}
