@@ -148,10 +148,10 @@ def test_early_stopping_ends_a_bad_trial_after_its_rung(
 def test_an_own_space_runs_a_campaign_and_is_exported(
     tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own_space.py").write_text(SPACE)
+    (tmp_path / "gated_space.py").write_text(SPACE)  # a name that no example has: modules stay imported
     monkeypatch.syspath_prepend(tmp_path)
     config = tiny().model_dump(mode="json")
-    space = {"name": "own_space:make", "width": 6}
+    space = {"name": "gated_space:make", "width": 6}
     config = CampaignConfig.model_validate({**config, "space": space, "budget": {"max_flops": [600_000]}, "trials": 1})
     result = search(config)
     (record,) = result.records
