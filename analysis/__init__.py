@@ -1,4 +1,4 @@
-"""What the trials say: fronts, statistics, pictures and the report. Reads trial records, nothing else of ours."""
+"""Analysis of trial records: fronts, statistics, figures, tables of ablations and the report."""
 
 from nas_kd.analysis.advice import Advice, advise, summarise
 from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis

@@ -1,4 +1,4 @@
-"""Which student to take, in words and with the numbers that speak for it."""
+"""The recommended student of a run, and the run in a few sentences."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     ]
     reasons = Counter(error_headline(record.error) or "no error text" for record in records if record.state == "failed")
     if reasons:
-        told = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(3))
+        listed = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(3))
         others = f"; and {count(len(reasons) - 3, 'other reason')}" if len(reasons) > 3 else ""
-        sentences.append(f"Why trials failed: {told}{others}.")
+        sentences.append(f"Why trials failed: {listed}{others}.")
     architectures = group_by_arch(records)
     with_arch = sum(len(group) for group in architectures.values())
     if with_arch:

@@ -1,4 +1,4 @@
-"""Tables of the report as data: cells and headers, to which `templates/macros.html` gives their markup."""
+"""Tables of the report as plain data, which `templates/macros.html` turns into markup."""
 
 from __future__ import annotations
 

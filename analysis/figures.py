@@ -1,4 +1,4 @@
-"""The front as a static picture, and the axis marks that all pictures share.
+"""The front as a static figure, and the axis ticks that all figures share.
 
 matplotlib is used through its object interface with the Agg canvas: no display, no global state.
 """

@@ -1,4 +1,4 @@
-"""Interactive pictures of a run, as plotly figures.
+"""Interactive figures of a run, made with plotly.
 
 plotly reads a few HTML tags and entities in every text it draws, so each text from a record goes through `plain`.
 Hover texts are given ready-made: a template would also look for `%{...}` in them.

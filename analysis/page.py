@@ -1,4 +1,4 @@
-"""One HTML file that works offline, and in which text from a record stays text.
+"""Rendering of the HTML report: one file that works offline, and in which text from a record stays text.
 
 Three layers keep names and labels from running. The templates escape every value. Data for the scripts is JSON without
 any character that HTML reads. And the page's Content-Security-Policy allows exactly the scripts of the page, by hash,

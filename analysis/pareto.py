@@ -1,4 +1,4 @@
-"""Pareto fronts over plain arrays: who is on the front, how much the front covers, and where it bends.
+"""Pareto fronts of plain arrays: non-dominated rows, hypervolume, and the knee.
 
 Every function takes `points`, an `(n, m)` array with one row a candidate and one column an objective, and `directions`,
 one of `"minimize"` or `"maximize"` a column. The rules are the same everywhere:

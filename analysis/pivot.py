@@ -1,4 +1,4 @@
-"""Trials as a table of ablations: knobs as rows and columns, a mean with its interval in each cell, differences."""
+"""Tables of ablations: knobs as rows and columns, a mean with its interval in each cell, and differences."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PivotTable:
         rows: names of the row knobs.
         columns: names of the column knobs; none for a single column.
         row_keys: values of the row knobs, in the order in which trials introduced them.
-        column_keys: values of the column knobs, likewise.
+        column_keys: values of the column knobs, in the same order.
         cells: (row, column) -> cell; combinations without a measured trial are missing.
         metric: what is measured; of others than the primary one the direction is not known.
         split: on which it was measured.

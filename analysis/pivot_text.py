@@ -1,4 +1,4 @@
-"""A table of ablations on a terminal, as markdown, and as CSV."""
+"""A table of ablations printed on a terminal, as markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nas_kd.analysis.statistics import Estimate
 from nas_kd.analysis.table import write_csv
 from nas_kd.analysis.text import MISSING, in_percent
 
-MOST_DECIMALS = 6  # smaller intervals are told in four significant digits
+MOST_DECIMALS = 6  # smaller intervals are printed with four significant digits
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 

@@ -1,4 +1,4 @@
-"""What the sections of the report hold, each a function from records to plain data; the templates lay it out."""
+"""Contents of the sections of the report as plain data, which `templates/report.html` lays out."""
 
 from __future__ import annotations
 

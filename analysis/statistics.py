@@ -1,4 +1,4 @@
-"""What repeated runs can and cannot say: intervals over seeds, paired differences, rank correlation of stages.
+"""Statistics over repeated runs: intervals over seeds, differences, and rank correlation of stages.
 
 One run gives no interval. Functions here say None for what the data cannot tell, never zero.
 
@@ -108,7 +108,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float], *, confide
 
     Args:
         first: finite values, at least one.
-        second: likewise.
+        second: the other sample, finite values, at least one.
         confidence: coverage, in (0, 1).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The metric per offset from the key frame, as a static and as an interactive picture: one line a front trial."""
+"""Figures of the metric per offset from the key frame, static and interactive: one line a front trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report says of streaming students, as plain data; the templates lay it out."""
+"""The section of the report on streaming students as plain data, which `templates/report.html` lays out."""
 
 from __future__ import annotations
 

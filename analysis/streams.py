@@ -1,4 +1,4 @@
-"""Streaming students: how good they are at each distance from their key frame, and how far they drift.
+"""Streaming students: their metric at each offset from the key frame, and its drift.
 
 A stream computes a key frame in full and the frames after it from their changes, so an error can grow until the next
 key frame. `metric@k` in a record is its primary metric over the frames k after their key frame; the primary metric

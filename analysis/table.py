@@ -1,4 +1,4 @@
-"""All trials as one table, and as a CSV file that a spreadsheet may open without running anything."""
+"""All trials as one table, and as a CSV file whose texts no spreadsheet runs as formulas."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ COLUMNS: dict[str, str] = {
     "error": "what went wrong, in one line: the exception, without its traceback",
 }
 """Documented columns, in order. Then follow `val_metric@k` for each offset k, in frames, from a stream's key frame that
-was measured in any trial, and `test_metric@k` likewise: the primary metric there, at the front's stage. Last comes one
-column `knobs.NAME` a knob, names sorted."""
+was measured in any trial, and the same of `test_metric@k`: the primary metric there, at the front's stage. Last come
+columns `knobs.NAME`, one a knob, names sorted."""
 
 _OF_STREAMS = (
     "keyframe_interval", "keyframe_flops", "delta_flops", "worst_frame_flops", "state_bytes", "keyframe_latency_ms",

@@ -1,4 +1,4 @@
-"""Numbers and labels as people read them."""
+"""Formatting of numbers, metrics, costs and error messages for readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and how trials run, and the ledger they land in.
+"""Running trials, in one process or on Ray, and the ledger that records them.
 
 The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The
 bridge to Ray Tune is `nas_kd.trials.searcher`; it is not imported here, since Ray takes seconds to import.

@@ -1,4 +1,4 @@
-"""What a trial function is given, and how it talks back."""
+"""The context that a trial function receives, and its reports to the driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrialStopped(BaseException):
 
 @dataclass(frozen=True)
 class Report:
-    """What a running trial says of itself. With `values` and `step` the scheduler looks at it."""
+    """Progress of a running trial. By its `values` and `step` the scheduler may stop the trial."""
 
     fraction: float | None = None
     message: str = ""
@@ -38,7 +38,7 @@ def _ignore(report: Report) -> None:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """One trial's place in the world: its knobs, its seed, its folder, its share of the machine."""
+    """Inputs of one trial: its knobs, seed, folder, and its share of the machine."""
 
     number: int
     knobs: Mapping[str, KnobValue]
@@ -59,7 +59,7 @@ class TrialContext:
         values: Mapping[str, float] | None = None,
         step: int | None = None,
     ) -> None:
-        """Tell the driver how far the trial is. Cheap: reports in quick succession are thinned out on the way.
+        """Report progress to the driver. It is cheap: of reports in quick succession only some are passed on.
 
         Args:
             fraction: From 0 to 1.

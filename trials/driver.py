@@ -1,7 +1,6 @@
-"""The driver's side of a campaign: which trial comes next, and what happens when one reports or ends.
+"""The driver of a campaign: it chooses the next trial, takes reports, and records how trials end.
 
-Both executors call it, from one thread. Nothing is remembered here that the ledger does not know, but what is on its
-way right now.
+Both executors call it, from one thread. It holds no state beyond the ledger but the trials that run at the moment.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def trial_directory(run_dir: Path, number: int) -> Path:
 
 
 class Driver:
-    """Hands out trials until `num_trials` have been proposed in the ledger, and sees each of them to its end.
+    """Starts trials until `num_trials` have been proposed in the ledger, and records the end of each.
 
     Failed and stopped trials count towards `num_trials`: a campaign whose trials all fail ends.
     """
@@ -65,7 +64,7 @@ class Driver:
         return len(self._live)
 
     def recover(self) -> None:
-        """Settle what an earlier driver left: tell what was written, and line up what was running.
+        """Finish what an earlier driver left: record results that were written, and queue trials that were running.
 
         Raises:
             ValueError: There are folders of trials that the ledger does not know; their checkpoints and records
@@ -113,7 +112,7 @@ class Driver:
         """Take a report of a live trial.
 
         Returns:
-            Whether the trial ends here. It is told as stopped then; see `stop`.
+            Whether the trial ends here. It is then recorded as stopped; see `stop`.
         """
         assignment = self._live[number]
         self.announce("progress", assignment, report=report)
@@ -135,19 +134,19 @@ class Driver:
         self._finish_without_result(self._live[number].record_without_result("stopped", None, diagnostics=diagnostics))
 
     def lose(self, number: int, reason: str) -> None:
-        """End a live trial as failed whose process could not be kept alive."""
-        written = self._live[number].written_record()  # it may have died after its last deed
+        """Record a live trial as failed because its process died too often."""
+        written = self._live[number].written_record()  # the process may have died after it wrote its record
         if written is not None:
             self.finish(written)
         else:
             self._finish_without_result(self._live[number].record_without_result("failed", reason))
 
     def retry(self, number: int, reason: str) -> None:
-        """Say that a live trial is started again."""
+        """Announce that a live trial is started again."""
         self.announce("retried", self._live[number], report=Report(message=reason))
 
     def finish(self, record: TrialRecord) -> None:
-        """Tell the ledger of a record that is in the trial's folder already, tidy up, and announce it."""
+        """Add a record that is in the trial's folder already to the ledger, delete checkpoints, and announce it."""
         assignment = self._live[record.number]
         self.ledger.tell(record)
         remove_checkpoints(assignment.directory)
@@ -178,7 +177,7 @@ class Driver:
         record: TrialRecord | None = None,
         message: str = "",
     ) -> None:
-        """Tell the observer, if there is one."""
+        """Call the observer, if there is one."""
         if self._on_event is None:
             return
         knobs: Mapping[str, bool | int | float | str] = {} if assignment is None else assignment.knobs

@@ -1,4 +1,4 @@
-"""What the driver says while a campaign runs."""
+"""Events that the driver announces while a campaign runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EventKind = Literal["begun", "started", "continued", "progress", "retried", "end
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. A trial's end is durable in the ledger before it is announced.
+    """An event of a campaign. The end of a trial is durable in the ledger before it is announced.
 
     `begun`, `interrupted` and `finished` are about the campaign; the others about trial `number`. `continued` is a
     start of a trial that an earlier driver left running; `ended` carries the `record`. `num_ended` of `num_trials`

@@ -1,4 +1,4 @@
-"""One trial in its own process or thread: from an assignment to a record on disk. Both executors end up here."""
+"""Running one trial, from its assignment to its record on disk; both executors use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Assignment:
         )
 
     def written_record(self) -> TrialRecord | None:
-        """The record that an earlier run of this trial wrote before it could be told, where there is one."""
+        """The record that an earlier run of this trial wrote and the ledger does not have, where there is one."""
         path = self.directory / RECORD_NAME
         if not path.exists():
             return None
@@ -101,7 +101,7 @@ def run_assignment(
 
 
 def _checked(record: object, assignment: Assignment) -> TrialRecord:
-    """What the trial function returned, if it is this trial's record and the ledger can rank it."""
+    """What the trial function returned, checked to be a record of this trial that the ledger can rank."""
     if not isinstance(record, TrialRecord):
         raise TypeError(f"a trial function must return a `TrialRecord`, but returned {type(record).__name__}")
     if record.number != assignment.number:

@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic replacement, advisory locks that die with their process, bytes on disk."""
+"""Atomic replacement of files, advisory locks that the kernel frees when their process dies, and disk usage."""
 
 from __future__ import annotations
 

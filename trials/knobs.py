@@ -1,4 +1,4 @@
-"""Knobs: what the study proposes for a trial, as typed definitions that a campaign file can hold.
+"""Knobs: the hyperparameters that the study proposes, as typed definitions that a campaign file can hold.
 
 A space may be widened or changed between two runs of one study. Optuna alone forbids that for categorical choices;
 see `nas_kd.trials.ledger` for the way out.

@@ -12,7 +12,7 @@ and on its front; the sampler no longer learns from them. In the stored study, f
 definition became incompatible goes on as `NAME~2`, `NAME~3`, ...; the plain knobs stand in the attribute `knobs`.
 
 **States.** complete -> COMPLETE with values; stopped -> PRUNED without values, so that a low rung never enters a
-sampler as final; failed -> FAIL; proposed and not told -> RUNNING; queued -> WAITING, and if it was withdrawn with the
+sampler as final; failed -> FAIL; proposed and not recorded yet -> RUNNING; queued -> WAITING, and if withdrawn with the
 attribute `withdrawn`, since Optuna deletes nothing.
 """
 
@@ -51,7 +51,7 @@ _FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
 
 @dataclass(frozen=True)
 class ProposedTrial:
-    """What a trial shall run with; without a `seed` of its own, the driver gives it one."""
+    """A trial to run, with its knobs; without a `seed` of its own, the driver derives one."""
 
     number: int
     knobs: Mapping[str, KnobValue]
@@ -159,7 +159,7 @@ class Ledger:
             raise FileNotFoundError(missing) from error
 
     def close(self) -> None:
-        """Let another driver have the run."""
+        """Release the run, so that another driver can open it."""
         self._storage.remove_session()
         if self._lock is not None:
             self._lock.release()
@@ -173,7 +173,7 @@ class Ledger:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the study says of itself: `format`, `metric`, `objectives`, `convention`, `config_hash`, and yours."""
+        """Attributes of the study: `format`, `metric`, `objectives`, `convention`, `config_hash`, and others."""
         return dict(self._storage.get_study_user_attrs(self._study_id))
 
     def set_metadata(self, key: str, value: Any) -> None:
@@ -193,7 +193,7 @@ class Ledger:
         return number + (sum(map(_is_queued, self._trials())) if "queued" in states else 0)
 
     def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> ProposedTrial:
-        """Propose the next trial and write it down as running. Queued trials come first.
+        """Propose the next trial and record it as running. Queued trials come first.
 
         The proposal is a function of the seed, its number, and what the ledger holds; of nothing else.
 
@@ -262,7 +262,7 @@ class Ledger:
     def enqueue(
         self, cells: Iterable[Mapping[str, KnobValue]], space: KnobSpace, *, seed: int | None = None
     ) -> list[int]:
-        """Queue trials, in order; they are proposed before anything that the sampler would like.
+        """Queue trials, in order; they are proposed before anything from the sampler.
 
         Each is one durable write: 500 take 2 s, or 5 ms if known.
 
@@ -305,7 +305,7 @@ class Ledger:
             return [numbers[_key(values, seed)] for values in wanted]
 
     def withdraw(self, keep: Collection[int]) -> int:
-        """Let queued trials go that nobody wants any more; queued again, they come back under their numbers.
+        """Withdraw queued trials that are not wanted any more; queued again, they return under their numbers.
 
         Args:
             keep: Numbers of the trials that stay queued.
@@ -335,13 +335,13 @@ class Ledger:
         return found
 
     def tell(self, record: TrialRecord) -> bool:
-        """Write down how a trial ended.
+        """Record how a trial ended.
 
         Returns:
-            Whether this was news: telling the same record again is fine and changes nothing.
+            Whether the record is new: recording the same one again is allowed and changes nothing.
 
         Raises:
-            ValueError: There is no such trial, it was told differently before, or a complete record lacks an
+            ValueError: There is no such trial, it is already recorded otherwise, or a complete record lacks an
                 objective or names another metric.
         """
         with self._driving():
@@ -365,7 +365,7 @@ class Ledger:
             return True
 
     def running(self) -> list[ProposedTrial]:
-        """Trials proposed and not told. After a crash, run them again under their numbers."""
+        """Trials that were proposed and are not recorded yet. After a crash, run them again under their numbers."""
         return [
             ProposedTrial(trial.number, dict(trial.user_attrs["knobs"]), trial.user_attrs.get("seed"))
             for trial in self._trials()
@@ -373,7 +373,7 @@ class Ledger:
         ]
 
     def records(self) -> list[TrialRecord]:
-        """The records of all trials that were told, by number."""
+        """The records of all trials that have ended, by number."""
         return [
             TrialRecord.from_json(json.dumps(trial.user_attrs["record"]))
             for trial in self._trials()

@@ -1,4 +1,4 @@
-"""What a study ranks by: two objectives or more, read from a record by name."""
+"""The objectives of a study, two or more, read from a record by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user sees while a campaign runs: a live table on a terminal, one plain line an event elsewhere."""
+"""Progress of a campaign: a live table on a terminal, one plain line an event elsewhere."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Progress:
             self._console.print(Text(line), soft_wrap=True)
 
     def _is_news(self, event: Event) -> bool:
-        """Whether a plain log gets a line: of progress, the first report of each quarter, and whatever has values."""
+        """Whether a plain log gets a line: of progress, the first report of each quarter and all with values."""
         if event.kind != "progress" or event.number is None or event.fraction is None or event.values is not None:
             return True
         quarter = int(event.fraction * 4)

@@ -1,4 +1,4 @@
-"""What one finished trial says: the only thing that leaves a trial, and the only thing that analysis reads."""
+"""The record of a finished trial: the only output of a trial, and the only input of the analysis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FinalState = Literal["complete", "failed", "stopped"]
 Stage = Literal["teacher", "gated", "derived", "retrained"]
 Split = Literal["val", "test"]
 
-# A student is judged by its last stage; the teacher's own figures are beside the point.
+# A student is judged by its last stage; the teacher's metrics do not count.
 STAGES_OF_A_STUDENT: tuple[Stage, ...] = ("retrained", "derived", "gated")
 
 # What the cost of a stream has beside its amortised FLOPs: all of them, or for other students none.
@@ -101,7 +101,7 @@ class Cost(BaseModel):
 
     @property
     def worst_frame_flops(self) -> int | None:
-        """FLOPs of a stream's dearest frame, normally the key frame, which also computes what deltas refer to.
+        """FLOPs of a stream's most expensive frame, normally the key frame, which also computes what deltas refer to.
 
         None for a student that is no stream.
         """

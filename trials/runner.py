@@ -1,9 +1,9 @@
-"""Run a campaign: trials until the ledger holds as many as wanted, whatever happens to them.
+"""Run a campaign: trials are started until the ledger holds as many as wanted, failed ones included.
 
 The order of events is what makes a campaign survive: a proposal is in the ledger before its trial starts; a record is
-in the trial's folder, on disk, before it is told to the ledger; it is told before it is announced. So after `kill -9`
-at any moment the same command goes on: finished trials are not run again, and one that was running starts under its
-number, in its folder, from its checkpoint.
+in the trial's folder, on disk, before it is added to the ledger; it is in the ledger before it is announced. So after
+`kill -9` at any moment the same command goes on: finished trials are not run again, and one that was running starts
+under its number, in its folder, from its checkpoint.
 """
 
 from __future__ import annotations

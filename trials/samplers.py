@@ -1,4 +1,4 @@
-"""The samplers of a study by name, and one of ours.
+"""The samplers of a study by name, with a mutation sampler beside those of Optuna.
 
 `mutation` is here because it is competitive on NAS-Bench-Macro (6,561 trained nets; median hypervolume regret over 10
 seeds at 400 unique evaluations: mutation .0003, TPE .0005, NSGA-II with a population of 20 .0021, of 50 .0171, random

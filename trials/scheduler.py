@@ -4,7 +4,7 @@ Successive halving in its asynchronous form (Li et al., "A System for Massively 
 2020, algorithm 2), where the order is the non-dominated rank instead of a single loss, after Salinas et al., "A
 multi-objective perspective on jointly tuning hardware and hyperparameters", 2021. Deviation: ranks are never split.
 Who is not dominated at a rung goes on, however many they are; a cheap student is not stopped for being less accurate
-than a dear one.
+than an expensive one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bridge from Ray Tune to the ledger: a searcher and a scheduler without any state of their own.
 
 Ray's own Optuna searcher tells trials that were stopped early as complete, cannot warm start several objectives, and
-keeps its state in a pickle. Here Tune only executes: it asks the driver for trials and hands back what comes of them.
+keeps its state in a pickle. Here Tune only executes: it takes trials from the driver and returns reports and records.
 
 This module imports Ray; `import nas_kd.trials` does not.
 """
@@ -40,7 +40,7 @@ class LedgerSearcher(Searcher):
         self._max_failures = max_failures
         self._assignments: dict[str, Assignment] = {}
         self.reasons: dict[str, str] = {}
-        """Why a trial could not go on, by Tune's id; the scheduler sees errors, the searcher is told of them."""
+        """Why a trial could not go on, by Tune's id; only the scheduler sees the errors themselves."""
 
     def assignment(self, trial_id: str) -> Assignment:
         """The assignment behind one of Tune's trials."""

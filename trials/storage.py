@@ -12,11 +12,11 @@ writes them (one proposal, one record, one state), Optuna 5.0:
     ================  ==================  =================  ==================
 
 Both survive `kill -9`: a campaign whose driver was killed at random moments, 25 times within 260 trials on the journal
-and 56 times within 90 on SQLite, lost and repeated nothing that had been told. The journal does so only with the two
-repairs below, since Optuna's own
+and 56 times within 90 on SQLite, lost and repeated nothing that had been recorded. The journal does so only with the
+two repairs below, since Optuna's own
 
-- keeps its lock as a link in the folder, which a killed process leaves behind and the next one waits on for 30 s. Ours
-  is an `flock`, which the kernel drops;
+- keeps its lock as a link in the folder, which a killed process leaves behind and the next one waits on for 30 s. Here
+  it is an `flock`, which the kernel drops;
 - cannot be read any more once a line was cut off by a crash and another one appended to it. `repair_journal` cuts
   such a tail away when a driver opens the run; what is cut was never acknowledged to anybody.
 """
