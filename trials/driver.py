@@ -14,6 +14,7 @@ from nas_kd.trials.events import Event, EventKind, OnEvent
 from nas_kd.trials.execution import Assignment
 from nas_kd.trials.files import remove_checkpoints
 from nas_kd.trials.knobs import KnobSpace
+from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger, ProposedTrial
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed
@@ -40,6 +41,7 @@ class Driver:
         run_dir: Path,
         seed: int,
         sampler: str = "tpe",
+        known_costs: KnownCosts | None = None,
         scheduler: RungScheduler | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
@@ -53,6 +55,7 @@ class Driver:
         self._run_dir = run_dir.resolve()
         self._seed = seed
         self._sampler = sampler
+        self._known_costs = known_costs
         self._scheduler = scheduler
         self._on_event = on_event
         self._live: dict[int, Assignment] = {}
@@ -101,7 +104,10 @@ class Driver:
         if self._left_running:
             assignment, kind = self._left_running.popleft(), "continued"
         elif self.has_work():
-            assignment = self._assign(self.ledger.ask(self._space, sampler=self._sampler, seed=self._seed))
+            proposal = self.ledger.ask(
+                self._space, sampler=self._sampler, seed=self._seed, known_costs=self._known_costs
+            )
+            assignment = self._assign(proposal)
         else:
             return None
         self._live[assignment.number] = assignment

@@ -33,6 +33,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.files import FileLock
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
+from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
@@ -192,7 +193,9 @@ class Ledger:
         number = self._storage.get_n_trials(self._study_id, state=others) if others else 0
         return number + (sum(map(_is_queued, self._trials())) if "queued" in states else 0)
 
-    def ask(self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0) -> ProposedTrial:
+    def ask(
+        self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0, known_costs: KnownCosts | None = None
+    ) -> ProposedTrial:
         """Propose the next trial and record it as running. Queued trials come first.
 
         The proposal is a function of the seed, its number, and what the ledger holds; of nothing else.
@@ -201,6 +204,7 @@ class Ledger:
             space: The knobs; they may differ from those of earlier trials.
             sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
             seed: The campaign's.
+            known_costs: What is known of a trial from its knobs, for samplers that can use it.
 
         Raises:
             ValueError: A queued trial has values that the space does not hold.
@@ -213,7 +217,7 @@ class Ledger:
             number = len(trials) if waiting is None else waiting.number
             distributions = to_distributions(space)
             view = self._view(trials, space)
-            view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions)
+            view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs)
             asked = view.ask(distributions)
             assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
             proposed = view.get_trials(deepcopy=False)[number]

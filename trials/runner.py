@@ -20,6 +20,7 @@ from nas_kd.trials.events import OnEvent
 from nas_kd.trials.files import bytes_on_disk
 from nas_kd.trials.inline import run_inline
 from nas_kd.trials.knobs import KnobSpace
+from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.scheduler import RungScheduler
@@ -83,6 +84,7 @@ def run_trials(
     resources: Resources | None = None,
     seed: int = 0,
     sampler: str = "tpe",
+    known_costs: KnownCosts | None = None,
     scheduler: RungScheduler | None = None,
     on_event: OnEvent | None = None,
 ) -> Summary:
@@ -97,6 +99,7 @@ def run_trials(
         resources: Where trials run and what each may use; by default one CPU core a trial, on Ray.
         seed: With one trial at a time, the same seed gives the same proposals, resumed or not.
         sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
+        known_costs: What is known of a trial from its knobs, for samplers that can use it.
         scheduler: Stops trials early; by default none is.
         on_event: Called with everything that happens, in this process.
 
@@ -115,6 +118,7 @@ def run_trials(
         run_dir=run_dir,
         seed=seed,
         sampler=sampler,
+        known_costs=known_costs,
         scheduler=scheduler,
         on_event=on_event,
     )

@@ -25,8 +25,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.dominance import front
+from nas_kd.trials.known_costs import KnownCosts
 
-SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
+SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution], KnownCosts | None], BaseSampler]
 
 _NUM_TRIES = 100  # mutations tried for a proposal that nobody has had, before a duplicate is let through
 
@@ -184,20 +185,23 @@ def _from_unit(distribution: BaseDistribution, unit: float) -> Any:
 
 SAMPLERS: Mapping[str, SamplerBuilder] = {
     # `constant_liar` counts running trials as bad, so that parallel proposals keep apart.
-    "tpe": lambda seed, space: TPESampler(multivariate=True, constant_liar=True, seed=seed),
-    "nsga2": lambda seed, space: NSGAIISampler(population_size=20, seed=seed),
-    "random": lambda seed, space: RandomSampler(seed=seed),
-    "mutation": lambda seed, space: MutationSampler(seed, space),
+    "tpe": lambda seed, space, known_costs: TPESampler(multivariate=True, constant_liar=True, seed=seed),
+    "nsga2": lambda seed, space, known_costs: NSGAIISampler(population_size=20, seed=seed),
+    "random": lambda seed, space, known_costs: RandomSampler(seed=seed),
+    "mutation": lambda seed, space, known_costs: MutationSampler(seed, space),
 }
 
 
-def build_sampler(name: str, seed: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+def build_sampler(
+    name: str, seed: int, space: Mapping[str, BaseDistribution], known_costs: KnownCosts | None = None
+) -> BaseSampler:
     """A sampler by its name in `SAMPLERS`.
 
     Args:
         name: `tpe` (the default of campaigns), `nsga2`, `random` or `mutation`.
         seed: Seeds its draws; see `proposal_seed`.
         space: All knobs, as distributions.
+        known_costs: What is known of a trial from its knobs. The samplers that come with Optuna make no use of it.
 
     Raises:
         ValueError: There is no sampler of that name.
@@ -205,7 +209,7 @@ def build_sampler(name: str, seed: int, space: Mapping[str, BaseDistribution]) -
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose from {', '.join(SAMPLERS)}")
     with quiet_optuna():
-        return SAMPLERS[name](seed, space)
+        return SAMPLERS[name](seed, space, known_costs)
 
 
 def proposal_seed(seed: int, number: int) -> int:

@@ -1,0 +1,52 @@
+"""What a campaign knows of a trial before it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas_kd.trials.record import KnobValue
+
+Knobs = Mapping[str, KnobValue]
+
+
+@dataclass(frozen=True)
+class KnownCosts:
+    """What is known of a trial from its knobs alone, for samplers that can use it.
+
+    The functions are called for some hundreds of candidates a proposal, each with values of all knobs of the space.
+    Below 0.1 ms a call they go unnoticed. They must be deterministic, and they stay in the process of the driver.
+
+    Attributes:
+        cost: knobs -> the exact value of the study's second objective, in its unit. It must be finite.
+        canonical: knobs -> the same knobs with a fixed value wherever a choice has no effect, so that equal nets have
+            equal knobs. It is idempotent and does not change the cost.
+        prior: knobs -> a guess of the first objective, in its unit, for example the accuracy with inherited weights.
+            Only a linear relation to the result is assumed, so its scale and offset may be wrong.
+        sample: draws knobs at random, by preference some within the range of costs; without it they are uniform.
+        min_cost: cheapest trial that may be proposed.
+        max_cost: most expensive trial that may be proposed.
+
+    Raises:
+        ValueError: `min_cost <= max_cost` does not hold.
+    """
+
+    cost: Callable[[Knobs], float]
+    canonical: Callable[[Knobs], Knobs] | None = None
+    prior: Callable[[Knobs], float] | None = None
+    sample: Callable[[np.random.Generator], Knobs] | None = None
+    min_cost: float = -math.inf
+    max_cost: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.min_cost <= self.max_cost:
+            raise ValueError(
+                f"`min_cost <= max_cost` must hold, but got min_cost={self.min_cost}, max_cost={self.max_cost}"
+            )
+
+    def allows(self, cost: float) -> bool:
+        """Whether a trial of this cost may be proposed."""
+        return self.min_cost <= cost <= self.max_cost
