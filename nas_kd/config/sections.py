@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -14,27 +13,15 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import explain
+from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 
-_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
 
 def parse_flops(value: Any) -> Any:
-    """`12.5M` -> 12500000; numbers pass through. Suffixes k, M, G, T are powers of 1000.
-
-    Raises:
-        ValueError: the text is no number with such a suffix.
-    """
-    if isinstance(value, bool):
-        raise ValueError(f"FLOPs must be a number such as 12.5M, but got {str(value).lower()}")
-    if not isinstance(value, str):
-        return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
-    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
-    if match is None:
-        raise ValueError(f"FLOPs must be a number such as 12.5M (suffixes k, M, G, T), but got {value!r}")
-    return round(float(match[1]) * _SUFFIX[match[2].lower()])
+    """`12.5M` -> 12500000, see `parse_size`."""
+    return parse_size(value, "FLOPs", "12.5M")
 
 
 Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]

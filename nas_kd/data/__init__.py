@@ -34,6 +34,7 @@ from nas_kd.data.sequences import load_sequences
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
 from nas_kd.data.table import UnusableRowsError
+from nas_kd.data.views import Views
 from nas_kd.data.youtube8m import YouTube8MConfig, load_youtube8m
 
 DataConfig = Annotated[
@@ -86,6 +87,7 @@ __all__ = [
     "Splits",
     "Subset",
     "UnusableRowsError",
+    "Views",
     "YouTube8MConfig",
     "augment_batch",
     "check_sample",

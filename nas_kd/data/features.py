@@ -24,6 +24,7 @@ from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError, sample_positions
+from nas_kd.data.fingerprint import hash_of_files
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
 from nas_kd.data.source import SourceConfig
@@ -150,6 +151,12 @@ class FeaturesDataset:
         self._deviation = deviation
         self._files = ArrayFiles()
         self.labels = [classes[0] for classes in self._classes]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files, with the order of the items, and with how they are changed."""
+        places = [(row.array, row.row, row.line) for row in self.rows]
+        return hash_of_files((row.path for row in self.rows), places, self.frames, self.dtype, self.config)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -98,6 +98,11 @@ class FolderDataset:
         self.labels = [number[row.label] for row in self.rows]
         self._decoder = _Decoder(config)
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files and their order; the key of a row has the size and the time of change of its file."""
+        return " ".join(row.key for row in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -18,10 +18,15 @@ def take_frames(batch: Batch, picks: Tensor) -> Batch:
     """The batch with some of its frames.
 
     Args:
-        batch: of clips; keys without frames pass through.
+        batch: of clips, or of frames that were taken out of clips; keys without frames pass through.
         picks: (N, k) indices of the frames of each clip.
+
+    Returns:
+        The batch, with `position`, int64 (N, k): where in its clip each frame was.
     """
     taken = dict(batch)
+    known = batch.get("position")
+    taken["position"] = picks if known is None else known.gather(1, picks.to(known.device))
     for key in batch:
         if key in FRAME_KEYS or key.startswith("map."):
             dim = FRAME_KEYS.get(key, 1)

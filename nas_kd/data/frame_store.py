@@ -73,6 +73,11 @@ class FrameStore:
         ]
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with the files and with their order."""
+        return " ".join(self._keys)
+
+    @property
     def is_held(self) -> bool:
         """Whether the frames are in memory."""
         return self._held is not None

@@ -1,7 +1,8 @@
 """Batches in an order that a restarted training finds again.
 
 The order of epoch e depends on (seed, e) alone, and the augmentation of an item on (seed, e, its index) alone: neither
-on what ran before, nor on the batch size, nor on the number of workers.
+on what ran before, nor on the batch size, nor on the number of workers. With a stated number of views (see `views`),
+which of them an epoch shows depends on the same three.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch, check_augment
+from nas_kd.data.augment import Augment, Batch, augment_batch, check_augment
 from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
+from nas_kd.data.views import Views, draws_of
 
 _RESIDENT_BYTES = 2 * 2**30
 """Sets up to this size are copied to an accelerator once, instead of batch by batch."""
 
-_ORDER, _AUGMENT = 0, 1  # one generator each for the order and the augmentation of an epoch
+_ORDER = 0  # the stream of random numbers of the order; `views` has the others
 
 
 class ClipLoader:
@@ -35,7 +37,8 @@ class ClipLoader:
         batch_size: Items a batch; the last batch may be smaller.
         seed: Decides order and augmentation, ≥ 0.
         shuffle: Whether the items change order each epoch.
-        augment: "none", "flip" or "flip+crop", see `augment_batch`.
+        augment: "none", "flip" or "flip+crop", see `augment_batch`: another version of an item in each epoch. Or
+            `Views`: one of a stated number of versions in each epoch, and `view`, int64 [B], says which.
         drop_last: Leave out a last batch that is not full.
         device: Where batches go; augmentation happens there.
         num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
@@ -53,13 +56,15 @@ class ClipLoader:
         *,
         seed: int = 0,
         shuffle: bool = False,
-        augment: Augment = "none",
+        augment: Augment | Views = "none",
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
     ) -> None:
-        check_augment(augment)
+        self.views = augment if isinstance(augment, Views) else None
+        self.augment: Augment = augment.augment if isinstance(augment, Views) else augment
+        check_augment(self.augment)
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, but it is {batch_size}")
         if len(dataset) == 0:
@@ -72,7 +77,6 @@ class ClipLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        self.augment: Augment = augment
         self.drop_last = drop_last
         self.device = torch.device(device)
         self.num_workers = num_workers
@@ -80,6 +84,8 @@ class ClipLoader:
         self._index = (
             np.asarray(dataset.indices, dtype=np.int64) if isinstance(dataset, Subset) else np.arange(len(dataset))
         )
+        self._num_items = int(self._index.max()) + 1
+        self._view_draws = np.empty((0, 0, 0), np.float32) if self.views is None else self.views.draws(self._num_items)
         self._resident: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -98,15 +104,19 @@ class ClipLoader:
             order = np.random.default_rng((self.seed, epoch, _ORDER)).permutation(order)
         rows = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         rows = rows[: len(self)]
-        # Row r of the table is the same however many rows follow, so an item's draws depend on its index alone.
-        table = np.random.default_rng((self.seed, epoch, _AUGMENT)).random(
-            (int(self._index.max()) + 1, NUM_DRAWS) if self.augment != "none" else (0, NUM_DRAWS), dtype=np.float32
-        )
+        if self.views is None:  # another version of each item in every epoch
+            view = np.zeros(self._num_items, dtype=np.int64)
+            draws = draws_of(self.seed, epoch, self._num_items if self.augment != "none" else 0)[None]
+        else:
+            view, draws = self.views.choose(self.seed, epoch, self._num_items), self._view_draws
         for positions, batch in zip(rows, self._read(rows), strict=True):
             index = self._index[positions]
             if self.augment != "none":
-                batch = augment_batch(batch, self.augment, torch.from_numpy(table[index]).to(self.device))
+                chosen = torch.from_numpy(draws[view[index], index])
+                batch = augment_batch(batch, self.augment, chosen.to(self.device))
             batch["index"] = torch.from_numpy(index).to(self.device)
+            if self.views is not None:
+                batch["view"] = torch.from_numpy(view[index]).to(self.device)
             yield batch
 
     def _read(self, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:

@@ -78,6 +78,11 @@ class WindowDataset:
         # Held boxes are a few bytes a frame, and finding them is slower than everything else about an item.
         self._boxes = _boxes(store.read(0, len(store.frames))[1], config) if config.boxes and store.is_held else None
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files of the frames and with the windows."""
+        return f"{self.store.fingerprint} {self.config.frames} {self.starts}"
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -110,6 +115,11 @@ class CameraDataset:
         self.camera = camera
         self.labels = [0] * (len(store.frames) * camera.clips_per_image)
         self._split_number = SPLITS.index(split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files of the frames and with the camera."""
+        return f"{self.store.fingerprint} {self.config.frames} {self.camera!r}"
 
     def __len__(self) -> int:
         return len(self.labels)

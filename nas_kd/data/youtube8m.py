@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
+from nas_kd.data.fingerprint import hash_of_files
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
@@ -141,6 +142,12 @@ class RecordDataset:
         self.use = tuple(use)
         self.frames = frames
         self.labels = [item.label for item in self.items]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files and with the order of the records."""
+        places = [item.offset for item in self.items]
+        return hash_of_files((item.path for item in self.items), places, self.use, self.frames)
 
     def __len__(self) -> int:
         return len(self.items)

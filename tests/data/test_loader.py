@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nas_kd.data import ClipLoader, DataError, MemoryDataset, Subset, augment_batch, normalize
+from nas_kd.data import ClipLoader, DataError, MemoryDataset, Subset, Views, augment_batch, normalize
 from nas_kd.data.augment import NUM_DRAWS
 
 
@@ -73,6 +73,45 @@ def test_augmentation_follows_the_index_and_not_the_batch():
     some = next(ClipLoader(part, 3, seed=3, augment="flip+crop").epoch(1))
     assert some["index"].tolist() == [7, 2, 5]
     assert torch.equal(some["clip"], whole["clip"][[7, 2, 5]])
+
+
+def test_an_item_has_as_many_views_as_are_stated_and_all_trainings_share_them():
+    views = Views("flip+crop", seed=5, count=3)
+    base, seen = make_set(), {}
+    for seed, dataset in ((0, base), (1, Subset(base, [7, 2, 5]))):
+        loader = ClipLoader(dataset, 2, seed=seed, shuffle=True, augment=views)
+        for epoch in range(12):
+            for batch in loader.epoch(epoch):
+                for index, view, clip in zip(batch["index"], batch["view"], batch["clip"], strict=True):
+                    known = seen.setdefault((int(index), int(view)), clip)
+                    assert torch.equal(known, clip)
+    assert (
+        {(item, view) for item in (2, 5, 7) for view in range(3)}
+        <= set(seen)
+        <= {(item, view) for item in range(10) for view in range(3)}
+    )
+    raw = next(ClipLoader(base, 10).epoch(0))
+    for view in range(3):
+        shown = views.show(raw, view, len(base))
+        assert shown["view"].tolist() == [view] * 10
+        assert all(torch.equal(shown["clip"][item], seen[item, view]) for item in (2, 5, 7))
+    assert not torch.equal(seen[2, 0], seen[2, 1])
+    other = Views("flip+crop", seed=6, count=3).show(raw, 0, len(base))
+    assert not torch.equal(other["clip"], views.show(raw, 0, len(base))["clip"])
+
+
+def test_views_are_drawn_anew_in_each_epoch_and_alike_after_a_restart():
+    loader = ClipLoader(make_set(300), 300, seed=1, augment=Views("flip", seed=5, count=4))
+    first, second = (next(loader.epoch(epoch))["view"] for epoch in (0, 1))
+    assert torch.equal(next(loader.epoch(1))["view"], second)
+    assert torch.bincount(first, minlength=4).min() > 50
+    assert 150 < int((first != second).sum()) < 290  # three quarters of them change
+    still = next(ClipLoader(make_set(), 10, augment=Views("none", seed=5, count=1)).epoch(3))
+    assert still["view"].tolist() == [0] * 10
+    assert torch.equal(still["clip"], make_set().tensors["clip"])
+    for augment, count in (("none", 2), ("flip", 0)):
+        with pytest.raises(DataError, match="number of views must be at least 1"):
+            Views(augment, seed=0, count=count)
 
 
 def test_index_of_a_subset_is_that_of_its_base():

@@ -1,0 +1,83 @@
+"""What tells a data set from another one: the content of its items, in their order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas_kd.data.sample import ClipDataset, MemoryDataset
+
+NUM_SAMPLES = 16
+"""Items of a set that is not in memory whose content is read."""
+
+
+def fingerprint(dataset: ClipDataset, key: str) -> str:
+    """A hash that changes with what nets see of the items and with their order.
+
+    Of a set in memory all content counts. Of others, a string named `fingerprint` on the data set, where there is one,
+    which stands for all items (those of this package have the sizes and times of their files in it), and the content
+    of a few items, evenly spaced.
+
+    Args:
+        dataset: What is read; not a subset.
+        key: Of the sample, what nets see.
+    """
+    digest = hashlib.sha256(f"{len(dataset)} {key}\n".encode())
+    if isinstance(dataset, MemoryDataset):
+        _add(digest, dataset.tensors[key])
+        return digest.hexdigest()
+    digest.update(str(getattr(dataset, "fingerprint", "")).encode())
+    for index in spread(len(dataset), NUM_SAMPLES):
+        _add(digest, dataset[index][key])
+    return digest.hexdigest()
+
+
+def changing_item(dataset: ClipDataset, key: str) -> int | None:
+    """An item that differs when it is read twice, such as a random window of a video; None where none was found.
+
+    Args:
+        dataset: Of which a few items are read.
+        key: Of the sample, what nets see.
+    """
+    if isinstance(dataset, MemoryDataset):
+        return None
+    for index in spread(len(dataset), NUM_SAMPLES):
+        first, second = dataset[index][key].clone(), dataset[index][key]
+        if not torch.equal(first, second):
+            return index
+    return None
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` positions of a list of that length, evenly spaced, with both ends."""
+    return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length))})
+
+
+def hash_of_files(paths: Iterable[Path], *settings: object) -> str:
+    """A hash of the names, sizes and times of change of files, and of how they are read.
+
+    Args:
+        paths: Of files, in the order of the items; one that is named again counts again.
+        settings: Everything else that decides the items.
+
+    Raises:
+        OSError: A file is missing.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    known: dict[Path, str] = {}
+    for path in paths:
+        if path not in known:
+            stat = path.stat()
+            known[path] = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n"
+        digest.update(known[path].encode())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, value: Tensor) -> None:
+    digest.update(f"{tuple(value.shape)} {value.dtype}\n".encode())
+    digest.update(np.ascontiguousarray(value.numpy()).data)

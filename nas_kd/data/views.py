@@ -1,0 +1,99 @@
+"""Augmented views of items: a stated number of each, the same ones in every training of a campaign.
+
+A training that augments without end sees another version of an item in every epoch, so a teacher's outputs cannot be
+kept. With a stated number of views it sees one of them in each epoch, and the teacher's outputs for each are computed
+once. View v of item i depends on the seed, v and i alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch, check_augment
+from nas_kd.data.sample import DataError
+
+_AUGMENT = 1  # the stream of random numbers that augments; 0 is that of the order of items
+_CHOICE = 2  # the stream that says which view of an item an epoch shows
+
+
+@dataclass(frozen=True)
+class Views:
+    """The augmented views that there are of each item.
+
+    Attributes:
+        augment: "none", "flip" or "flip+crop"; "none" has one view.
+        seed: Of the campaign, ≥ 0: all its trainings share the views.
+        count: How many there are of each item, ≥ 1.
+
+    Raises:
+        DataError: An unknown augmentation, or a count that cannot be.
+    """
+
+    augment: Augment
+    seed: int
+    count: int
+
+    def __post_init__(self) -> None:
+        check_augment(self.augment)
+        if self.count < 1 or (self.augment == "none" and self.count > 1):
+            raise DataError(
+                f"the number of views must be at least 1, and 1 where nothing is augmented, but it is {self.count} "
+                f"with augment: {self.augment}"
+            )
+
+    def choose(self, seed: int, epoch: int, num_items: int) -> npt.NDArray[np.int64]:
+        """Which view of each item an epoch shows: [num_items], equally likely, drawn anew in every epoch.
+
+        Args:
+            seed: Of the training.
+            epoch: Number of the epoch.
+            num_items: Of the data set; the choice for an item does not depend on it.
+        """
+        draws = draws_of(seed, epoch, num_items, stream=_CHOICE, width=1)[:, 0]
+        return (draws.astype(np.float64) * self.count).astype(np.int64)
+
+    def draws(self, num_items: int) -> npt.NDArray[np.float32]:
+        """The random numbers of all views, [count, num_items, NUM_DRAWS]; empty where nothing is augmented."""
+        if self.augment == "none":
+            return np.empty((1, num_items, 0), dtype=np.float32)
+        return np.stack([draws_of(self.seed, view, num_items) for view in range(self.count)])
+
+    def show(self, batch: Batch, view: int, num_items: int) -> Batch:
+        """One view of a batch.
+
+        Args:
+            batch: With the `index` of each item, not augmented.
+            view: Which one.
+            num_items: Of the data set.
+
+        Returns:
+            The batch as a loader with these views gives it, with `view`, int64 [B].
+        """
+        index = batch["index"]
+        if self.augment == "none":
+            shown = dict(batch)
+        else:
+            draws = torch.from_numpy(draws_of(self.seed, view, num_items)[index.cpu().numpy()])
+            shown = augment_batch(batch, self.augment, draws.to(index.device))
+        return {**shown, "view": torch.full_like(index, view)}
+
+
+def draws_of(
+    seed: int, number: int, num_items: int, *, stream: int = _AUGMENT, width: int = NUM_DRAWS
+) -> npt.NDArray[np.float32]:
+    """Uniform random numbers in [0, 1) for each item, [num_items, width].
+
+    Row i is the same however many rows follow, so what is drawn for an item depends on its index alone.
+
+    Args:
+        seed: Of a training, or of the views of a campaign.
+        number: Of the epoch, or of the view.
+        num_items: How many rows.
+        stream: Which of the independent streams of a seed.
+        width: Numbers an item.
+    """
+    return np.random.default_rng((seed, number, stream)).random((num_items, width), dtype=np.float32)

@@ -1,0 +1,29 @@
+"""Large numbers as people write them: `12.5M`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_size(value: Any, what: str, example: str) -> Any:
+    """`12.5M` -> 12500000; numbers pass through. Suffixes k, M, G, T are powers of 1000.
+
+    Args:
+        value: of a campaign file.
+        what: it counts, for the message.
+        example: of such a number.
+
+    Raises:
+        ValueError: the text is no number with such a suffix.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{what} must be a number such as {example}, but got {str(value).lower()}")
+    if not isinstance(value, str):
+        return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
+    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
+    if match is None:
+        raise ValueError(f"{what} must be a number such as {example} (suffixes k, M, G, T), but got {value!r}")
+    return round(float(match[1]) * _FACTORS[match[2].lower()])

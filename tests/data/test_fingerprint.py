@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nas_kd.data import FolderConfig, MemoryDataset
+from nas_kd.data.fingerprint import changing_item, fingerprint, spread
+
+
+def items(**changes: object) -> MemoryDataset:
+    clip = torch.arange(40 * 3 * 2 * 4 * 4, dtype=torch.int64).reshape(40, 3, 2, 4, 4).to(torch.uint8)
+    return MemoryDataset({"clip": clip, "label": torch.zeros(40, dtype=torch.int64), **changes})
+
+
+def test_content_and_order_of_a_set_in_memory_count_and_labels_do_not() -> None:
+    base = items()
+    clip = base.tensors["clip"]
+    same = [items(), items(label=torch.ones(40, dtype=torch.int64))]
+    one_byte = clip.clone()
+    one_byte[17, 1, 1, 2, 3] ^= 1
+    others = [items(clip=one_byte), items(clip=clip.roll(1, 0)), items(clip=clip.mT), items(clip=clip[:, :, :1])]
+    assert {fingerprint(dataset, "clip") for dataset in same} == {fingerprint(base, "clip")}
+    assert len({fingerprint(dataset, "clip") for dataset in (base, *others)}) == 5
+
+
+def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for number in range(24):
+        pixels = np.full((4, 4, 3), 10 * number, np.uint8)
+        split = ("train", "val", "test")[0 if number < 20 else number % 2 + 1]
+        (tmp_path / str(number)).mkdir()
+        Image.fromarray(pixels).save(tmp_path / str(number) / "0.png")
+        lines.append(f"{number},{number % 2},{split}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines) + "\n")
+    config = FolderConfig(root=tmp_path, frames=1, size=4, memory_gb=0, cache_dir=tmp_path / "cache")
+
+    def current() -> str:
+        return fingerprint(config.load(seed=0).weights.base, "clip")
+
+    first = current()
+    assert current() == first
+    lines[2], lines[3] = lines[3], lines[2]
+    table.write_text("\n".join(lines) + "\n")
+    swapped = current()
+    os.utime(tmp_path / "7" / "0.png", ns=(1, 1))  # as another file of the same size
+    assert len({first, swapped, current()}) == 3
+
+
+class Windows:
+    """Items of which one is a random part of its video."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"clip": torch.rand(1) if index == 3 else torch.zeros(1), "label": torch.tensor(0)}
+
+
+def test_items_that_differ_when_they_are_read_again_are_found() -> None:
+    assert changing_item(Windows(), "clip") == 3
+    assert changing_item(items(), "clip") is None
+    assert spread(5, 16) == [0, 1, 2, 3, 4]
+    assert spread(100, 3) == [0, 50, 99]
