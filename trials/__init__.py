@@ -7,6 +7,7 @@ bridge to Ray Tune is `nas_kd.trials.searcher`; it is not imported here, since R
 from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
 from nas_kd.trials.events import Event, OnEvent
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
+from nas_kd.trials.known_cost import KnownCostSampler
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
@@ -31,6 +32,7 @@ __all__ = [
     "Knob",
     "KnobSpace",
     "KnobValue",
+    "KnownCostSampler",
     "KnownCosts",
     "Ledger",
     "Metric",

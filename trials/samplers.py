@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.dominance import front
+from nas_kd.trials.encoding import draw, mutate
+from nas_kd.trials.known_cost import KnownCostSampler
 from nas_kd.trials.known_costs import KnownCosts
 
 SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution], KnownCosts | None], BaseSampler]
@@ -89,9 +90,9 @@ class MutationSampler(BaseSampler):
                 num_mutated = min(len(names), 1 + attempt // 10)
                 for position in self._rng.choice(len(names), size=num_mutated, replace=False):
                     name = names[position]
-                    proposal[name] = _mutate(search_space[name], proposal[name], self._rng)
+                    proposal[name] = mutate(search_space[name], proposal[name], self._rng)
             else:
-                proposal = {name: _draw(search_space[name], self._rng) for name in names}
+                proposal = {name: draw(search_space[name], self._rng) for name in names}
             if _key(proposal, names) not in known:
                 break
         return proposal
@@ -115,72 +116,11 @@ class MutationSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Draw a knob that is not part of the relative search space."""
-        return _draw(param_distribution, self._rng)
+        return draw(param_distribution, self._rng)
 
 
 def _key(params: Mapping[str, Any], names: list[str]) -> tuple[Any, ...]:
     return tuple(params.get(name) for name in names)
-
-
-def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
-    """A random value, uniform on the scale of the distribution."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[rng.integers(len(distribution.choices))]
-    return _from_unit(distribution, float(rng.random()))
-
-
-def _mutate(distribution: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
-    """Another value than `value`, where there is one."""
-    if distribution.single():
-        return value
-    if isinstance(distribution, CategoricalDistribution):
-        index = int(distribution.to_internal_repr(value))
-        other = int(rng.integers(len(distribution.choices) - 1))
-        return distribution.choices[other + (other >= index)]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    for _ in range(_NUM_TRIES):
-        near = rng.random() < 0.5
-        mutated = _neighbour(distribution, value, rng) if near else _draw(distribution, rng)
-        if mutated != value:
-            return mutated
-    return value
-
-
-def _neighbour(distribution: IntDistribution | FloatDistribution, value: float, rng: np.random.Generator) -> Any:
-    sign = 1 if rng.random() < 0.5 else -1
-    if isinstance(distribution, IntDistribution) and not distribution.log:
-        moved = int(value) + sign * distribution.step
-        return moved if distribution.low <= moved <= distribution.high else int(value) - sign * distribution.step
-    # A tenth of the range; reflected at the bounds, so that they are not favoured.
-    unit = abs(_to_unit(distribution, value) + sign * abs(float(rng.normal(0.0, 0.1))))
-    return _from_unit(distribution, 2.0 - unit if unit > 1.0 else unit)
-
-
-def _to_unit(distribution: IntDistribution | FloatDistribution, value: float) -> float:
-    low, high = float(distribution.low), float(distribution.high)
-    if distribution.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
-
-
-def _from_unit(distribution: BaseDistribution, unit: float) -> Any:
-    assert isinstance(distribution, IntDistribution | FloatDistribution), f"no way to draw from {distribution}"
-    unit = min(max(unit, 0.0), 1.0)
-    low, high = float(distribution.low), float(distribution.high)
-    if isinstance(distribution, IntDistribution):
-        if distribution.log:  # half a step on both sides, so that the bounds are as likely as the rest
-            value = math.exp(math.log(low - 0.5) + unit * (math.log(high + 0.5) - math.log(low - 0.5)))
-            return min(max(round(value), distribution.low), distribution.high)
-        num_values = (distribution.high - distribution.low) // distribution.step + 1
-        return distribution.low + distribution.step * min(int(unit * num_values), num_values - 1)
-    if distribution.step is not None:
-        num_values = round((high - low) / distribution.step) + 1
-        return min(low + distribution.step * min(int(unit * num_values), num_values - 1), high)
-    if distribution.log:
-        value = math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
-    else:
-        value = low + unit * (high - low)
-    return min(max(value, low), high)
 
 
 SAMPLERS: Mapping[str, SamplerBuilder] = {
@@ -189,6 +129,7 @@ SAMPLERS: Mapping[str, SamplerBuilder] = {
     "nsga2": lambda seed, space, known_costs: NSGAIISampler(population_size=20, seed=seed),
     "random": lambda seed, space, known_costs: RandomSampler(seed=seed),
     "mutation": lambda seed, space, known_costs: MutationSampler(seed, space),
+    "known_cost": KnownCostSampler,
 }
 
 

@@ -9,7 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from nas_kd.trials import SAMPLERS, MutationSampler, build_sampler
-from nas_kd.trials.samplers import _draw, _mutate, proposal_seed, quiet_optuna
+from nas_kd.trials.encoding import draw, mutate
+from nas_kd.trials.samplers import proposal_seed, quiet_optuna
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "choice": CategoricalDistribution(["a", "b", "c"]),
@@ -30,8 +31,8 @@ def new_study() -> optuna.Study:
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_draws_and_mutations_stay_inside_and_reach_all_of_it(name: str) -> None:
     distribution, rng = DISTRIBUTIONS[name], np.random.default_rng(0)
-    draws = [_draw(distribution, rng) for _ in range(2000)]
-    mutants = [_mutate(distribution, value, rng) for value in draws]
+    draws = [draw(distribution, rng) for _ in range(2000)]
+    mutants = [mutate(distribution, value, rng) for value in draws]
     for value in draws + mutants:
         assert distribution._contains(distribution.to_internal_repr(value))
     if not distribution.single():
@@ -124,7 +125,7 @@ def test_each_sampler_copes_with_failed_stopped_and_running_trials(name: str) ->
 
 
 def test_unknown_sampler_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'cma'; choose from tpe, nsga2, random, mutation"):
+    with pytest.raises(ValueError, match="unknown sampler 'cma'; choose from tpe, nsga2, random, mutation, known_cost"):
         build_sampler("cma", 0, {})
 
 

@@ -1,0 +1,340 @@
+"""The sampler `known_cost`: expected hypervolume improvement of the metric and an exact cost.
+
+The cost of an architecture is known before it is trained. So only the metric is guessed, by a Gaussian process over the
+knobs (`nas_kd.trials.surrogate`), and the trial is proposed whose exact cost and guessed metric promise the largest
+gain of hypervolume (`nas_kd.trials.improvement`). Where nobody knows the costs, a second process learns them.
+
+Candidates are random trials, mutants of the front's members, and mutants of the best candidates. What the study holds
+already, running trials included, is proposed again only when nothing else is found. A part of the proposals is a
+mutant of the front without regard to the process: on a table where the process misleads, the search still moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from nas_kd.trials.dominance import non_dominated_ranks
+from nas_kd.trials.encoding import Encoding, draw
+from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
+from nas_kd.trials.known_costs import KnownCosts
+from nas_kd.trials.surrogate import Points, Surrogate, far_worse
+
+Floats = npt.NDArray[np.float64]
+
+_NUM_STARTUP = 8  # complete trials before the process is used
+_NUM_RANDOM, _NUM_MUTANTS, _NUM_CROSSED = 150, 300, 100
+_NUM_ROUNDS, _NUM_BEST, _NUM_OF_EACH = 2, 6, 12  # rounds of mutating the best candidates
+_FRONT_SHARE = 0.15  # of the proposals, a mutant of the front without regard to the process
+_MAX_LISTED = 512  # spaces up to this size are listed in full
+_MAX_TRIES = 2000  # draws for a trial within the range of costs
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    knobs: dict[str, Any]
+    cost: float  # NaN where unknown
+    prior: float  # NaN where there is none
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the study holds, in the terms of a loss and a cost to be minimized."""
+
+    complete: list[_Candidate]
+    losses: Floats
+    costs: Floats
+    running: list[_Candidate]
+    unsuccessful: list[_Candidate]
+    counts: Mapping[tuple[Any, ...], int]  # how often each key was proposed
+
+
+class KnownCostSampler(BaseSampler):
+    """Propose what promises the largest gain of hypervolume; see the module.
+
+    Args:
+        seed: Seeds the draws.
+        search_space: All knobs.
+        known_costs: What is known of a trial from its knobs; without it costs are learned from the trials.
+    """
+
+    def __init__(
+        self, seed: int, search_space: Mapping[str, BaseDistribution], known_costs: KnownCosts | None = None
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._encoding = Encoding(search_space)
+        self._known = known_costs
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All knobs."""
+        return self._encoding.space
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw a knob that is not part of the search space."""
+        return draw(param_distribution, self._rng)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Propose all knobs at once.
+
+        Raises:
+            ValueError: The study has another number of objectives than two, or no trial has an allowed cost.
+        """
+        if len(study.directions) != 2:
+            raise ValueError(
+                f"the sampler `known_cost` needs two objectives, a metric and a cost, but the study has "
+                f"{len(study.directions)}; choose another sampler"
+            )
+        if not self._encoding.names:
+            return {}
+        fixed = dict(trial.system_attrs.get("fixed_params", {}))
+        told = self._told(study, trial.number)
+        pool = _Pool(self._encoding, self._known, fixed, told.counts, self._rng)
+        return self._propose(told, pool).knobs
+
+    def _told(self, study: optuna.Study, number: int) -> _Told:
+        names = self._encoding.names
+        signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
+        complete, running, unsuccessful = [], [], []
+        values: list[list[float]] = []
+        counts: dict[tuple[Any, ...], int] = {}
+        for other in study.get_trials(deepcopy=False):
+            params = other.params or other.system_attrs.get("fixed_params", {})
+            if other.number == number or not all(name in params for name in names):
+                continue
+            candidate = _candidate({name: params[name] for name in names}, self._known)
+            key = self._encoding.key(candidate.knobs)
+            counts[key] = counts.get(key, 0) + 1
+            if other.state == TrialState.COMPLETE:
+                complete.append(candidate)
+                values.append([sign * value for sign, value in zip(signs, other.values, strict=True)])
+            elif other.state in (TrialState.RUNNING, TrialState.WAITING):
+                running.append(candidate)
+            else:
+                unsuccessful.append(candidate)
+        losses, costs = np.array(values, dtype=np.float64).reshape(-1, 2).T
+        return _Told(complete, losses, costs, running, unsuccessful, counts)
+
+    def _propose(self, told: _Told, pool: _Pool) -> _Candidate:
+        if self._encoding.size() <= _MAX_LISTED:
+            pool.list_all()
+        if len(told.complete) < _NUM_STARTUP:
+            pool.draw(_NUM_RANDOM)
+            return self._spread_out(told, pool) if pool.candidates else pool.repeat()
+        members = self._front(told)
+        if self._rng.random() < _FRONT_SHARE:
+            for num_mutated in (1, 1, 2, 3):
+                pool.mutate(members, num_mutated, 20)
+                if pool.candidates:
+                    return pool.candidates[self._rng.integers(len(pool.candidates))]
+        pool.draw(_NUM_RANDOM)
+        pool.mutate(members, 1, 2 * _NUM_MUTANTS // 3)
+        pool.mutate(members, 2, _NUM_MUTANTS // 3)
+        pool.cross(members, _NUM_CROSSED)
+        if not pool.candidates:
+            return pool.repeat()
+        return self._most_promising(told, pool)
+
+    def _front(self, told: _Told) -> list[_Candidate]:
+        ranks = non_dominated_ranks(np.column_stack([told.losses, told.costs]))
+        return [told.complete[i] for i in np.flatnonzero(ranks == 0)]
+
+    def _spread_out(self, told: _Told, pool: _Pool) -> _Candidate:
+        """The candidate furthest from all trials by knobs and cost; with a prior, of those on the prior's front."""
+        candidates = pool.candidates
+        others = [*told.complete, *told.running, *told.unsuccessful]
+        if self._known is not None and self._known.prior is not None:
+            losses = np.array([[-candidate.prior, candidate.cost] for candidate in candidates])
+            candidates = [candidates[i] for i in np.flatnonzero(non_dominated_ranks(losses) == 0)]
+        if not others:
+            return candidates[self._rng.integers(len(candidates))]
+        everything = self._points([*candidates, *others])
+        rows = np.arange(len(candidates))
+        mine, theirs = everything.take(rows), everything.take(np.arange(len(candidates), len(everything)))
+        num_knobs = max(len(self._encoding.free), 1)
+        distance = sum(
+            (mine.choices[:, column, None] != theirs.choices[None, :, column]) / num_knobs
+            for column in range(mine.choices.shape[1])
+        ) + sum(
+            2.0 * np.abs(mine.numbers[:, column, None] - theirs.numbers[None, :, column]) / num_knobs
+            for column in range(mine.numbers.shape[1])
+        )
+        if mine.known.shape[1]:
+            costs = everything.known[:, 0]
+            spread = max(float(np.ptp(costs)), 1e-12)
+            distance = distance + 2.0 * np.abs(mine.known[:, :1] - theirs.known[None, :, 0]) / spread
+        return candidates[int(np.argmax(np.asarray(distance).min(axis=1)))]
+
+    def _points(self, candidates: Sequence[_Candidate]) -> Points:
+        known = [[] for _ in candidates] if self._known is None else [[_log(c.cost)] for c in candidates]
+        if self._known is not None and self._known.prior is not None:
+            known = [[*row, candidate.prior] for row, candidate in zip(known, candidates, strict=True)]
+        features = np.array(known, dtype=np.float64).reshape(len(candidates), -1)
+        return self._encoding.points([candidate.knobs for candidate in candidates], features)
+
+    def _most_promising(self, told: _Told, pool: _Pool) -> _Candidate:
+        model = _Model(self._points, told, self._known is not None, self._rng)
+        gains = model.gains(pool.candidates)
+        for _ in range(_NUM_ROUNDS):
+            best = [pool.candidates[i] for i in np.argsort(-gains)[:_NUM_BEST]]
+            before = len(pool.candidates)
+            pool.mutate(best, 1, _NUM_BEST * _NUM_OF_EACH)
+            if len(pool.candidates) == before:
+                break
+            gains = np.concatenate([gains, model.gains(pool.candidates[before:])])
+        return pool.candidates[int(np.argmax(gains))]
+
+
+class _Model:
+    """What the trials so far say of candidates."""
+
+    def __init__(self, to_points: Any, told: _Told, costs_known: bool, rng: np.random.Generator) -> None:
+        self._to_points = to_points
+        self._costs_known = costs_known
+        failed = far_worse(told.losses)
+        trained = [candidate for candidate, bad in zip(told.complete, failed, strict=True) if not bad]
+        unsuccessful = [candidate for candidate, bad in zip(told.complete, failed, strict=True) if bad]
+        unsuccessful += told.unsuccessful
+        losses, costs = told.losses[~failed], told.costs[~failed]
+        worst = float(losses.max())
+        points = to_points(trained)
+        self._loss = Surrogate(points, losses, rng)
+        self._cost = None if costs_known else Surrogate(points, costs, rng)
+        if told.running:
+            running = to_points(told.running)
+            losses = np.concatenate([losses, self._loss.believe(running)])
+            believed = (
+                np.array([candidate.cost for candidate in told.running])
+                if self._cost is None
+                else self._cost.believe(running)
+            )
+            costs = np.concatenate([costs, believed])
+        margin = 0.05 * float(np.ptp(costs))
+        reference = (worst, float(costs.max()) + margin)
+        self._strips = strips(losses, costs, reference)
+        self._successful = points
+        self._unsuccessful = to_points(unsuccessful) if unsuccessful else None
+
+    def gains(self, candidates: Sequence[_Candidate]) -> Floats:
+        points = self._to_points(candidates)
+        shortfall = self._loss.scale.expected_shortfall(self._strips.level, *self._loss.predict(points))
+        if self._cost is None:
+            overlap = known_overlap(np.array([candidate.cost for candidate in candidates]), self._strips)
+        else:
+            mean, std = self._cost.predict(points)
+            right = self._cost.scale.expected_shortfall(self._strips.right, mean, std)
+            overlap = right - np.hstack([np.zeros((len(points), 1)), right[:, :-1]])
+        gains = expected_improvement(shortfall, overlap)
+        if self._unsuccessful is not None:
+            good = 1.0 + self._loss.similarity(points, self._successful).sum(axis=1)
+            bad = self._loss.similarity(points, self._unsuccessful).sum(axis=1)
+            gains = gains * good / (good + bad)
+        return gains
+
+
+class _Pool:
+    """Candidates of one proposal: allowed, and neither proposed before nor twice in here."""
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        known: KnownCosts | None,
+        fixed: Mapping[str, Any],
+        counts: Mapping[tuple[Any, ...], int],
+        rng: np.random.Generator,
+    ) -> None:
+        self.candidates: list[_Candidate] = []
+        self._encoding = encoding
+        self._known = known
+        self._fixed = {name: value for name, value in fixed.items() if name in encoding.space}
+        self._counts = counts
+        self._rng = rng
+        self._seen: set[tuple[Any, ...]] = set(counts)
+        self._repeats: dict[tuple[Any, ...], _Candidate] = {}
+
+    def _add(self, knobs: Mapping[str, Any]) -> None:
+        own = {**knobs, **self._fixed}
+        if self._known is not None and self._known.canonical is not None:
+            own = {**own, **self._known.canonical(own), **self._fixed}
+        key = self._encoding.key(own)
+        if key in self._seen:
+            if key in self._counts and key not in self._repeats:
+                candidate = _candidate(own, self._known)
+                if self._known is None or self._known.allows(candidate.cost):
+                    self._repeats[key] = candidate
+            return
+        self._seen.add(key)
+        candidate = _candidate(own, self._known)
+        if self._known is None or self._known.allows(candidate.cost):
+            self.candidates.append(candidate)
+
+    def list_all(self) -> None:
+        """Add the whole space, which must be finite."""
+        rows: list[dict[str, Any]] = [{name: self._encoding.values(name)[0] for name in self._encoding.names}]
+        for name in self._encoding.free:
+            rows = [{**row, name: value} for row in rows for value in self._encoding.values(name)]
+        for row in rows:
+            self._add(row)
+
+    def draw(self, count: int) -> None:
+        """Add random candidates; where few are allowed, it is tried longer until there is one."""
+        for attempt in range(_MAX_TRIES):
+            if attempt >= count and (self.candidates or self._repeats):
+                break
+            sample = None if self._known is None else self._known.sample
+            self._add(self._encoding.draw(self._rng) if sample is None else sample(self._rng))
+
+    def mutate(self, parents: Sequence[_Candidate], num_mutated: int, count: int) -> None:
+        """Add mutants of random parents."""
+        for index in self._rng.integers(len(parents), size=count):
+            self._add(self._encoding.mutant(parents[index].knobs, num_mutated, self._rng))
+
+    def cross(self, parents: Sequence[_Candidate], count: int) -> None:
+        """Add candidates that have each knob from one of two random parents."""
+        names = self._encoding.names
+        for first, second in self._rng.integers(len(parents), size=(count, 2)):
+            if first != second:
+                of_first = self._rng.random(len(names)) < 0.5
+                pair = (parents[second].knobs, parents[first].knobs)
+                self._add({name: pair[int(own)][name] for name, own in zip(names, of_first, strict=True)})
+
+    def repeat(self) -> _Candidate:
+        """One of those that were proposed least often, for a space that is exhausted.
+
+        Raises:
+            ValueError: Nothing has an allowed cost.
+        """
+        if not self._repeats:
+            assert self._known is not None, "without a range of costs each draw is allowed"
+            raise ValueError(
+                f"a trial must cost between {self._known.min_cost:g} and {self._known.max_cost:g}, but none of "
+                f"{_MAX_TRIES} random ones does; widen the range, or change the space"
+            )
+        least = min(self._counts[key] for key in self._repeats)
+        keys = [key for key in self._repeats if self._counts[key] == least]
+        return self._repeats[keys[int(self._rng.integers(len(keys)))]]
+
+
+def _candidate(knobs: dict[str, Any], known: KnownCosts | None) -> _Candidate:
+    if known is None:
+        return _Candidate(knobs, math.nan, math.nan)
+    prior = math.nan if known.prior is None else float(known.prior(knobs))
+    return _Candidate(knobs, float(known.cost(knobs)), prior)
+
+
+def _log(cost: float) -> float:
+    """Costs as a feature: by their order of magnitude, where they have one."""
+    return math.log(cost) if cost > 0 else cost
