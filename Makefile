@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler clean
 
 install: $(STAMP)
 
@@ -27,7 +27,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency
+bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
@@ -43,6 +43,9 @@ bench-streaming: install
 
 bench-saliency: install
 	$(BIN)/python benchmarks/saliency.py
+
+bench-sampler: install
+	$(BIN)/python benchmarks/sampler.py $(NAS_BENCH_MACRO)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
