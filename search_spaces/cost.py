@@ -42,7 +42,7 @@ class CostTable:
         uncounted: operators of the candidates that are free by convention.
         period: frames that the sums are over. With a period of K, terms and constant are those of one key-frame
             interval, and what an architecture costs is their share of a frame, rounded up.
-        unit: of costs, `flops` or `nanoseconds`.
+        unit: of costs: `flops`, `nanoseconds`, `parameters` or `bytes`.
     """
 
     variables: Mapping[str, tuple[Choice, ...]]

@@ -1,8 +1,9 @@
-"""The cost table of a net that a definition builds: each searchable part is measured at its real shape.
+"""The cost tables of a net that a definition builds: each searchable part is measured at its real shape.
 
 A net without weights runs once on the example. Where a choice changes the rest of the net (a depth, a variant, a part
-that runs as a whole) all of its values run in turn. Each layer that runs counts its FLOPs for every combination of the
-choices that reach it, and gives zeros of its shape to what follows.
+that runs as a whole) all of its values run in turn. Each layer that runs counts its FLOPs and its parameters for every
+combination of the choices that reach it, and gives zeros of its shape to what follows. What a layer costs in several
+runs adds up; its parameters count once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,20 @@ class _Run:
         at: variable -> choice, of what was fixed around it.
         axes: variables that it reads itself.
         flops: (num_choices of each axis ...).
+        params: number of parameters, likewise.
     """
 
     at: Mapping[str, Choice]
     axes: tuple[str, ...]
     flops: Ints
+    params: Ints
+
+
+class Measured(NamedTuple):
+    """What is measured of a definition: FLOPs of one input, and parameters."""
+
+    flops: CostTable
+    params: CostTable
 
 
 class Meter:
@@ -81,27 +91,29 @@ class Meter:
                 f"the first argument of a layer is the number of channels that it reads, but {_name(call)} is said to "
                 f"read {widest[0]} and is given {tuple(x.shape)}; pass the number that the layer before it gives"
             )
-        flops = np.zeros([len(values) for values in options], dtype=np.int64)
+        flops: Ints = np.zeros([len(values) for values in options], dtype=np.int64)
+        params = np.zeros_like(flops)
         for index in np.ndindex(*flops.shape):
             chosen = {name: values[i] for name, values, i in zip(axes, options, index, strict=True)}
             values = call.values_at({**fixed, **chosen})
             shape = (x.shape[0], values[0], *x.shape[2:]) if call.inputs else tuple(x.shape)
-            total, free = _counted(call, values, shape)
-            flops[index] = total
+            flops[index], params[index], free = _counted(call, values, shape)
             self.free.update(free)
-        self._note(layer, axes, flops)
+        self._note(layer, axes, flops, params)
         return x.new_zeros(_output_shape(call, widest, tuple(x.shape)))
 
     def edge(self, edge: Edge, inputs: tuple[Any, ...]) -> Tensor:
         """Count the candidates of an edge; the output of the first one."""
         counts = [count_flops(candidate, inputs) for candidate in edge.candidates.values()]
         self.free.update(name for count in counts for name in count.uncounted)
-        self._note(edge, (edge.gate.name,), np.array([count.total for count in counts], dtype=np.int64))
+        flops = np.array([count.total for count in counts], dtype=np.int64)
+        params = np.array([_num_params(candidate) for candidate in edge.candidates.values()], dtype=np.int64)
+        self._note(edge, (edge.gate.name,), flops, params)
         first: Tensor = next(iter(edge.candidates.values()))(*inputs)
         return first
 
-    def _note(self, module: nn.Module, axes: tuple[str, ...], flops: Ints) -> None:
-        self.runs.setdefault(module, []).append(_Run(dict(self._fixed), axes, flops))
+    def _note(self, module: nn.Module, axes: tuple[str, ...], flops: Ints, params: Ints) -> None:
+        self.runs.setdefault(module, []).append(_Run(dict(self._fixed), axes, flops, params))
 
 
 def measure(
@@ -111,8 +123,8 @@ def measure(
     conditions: Mapping[str, Sequence[Condition]],
     example: Tensor,
     student: nn.Module,
-) -> CostTable:
-    """The cost table of a definition.
+) -> Measured:
+    """The cost tables of a definition.
 
     Args:
         net: of open choices, without weights; its gates are named.
@@ -141,14 +153,26 @@ def measure(
         runs.setdefault(path, []).extend(meter.runs[layer])  # variants of one layer have one path
         for name in [layer.gate.name] if isinstance(layer, Edge) else layer.call.variables:
             own.setdefault(path, set()).update([name, *(other for other, _ in conditions[name])])
-    terms = []
+    flops, params = [], []
     for path, found in runs.items():
-        term = _term(path, found, variables, own.get(path, set()))
-        if term.variables:
-            terms.append(term)
+        needed = own.get(path, set())
+        flops.append(_term(path, found, [run.flops for run in found], variables, needed, add=True))
+        params.append(_term(path, found, [run.params for run in found], variables, needed, add=False))
     whole = count_flops(student, example)
-    constant = whole.total - sum(int(term.costs.flat[0]) for term in terms)
-    return CostTable(variables, tuple(terms), constant, tuple(sorted(meter.free | set(whole.uncounted))))
+    free = tuple(sorted(meter.free | set(whole.uncounted)))
+    return Measured(
+        _table(variables, flops, whole.total, free, "flops"),
+        _table(variables, params, _num_params(student), (), "parameters"),
+    )
+
+
+def _table(
+    variables: Mapping[str, tuple[Choice, ...]], terms: Sequence[CostTerm], total: int, free: tuple[str, ...], unit: str
+) -> CostTable:
+    """The table of these terms; `total` is what the student of the first choices costs."""
+    kept = tuple(term for term in terms if term.variables)
+    constant = total - sum(int(term.costs.flat[0]) for term in kept)
+    return CostTable(variables, kept, constant, free, unit=unit)
 
 
 def _measurable(module: nn.Module, path: str) -> Iterator[tuple[Measurable, str]]:
@@ -165,16 +189,34 @@ def _measurable(module: nn.Module, path: str) -> Iterator[tuple[Measurable, str]
             yield from _measurable(child, inner)
 
 
-def _term(path: str, runs: Sequence[_Run], variables: Mapping[str, tuple[Choice, ...]], needed: set[str]) -> CostTerm:
-    """What all runs of a layer cost together; an axis that costs do not depend on is left out unless it is needed."""
+def _term(
+    path: str,
+    runs: Sequence[_Run],
+    counts: Sequence[Ints],
+    variables: Mapping[str, tuple[Choice, ...]],
+    needed: set[str],
+    *,
+    add: bool,
+) -> CostTerm:
+    """What all runs of a layer cost together; an axis that costs do not depend on is left out unless it is needed.
+
+    Args:
+        path: of the layer.
+        runs: of the layer.
+        counts: of each run, with its axes.
+        variables: of the space.
+        needed: axes that are kept.
+        add: runs at the same choices add up, instead of being the same.
+    """
     names = {name for run in runs for name in (*run.at, *run.axes)}
     axes = [name for name in variables if name in names]
-    table = np.zeros([len(variables[name]) for name in axes], dtype=np.int64)
-    for run in runs:
+    table: Ints = np.zeros([len(variables[name]) for name in axes], dtype=np.int64)
+    for run, count in zip(runs, counts, strict=True):
         index = tuple(variables[name].index(run.at[name]) if name in run.at else slice(None) for name in axes)
         order = [run.axes.index(name) for name in axes if name in run.axes]
         shape = [len(variables[name]) if name in run.axes else 1 for name in axes if name not in run.at]
-        table[index] += np.transpose(run.flops, order).reshape(shape)
+        aligned = np.transpose(count, order).reshape(shape)
+        table[index] = table[index] + aligned if add else aligned
     kept: list[str] = []
     for name in axes:
         axis = len(kept)
@@ -210,9 +252,10 @@ def _plain(build: Callable[..., nn.Module], values: tuple[Any, ...], names: tupl
 @lru_cache(maxsize=65536)
 def _count(
     build: Callable[..., nn.Module], values: tuple[Any, ...], names: tuple[str, ...], shape: tuple[int, ...]
-) -> tuple[int, tuple[str, ...]]:
-    count = count_flops(_plain(build, values, names), torch.zeros(shape))
-    return count.total, tuple(count.uncounted)
+) -> tuple[int, int, tuple[str, ...]]:
+    module = _plain(build, values, names)
+    count = count_flops(module, torch.zeros(shape))
+    return count.total, _num_params(module), tuple(count.uncounted)
 
 
 @lru_cache(maxsize=65536)
@@ -224,10 +267,15 @@ def _shape(
     return tuple(output.shape)
 
 
-def _counted(call: Call, values: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, tuple[str, ...]]:
-    """FLOPs of a layer and its free operators; layers of equal arguments and shapes are counted once a process."""
-    counted: tuple[int, tuple[str, ...]] = _hashed(_count)(call.build, values, call.names, shape)
+def _counted(call: Call, values: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, int, tuple[str, ...]]:
+    """FLOPs, parameters and free operators of a layer; layers of equal arguments and shapes are counted once a
+    process."""
+    counted: tuple[int, int, tuple[str, ...]] = _hashed(_count)(call.build, values, call.names, shape)
     return counted
+
+
+def _num_params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _output_shape(call: Call, values: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from nas_kd.search_spaces.choices import Choices, FixedChoices
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import GateFactory, named_gate
 from nas_kd.search_spaces.layers import Condition, HeldGates, OpenChoices, SearchLayer, inherit
-from nas_kd.search_spaces.measure import measure
+from nas_kd.search_spaces.measure import Measured, measure
 from nas_kd.search_spaces.space import SearchSpace
 
 Define = Callable[[Choices], nn.Module]
@@ -53,7 +53,7 @@ class ModuleSpace(SearchSpace):
         self.name, self.settings, self.knobs = name, dict(settings or {}), dict(knobs or {})
         self._define = cast(Define, define) if _takes_choices(define) else _without_choices(define)
         self._example, self._fit_input = example, fit_input
-        self._tables: dict[Any, CostTable] = {}
+        self._measured: dict[Any, Measured] = {}
         self._structural: tuple[str, ...] = ()
         with torch.random.fork_rng(devices=[]):
             self._conditions = self._explored()
@@ -129,16 +129,23 @@ class ModuleSpace(SearchSpace):
         return {name for name, all_of in conditions.items() if all(choices.get(v) in c for v, c in all_of)}
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
+        return self._measure(knobs).flops
+
+    def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:
+        """`params`: the number of parameters."""
+        return {"params": (self._measure(knobs).params,)}
+
+    def _measure(self, knobs: Mapping[str, Choice]) -> Measured:
         example = self.example_input(knobs)
         key = self._structure(knobs), tuple(example.shape)
-        if key not in self._tables:
+        if key not in self._measured:
             with torch.random.fork_rng(devices=[]):
                 choices, net = self._outline(knobs)
                 first = {name: options[0] for name, options in self.variables.items()}
                 student = self._plain({**first, **knobs})
                 conditions = self._conditions[self._structure(knobs)]
-                self._tables[key] = measure(net, choices.control, self.variables, conditions, example, student)
-        return self._tables[key]
+                self._measured[key] = measure(net, choices.control, self.variables, conditions, example, student)
+        return self._measured[key]
 
     def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:
         return self._example if isinstance(self._example, Tensor) else self._example(knobs)

@@ -66,6 +66,15 @@ class SearchSpace(ABC):
         """The student's view of the teacher's input; the input itself, unless a space has knobs that change it."""
         return clip
 
+    def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:
+        """Other costs of students that can be limited, as tables with the variables of `cost_table`.
+
+        Returns:
+            Figure, such as `params` -> its tables. A figure is the largest of what its tables say: the FLOPs of the
+            worst frame are those of a key frame or those of another one. None, unless a space says otherwise.
+        """
+        return {}
+
     # What follows is the same for all spaces.
 
     def knobs_with(self, knobs: Mapping[str, Choice] | None = None) -> dict[str, Choice]:
@@ -171,6 +180,29 @@ class SearchSpace(ABC):
     def size(self) -> int:
         """Number of architectures; a space whose choices may lack effect overrides it to count canonical ones."""
         return prod(len(values) for values in [*self.knobs.values(), *self.variables.values()])
+
+    def figure(self, name: str, arch: ArchSpec) -> int:
+        """A figure of `figures` for one architecture.
+
+        Raises:
+            ValueError: `arch` is not in this space, or the space does not have that figure.
+        """
+        self.check(arch)
+        return max(table.cost(arch.choices) for table in self.figure_tables(name, arch.choices))
+
+    def figure_tables(self, name: str, knobs: Mapping[str, Choice]) -> tuple[CostTable, ...]:
+        """The tables of one figure.
+
+        Raises:
+            ValueError: the space does not have that figure.
+        """
+        figures = self.figures({knob: knobs[knob] for knob in self.knobs})
+        if name not in figures:
+            raise ValueError(
+                f"space {self.name!r} has no table of {name}, so it cannot be limited; "
+                f"limit {' or '.join(figures) or 'max_cost alone'}"
+            )
+        return figures[name]
 
     def cost(self, arch: ArchSpec) -> int:
         """FLOPs of `arch` for one input."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,11 @@ from nas_kd.search_spaces.flops import count_flops
 def is_read(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:
     """Whether anything reads the layer's output on delta frames."""
     return any(all(choices.get(name) != "zero" for name in term) for term in layer.alive)
+
+
+def deciders(layer: PlannedLayer) -> list[str]:
+    """The layers whose choices decide whether anything reads the layer's output on delta frames."""
+    return sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
 
 
 def signature(layer: PlannedLayer) -> tuple[Any, ...]:
@@ -49,7 +54,7 @@ def cost_terms(
     terms = []
     for layer in layers:
         totals = [cost(layer, str(choice)) for choice in variables[layer.name]]
-        conditions = sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
+        conditions = deciders(layer)
         names = (layer.name, *conditions)
         costs: npt.NDArray[np.int64] = np.zeros([len(variables[n]) for n in names], dtype=np.int64)
         for index in product(*(range(len(variables[n])) for n in conditions)):
@@ -60,8 +65,28 @@ def cost_terms(
     return tuple(terms)
 
 
+class Counted(NamedTuple):
+    """What a candidate costs in its layer.
+
+    Attributes:
+        frame: FLOPs of a delta frame.
+        remembered: FLOPs on a key frame for what is remembered.
+        params: number of parameters.
+        keeps_input: whether the layer's input itself is remembered, and not a copy.
+        memory_bytes: of all else that is remembered of a key frame.
+        uncounted: free operators.
+    """
+
+    frame: int
+    remembered: int
+    params: int
+    keeps_input: bool
+    memory_bytes: int
+    uncounted: tuple[str, ...]
+
+
 class CandidateCosts:
-    """FLOPs of candidates, each counted once for layers of one shape.
+    """Costs of candidates, each counted once for layers of one shape.
 
     Args:
         plan: the layers.
@@ -78,7 +103,7 @@ class CandidateCosts:
         build: Callable[[PlannedLayer, str], DeltaOp | None],
     ) -> None:
         self.plan, self.candidates, self.longest, self.build = plan, candidates, longest, build
-        self._counted: dict[Any, tuple[int, int, tuple[str, ...]] | None] = {}
+        self._counted: dict[Any, Counted | None] = {}
 
     def choices(self, layer: PlannedLayer) -> tuple[Choice, ...]:
         """Candidates that fit a layer and cost less than its full copy, by increasing cost; the copy is last.
@@ -89,26 +114,32 @@ class CandidateCosts:
         for name in self.candidates:
             cost = self.of(layer, name)
             if cost is not None:
-                costs[name] = (self.longest - 1) * cost[0] + cost[1]
+                costs[name] = (self.longest - 1) * cost.frame + cost.remembered
         cheaper = [name for name in costs if name == "full" or costs[name] < costs["full"]]
         return tuple(sorted(cheaper, key=lambda name: (name == "full", costs[name])))
 
-    def of(self, layer: PlannedLayer, name: str) -> tuple[int, int, tuple[str, ...]] | None:
-        """(FLOPs of a delta frame, FLOPs on a key frame for what is remembered, free operators), or None."""
-        key = (name, layer.may_be_zero, *signature(layer))
+    def of(self, layer: PlannedLayer, name: str) -> Counted | None:
+        """What a candidate costs, or None where the layer cannot have it."""
+        key = (name, layer.may_be_zero, layer.copy_input, *signature(layer))
         if key not in self._counted:
             with torch.random.fork_rng(devices=[]):
                 self._counted[key] = self._measure(layer, name)
         return self._counted[key]
 
-    def _measure(self, layer: PlannedLayer, name: str) -> tuple[int, int, tuple[str, ...]] | None:
+    def offered(self, layer: PlannedLayer, choice: Choice) -> Counted:
+        """What a choice of the layer's variable costs."""
+        counted = self.of(layer, str(choice))
+        assert counted is not None, "variables hold what layers can have"
+        return counted
+
+    def _measure(self, layer: PlannedLayer, name: str) -> Counted | None:
         if (weight := layer.shape.weight) is not None:  # costs need no initialisation
             layer = replace(layer, shape=replace(layer.shape, weight=weight.new_zeros(()).expand_as(weight)))
         op = self.build(layer, name)
         if op is None:
             return None
         if isinstance(op, ZeroDelta):
-            return 0, 0, ()
+            return Counted(0, 0, 0, False, 0, ())
         x, z = torch.zeros(layer.in_shape), torch.zeros(layer.out_shape)
         with torch.no_grad():
             memory = op.remember(x)
@@ -118,7 +149,12 @@ class CandidateCosts:
         delta = DeltaLayer(None, op, layer.name, Stream("delta", state={layer.name: (z, *memory)}), layer.out_shape[1:])
         frame = count_flops(delta, x)
         remembered = count_flops(op.body, x).total if isinstance(op, PairDelta) else 0
-        return frame.total, remembered, tuple(frame.uncounted)
+        if layer.copy_input:
+            memory = tuple(tensor.clone() for tensor in memory)
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in memory}
+        keeps_input = storages.pop(x.untyped_storage().data_ptr(), None) is not None
+        params = sum(p.numel() for p in op.parameters())
+        return Counted(frame.total, remembered, params, keeps_input, sum(storages.values()), tuple(frame.uncounted))
 
     def table(self, variables: Mapping[str, tuple[Choice, ...]], interval: int) -> CostTable:
         """FLOPs of an interval.
@@ -130,11 +166,9 @@ class CandidateCosts:
         free = set[str]()
 
         def cost(layer: PlannedLayer, choice: str) -> int:
-            counted = self.of(layer, choice)
-            assert counted is not None, "variables hold what layers can have"
-            frame, remembered, uncounted = counted
-            free.update(uncounted)
-            return (interval - 1) * frame + (remembered if interval > 1 else 0)
+            counted = self.offered(layer, choice)
+            free.update(counted.uncounted)
+            return (interval - 1) * counted.frame + (counted.remembered if interval > 1 else 0)
 
         terms = cost_terms(self.plan.layers, variables, cost)
         constant = interval * self.plan.rest_flops + sum(layer.flops for layer in self.plan.layers)

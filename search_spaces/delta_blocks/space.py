@@ -22,6 +22,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read
+from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
 from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, PairDelta, build_candidate
@@ -89,6 +90,7 @@ class DeltaBlocksSpace(SearchSpace):
             layer.name: self._costs.choices(layer) for layer in self.plan.layers
         }
         self._tables: dict[int, CostTable] = {}
+        self._figures: dict[str, tuple[CostTable, ...]] = {}
 
     @property
     def teacher(self) -> nn.Module:
@@ -128,6 +130,22 @@ class DeltaBlocksSpace(SearchSpace):
         if interval not in self._tables:
             self._tables[interval] = self._costs.table(self.variables, interval)
         return self._tables[interval]
+
+    def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:
+        """`params`, `worst_frame_flops` (of a key frame and of a delta frame), and `state_bytes` of one stream.
+
+        `state_bytes` is missing where so many layers share an input that its table would be too large.
+        """
+        if not self._figures:
+            frame = torch.zeros(1, 3, *self.frame_size).contiguous(memory_format=torch.channels_last)
+            self._figures = {
+                "params": (params_table(self._costs, self.variables, self._teacher),),
+                "worst_frame_flops": frame_tables(self._costs, self.variables),
+            }
+            state = state_table(self._costs, self.variables, self._teacher, frame)
+            if state is not None:
+                self._figures["state_bytes"] = (state,)
+        return dict(self._figures)
 
     def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:
         """One key-frame interval: (1, 3, K, H, W)."""

@@ -58,10 +58,13 @@ def scramble_batch_norm(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def check_costs(supernet: Supernet, arch: ArchSpec, rng: np.random.Generator) -> FlopCount:
-    """Gates that are decided on `arch`, the table, the space and fvcore name one integer; what fvcore counted."""
+    """Gates that are decided on `arch`, the table, the space and fvcore name one integer; what fvcore counted. Likewise
+    the table of parameters names the student's."""
     space = supernet.space
     decide(supernet, arch, rng)
-    counted = count_flops(space.student(arch), space.example_input(supernet.knobs))
+    student = space.student(arch)
+    counted = count_flops(student, space.example_input(supernet.knobs))
+    assert space.figure("params", arch) == sum(p.numel() for p in student.parameters())
     assert supernet.expected_cost().item() == counted.total
     assert supernet.cost_table.cost(arch.choices) == counted.total
     assert space.cost(arch) == counted.total

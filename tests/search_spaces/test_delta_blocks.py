@@ -29,6 +29,25 @@ def space_of(build: Callable[[], nn.Module], **settings: Any) -> DeltaBlocksSpac
     return DeltaBlocksSpace(DeltaBlocksSettings(**{**defaults, **settings}), trained(build()), size)
 
 
+@pytest.mark.parametrize("build", SIZES)
+def test_parameters_worst_frame_and_state_are_those_of_the_student(build: Callable[[], nn.Module]) -> None:
+    space, rng = space_of(build, skip_first=0, skip_last=0), np.random.default_rng(0)
+    frame = torch.zeros(1, 3, *space.frame_size).contiguous(memory_format=torch.channels_last)
+    for _ in range(4):
+        arch = space.sample(rng)
+        net = space.student(arch).eval()
+        assert isinstance(net, DeltaNet)
+        with torch.no_grad():
+            state = net.key(frame)[1]
+        delta = net.delta_flops(frame)
+        key = space.cost_table(arch.choices).total(arch.choices) - 2 * delta
+        assert {name: space.figure(name, arch) for name in space.figures(arch.choices)} == {
+            "params": sum(p.numel() for p in net.parameters()),
+            "worst_frame_flops": max(key, delta),
+            "state_bytes": state_bytes(state),
+        }
+
+
 def clips(space: DeltaBlocksSpace, frames: int, batch: int = 2, seed: int = 1) -> Tensor:
     return torch.randn(batch, 3, frames, *space.frame_size, generator=torch.Generator().manual_seed(seed))
 
