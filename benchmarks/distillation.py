@@ -40,7 +40,15 @@ def find_student(context: CampaignContext, config: CampaignConfig, max_flops: in
     torch.manual_seed(config.seed)
     supernet = Supernet(context.space, seed=config.seed).to(context.device)
     with supernet.pinned(context.space.widest(supernet.knobs)):
-        learner = Learner(context, supernet, config.search.objective, supernet.knobs, cached=True, varying=True)
+        learner = Learner(
+            context,
+            supernet,
+            config.search.objective,
+            supernet.knobs,
+            cached=True,
+            augment=config.search.augment,
+            varying=True,
+        )
     with closing(learner):
         learner.search(BudgetController(max_flops), config.search, seed=config.seed)
     return supernet.arch(max_flops)
@@ -53,7 +61,7 @@ def train(
     torch.manual_seed(seed)
     student = context.space.student(arch).to(context.device)
     knobs = {name: arch.choices[name] for name in context.space.knobs}
-    with closing(Learner(context, student, objective, knobs, cached=True)) as learner:
+    with closing(Learner(context, student, objective, knobs, cached=True, augment=config.retrain.augment)) as learner:
         learner.fit(context.splits.retrain, config.retrain, seed=seed)
     return context.evaluate_student(student, context.splits.test, knobs)["accuracy"]
 

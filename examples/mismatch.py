@@ -155,7 +155,9 @@ def train(
         student = Resampled(student, high)
     student = student.to(context.device)
     checkpoint = folder / "checkpoint.pt"
-    with closing(Learner(context, student, arm.objective, knobs, cached=True)) as learner:
+    with closing(
+        Learner(context, student, arm.objective, knobs, cached=True, augment=context.config.retrain.augment)
+    ) as learner:
         learner.fit(
             context.splits.retrain,
             context.config.retrain,

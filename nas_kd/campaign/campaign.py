@@ -135,7 +135,7 @@ class Campaign:
             listed = self.run_dir / "skipped.json"
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} says why")
-        known = prepare_teacher(context, self.run_dir, progress)
+        known = prepare_teacher(context, self.run_dir, progress, note)
         value = float(known[f"val/{metric.name}"])
         cost = f" at {int(known['flops']):,} FLOPs a {context.input_type.unit}" if "flops" in known else ""
         note(f"teacher: validation {metric.name} {value:.3f}{cost}")

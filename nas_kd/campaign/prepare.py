@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -11,30 +11,34 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
-from nas_kd.campaign.proposals import proposals, structure_key
+from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
-from nas_kd.objectives import DistillationLoss
 from nas_kd.search_spaces import CostTable
 from nas_kd.tasks import Task
-from nas_kd.teachers import TEACHERS, Teacher, is_precomputed
-from nas_kd.teachers.cache import TeacherCache
+from nas_kd.teachers import TEACHERS, is_precomputed
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
 
-CACHE_LIMIT_BYTES = 8 * 2**30  # of the teacher's outputs; above, trials ask the teacher itself
-
 
 def prepare_teacher(
-    context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress
+    context: CampaignContext,
+    run_dir: Path,
+    progress: OnProgress = no_progress,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float | int | str]:
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
+
+    Args:
+        context: data and an untrained teacher.
+        run_dir: the run's folder.
+        progress: told how far it is.
+        note: told, in a sentence, what becomes of outputs that were kept before or cannot be kept.
 
     Returns:
         Its metrics by split, FLOPs where they are known, and parameters, as in `teacher.json`.
@@ -44,7 +48,7 @@ def prepare_teacher(
     """
     folder = run_dir / "teacher"
     config, model = context.config, context.teacher_model
-    digest = config.digest(*TEACHER_SECTIONS)
+    digest = config.teacher_digest
     manifest = folder / "teacher.json"
     check_teacher(context)
     if manifest.is_file():
@@ -83,7 +87,7 @@ def prepare_teacher(
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()
-    _fill_cache(context, folder / "outputs", progress)
+    prepare_caches(context, folder / "outputs", progress, note)
     return known
 
 
@@ -140,49 +144,6 @@ def check_teacher(context: CampaignContext) -> None:
     model.train(mode)
     way_out = "change its settings, or choose another teacher"
     check_outputs(context.task, context.input_type, f"teacher.model: {name}", outputs, example, way_out)
-
-
-def cached_taps(context: CampaignContext) -> tuple[str, ...] | None:
-    """Modules of the teacher whose outputs trials distil from its cache; None where none of them asks the teacher for
-    what depends on the item alone."""
-    objectives = _cached_objectives(context)
-    if not objectives:
-        return None
-    return tuple(dict.fromkeys(name for objective in objectives for name in objective.teacher_taps))
-
-
-def _cached_objectives(context: CampaignContext) -> list[DistillationLoss]:
-    """Those of all that trials may have that ask the teacher for what depends on the clip alone."""
-    found: dict[tuple[str, ...], DistillationLoss] = {}
-    built: dict[str, TrialNets] = {}
-    for proposal in proposals(context.config, context.space):
-        search, retrain = proposal.config.search, proposal.config.retrain
-        for knobs, is_search in product(proposal.knobs, (True, False)):
-            config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
-            key = (str(is_search), str(knobs), structure_key(config))
-            if key in found or not config.distils or config.needs_online_teacher or fits.augment != "none":
-                continue
-            if str(knobs) not in built:
-                built[str(knobs)] = build_nets(context, knobs)
-            nets = built[str(knobs)]
-            found[key] = build_objective(context, config, nets, nets.supernet if is_search else nets.students[0])
-    return [objective for objective in found.values() if objective.uses_teacher]
-
-
-def _fill_cache(context: CampaignContext, folder: Path, progress: OnProgress) -> None:
-    config = context.config
-    if not context.input_type.caches_teacher or TeacherCache.is_complete(folder):
-        return
-    taps = cached_taps(context)
-    if taps is None:
-        return
-    teacher = Teacher(context.teacher_model, taps)
-    # Not for training: every clip once, in order.
-    loader = context.loader(context.splits.retrain, config.retrain, seed=0, train=False)
-    num_clips = len(context.splits.retrain.base)
-    if TeacherCache.size_bytes(teacher(context.teacher_example()), num_clips) <= CACHE_LIMIT_BYTES:
-        TeacherCache.write(folder, teacher, loader, context.teacher_input, num_clips, progress)
-    teacher.close()
 
 
 def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:

@@ -291,8 +291,19 @@ class CampaignConfig(Section):
     def digest(self, *sections: str) -> str:
         """A short hash of some sections; of all that influences a trial's result if none is named."""
         names = sections or (*TEACHER_SECTIONS, "space", "objective", "search", "retrain")
-        chosen = {name: self.model_dump(mode="json")[name] for name in names}
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+        content = self.model_dump(mode="json")
+        return _short_hash({name: content[name] for name in names})
+
+    @property
+    def teacher_digest(self) -> str:
+        """A short hash of what decides the teacher; how its outputs are kept does not."""
+        content = self.model_dump(mode="json")
+        del content["teacher"]["cache"]
+        return _short_hash({name: content[name] for name in TEACHER_SECTIONS})
+
+
+def _short_hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> CampaignConfig:

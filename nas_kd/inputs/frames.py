@@ -47,7 +47,6 @@ class FrameInput(ClipInput):
     unit: ClassVar[str] = "frame"
     eval_batch_size: ClassVar[int] = 8
     students_fit_items: ClassVar[bool] = False  # frames are seen as they are
-    caches_teacher: ClassVar[bool] = False  # which frames are seen varies from step to step
 
     @classmethod
     def matches(cls, info: DataInfo, task: type[Task], space: SearchSpace) -> bool:
@@ -77,6 +76,13 @@ class FrameInput(ClipInput):
     def teacher_output(self, output: ModelOutput, num_items: int) -> ModelOutput:
         maps = output.logits.reshape(-1, num_items, *output.logits.shape[1:]).transpose(0, 1)
         return replace(output, logits=maps)
+
+    @property
+    def positions(self) -> int:
+        return self.info.frames
+
+    def teacher_inputs(self, batch: Batch) -> Tensor:
+        return self.read(batch).transpose(1, 2).flatten(0, 1)
 
     def teacher_training_view(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Batch]:
         batch = random_frames(batch)

@@ -40,12 +40,14 @@ class TrainingView:
         teacher: input of the teacher, of the same items or frames.
         batch: the labels of what both nets answer for.
         key_frames: frames (N, 3, H, W) that the student's changes are relative to; None where it has none.
+        key_position: int64 (N, 1), where in their clips they are; None where there are none.
     """
 
     student: tuple[Any, ...]
     teacher: Tensor
     batch: Batch
     key_frames: Tensor | None = None
+    key_position: Tensor | None = None
 
 
 class InputType(ABC):
@@ -66,8 +68,6 @@ class InputType(ABC):
         unit: what FLOPs and latencies are counted for.
         eval_batch_size: items of a batch in evaluation.
         students_fit_items: whether a space has a say in what its students see, by `SearchSpace.fit_input`.
-        caches_teacher: whether training shows a net the same inputs in each epoch, so that a teacher's outputs can be
-            kept.
         students_give_what_the_teacher_gives: so that the outputs of students need no check of their own.
         always_searches: whether the search has work to do where a space has one architecture only.
         frame_knobs: knobs that ask for frames of a clip -> what they ask for, in messages.
@@ -81,7 +81,6 @@ class InputType(ABC):
     unit: ClassVar[str] = "clip"
     eval_batch_size: ClassVar[int] = 64
     students_fit_items: ClassVar[bool] = True
-    caches_teacher: ClassVar[bool] = True
     students_give_what_the_teacher_gives: ClassVar[bool] = False
     always_searches: ClassVar[bool] = False
     frame_knobs: ClassVar[Mapping[str, str]] = MappingProxyType({"frames": "a student may see"})
@@ -166,6 +165,15 @@ class InputType(ABC):
     def teacher_output(self, output: ModelOutput, num_items: int) -> ModelOutput:
         """The teacher's answer to a training view in the form that the task's loss reads."""
         return output
+
+    @property
+    def positions(self) -> int:
+        """How many inputs of the teacher an item has: its frames, where the teacher sees frames, or 1."""
+        return 1
+
+    def teacher_inputs(self, batch: Batch) -> Tensor:
+        """All that trainings may show the teacher of a batch: (N · positions, …), the inputs of an item in a row."""
+        return self.read(batch)
 
     def teacher_training_view(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Batch]:
         """The outputs of a teacher in its own training, each of which has a loss, and the labels for them."""

@@ -70,7 +70,8 @@ class KeyFrameInput(FrameInput):
         # The order of rows in which students of key frames have their maps.
         later_frames = frame_by_frame(clip[:, :, 1:])
         later = torch.arange(1, clip.shape[2]).expand(len(clip), -1)
-        return TrainingView((clip, clip.shape[2]), later_frames, take_frames(batch, later), clip[:, :, 0])
+        key_position = batch["position"][:, :1]
+        return TrainingView((clip, clip.shape[2]), later_frames, take_frames(batch, later), clip[:, :, 0], key_position)
 
     def student_output(self, output: ModelOutput, num_items: int) -> ModelOutput:
         return ModelOutput(output.logits[:, 1:], output.features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from nas_kd.data import Batch, DataInfo
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import choose, explain
 from nas_kd.taps import ModelOutput, Taps
+from nas_kd.teachers.cache import TeacherCacheConfig
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS
 from nas_kd.training.fit import FitConfig
@@ -31,6 +33,7 @@ class TeacherConfig(BaseModel):
         weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
             campaign and kept in the run folder for all trials.
         fit: how it is trained.
+        cache: how its outputs are kept for the trainings of a campaign.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +42,7 @@ class TeacherConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
     fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
+    cache: TeacherCacheConfig = TeacherCacheConfig()
 
 
 @runtime_checkable
@@ -146,6 +150,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {path} do not fit {type(model).__name__}: {reason}") from error
+
+
+def hash_of_weights(model: nn.Module) -> str:
+    """A hash of all parameters and buffers of a model, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Teacher(nn.Module):

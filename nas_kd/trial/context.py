@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
-from nas_kd.data import Batch, ClipDataset, ClipLoader, Splits, load
+from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
-from nas_kd.teachers.cache import TeacherCache
+from nas_kd.teachers.cache import TeacherCache, open_caches
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import FitConfig, evaluate
 
@@ -36,7 +36,7 @@ class CampaignContext:
         space: of the students.
         input_type: how the data reach teacher and students.
         teacher_model: untrained until `freeze_teacher`.
-        cache: the teacher's outputs over the training split, where they are kept.
+        caches: the teacher's outputs for the training items, where they are kept: augmentation -> cache.
         latencies: `latency_name` -> measured latencies, for a budget of latency.
     """
 
@@ -47,7 +47,7 @@ class CampaignContext:
     space: SearchSpace
     input_type: InputType
     teacher_model: nn.Module
-    cache: TeacherCache | None = None
+    caches: dict[Augment, TeacherCache] = field(default_factory=dict)
     latencies: dict[str, CostTable] = field(default_factory=dict)
 
     def table(self, knobs: Mapping[str, Choice]) -> CostTable:
@@ -57,15 +57,26 @@ class CampaignContext:
                 return self.space.cost_table(knobs)
         return self.latencies[latency_name(self.space, knobs)]
 
-    def loader(self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool) -> ClipLoader:
-        """Batches of a split: shuffled and augmented for training, in order and complete otherwise."""
+    def loader(
+        self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool, views: Views | None = None
+    ) -> ClipLoader:
+        """Batches of a split: shuffled and augmented for training, in order and complete otherwise.
+
+        Args:
+            dataset: the split.
+            fit_config: batch size and augmentation of the training.
+            seed: of order and augmentation.
+            train: whether batches are for training.
+            views: that a training is to see, with the same augmentation; None augments anew in each epoch.
+        """
+        assert views is None or views.augment == fit_config.augment, "views are those of the training's augmentation"
         batch_size = min(fit_config.batch_size, len(dataset))
         return ClipLoader(
             dataset,
             batch_size if train else min(self.input_type.eval_batch_size, len(dataset)),
             seed=seed,
             shuffle=train,
-            augment=fit_config.augment if train else "none",
+            augment=(views or fit_config.augment) if train else "none",
             drop_last=train,  # a last batch of one clip would upset BatchNorm
             device=self.device,
             keys=(self.input_type.key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
@@ -148,9 +159,7 @@ def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContex
         for knobs in all_knobs(context.space):
             content = json.loads(latency_file(context.space, knobs, run_dir).read_text())
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(content["table"])
-    outputs = run_dir / "teacher" / "outputs"
-    if TeacherCache.is_complete(outputs):
-        context.cache = TeacherCache(outputs)
+    context.caches = open_caches(run_dir / "teacher" / "outputs")
     return context
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from nas_kd.config.sections import SearchConfig
-from nas_kd.data import Batch, ClipDataset
+from nas_kd.data import Augment, Batch, ClipDataset, Views
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.search_spaces import Supernet
 from nas_kd.search_spaces.arch import Choice
@@ -30,8 +30,13 @@ class Learner:
         net: a supernet or a student.
         config: the objective.
         knobs: the student's view of a clip.
-        cached: take the teacher's answers from the cache, if there is one with the maps that are needed.
+        cached: take the teacher's answers from the cache for the augmentation, if there is one with the maps that are
+            needed; batches must then show its `views`.
+        augment: of the training.
         varying: the net's maps may be narrower in training than now.
+
+    Attributes:
+        views: that batches must show where answers are cached; None where any batch will do.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Learner:
         knobs: Mapping[str, Choice],
         *,
         cached: bool,
+        augment: Augment = "none",
         varying: bool = False,
     ) -> None:
         self.context, self.net, self.knobs = context, net, dict(knobs)
@@ -55,15 +61,17 @@ class Learner:
         self._student = Taps(net, self.objective.student_taps)
         self._teacher: Teacher | None = None
         self._co_trained_teacher: Taps | None = None
+        self.views: Views | None = None
         self._answers: Callable[[Batch, Tensor], ModelOutput | None] = lambda batch, inputs: None
         if teacher is not None:
-            cache = context.cache
+            cache = context.caches.get(augment)
             taps = self.objective.teacher_taps
             if config.co_trains_teacher:
                 beside = self._co_trained_teacher = Taps(teacher.train(), taps)
                 self._answers = lambda batch, inputs: beside(inputs)
             elif cached and not config.needs_online_teacher and cache is not None and cache.taps >= set(taps):
                 self._answers = lambda batch, inputs: cache(batch)
+                self.views = cache.views
             else:
                 norm: Literal["batch", "running"] = "batch" if config.uses_batch_statistics else "running"
                 live = self._teacher = Teacher(teacher, taps, norm=norm)
@@ -79,10 +87,12 @@ class Learner:
         if self.objective.uses_teacher:
             answer = self._answers(view.batch, view.teacher)
             if self.objective.needs_calibration:
-                assert self._teacher is not None
-                assert answer is not None
                 assert view.key_frames is not None
-                self.objective.calibrate(self._teacher(view.key_frames), answer)
+                assert view.key_position is not None
+                key = self._answers({**view.batch, "position": view.key_position}, view.key_frames)
+                assert answer is not None
+                assert key is not None
+                self.objective.calibrate(key, answer)
             teacher = None if answer is None else input_type.teacher_output(answer, num_items)
         return cast(dict[str, Tensor], self.objective(student, teacher, view.batch))
 
@@ -110,8 +120,8 @@ class Learner:
         """
         supernet, context = self.net, self.context
         assert isinstance(supernet, Supernet)
-        weights = context.loader(context.splits.weights, config, seed=seed, train=True)
-        gates = context.loader(context.splits.gates, config, seed=seed + 1, train=True)
+        weights = context.loader(context.splits.weights, config, seed=seed, train=True, views=self.views)
+        gates = context.loader(context.splits.gates, config, seed=seed + 1, train=True, views=self.views)
         begun = context.input_type.start_share(config.local)
         if begun and (checkpoint is None or load_checkpoint(checkpoint, tag=tag) is None):
             context.input_type.start_search(
@@ -143,7 +153,7 @@ class Learner:
             seed: of order, augmentation and noise.
             options: of `nas_kd.training.fit.fit`.
         """
-        loader = self.context.loader(dataset, config, seed=seed, train=True)
+        loader = self.context.loader(dataset, config, seed=seed, train=True, views=self.views)
         self.objective.check_steps(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         fit(

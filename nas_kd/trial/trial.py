@@ -296,7 +296,7 @@ class Trial:
         self, net: nn.Module, config: ObjectiveConfig, fit_config: FitConfig, *, varying_width: bool = False
     ) -> Learner:
         return Learner(
-            self.campaign, net, config, self.knobs, cached=fit_config.augment == "none", varying=varying_width
+            self.campaign, net, config, self.knobs, cached=True, augment=fit_config.augment, varying=varying_width
         )
 
     def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:

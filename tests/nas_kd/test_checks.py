@@ -10,8 +10,9 @@ from torch import nn
 
 from nas_kd.campaign.checks import check_fit
 from nas_kd.campaign.nets import supports_batch_size_1
-from nas_kd.campaign.prepare import cached_taps, prepare_teacher
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.campaign.proposals import corner_knobs, proposals, structure_key
+from nas_kd.campaign.teacher_outputs import cached_taps
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import ObjectiveConfig
@@ -185,17 +186,16 @@ def test_a_map_that_nothing_reads_is_refused() -> None:
 
 def test_a_teacher_that_nobody_asks_is_not_cached(tmp_path: Any) -> None:
     config = saliency(runs=str(tmp_path))
-    assert cached_taps(build_context(config, "cpu")) == ("spatial", "temporal")
-    assert cached_taps(with_maps(config, "spatial")) == ("temporal",)
+    assert cached_taps(build_context(config, "cpu")) == {"none": ("spatial", "temporal")}
+    assert cached_taps(with_maps(config, "spatial")) == {"none": ("temporal",)}
     context = with_maps(config, "spatial", "temporal")
-    assert cached_taps(context) is None
+    assert cached_taps(context) == {}
     context.splits = replace(context.splits, info=replace(context.splits.info, map_names=()))  # which samples lack
     prepare_teacher(context, config.run_dir)
     assert not (config.run_dir / "teacher" / "outputs").exists()
-    flipped = saliency(retrain={"augment": "flip"})  # nor where clips change, but a search still has the same ones
-    assert cached_taps(build_context(flipped, "cpu")) == ("spatial", "temporal")
-    flipped = saliency(retrain={"augment": "flip"}, search={"augment": "flip"})
-    assert cached_taps(build_context(flipped, "cpu")) is None
+    flipped = saliency(retrain={"augment": "flip"})
+    taps = ("spatial", "temporal")
+    assert cached_taps(build_context(flipped, "cpu")) == {"none": taps, "flip": taps}
 
 
 def test_batches_of_one_are_refused_where_a_norm_has_one_value(tiny: Make) -> None:

@@ -125,6 +125,23 @@ def test_examples_are_of_the_shapes_that_nets_see(case: str) -> None:
     assert (view.key_frames is not None) == (case == "key frames")
 
 
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_step_shows_the_teacher_is_among_what_it_may_be_shown(case: str, previous: bool) -> None:
+    input_type, space = made(case)
+    batch = batch_of(input_type)
+    whole = input_type.teacher_inputs(batch)
+    whole = whole.reshape(N, input_type.positions, *whole.shape[1:])
+    view = input_type.training_view(batch, space, space.knobs_with({}), previous_frame=previous)
+    positions = view.batch.get("position", torch.zeros(N, 1, dtype=torch.int64))
+    expected = torch.cat([whole[torch.arange(N), column] for column in positions.T])
+    assert torch.equal(view.teacher, expected)
+    assert len(view.teacher) == N * (2 if previous and case == "key frames" else 1)
+    if view.key_frames is not None:
+        assert view.key_position is not None
+        assert torch.equal(view.key_frames, whole[torch.arange(N), view.key_position[:, 0]])
+
+
 def test_whole_items_are_fitted_for_students_alone() -> None:
     for case in ("clips", "features"):
         input_type, space = made(case)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nas_kd.campaign.prepare import cached_taps, prepare_teacher
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
@@ -25,8 +24,7 @@ from nas_kd.teachers import (
     TeacherConfig,
     build_teacher_model,
 )
-from nas_kd.teachers.cache import TeacherCache
-from nas_kd.trial import Learner, build_context, load_context
+from nas_kd.trial import build_context
 
 MAKE = """
 import torch
@@ -212,42 +210,6 @@ def test_an_own_teacher_is_trained_once_and_kept(
     weights = (config.run_dir / "teacher" / "teacher.safetensors").read_bytes()
     assert prepare_teacher(build_context(config, "cpu"), config.run_dir) == known
     assert (config.run_dir / "teacher" / "teacher.safetensors").read_bytes() == weights
-
-
-def test_the_cache_is_left_out_where_clips_are_augmented(tiny: Callable[..., CampaignConfig]) -> None:
-    config = tiny()
-    prepare_teacher(build_context(config, "cpu"), config.run_dir)
-    context = load_context(config.model_dump_json(), config.run_dir, "cpu")
-    assert context.cache is not None
-    assert context.cache.taps == set(cached_taps(context)) == {"layers.0", "layers.1"}
-    student = context.space.student(context.space.widest({}))
-    knobs = context.space.knobs_with()
-    batch = next(iter(context.loader(context.splits.retrain, config.retrain, seed=0, train=True).epoch(0)))
-    answers = {}
-    for cached in (True, False):
-        learner = Learner(context, student, config.objective, knobs, cached=cached)
-        with torch.no_grad():
-            context.teacher_model.classifier.bias.add_(1.0)  # from here on the live teacher differs from the cache
-        answers[cached] = learner._answers(batch, context.input_type.read(batch))
-        learner.close()
-    assert answers[True] is not None
-    assert answers[False] is not None
-    assert torch.allclose(answers[True].logits + 2, answers[False].logits, atol=1e-4)
-
-
-def test_a_cache_that_was_cut_off_is_written_again(tiny: Callable[..., CampaignConfig]) -> None:
-    config = tiny()
-    context = build_context(config, "cpu")
-    prepare_teacher(context, config.run_dir)
-    folder = config.run_dir / "teacher" / "outputs"
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / "cache.json").unlink()
-    (folder / "0.npy").write_bytes(b"half")
-    with pytest.raises(ValueError, match="no complete teacher cache"):
-        TeacherCache(folder)
-    prepare_teacher(build_context(config, "cpu"), config.run_dir)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    assert json.loads(whole["cache.json"])["files"]["logits"] == "0.npy"
 
 
 @pytest.mark.parametrize("size", [(64, 112), (33, 47), (5, 7), (1, 1)])
