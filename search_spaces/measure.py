@@ -8,10 +8,11 @@ runs adds up; its parameters count once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def measure(
     variables: Mapping[str, tuple[Choice, ...]],
     conditions: Mapping[str, Sequence[Condition]],
     example: Tensor,
-    student: nn.Module,
+    whole: StudentCount,
 ) -> Measured:
     """The cost tables of a definition.
 
@@ -132,7 +133,7 @@ def measure(
         variables: of the space.
         conditions: of the variables; their axes are kept where a layer reads such a variable.
         example: an input with batch size 1.
-        student: of the first choice of everything.
+        whole: counts of the student of the first choice of everything, see `count_student`.
 
     Raises:
         ValueError: a layer or an edge does not run.
@@ -158,11 +159,10 @@ def measure(
         needed = own.get(path, set())
         flops.append(_term(path, found, [run.flops for run in found], variables, needed, add=True))
         params.append(_term(path, found, [run.params for run in found], variables, needed, add=False))
-    whole = count_flops(student, example)
-    free = tuple(sorted(meter.free | set(whole.uncounted)))
+    free = tuple(sorted(meter.free.union(whole.uncounted)))
     return Measured(
-        _table(variables, flops, whole.total, free, "flops"),
-        _table(variables, params, _num_params(student), (), "parameters"),
+        _table(variables, flops, whole.flops, free, "flops"),
+        _table(variables, params, whole.params, (), "parameters"),
     )
 
 
@@ -173,6 +173,62 @@ def _table(
     kept = tuple(term for term in terms if term.variables)
     constant = total - sum(int(term.costs.flat[0]) for term in kept)
     return CostTable(variables, kept, constant, free, unit=unit)
+
+
+class StudentCount(NamedTuple):
+    """What a whole student costs.
+
+    Attributes:
+        flops: of one input.
+        params: number of parameters.
+        uncounted: free operators.
+    """
+
+    flops: int
+    params: int
+    uncounted: tuple[str, ...]
+
+
+_STUDENTS: dict[Hashable, StudentCount] = {}
+
+
+def count_student(
+    define: Callable[..., nn.Module], choices: Mapping[str, Choice], example: Tensor, build: Callable[[], nn.Module]
+) -> StudentCount:
+    """Costs of a student, counted once a process where spaces share a definition.
+
+    Tracing a whole net takes most of the time of a cost table, and a campaign builds its space several times.
+
+    Args:
+        define: the definition. Spaces share a function or class of module level, alone or in a `partial`.
+        choices: of the student.
+        example: an input with batch size 1.
+        build: makes the student.
+    """
+    key = _shared(define, tuple(choices.items()), tuple(example.shape))
+    if key is None:
+        return _count_whole(build(), example)
+    if key not in _STUDENTS:
+        _STUDENTS[key] = _count_whole(build(), example)
+    return _STUDENTS[key]
+
+
+def _shared(define: Callable[..., nn.Module], *rest: Hashable) -> Hashable | None:
+    """What tells a student from all others in this process; None where nothing does."""
+    of = define if isinstance(define, partial) else partial(define)
+    if not isinstance(of.func, FunctionType | type) or "<locals>" in of.func.__qualname__:  # it may close over anything
+        return None
+    key = (of.func, of.args, tuple(sorted(of.keywords.items())), *rest)
+    try:
+        hash(key)
+    except TypeError:  # of an unhashable argument
+        return None
+    return key
+
+
+def _count_whole(student: nn.Module, example: Tensor) -> StudentCount:
+    count = count_flops(student, example)
+    return StudentCount(count.total, _num_params(student), tuple(count.uncounted))
 
 
 def _measurable(module: nn.Module, path: str) -> Iterator[tuple[Measurable, str]]:

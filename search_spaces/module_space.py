@@ -17,7 +17,7 @@ from nas_kd.search_spaces.choices import Choices, FixedChoices
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import GateFactory, named_gate
 from nas_kd.search_spaces.layers import Condition, HeldGates, OpenChoices, SearchLayer, inherit
-from nas_kd.search_spaces.measure import Measured, measure
+from nas_kd.search_spaces.measure import Measured, count_student, measure
 from nas_kd.search_spaces.space import SearchSpace
 
 Define = Callable[[Choices], nn.Module]
@@ -142,9 +142,10 @@ class ModuleSpace(SearchSpace):
             with torch.random.fork_rng(devices=[]):
                 choices, net = self._outline(knobs)
                 first = {name: options[0] for name, options in self.variables.items()}
-                student = self._plain({**first, **knobs})
+                fixed = {**first, **knobs}
+                whole = count_student(self._define, fixed, example, lambda: self._plain(fixed))
                 conditions = self._conditions[self._structure(knobs)]
-                self._measured[key] = measure(net, choices.control, self.variables, conditions, example, student)
+                self._measured[key] = measure(net, choices.control, self.variables, conditions, example, whole)
         return self._measured[key]
 
     def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:

@@ -85,6 +85,10 @@ class Counted(NamedTuple):
     uncounted: tuple[str, ...]
 
 
+_COUNTED: dict[Any, Counted | None] = {}
+"""Candidate and signature of a layer -> its costs, once a process: a campaign derives its space several times."""
+
+
 class CandidateCosts:
     """Costs of candidates, each counted once for layers of one shape.
 
@@ -103,7 +107,7 @@ class CandidateCosts:
         build: Callable[[PlannedLayer, str], DeltaOp | None],
     ) -> None:
         self.plan, self.candidates, self.longest, self.build = plan, candidates, longest, build
-        self._counted: dict[Any, Counted | None] = {}
+        self._of_blocks: dict[Any, Counted | None] = {}  # of layers that only this teacher has
 
     def choices(self, layer: PlannedLayer) -> tuple[Choice, ...]:
         """Candidates that fit a layer and cost less than its full copy, by increasing cost; the copy is last.
@@ -120,11 +124,12 @@ class CandidateCosts:
 
     def of(self, layer: PlannedLayer, name: str) -> Counted | None:
         """What a candidate costs, or None where the layer cannot have it."""
+        counted = self._of_blocks if layer.shape.weight is None else _COUNTED
         key = (name, layer.may_be_zero, layer.copy_input, *signature(layer))
-        if key not in self._counted:
+        if key not in counted:
             with torch.random.fork_rng(devices=[]):
-                self._counted[key] = self._measure(layer, name)
-        return self._counted[key]
+                counted[key] = self._measure(layer, name)
+        return counted[key]
 
     def offered(self, layer: PlannedLayer, choice: Choice) -> Counted:
         """What a choice of the layer's variable costs."""
