@@ -13,6 +13,7 @@ import yaml
 from pydantic import (
     BaseModel,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
@@ -144,6 +145,17 @@ class CampaignConfig(Section):
         own = _merged(known.defaults, value) if known is not None else value
         return _merged(input_type_of_file(known, source).defaults, own)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_grid(cls, value: Any, read: ModelWrapValidatorHandler[CampaignConfig]) -> CampaignConfig:
+        """Read the file, and with a grid read it again with the knobs and the number of trials that the grid gives."""
+        config = read(value)
+        if not config.grid or not isinstance(value, dict):
+            return config
+        for path in config.knobs:
+            config._check_path(path, f"knobs.{path}")
+        return read({**value, **config._of_grid()})
+
     @model_validator(mode="after")
     def _fits(self) -> CampaignConfig:
         task_config(self.task, self.task_options)
@@ -160,10 +172,8 @@ class CampaignConfig(Section):
             )
         for path in self.knobs:
             self._check_path(path, f"knobs.{path}")
-        if self.grid:
-            cells = self._take_grid()
-            if self.trials <= len(cells):  # nothing else is ever proposed
-                return self
+        if self.grid and self.trials <= len(self.cells):  # nothing else is ever proposed
+            return self
         for path in self.knobs:
             for value in _boundary_values(path, self.knobs[path]):
                 self._accepts({path: value})
@@ -218,8 +228,12 @@ class CampaignConfig(Section):
             cells.append(cell)
         return distinct(cells)
 
-    def _take_grid(self) -> list[Cell]:
-        """Check the grid; its dotted paths become knobs, its cells the number of trials where the file gives none."""
+    def _of_grid(self) -> dict[str, Any]:
+        """`knobs` with the dotted paths of the grid, and `trials`: its cells where the file gives no number.
+
+        Raises:
+            ValueError: the grid cannot be used.
+        """
         for path in dict.fromkeys(name for block in self.grid for name in block if "." in name):
             self._check_path(path, f"grid: {path}")
         cells, knobs = self.cells, dict(self.knobs)
@@ -241,9 +255,7 @@ class CampaignConfig(Section):
                 f"trials: each of the {len(cells)} cells of the grid is a trial, but trials is {trials}; raise it, or "
                 "leave it out"
             )
-        object.__setattr__(self, "knobs", knobs)  # the model is frozen once it is made, which is what happens here
-        object.__setattr__(self, "trials", trials)
-        return cells
+        return {"knobs": knobs, "trials": trials}
 
     def _accepts(self, proposal: Mapping[str, Any], source: str = "knobs") -> dict[str, Any]:
         """Raise where the sections do not take values that knobs may propose together.
