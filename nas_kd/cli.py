@@ -180,7 +180,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     trial: Annotated[int | None, typer.Option(help="Export this trial.")] = None,
     max_flops: Annotated[
-        str | None, typer.Option(help="Export the most accurate student within this budget, such as 50M.")
+        str | None, typer.Option(help="Export the most accurate student within these FLOPs, such as 50M.")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Export the most accurate student within this predicted latency.")
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
@@ -192,12 +195,11 @@ def export(
         from nas_kd import campaign as campaigns
         from nas_kd.config.sections import parse_flops
 
-        if trial is not None and max_flops is not None:
-            raise ValueError("--trial and --max-flops exclude each other: give the one that decides")
         folder, record = campaigns.export(
             run,
             trial=trial,
             max_flops=None if max_flops is None else parse_flops(max_flops),
+            max_latency_ms=max_latency_ms,
             formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
         )

@@ -24,6 +24,7 @@ from nas_kd.trials import (
 
 if TYPE_CHECKING:
     from nas_kd.analysis import PivotTable, ReportPaths
+    from nas_kd.analysis.cost_axis import CostAxis
 
 
 def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
@@ -132,14 +133,30 @@ def _flops_read(values: Mapping[str, KnobValue] | None) -> dict[str, KnobValue]:
     return {name: parse_flops(value) if name == "max_flops" else value for name, value in (values or {}).items()}
 
 
-def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops: int | None = None) -> TrialRecord:
+def pick(
+    records: Sequence[TrialRecord],
+    *,
+    trial: int | None = None,
+    max_flops: int | None = None,
+    max_latency_ms: float | None = None,
+) -> TrialRecord:
     """The trial to export: the one named, the most accurate one within a budget, or the knee of the front.
 
-    Raises:
-        ValueError: there is none; the sentence says what there is.
-    """
-    from nas_kd.analysis import FLOPS, ParetoFront
+    Args:
+        records: of the run.
+        trial: number of the trial.
+        max_flops: budget in FLOPs.
+        max_latency_ms: budget of the predicted latency, for a campaign with a budget of latency.
 
+    Raises:
+        ValueError: more than one is given, or there is no such trial; the sentence says what there is.
+    """
+    from nas_kd.analysis import FLOPS, LATENCY, ParetoFront
+
+    given = {"trial": trial, "max_flops": max_flops, "max_latency_ms": max_latency_ms}
+    named = [f"{name} = {value}" for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:
         raise ValueError("there is no complete trial to export; `nas-kd report` says what failed")
@@ -149,15 +166,33 @@ def pick(records: Sequence[TrialRecord], *, trial: int | None = None, max_flops:
                 return record
         raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
     if max_flops is not None:
-        front = ParetoFront.from_records(complete, axis=FLOPS)
-        within = [r for r in front.records if r.cost is not None and r.cost.flops <= max_flops]
-        if not within:
-            cheapest = min(r.cost.flops for r in complete if r.cost is not None)
-            raise ValueError(f"no complete trial costs at most {max_flops:,} FLOPs; the cheapest costs {cheapest:,}")
-        return max(within, key=lambda r: r.cost.flops if r.cost else 0)
+        return _best_within(complete, max_flops, FLOPS)
+    if max_latency_ms is not None:
+        return _best_within(complete, max_latency_ms, LATENCY)
     knee = ParetoFront.from_records(complete).knee
     assert knee is not None, "a front with a complete trial has a knee"
     return knee
+
+
+def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis) -> TrialRecord:
+    """The most accurate trial that costs at most `budget`."""
+    from nas_kd.analysis import ParetoFront
+
+    costs = [axis.of(record) for record in complete]
+    known = [cost for cost in costs if cost is not None]
+    if not known:
+        raise ValueError(
+            f"no trial has a {axis.field}, since the campaign's budget is max_flops; pick by max_flops instead of "
+            f"{axis.budget}"
+        )
+    front = ParetoFront.from_records(complete, axis=axis)
+    within = [record for record in front.records if (axis.of(record) or 0) <= budget]
+    if not within:
+        raise ValueError(
+            f"no complete trial costs at most {budget:,} {axis.unit}; the cheapest costs {min(known):,}; raise the "
+            "budget or pick by trial"
+        )
+    return max(within, key=lambda record: axis.of(record) or 0)  # on a front, what costs more is better
 
 
 def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
@@ -175,6 +210,7 @@ def export(
     *,
     trial: int | None = None,
     max_flops: int | None = None,
+    max_latency_ms: float | None = None,
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     out_dir: Path | str | None = None,
 ) -> tuple[Path, ExportRecord]:
@@ -189,7 +225,7 @@ def export(
     """
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
-    record = pick(records, trial=trial, max_flops=max_flops)
+    record = pick(records, trial=trial, max_flops=max_flops, max_latency_ms=max_latency_ms)
     space, bundle = None, run_dir / "trials" / f"{record.number:04d}"
     if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
         space = _own_space(config, run_dir, json.loads((bundle / "arch.json").read_text()))

@@ -146,6 +146,9 @@ def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp
     code, output = cli("export", config.run_dir, "--max-flops", "1k")
     assert code == 2
     assert "no complete trial costs at most 1,000 FLOPs" in output
+    code, output = cli("export", config.run_dir, "--max-latency-ms", "2.5")
+    assert code == 2
+    assert "pick by max_flops instead of max_latency_ms" in output
 
     code, output = cli("search", file, "--set", "teacher.fit.epochs=2")
     assert code == 2

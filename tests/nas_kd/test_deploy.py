@@ -199,7 +199,9 @@ def test_a_missing_package_and_an_unknown_format_are_named(
         export_student(tmp_path / "trial", tmp_path / "out", ("onnx",))
 
 
-def record(number: int, flops: int, accuracy: float, state: Any = "complete") -> TrialRecord:
+def record(
+    number: int, flops: int, accuracy: float, state: Any = "complete", latency_ms: float | None = None
+) -> TrialRecord:
     done = state == "complete"
     return TrialRecord(
         number=number,
@@ -208,7 +210,7 @@ def record(number: int, flops: int, accuracy: float, state: Any = "complete") ->
         config_hash="",
         knobs={"max_flops": flops},
         metric=Metric(name="accuracy", maximize=True),
-        cost=Cost(flops=flops, params=1) if done else None,
+        cost=Cost(flops=flops, params=1, predicted_latency_ms=latency_ms) if done else None,
         metrics={"retrained": {"val": {"accuracy": accuracy}, "test": {"accuracy": 1 - accuracy}}} if done else {},
         error=None if done else "ValueError: no",
     )
@@ -224,11 +226,24 @@ def test_pick_takes_the_trial_the_budget_or_the_knee() -> None:
     for arguments, sentence in (
         ({"max_flops": 99}, "no complete trial costs at most 99 FLOPs; the cheapest costs 100"),
         ({"trial": 4}, "trial 4 is not among the complete ones: 0, 1, 2, 3"),
+        ({"trial": 1, "max_flops": 999}, "decides which trial is picked, but got trial = 1 and max_flops = 999"),
+        ({"max_latency_ms": 2.0}, "no trial has a predicted_latency_ms, .* pick by max_flops instead of max_lat"),
     ):
         with pytest.raises(ValueError, match=sentence):
             pick(records, **arguments)
     with pytest.raises(ValueError, match="no complete trial to export"):
         pick(records[4:])
+
+
+def test_pick_takes_the_best_trial_within_a_latency() -> None:
+    # Latencies order the trials in another way than FLOPs do.
+    records = [record(0, 300, 0.3, latency_ms=1.0), record(1, 100, 0.7, latency_ms=2.0)]
+    records += [record(2, 200, 0.8, latency_ms=4.5), record(3, 50, 0.6, latency_ms=3.0)]
+    assert pick(records, max_latency_ms=3.5).number == 1  # not trial 3, which is slower and worse
+    assert pick(records, max_latency_ms=4.5).number == 2
+    assert pick(records, max_flops=100).number == 1
+    with pytest.raises(ValueError, match=r"no complete trial costs at most 0\.5 ms; the cheapest costs 1\.0; raise"):
+        pick(records, max_latency_ms=0.5)
 
 
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
