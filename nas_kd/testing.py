@@ -1,13 +1,13 @@
 """Contract tests for classes of your own: call them in your tests, with pytest or without.
 
 Each function raises `AssertionError` with a sentence that says which part of the contract is broken. They hold for the
-tasks, terms, spaces, teachers and sources of the package too.
+tasks, terms, spaces, operators, teachers and sources of the package too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nas_kd.data import DataInfo, SourceConfig, check_sample
 from nas_kd.objectives import DistillationLoss, DistillationTerm, ObjectiveConfig, TermConfig
-from nas_kd.search_spaces import SearchSpace, Supernet, count_flops
+from nas_kd.search_spaces import ClipCellSettings, ClipCellSpace, SearchSpace, Supernet, count_flops
 from nas_kd.search_spaces.arch import ArchSpec, Choice
+from nas_kd.search_spaces.clip_cell.ops import EdgeShape, check_own_op
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Batch, Task
 from nas_kd.tasks.task import Outputs
@@ -203,6 +204,38 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
             f"a derived student must compute what the supernet does with these choices, but they differ by "
             f"{float(gap):.2g} for {arch.choices}"
         )
+
+
+def check_operator(build: Callable[[int, int, int], nn.Module], widths: tuple[int, int] = (8, 16)) -> None:
+    """Hold an operator against the contract of `nas_kd.search_spaces.clip_cell.ops`.
+
+    Args:
+        build: (input channels, output channels, spatial stride) -> module.
+        widths: a smaller and a larger number of channels that it must take.
+
+    Raises:
+        AssertionError: what is broken.
+    """
+    name = getattr(build, "__name__", type(build).__name__)
+    low, high = widths
+    edges = [EdgeShape((low, low), (high, high), 1, 4, 9), EdgeShape((low, high), (high, high), 2, 4, 9)]
+    try:
+        check_own_op(name, build, edges)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
+    op = build(low, high, 2)
+    clips = torch.randn(2, low, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+    op.train()(clips).square().sum().backward()
+    idle = [parameter for parameter, tensor in op.named_parameters() if tensor.grad is None]
+    assert not idle, f"{name}: all parameters must take part, but {', '.join(idle)} has no gradient"
+    with torch.no_grad():
+        gap = (torch.cat([op.eval()(clip[None]) for clip in clips]) - op(clips)).abs().max()
+    assert float(gap) < 1e-4, f"{name} must map each clip alone in evaluation, but clips differ by {gap:.2g} in a batch"
+    settings = ClipCellSettings(
+        num_classes=2, stem_width=low, widths=((low, high),), depths=((1,),), strides=(2,), ops=("own:operator",),
+        resolution=(16,), frames=(4,),
+    )  # fmt: skip
+    check_space(ClipCellSpace(settings, {"own:operator": build}), num_archs=2)
 
 
 def check_teacher(model: nn.Module, inputs: Tensor, num_outputs: int) -> None:

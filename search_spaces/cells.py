@@ -22,7 +22,8 @@ class Edge(nn.Module):
 
     def __init__(self, candidates: Mapping[str, nn.Module], make_gate: GateFactory = Gate) -> None:
         super().__init__()
-        self.candidates = nn.ModuleDict(dict(candidates))
+        # A module cannot have a dot in its name, but an operator of the user's, `package.module:function`, has.
+        self.candidates = nn.ModuleDict({name.replace(".", "/"): module for name, module in candidates.items()})
         self.gate = make_gate(tuple(candidates))
 
     def forward(self, *inputs: Any) -> Tensor:
@@ -32,9 +33,14 @@ class Edge(nn.Module):
         modules = list(self.candidates.values())
         return self.gate.draw().combine(lambda index: modules[index](*inputs))
 
+    @property
+    def by_name(self) -> dict[str, nn.Module]:
+        """Name -> candidate."""
+        return dict(zip(map(str, self.gate.choices), self.candidates.values(), strict=True))
+
     def chosen(self, name: str) -> nn.Module:
         """A copy of the candidate of that name, with its present weights."""
-        return copy.deepcopy(self.candidates[name])
+        return copy.deepcopy(self.by_name[name])
 
 
 def mix_widths(gate: Gate, run: Callable[[Any], Tensor]) -> Tensor:

@@ -169,6 +169,10 @@ class SearchLayer(nn.Module):
             return mix_widths(gate, at)
         return gate.draw().combine(lambda index: at(gate.choices[index]))
 
+    def student_module(self) -> nn.Module:
+        """The first candidate at its largest."""
+        return cast(Sliced, self.candidates[0]).full
+
     def student_state(self, chosen: Mapping[str, Choice]) -> dict[str, Tensor]:
         """State dict of the plain layer under these choices."""
         sliced = cast(Sliced, self.candidates[self.index[self.call.key(chosen)]])
@@ -447,7 +451,7 @@ def inherit(source: nn.Module, target: nn.Module, chosen: Mapping[str, Choice]) 
         inherit(source.at(chosen), target, chosen)
         return
     if isinstance(source, Edge):
-        target.load_state_dict(source.candidates[str(chosen[source.gate.name])].state_dict())
+        target.load_state_dict(source.by_name[str(chosen[source.gate.name])].state_dict())
         return
     own = dict(target.named_parameters(recurse=False)) | dict(target.named_buffers(recurse=False))
     for name, tensor in [*source.named_parameters(recurse=False), *source.named_buffers(recurse=False)]:

@@ -12,6 +12,7 @@ from nas_kd.search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
 from nas_kd.search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace
 from nas_kd.search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
 from nas_kd.search_spaces.frame_sequence.settings import frames_within
+from nas_kd.search_spaces.operators import NO_OPERATORS, Operators, is_reference
 from nas_kd.search_spaces.saliency import SaliencySettings, SaliencySpace
 from nas_kd.search_spaces.space import SearchSpace
 
@@ -43,6 +44,7 @@ class SpaceEntry:
         from_data: the settings that follow from the data.
         example_data: data by which the other settings can be checked before the data are known.
         derived: whether it is made of a teacher's own layers.
+        operators: the setting that lists operators, among which users may name their own; none without.
     """
 
     settings: type[BaseModel]
@@ -52,14 +54,28 @@ class SpaceEntry:
     from_data: Callable[[DataShape], dict[str, Any]] = lambda data: {}
     example_data: DataShape = DataShape(2)
     derived: bool = False
+    operators: str = ""
 
-    def make(self, settings: Mapping[str, Any], *teacher: Any) -> SearchSpace:
+    def make(self, settings: Mapping[str, Any], *teacher: Any, operators: Operators = NO_OPERATORS) -> SearchSpace:
         """The space of settings as JSON values; a derived one takes the teacher, frame size and identity too.
+
+        Args:
+            settings: of the space.
+            teacher: of a derived space.
+            operators: functions of the user's operators that the settings name.
 
         Raises:
             pydantic.ValidationError: the settings make no space.
+            ValueError: an operator is not given.
         """
-        return self.build(self.settings.model_validate(dict(settings)), *teacher)
+        given = {"operators": operators} if self.operators else {}
+        return self.build(self.settings.model_validate(dict(settings)), *teacher, **given)
+
+    def own_operators(self, settings: Mapping[str, Any]) -> list[str]:
+        """The operators of users that settings name, as `module:function`."""
+        names = settings.get(self.operators, ())
+        listed = names if isinstance(names, list | tuple) else ()
+        return [name for name in listed if isinstance(name, str) and is_reference(name)]
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise `pydantic.ValidationError` where these settings make no space, whatever the data."""
@@ -80,7 +96,9 @@ def _sequences(data: DataShape) -> dict[str, Any]:
 
 
 SPACES: Mapping[str, SpaceEntry] = {
-    "clip_cell": SpaceEntry(ClipCellSettings, ClipCellSpace, reads="clips", gives="logits", from_data=_classes),
+    "clip_cell": SpaceEntry(
+        ClipCellSettings, ClipCellSpace, reads="clips", gives="logits", from_data=_classes, operators="ops"
+    ),
     "frame_sequence": SpaceEntry(
         FrameSequenceSettings, FrameSequenceSpace, reads="frame features", gives="logits", from_data=_sequences,
         example_data=DataShape(2, feature_size=720_720),  # a multiple of every number of groups up to 16
@@ -88,7 +106,9 @@ SPACES: Mapping[str, SpaceEntry] = {
     "saliency": SpaceEntry(
         SaliencySettings, SaliencySpace, reads="clips", gives="maps", from_data=_classes, example_data=DataShape(1)
     ),
-    "delta_blocks": SpaceEntry(DeltaBlocksSettings, DeltaBlocksSpace, reads="frames", gives="maps", derived=True),
+    "delta_blocks": SpaceEntry(
+        DeltaBlocksSettings, DeltaBlocksSpace, reads="frames", gives="maps", derived=True, operators="candidates"
+    ),
 }  # fmt: skip
 """Name -> entry. A space that is not derived can be built again from an `ArchSpec` alone."""
 

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch.nn.functional as F
@@ -74,6 +74,9 @@ class SearchSpace(ABC):
             worst frame are those of a key frame or those of another one. None, unless a space says otherwise.
         """
         return {}
+
+    def check_operators(self) -> None:  # noqa: B027  (most spaces take none)
+        """Raise `ValueError` where an operator of the user's does not keep the contract of this space."""
 
     # What follows is the same for all spaces.
 
@@ -214,6 +217,15 @@ def _short(value: Any) -> str:
     """A value of settings, as JSON."""
     text = "missing" if value is None else canonical_json(value)
     return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+@runtime_checkable
+class StandsForAnother(Protocol):
+    """A layer of a supernet in whose place students have another module."""
+
+    def student_module(self) -> nn.Module:
+        """That module at its largest, with the weights of this layer."""
+        ...
 
 
 def gates_of(network: nn.Module) -> dict[str, Gate]:

@@ -16,7 +16,7 @@ from nas_kd.search_spaces.arch import ArchSpec, Choice
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_expensive_within, most_probable
-from nas_kd.search_spaces.space import SearchSpace, gates_of
+from nas_kd.search_spaces.space import SearchSpace, StandsForAnother, gates_of
 
 BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the most expensive one within it
 
@@ -97,12 +97,15 @@ class Supernet(nn.Module):
     def named_parts(self) -> dict[str, nn.Module]:
         """Name -> module of the network, the network itself as "".
 
-        A module with weights of several widths stands deeper here than in students, as the first candidate of an edge;
-        it is found by the name that students have, too.
+        A layer holds the modules that students have in its place, and theirs are found by the names that students have,
+        too: of several, those of the first.
         """
         modules = dict(self.network.named_modules())
-        for name, child in list(modules.items()):
-            modules.setdefault(name.replace(".candidates.0.full", ""), child)
+        for name, layer in list(modules.items()):
+            if isinstance(layer, StandsForAnother):
+                for inner, child in layer.student_module().named_modules():
+                    if inner:
+                        modules.setdefault(f"{name}.{inner}", child)
         return modules
 
     def weight_parameters(self) -> list[nn.Parameter]:

@@ -34,6 +34,11 @@ GENERIC = (
     ),
     "nas_kd/cli.py",
     "nas_kd/deploy/bundle.py",
+    "nas_kd/deploy/export.py",
+    "nas_kd/training/fit.py",
+    "nas_kd/training/gate_search.py",
+    "nas_kd/training/budget.py",
+    "nas_kd/training/checkpoint.py",
 )
 KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "registry"}
 OF_ONE_KIND = (
@@ -45,10 +50,22 @@ OF_ONE_KIND = (
 )
 NAMES_OF_KINDS = {
     *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "gives_features"),
-    *("DeltaBlocksSpace", "DeltaNet", "Parted", "StoredMaps", "MultiStream", "delta_net_of", "on_frames"),
+    *(
+        "ClipCellSpace",
+        "FrameSequenceSpace",
+        "SaliencySpace",
+        "DeltaBlocksSpace",
+        "DeltaNet",
+        "Parted",
+        "StoredMaps",
+        "MultiStream",
+        "delta_net_of",
+        "on_frames",
+    ),
+    *("DeltaLayer", "LinearDelta", "PairDelta", "ResidualLayer", "residual_form", "state_bytes"),
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }
-EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"DeltaNet", "keyframe_interval"}}  # its file format has both
+EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"keyframe_interval", "state_bytes"}}  # its file format has both
 
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (

@@ -118,6 +118,10 @@ def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
     Raises:
         ConfigError: the value, the rule and the way out.
     """
+    try:
+        context.space.check_operators()
+    except ValueError as error:
+        raise ConfigError(f"space: {error}") from error
     check_teacher(context)
     info = context.splits.info
     _check_frames(context.input_type, context.space, info)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nas_kd.campaign.campaign import CONFIG_NAME
 from nas_kd.config import CampaignConfig, load_config
-from nas_kd.config.sections import parse_flops
+from nas_kd.config.sections import SpaceConfig, parse_flops
+from nas_kd.deploy.bundle import BundleInfo, read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
@@ -195,14 +196,20 @@ def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis)
     return max(within, key=lambda record: axis.of(record) or 0)  # on a front, what costs more is better
 
 
-def _own_space(config: CampaignConfig, run_dir: Path, bundle: Mapping[str, Any]) -> SearchSpace:
-    """The space of a bundle that only the user's own code knows."""
-    if not config.space.is_derived:
-        return config.space.build(len(bundle["class_names"]) + find_task(config.task).extra_outputs)
-    settings = bundle["arch"]["settings"]
-    teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
-    load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
-    return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
+def _own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> SearchSpace | None:
+    """The space of a bundle that needs code of the user's: the space, its operators or its teacher."""
+    num_outputs = len(info.class_names) + find_task(config.task).extra_outputs
+    if config.space.is_own:
+        return config.space.build(num_outputs, info.input_type.space_settings(info.input_shape, info.source_frames))
+    settings = info.arch["settings"]
+    if config.space.is_derived:
+        if ":" not in config.teacher.model and not config.space.own_operators:
+            return None
+        teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
+        load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
+        return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
+    trained = SpaceConfig.model_validate({"name": info.arch["space"], **settings})  # the file may have changed since
+    return trained.build(num_outputs) if trained.own_operators else None
 
 
 def export(
@@ -226,8 +233,7 @@ def export(
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
     record = pick(records, trial=trial, max_flops=max_flops, max_latency_ms=max_latency_ms)
-    space, bundle = None, run_dir / "trials" / f"{record.number:04d}"
-    if ":" in config.space.name or (config.space.is_derived and ":" in config.teacher.model):
-        space = _own_space(config, run_dir, json.loads((bundle / "arch.json").read_text()))
+    bundle = run_dir / "trials" / f"{record.number:04d}"
+    space = _own_space(config, run_dir, read_info(bundle))
     folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
     return folder, export_student(bundle, folder, formats, space=space)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
-from nas_kd.settings.imports import call_function
+from nas_kd.settings.imports import call_function, import_function
 from nas_kd.settings.mistakes import explain
 from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section as Section  # all sections are found here
@@ -148,9 +148,19 @@ class SpaceConfig(BaseModel):
         return self
 
     @property
+    def is_own(self) -> bool:
+        """Whether the space is a function of the user's."""
+        return self.name not in SPACES
+
+    @property
     def is_derived(self) -> bool:
         """Whether the space is derived from the teacher."""
-        return self.name in SPACES and SPACES[self.name].derived
+        return not self.is_own and SPACES[self.name].derived
+
+    @property
+    def own_operators(self) -> list[str]:
+        """The user's operators that the settings of a space of the package name, as `module:function`."""
+        return [] if self.is_own else SPACES[self.name].own_operators(self.model_extra or {})
 
     def build(self, num_outputs: int, given_by_data: Mapping[str, Any] = MappingProxyType({})) -> SearchSpace:
         """The space for what the data are, where it needs no teacher.
@@ -166,7 +176,8 @@ class SpaceConfig(BaseModel):
         if self.name in SPACES:
             entry = SPACES[self.name]
             try:
-                return entry.make({**entry.from_data(DataShape(num_outputs, **given_by_data)), **settings})
+                given = entry.from_data(DataShape(num_outputs, **given_by_data))
+                return entry.make({**given, **settings}, operators=self._operators())
             except ValidationError as error:
                 raise ValueError(
                     "; ".join(f"space: {line}" for line in explain(error, entry.settings, settings, _GIVEN))
@@ -189,7 +200,13 @@ class SpaceConfig(BaseModel):
         Raises:
             ValueError: no layer of the teacher is eligible, or a pattern matches none.
         """
-        return SPACES[self.name].make(self.model_extra or {}, teacher, frame_size, identity)
+        settings, operators = self.model_extra or {}, self._operators()
+        return SPACES[self.name].make(settings, teacher, frame_size, identity, operators=operators)
+
+    def _operators(self) -> dict[str, Callable[..., Any]]:
+        """Functions of the user's operators that the settings name."""
+        entry = SPACES[self.name]
+        return {name: import_function(name, purpose=f"space.{entry.operators}") for name in self.own_operators}
 
 
 class SearchConfig(FitConfig):

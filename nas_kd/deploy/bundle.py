@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nas_kd.files import atomic_file, write_text_atomically
-from nas_kd.inputs import input_type_of_bundle
-from nas_kd.search_spaces import SPACES, ArchSpec, DeltaNet, SearchSpace
-from nas_kd.search_spaces.delta_blocks.residual import residual_form
+from nas_kd.inputs import InputType, input_type_of_bundle
+from nas_kd.search_spaces import SPACES, ArchSpec, SearchSpace
 from nas_kd.settings.mistakes import explain
 from nas_kd.teachers import TEACHERS
 
@@ -78,6 +77,11 @@ class BundleInfo(BaseModel):
     state_bytes: int | None = None
     form: Literal["delta", "residual"] | None = None
 
+    @property
+    def input_type(self) -> type[InputType]:
+        """How the data reach the student."""
+        return input_type_of_bundle(self.input_shape, self.mean, self.keyframe_interval)
+
     def prepare(self, items: Tensor, space: SearchSpace | None = None) -> Tensor:
         """What the student reads, from what the data hold: as in its trial.
 
@@ -96,9 +100,8 @@ class BundleInfo(BaseModel):
         Raises:
             ValueError: items of another kind or shape.
         """
-        kind = input_type_of_bundle(self.input_shape, self.mean, self.keyframe_interval)
-        read = kind.prepare(items, self.input_shape, self.mean, self.std)
-        if not kind.students_fit_items:
+        read = self.input_type.prepare(items, self.input_shape, self.mean, self.std)
+        if not self.input_type.students_fit_items:
             return read
         arch = ArchSpec.from_dict(self.arch)
         space = space or _space_of(arch)
@@ -120,17 +123,14 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
 
     Args:
         folder: with the two files.
-        space: the student's search space; needed where it is not one of `nas_kd.search_spaces.SPACES`, and where it was
-            derived from a teacher of your own.
+        space: the student's search space; needed where it is not one of `nas_kd.search_spaces.SPACES`, where it has
+            operators of your own, and where it was derived from a teacher of your own.
 
     Raises:
         ValueError: a file is missing or does not fit, or the space is not known here.
     """
     folder = Path(folder)
-    for name in (ARCH_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
-    info = _read_info(folder / ARCH_NAME)
+    info = read_info(folder)
     arch = ArchSpec.from_dict(info.arch)
     if arch.arch_id != info.arch_id:
         raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
@@ -143,9 +143,8 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {folder} do not fit architecture {arch.arch_id}: {reason}") from error
-    if info.form == "residual":
-        assert isinstance(student, DeltaNet), "only delta students have forms"
-        student = residual_form(student)
+    if info.form is not None:
+        student = info.input_type.student_in_form(student, info.form)
     return student.eval(), info
 
 
@@ -153,21 +152,36 @@ def _space_of(arch: ArchSpec) -> SearchSpace:
     """The space of an architecture, from its settings alone."""
     if arch.space not in SPACES:
         raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
-    if not SPACES[arch.space].derived:
-        return SPACES[arch.space].make(arch.settings)
-    settings = arch.as_dict()["settings"]
+    entry, settings = SPACES[arch.space], arch.as_dict()["settings"]
+    if own := entry.own_operators(settings):
+        raise ValueError(
+            f"the student may have operators of your own, {', '.join(own)}: build its space with "
+            f"SPACES[{arch.space!r}].make(settings, operators={{name: function}}) and pass it as "
+            "load_bundle(folder, space)"
+        )
+    if not entry.derived:
+        return entry.make(settings)
     identity, size = settings.pop("teacher", {}), settings.pop("frame_size", ())
     if identity.get("model") not in TEACHERS:
         raise ValueError(
             f"the student was derived from a teacher of your own, {identity.get('model')!r}: build its space with "
-            "DeltaBlocksSpace(settings, teacher, frame_size, identity) and pass it as load_bundle(folder, space)"
+            f"{entry.build.__name__}(settings, teacher, frame_size, identity) and pass it as load_bundle(folder, space)"
         )
     with torch.random.fork_rng(devices=[]):  # fresh weights, all of which the bundle replaces
         teacher = TEACHERS[identity["model"]].build(identity["num_outputs"], identity["settings"])
-        return SPACES[arch.space].make(settings, teacher, tuple(size), identity)
+        return entry.make(settings, teacher, tuple(size), identity)
 
 
-def _read_info(path: Path) -> BundleInfo:
+def read_info(folder: Path | str) -> BundleInfo:
+    """What stands in the `arch.json` of a bundle.
+
+    Raises:
+        ValueError: a file of the bundle is missing, or this one is damaged or of another version.
+    """
+    for name in (ARCH_NAME, WEIGHTS_NAME):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
+    path = Path(folder) / ARCH_NAME
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

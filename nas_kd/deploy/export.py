@@ -22,7 +22,7 @@ from nas_kd.deploy.record import (
     need_onnx,
     third_party_warnings,
 )
-from nas_kd.search_spaces import DeltaNet, SearchSpace, count_flops
+from nas_kd.search_spaces import SearchSpace, count_flops
 from nas_kd.training.measure import environment
 
 __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
@@ -38,14 +38,15 @@ def export_student(
 ) -> ExportRecord:
     """Write the student of a bundle in the formats asked for, read each again and compare.
 
-    A delta student becomes two graphs, one for key frames and one for the others: `export_stream`.
+    A student that keeps a state between frames becomes two graphs, one for key frames and one for the others:
+    `export_stream`.
 
     Args:
         bundle: folder of the trained student.
         out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and `export.json`;
-            of a delta student `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`.
+            of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`.
         formats: what to write; the batch dimension of graphs is dynamic.
-        space: needed where the student's space is your own.
+        space: needed where the student's space is your own, as by `load_bundle`.
         seed: of the inputs that are compared.
 
     Raises:
@@ -57,7 +58,7 @@ def export_student(
             raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
     student, info = load_bundle(bundle, space)
     out_dir = Path(out_dir)
-    if isinstance(student, DeltaNet):
+    if info.input_type.students_keep_a_state:
         return export_stream(student, info, out_dir, formats, space=space, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, *info.input_shape, generator=generator) for n in BATCHES]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of
@@ -39,7 +39,7 @@ Graph = Callable[..., tuple[Tensor, ...]]
 
 
 def export_stream(
-    student: DeltaNet,
+    student: nn.Module,
     info: BundleInfo,
     out_dir: Path,
     formats: Sequence[Format],
@@ -61,6 +61,7 @@ def export_stream(
     Raises:
         ExportError: an output or a FLOP count differs, or a package is missing; the files in question are removed.
     """
+    assert isinstance(student, DeltaNet), "students that keep a state have delta layers"
     generator = torch.Generator().manual_seed(seed)
     interval = student.keyframe_interval
     shape = (3, interval, *info.input_shape[2:])

@@ -43,6 +43,10 @@ class FeatureInput(InputType):
         return {"mean": None, "std": None}  # features are read as they are
 
     @classmethod
+    def space_settings(cls, shape: Sequence[int], frames: int) -> dict[str, Any]:
+        return {"feature_size": shape[-1], "frames": frames}
+
+    @classmethod
     def prepare(
         cls,
         items: Tensor,

@@ -70,6 +70,7 @@ class InputType(ABC):
         students_fit_items: whether a space has a say in what its students see, by `SearchSpace.fit_input`.
         students_give_what_the_teacher_gives: so that the outputs of students need no check of their own.
         always_searches: whether the search has work to do where a space has one architecture only.
+        students_keep_a_state: from frame to frame, so that they are exported as more than one graph.
         frame_knobs: knobs that ask for frames of a clip -> what they ask for, in messages.
         fallback_knob: knob whose next value a trial takes where no student meets its budget; None without.
         defaults: of a campaign file with this kind of input; what the file says goes before.
@@ -83,6 +84,7 @@ class InputType(ABC):
     students_fit_items: ClassVar[bool] = True
     students_give_what_the_teacher_gives: ClassVar[bool] = False
     always_searches: ClassVar[bool] = False
+    students_keep_a_state: ClassVar[bool] = False
     frame_knobs: ClassVar[Mapping[str, str]] = MappingProxyType({"frames": "a student may see"})
     fallback_knob: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
@@ -281,6 +283,29 @@ class InputType(ABC):
             cost: fields of `nas_kd.trials.Cost`.
         """
         return {"mean": self.mean, "std": self.std}
+
+    @classmethod
+    def space_settings(cls, shape: Sequence[int], frames: int) -> dict[str, Any]:
+        """What the data decide about a space, as `registry.space_settings` gives it, from a bundle.
+
+        Args:
+            shape: of the student's input, without the batch dimension.
+            frames: of an item of the data.
+        """
+        return {}
+
+    @classmethod
+    def student_in_form(cls, student: nn.Module, form: str) -> nn.Module:
+        """A student in another form that computes the same, as its bundle has it.
+
+        Args:
+            student: as its space builds it.
+            form: of the bundle.
+
+        Raises:
+            ValueError: students of this kind have no such form.
+        """
+        raise ValueError(f"the bundle has the form {form!r}, but students of its input have one form only")
 
     @classmethod
     @abstractmethod

@@ -21,6 +21,7 @@ from nas_kd.search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSp
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.delta_blocks import delta_net_of
 from nas_kd.search_spaces.delta_blocks.latency import latency_table
+from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
@@ -41,6 +42,7 @@ class KeyFrameInput(FrameInput):
     """
 
     students_give_what_the_teacher_gives: ClassVar[bool] = True
+    students_keep_a_state: ClassVar[bool] = True
     always_searches: ClassVar[bool] = True  # delta layers are brought near to the teacher's before their search
     frame_knobs: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"keyframe_interval": "an interval between key frames takes"}
@@ -116,6 +118,10 @@ class KeyFrameInput(FrameInput):
 
     def fallback_warning(self, knob: str, asked: object, taken: object) -> str:
         return f"no student with key frames every {asked} frames meets the budget; took {taken}"
+
+    @classmethod
+    def student_in_form(cls, student: nn.Module, form: str) -> nn.Module:
+        return residual_form(cast(DeltaNet, student)) if form == "residual" else student
 
     def bundle_fields(self, cost: Mapping[str, Any]) -> dict[str, Any]:
         return {**super().bundle_fields(cost), **{name: cost[name] for name in _BUNDLE_FIELDS}}

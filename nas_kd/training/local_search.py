@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import cos, pi
 from typing import cast
 
 import torch
@@ -23,7 +22,7 @@ from nas_kd.data import Batch, ClipLoader
 from nas_kd.data.frame_sampling import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
 from nas_kd.search_spaces import DeltaNet, Edge, Supernet
-from nas_kd.training.fit import FitConfig, OnProgress, make_optimizer, no_progress, set_learning_rate
+from nas_kd.training.fit import FitConfig, OnProgress, learning_rate, make_optimizer, no_progress, set_learning_rate
 from nas_kd.training.gate_search import LocalConfig, cycle
 
 
@@ -58,11 +57,11 @@ def start_locally(
     torch.manual_seed(seed)
     edges = {name: cast(Edge, layer.student) for name, layer in net.layers().items()}
     trained = [p for edge in edges.values() for p in edge.candidates.parameters()]
-    optimizer = make_optimizer(fit, trained)
+    optimizer, schedule = make_optimizer(fit, trained), fit.model_copy(update={"warmup": 0.0})
     supernet.train()
     batches = cycle(weights)
     for step in range(config.steps):
-        set_learning_rate(optimizer, fit.lr * 0.5 * (1 + cos(pi * step / config.steps)))
+        set_learning_rate(optimizer, learning_rate(schedule, step / config.steps))
         optimizer.zero_grad(set_to_none=True)
         with _on_teacher(net, edges, train=True):
             _pass(net, read(random_pairs(next(batches), interval)))
@@ -78,7 +77,7 @@ def start_locally(
     shares = {layer: {name: value / config.probes for name, value in of.items()} for layer, of in missed.items()}
     with torch.no_grad():
         for layer, edge in edges.items():
-            values = torch.tensor([min(shares[layer][name], 1.0) for name in edge.candidates])
+            values = torch.tensor([min(shares[layer][name], 1.0) for name in edge.by_name])
             edge.gate.gate_logits.copy_(-config.prior * values)
     return shares
 
@@ -92,13 +91,13 @@ def _pass(net: DeltaNet, pairs: Tensor) -> None:
 @contextmanager
 def _on_teacher(net: DeltaNet, edges: dict[str, Edge], *, train: bool) -> Iterator[dict[str, dict[str, float]]]:
     """While it lasts, every layer of the teacher that runs lets its candidates learn, or adds up what they miss."""
-    missed: dict[str, dict[str, float]] = {name: dict.fromkeys(edge.candidates, 0.0) for name, edge in edges.items()}
+    missed: dict[str, dict[str, float]] = {name: dict.fromkeys(edge.by_name, 0.0) for name, edge in edges.items()}
 
     def run(layer: str, x: Tensor, z: Tensor) -> None:
         key, frame, before, after = x[0::2], x[1::2], z[0::2], z[1::2]
         change = after - before
         scale = torch.maximum(change.square().mean(), LEAST_CHANGE * after.square().mean()).clamp_min(1e-12)
-        for name, candidate in edges[layer].candidates.items():
+        for name, candidate in edges[layer].by_name.items():
             if train and not any(True for _ in candidate.parameters()):
                 continue
             with torch.set_grad_enabled(train):

@@ -9,18 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.choices import Choices
-from nas_kd.search_spaces.clip_cell.ops import FrameConv, op_named
+from nas_kd.search_spaces.clip_cell.ops import CandidateOps, FrameConv
 from nas_kd.search_spaces.clip_cell.settings import EDGES, ClipCellSettings
 
 
 def projection(c_in: int, c_out: int, *, stride: int) -> nn.Module:
     """The shortcut of a stage's first cell."""
     return nn.Sequential(FrameConv(c_in, c_out, 1, stride), nn.BatchNorm3d(c_out))
-
-
-def candidate_op(c_in: int, c_out: int, *, op: str, stride: int) -> nn.Module:
-    """The operator of that name."""
-    return op_named(op)(c_in, c_out, stride)
 
 
 class Stem(nn.Sequential):
@@ -48,6 +43,7 @@ class Cell(nn.Module):
     Args:
         choose: makes the choices.
         settings: of the space.
+        ops: builds the candidates.
         name: of the cell, which the names of its variables begin with.
         c_in: channels of its input.
         c_out: channels of its output.
@@ -56,7 +52,16 @@ class Cell(nn.Module):
     """
 
     def __init__(
-        self, choose: Choices, settings: ClipCellSettings, name: str, c_in: int, c_out: int, stride: int, *, first: bool
+        self,
+        choose: Choices,
+        settings: ClipCellSettings,
+        ops: CandidateOps,
+        name: str,
+        c_in: int,
+        c_out: int,
+        stride: int,
+        *,
+        first: bool,
     ) -> None:
         super().__init__()
         self.shortcut = choose.layer(projection, c_in, c_out, stride=stride) if first else nn.Identity()
@@ -65,7 +70,7 @@ class Cell(nn.Module):
             op = choose.op(f"{name}.edges.{edge}", settings.edge_ops(edge))
             source, step = (c_out, 1) if edge == "1_2" else (c_in, stride)
             if op != "zero":
-                self.edges[edge] = choose.layer(candidate_op, source, c_out, op=op, stride=step)
+                self.edges[edge] = choose.layer(ops, source, c_out, op=op, stride=step)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, T, H, W) -> (N, C_out, T, H', W')."""
@@ -75,14 +80,14 @@ class Cell(nn.Module):
         return F.relu(out)
 
 
-def stage(choose: Choices, settings: ClipCellSettings, s: int, c_in: int) -> tuple[nn.Module, int]:
+def stage(choose: Choices, settings: ClipCellSettings, ops: CandidateOps, s: int, c_in: int) -> tuple[nn.Module, int]:
     """The cells of one stage, and their width."""
     width = choose.number(f"stages.{s}.width", settings.widths[s])
     depth = choose.depth(f"stages.{s}.depth", settings.depths[s])
 
     def cell(j: int) -> nn.Module:
         source, stride = (c_in, settings.strides[s]) if j == 0 else (width, 1)
-        return Cell(choose, settings, f"stages.{s}.cells.{j}", source, width, stride, first=j == 0)
+        return Cell(choose, settings, ops, f"stages.{s}.cells.{j}", source, width, stride, first=j == 0)
 
     return choose.cells(depth, cell, whole=width), width
 
@@ -90,12 +95,12 @@ def stage(choose: Choices, settings: ClipCellSettings, s: int, c_in: int) -> tup
 class ClipNet(nn.Module):
     """A net of the space `clip_cell`: (N, 3, T, H, W) -> logits (N, num_classes)."""
 
-    def __init__(self, choose: Choices, settings: ClipCellSettings) -> None:
+    def __init__(self, choose: Choices, settings: ClipCellSettings, ops: CandidateOps) -> None:
         super().__init__()
         self.stem = Stem(settings.stem_width)
         width, stages = settings.stem_width, []
         for s in range(len(settings.strides)):
-            cells, width = stage(choose, settings, s, width)
+            cells, width = stage(choose, settings, ops, s, width)
             stages.append(cells)
         self.stages = nn.ModuleList(stages)
         self.head = choose.layer(Head, width, settings.num_classes)

@@ -1,4 +1,4 @@
-"""Candidate operators for clips: a plain dict, name -> builder.
+"""Candidate operators for clips: a plain dict, name -> builder, and what operators of users must keep to.
 
 Shapes: N clips, C channels, T frames, H and W pixels; every operator maps (N, C_in, T, H, W) to
 (N, C_out, T, ceil(H / stride), ceil(W / stride)) and ends with BatchNorm, without activation: the cell adds first.
@@ -9,11 +9,15 @@ larger one's weights (see `nas_kd.search_spaces.cells.Sliced`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from nas_kd.search_spaces.operators import built, check_export, check_output, check_slices, is_reference
 
 OpBuilder = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, spatial stride) -> module."""
@@ -159,12 +163,67 @@ OPS: dict[str, OpBuilder] = {
 }
 
 
-def op_named(name: str) -> OpBuilder:
-    """The builder of that name.
+def check_name(name: str) -> None:
+    """Raise `ValueError` where a name is neither in `OPS` nor a `module:function` of the user's."""
+    if name not in OPS and not is_reference(name):
+        raise ValueError(f"unknown op {name!r}; choose from {', '.join(OPS)}, or give your own as module:function")
+
+
+@dataclass(frozen=True)
+class CandidateOps:
+    """Builds candidates by name.
+
+    Attributes:
+        own: name and function of the user's operators.
+    """
+
+    own: tuple[tuple[str, OpBuilder], ...] = ()
+
+    def __call__(self, c_in: int, c_out: int, *, op: str, stride: int) -> nn.Module:
+        """The operator of that name."""
+        build = dict(self.own).get(op) or OPS[op]
+        return build(c_in, c_out, stride)
+
+
+class EdgeShape(NamedTuple):
+    """Where an operator is offered.
+
+    Attributes:
+        narrow: (input, output) channels at the smallest widths.
+        wide: likewise at the largest.
+        stride: in space.
+        frames: of the input.
+        side: height and width of the input.
+    """
+
+    narrow: tuple[int, int]
+    wide: tuple[int, int]
+    stride: int
+    frames: int
+    side: int
+
+
+def check_own_op(name: str, build: OpBuilder, edges: Sequence[EdgeShape]) -> None:
+    """Raise where an operator does not keep the contract at the top of this module.
+
+    Args:
+        name: of the operator, for the sentence.
+        build: the operator.
+        edges: that it is offered on.
 
     Raises:
-        ValueError: no such operator; the sentence lists those that there are.
+        ValueError: it cannot be built, gives another shape, cannot run at several widths, has an operation whose FLOPs
+            nobody counts, or cannot be exported.
     """
-    if name not in OPS:
-        raise ValueError(f"unknown op {name!r}; choose from {', '.join(OPS)}")
-    return OPS[name]
+    exported: set[int] = set()
+    for edge in edges:
+        small = -(-edge.side // edge.stride)
+        modules = []
+        for c_in, c_out in (edge.narrow, edge.wide):
+            modules.append(built(name, build, c_in, c_out, edge.stride))
+            x = torch.zeros(2, c_in, edge.frames, edge.side, edge.side)
+            check_output(name, modules[-1], x, (2, c_out, edge.frames, small, small))
+        check_slices(name, *modules)
+        if edge.stride not in exported:
+            check_export(name, modules[-1], x)
+            exported.add(edge.stride)

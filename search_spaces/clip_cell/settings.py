@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nas_kd.search_spaces.clip_cell.ops import op_named
+from nas_kd.search_spaces.clip_cell.ops import check_name
 
 DEFAULT_OPS = (
     "conv2d_k3",
@@ -29,7 +29,8 @@ class ClipCellSettings(BaseModel):
         widths: for each stage, the channel counts to choose from.
         depths: for each stage, the numbers of cells to choose from.
         strides: for each stage, the spatial stride of its first cell.
-        ops: candidates of the edges, names in `clip_cell.ops.OPS`; see `edge_ops` for `identity` and `zero`.
+        ops: candidates of the edges, names in `clip_cell.ops.OPS` or `module:function`; see `edge_ops` for
+            `identity` and `zero`.
         resolution: sides of the student's square input to choose from, in pixels.
         frames: numbers of frames to choose from, taken uniformly from the teacher's clip.
     """
@@ -66,7 +67,7 @@ class ClipCellSettings(BaseModel):
                         f"{name} of stage {stage} must be positive numbers that ascend, but are {list(values)}"
                     )
         for op in self.ops:
-            op_named(op)
+            check_name(op)
         if len(set(self.ops)) != len(self.ops) or not set(self.ops) - {"identity", "zero"}:
             raise ValueError(f"ops must hold no duplicates and at least one convolution, but are {list(self.ops)}")
         return self

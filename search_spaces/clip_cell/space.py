@@ -21,18 +21,29 @@ from torch import Tensor
 
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.clip_cell.net import ClipNet
+from nas_kd.search_spaces.clip_cell.ops import CandidateOps, EdgeShape, check_own_op
 from nas_kd.search_spaces.clip_cell.settings import ClipCellSettings
 from nas_kd.search_spaces.frame_selectors import uniform
 from nas_kd.search_spaces.module_space import ModuleSpace
+from nas_kd.search_spaces.operators import NO_OPERATORS, Operators, needed
 from nas_kd.search_spaces.space import resampled
 
 
 class ClipCellSpace(ModuleSpace):
-    """The space described at the top of this module."""
+    """The space described at the top of this module.
 
-    def __init__(self, settings: ClipCellSettings) -> None:
+    Args:
+        settings: what is searched.
+        operators: functions of the user's operators among `settings.ops`, by `module:function`.
+
+    Raises:
+        ValueError: one of them is not given.
+    """
+
+    def __init__(self, settings: ClipCellSettings, operators: Operators = NO_OPERATORS) -> None:
+        self._settings, self._own = settings, needed(settings.ops, operators)
         super().__init__(
-            partial(ClipNet, settings=settings),
+            partial(ClipNet, settings=settings, ops=CandidateOps(tuple(self._own.items()))),
             _example,
             "clip_cell",
             knobs={"resolution": settings.resolution, "frames": settings.frames},
@@ -57,6 +68,25 @@ class ClipCellSpace(ModuleSpace):
         if frames < clip.shape[2]:
             clip = clip[:, :, uniform(clip.shape[2], frames)]
         return resampled(clip, side)
+
+    def check_operators(self) -> None:
+        """Build, run and export the user's operators at the shapes of this space.
+
+        Raises:
+            ValueError: one does not keep the contract of `clip_cell.ops`.
+        """
+        settings = self._settings
+        sources: tuple[int, ...] = (settings.stem_width,)
+        frames, side = settings.frames[-1], -(-settings.resolution[-1] // 2)  # after the stem
+        edges = []
+        for widths, stride in zip(settings.widths, settings.strides, strict=True):
+            narrow, wide = (sources[0], widths[0]), (sources[-1], widths[-1])
+            edges.append(EdgeShape(narrow, wide, stride, frames, side))
+            side = -(-side // stride)
+            edges.append(EdgeShape((widths[0], widths[0]), (widths[-1], widths[-1]), 1, frames, side))
+            sources = widths
+        for name, build in self._own.items():
+            check_own_op(name, build, edges)
 
 
 def _example(knobs: Mapping[str, Choice]) -> Tensor:

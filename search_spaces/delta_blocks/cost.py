@@ -14,9 +14,10 @@ import torch
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cost import CostTable, CostTerm
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
-from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, PairDelta, ZeroDelta
+from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, ZeroDelta
 from nas_kd.search_spaces.delta_blocks.plan import ALWAYS, Plan, PlannedLayer
-from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.flops import UncountedOpError, count_flops
+from nas_kd.search_spaces.operators import check_output, is_reference
 
 
 def is_read(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:
@@ -107,7 +108,7 @@ class CandidateCosts:
         build: Callable[[PlannedLayer, str], DeltaOp | None],
     ) -> None:
         self.plan, self.candidates, self.longest, self.build = plan, candidates, longest, build
-        self._of_blocks: dict[Any, Counted | None] = {}  # of layers that only this teacher has
+        self._own: dict[Any, Counted | None] = {}  # of layers that only this teacher has, and of the user's candidates
 
     def choices(self, layer: PlannedLayer) -> tuple[Choice, ...]:
         """Candidates that fit a layer and cost less than its full copy, by increasing cost; the copy is last.
@@ -124,7 +125,8 @@ class CandidateCosts:
 
     def of(self, layer: PlannedLayer, name: str) -> Counted | None:
         """What a candidate costs, or None where the layer cannot have it."""
-        counted = self._of_blocks if layer.shape.weight is None else _COUNTED
+        own = layer.shape.weight is None or is_reference(name)  # the user's function may be another one next time
+        counted = self._own if own else _COUNTED
         key = (name, layer.may_be_zero, layer.copy_input, *signature(layer))
         if key not in counted:
             with torch.random.fork_rng(devices=[]):
@@ -146,13 +148,19 @@ class CandidateCosts:
         if isinstance(op, ZeroDelta):
             return Counted(0, 0, 0, False, 0, ())
         x, z = torch.zeros(layer.in_shape), torch.zeros(layer.out_shape)
+        if is_reference(name):
+            assert isinstance(op, LinearDelta | PairDelta), "as own_candidate returns them"
+            check_output(name, op.body, x, layer.out_shape)
         with torch.no_grad():
             memory = op.remember(x)
             change, _ = op.change(x, *memory)
         if change.shape != z.shape:  # a padding other than the usual one, at a lower resolution
             return None
         delta = DeltaLayer(None, op, layer.name, Stream("delta", state={layer.name: (z, *memory)}), layer.out_shape[1:])
-        frame = count_flops(delta, x)
+        try:
+            frame = count_flops(delta, x)
+        except UncountedOpError as error:
+            raise ValueError(f"candidate {name!r}: {error}") from error
         remembered = count_flops(op.body, x).total if isinstance(op, PairDelta) else 0
         if layer.copy_input:
             memory = tuple(tensor.clone() for tensor in memory)

@@ -16,12 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.delta_blocks.arithmetic import Minus
+from nas_kd.search_spaces.operators import error_sentence
 
 
 class DeltaOp(nn.Module, ABC):
@@ -125,7 +127,7 @@ class LayerShape:
     dilation: tuple[int, int]
     groups: int
     out_size: tuple[int, int] | None
-    weight: Tensor | None
+    weight: Tensor | None = field(repr=False)
     bases: dict[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -406,12 +408,45 @@ def parse_candidate(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z]+)(\d*)", name)
     if match is None or match[1] not in CANDIDATE_FAMILIES:
         known = ", ".join(f"{n}γ" if f.takes_gamma else n for n, f in CANDIDATE_FAMILIES.items())
-        raise ValueError(f"unknown candidate {name!r}; choose from zero, {known} with a number for γ, such as split4")
+        raise ValueError(
+            f"unknown candidate {name!r}; choose from zero, {known} with a number for γ, such as split4, or give your "
+            "own as module:function"
+        )
     takes = CANDIDATE_FAMILIES[match[1]].takes_gamma
     if takes != bool(match[2]) or (takes and int(match[2]) < 2):
         wanted = f"a number of at least 2 after it, such as {match[1]}4" if takes else "no number"
         raise ValueError(f"candidate {name!r}: {match[1]} takes {wanted}")
     return match[1], int(match[2] or 1)
+
+
+def own_candidate(name: str, build: Callable[[LayerShape], Any], shape: LayerShape) -> DeltaOp | None:
+    """The candidate that a function of the user's builds for a layer.
+
+    Args:
+        name: of the function, for the sentence.
+        build: shape of a layer -> h, which maps the layer's input to its output's shape; None where the layer cannot
+            have it. A `LinearDelta(h)` where h is linear and without bias: it then runs once a frame, on the
+            difference. The layer's kernel in the shape is zero where costs are measured.
+        shape: of the layer.
+
+    Raises:
+        ValueError: the function fails, or returns something else.
+    """
+    try:
+        made = build(shape)
+    except Exception as error:
+        raise ValueError(
+            f"operator {name!r} cannot be built for {shape}: {error_sentence(error)}; return None where a layer cannot "
+            "have it"
+        ) from error
+    if made is None or isinstance(made, LinearDelta | PairDelta):
+        return made
+    if not isinstance(made, nn.Module) or isinstance(made, DeltaOp):
+        raise ValueError(
+            f"operator {name!r} must return a torch.nn.Module, a LinearDelta of one, or None, but returns a "
+            f"{type(made).__name__}"
+        )
+    return PairDelta(made)
 
 
 def build_candidate(name: str, shape: LayerShape) -> DeltaOp | None:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nas_kd.search_spaces.delta_blocks.ops import parse_candidate
+from nas_kd.search_spaces.operators import is_reference
 
 CANDIDATES = (
     "zero", "lowres4", "pointwise8", "lowres2", "split8", "bottleneck8", "shuffle4", "pair8", "pointwise2", "grouped4",
@@ -19,8 +20,8 @@ class DeltaBlocksSettings(BaseModel):
 
     Attributes:
         keyframe_interval: intervals K to choose from, or the only one; a student has one.
-        candidates: of every layer; one that a layer cannot have, or that costs no less than its full copy, is left
-            out there.
+        candidates: of every layer, names of the package or `module:function`; one that a layer cannot have, or that
+            costs no less than its full copy, is left out there.
         include: patterns (`*`, `?`) of module names; only these layers become delta layers.
         exclude: patterns of layers that stay as they are.
         blocks: patterns of modules that become one delta layer as a whole.
@@ -46,7 +47,7 @@ class DeltaBlocksSettings(BaseModel):
         if len(set(value)) != len(value):
             raise ValueError(f"candidates must differ, but they are {list(value)}")
         for name in value:
-            if name != "zero":
+            if name != "zero" and not is_reference(name):
                 parse_candidate(name)
         if "full" not in value:
             raise ValueError("candidates must hold 'full', the copy of the teacher's layer that every layer can have")

@@ -25,10 +25,11 @@ from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read
 from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
 from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
-from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, PairDelta, build_candidate
+from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, build_candidate, own_candidate
 from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer, plan_layers
 from nas_kd.search_spaces.delta_blocks.settings import DeltaBlocksSettings
 from nas_kd.search_spaces.gates import GateFactory
+from nas_kd.search_spaces.operators import NO_OPERATORS, Operators, check_export, needed
 from nas_kd.search_spaces.space import SearchSpace
 
 
@@ -40,13 +41,15 @@ class DeltaBlocksSpace(SearchSpace):
         teacher: frames (N, 3, H, W) -> one tensor; copied, with BatchNorm folded into its convolutions.
         frame_size: (H, W) of a frame.
         identity: what tells this teacher from others, as JSON values; part of every `ArchSpec`.
+        operators: functions of the user's candidates among `settings.candidates`, by `module:function`.
 
     Attributes:
         plan: the teacher's delta layers, and why other layers are none.
 
     Raises:
         ValueError: no layer is eligible, a pattern matches nothing, or the teacher does not give one tensor for a
-            frame, or gives another one when other frames are in the batch.
+            frame, or gives another one when other frames are in the batch; a function is not given, or does not keep
+            the contract of `own_candidate`.
     """
 
     name = "delta_blocks"
@@ -57,8 +60,9 @@ class DeltaBlocksSpace(SearchSpace):
         teacher: nn.Module,
         frame_size: tuple[int, int],
         identity: Mapping[str, Any] | None = None,
+        operators: Operators = NO_OPERATORS,
     ) -> None:
-        self._s = settings
+        self._s, self._own = settings, needed(settings.candidates, operators)
         self.frame_size = frame_size
         frame = torch.randn(1, 3, *frame_size, generator=torch.Generator().manual_seed(0))
         own = copy.deepcopy(teacher).cpu().eval()
@@ -122,7 +126,7 @@ class DeltaBlocksSpace(SearchSpace):
         student.load_state_dict(weights, strict=False)
         for name, layer in target.items():
             if layer.student is not None:
-                candidates = cast(Edge, source[name].student).candidates
+                candidates = cast(Edge, source[name].student).by_name
                 layer.student.load_state_dict(candidates[str(choices[name])].state_dict())
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
@@ -155,6 +159,19 @@ class DeltaBlocksSpace(SearchSpace):
         """All layers but those whose output nobody reads on delta frames."""
         return {layer.name for layer in self.plan.layers if is_read(layer, choices)}
 
+    def check_operators(self) -> None:
+        """Export each candidate of the user's as the first layer that has it needs it.
+
+        Raises:
+            ValueError: one cannot be exported.
+        """
+        for name in self._own:
+            for layer in self.plan.layers:
+                if name in self.variables[layer.name]:
+                    body = cast(LinearDelta | PairDelta, self.candidate(layer, name)).body
+                    check_export(name, body, torch.zeros(2, *layer.in_shape[1:]))
+                    break
+
     # For campaigns and runtimes
 
     def candidate(self, layer: PlannedLayer, name: str) -> DeltaOp:
@@ -169,6 +186,8 @@ class DeltaBlocksSpace(SearchSpace):
             return PairDelta(block.requires_grad_(True))
         if name == "zero" and not layer.may_be_zero:
             return None
+        if name in self._own:
+            return own_candidate(name, self._own[name], layer.shape)
         return build_candidate(name, layer.shape)
 
     def _net(self, interval: int, student_of: Any) -> DeltaNet:

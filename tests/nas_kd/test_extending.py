@@ -1,8 +1,9 @@
-"""Tasks and terms from outside the package, as docs/extending.md shows them: whole campaigns with the examples."""
+"""Tasks, terms and operators from outside the package, as docs/extending.md shows them: whole campaigns."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 from collections.abc import Callable
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from nas_kd import export, load_bundle, load_config, report, search
 from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
+from nas_kd.search_spaces import SPACES
 from nas_kd.trial import build_context
 
 ROOT = Path(__file__).parent.parent.parent
-EXAMPLES = ("attention_transfer", "ejection_fraction", "pose")
+EXAMPLES = ("attention_transfer", "ejection_fraction", "large_kernel", "pose")
 TERM = "attention_transfer:AttentionTransfer"
 MODULES = {"student": "stages.1", "teacher": "layers.1"}
 DATA = '''
@@ -49,6 +53,13 @@ class Joints:
                 mask[frame, y, x] = joint + 1
         return {"clip": clip, "label": torch.tensor(0), "mask": mask}
 
+def pooled(shape):
+    """A candidate of delta layers: the change of 2 × 2 pixels at once, for layers that keep the size."""
+    if shape.stride != (1, 1) or shape.out_size is None or shape.out_size[0] % 2:
+        return None
+    low = torch.nn.Conv2d(shape.in_channels, shape.out_channels, 1, bias=False)
+    return torch.nn.Sequential(torch.nn.AvgPool2d(2), low, torch.nn.Tanh(), torch.nn.Upsample(scale_factor=2))
+
 def joints():
     sets = {"train": Joints(16), "val": Joints(4), "test": Joints(4), "class_names": ["a", "b"]}
     return sets | {"mask_names": ["background", "head", "hand"], "points": True, "flip_safe": False}
@@ -61,16 +72,18 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in EXAMPLES:
         shutil.copy(ROOT / "examples" / f"{name}.py", tmp_path)
     (tmp_path / "own_data.py").write_text(DATA)
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "ops.py").write_text("from own_data import pooled\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
-def classes_of(code: str) -> dict[str, str]:
-    """The classes of some code as text, without docstrings."""
+def definitions_of(code: str) -> dict[str, str]:
+    """The classes and functions of some code as text, without docstrings."""
     found = {}
     for node in ast.parse(code).body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
             for inner in ast.walk(node):
                 if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner) is not None:
                     del inner.body[0]
@@ -80,7 +93,7 @@ def classes_of(code: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_take_less_than_40_lines(name: str) -> None:
-    code = "\n\n".join(classes_of((ROOT / "examples" / f"{name}.py").read_text()).values())
+    code = "\n\n".join(definitions_of((ROOT / "examples" / f"{name}.py").read_text()).values())
     assert len([line for line in code.splitlines() if line.strip()]) < 40
 
 
@@ -88,11 +101,11 @@ def test_the_page_shows_the_examples() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
     shown: dict[str, str] = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.S):
-        shown |= classes_of(block)
+        shown |= definitions_of(block)
     files: dict[str, str] = {}
     for name in EXAMPLES:
-        files |= classes_of((ROOT / "examples" / f"{name}.py").read_text())
-    assert len(shown) == 3
+        files |= definitions_of((ROOT / "examples" / f"{name}.py").read_text())
+    assert shown.keys() == {"AttentionTransfer", "AttentionTransferTerm", "EjectionFraction", "large_kernel"}
     for name, code in shown.items():
         assert code == files[name]
 
@@ -143,7 +156,48 @@ def test_workers_find_modules_of_ones_own(tiny: Callable[..., CampaignConfig], o
     assert record.state == "complete", record.error
 
 
+def test_an_operator_of_ones_own_is_searched_and_exported(tiny: Callable[..., CampaignConfig], outside: Path) -> None:
+    name = "large_kernel:large_kernel"
+    ops, budget = [name, "identity", "zero"], {"max_flops": ["400k"]}
+    config = tiny(trials=1, space={"ops": ops}, budget=budget, search={"epochs": 1}, retrain={"epochs": 1})
+    result = search(config)
+    (record,) = result.records
+    assert record.state == "complete", record.error
+    assert record.arch is not None
+    assert name in record.arch["choices"].values()
+    folder, proof = export(result.run_dir, trial=0)  # in all formats
+    assert record.cost is not None
+    assert [file.flops for file in proof.parity if file.flops is not None] == [record.cost.flops] * 2
+    with pytest.raises(ValueError, match=f"the student may have operators of your own, {name}: build its space with"):
+        load_bundle(folder)
+    function = importlib.import_module("large_kernel").large_kernel
+    space = SPACES["clip_cell"].make(record.arch["settings"], operators={name: function})
+    student, info = load_bundle(folder, space)
+    assert {m.kernel_size for m in student.modules() if isinstance(m, nn.Conv3d)} >= {(1, 13, 13)}
+    assert student(torch.zeros(1, *info.input_shape)).shape == (1, len(info.class_names))
+
+
+@pytest.mark.parametrize(
+    ("ops", "sentence"),
+    [
+        (
+            ["large_kernel:large_kernle"],
+            "space.ops 'large_kernel:large_kernle': module 'large_kernel' has no function 'large_kernle'; did you mean "
+            "'large_kernel'?",
+        ),
+        (["own_data:pooled"], "space: operator 'own_data:pooled' cannot be built with (4, 4, 1): TypeError: pooled()"),
+    ],
+)
+def test_an_operator_that_cannot_be_had_is_told_before_training(
+    tiny: Callable[..., CampaignConfig], outside: Path, ops: list[str], sentence: str
+) -> None:
+    config = tiny(space={"ops": ops})
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        check_fit(config, build_context(config, "cpu"))
+
+
 def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
+    candidate = "own_package.ops:pooled"
     config = validate(
         {
             "task": "pose:Pose",
@@ -151,7 +205,7 @@ def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
             "trials": 1,
             "data": {"source": "own", "function": "own_data:joints"},
             "teacher": {"settings": {"widths": [4, 8], "depths": [1, 1], "head_width": 8}, "fit": {"epochs": 1}},
-            "space": {"keyframe_interval": [2]},
+            "space": {"keyframe_interval": [2], "candidates": ["zero", "full", candidate]},
             "budget": {"max_flops": ["1M"]},
             "search": {"epochs": 1, "local": {"steps": 2, "probes": 1}},
             "retrain": {"epochs": 1},
@@ -159,9 +213,13 @@ def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
         },
         source="test",
     )
-    (record,) = search(config).records
+    result = search(config)
+    (record,) = result.records
     assert record.state == "complete", record.error
     assert {"pck", "pck@0", "pck@1"} <= record.metrics["retrained"]["test"].keys()
+    folder, _ = export(result.run_dir, formats=("safetensors",))
+    with pytest.raises(ValueError, match=f"the student may have operators of your own, {candidate}"):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize(

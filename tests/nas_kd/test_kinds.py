@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas_kd import export, search
 from nas_kd.campaign.prepare import check_teacher
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.deploy.bundle import read_info
 from nas_kd.trial import build_context
 
 OWN = """
@@ -22,6 +24,24 @@ def flat(num_classes):
 
 def frames(num_classes):
     return nn.Flatten()
+"""
+
+
+OWN_SPACE = """
+import torch
+from torch import nn
+from nas_kd.search_spaces import ModuleSpace
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+def space(num_classes, feature_size):
+    def net(choose):
+        width = choose.number("width", (2, 4))
+        first, last = choose.layer(nn.Linear, feature_size, width), choose.layer(nn.Linear, width, num_classes)
+        return nn.Sequential(Mean(), first, nn.ReLU(), last)
+    return ModuleSpace(net, torch.zeros(1, 4, feature_size), "of_features")
 """
 
 
@@ -93,6 +113,29 @@ def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
     context = build_context(features(teacher={"model": "own_teachers:frames"}), "cpu")
     with pytest.raises(ValueError, match=r"teacher\.model: own_teachers:frames must .* \(1, 2\) .* \(1, 48\); change"):
         check_teacher(context)
+
+
+def test_a_student_of_an_own_space_of_features_is_exported(
+    features: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_feature_space.py").write_text(OWN_SPACE)
+    monkeypatch.syspath_prepend(tmp_path)
+    logits = {"fewer_frames": {"weight": 0}, "response": {"weight": 1}}
+    settings = {"h_rnn": {"lower": 4, "upper": 4, "block_length": 2}}
+    config = features(
+        trials=1,
+        teacher={"settings": settings, "fit": {"epochs": 1}},
+        space={"name": "own_feature_space:space"},
+        budget={"max_flops": [60]},
+        search={"epochs": 1, "objective": logits},
+        objective=logits,
+        retrain={"epochs": 1},
+    )
+    (record,) = search(config).records
+    assert record.state == "complete", record.error
+    folder, proof = export(config.run_dir, trial=0, formats=("safetensors",))
+    assert proof.flops == 12 * 4 + 4 * 2
+    assert read_info(folder).input_shape == (4, 12)
 
 
 def test_keys_that_the_program_fills_in_are_not_offered(tiny: Callable[..., CampaignConfig]) -> None:

@@ -19,7 +19,7 @@ from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.registry import DataShape
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import TASKS, Classification, Saliency, Segmentation
-from nas_kd.testing import check_objective_term, check_source, check_space, check_task, check_teacher
+from nas_kd.testing import check_objective_term, check_operator, check_source, check_space, check_task, check_teacher
 
 INFO = DataInfo(3, ("a", "b", "c"), 4, 16, 16, "toy", mask_names=("background", "x", "y"), box_names=("x",))
 SEVERAL = DataInfo(3, ("a", "b", "c"), 4, 16, 16, "toy", multi_label=True)
@@ -116,6 +116,20 @@ def test_terms_keep_the_contract_and_a_broken_one_is_found() -> None:
         check_objective_term(config, Classification(INFO), net(4, 0), net(6, 1), clips, batch())
     with pytest.raises(AssertionError, match="the student must learn from the term"):
         check_objective_term(Constant(weight=1), Classification(INFO), net(4, 0), net(6, 1), clips, batch())
+
+
+@pytest.mark.usefixtures("example")
+def test_operators_keep_the_contract_and_a_broken_one_is_found() -> None:
+    def unused(c_in: int, c_out: int, stride: int) -> nn.Module:
+        conv = nn.Conv3d(c_in, c_out, 1, (1, stride, stride))
+        conv.extra = nn.Parameter(torch.zeros(c_in))
+        return conv
+
+    check_operator(module("large_kernel").large_kernel)
+    with pytest.raises(AssertionError, match="all parameters must take part, but extra has no gradient"):
+        check_operator(unused)
+    with pytest.raises(AssertionError, match=r"must map an input of shape \(2, 8, 4, 9, 9\) to \(2, 8, 4, 9, 9\)"):
+        check_operator(lambda c_in, c_out, stride: nn.Conv3d(c_in, c_out, 3, (1, stride, stride)))
 
 
 def test_spaces_teachers_and_sources_keep_the_contract() -> None:

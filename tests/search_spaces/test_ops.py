@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_kd.search_spaces import OPS, count_flops
-from nas_kd.search_spaces.clip_cell.ops import FrameConv, TemporalShift, TimeConv, op_named
+from nas_kd.search_spaces import OPS, SPACES, count_flops
+from nas_kd.search_spaces.clip_cell.ops import EdgeShape, FrameConv, TemporalShift, TimeConv, check_name, check_own_op
 
 
 def clip(channels: int, frames: int = 3, height: int = 7, width: int = 6) -> Tensor:
@@ -68,4 +70,51 @@ def test_temporal_shift_moves_an_eighth_each_way(channels: int, frames: int) -> 
 
 def test_an_unknown_op_lists_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="unknown op 'dwconv5'; choose from identity, zero, conv2d_k1, conv2d_k3"):
-        op_named("dwconv5")
+        check_name("dwconv5")
+    check_name("my_package.ops:dwconv5")
+
+
+class Own(nn.Module):
+    """An operator of a user's, broken in the way that is asked for."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, *, broken: str) -> None:
+        super().__init__()
+        kernel = 13 - c_in if broken == "width" else 1
+        self.conv = nn.Conv3d(c_in, c_out, kernel, (1, stride, stride), kernel // 2, bias=False)
+        self.broken = broken
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.broken == "uncounted":
+            x = torch.linalg.matrix_exp(x)
+        if self.broken == "branches" and bool(x.sum() > 0):
+            x = -x
+        return self.conv(x)[..., self.broken == "shape" :]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("shape", r"must map an input of shape \(2, 4, 2, 8, 8\) to \(2, 4, 2, 8, 8\), but gives \(2, 4, 2, 8, 7\)"),
+        ("uncounted", "operator 'm:own': the FLOPs of Own would miss aten::linalg_matrix_exp"),
+        ("width", r"conv.weight is \(4, 4, 9, 9, 9\) there and \(6, 6, 7, 7, 7\) in the widest form"),
+        ("branches", "operator 'm:own' cannot be exported: .*; write its forward pass so that torch.export takes it"),
+    ],
+)
+def test_what_an_operator_of_ones_own_breaks_is_one_sentence(broken: str, sentence: str) -> None:
+    edge = EdgeShape(narrow=(4, 4), wide=(6, 6), stride=1, frames=2, side=8)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        check_own_op("m:own", partial(Own, broken=broken), [edge])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_operator_of_ones_own_must_be_given_to_the_space() -> None:
+    settings = {"num_classes": 2, "ops": ["m:own"], "widths": [[4, 6]], "depths": [[1, 2]], "strides": [2]}
+    entry = SPACES["clip_cell"]
+    assert entry.own_operators(settings) == ["m:own"]
+    with pytest.raises(ValueError, match="operator 'm:own' is your own: import its function and give it to the space"):
+        entry.make(settings)
+    space = entry.make(settings, operators={"m:own": partial(Own, broken="")})
+    arch = space.widest({})
+    plain = entry.make({**settings, "ops": ["conv2d_k1"]})  # of the same shape
+    assert space.cost(arch) == count_flops(space.student(arch), space.example_input(arch.choices)).total
+    assert space.cost(arch) < plain.cost(plain.widest({})), "there is no normalisation that is counted"
