@@ -19,8 +19,9 @@ demo: install
 	$(BIN)/nas-kd report runs/demo
 	$(BIN)/nas-kd export runs/demo
 
+# A process a core, each with one thread: nets of the tests are too small for more.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: install
 	$(BIN)/ruff check .
