@@ -14,9 +14,12 @@ not in the draw does not run at all, so the cost of a forward pass follows from 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -140,6 +143,19 @@ class TemperatureSchedule:
         return float(self.start * (self.end / self.start) ** progress)
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What the logits of conditional gates depend on.
+
+    Attributes:
+        budget: cost that an architecture may have, in the units of the cost table.
+        setting: number of the combination of knobs, where one supernet serves several.
+    """
+
+    budget: float
+    setting: int = 0
+
+
 @dataclass
 class GateControl:
     """How the gates of one supernet draw at present; shared by all of them.
@@ -148,7 +164,7 @@ class GateControl:
         estimator: used in training mode. In evaluation mode a gate takes its most probable candidate.
         temperature: of the estimator.
         generator: source of the noise; None is torch's global one.
-        budget: what budget-dependent gates condition their logits on, or None.
+        condition: what conditional gates compute their logits for; None where there are none.
         pinned: gate name -> index, which overrides every draw.
         draws: the draws of the present forward pass, so that a gate that is asked twice answers the same.
         meter: measures the searchable parts of a forward pass instead of running them, see `measure`.
@@ -157,7 +173,7 @@ class GateControl:
     estimator: Estimator = straight_through
     temperature: float = 1.0
     generator: torch.Generator | None = None
-    budget: Tensor | None = None
+    condition: Condition | None = None
     pinned: dict[str, int] = field(default_factory=dict)
     draws: dict[str, Draw] = field(default_factory=dict)
     meter: Any = None
@@ -179,7 +195,7 @@ class GateControl:
 class Gate(nn.Module):
     """A choice among `choices` with one learnable logit each, all zero at the start.
 
-    A subclass may make the logits a function of the budget by overriding `logits`; nothing else reads the parameter.
+    A subclass may make the logits a function of a condition by overriding `logits`; nothing else reads the parameter.
     """
 
     def __init__(self, choices: Sequence[Choice]) -> None:
@@ -191,19 +207,19 @@ class Gate(nn.Module):
         self.control = GateControl()
         self.gate_logits = nn.Parameter(torch.zeros(len(choices)))
 
-    def logits(self, budget: Tensor | None = None) -> Tensor:
-        """(num_choices,) logits at `budget`; this gate has the same at every budget."""
+    def logits(self) -> Tensor:
+        """(num_choices,) logits under the present condition; this gate has the same under every condition."""
         return self.gate_logits
 
-    def probabilities(self, budget: Tensor | None = None) -> Tensor:
+    def probabilities(self) -> Tensor:
         """(num_choices,) softmax of the logits, without temperature and noise."""
-        return self.logits(budget if budget is not None else self.control.budget).softmax(0)
+        return self.logits().softmax(0)
 
     def draw(self) -> Draw:
         """The draw of this forward pass: pinned, sampled in training mode, or the most probable in evaluation mode."""
         if self.name and self.name in self.control.draws:
             return self.control.draws[self.name]
-        logits = self.logits(self.control.budget)
+        logits = self.logits()
         if self.name in self.control.pinned:
             draw = Draw((self.control.pinned[self.name],), torch.ones_like(logits[:1]).detach())
         elif self.training:
@@ -216,6 +232,52 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"choices={self.choices}"
+
+
+class BudgetGate(Gate):
+    """A gate whose logits are a function of the budget: linear in log cost between knots, constant beyond them.
+
+    Args:
+        choices: as of `Gate`.
+        knots: costs in ascending order, at each of which the gate has logits of its own.
+        num_settings: combinations of knobs, for each of which it has logits of its own.
+
+    Raises:
+        ValueError: the knots do not ascend or are not above 0.
+    """
+
+    def __init__(self, choices: Sequence[Choice], knots: Sequence[float], num_settings: int = 1) -> None:
+        super().__init__(choices)
+        if not knots or knots[0] <= 0 or any(low >= high for low, high in pairwise(knots)):
+            raise ValueError(f"knots of a gate must be above 0 and ascend, but are {list(knots)}")
+        self.log_knots = tuple(math.log(knot) for knot in knots)
+        self.gate_logits = nn.Parameter(torch.zeros(num_settings, len(knots), len(self.choices)))
+
+    def logits(self) -> Tensor:
+        """(num_choices,) logits under the present condition.
+
+        Raises:
+            ValueError: there is no condition.
+        """
+        condition = self.control.condition
+        if condition is None:
+            raise ValueError(f"gate {self.name!r} depends on the budget, so it needs one; call `condition` first")
+        at_knots = self.gate_logits[condition.setting]
+        lower, share = position(condition.budget, self.log_knots)
+        if share == 0:
+            return at_knots[lower]
+        return torch.lerp(at_knots[lower], at_knots[lower + 1], share)
+
+
+def position(budget: float, log_knots: Sequence[float]) -> tuple[int, float]:
+    """Between which knots a budget lies: (index of the lower one, share of the way to the next one, below 1)."""
+    value = math.log(budget)
+    if value <= log_knots[0]:
+        return 0, 0.0
+    if value >= log_knots[-1]:
+        return len(log_knots) - 1, 0.0
+    lower = bisect_right(log_knots, value) - 1
+    return lower, (value - log_knots[lower]) / (log_knots[lower + 1] - log_knots[lower])
 
 
 GateFactory = Callable[[Sequence[Choice]], Gate]

@@ -90,9 +90,10 @@ class ModuleSpace(SearchSpace):
             edge.gate.name, edge.gate.control = path, choices.control
         return choices, net
 
-    def _structure(self, knobs: Mapping[str, Choice]) -> tuple[Choice, ...]:
-        """The values of the knobs that the definition reads."""
-        return tuple(knobs[name] for name in self._structural)
+    @property
+    def structural_knobs(self) -> tuple[str, ...]:
+        """The knobs that the definition reads."""
+        return self._structural
 
     def network(self, knobs: Mapping[str, Choice], make_gate: GateFactory) -> nn.Module:
         choices = OpenChoices(knobs, make_gate)
@@ -125,7 +126,7 @@ class ModuleSpace(SearchSpace):
 
     def active(self, choices: Mapping[str, Choice]) -> set[str]:
         """The variables that the net has at these knobs and whose cells or variants are there."""
-        conditions = self._conditions[self._structure(choices)]
+        conditions = self._conditions[self.structure(choices)]
         return {name for name, all_of in conditions.items() if all(choices.get(v) in c for v, c in all_of)}
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
@@ -137,14 +138,14 @@ class ModuleSpace(SearchSpace):
 
     def _measure(self, knobs: Mapping[str, Choice]) -> Measured:
         example = self.example_input(knobs)
-        key = self._structure(knobs), tuple(example.shape)
+        key = self.structure(knobs), tuple(example.shape)
         if key not in self._measured:
             with torch.random.fork_rng(devices=[]):
                 choices, net = self._outline(knobs)
                 first = {name: options[0] for name, options in self.variables.items()}
                 fixed = {**first, **knobs}
                 whole = count_student(self._define, fixed, example, lambda: self._plain(fixed))
-                conditions = self._conditions[self._structure(knobs)]
+                conditions = self._conditions[self.structure(knobs)]
                 self._measured[key] = measure(net, choices.control, self.variables, conditions, example, whole)
         return self._measured[key]
 

@@ -58,6 +58,12 @@ class SearchSpace(ABC):
     def example_input(self, knobs: Mapping[str, Choice]) -> Tensor:
         """Zeros of the student's input shape, with batch size 1."""
 
+    @property
+    def structural_knobs(self) -> tuple[str, ...]:
+        """Knobs that decide which net there is; the others change what students see or cost. All, unless a space says
+        otherwise."""
+        return tuple(self.knobs)
+
     def active(self, choices: Mapping[str, Choice]) -> set[str]:
         """Names of the variables that have an effect under these choices; all, unless a space says otherwise."""
         return set(self.variables)
@@ -94,6 +100,10 @@ class SearchSpace(ABC):
                 raise ValueError(f"knob {name!r} must be one of {list(self.knobs[name])}, but got {value!r}")
             complete[name] = value
         return complete
+
+    def structure(self, knobs: Mapping[str, Choice]) -> tuple[Choice, ...]:
+        """The values of the structural knobs: equal for knobs that share one net."""
+        return tuple(knobs[name] for name in self.structural_knobs)
 
     def arch(self, choices: Mapping[str, Choice]) -> ArchSpec:
         """The canonical spec of complete choices (variables and knobs): choices without effect are dropped.

@@ -162,7 +162,7 @@ class Supernet(nn.Module):
         values = {}
         with torch.no_grad():
             for name in self.space.variables:
-                logits = self.gates[name].logits(self.control.budget)
+                logits = self.gates[name].logits()
                 if not bool(logits.isfinite().all()):
                     raise ValueError(f"the logits of gate {name!r} must be finite, but are {logits.tolist()}")
                 values[name] = logits.double().cpu().numpy()

@@ -47,6 +47,7 @@ _STATES: Mapping[str, TrialState] = {
     "failed": TrialState.FAIL,
     "stopped": TrialState.PRUNED,
 }
+_MAX_PROPOSALS = 10  # of a sampler that knows no costs, for one that is within their range
 _FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
 
 
@@ -215,15 +216,33 @@ class Ledger:
             if waiting is not None:
                 check_values(waiting.user_attrs["queued"], space)
             number = len(trials) if waiting is None else waiting.number
-            distributions = to_distributions(space)
-            view = self._view(trials, space)
-            view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs)
-            asked = view.ask(distributions)
-            assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
-            proposed = view.get_trials(deepcopy=False)[number]
+            proposed = self._proposed(trials, number, space, sampler, seed, known_costs)
+            for attempt in range(1, _MAX_PROPOSALS + 1):
+                if waiting is not None or _is_allowed(proposed, known_costs):
+                    break
+                # A sampler that knows no costs proposes again; at last the one that knows them decides.
+                other = sampler if attempt < _MAX_PROPOSALS else "known_cost"
+                proposed = self._proposed(trials, number, space, other, seed + attempt * 1_000_003, known_costs)
             self._write_proposal(proposed, trials, waiting)
             own_seed = None if waiting is None else waiting.user_attrs.get("seed")
             return ProposedTrial(number, dict(proposed.params), own_seed)
+
+    def _proposed(
+        self,
+        trials: Sequence[FrozenTrial],
+        number: int,
+        space: KnobSpace,
+        sampler: str,
+        seed: int,
+        known_costs: KnownCosts | None,
+    ) -> FrozenTrial:
+        """What a sampler would propose as trial `number`; nothing is stored."""
+        distributions = to_distributions(space)
+        view = self._view(trials, space)
+        view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs)
+        asked = view.ask(distributions)
+        assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
+        return view.get_trials(deepcopy=False)[number]
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
         """The stored study in the terms of `space`, in memory; see the module.
@@ -393,6 +412,11 @@ class Ledger:
             raise RuntimeError(f"the ledger of {self.run_dir} is open for reading only; use `Ledger.open` to write")
         with quiet_optuna():
             yield
+
+
+def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:
+    """Whether a proposal is within the range of costs, where costs are known."""
+    return known_costs is None or known_costs.allows(known_costs.cost(proposed.params))
 
 
 def _is_queued(trial: FrozenTrial) -> bool:

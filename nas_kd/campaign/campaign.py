@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.campaign.checks import check_budget, check_fit, check_machine, grid_cells
 from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
+from nas_kd.campaign.shared import arch_knobs, check_shared, known_costs, prepare_search
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
@@ -28,6 +29,8 @@ from nas_kd.trials import (
     ChoiceKnob,
     FloatKnob,
     Knob,
+    KnobValue,
+    KnownCosts,
     Ledger,
     Metric,
     Objective,
@@ -47,10 +50,13 @@ CONFIG_NAME = "campaign.yaml"
 
 
 def study_knobs(config: CampaignConfig, space: SearchSpace) -> dict[str, Knob]:
-    """Everything that the study proposes: the budget, the space's knobs with several values, the dotted knobs."""
+    """Everything that the study proposes: the budget, or with a shared search the choices of an architecture; the
+    space's knobs with several values, and the dotted knobs."""
     options = config.budget.options
     knobs: dict[str, Knob] = {}
-    if isinstance(options, BudgetRange):
+    if config.search.shared:
+        knobs |= arch_knobs(space)
+    elif isinstance(options, BudgetRange):
         knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
     else:
         knobs[config.budget.knob] = ChoiceKnob(values=options)
@@ -93,6 +99,8 @@ class Campaign:
         self._metric = Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
         self._knobs: dict[str, Knob] = {}
         self._num_trials = config.trials
+        self._derived: list[dict[str, KnobValue]] = []
+        self._known_costs: KnownCosts | None = None
         self.ledger: Ledger | None = None
 
     def __enter__(self) -> Campaign:
@@ -115,6 +123,7 @@ class Campaign:
         config, metric = self.config, self._metric
         if config.sampler not in SAMPLERS:
             raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
+        check_shared(config)
         check_machine(config)
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
@@ -139,6 +148,10 @@ class Campaign:
         value = float(known[f"val/{metric.name}"])
         cost = f" at {int(known['flops']):,} FLOPs a {context.input_type.unit}" if "flops" in known else ""
         note(f"teacher: validation {metric.name} {value:.3f}{cost}")
+        if config.search.shared:
+            self._derived = prepare_search(context, self.run_dir, progress)
+            self._known_costs = known_costs(context)
+            note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:
             note(
@@ -160,6 +173,8 @@ class Campaign:
             numbers = self.ledger.enqueue(cells, self._knobs, seed=seed)
             done = {record.number for record in self.ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
+        elif config.search.shared:  # the gates' choice at each budget before the sampler decides
+            numbers = self.ledger.enqueue(self._derived[: config.trials], self._knobs)
         elif isinstance(options, BudgetRange):
             numbers = []
         else:  # each budget once before the sampler decides
@@ -217,6 +232,7 @@ class Campaign:
             resources=config.resources,
             seed=config.seed,
             sampler=config.sampler,
+            known_costs=self._known_costs,
             scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
             on_event=on_event,
         )

@@ -87,6 +87,9 @@ def read_path(section: BaseModel, path: str) -> Any:
     return node
 
 
+VARIED_SECTIONS = ("objective", "search", "retrain")  # into which the dotted paths of knobs lead
+
+
 class CampaignConfig(Section):
     """A campaign file.
 
@@ -187,7 +190,7 @@ class CampaignConfig(Section):
         if path == "search.gates.split_share":
             raise ValueError(f"{where}: all trials share the splits, so it cannot vary; set it in search.gates")
         section = path.split(".")[0]
-        if section not in ("objective", "search", "retrain") or path == section:
+        if section not in VARIED_SECTIONS or path == section:
             raise ValueError(
                 f"{where}: a knob must be a dotted path into objective, search or retrain, such as "
                 "objective.response.weight; budgets and the space's knobs vary by listing several values there"
@@ -296,7 +299,7 @@ class CampaignConfig(Section):
         # The blocks of a grid leave out what is filled in here, and its knobs may fit in its cells alone.
         data = self.model_dump(mode="json", exclude={"grid", "knobs"} if self.grid else None)
         for path, value in knobs.items():
-            if "." in path:
+            if path.startswith(tuple(f"{section}." for section in VARIED_SECTIONS)):
                 set_path(data, path, value)
         return validate(data, source="knobs")
 

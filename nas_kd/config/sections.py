@@ -214,6 +214,12 @@ class SearchConfig(FitConfig):
 
     The search has an objective of its own: its candidates learn fast from maps, which a student that trains alone needs
     less (docs/objectives.md). `local` is how a search over delta layers begins.
+
+    Attributes:
+        shared: one search for all budgets and knobs of the campaign, before its trials, which then are architectures
+            (docs/search.md). false: each trial searches for its own budget.
+        paths: architectures that a step of the shared search trains, on the same batch.
+        candidates: architectures at each budget whose inherited weights are compared before the best one is trained.
     """
 
     epochs: int = Field(default=8, ge=1)
@@ -221,6 +227,9 @@ class SearchConfig(FitConfig):
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
     local: LocalConfig = LocalConfig()
+    shared: bool = False
+    paths: int = Field(default=2, ge=1)
+    candidates: int = Field(default=8, ge=1)
     objective: ObjectiveConfig = ObjectiveConfig.of(response=1.0, feature=10.0)
 
     @model_validator(mode="after")

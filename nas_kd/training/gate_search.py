@@ -49,6 +49,7 @@ class GateConfig(Section):
             not before.
         warmup: share of the epochs in which only weights train.
         split_share: share of the training clips on which gates train; weights train on the rest.
+        knots: budgets at which the gates of a shared search have logits of their own; in between they are interpolated.
     """
 
     estimator: str = "straight_through"
@@ -57,6 +58,7 @@ class GateConfig(Section):
     lr: float | None = Field(default=None, gt=0)
     warmup: float = Field(default=0.25, ge=0, lt=1)
     split_share: float = Field(default=0.5, gt=0, lt=1)
+    knots: int = Field(default=5, ge=2)
 
     def model_post_init(self, _: object) -> None:
         if self.estimator not in ESTIMATORS:

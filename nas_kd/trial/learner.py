@@ -50,8 +50,8 @@ class Learner:
         augment: Augment = "none",
         varying: bool = False,
     ) -> None:
-        self.context, self.net, self.knobs = context, net, dict(knobs)
-        example = context.student_example(self.knobs)
+        self.context, self.net, self._knobs = context, net, dict(knobs)
+        example = context.student_example(self._knobs)
         teacher = None
         if config.distils:
             teacher = context.untrained_teacher() if config.co_trains_teacher else context.teacher_model
@@ -76,6 +76,11 @@ class Learner:
                 norm: Literal["batch", "running"] = "batch" if config.uses_batch_statistics else "running"
                 live = self._teacher = Teacher(teacher, taps, norm=norm)
                 self._answers = lambda batch, inputs: live(teacher_input(teacher, batch, inputs))
+
+    @property
+    def knobs(self) -> Mapping[str, Choice]:
+        """Of the space: those that a supernet stands at, or those of the student."""
+        return self.net.knobs if isinstance(self.net, Supernet) else self._knobs
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Unweighted terms of a batch."""

@@ -1,16 +1,14 @@
-"""One whole trial: gate search → derive → retrain → evaluate → record."""
+"""What all trials do: choose an architecture → retrain → evaluate → record."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,14 +17,12 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, save_bundle
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet, count_flops
+from nas_kd.search_spaces import ArchSpec, count_flops
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
-from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, OnProgress
 from nas_kd.training.measure import environment, part_flops
-from nas_kd.trial.context import CampaignContext, load_context
+from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
 
@@ -35,30 +31,8 @@ Metrics = dict[Stage, dict[Split, dict[str, float]]]
 
 
 @dataclass
-class TrialFunction:
-    """What the runner executes: picklable, and without anything heavy inside.
-
-    Args:
-        config_json: config of the campaign as text; classes of the user's in it are found in `working_dir`.
-        run_dir: the run's folder, where the teacher is.
-        working_dir: where relative paths of the config begin and own modules are found; a worker starts elsewhere.
-    """
-
-    config_json: str
-    run_dir: Path
-    working_dir: Path = field(default_factory=Path.cwd)
-
-    def __call__(self, context: TrialContext) -> TrialRecord:
-        """Run the trial of `context`, or continue it from its checkpoints."""
-        os.chdir(self.working_dir)
-        torch.set_num_threads(context.num_cpus)
-        campaign = load_context(self.config_json, self.run_dir, context.device)
-        return Trial(campaign, campaign.config.with_knobs(context.knobs), context).run()
-
-
-@dataclass
-class Trial:
-    """One trial at work.
+class Trial(ABC):
+    """One trial at work; its kinds differ in where the architecture comes from.
 
     Args:
         campaign: data, teacher and space.
@@ -75,37 +49,29 @@ class Trial:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    @abstractmethod
     def knobs(self) -> dict[str, Choice]:
-        """The space's knobs of this trial: those proposed, or with the next value of the input type's fallback knob
-        where no student meets the budget."""
-        space, fallback = self.campaign.space, self.campaign.input_type.fallback_knob
-        knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
-        if fallback is None:
-            return knobs
-        for value in space.knobs[fallback]:  # ascending
-            if int(value) > int(knobs[fallback]) and cost_range(self.campaign.table(knobs))[0] > self.budget:
-                knobs[fallback] = value
-        return knobs
+        """The space's knobs of this trial."""
 
     @property
-    def budget(self) -> int:
-        """In the units of the cost table: FLOPs, or nanoseconds."""
-        return self.config.budget.cost(float(self.context.knobs[self.config.budget.knob]))
-
-    @property
+    @abstractmethod
     def is_open(self) -> bool:
-        """Whether there is anything to search; else there is only the one architecture."""
-        space = self.campaign.space
-        active = space.active(space.widest(self.knobs).choices)
-        return self.campaign.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
+        """Whether the weights to inherit come out of a search; there may be only one architecture."""
+
+    @abstractmethod
+    def choose(self) -> tuple[ArchSpec, nn.Module]:
+        """The architecture of this trial, and its student as the search leaves it."""
+
+    @property
+    @abstractmethod
+    def choice_share(self) -> float:
+        """Share of the trial's time that `choose` takes, roughly."""
 
     def run(self) -> TrialRecord:
         """The whole trial."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        supernet = self._search()
-        arch = self._derive(supernet)
-        derived = supernet.derive(arch=arch)
-        del supernet
+        arch, derived = self.choose()
+        self._check_idle(arch)
         student, repeats = self._retrain(arch, derived)
         cost = self._cost(student, arch)
         self.durations_s["total"] = time.perf_counter() - clock
@@ -132,70 +98,8 @@ class Trial:
 
     # Stages
 
-    def _search(self) -> Supernet:
-        seed, config = self.context.seed, self.config.search
-        torch.manual_seed(seed)
-        supernet = Supernet(
-            self.campaign.space,
-            self.knobs,
-            estimator=config.gates.estimator,
-            seed=seed,
-            table=self.campaign.table(self.knobs),
-        )
-        supernet.to(self.campaign.device)
-        if not self.is_open:
-            return supernet
-        budget = BudgetController(self.budget)
-        clock = time.perf_counter()
-        with supernet.pinned(self.campaign.space.widest(self.knobs)):  # adapters must fit the widest maps
-            learner = self._learner(supernet, config.objective, config, varying_width=True)
-        with closing(learner):
-            learner.search(
-                budget,
-                config,
-                seed=seed,
-                checkpoint=self.context.directory / "checkpoint-search.pt",
-                tag=f"search {self.config.digest()} {dict(self.context.knobs)} {seed}",
-                progress=self._stage(0.0, self._search_share),
-                log=lambda epoch, means: self._log("search", epoch, means),
-            )
-        self.durations_s["search"] = time.perf_counter() - clock
-        self.metrics["gated"] = {"val": self._evaluate(supernet, self.campaign.splits.val)}
-        self.diagnostics["penalty_weight"] = budget.weight
-        self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
-        with torch.no_grad():
-            entropies = [
-                float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
-                for p in supernet.probabilities().values()
-                if len(p) > 1
-            ]
-        self.diagnostics["gate_entropy"] = sum(entropies) / max(len(entropies), 1)
-        return supernet
-
-    def _derive(self, supernet: Supernet) -> ArchSpec:
-        arch = supernet.arch(self.budget)
-        fallback = self.campaign.input_type.fallback_knob
-        if fallback is not None:
-            taken = self.knobs[fallback]
-            asked = self.context.knobs.get(fallback, taken)
-            if asked != taken:
-                self.warnings.append(self.campaign.input_type.fallback_warning(fallback, asked, taken))
-        table, text = self.campaign.table(self.knobs), self.config.budget.text
-        cost, free = table.cost(arch.choices), table.cost(supernet.arch().choices)
-        self.diagnostics["budget_share"] = cost / self.budget
-        self.diagnostics["unconstrained_cost"] = float(free)
-        if not self.is_open:
-            pass  # there was no choice to remark upon
-        elif cost < BUDGET_SHARE * self.budget:
-            self.warnings.append(
-                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: of "
-                f"the space, the dearest one within it costs {text(most_expensive_within(table, self.budget))}"
-            )
-        elif abs(math.log(free / self.budget)) > math.log(1.5):
-            self.warnings.append(
-                f"left alone, the gates would choose {text(free)} for a budget of {text(self.budget)}: the search was "
-                "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
-            )
+    def _check_idle(self, arch: ArchSpec) -> None:
+        """Warn of an architecture most of whose edges compute nothing."""
         gates = [str(choice) for choice in arch.choices.values() if isinstance(choice, str)]
         idle_choices = self.campaign.space.idle_choices
         idle = sum(choice in idle_choices for choice in gates)
@@ -205,7 +109,6 @@ class Trial:
                 f"{idle} of {len(gates)} edges are {' or '.join(idle_choices)}: the search may have collapsed to skip "
                 "connections"
             )
-        return arch
 
     def _retrain(self, arch: ArchSpec, derived: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
         config, campaign = self.config.retrain, self.campaign
@@ -220,7 +123,7 @@ class Trial:
             if config.init == "inherit" and self.is_open:
                 student.load_state_dict(derived.state_dict())
             learner = self._learner(student, self.config.objective, config)
-            share = (1 - self._search_share) / config.num_seeds
+            share = (1 - self.choice_share) / config.num_seeds
 
             def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
                 self._log(f"retrain-{i}", epoch, means)
@@ -233,7 +136,7 @@ class Trial:
                     seed=seed,
                     checkpoint=self.context.directory / f"checkpoint-retrain-{i}.pt",
                     tag=f"retrain {i} {self.config.digest()} {arch.arch_id} {seed}",
-                    progress=self._stage(self._search_share + i * share, share),
+                    progress=self._stage(self.choice_share + i * share, share),
                     log=log,
                 )
             splits = {"val": campaign.splits.val, "test": campaign.splits.test}  # test: only here, and never fed back
@@ -308,13 +211,6 @@ class Trial:
             return
         score = self._evaluate(student, self.campaign.splits.val)[self.campaign.task.metric]
         self.context.report(values={self.campaign.task.metric: score, **self._counted(arch)}, step=epoch + 1)
-
-    @property
-    def _search_share(self) -> float:
-        """Share of the trial's time that the search takes, roughly: a search step trains twice."""
-        search = 2 * self.config.search.epochs if self.is_open else 0
-        retrain = 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
-        return search / (search + retrain)
 
     def _stage(self, start: float, share: float) -> OnProgress:
         return lambda done, words: self.context.report(min(start + share * done, 1.0), words)

@@ -14,7 +14,7 @@ from nas_kd.campaign import prepare
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.search_spaces import ArchSpec
-from nas_kd.trial import CampaignContext, Trial, build_context, load_context
+from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
 from nas_kd.trials import TrialContext, TrialRecord
 
 KNOBS = {"max_flops": 250_000, "resolution": 16}
@@ -28,7 +28,7 @@ def ready(config: CampaignConfig) -> CampaignContext:
 
 def run(context: CampaignContext, folder: Path, **changes: object) -> TrialRecord:
     own = TrialContext(number=0, knobs={**KNOBS, **changes}, seed=5, directory=folder)  # type: ignore[dict-item]
-    return Trial(context, context.config.with_knobs(own.knobs), own).run()
+    return SearchTrial(context, context.config.with_knobs(own.knobs), own).run()
 
 
 def content(record: TrialRecord) -> dict[str, object]:

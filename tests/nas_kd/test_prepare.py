@@ -13,13 +13,13 @@ import torch
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
 from nas_kd.search_spaces import Supernet
-from nas_kd.trial import CampaignContext, Trial, build_context
+from nas_kd.trial import CampaignContext, SearchTrial, build_context
 from nas_kd.trials import Cost, TrialContext
 
 
 def saved(context: CampaignContext, folder: Path, **knobs: Any) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
     """What is known about a student that a trial left, a batch of source data, and what the student saw of it."""
-    trial = Trial(context, context.config, TrialContext(number=0, knobs=knobs, seed=5, directory=folder))
+    trial = SearchTrial(context, context.config, TrialContext(number=0, knobs=knobs, seed=5, directory=folder))
     trial.metrics["retrained"] = {}
     arch = Supernet(context.space, trial.knobs).arch()
     student = context.space.student(arch)

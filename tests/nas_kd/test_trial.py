@@ -15,7 +15,7 @@ from nas_kd.campaign import export, search
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.search_spaces import ArchSpec
-from nas_kd.trial import CampaignContext, Trial, build_context, load_context
+from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
 from nas_kd.trials import TrialContext, TrialRecord
 
 SPACE = """
@@ -38,7 +38,7 @@ def ready(config: CampaignConfig) -> CampaignContext:
 
 def trial(context: CampaignContext, folder: Path, **knobs: Any) -> Trial:
     own = TrialContext(number=0, knobs={"max_flops": 250_000, "resolution": 16, **knobs}, seed=5, directory=folder)
-    return Trial(context, context.config.with_knobs(own.knobs), own)
+    return SearchTrial(context, context.config.with_knobs(own.knobs), own)
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

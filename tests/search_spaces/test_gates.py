@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas_kd.search_spaces import ESTIMATORS, Edge, Gate, ModuleSpace, Supernet, TemperatureSchedule
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.search_spaces.gates import Draw, GateControl, estimator_named
+from nas_kd.search_spaces.gates import Condition, Draw, GateControl, estimator_named
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 0.5])
 EULER_GAMMA = 0.5772156649
@@ -178,15 +178,16 @@ def test_values_without_meaning_are_refused() -> None:
             Gate(choices)
 
 
-class BudgetGate(Gate):
+class SlopeGate(Gate):
     """A gate whose logits are linear in the budget."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         super().__init__(choices)
         self.slope = nn.Parameter(torch.arange(float(len(choices))))
 
-    def logits(self, budget: Tensor | None = None) -> Tensor:
-        return self.gate_logits + (self.slope * budget if budget is not None else 0)
+    def logits(self) -> Tensor:
+        condition = self.control.condition
+        return self.gate_logits + (self.slope * condition.budget if condition is not None else 0)
 
 
 def test_gates_may_depend_on_the_budget() -> None:
@@ -195,14 +196,14 @@ def test_gates_may_depend_on_the_budget() -> None:
         lambda: nn.Sequential(Edge({"narrow": nn.Linear(4, 4, bias=False), "wide": _wide()}), nn.Linear(4, 2)),
         torch.zeros(1, 4),
     )
-    supernet = Supernet(space, make_gate=BudgetGate, seed=1)
+    supernet = Supernet(space, make_gate=SlopeGate, seed=1)
     assert {id(p) for p in supernet.gate_parameters()} == {
         id(p) for name, p in supernet.named_parameters() if name.endswith(("gate_logits", "slope"))
     }
     expected, archs, outputs = [], [], []
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     for budget in (-4.0, 0.0, 4.0):
-        supernet.control.budget = torch.tensor(budget)
+        supernet.control.condition = Condition(budget)
         flops = supernet.expected_cost()
         p = torch.sigmoid(torch.tensor(budget, dtype=torch.float64))
         assert flops.item() == pytest.approx(float(8 + (1 - p) * 16 + p * 48), rel=1e-6)

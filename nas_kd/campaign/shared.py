@@ -1,0 +1,150 @@
+"""The search that trials share, done once before them: what it proposes, and what it leaves for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.sections import BudgetRange
+from nas_kd.files import write_text_atomically
+from nas_kd.search_spaces import ArchSpec, SearchSpace
+from nas_kd.training.fit import OnProgress, no_progress
+from nas_kd.trial import CampaignContext, SharedSearch
+from nas_kd.trial.context import all_knobs
+from nas_kd.trial.shared import FOLDER, PREFIX, study_choices, study_values
+from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
+
+TRAINING_SHARE = 0.8  # of the stage's time, roughly; the rest goes into comparing derived architectures
+
+
+def check_shared(config: CampaignConfig) -> None:
+    """Raise where what a campaign varies cannot vary within one search.
+
+    Raises:
+        ConfigError: the key and the way out.
+    """
+    if not config.search.shared:
+        return
+    if config.grid:
+        raise ConfigError(
+            "search.shared: the cells of a grid are trained as they stand, each with a search of its own; set "
+            "search.shared: false, or drop the grid"
+        )
+    own = [path for path in config.knobs if path.startswith("search.")]
+    if own:
+        raise ConfigError(
+            f"knobs.{own[0]}: all trials share one search, so nothing of it can vary between them; set search.shared: "
+            "false, or drop the knob"
+        )
+
+
+def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
+    """The variables of the space as knobs of the study; those with one choice are left out."""
+    return {PREFIX + name: ChoiceKnob(values=values) for name, values in space.variables.items() if len(values) > 1}
+
+
+def known_costs(context: CampaignContext) -> KnownCosts:
+    """What the study knows of an architecture before it is trained: its cost, in the unit of the ranked objective."""
+    budget = context.config.budget
+    options = budget.options
+    bounds = [options.low, options.high] if isinstance(options, BudgetRange) else list(options)
+    space, factor = context.space, 1.0 if budget.max_latency_ms is None else 1e-6
+    tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}
+
+    def cost(values: Mapping[str, KnobValue]) -> float:
+        choices = study_choices(values, space)
+        return tables[tuple(choices[name] for name in space.knobs)].cost(choices) * factor
+
+    def canonical(values: Mapping[str, KnobValue]) -> dict[str, KnobValue]:
+        choices = study_choices(values, space)
+        active = space.active(choices)
+        result = dict(values)
+        for name, options in space.variables.items():
+            if name not in active and PREFIX + name in result:
+                result[PREFIX + name] = options[0]
+        return result
+
+    return KnownCosts(cost=cost, canonical=canonical, max_cost=float(max(bounds)))
+
+
+def prepare_search(
+    context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress
+) -> list[dict[str, KnobValue]]:
+    """Search, or read what an earlier run of the same campaign found.
+
+    Writes `search/` into the run's folder: `supernet.safetensors`, `log.jsonl` with the mean terms of each epoch, and
+    `search.json` with the probabilities of all gates, the expected cost and the derived architecture at each budget.
+
+    Returns:
+        For each budget the values of the study for the derived architecture; each architecture once.
+
+    Raises:
+        ValueError: the folder holds the search of another campaign file.
+    """
+    folder, config = run_dir / FOLDER, context.config
+    manifest = folder / "search.json"
+    digest = config.digest("data", "teacher", "task", "space", "search", "budget")
+    if manifest.is_file():
+        known = json.loads(manifest.read_text())
+        if known["digest"] != digest:
+            raise ValueError(
+                f"{run_dir} was begun with another search, space or budget; give the campaign another name, or restore "
+                "the sections space, search and budget"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        search = SharedSearch(context)
+        search.train(
+            checkpoint=folder / "checkpoint.pt",
+            progress=lambda share, words: progress(TRAINING_SHARE * share, words),
+            log=lambda epoch, means: _log(folder, epoch, means),
+        )
+        search.save(folder)
+        known = {"digest": digest, "budgets": _derived(search, progress)}
+        write_text_atomically(manifest, json.dumps(known, indent=1) + "\n")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    found: dict[str, dict[str, KnobValue]] = {}
+    for entry in known["budgets"]:
+        arch = ArchSpec.from_dict(entry["arch"])
+        found.setdefault(arch.arch_id, study_values(arch, context.space))
+    return list(found.values())
+
+
+def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, object]]:
+    """What is kept of each budget."""
+    entries: list[dict[str, object]] = []
+    budgets, config = search.budgets, search.context.config
+    for i, value in enumerate(budgets):
+        cost = config.budget.cost(value)
+
+        def on_share(share: float, i: int = i) -> None:
+            done = TRAINING_SHARE + (1 - TRAINING_SHARE) * (i + share) / len(budgets)
+            progress(done, f"deriving students, budget {i + 1}/{len(budgets)}")
+
+        arch, score = search.derive(cost, config.search.candidates, on_share)
+        knobs = {name: arch.choices[name] for name in search.context.space.knobs}
+        with search.at(knobs, cost) as supernet:
+            gates = {name: p.tolist() for name, p in supernet.probabilities().items()}
+            expected = float(supernet.expected_cost().detach())
+        entries.append(
+            {
+                "budget": cost,
+                "arch": arch.as_dict(),
+                "cost": search.context.table(knobs).cost(arch.choices),
+                "inherited": score,
+                "expected_cost": expected,
+                "knobs": search.knob_probabilities(cost),
+                "gates": gates,
+            }
+        )
+    return entries
+
+
+def _log(folder: Path, epoch: int, means: Mapping[str, float]) -> None:
+    line = {"epoch": epoch + 1, **{name: float(np.round(value, 6)) for name, value in means.items()}}
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,326 @@
+"""The search of a campaign: one set of weights and gates that depend on the budget, trained for all budgets together.
+
+A step draws a budget between the lowest and the highest one, uniform in its logarithm, and a combination of the
+space's knobs. Then the weights of some drawn architectures take a step on a batch of the `weights` split, and the gates
+one on a batch of the `gates` split (first-order alternation, Liu et al., DARTS, ICLR 2019, section 2.3 with ξ = 0).
+Gates start at distributions whose expected cost is the budget, so a penalty has only to hold them there.
+
+Knobs have no gradient. Their logits, likewise a function of the budget, follow the difference of the losses that two
+drawn combinations have on the same batch: REINFORCE (Williams, 1992) with the other draw as the baseline (Kool et al.,
+2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.data import Batch, ClipLoader
+from nas_kd.objectives import DistillationLoss
+from nas_kd.search_spaces import BUDGET_SHARE
+from nas_kd.search_spaces.gates import BudgetGate, Condition, position
+from nas_kd.search_spaces.shared import SharedSupernet
+from nas_kd.training.checkpoint import Checkpoint
+from nas_kd.training.fit import (
+    Averages,
+    FitConfig,
+    OnProgress,
+    check_finite,
+    learning_rate,
+    make_optimizer,
+    no_log,
+    no_progress,
+    set_learning_rate,
+)
+from nas_kd.training.gate_search import LOGIT_RANGE, GateConfig, cycle, trained_parameters
+
+# That the logits of knobs cover in a search: less than those of gates, so that every combination is drawn to the end.
+KNOB_RANGE = 3.0
+
+EpochLog = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class SearchedNet:
+    """One supernet of the search; a space whose knobs change the net has several.
+
+    Attributes:
+        supernet: for all settings that share the net.
+        objective: its losses; their adapters train with the weights.
+        loss: terms of a batch, as the supernet stands.
+    """
+
+    supernet: SharedSupernet
+    objective: DistillationLoss
+    loss: Callable[[Batch], Mapping[str, Tensor]]
+
+
+class BudgetPenalty:
+    """Holds the expected cost at the budget, for every budget.
+
+    As in `BudgetController` the penalty is λ · g + ρ / 2 · g² with g = log(expected / target), and λ rises by
+    `rate` · g after each gate step. λ is a function of the budget: one number a knot and setting, interpolated like the
+    logits.
+
+    Args:
+        net: whose costs are held.
+        rate: step of λ.
+        stiffness: ρ.
+        max_weight: bound of |λ|, for budgets that a setting cannot reach.
+    """
+
+    def __init__(
+        self, net: SharedSupernet, *, rate: float = 0.3, stiffness: float = 100.0, max_weight: float = 50.0
+    ) -> None:
+        self._net = net
+        self.rate, self.stiffness, self.max_weight = rate, stiffness, max_weight
+        self.weights = torch.zeros(len(net.settings), len(net.knots), dtype=torch.float64)
+        self._log_knots = tuple(math.log(knot) for knot in net.knots)
+
+    def gap(self, expected: Tensor) -> Tensor:
+        """log(expected / target) at the condition of the net, where the target is what a derived student may cost."""
+        condition = self._condition
+        low, high = self._net.cost_ranges[condition.setting]
+        target = min(max(condition.budget * (1 + BUDGET_SHARE) / 2, 1.02 * low), max(0.98 * high, 1.0))
+        return expected.log() - math.log(target)
+
+    def weight(self) -> float:
+        """λ at the condition of the net."""
+        lower, share = position(self._condition.budget, self._log_knots)
+        row = self.weights[self._condition.setting]
+        return float(row[lower] if share == 0 else torch.lerp(row[lower], row[lower + 1], share))
+
+    def penalty(self, expected: Tensor) -> Tensor:
+        """The term of the loss, a scalar; differentiable in the gates."""
+        gap = self.gap(expected)
+        return self.weight() * gap + 0.5 * self.stiffness * gap.square()
+
+    def update(self, expected: Tensor) -> None:
+        """Move λ after a gate step, at the two knots beside the budget."""
+        moved = self.rate * float(self.gap(expected.detach()))
+        lower, share = position(self._condition.budget, self._log_knots)
+        row = self.weights[self._condition.setting]
+        row[lower] += (1 - share) * moved
+        if share > 0:
+            row[lower + 1] += share * moved
+        row.clamp_(-self.max_weight, self.max_weight)
+
+    @property
+    def _condition(self) -> Condition:
+        condition = self._net.control.condition
+        assert condition is not None, "a shared supernet stands at a condition"
+        return condition
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.weights.copy_(state["weights"])
+
+
+class KnobPolicy(nn.Module):
+    """The probabilities of the combinations of knobs, as a function of the budget.
+
+    Args:
+        nets: of the search; all have the same knots.
+    """
+
+    def __init__(self, nets: Sequence[SharedSupernet]) -> None:
+        super().__init__()
+        self._nets = tuple(nets)
+        self.settings = tuple((i, j) for i, net in enumerate(self._nets) for j in range(len(net.settings)))
+        self.gate = BudgetGate(range(len(self.settings)), self._nets[0].knots)
+
+    def probabilities(self, budget: float) -> Tensor:
+        """(number of combinations,) at a budget; 0 for those without an architecture within it."""
+        self.gate.control.condition = Condition(budget)
+        reachable = torch.tensor([self._nets[i].reachable(j, budget) for i, j in self.settings])
+        if not bool(reachable.any()):
+            reachable = ~reachable
+        logits = self.gate.logits()
+        return logits.masked_fill(~reachable.to(logits.device), -math.inf).softmax(0)
+
+    def draw(self, budget: float, number: int, generator: torch.Generator) -> list[int]:
+        """Indices in `settings` of that many different combinations, or as many as there are."""
+        p = self.probabilities(budget).detach().cpu()
+        return torch.multinomial(p, min(number, int((p > 0).sum())), generator=generator).tolist()
+
+    def move_to(self, index: int, budget: float) -> int:
+        """Move the net of a combination to it and to a budget; returns the index of the net."""
+        net, setting = self.settings[index]
+        self._nets[net].condition(setting, budget)
+        return net
+
+    def surrogate(self, budget: float, first: int, second: int, difference: float) -> Tensor:
+        """A scalar whose gradient lowers the expected loss.
+
+        Args:
+            budget: of the draws.
+            first: index of a drawn combination.
+            second: index of another one.
+            difference: loss of the first one less that of the second one, on the same batch.
+        """
+        log_p = self.probabilities(budget).clamp_min(1e-9).log()
+        return 0.5 * difference * (log_p[first] - log_p[second])
+
+
+def search_shared(
+    nets: Sequence[SearchedNet],
+    policy: KnobPolicy,
+    weights: ClipLoader,
+    gates: ClipLoader,
+    fit: FitConfig,
+    config: GateConfig,
+    *,
+    paths: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    tag: str = "search",
+    progress: OnProgress = no_progress,
+    log: EpochLog = no_log,
+    start: Callable[[], None] = lambda: None,
+) -> None:
+    """Train weights and gates in place, for all budgets; restarts from its checkpoint at the last whole epoch.
+
+    Args:
+        nets: what is searched.
+        policy: of the knobs.
+        weights: batches for the weights.
+        gates: batches for the gates.
+        fit: schedule of the weights.
+        config: gates.
+        paths: architectures that are drawn in a step of the weights, all on the same batch.
+        seed: of budgets, gate noise and dropout; each epoch has its own state of the generators.
+        checkpoint: file, or None to keep nothing.
+        tag: names the search in the checkpoint.
+        progress: told after every step.
+        log: told the mean terms after every epoch.
+        start: called before the first epoch of a search that is not continued.
+    """
+    penalties = [BudgetPenalty(net.supernet) for net in nets]
+    fast: list[nn.Parameter] = []
+    slow: list[nn.Parameter] = []
+    slow_scale = 1.0
+    for net in nets:
+        own = trained_parameters(net.supernet, net.supernet.weight_parameters(), net.objective)
+        fast, slow, slow_scale = [*fast, *own[0]], [*slow, *own[1]], own[2]
+    weight_parameters = [*fast, *slow]
+    gate_parameters = [p for net in nets for p in net.supernet.gate_parameters()]
+    optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
+    steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
+    gate_steps = max(steps - warm * len(weights), 1)
+    knots = nets[0].supernet.knots
+    # A step moves the logits of one setting at two knots; Adam's second moment makes up for the steps between.
+    gate_lr = LOGIT_RANGE / gate_steps * math.sqrt(len(knots)) if config.lr is None else config.lr
+    groups: list[dict[str, Any]] = [
+        {"params": gate_parameters},
+        {"params": list(policy.parameters()), "lr": KNOB_RANGE / gate_steps},
+    ]
+    gate_optimizer = torch.optim.Adam(groups, lr=gate_lr, betas=(0.5, 0.999))
+    keeper = Checkpoint(checkpoint, tag, _parts(nets, policy, penalties, optimizer, gate_optimizer))
+    first_epoch = keeper.restore()
+    if first_epoch == 0:
+        start()
+    generator = torch.Generator()
+    for epoch in range(first_epoch, fit.epochs):
+        torch.manual_seed(seed * 100_003 + epoch)
+        generator.manual_seed(seed * 100_003 + epoch)
+        for net in nets:
+            net.supernet.train()
+            if net.supernet.control.generator is not None:
+                net.supernet.control.generator.manual_seed(seed * 100_003 + epoch)
+        averages, gate_batches = Averages(), cycle(gates, epoch)
+        for i, batch in enumerate(weights.epoch(epoch)):
+            done = epoch * len(weights) + i
+            for net in nets:
+                net.supernet.gate_temperature = config.schedule.at(done / steps)
+                net.objective.advance(done / steps)
+            set_learning_rate(optimizer, learning_rate(fit, done / steps))
+            optimizer.zero_grad(set_to_none=True)
+            _train_only(weight_parameters, gate_parameters)
+            for _ in range(paths):
+                budget = _draw_budget(knots, generator)
+                net = nets[policy.move_to(policy.draw(budget, 1, generator)[0], budget)]
+                terms = net.loss(batch)
+                value = net.objective.total(terms)
+                check_finite(value, terms, "the weights")
+                (value / paths).backward()  # type: ignore[no-untyped-call]
+                averages.add({**terms, "total": value})
+            torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
+            optimizer.step()
+            if epoch >= warm:
+                _train_only(gate_parameters, weight_parameters)
+                _gate_step(nets, policy, penalties, gate_optimizer, next(gate_batches), knots, generator, averages)
+            progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
+        log(epoch, averages.means())
+        keeper.save(epoch + 1)
+    for net in nets:
+        net.supernet.requires_grad_(False).eval()
+    policy.requires_grad_(False)
+
+
+def _parts(
+    nets: Sequence[SearchedNet],
+    policy: KnobPolicy,
+    penalties: Sequence[BudgetPenalty],
+    optimizer: torch.optim.Optimizer,
+    gate_optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    parts: dict[str, Any] = {"policy": policy, "optimizer": optimizer, "gate_optimizer": gate_optimizer}
+    for i, (net, penalty) in enumerate(zip(nets, penalties, strict=True)):
+        parts |= {f"supernet-{i}": net.supernet, f"objective-{i}": net.objective, f"penalty-{i}": penalty}
+    return parts
+
+
+def _draw_budget(knots: Sequence[float], generator: torch.Generator) -> float:
+    """Between the first and the last knot, uniform in the logarithm."""
+    low, high = math.log(knots[0]), math.log(knots[-1])
+    return math.exp(low + (high - low) * float(torch.rand((), generator=generator)))
+
+
+def _gate_step(
+    nets: Sequence[SearchedNet],
+    policy: KnobPolicy,
+    penalties: Sequence[BudgetPenalty],
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    knots: Sequence[float],
+    generator: torch.Generator,
+    averages: Averages,
+) -> None:
+    budget = _draw_budget(knots, generator)
+    drawn = policy.draw(budget, 2, generator)
+    optimizer.zero_grad(set_to_none=True)
+    other: float | None = None
+    if len(drawn) == 2:  # the loss of another combination, on the same batch
+        net = nets[policy.move_to(drawn[1], budget)]
+        with torch.no_grad():
+            other = float(net.objective.total(net.loss(batch)))
+    index = policy.move_to(drawn[0], budget)
+    net, penalty = nets[index], penalties[index]
+    terms = net.loss(batch)
+    loss, expected = net.objective.total(terms), net.supernet.expected_cost()
+    value = loss + penalty.penalty(expected)
+    if other is not None:
+        value = value + policy.surrogate(budget, drawn[0], drawn[1], float(loss.detach()) - other)
+    check_finite(value, terms, "the gates")
+    value.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    penalty.update(expected)
+    averages.add({"gap": penalty.gap(expected.detach()).abs()})
+
+
+def _train_only(trained: Sequence[nn.Parameter], frozen: Sequence[nn.Parameter]) -> None:
+    for p in frozen:
+        p.requires_grad_(False)
+    for p in trained:
+        p.requires_grad_(True)

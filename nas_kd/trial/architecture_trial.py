@@ -1,0 +1,55 @@
+"""A trial of a proposed architecture, whose weights come from the search that all trials share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nas_kd.search_spaces import ArchSpec
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.trial.shared import SharedSearch, study_choices
+from nas_kd.trial.trial import Trial
+
+
+@dataclass
+class ArchitectureTrial(Trial):
+    """A trial whose architecture was proposed by the study.
+
+    Args:
+        search: of the campaign, done.
+    """
+
+    search: SharedSearch | None = None
+
+    @property
+    def arch(self) -> ArchSpec:
+        """What the study proposed."""
+        return self.campaign.space.arch(study_choices(self.context.knobs, self.campaign.space))
+
+    @property
+    def knobs(self) -> dict[str, Choice]:
+        """The space's knobs of the architecture."""
+        return {name: self.arch.choices[name] for name in self.campaign.space.knobs}
+
+    @property
+    def is_open(self) -> bool:
+        """The weights to inherit are those of the shared search."""
+        return True
+
+    @property
+    def choice_share(self) -> float:
+        """The search was done before."""
+        return 0.0
+
+    def choose(self) -> tuple[ArchSpec, nn.Module]:
+        """The proposed architecture with the supernet's weights."""
+        arch, search = self.arch, self.search
+        assert search is not None, "a campaign with a shared search has done it before its trials"
+        table = self.campaign.table(self.knobs)
+        cost = table.cost(arch.choices)
+        with search.at(self.knobs, float(cost)) as supernet:
+            self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
+            self.diagnostics["gate_entropy"] = float(supernet.gate_entropy().detach())
+            self.diagnostics["unconstrained_cost"] = float(table.cost(supernet.arch().choices))
+        return arch, search.student(arch).to(self.campaign.device)

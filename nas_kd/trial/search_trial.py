@@ -1,0 +1,124 @@
+"""A trial that searches by itself, for one budget: gate search → derive."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+
+import torch
+from torch import nn
+
+from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
+from nas_kd.training.budget import BudgetController
+from nas_kd.trial.trial import Trial
+
+
+class SearchTrial(Trial):
+    """A trial whose student comes out of a search of its own."""
+
+    @property
+    def knobs(self) -> dict[str, Choice]:
+        """The space's knobs of this trial: those proposed, or with the next value of the input type's fallback knob
+        where no student meets the budget."""
+        space, fallback = self.campaign.space, self.campaign.input_type.fallback_knob
+        knobs = space.knobs_with({n: v for n, v in self.context.knobs.items() if n in space.knobs})  # type: ignore[misc]
+        if fallback is None:
+            return knobs
+        for value in space.knobs[fallback]:  # ascending
+            if int(value) > int(knobs[fallback]) and cost_range(self.campaign.table(knobs))[0] > self.budget:
+                knobs[fallback] = value
+        return knobs
+
+    @property
+    def budget(self) -> int:
+        """In the units of the cost table: FLOPs, or nanoseconds."""
+        return self.config.budget.cost(float(self.context.knobs[self.config.budget.knob]))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to search; else there is only the one architecture."""
+        space = self.campaign.space
+        active = space.active(space.widest(self.knobs).choices)
+        return self.campaign.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
+
+    @property
+    def choice_share(self) -> float:
+        """Share of the trial's time that the search takes, roughly: a search step trains twice."""
+        search = 2 * self.config.search.epochs if self.is_open else 0
+        retrain = 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
+        return search / (search + retrain)
+
+    def choose(self) -> tuple[ArchSpec, nn.Module]:
+        """Search, then derive the student within the budget."""
+        supernet = self._search()
+        arch = self._derive(supernet)
+        return arch, supernet.derive(arch=arch)
+
+    def _search(self) -> Supernet:
+        seed, config = self.context.seed, self.config.search
+        torch.manual_seed(seed)
+        supernet = Supernet(
+            self.campaign.space,
+            self.knobs,
+            estimator=config.gates.estimator,
+            seed=seed,
+            table=self.campaign.table(self.knobs),
+        )
+        supernet.to(self.campaign.device)
+        if not self.is_open:
+            return supernet
+        budget = BudgetController(self.budget)
+        clock = time.perf_counter()
+        with supernet.pinned(self.campaign.space.widest(self.knobs)):  # adapters must fit the widest maps
+            learner = self._learner(supernet, config.objective, config, varying_width=True)
+        with closing(learner):
+            learner.search(
+                budget,
+                config,
+                seed=seed,
+                checkpoint=self.context.directory / "checkpoint-search.pt",
+                tag=f"search {self.config.digest()} {dict(self.context.knobs)} {seed}",
+                progress=self._stage(0.0, self.choice_share),
+                log=lambda epoch, means: self._log("search", epoch, means),
+            )
+        self.durations_s["search"] = time.perf_counter() - clock
+        self.metrics["gated"] = {"val": self._evaluate(supernet, self.campaign.splits.val)}
+        self.diagnostics["penalty_weight"] = budget.weight
+        self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
+        with torch.no_grad():
+            entropies = [
+                float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
+                for p in supernet.probabilities().values()
+                if len(p) > 1
+            ]
+        self.diagnostics["gate_entropy"] = sum(entropies) / max(len(entropies), 1)
+        return supernet
+
+    def _derive(self, supernet: Supernet) -> ArchSpec:
+        arch = supernet.arch(self.budget)
+        fallback = self.campaign.input_type.fallback_knob
+        if fallback is not None:
+            taken = self.knobs[fallback]
+            asked = self.context.knobs.get(fallback, taken)
+            if asked != taken:
+                self.warnings.append(self.campaign.input_type.fallback_warning(fallback, asked, taken))
+        table, text = self.campaign.table(self.knobs), self.config.budget.text
+        cost, free = table.cost(arch.choices), table.cost(supernet.arch().choices)
+        self.diagnostics["budget_share"] = cost / self.budget
+        self.diagnostics["unconstrained_cost"] = float(free)
+        if not self.is_open:
+            pass  # there was no choice to remark upon
+        elif cost < BUDGET_SHARE * self.budget:
+            self.warnings.append(
+                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: of "
+                f"the space, the dearest one within it costs {text(most_expensive_within(table, self.budget))}"
+            )
+        elif abs(math.log(free / self.budget)) > math.log(1.5):
+            self.warnings.append(
+                f"left alone, the gates would choose {text(free)} for a budget of {text(self.budget)}: the search was "
+                "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
+            )
+        return arch

@@ -1,0 +1,299 @@
+"""The search that all trials of a campaign share: its supernets, trained once, and the students that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nas_kd.config.sections import BudgetRange
+from nas_kd.data import Batch, ClipLoader
+from nas_kd.search_spaces import ArchSpec, SearchSpace
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.shared import SharedSupernet
+from nas_kd.training.fit import OnProgress, no_progress
+from nas_kd.training.shared_search import EpochLog, KnobPolicy, SearchedNet, search_shared
+from nas_kd.trial.context import CampaignContext, all_knobs, load_context
+from nas_kd.trial.learner import Learner
+from nas_kd.trials import KnobValue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CALIBRATION_BATCHES = 16  # on which BatchNorm statistics of a derived student are measured
+RANGE_BUDGETS = 8  # of a range of budgets, for each of which students are derived
+FOLDER = "search"  # of a run, with what the search left
+PREFIX = "arch."  # of the study's names for the variables of the space
+
+
+def study_values(arch: ArchSpec, space: SearchSpace) -> dict[str, KnobValue]:
+    """An architecture as values of the study: every variable, those without effect at their first choice."""
+    values: dict[str, KnobValue] = {n: arch.choices[n] for n, options in space.knobs.items() if len(options) > 1}
+    for name, options in space.variables.items():
+        if len(options) > 1:
+            values[PREFIX + name] = arch.choices.get(name, options[0])
+    return values
+
+
+def study_choices(values: Mapping[str, KnobValue], space: SearchSpace) -> dict[str, Choice]:
+    """A choice for every knob and variable of a space, from values of the study; other values are passed over."""
+    choices: dict[str, Choice] = {n: options[0] for n, options in [*space.knobs.items(), *space.variables.items()]}
+    for name in space.knobs:
+        if name in values:
+            choices[name] = values[name]  # type: ignore[assignment]
+    for name in space.variables:
+        if PREFIX + name in values:
+            choices[name] = values[PREFIX + name]  # type: ignore[assignment]
+    return choices
+
+
+class SharedSearch:
+    """The supernets of a campaign, one for each net that its space's knobs ask for.
+
+    Args:
+        context: of the campaign, with its trained teacher.
+
+    Attributes:
+        supernets: together they have all combinations of knobs.
+        policy: probabilities of those combinations.
+    """
+
+    def __init__(self, context: CampaignContext) -> None:
+        self.context = context
+        config, space = context.config, context.space
+        groups: dict[tuple[Choice, ...], list[dict[str, Choice]]] = {}
+        for knobs in all_knobs(space):
+            groups.setdefault(space.structure(knobs), []).append(knobs)
+        torch.manual_seed(config.seed)
+        self.supernets = [
+            SharedSupernet(
+                space,
+                settings,
+                self._knots(),
+                estimator=config.search.gates.estimator,
+                seed=config.seed,
+                tables=[context.table(knobs) for knobs in settings],
+            ).to(context.device)
+            for settings in groups.values()
+        ]
+        self.policy = KnobPolicy(self.supernets)
+
+    def _knots(self) -> list[float]:
+        costs = sorted(self.context.config.budget.cost(value) for value in self.budgets)
+        low, high = costs[0], costs[-1]
+        if low == high:
+            return [float(low)]
+        return [float(x) for x in np.geomspace(low, high, self.context.config.search.gates.knots)]
+
+    @property
+    def budgets(self) -> list[float]:
+        """Those that the campaign lists, ascending, or some of its range; in the units of the campaign file."""
+        options = self.context.config.budget.options
+        if isinstance(options, BudgetRange):
+            return [float(x) for x in np.geomspace(options.low, options.high, RANGE_BUDGETS)]
+        return sorted(float(value) for value in options)
+
+    # Training
+
+    def train(
+        self,
+        *,
+        checkpoint: Path | None = None,
+        progress: OnProgress = no_progress,
+        log: EpochLog = lambda epoch, means: None,
+    ) -> None:
+        """Search, or continue from the checkpoint."""
+        config, context = self.context.config, self.context
+        with ExitStack() as stack:
+            learners = [stack.enter_context(closing(self._learner(supernet))) for supernet in self.supernets]
+            nets = [
+                SearchedNet(supernet, learner.objective, learner.loss)
+                for supernet, learner in zip(self.supernets, learners, strict=True)
+            ]
+            views = learners[0].views
+            weights = context.loader(context.splits.weights, config.search, seed=config.seed, train=True, views=views)
+            gates = context.loader(context.splits.gates, config.search, seed=config.seed + 1, train=True, views=views)
+            search_shared(
+                nets,
+                self.policy,
+                weights,
+                gates,
+                config.search,
+                config.search.gates,
+                paths=config.search.paths,
+                seed=config.seed,
+                checkpoint=checkpoint,
+                tag=f"shared search {config.digest()} {config.seed}",
+                start=lambda: self._start(weights, gates),
+                progress=progress,
+                log=log,
+            )
+
+    def _learner(self, supernet: SharedSupernet) -> Learner:
+        config, widest = self.context.config.search, len(supernet.settings) - 1
+        supernet.condition(widest, supernet.knots[-1])
+        with supernet.pinned(self.context.space.widest(supernet.knobs)):  # adapters must fit the widest maps
+            return Learner(
+                self.context,
+                supernet,
+                config.objective,
+                supernet.knobs,
+                cached=True,
+                augment=config.augment,
+                varying=True,
+            )
+
+    def _start(self, weights: ClipLoader, gates: ClipLoader) -> None:
+        """What the input type begins a search with, for each supernet, and the start of the gates."""
+        config = self.context.config
+        for supernet in self.supernets:
+            supernet.start_gates()
+            if self.context.input_type.start_share(config.search.local):
+                self.context.input_type.start_search(
+                    supernet, weights, gates, config.search, config.search.local, seed=config.seed
+                )
+
+    # Students
+
+    @contextmanager
+    def at(self, knobs: Mapping[str, Choice], budget: float) -> Iterator[SharedSupernet]:
+        """The supernet with these knobs, at them and at a budget in the units of the cost table."""
+        structure = self.context.space.structure(self.context.space.knobs_with(knobs))
+        for supernet in self.supernets:
+            if self.context.space.structure(supernet.settings[0]) == structure:
+                supernet.condition_at(knobs, budget)
+                yield supernet
+                return
+        raise AssertionError("every combination of knobs has a supernet")
+
+    def student(self, arch: ArchSpec) -> nn.Module:
+        """The student of an architecture with the supernet's weights and with BatchNorm statistics of its own.
+
+        In a supernet the running statistics are those of a mixture of architectures, so they are measured anew on
+        some training batches.
+        """
+        knobs = {name: arch.choices[name] for name in self.context.space.knobs}
+        with self.at(knobs, self.supernets[0].knots[-1]) as supernet:
+            student = supernet.derive(arch=arch)
+        self._calibrate(student, knobs)
+        return student.eval()
+
+    def _calibrate(self, student: nn.Module, knobs: Mapping[str, Choice]) -> None:
+        norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not norms:
+            return
+        context = self.context
+        loader = context.loader(context.splits.weights, context.config.search, seed=context.config.seed, train=True)
+        momenta = [norm.momentum for norm in norms]
+        student.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.config.seed)
+            for number, batch in enumerate(loader.epoch(0)):
+                if number == CALIBRATION_BATCHES:
+                    break
+                student(*self._inputs(batch, knobs))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+    def _inputs(self, batch: Batch, knobs: Mapping[str, Choice]) -> tuple[Tensor, ...]:
+        return self.context.input_type.training_view(batch, self.context.space, knobs).student
+
+    def inherited_score(self, arch: ArchSpec) -> float:
+        """The task's metric of a student with inherited weights on the gates' split."""
+        knobs = {name: arch.choices[name] for name in self.context.space.knobs}
+        metrics = self.context.evaluate_student(self.student(arch), self.context.splits.gates, knobs)
+        return float(metrics[self.context.task.metric])
+
+    def derive(
+        self, budget: float, number: int, progress: Callable[[float], None] = lambda share: None
+    ) -> tuple[ArchSpec, float]:
+        """The best of the most probable architectures at a budget, by the metric of inherited weights.
+
+        Args:
+            budget: in the units of the cost table.
+            number: candidates to compare; they are shared out over the combinations of knobs by their probability.
+            progress: told the share that is done.
+
+        Returns:
+            The architecture and its metric.
+        """
+        candidates = self.candidates(budget, number)
+        scores = []
+        for i, arch in enumerate(candidates):
+            scores.append(self.inherited_score(arch))
+            progress((i + 1) / len(candidates))
+        best = scores.index(max(scores) if self.context.task.maximize else min(scores))
+        return candidates[best], scores[best]
+
+    def knob_probabilities(self, budget: float) -> list[dict[str, object]]:
+        """All combinations of knobs with their probability at a budget, in the units of the cost table."""
+        entries: list[dict[str, object]] = []
+        for (net, setting), p in zip(self.policy.settings, self.policy.probabilities(budget).tolist(), strict=True):
+            entries.append({**self.supernets[net].settings[setting], "probability": p})
+        return entries
+
+    def candidates(self, budget: float, number: int) -> list[ArchSpec]:
+        """The most probable architectures at a budget over all combinations of knobs; at most `number`, distinct.
+
+        The most probable combinations of knobs come first, each with its most probable architecture.
+        """
+        probabilities = self.policy.probabilities(budget).tolist()
+        order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+        found: dict[str, ArchSpec] = {}
+        for index in order[:number]:
+            net, setting = self.policy.settings[index]
+            supernet = self.supernets[net]
+            if not supernet.reachable(setting, budget):
+                continue
+            supernet.condition(setting, budget)
+            arch = supernet.arch(budget)
+            found.setdefault(arch.arch_id, arch)
+        return list(found.values())
+
+    # Files
+
+    def save(self, folder: Path) -> None:
+        """Write weights and gates."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"policy.{n}": t for n, t in self.policy.state_dict().items()}
+        for i, supernet in enumerate(self.supernets):
+            tensors |= {f"{i}.{n}": t for n, t in supernet.state_dict().items()}
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        temporary = folder / "supernet.safetensors.tmp"
+        save_file(plain, temporary)
+        temporary.replace(folder / "supernet.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        tensors = load_file(folder / "supernet.safetensors")
+        for prefix, module in [("policy", self.policy), *((str(i), net) for i, net in enumerate(self.supernets))]:
+            own = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+            module.load_state_dict(own)
+            module.requires_grad_(False).eval()
+
+
+@lru_cache(maxsize=1)
+def load_search(config_json: str, run_dir: Path, device: str) -> SharedSearch:
+    """The search that the campaign has done, in a worker; kept for the next trial.
+
+    Args:
+        config_json: config of the campaign as text.
+        run_dir: the run's folder.
+        device: of the worker.
+    """
+    search = SharedSearch(load_context(config_json, run_dir, device))
+    search.load(run_dir / FOLDER)
+    return search

@@ -1,0 +1,125 @@
+"""One search for a whole campaign: penalty and knobs as functions of the budget, and the trials that come out of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nas_kd.campaign import Campaign, export
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
+from nas_kd.search_spaces.shared import SharedSupernet
+from nas_kd.training.shared_search import BudgetPenalty, KnobPolicy
+
+KNOTS = [2_100.0, 8_400.0]
+
+
+def net(choose: Choices) -> nn.Module:
+    width = choose.number("width", (2, 8))
+    return nn.Sequential(choose.layer(nn.Conv2d, 3, width, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.fixture(scope="module")
+def shared() -> SharedSupernet:
+    space = ModuleSpace(
+        net, lambda knobs: torch.zeros(1, 3, int(knobs["side"]), int(knobs["side"])), knobs={"side": (12, 16, 32)}
+    )
+    return SharedSupernet(space, [{"side": 12}, {"side": 16}, {"side": 32}], KNOTS)
+
+
+def test_the_weight_of_the_penalty_is_a_function_of_the_budget(shared: SharedSupernet) -> None:
+    penalty = BudgetPenalty(shared, rate=1.0, stiffness=2.0)
+    shared.condition(1, 4_200.0)  # halfway between the knots
+    target = 4_200.0 * (1 + BUDGET_SHARE) / 2
+    expected = torch.tensor(1.5 * target, dtype=torch.float64)
+    gap = math.log(1.5)
+    assert float(penalty.penalty(expected)) == pytest.approx(gap**2)  # λ is 0 at first: ρ / 2 · g²
+    penalty.update(expected)
+    assert penalty.weights[1].tolist() == pytest.approx([gap / 2, gap / 2])
+    assert penalty.weights[[0, 2]].abs().sum() == 0
+    assert float(penalty.penalty(expected)) == pytest.approx(gap / 2 * gap + gap**2)
+    shared.condition(1, 2_100.0)
+    assert penalty.weight() == pytest.approx(gap / 2)
+    shared.condition(0, 4_200.0)
+    assert penalty.weight() == 0
+
+
+def test_knobs_follow_the_difference_of_two_losses_and_leave_out_what_no_budget_reaches(
+    shared: SharedSupernet,
+) -> None:
+    policy = KnobPolicy([shared])
+    assert shared.cost_ranges[2][0] > KNOTS[0]
+    assert policy.probabilities(KNOTS[0]).tolist() == pytest.approx([0.5, 0.5, 0])
+    assert 2 not in {i for _ in range(20) for i in policy.draw(KNOTS[0], 2, torch.Generator().manual_seed(_))}
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    policy.surrogate(KNOTS[0], 0, 1, 0.8).backward()  # type: ignore[no-untyped-call]  # the first has the higher loss
+    optimizer.step()
+    first, second, _ = policy.probabilities(KNOTS[0]).tolist()
+    assert second - first == pytest.approx(math.tanh(0.4))  # each logit moves by half the difference
+    assert policy.probabilities(KNOTS[1]).tolist() == pytest.approx([1 / 3] * 3)  # another knot has logits of its own
+
+
+def shared_config(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignConfig:
+    return tiny(search={"shared": True, "paths": 1, "candidates": 2}, trials=3, **changes)
+
+
+def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    config = shared_config(tiny)
+    with Campaign(config) as campaign:
+        campaign.prepare()
+        result = campaign.run()
+    assert [record.state for record in result.records] == ["complete"] * 3
+    left = json.loads((config.run_dir / "search" / "search.json").read_text())
+    assert [entry["budget"] for entry in left["budgets"]] == [150_000, 250_000]
+    for entry, record in zip(left["budgets"], result.records, strict=False):  # derived students come first
+        assert record.arch_id == ArchSpec.from_dict(entry["arch"]).arch_id
+        assert record.cost is not None
+        assert record.cost.flops == entry["cost"] <= entry["budget"]
+        assert sum(knobs["probability"] for knobs in entry["knobs"]) == pytest.approx(1, abs=1e-5)
+        assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in entry["gates"].values())
+    last = result.records[-1]
+    assert last.cost is not None
+    assert last.cost.flops <= 250_000  # whatever the sampler proposes is within the highest budget
+    assert {name for name in last.knobs if name.startswith("arch.")}
+    assert "max_flops" not in last.knobs
+    folder, exported = export(config.run_dir, trial=last.number, formats=["safetensors"])
+    assert exported.flops == last.cost.flops
+    assert (folder / "student.safetensors").is_file()
+
+
+def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+    found = []
+    for name, is_interrupted in (("whole", False), ("interrupted", True)):
+        config = shared_config(tiny, name=name)
+
+        def stop(share: float, words: str, is_interrupted: bool = is_interrupted) -> None:
+            if is_interrupted and words.startswith("search 2/2"):
+                raise KeyboardInterrupt
+
+        with Campaign(config) as campaign:
+            if is_interrupted:
+                with pytest.raises(KeyboardInterrupt):
+                    campaign.prepare(stop)
+                assert (config.run_dir / "search" / "checkpoint.pt").is_file()
+                campaign.ledger.close()  # type: ignore[union-attr]
+            campaign.prepare()
+        found.append(json.loads((config.run_dir / "search" / "search.json").read_text())["budgets"])
+        assert not (config.run_dir / "search" / "checkpoint.pt").exists()
+    assert found[0] == found[1]
+
+
+def test_what_cannot_vary_within_one_search_is_refused(tiny: Callable[..., CampaignConfig]) -> None:
+    knob = {"search.lr": {"type": "float", "low": 0.001, "high": 0.01}}
+    for changes, words in (
+        ({"knobs": knob}, r"knobs\.search\.lr: all trials share one search"),
+        ({"grid": [{"max_flops": "150k", "resolution": 16}]}, r"search\.shared: the cells of a grid"),
+    ):
+        with Campaign(shared_config(tiny, **changes)) as campaign, pytest.raises(ConfigError, match=words):
+            campaign.prepare()
