@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.cells import mix_widths
-from nas_kd.search_spaces.clip_cell.net import candidate_op
+from nas_kd.search_spaces.clip_cell.ops import CandidateOps
 from nas_kd.search_spaces.gates import Draw, Gate
 from nas_kd.search_spaces.slices import Sliced
 
@@ -20,7 +20,7 @@ OPS = ("conv2d_k3", "conv2plus1d_k3", "conv3d_k3", "separable_k3_e2", "separable
 def pair(op: str, c_in: int, c_out: int) -> tuple[Sliced, nn.Module, Tensor]:
     """A sliced operator, a plain one of the narrow width with copies of the slices, and an input."""
     torch.manual_seed(0)
-    build = partial(candidate_op, op=op, stride=2)
+    build = partial(CandidateOps(), op=op, stride=2)
     sliced, narrow = Sliced(build, 8, 12), build(c_in, c_out)
     for name, buffer in sliced.full.named_buffers():
         if name.endswith("running_mean"):
