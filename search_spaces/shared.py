@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cost import CostTable
@@ -122,11 +121,3 @@ class SharedSupernet(Supernet):
                         wanted = -tilt * (slope - slope.mean()) / target
                         logits.lerp_(wanted.to(logits), 0.5)  # halfway, since slopes follow the probabilities
         return tilt
-
-    def gate_entropy(self) -> Tensor:
-        """Mean over the gates of the entropy of their probabilities, as a share of the largest one; a scalar."""
-        values = []
-        for p in self.probabilities().values():
-            if len(p) > 1:
-                values.append(-(p * p.clamp_min(1e-12).log()).sum() / torch.log(torch.tensor(float(len(p)))))
-        return torch.stack(values).mean() if values else torch.zeros(())

@@ -117,6 +117,16 @@ class Supernet(nn.Module):
         """Gate -> (num_choices,), differentiable."""
         return {name: self.gates[name].probabilities() for name in self.space.variables}
 
+    def gate_entropy(self) -> float:
+        """Mean entropy of the gates' probabilities, each as a share of the largest that it can have."""
+        with torch.no_grad():
+            entropies = [
+                float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
+                for p in self.probabilities().values()
+                if len(p) > 1
+            ]
+        return sum(entropies) / max(len(entropies), 1)
+
     def expected_cost(self) -> Tensor:
         """Expected cost of one input under the gates' probabilities: a float64 scalar, differentiable."""
         return self.cost_table.expected(self.probabilities())

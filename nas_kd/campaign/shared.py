@@ -6,13 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.config.sections import BudgetRange
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import ArchSpec, SearchSpace
-from nas_kd.training.fit import OnProgress, no_progress
+from nas_kd.training.fit import OnProgress, log_epoch, no_progress
 from nas_kd.trial import CampaignContext, SharedSearch
 from nas_kd.trial.context import all_knobs
 from nas_kd.trial.shared import FOLDER, PREFIX, study_choices, study_values
@@ -50,8 +47,6 @@ def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
 def known_costs(context: CampaignContext) -> KnownCosts:
     """What the study knows of an architecture before it is trained: its cost, in the unit of the ranked objective."""
     budget = context.config.budget
-    options = budget.options
-    bounds = [options.low, options.high] if isinstance(options, BudgetRange) else list(options)
     space, factor = context.space, 1.0 if budget.max_latency_ms is None else 1e-6
     tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}
 
@@ -68,7 +63,7 @@ def known_costs(context: CampaignContext) -> KnownCosts:
                 result[PREFIX + name] = options[0]
         return result
 
-    return KnownCosts(cost=cost, canonical=canonical, max_cost=float(max(bounds)))
+    return KnownCosts(cost=cost, canonical=canonical, max_cost=float(budget.highest))
 
 
 def prepare_search(
@@ -101,7 +96,7 @@ def prepare_search(
         search.train(
             checkpoint=folder / "checkpoint.pt",
             progress=lambda share, words: progress(TRAINING_SHARE * share, words),
-            log=lambda epoch, means: _log(folder, epoch, means),
+            log=lambda epoch, means: log_epoch(folder, "search", epoch, means),
         )
         search.save(folder)
         known = {"digest": digest, "budgets": _derived(search, progress)}
@@ -142,9 +137,3 @@ def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, objec
             }
         )
     return entries
-
-
-def _log(folder: Path, epoch: int, means: Mapping[str, float]) -> None:
-    line = {"epoch": epoch + 1, **{name: float(np.round(value, 6)) for name, value in means.items()}}
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")

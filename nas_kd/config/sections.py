@@ -113,6 +113,12 @@ class BudgetConfig(Section):
         options = self.options
         return options.low if isinstance(options, BudgetRange) else min(options)
 
+    @property
+    def highest(self) -> float:
+        """The loosest budget that can be proposed."""
+        options = self.options
+        return options.high if isinstance(options, BudgetRange) else max(options)
+
     def cost(self, value: float) -> int:
         """A value of the knob in the units of its cost table: FLOPs, or nanoseconds."""
         return int(value) if self.max_latency_ms is None else int(value * 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import cos, pi
@@ -58,6 +59,14 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 def no_log(epoch: int, means: Mapping[str, float]) -> None:
     """Keeps nothing."""
+
+
+def log_epoch(folder: Path, stage: str, epoch: int, means: Mapping[str, float]) -> None:
+    """Append a line with the mean of every term to `log.jsonl`; what is continued appends after what it had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = {"stage": stage, "epoch": epoch + 1, **{name: round(value, 6) for name, value in means.items()}}
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def make_optimizer(

@@ -176,7 +176,7 @@ def search_gates(
             supernet.gate_temperature = config.schedule.at(done / steps)
             objective.advance(done / steps)
             set_learning_rate(optimizer, learning_rate(fit, done / steps))
-            _freeze(gate_parameters, weight_parameters)
+            train_only(weight_parameters, gate_parameters)
             terms = loss(batch)
             value = objective.total(terms)
             check_finite(value, terms, "the weights")
@@ -186,7 +186,7 @@ def search_gates(
             optimizer.step()
             averages.add({**terms, "total": value})
             if epoch >= warm:
-                _freeze(weight_parameters, gate_parameters)
+                train_only(gate_parameters, weight_parameters)
                 gate_terms = loss(next(gate_batches))
                 expected = supernet.expected_cost()
                 budget.advance((done - warm * len(weights)) / gate_steps, expected)
@@ -200,11 +200,12 @@ def search_gates(
         reached = float(supernet.expected_cost().detach())
         log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
         keeper.save(epoch + 1)
-    _freeze([], [*weight_parameters, *gate_parameters])
+    train_only([*weight_parameters, *gate_parameters], [])
     supernet.eval()
 
 
-def _freeze(frozen: list[nn.Parameter], trained: list[nn.Parameter]) -> None:
+def train_only(trained: Iterable[nn.Parameter], frozen: Iterable[nn.Parameter]) -> None:
+    """Let some parameters have gradients, and others not."""
     for p in frozen:
         p.requires_grad_(False)
     for p in trained:

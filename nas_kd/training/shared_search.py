@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
-from nas_kd.search_spaces import BUDGET_SHARE
-from nas_kd.search_spaces.gates import BudgetGate, Condition, position
+from nas_kd.search_spaces.gates import BudgetGate, Condition
 from nas_kd.search_spaces.shared import SharedSupernet
+from nas_kd.training.budget import BudgetPenalty
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
     Averages,
     FitConfig,
+    Log,
     OnProgress,
     check_finite,
     learning_rate,
@@ -38,12 +39,10 @@ from nas_kd.training.fit import (
     no_progress,
     set_learning_rate,
 )
-from nas_kd.training.gate_search import LOGIT_RANGE, GateConfig, cycle, trained_parameters
+from nas_kd.training.gate_search import LOGIT_RANGE, GateConfig, cycle, train_only, trained_parameters
 
 # That the logits of knobs cover in a search: less than those of gates, so that every combination is drawn to the end.
 KNOB_RANGE = 3.0
-
-EpochLog = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -59,71 +58,6 @@ class SearchedNet:
     supernet: SharedSupernet
     objective: DistillationLoss
     loss: Callable[[Batch], Mapping[str, Tensor]]
-
-
-class BudgetPenalty:
-    """Holds the expected cost at the budget, for every budget.
-
-    As in `BudgetController` the penalty is λ · g + ρ / 2 · g² with g = log(expected / target), and λ rises by
-    `rate` · g after each gate step. λ is a function of the budget: one number a knot and setting, interpolated like the
-    logits.
-
-    Args:
-        net: whose costs are held.
-        rate: step of λ.
-        stiffness: ρ.
-        max_weight: bound of |λ|, for budgets that a setting cannot reach.
-    """
-
-    def __init__(
-        self, net: SharedSupernet, *, rate: float = 0.3, stiffness: float = 100.0, max_weight: float = 50.0
-    ) -> None:
-        self._net = net
-        self.rate, self.stiffness, self.max_weight = rate, stiffness, max_weight
-        self.weights = torch.zeros(len(net.settings), len(net.knots), dtype=torch.float64)
-        self._log_knots = tuple(math.log(knot) for knot in net.knots)
-
-    def gap(self, expected: Tensor) -> Tensor:
-        """log(expected / target) at the condition of the net, where the target is what a derived student may cost."""
-        condition = self._condition
-        low, high = self._net.cost_ranges[condition.setting]
-        target = min(max(condition.budget * (1 + BUDGET_SHARE) / 2, 1.02 * low), max(0.98 * high, 1.0))
-        return expected.log() - math.log(target)
-
-    def weight(self) -> float:
-        """λ at the condition of the net."""
-        lower, share = position(self._condition.budget, self._log_knots)
-        row = self.weights[self._condition.setting]
-        return float(row[lower] if share == 0 else torch.lerp(row[lower], row[lower + 1], share))
-
-    def penalty(self, expected: Tensor) -> Tensor:
-        """The term of the loss, a scalar; differentiable in the gates."""
-        gap = self.gap(expected)
-        return self.weight() * gap + 0.5 * self.stiffness * gap.square()
-
-    def update(self, expected: Tensor) -> None:
-        """Move λ after a gate step, at the two knots beside the budget."""
-        moved = self.rate * float(self.gap(expected.detach()))
-        lower, share = position(self._condition.budget, self._log_knots)
-        row = self.weights[self._condition.setting]
-        row[lower] += (1 - share) * moved
-        if share > 0:
-            row[lower + 1] += share * moved
-        row.clamp_(-self.max_weight, self.max_weight)
-
-    @property
-    def _condition(self) -> Condition:
-        condition = self._net.control.condition
-        assert condition is not None, "a shared supernet stands at a condition"
-        return condition
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.weights.copy_(state["weights"])
 
 
 class KnobPolicy(nn.Module):
@@ -185,7 +119,7 @@ def search_shared(
     checkpoint: Path | None = None,
     tag: str = "search",
     progress: OnProgress = no_progress,
-    log: EpochLog = no_log,
+    log: Log = no_log,
     start: Callable[[], None] = lambda: None,
 ) -> None:
     """Train weights and gates in place, for all budgets; restarts from its checkpoint at the last whole epoch.
@@ -245,7 +179,7 @@ def search_shared(
                 net.objective.advance(done / steps)
             set_learning_rate(optimizer, learning_rate(fit, done / steps))
             optimizer.zero_grad(set_to_none=True)
-            _train_only(weight_parameters, gate_parameters)
+            train_only(weight_parameters, gate_parameters)
             for _ in range(paths):
                 budget = _draw_budget(knots, generator)
                 net = nets[policy.move_to(policy.draw(budget, 1, generator)[0], budget)]
@@ -257,7 +191,7 @@ def search_shared(
             torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
             optimizer.step()
             if epoch >= warm:
-                _train_only(gate_parameters, weight_parameters)
+                train_only(gate_parameters, weight_parameters)
                 _gate_step(nets, policy, penalties, gate_optimizer, next(gate_batches), knots, generator, averages)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
         log(epoch, averages.means())
@@ -317,10 +251,3 @@ def _gate_step(
     optimizer.step()
     penalty.update(expected)
     averages.add({"gap": penalty.gap(expected.detach()).abs()})
-
-
-def _train_only(trained: Sequence[nn.Parameter], frozen: Sequence[nn.Parameter]) -> None:
-    for p in frozen:
-        p.requires_grad_(False)
-    for p in trained:
-        p.requires_grad_(True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 
@@ -20,9 +21,9 @@ class ArchitectureTrial(Trial):
         search: of the campaign, done.
     """
 
-    search: SharedSearch | None = None
+    search: SharedSearch = field(kw_only=True)
 
-    @property
+    @cached_property
     def arch(self) -> ArchSpec:
         """What the study proposed."""
         return self.campaign.space.arch(study_choices(self.context.knobs, self.campaign.space))
@@ -44,12 +45,9 @@ class ArchitectureTrial(Trial):
 
     def choose(self) -> tuple[ArchSpec, nn.Module]:
         """The proposed architecture with the supernet's weights."""
-        arch, search = self.arch, self.search
-        assert search is not None, "a campaign with a shared search has done it before its trials"
-        table = self.campaign.table(self.knobs)
-        cost = table.cost(arch.choices)
-        with search.at(self.knobs, float(cost)) as supernet:
+        arch, table = self.arch, self.campaign.table(self.knobs)
+        with self.search.at(self.knobs, table.cost(arch.choices)) as supernet:
             self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
-            self.diagnostics["gate_entropy"] = float(supernet.gate_entropy().detach())
+            self.diagnostics["gate_entropy"] = supernet.gate_entropy()
             self.diagnostics["unconstrained_cost"] = float(table.cost(supernet.arch().choices))
-        return arch, search.student(arch).to(self.campaign.device)
+        return arch, self.search.student(arch).to(self.campaign.device)

@@ -13,6 +13,7 @@ from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
 from nas_kd.training.budget import BudgetController
+from nas_kd.training.fit import log_epoch
 from nas_kd.trial.trial import Trial
 
 
@@ -82,19 +83,13 @@ class SearchTrial(Trial):
                 checkpoint=self.context.directory / "checkpoint-search.pt",
                 tag=f"search {self.config.digest()} {dict(self.context.knobs)} {seed}",
                 progress=self._stage(0.0, self.choice_share),
-                log=lambda epoch, means: self._log("search", epoch, means),
+                log=lambda epoch, means: log_epoch(self.context.directory, "search", epoch, means),
             )
         self.durations_s["search"] = time.perf_counter() - clock
         self.metrics["gated"] = {"val": self._evaluate(supernet, self.campaign.splits.val)}
         self.diagnostics["penalty_weight"] = budget.weight
         self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
-        with torch.no_grad():
-            entropies = [
-                float(-(p * p.clamp_min(1e-12).log()).sum()) / math.log(len(p))
-                for p in supernet.probabilities().values()
-                if len(p) > 1
-            ]
-        self.diagnostics["gate_entropy"] = sum(entropies) / max(len(entropies), 1)
+        self.diagnostics["gate_entropy"] = supernet.gate_entropy()
         return supernet
 
     def _derive(self, supernet: Supernet) -> ArchSpec:

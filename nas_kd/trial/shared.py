@@ -6,30 +6,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import Batch, ClipLoader
+from nas_kd.files import atomic_file
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
-from nas_kd.training.fit import OnProgress, no_progress
-from nas_kd.training.shared_search import EpochLog, KnobPolicy, SearchedNet, search_shared
+from nas_kd.training.fit import Log, OnProgress, no_log, no_progress
+from nas_kd.training.shared_search import KnobPolicy, SearchedNet, search_shared
 from nas_kd.trial.context import CampaignContext, all_knobs, load_context
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import KnobValue
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 CALIBRATION_BATCHES = 16  # on which BatchNorm statistics of a derived student are measured
 RANGE_BUDGETS = 8  # of a range of budgets, for each of which students are derived
+WEIGHTS_NAME = "supernet.safetensors"
 FOLDER = "search"  # of a run, with what the search left
 PREFIX = "arch."  # of the study's names for the variables of the space
 
@@ -87,8 +85,8 @@ class SharedSearch:
         self.policy = KnobPolicy(self.supernets)
 
     def _knots(self) -> list[float]:
-        costs = sorted(self.context.config.budget.cost(value) for value in self.budgets)
-        low, high = costs[0], costs[-1]
+        budget = self.context.config.budget
+        low, high = budget.cost(budget.lowest), budget.cost(budget.highest)
         if low == high:
             return [float(low)]
         return [float(x) for x in np.geomspace(low, high, self.context.config.search.gates.knots)]
@@ -108,7 +106,7 @@ class SharedSearch:
         *,
         checkpoint: Path | None = None,
         progress: OnProgress = no_progress,
-        log: EpochLog = lambda epoch, means: None,
+        log: Log = no_log,
     ) -> None:
         """Search, or continue from the checkpoint."""
         config, context = self.context.config, self.context
@@ -267,18 +265,16 @@ class SharedSearch:
 
     def save(self, folder: Path) -> None:
         """Write weights and gates."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"policy.{n}": t for n, t in self.policy.state_dict().items()}
         for i, supernet in enumerate(self.supernets):
             tensors |= {f"{i}.{n}": t for n, t in supernet.state_dict().items()}
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        temporary = folder / "supernet.safetensors.tmp"
-        save_file(plain, temporary)
-        temporary.replace(folder / "supernet.safetensors")
+        with atomic_file(folder / WEIGHTS_NAME) as file:
+            file.write(save(plain))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        tensors = load_file(folder / "supernet.safetensors")
+        tensors = load_file(folder / WEIGHTS_NAME)
         for prefix, module in [("policy", self.policy), *((str(i), net) for i, net in enumerate(self.supernets))]:
             own = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
             module.load_state_dict(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.training.checkpoint import count_params
-from nas_kd.training.fit import FitConfig, OnProgress
+from nas_kd.training.fit import FitConfig, OnProgress, log_epoch
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
@@ -126,7 +125,7 @@ class Trial(ABC):
             share = (1 - self.choice_share) / config.num_seeds
 
             def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
-                self._log(f"retrain-{i}", epoch, means)
+                log_epoch(self.context.directory, f"retrain-{i}", epoch, means)
                 self._report_rung(i, epoch, student, arch)
 
             with closing(learner):
@@ -214,10 +213,3 @@ class Trial(ABC):
 
     def _stage(self, start: float, share: float) -> OnProgress:
         return lambda done, words: self.context.report(min(start + share * done, 1.0), words)
-
-    def _log(self, stage: str, epoch: int, means: Mapping[str, float]) -> None:
-        """One line an epoch with the mean of every term; a continued trial appends after what it had."""
-        self.context.directory.mkdir(parents=True, exist_ok=True)
-        line = {"stage": stage, "epoch": epoch + 1, **{name: round(value, 6) for name, value in means.items()}}
-        with (self.context.directory / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")

@@ -16,7 +16,8 @@ from nas_kd.campaign import Campaign, export
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
 from nas_kd.search_spaces.shared import SharedSupernet
-from nas_kd.training.shared_search import BudgetPenalty, KnobPolicy
+from nas_kd.training.budget import BudgetPenalty
+from nas_kd.training.shared_search import KnobPolicy
 
 KNOTS = [2_100.0, 8_400.0]
 
