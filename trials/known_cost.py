@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_kd.trials.dominance import non_dominated_ranks
+from nas_kd.trials.dominance import front
 from nas_kd.trials.encoding import Encoding, draw
 from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
 from nas_kd.trials.known_costs import KnownCosts
@@ -149,33 +149,33 @@ class KnownCostSampler(BaseSampler):
         return self._most_promising(told, pool)
 
     def _front(self, told: _Told) -> list[_Candidate]:
-        ranks = non_dominated_ranks(np.column_stack([told.losses, told.costs]))
-        return [told.complete[i] for i in np.flatnonzero(ranks == 0)]
+        values = np.column_stack([told.losses, told.costs]).tolist()
+        return [told.complete[i] for i in front(values, (False, False))]
 
     def _spread_out(self, told: _Told, pool: _Pool) -> _Candidate:
         """The candidate furthest from all trials by knobs and cost; with a prior, of those on the prior's front."""
         candidates = pool.candidates
         others = [*told.complete, *told.running, *told.unsuccessful]
         if self._known is not None and self._known.prior is not None:
-            losses = np.array([[-candidate.prior, candidate.cost] for candidate in candidates])
-            candidates = [candidates[i] for i in np.flatnonzero(non_dominated_ranks(losses) == 0)]
+            values = [(candidate.prior, candidate.cost) for candidate in candidates]
+            candidates = [candidates[i] for i in front(values, (True, False))]
         if not others:
             return candidates[self._rng.integers(len(candidates))]
         everything = self._points([*candidates, *others])
         rows = np.arange(len(candidates))
-        mine, theirs = everything.take(rows), everything.take(np.arange(len(candidates), len(everything)))
+        own, tried = everything.take(rows), everything.take(np.arange(len(candidates), len(everything)))
         num_knobs = max(len(self._encoding.free), 1)
         distance = sum(
-            (mine.choices[:, column, None] != theirs.choices[None, :, column]) / num_knobs
-            for column in range(mine.choices.shape[1])
+            (own.choices[:, column, None] != tried.choices[None, :, column]) / num_knobs
+            for column in range(own.choices.shape[1])
         ) + sum(
-            2.0 * np.abs(mine.numbers[:, column, None] - theirs.numbers[None, :, column]) / num_knobs
-            for column in range(mine.numbers.shape[1])
+            2.0 * np.abs(own.numbers[:, column, None] - tried.numbers[None, :, column]) / num_knobs
+            for column in range(own.numbers.shape[1])
         )
-        if mine.known.shape[1]:
+        if own.known.shape[1]:
             costs = everything.known[:, 0]
             spread = max(float(np.ptp(costs)), 1e-12)
-            distance = distance + 2.0 * np.abs(mine.known[:, :1] - theirs.known[None, :, 0]) / spread
+            distance = distance + 2.0 * np.abs(own.known[:, :1] - tried.known[None, :, 0]) / spread
         return candidates[int(np.argmax(np.asarray(distance).min(axis=1)))]
 
     def _points(self, candidates: Sequence[_Candidate]) -> Points:

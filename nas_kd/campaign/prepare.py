@@ -19,6 +19,7 @@ from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable
 from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, is_precomputed
+from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
@@ -88,6 +89,7 @@ def prepare_teacher(
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()
     prepare_caches(context, folder / "outputs", progress, note)
+    context.caches = open_caches(folder / "outputs")
     return known
 
 
