@@ -10,7 +10,7 @@ from nas_kd.search_spaces.clip_cell import ClipCellSettings, ClipCellSpace
 from nas_kd.search_spaces.clip_cell.ops import OPS
 from nas_kd.search_spaces.cost import CostTable, CostTerm
 from nas_kd.search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet
-from nas_kd.search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops
+from nas_kd.search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops, count_params
 from nas_kd.search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
 from nas_kd.search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError
@@ -51,5 +51,6 @@ __all__ = [
     "TemperatureSchedule",
     "UncountedOpError",
     "count_flops",
+    "count_params",
     "derived_spaces",
 ]

@@ -1,4 +1,4 @@
-"""FLOPs of a module, by fvcore: one multiply-accumulate is one FLOP.
+"""FLOPs and parameters of a module. FLOPs are by fvcore: one multiply-accumulate is one FLOP.
 
 fvcore misses fused attention and recurrent layers, which would count as zero. The handlers below close those gaps with
 the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
@@ -181,6 +181,11 @@ class Parted(Protocol):
     def part_flops(self, example: Tensor) -> dict[str, int]:
         """Name of the figure -> FLOPs of that part, for one input."""
         ...
+
+
+def count_params(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: bool = True) -> FlopCount:

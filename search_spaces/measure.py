@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
 from nas_kd.search_spaces.cost import CostTable, CostTerm
-from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.flops import count_flops, count_params
 from nas_kd.search_spaces.gates import Gate, GateControl
 from nas_kd.search_spaces.layers import Call, Condition, FixedLayer, SearchLayer, SearchVariants
 
@@ -108,7 +108,7 @@ class Meter:
         counts = [count_flops(candidate, inputs) for candidate in edge.candidates.values()]
         self.free.update(name for count in counts for name in count.uncounted)
         flops = np.array([count.total for count in counts], dtype=np.int64)
-        params = np.array([_num_params(candidate) for candidate in edge.candidates.values()], dtype=np.int64)
+        params = np.array([count_params(candidate) for candidate in edge.candidates.values()], dtype=np.int64)
         self._note(edge, (edge.gate.name,), flops, params)
         first: Tensor = next(iter(edge.candidates.values()))(*inputs)
         return first
@@ -228,7 +228,7 @@ def _shared(define: Callable[..., nn.Module], *rest: Hashable) -> Hashable | Non
 
 def _count_whole(student: nn.Module, example: Tensor) -> StudentCount:
     count = count_flops(student, example)
-    return StudentCount(count.total, _num_params(student), tuple(count.uncounted))
+    return StudentCount(count.total, count_params(student), tuple(count.uncounted))
 
 
 def _measurable(module: nn.Module, path: str) -> Iterator[tuple[Measurable, str]]:
@@ -311,7 +311,7 @@ def _count(
 ) -> tuple[int, int, tuple[str, ...]]:
     module = _plain(build, values, names)
     count = count_flops(module, torch.zeros(shape))
-    return count.total, _num_params(module), tuple(count.uncounted)
+    return count.total, count_params(module), tuple(count.uncounted)
 
 
 @lru_cache(maxsize=65536)
@@ -328,10 +328,6 @@ def _counted(call: Call, values: tuple[Any, ...], shape: tuple[int, ...]) -> tup
     process."""
     counted: tuple[int, int, tuple[str, ...]] = _hashed(_count)(call.build, values, call.names, shape)
     return counted
-
-
-def _num_params(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _output_shape(call: Call, values: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

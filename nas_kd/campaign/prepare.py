@@ -16,12 +16,11 @@ from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
-from nas_kd.search_spaces import CostTable
+from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
 from nas_kd.teachers import TEACHERS, is_precomputed
 from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.teacher import load_weights
-from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name

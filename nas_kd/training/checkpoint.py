@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from nas_kd.files import atomic_file
 
@@ -57,8 +56,3 @@ class Checkpoint:
         if self.path:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             save_checkpoint(self.path, {"tag": self.tag, "epoch": epoch, "parts": state})
-
-
-def count_params(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters())

@@ -16,9 +16,8 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, save_bundle
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.search_spaces import ArchSpec, count_flops
+from nas_kd.search_spaces import ArchSpec, count_flops, count_params
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.training.checkpoint import count_params
 from nas_kd.training.fit import FitConfig, OnProgress, log_epoch
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext

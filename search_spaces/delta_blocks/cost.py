@@ -16,7 +16,7 @@ from nas_kd.search_spaces.cost import CostTable, CostTerm
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, ZeroDelta
 from nas_kd.search_spaces.delta_blocks.plan import ALWAYS, Plan, PlannedLayer
-from nas_kd.search_spaces.flops import UncountedOpError, count_flops
+from nas_kd.search_spaces.flops import UncountedOpError, count_flops, count_params
 from nas_kd.search_spaces.operators import check_output, is_reference
 
 
@@ -166,7 +166,7 @@ class CandidateCosts:
             memory = tuple(tensor.clone() for tensor in memory)
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in memory}
         keeps_input = storages.pop(x.untyped_storage().data_ptr(), None) is not None
-        params = sum(p.numel() for p in op.parameters())
+        params = count_params(op)
         return Counted(frame.total, remembered, params, keeps_input, sum(storages.values()), tuple(frame.uncounted))
 
     def table(self, variables: Mapping[str, tuple[Choice, ...]], interval: int) -> CostTable:

@@ -22,6 +22,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cost import CostTable, CostTerm
 from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, cost_terms, deciders, is_read
 from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer
+from nas_kd.search_spaces.flops import count_params
 
 _MAX_ENTRIES = 1 << 20  # of one term
 
@@ -31,7 +32,7 @@ Variables = Mapping[str, tuple[Choice, ...]]
 def params_table(costs: CandidateCosts, variables: Variables, teacher: nn.Module) -> CostTable:
     """Parameters of a student: those of the teacher, and those of its candidates."""
     terms = cost_terms(costs.plan.layers, variables, lambda layer, choice: costs.offered(layer, choice).params)
-    constant = sum(p.numel() for p in teacher.parameters())
+    constant = count_params(teacher)
     return CostTable(variables, terms, constant, unit="parameters")
 
 
