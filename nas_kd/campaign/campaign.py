@@ -12,9 +12,9 @@ import torch
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas_kd.campaign.checks import check_budget, check_fit, check_machine, grid_cells
+from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
 from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
-from nas_kd.campaign.shared import arch_knobs, check_shared, known_costs, prepare_search
+from nas_kd.campaign.shared import arch_knobs, known_costs, prepare_search
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange

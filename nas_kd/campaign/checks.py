@@ -53,6 +53,27 @@ def check_machine(config: CampaignConfig) -> None:
         )
 
 
+def check_shared(config: CampaignConfig) -> None:
+    """Raise where what a campaign varies cannot vary within one search.
+
+    Raises:
+        ConfigError: the key and the way out.
+    """
+    if not config.search.shared:
+        return
+    if config.grid:
+        raise ConfigError(
+            "search.shared: the cells of a grid are trained as they stand, each with a search of its own; set "
+            "search.shared: false, or drop the grid"
+        )
+    own = [path for path in config.knobs if path.startswith("search.")]
+    if own:
+        raise ConfigError(
+            f"knobs.{own[0]}: all trials share one search, so nothing of it can vary between them; set search.shared: "
+            "false, or drop the knob"
+        )
+
+
 def grid_cells(config: CampaignConfig, knobs: Mapping[str, Sequence[Choice]]) -> list[Cell]:
     """The cells of the campaign's grid with everything that the study proposes.
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.training.fit import OnProgress, log_epoch, no_progress
@@ -16,27 +15,6 @@ from nas_kd.trial.shared import FOLDER, PREFIX, study_choices, study_values
 from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
 
 TRAINING_SHARE = 0.8  # of the stage's time, roughly; the rest goes into comparing derived architectures
-
-
-def check_shared(config: CampaignConfig) -> None:
-    """Raise where what a campaign varies cannot vary within one search.
-
-    Raises:
-        ConfigError: the key and the way out.
-    """
-    if not config.search.shared:
-        return
-    if config.grid:
-        raise ConfigError(
-            "search.shared: the cells of a grid are trained as they stand, each with a search of its own; set "
-            "search.shared: false, or drop the grid"
-        )
-    own = [path for path in config.knobs if path.startswith("search.")]
-    if own:
-        raise ConfigError(
-            f"knobs.{own[0]}: all trials share one search, so nothing of it can vary between them; set search.shared: "
-            "false, or drop the knob"
-        )
 
 
 def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
