@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
-from nas_kd.objectives.maps import matched_frames, resample
+from nas_kd.objectives.maps import check_channels, matched_frames, resample
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 from nas_kd.settings.mistakes import choose
 from nas_kd.taps import ModelOutput, tappable
@@ -26,8 +26,12 @@ def cross_resolution(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (N, C, H_s, W_s) or (N, C, T_s, H_s, W_s), after the adapter.
         teacher: the same with the teacher's pixels and frames.
+
+    Raises:
+        ValueError: the maps differ in their channels or in their number of dimensions.
     """
     teacher, student = matched_frames(teacher, student)
+    check_channels(student, teacher)
     return (resample(student, teacher.shape[-2:]) - teacher).pow(2).mean()
 
 
@@ -66,8 +70,8 @@ def cross_resolution_logits(
         theirs = apply_classifier(teacher_classifier, teacher_map)
     if ours.shape[-1] != theirs.shape[-1]:
         raise ValueError(
-            f"both classifiers must have the same classes, but the student's gives {ours.shape[-1]} and the teacher's "
-            f"{theirs.shape[-1]}; name the last layer of each net"
+            f"both classifiers must have the same number of classes, but the student's logits are {tuple(ours.shape)} "
+            f"and the teacher's {tuple(theirs.shape)}; name the last layer of each net"
         )
     log_p = F.log_softmax(ours / kd_temperature, dim=-1)
     log_q = F.log_softmax(theirs / kd_temperature, dim=-1)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
-from nas_kd.objectives.maps import matched_frames, resample
+from nas_kd.objectives.maps import check_channels, matched_frames, resample
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 
 
@@ -21,8 +21,12 @@ def feature(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (N, C, H_s, W_s) or (N, C, T_s, H_s, W_s), after the adapter.
         teacher: the same with the teacher's pixels and frames.
+
+    Raises:
+        ValueError: the maps differ in their channels or in their number of dimensions.
     """
     teacher, student = matched_frames(teacher, student)
+    check_channels(student, teacher)
     teacher = resample(teacher, student.shape[-2:])
     gap = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
     return gap.pow(2).sum(1).mean()

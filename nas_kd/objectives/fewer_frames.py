@@ -30,7 +30,15 @@ def representation(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (N, E), after the adapter.
         teacher: (N, E).
+
+    Raises:
+        ValueError: the two have different shapes.
     """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"encodings must have equal shapes, but the student's is {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)}; bring the student's to the teacher's size with `adapter_for`"
+        )
     return (student - teacher).square().sum(-1).mean()
 
 
@@ -132,8 +140,9 @@ class FewerFramesTerm(DistillationTerm):
             self.adapter = adapter_for(small, large, always=self._varying_width)
         if "fewer_frames.prediction" in self.weights and student.logits.shape[-1] != teacher.logits.shape[-1]:
             raise ValueError(
-                f"fewer_frames.prediction: both must know the same classes, but the student has "
-                f"{student.logits.shape[-1]} and the teacher {teacher.logits.shape[-1]}"
+                f"fewer_frames.prediction: both nets must have the same number of classes, but the student's logits "
+                f"are {tuple(student.logits.shape)} and the teacher's {tuple(teacher.logits.shape)}; build both for "
+                "the same classes, or set fewer_frames.prediction to 0"
             )
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:

@@ -55,6 +55,15 @@ def resample(features: Tensor, size: Sequence[int]) -> Tensor:
     return folded.reshape(-1, frames, *folded.shape[1:]).transpose(1, 2)
 
 
+def check_channels(student: Tensor, teacher: Tensor) -> None:
+    """Raise `ValueError` where two maps (N, C, ...) differ in their channels, which would broadcast or fail later."""
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"maps must have equal channels, but the student's is {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)}; bring the student's map to the teacher's channels with `adapter_for`"
+        )
+
+
 def matched_frames(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the frames of the one that has fewer, taken uniformly as the student's input frames are.
 

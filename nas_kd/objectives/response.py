@@ -27,11 +27,11 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
         ValueError: the two have different shapes.
     """
     _check_shapes(student, teacher)
-    channels = -1 if student.ndim == 2 else -3
-    log_p = F.log_softmax(student / kd_temperature, dim=channels)
-    log_q = F.log_softmax(teacher / kd_temperature, dim=channels)
+    class_dim = _class_dim(student)
+    log_p = F.log_softmax(student / kd_temperature, dim=class_dim)
+    log_q = F.log_softmax(teacher / kd_temperature, dim=class_dim)
     summed = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
-    return summed * (student.shape[channels] / student.numel()) * kd_temperature**2
+    return summed * (student.shape[class_dim] / student.numel()) * kd_temperature**2
 
 
 def multilabel_response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
@@ -53,11 +53,30 @@ def multilabel_response(student: Tensor, teacher: Tensor, kd_temperature: float 
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"response distillation compares logits of one shape, but the student gives {tuple(student.shape)} and the "
-            f"teacher {tuple(teacher.shape)}; both need the same classes"
-        )
+    """Raise `ValueError` with both shapes, what differs between them, and what to do about it."""
+    if student.shape == teacher.shape:
+        return
+    way_out = "or set the weight of the term to 0"
+    if student.ndim != teacher.ndim:
+        difference = "numbers of dimensions"
+        way_out = f"compare nets with the same kind of output, {way_out}"
+    elif student.shape[_class_dim(student)] != teacher.shape[_class_dim(teacher)]:
+        difference = "numbers of classes"
+        way_out = f"build both nets for the same classes, {way_out}"
+    elif student.ndim > 2 and student.shape[-2:] != teacher.shape[-2:]:
+        difference = "heights or widths of the maps"
+        way_out = f"give both nets the same output stride, distil feature maps, which are resampled, {way_out}"
+    else:
+        difference = "numbers of items or frames"
+        way_out = f"give both nets the same batch, {way_out}"
+    raise ValueError(
+        f"response distillation needs logits of equal shape, but the student's are {tuple(student.shape)} and the "
+        f"teacher's {tuple(teacher.shape)}: their {difference} differ; {way_out}"
+    )
+
+
+def _class_dim(logits: Tensor) -> int:
+    return -1 if logits.ndim == 2 else -3
 
 
 class ResponseConfig(TermConfig):

@@ -177,8 +177,8 @@ class Saliency(Task):
         """
         if outputs.ndim != 4 or target.ndim != 4 or outputs.shape[:2] != target.shape[:2]:
             raise ValueError(
-                f"maps to compare must be as many and of as many channels, (N, 1, h, w), but have the shapes "
-                f"{tuple(outputs.shape)} and {tuple(target.shape)}"
+                f"maps and targets must both be (N, 1, h, w) with equal N, but the maps are {tuple(outputs.shape)} and "
+                f"the targets {tuple(target.shape)}; give one target map for each item of the batch"
             )
         size, goal = outputs.shape[-2:], target.float()
         if known is None:

@@ -240,7 +240,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="whole videos, but task saliency"):
         Case(config(), task=Saliency(CLIPS))
     few, whole = torch.zeros(1, 2, 5), torch.zeros(1, 6, 5)
-    with pytest.raises(ValueError, match="the student has 3 and the teacher 4"):
+    with pytest.raises(ValueError, match=r"student's logits are \(1, 3\) and the teacher's \(1, 4\); build both"):
         DistillationLoss(config(), Multilabel(FEATURES), net(4, 0), net(4, 1, num_classes=4), few, whole)
 
 

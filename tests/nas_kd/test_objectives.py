@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,9 +41,25 @@ def test_response_gradient_keeps_its_size_over_temperatures() -> None:
     assert norms[0] == pytest.approx(norms[1], rel=0.05)  # without T² they would differ 16-fold
 
 
-def test_response_refuses_other_classes() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 2\).*\(1, 3\)"):
-        response(torch.zeros(1, 2), torch.zeros(1, 3))
+@pytest.mark.parametrize(
+    ("student", "teacher", "sentence"),
+    [
+        (
+            (1, 2),
+            (1, 3),
+            "(1, 2) and the teacher's (1, 3): their numbers of classes differ; build both nets for the same",
+        ),
+        ((1, 4, 3, 8, 8), (1, 4, 2, 8, 8), "(1, 4, 2, 8, 8): their numbers of classes differ"),
+        ((1, 4, 3, 8, 8), (1, 4, 3, 16, 8), "(1, 4, 3, 16, 8): their heights or widths of the maps differ; give both"),
+        ((1, 2, 3, 8, 8), (1, 4, 3, 8, 8), "(1, 4, 3, 8, 8): their numbers of items or frames differ"),
+        ((1, 3), (1, 4, 3, 8, 8), "(1, 4, 3, 8, 8): their numbers of dimensions differ"),
+    ],
+)
+def test_response_says_what_differs_between_logits(
+    student: tuple[int, ...], teacher: tuple[int, ...], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        response(torch.zeros(student), torch.zeros(teacher))
 
 
 @pytest.mark.parametrize("frames", [None, 3])
@@ -77,6 +94,12 @@ def test_cross_resolution_compares_the_frames_that_the_student_sees() -> None:
 def test_maps_of_unequal_rank_are_refused() -> None:
     with pytest.raises(ValueError, match="equal rank"):
         cross_resolution(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("term", [feature, cross_resolution])
+def test_maps_of_other_channels_are_refused_and_never_broadcast(term: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"equal channels.*\(1, 1, 4, 4\).*\(1, 2, 4, 4\); .*adapter_for"):
+        term(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 4, 4))
 
 
 def test_feature_ignores_the_size_of_activations_and_is_two_for_unrelated_maps() -> None:
