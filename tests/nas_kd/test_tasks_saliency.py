@@ -73,7 +73,7 @@ def test_data_and_maps_that_do_not_fit_are_refused() -> None:
             Saliency(info()).loss(torch.zeros(shape), batch)
         with pytest.raises(ValueError, match="needs one map a clip"):
             Saliency(info()).update(torch.zeros(shape), batch)
-    with pytest.raises(ValueError, match=r"shapes \(3, 1, 4, 4\) and \(2, 1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"maps are \(3, 1, 4, 4\) and the targets \(2, 1, 4, 4\); give one"):
         Saliency(info()).map_loss(torch.zeros(3, 1, 4, 4), torch.zeros(2, 1, 4, 4))
 
 
