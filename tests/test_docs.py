@@ -45,12 +45,12 @@ from nas_kd.trial import build_context
 from nas_kd.trials import Resources
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+CAMPAIGN, MODULE, STREAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
 
 
 def test_the_module_example_of_the_readme_runs() -> None:
     names: dict[str, Any] = {"__name__": "readme"}
-    exec(BLOCKS[0], names)
+    exec(MODULE, names)
     student = names["student"]
     assert not any(isinstance(m, nas_kd.Edge) for m in student.modules())
 
@@ -62,9 +62,9 @@ def test_the_campaign_example_of_the_readme_runs(
     sizes = ["data.num_train=48", "data.num_val=24", "data.num_test=24", "search.epochs=1", "retrain.epochs=1"]
     sizes += ["teacher.fit.epochs=1", "resources.executor=inline", "resources.max_concurrent=1", f"runs={tmp_path}"]
     overrides = '["trials=4"]'
-    assert BLOCKS[1].count(overrides) == 1
+    assert CAMPAIGN.count(overrides) == 1
     names: dict[str, Any] = {"__name__": "readme"}
-    exec(BLOCKS[1].replace(overrides, repr(["trials=1", *sizes])), names)
+    exec(CAMPAIGN.replace(overrides, repr(["trials=1", *sizes])), names)
     assert Path(capsys.readouterr().out.splitlines()[0]).is_file()
     assert (names["folder"] / "student.pt2").is_file()
 
@@ -99,9 +99,9 @@ def test_the_streaming_example_of_the_readme_runs_what_its_campaign_exports(tmp_
     assert record.state == "complete", record.error
     folder, _ = nas_kd.export(result.run_dir, formats=("safetensors",))
     bundle = "runs/streams/export/trial-0002"
-    assert bundle in BLOCKS[2]
+    assert bundle in STREAMS
     names: dict[str, Any] = {"__name__": "readme", "frames": torch.randn(7, 4, 3, 32, 32)}
-    exec(BLOCKS[2].replace(bundle, str(folder)), names)
+    exec(STREAMS.replace(bundle, str(folder)), names)
     assert names["output"].shape == (4, 4, 8, 8)
     assert names["state"].bytes_per_stream == record.cost.state_bytes
 
