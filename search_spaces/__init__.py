@@ -13,6 +13,7 @@ from nas_kd.search_spaces.delta_blocks import DeltaBlocksSettings, DeltaBlocksSp
 from nas_kd.search_spaces.flops import CONVENTION, FlopCount, UncountedOpError, count_flops, count_params
 from nas_kd.search_spaces.frame_sequence import FrameSequenceSettings, FrameSequenceSpace
 from nas_kd.search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError
 from nas_kd.search_spaces.module_space import ModuleSpace
 from nas_kd.search_spaces.registry import SPACES, DataShape, SpaceEntry, derived_spaces
@@ -42,6 +43,7 @@ __all__ = [
     "FrameSequenceSpace",
     "Gate",
     "InfeasibleBudgetError",
+    "KeyFrameNet",
     "ModuleSpace",
     "SaliencySettings",
     "SaliencySpace",

@@ -31,12 +31,10 @@ WITHOUT_TORCH = ("trials", "analysis")
 GENERIC = (
     *(
         path.relative_to(ROOT).as_posix()
-        for part in ("config", "trial", "campaign", "settings")
+        for part in ("config", "trial", "campaign", "settings", "deploy")
         for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
     ),
     "nas_kd/cli.py",
-    "nas_kd/deploy/bundle.py",
-    "nas_kd/deploy/export.py",
     "nas_kd/training/fit.py",
     "nas_kd/training/gate_search.py",
     "nas_kd/training/budget.py",
@@ -49,6 +47,7 @@ OF_ONE_KIND = (
     "nas_kd.teachers.stored_maps",
     "nas_kd.training.local_search",
     "nas_kd.training.stream_cost",
+    *(f"search_spaces.{path.parent.name}." for path in (ROOT / "search_spaces").glob("*/__init__.py")),
 )
 NAMES_OF_KINDS = {
     *("ClipInput", "FrameInput", "KeyFrameInput", "FeatureInput", "gives_features"),
@@ -62,12 +61,17 @@ NAMES_OF_KINDS = {
         "StoredMaps",
         "MultiStream",
         "delta_net_of",
+        "Edge",
         "on_frames",
     ),
     *("DeltaLayer", "LinearDelta", "PairDelta", "ResidualLayer", "residual_form", "state_bytes"),
     *("feature_size", "framewise", "has_keyframes", "input_key", "keyframe_interval", "random_frames", "random_pairs"),
 }
-EXCEPTIONS = {"nas_kd/deploy/bundle.py": {"keyframe_interval", "state_bytes"}}  # its file format has both
+# The format of bundles and exports has both names; a runtime needs the interval of its student.
+EXCEPTIONS = {
+    f"nas_kd/deploy/{name}.py": {"keyframe_interval", "state_bytes"}
+    for name in ("bundle", "export_stream", "record", "streaming")
+}
 
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (

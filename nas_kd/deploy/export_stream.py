@@ -31,8 +31,7 @@ from nas_kd.deploy.record import (
     need_onnx,
     third_party_warnings,
 )
-from nas_kd.search_spaces import DeltaNet, SearchSpace, count_flops
-from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, without_teacher
+from nas_kd.search_spaces import KeyFrameNet, SearchSpace, count_flops
 from nas_kd.training.measure import environment
 
 Graph = Callable[..., tuple[Tensor, ...]]
@@ -47,7 +46,7 @@ def export_stream(
     space: SearchSpace | None = None,
     seed: int = 0,
 ) -> ExportRecord:
-    """Write a delta student, read every file again, and compare a whole key-frame interval with clip mode.
+    """Write a student that runs frame by frame, read every file again, and compare an interval with clip mode.
 
     Args:
         student: as loaded from its bundle.
@@ -61,7 +60,7 @@ def export_stream(
     Raises:
         ExportError: an output or a FLOP count differs, or a package is missing; the files in question are removed.
     """
-    assert isinstance(student, DeltaNet), "students that keep a state have delta layers"
+    assert isinstance(student, KeyFrameNet), "a student that keeps a state runs frame by frame"
     generator = torch.Generator().manual_seed(seed)
     interval = student.keyframe_interval
     shape = (3, interval, *info.input_shape[2:])
@@ -105,7 +104,7 @@ def export_stream(
         parity=tuple(parity),
         stream=StreamRecord(
             keyframe_interval=interval,
-            form="residual" if any(isinstance(m, ResidualLayer) for m in student.modules()) else "delta",
+            form=student.form,
             interval_flops=total,
             keyframe_flops=total - (interval - 1) * delta_flops,
             delta_flops=delta_flops,
@@ -126,11 +125,11 @@ class Exported:
         shape: (3, K, H, W) of an interval.
     """
 
-    def __init__(self, student: DeltaNet, shape: tuple[int, ...]) -> None:
+    def __init__(self, student: KeyFrameNet, shape: tuple[int, ...]) -> None:
         self.frame = torch.zeros(2, 3, *shape[2:])
         self.layout: StateLayout = layout_of(student, self.frame)
         self.key = KeyPass(student, self.layout).eval()
-        self.delta = DeltaPass(without_teacher(student), self.layout).eval()
+        self.delta = DeltaPass(student.for_delta_frames(), self.layout).eval()
         with torch.no_grad():
             self.tensors = self.key(self.frame)[1:]
         self.state = tuple(

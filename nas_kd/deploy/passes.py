@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas_kd.search_spaces.delta_blocks.net import DeltaNet, State, tensors_of
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet, State, tensors_of
 
 
 @dataclass(frozen=True)
 class StateLayout:
     """How a state's tensors lie in a row, each one once: the output of a layer may be the input of the next one.
 
-    Layers that are dead on delta frames have no state.
+    Layers whose output nothing reads on delta frames have no state.
 
     Attributes:
         names: `layer#i` of each tensor, by its first appearance.
@@ -52,7 +52,7 @@ class StateLayout:
 class KeyPass(nn.Module):
     """frame (N, 3, H, W) -> (output, *state)."""
 
-    def __init__(self, student: DeltaNet, layout: StateLayout) -> None:
+    def __init__(self, student: KeyFrameNet, layout: StateLayout) -> None:
         super().__init__()
         self.student, self.layout = student, layout
 
@@ -65,18 +65,18 @@ class KeyPass(nn.Module):
 class DeltaPass(nn.Module):
     """(frame, *state) -> (output, *state) with `previous` as the reference, -> output otherwise."""
 
-    def __init__(self, student: DeltaNet, layout: StateLayout) -> None:
+    def __init__(self, student: KeyFrameNet, layout: StateLayout) -> None:
         super().__init__()
         self.student, self.layout = student, layout
 
     def forward(self, frame: Tensor, *state: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The output and, where it changes, the state."""
         output, after = self.student.delta(frame, self.layout.nested(state))
-        return (output, *self.layout.flat(after)) if self.student.stream.reference == "previous" else output
+        return (output, *self.layout.flat(after)) if self.student.reference == "previous" else output
 
 
 @torch.no_grad()
-def layout_of(student: DeltaNet, frame: Tensor) -> StateLayout:
+def layout_of(student: KeyFrameNet, frame: Tensor) -> StateLayout:
     """The layout of the state that one key frame (N, 3, H, W) gives."""
     return StateLayout.of(student.key(frame)[1])
 

@@ -1,4 +1,4 @@
-"""A delta student at work: streams of frames, each with its own key frames and its own state.
+"""`StreamingStudent`: run a student frame by frame on several streams, each with its own key frames and state.
 
 runtime = StreamingStudent(student)
 state = runtime.start(num_streams=4)
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, same_memory
 from nas_kd.deploy.record import third_party_warnings
-from nas_kd.search_spaces.cells import Edge
-from nas_kd.search_spaces.delta_blocks.net import DeltaNet, Reference, State, state_bytes, tensors_of
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet, Reference, State, state_bytes, tensors_of
 
 NEVER = -1  # the age of a stream without a key frame
 THUMBNAIL = 8  # side of the pooled frame by which a change of scene is judged
@@ -36,7 +35,7 @@ class StreamState:
         ages: of each stream, the frames since its key frame; −1 before the first one.
         due: of each stream, the frames until its next key frame; 0 where the next frame is one. Before the first
             frame, −n shortens the first interval to n frames.
-        tensors: delta layer -> its tensors. The first dimension is B, or a multiple of it where a layer sees several
+        tensors: layer -> what it keeps. The first dimension is B, or a multiple of it where a layer sees several
             rows of a stream, such as windows; the rows of one stream are neighbours.
         thumbnails: (B, 3, 8, 8) of the key frames, where a change of scene is looked for.
         frame_shape: (3, H, W) of the frames; None before the first one.
@@ -89,7 +88,7 @@ class StreamState:
 
 
 class StreamingStudent:
-    """Runs a delta student frame by frame, without gradients.
+    """Runs a student frame by frame, without gradients.
 
     Streams of one batch may be at different offsets from their key frames: then the rows are split, run in one pass
     for key frames and one for the others, and merged, which copies the states. Where all streams are in one phase,
@@ -106,26 +105,28 @@ class StreamingStudent:
             on CUDA; the first frames of either kind then take seconds to a minute.
 
     Raises:
-        ValueError: an argument is out of its range, or the student is none or still holds several candidates.
+        ValueError: an argument is out of its range, or the student does not run frame by frame or still has several
+            candidates.
     """
 
     def __init__(
         self,
-        student: DeltaNet,
+        student: KeyFrameNet,
         *,
         keyframe_interval: int | None = None,
         reference: Reference = "keyframe",
         scene_change: float | None = None,
         compile: bool = False,
     ) -> None:
-        if not isinstance(student, DeltaNet):
+        if not isinstance(student, KeyFrameNet):
             raise ValueError(
-                f"a stream runs a delta student, but this is a {type(student).__name__}; take one from load_bundle, or "
-                "derive it from a supernet of a DeltaBlocksSpace"
+                f"streaming needs a student that runs on key frames and on the frames after them (a KeyFrameNet), but "
+                f"this is a {type(student).__name__}; take one from load_bundle, or derive it from a supernet"
             )
-        if undecided := [layer.name for layer in student.layers().values() if isinstance(layer.student, Edge)]:
+        undecided = student.undecided_layers()
+        if undecided:
             raise ValueError(
-                f"a stream runs one student, but {undecided[0]} still holds several candidates; call "
+                f"streaming needs a derived student, but layer {undecided[0]} still has several candidates; call "
                 "supernet.derive() first"
             )
         interval = student.keyframe_interval if keyframe_interval is None else keyframe_interval
@@ -137,8 +138,8 @@ class StreamingStudent:
             raise ValueError(f"scene_change must be above 0, or None to leave it out, but is {scene_change}")
         self.keyframe_interval, self.reference, self.scene_change = interval, reference, scene_change
         net = copy.deepcopy(student).requires_grad_(False).eval()
-        self.student: DeltaNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.student.stream.reference = reference
+        self.student: KeyFrameNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.reference = reference
         self.compile = compile
         self._compiled: dict[str, tuple[StateLayout, Callable[..., Any], Callable[..., Any]]] = {}
 
@@ -215,7 +216,7 @@ class StreamingStudent:
         due = [left <= 0 for left in state.due]
         if self.scene_change is None or thumbnails is None or all(due):
             return due
-        if state.thumbnails is None:  # the state is of a runtime that does not look: what its key frames showed is lost
+        if state.thumbnails is None:  # the state is of a runtime without scene_change, which keeps no thumbnails
             return [True] * state.num_streams
         changed = (thumbnails - state.thumbnails).abs().mean((1, 2, 3)) > self.scene_change
         return [a or b for a, b in zip(due, changed.tolist(), strict=True)]

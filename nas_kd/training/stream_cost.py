@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nas_kd.search_spaces import DeltaNet
-from nas_kd.search_spaces.delta_blocks.net import state_bytes
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet, state_bytes
 from nas_kd.training.measure import latency_ms
 
 
 @torch.no_grad()
-def stream_cost(student: DeltaNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
+def stream_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
     """The fields of the cost of one stream.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cost import CostTable, CostTerm
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, ZeroDelta
 from nas_kd.search_spaces.delta_blocks.plan import ALWAYS, Plan, PlannedLayer
 from nas_kd.search_spaces.flops import UncountedOpError, count_flops, count_params
@@ -156,7 +156,9 @@ class CandidateCosts:
             change, _ = op.change(x, *memory)
         if change.shape != z.shape:  # a padding other than the usual one, at a lower resolution
             return None
-        delta = DeltaLayer(None, op, layer.name, Stream("delta", state={layer.name: (z, *memory)}), layer.out_shape[1:])
+        delta = DeltaLayer(
+            None, op, layer.name, PassContext("delta", state={layer.name: (z, *memory)}), layer.out_shape[1:]
+        )
         try:
             frame = count_flops(delta, x)
         except UncountedOpError as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nas_kd.search_spaces.arch import ArchSpec, Choice
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.delta_blocks.cost import cost_terms, signature
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import PairDelta, ZeroDelta
 from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
@@ -130,9 +130,9 @@ def _runs(
 ) -> tuple[Callable[[], object], Callable[[], object] | None]:
     """(a delta frame of a layer, what its candidate adds to a key frame or None)."""
     op = space.candidate(layer, choice).eval().to(device)
-    stream = Stream()
+    context = PassContext()
     delta = DeltaLayer(
-        None, op, layer.name, stream, layer.out_shape[1:], copy_input=layer.copy_input,
+        None, op, layer.name, context, layer.out_shape[1:], copy_input=layer.copy_input,
         copy_output=layer.copy_output,
     )  # fmt: skip
     x, z = _input(layer.in_shape, device, batch_size), _input(layer.out_shape, device, batch_size)
@@ -141,11 +141,11 @@ def _runs(
     delta.teacher = _Given(z)  # the teacher's own time is part of the whole net's
 
     def key() -> object:
-        stream.phase = "key"
+        context.phase = "key"
         return delta(x)
 
     def frame() -> object:
-        stream.phase = "delta"
+        context.phase = "delta"
         return delta(x)
 
     key()

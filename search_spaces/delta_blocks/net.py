@@ -8,9 +8,10 @@ All that is no delta layer (activations, normalisation, upsampling, the first an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,19 @@ from nas_kd.search_spaces.cells import Edge
 from nas_kd.search_spaces.delta_blocks.arithmetic import Plus
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, ZeroDelta, repeated
 from nas_kd.search_spaces.flops import count_flops
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet, Reference, State
 from nas_kd.search_spaces.supernet import Supernet
-
-Reference = Literal["keyframe", "previous"]
-State = dict[str, tuple[Tensor, ...]]
-"""Delta layer -> (z_0, what its student remembers of x_0), first dimension the streams."""
 
 
 @dataclass
-class Stream:
-    """What the delta layers of one net share.
+class PassContext:
+    """What the delta layers of one net share during a forward pass.
 
     Attributes:
         phase: `key` runs the teacher's layers and fills `state`, `delta` runs the students.
         lazy: keep x_0 itself, so that a student sees it with gradients; what a net remembers otherwise is final.
         reference: after a delta frame, `previous` makes that frame the one that the next refers to.
-        state: of the present frame.
+        state: of the present frame: delta layer -> (z_0, what its student remembers of x_0).
     """
 
     phase: Literal["key", "delta"] = "key"
@@ -42,8 +40,8 @@ class Stream:
     reference: Reference = "keyframe"
     state: State = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Stream:
-        clone = Stream(reference=self.reference)  # the state belongs to one forward pass
+    def __deepcopy__(self, memo: dict[int, object]) -> PassContext:
+        clone = PassContext(reference=self.reference)  # the state belongs to one forward pass
         memo[id(self)] = clone
         return clone
 
@@ -55,18 +53,20 @@ class DeltaLayer(nn.Module):
         teacher: f; None in a net that only runs delta frames.
         student: h, or an edge of candidates; None where nothing reads the output on delta frames.
         name: of the layer in the teacher.
-        stream: shared by the layers of a net.
+        context: shared by the layers of a net.
         out_shape: of the output, without its first dimension.
         copy_input: the net overwrites the layer's input after the layer ran.
         copy_output: the net overwrites the layer's output.
     """
+
+    form: ClassVar[Literal["delta", "residual"]] = "delta"
 
     def __init__(
         self,
         teacher: nn.Module | None,
         student: DeltaOp | Edge | None,
         name: str,
-        stream: Stream,
+        context: PassContext,
         out_shape: tuple[int, ...],
         *,
         copy_input: bool = False,
@@ -74,34 +74,34 @@ class DeltaLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher, self.student, self.plus = teacher, student, Plus()
-        self.name, self.stream, self.out_shape = name, stream, out_shape
+        self.name, self.context, self.out_shape = name, context, out_shape
         self.copy_input, self.copy_output = copy_input, copy_output
 
     def forward(self, x: Tensor) -> Tensor:
         """f(x) on a key frame, z_0 + h(x) − h(x_0) on others."""
-        stream = self.stream
-        if stream.phase == "key":
+        context = self.context
+        if context.phase == "key":
             assert self.teacher is not None, "a net for delta frames has no teacher layers"
             z = cast(Tensor, self.teacher(x))
             if self.student is not None:
-                stream.state[self.name] = (self._kept(z), *self._memory(x))
+                context.state[self.name] = (self._kept(z), *self._memory(x))
             return z
         if self.student is None:
             return self._kept(x.new_zeros(()).expand(x.shape[0], *self.out_shape))
-        z_0, *memory = stream.state[self.name]
+        z_0, *memory = context.state[self.name]
         if isinstance(self.student, ZeroDelta):
             return self._kept(repeated(z_0, x, z_0))
-        if stream.lazy:
+        if context.lazy:
             return self._sum(repeated(z_0, x, z_0), self.student(x, *memory))
         change, now = cast(DeltaOp, self.student).change(x, *memory)
         z = self._sum(z_0, change)
-        if stream.reference == "previous":
+        if context.reference == "previous":
             kept = tuple(t.clone() for t in now) if self.copy_input else now
-            stream.state[self.name] = (self._kept(z), *kept)
+            context.state[self.name] = (self._kept(z), *kept)
         return z
 
     def _memory(self, x: Tensor) -> tuple[Tensor, ...]:
-        memory = (x,) if self.stream.lazy else cast(DeltaOp, self.student).remember(x)
+        memory = (x,) if self.context.lazy else cast(DeltaOp, self.student).remember(x)
         return tuple(t.clone() for t in memory) if self.copy_input else memory
 
     def _kept(self, z: Tensor) -> Tensor:
@@ -111,13 +111,13 @@ class DeltaLayer(nn.Module):
         return cast(Tensor, self.plus(z_0, change))
 
 
-class DeltaNet(nn.Module):
+class DeltaNet(KeyFrameNet):
     """A net with delta layers. `forward` runs whole clips; `key` and `delta` run frame by frame.
 
     It stays in evaluation mode but for its students: statistics and dropout belong to the teacher.
 
     Args:
-        net: frames (N, 3, H, W) -> outputs; its `DeltaLayer`s share one `Stream`.
+        net: frames (N, 3, H, W) -> outputs; its `DeltaLayer`s share one `PassContext`.
         keyframe_interval: K; frames 0, K, 2K, … of a clip are key frames.
 
     Raises:
@@ -129,7 +129,32 @@ class DeltaNet(nn.Module):
         if keyframe_interval < 1:
             raise ValueError(f"keyframe_interval must be at least 1, but it is {keyframe_interval}")
         self.net, self.keyframe_interval = net, keyframe_interval
-        self.stream = next((layer.stream for layer in self.layers().values()), Stream())
+        self.context = next((layer.context for layer in self.layers().values()), PassContext())
+
+    @property
+    def reference(self) -> Reference:
+        """`keyframe`, or `previous` where each frame refers to the one before it."""
+        return self.context.reference
+
+    @reference.setter
+    def reference(self, value: Reference) -> None:
+        self.context.reference = value
+
+    @property
+    def form(self) -> Literal["delta", "residual"]:
+        """`residual` where a layer keeps r_0 = z_0 − h(x_0), else `delta`."""
+        return "residual" if any(layer.form == "residual" for layer in self.layers().values()) else "delta"
+
+    def undecided_layers(self) -> list[str]:
+        """Names of the delta layers that still hold several candidates."""
+        return [layer.name for layer in self.layers().values() if isinstance(layer.student, Edge)]
+
+    def for_delta_frames(self) -> DeltaNet:
+        """A copy that runs delta frames only: the teacher's layers that have a student are gone, with their weights."""
+        net = copy.deepcopy(self).requires_grad_(False).eval()
+        for layer in net.layers().values():
+            layer.teacher = None
+        return net
 
     def layers(self) -> dict[str, DeltaLayer]:
         """Name of the layer in the teacher -> delta layer, in the order of the net."""
@@ -186,12 +211,12 @@ class DeltaNet(nn.Module):
         with self._at("key", lazy=True), torch.set_grad_enabled(trains):
             first = cast(Tensor, self.net(keys))
         if interval == 1:
-            self.stream.state = {}
+            self.context.state = {}
             return first[:, None]
         others = frames[:, 1:].transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with self._at("delta", lazy=True):
             rest = cast(Tensor, self.net(others))
-        self.stream.state = {}
+        self.context.state = {}
         rest = rest.reshape(interval - 1, -1, *rest.shape[1:]).transpose(0, 1)
         return torch.cat([first[:, None], rest], 1)
 
@@ -205,9 +230,9 @@ class DeltaNet(nn.Module):
             The teacher's output, and the state for the frames that follow.
         """
         with self._at("key", lazy=False):
-            self.stream.state = {}
+            self.context.state = {}
             output = cast(Tensor, self.net(frame))
-            state, self.stream.state = self.stream.state, {}
+            state, self.context.state = self.context.state, {}
         return output, state
 
     def delta(self, frame: Tensor, state: Mapping[str, tuple[Tensor, ...]]) -> tuple[Tensor, State]:
@@ -221,9 +246,9 @@ class DeltaNet(nn.Module):
             The output, and the state for the next frame.
         """
         with self._at("delta", lazy=False):
-            self.stream.state = dict(state)
+            self.context.state = dict(state)
             output = cast(Tensor, self.net(frame))
-            after, self.stream.state = self.stream.state, {}
+            after, self.context.state = self.context.state, {}
         return output, after
 
     def delta_flops(self, frame: Tensor) -> int:
@@ -233,7 +258,7 @@ class DeltaNet(nn.Module):
         return count_flops(_DeltaPass(self, state), frame).total
 
     def _at(self, phase: Literal["key", "delta"], *, lazy: bool) -> _Phase:
-        return _Phase(self.stream, phase, lazy)
+        return _Phase(self.context, phase, lazy)
 
 
 class _DeltaPass(nn.Module):
@@ -250,30 +275,17 @@ class _DeltaPass(nn.Module):
 class _Phase:
     """Sets phase and laziness for a pass; a class, since generators do not trace."""
 
-    def __init__(self, stream: Stream, phase: Literal["key", "delta"], lazy: bool) -> None:
-        self.stream, self.phase, self.lazy = stream, phase, lazy
+    def __init__(self, context: PassContext, phase: Literal["key", "delta"], lazy: bool) -> None:
+        self.context, self.phase, self.lazy = context, phase, lazy
 
     def __enter__(self) -> None:
-        self.stream.phase, self.stream.lazy = self.phase, self.lazy
+        self.context.phase, self.context.lazy = self.phase, self.lazy
 
     def __exit__(self, *_: object) -> None:
-        self.stream.phase, self.stream.lazy = "key", False
+        self.context.phase, self.context.lazy = "key", False
 
 
 def delta_net_of(module: nn.Module) -> DeltaNet | None:
     """The net with delta layers that a supernet or a student is; None for others."""
     net = module.network if isinstance(module, Supernet) else module
     return net if isinstance(net, DeltaNet) else None
-
-
-def tensors_of(state: Mapping[str, Sequence[Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all parts of a state, `layer#i`, in order."""
-    for layer, tensors in state.items():
-        for i, tensor in enumerate(tensors):
-            yield f"{layer}#{i}", tensor
-
-
-def state_bytes(state: Mapping[str, Sequence[Tensor]]) -> int:
-    """Bytes that a state takes; memory that several tensors share counts once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for _, t in tensors_of(state)}
-    return sum(storages.values())

@@ -31,6 +31,8 @@ class ResidualLayer(DeltaLayer):
         ValueError: the layer still has several candidates.
     """
 
+    form = "residual"
+
     def __init__(self, layer: DeltaLayer) -> None:
         student = layer.student
         if student is not None and not isinstance(student, LinearDelta | PairDelta | ZeroDelta):
@@ -42,7 +44,7 @@ class ResidualLayer(DeltaLayer):
             layer.teacher,
             student,
             layer.name,
-            layer.stream,
+            layer.context,
             layer.out_shape,
             copy_input=layer.copy_input,
             copy_output=layer.copy_output,
@@ -54,18 +56,18 @@ class ResidualLayer(DeltaLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """f(x) on a key frame, r_0 + h(x) on others."""
-        stream, student = self.stream, self.student
-        if stream.phase == "key":
+        context, student = self.context, self.student
+        if context.phase == "key":
             assert self.teacher is not None, "a net for delta frames has no teacher layers"
             z = cast(Tensor, self.teacher(x))
             if isinstance(student, LinearDelta | PairDelta):
-                stream.state[self.name] = (self.minus(z, student.body(x)),)
+                context.state[self.name] = (self.minus(z, student.body(x)),)
             elif student is not None:
-                stream.state[self.name] = (self._kept(z),)
+                context.state[self.name] = (self._kept(z),)
             return z
         if student is None:
             return self._kept(x.new_zeros(()).expand(x.shape[0], *self.out_shape))
-        (residual,) = stream.state[self.name]
+        (residual,) = context.state[self.name]
         rows = repeated(residual, x, residual)
         if isinstance(student, ZeroDelta):
             return self._kept(rows)
@@ -90,11 +92,3 @@ def residual_form(student: DeltaNet) -> DeltaNet:
         if not isinstance(layer, ResidualLayer):
             replace_module(net.net, layer, ResidualLayer(layer))
     return DeltaNet(net.net, net.keyframe_interval).eval()
-
-
-def without_teacher(student: DeltaNet) -> DeltaNet:
-    """A copy that runs delta frames only: the layers that have a student are gone, with their weights."""
-    net = copy.deepcopy(student).requires_grad_(False).eval()
-    for layer in net.layers().values():
-        layer.teacher = None
-    return net

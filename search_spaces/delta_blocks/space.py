@@ -24,7 +24,7 @@ from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read
 from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
 from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, Stream
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, build_candidate, own_candidate
 from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer, plan_layers
 from nas_kd.search_spaces.delta_blocks.settings import DeltaBlocksSettings
@@ -191,14 +191,14 @@ class DeltaBlocksSpace(SearchSpace):
         return build_candidate(name, layer.shape)
 
     def _net(self, interval: int, student_of: Any) -> DeltaNet:
-        net, stream = copy.deepcopy(self._teacher), Stream()
+        net, context = copy.deepcopy(self._teacher), PassContext()
         for layer in self.plan.layers:
             module = net.get_submodule(layer.name)
             delta = DeltaLayer(
                 module,
                 student_of(layer),
                 layer.name,
-                stream,
+                context,
                 layer.out_shape[1:],
                 copy_input=layer.copy_input,
                 copy_output=layer.copy_output,
@@ -208,7 +208,7 @@ class DeltaBlocksSpace(SearchSpace):
 
 
 def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:
-    """Raise `ValueError` where a module cannot be the teacher of streams of such frames."""
+    """Raise `ValueError` where a module cannot be the teacher of students that run on such frames."""
     shape = f"of shape {tuple(frame.shape)}"
     for name, module in teacher.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:

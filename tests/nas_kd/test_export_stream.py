@@ -20,7 +20,7 @@ from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.deploy.export_stream import Exported
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
@@ -222,11 +222,11 @@ def test_the_delta_graph_holds_no_layer_that_was_replaced(space: DeltaBlocksSpac
 class Tokens(nn.Module):
     """A delta layer on rows of pixels: 16 rows a stream."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, context: PassContext) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
         student = LinearDelta(nn.Linear(4, 4, bias=False))
-        self.mix = DeltaLayer(nn.Linear(4, 4), student, "mix", stream, (SIZE[1], 4))
+        self.mix = DeltaLayer(nn.Linear(4, 4), student, "mix", context, (SIZE[1], 4))
 
     def forward(self, frames: Tensor) -> Tensor:
         x = self.stem(frames).permute(0, 2, 3, 1)
@@ -236,7 +236,7 @@ class Tokens(nn.Module):
 
 def test_layers_that_see_several_rows_a_stream(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    student = DeltaNet(Tokens(Stream()), 3).eval()
+    student = DeltaNet(Tokens(PassContext()), 3).eval()
     pair, key, delta = programs(student, tmp_path)
     assert [(t.name, t.rows, t.shape, t.bytes) for t in pair.state] == [
         ("mix#0", 16, (24, 4), 16 * 24 * 4 * 4),

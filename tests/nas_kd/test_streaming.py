@@ -15,7 +15,7 @@ from nas_kd.deploy.passes import DeltaPass, KeyPass, layout_of
 from nas_kd.deploy.streaming import StreamingStudent
 from nas_kd.search_spaces import DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, Supernet, count_flops
 from nas_kd.search_spaces.delta_blocks import CANDIDATES
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, Stream
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta, PairDelta
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
@@ -52,12 +52,12 @@ class Windows(nn.Module):
 def windowed() -> DeltaNet:
     """A net whose delta layers see 24 rows a stream, and one."""
     torch.manual_seed(0)
-    net, stream = Windows(), Stream()
+    net, context = Windows(), PassContext()
     net.tokens = DeltaLayer(  # type: ignore[assignment]
-        net.tokens, LinearDelta(nn.Linear(8, 8, bias=False)), "tokens", stream, (16, 8)
+        net.tokens, LinearDelta(nn.Linear(8, 8, bias=False)), "tokens", context, (16, 8)
     )
     h = nn.Sequential(nn.Conv2d(8, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 1))
-    net.pixels = DeltaLayer(net.pixels, PairDelta(h), "pixels", stream, (8, *SIZE))  # type: ignore[assignment]
+    net.pixels = DeltaLayer(net.pixels, PairDelta(h), "pixels", context, (8, *SIZE))  # type: ignore[assignment]
     return DeltaNet(net, 4).eval()
 
 
@@ -269,7 +269,7 @@ def test_passes_of_plain_tensors_give_the_same(space: DeltaBlocksSpace) -> None:
     clip = clip_of(2, 3)
     for reference in ("keyframe", "previous"):
         student = sampled(space, 3)
-        student.stream.reference = reference  # type: ignore[assignment]
+        student.context.reference = reference  # type: ignore[assignment]
         layout = layout_of(student, clip[:, :, 0])
         key, delta = KeyPass(student, layout), DeltaPass(student, layout)
         with torch.no_grad():
@@ -299,9 +299,9 @@ def test_the_runtime_leaves_the_student_alone(space: DeltaBlocksSpace) -> None:
     output, _ = runtime.step(clip_of(1, 1)[:, :, 0], runtime.start())
     assert not output.requires_grad
     assert student.training
-    assert student.stream.reference == "keyframe"
+    assert student.context.reference == "keyframe"
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
-    assert not any(isinstance(m, DeltaLayer) and m.stream is student.stream for m in runtime.student.modules())
+    assert not any(isinstance(m, DeltaLayer) and m.context is student.context for m in runtime.student.modules())
 
 
 def test_a_state_without_thumbnails_begins_anew_where_scenes_are_looked_for(space: DeltaBlocksSpace) -> None:
@@ -331,8 +331,11 @@ def test_mistakes_are_named(space: DeltaBlocksSpace) -> None:
             StreamingStudent(student, **arguments)  # type: ignore[arg-type]
     network = Supernet(space).network
     for module, sentence in (
-        (space.teacher, "a stream runs a delta student, but this is a FrameNet; take one from load_bundle"),
-        (network, r"a stream runs one student, but .* still holds several candidates; call supernet\.derive\(\) first"),
+        (space.teacher, "but this is a FrameNet; take one from load_bundle"),
+        (
+            network,
+            r"needs a derived student, but layer .* still has several candidates; call supernet\.derive\(\) first",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             StreamingStudent(module)  # type: ignore[arg-type]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from nas_kd.search_spaces import Supernet, count_flops
 from nas_kd.search_spaces.delta_blocks import CANDIDATES, DeltaBlocksSettings, DeltaBlocksSpace
-from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, state_bytes
+from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
+from nas_kd.search_spaces.key_frame_net import state_bytes
 
 FAMILIES = ("zero", "lowres2", "pointwise4", "split4", "bottleneck4", "shuffle4", "grouped4", "separable", "pair4")
 SIZES = {ResNet: (24, 40), HRNet: (32, 48), PreActivation: (24, 40), UNet: (24, 40), Layers: (37, 45)}
@@ -69,13 +70,13 @@ def with_family(space: DeltaBlocksSpace, name: str) -> dict[str, str]:
     return {layer: name for layer, values in space.variables.items() if name in values}
 
 
-def stream(net: DeltaNet, clip: Tensor) -> Tensor:
+def frame_by_frame(net: DeltaNet, clip: Tensor) -> Tensor:
     outputs = []
     state: Any = {}
     for t in range(clip.shape[2]):
         key = t % net.keyframe_interval == 0
         output, state_after = net.key(clip[:, :, t]) if key else net.delta(clip[:, :, t], state)
-        state = state_after if key or net.stream.reference == "previous" else state
+        state = state_after if key or net.context.reference == "previous" else state
         outputs.append(output)
     return torch.stack(outputs, 1)
 
@@ -107,7 +108,7 @@ def test_a_static_clip_gives_the_key_frames_output_bit_for_bit(family: str, bloc
     net = student(space, with_family(space, family), noise=0.3)
     still = clips(space, 1).expand(-1, -1, 5, -1, -1)
     key = net.key(still[:, :, 0])[0]
-    for outputs in (net(still), stream(net, still)):
+    for outputs in (net(still), frame_by_frame(net, still)):
         assert all(torch.equal(outputs[:, t], key) for t in range(5))
     moving = net(clips(space, 3))
     assert not torch.equal(moving[:, 0], moving[:, 1])
@@ -120,9 +121,9 @@ def test_streams_equal_clips_and_references_agree(build: Callable[[], nn.Module]
     net = student(space, with_family(space, family), noise=0.05)
     clip = clips(space, 5)
     expected = net(clip)
-    torch.testing.assert_close(stream(net, clip), expected, rtol=1e-4, atol=1e-4)
-    net.stream.reference = "previous"
-    torch.testing.assert_close(stream(net, clip), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frame_by_frame(net, clip), expected, rtol=1e-4, atol=1e-4)
+    net.context.reference = "previous"
+    torch.testing.assert_close(frame_by_frame(net, clip), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_every_kind_of_layer_gets_candidates_and_every_one_of_them_streams() -> None:
@@ -133,7 +134,7 @@ def test_every_kind_of_layer_gets_candidates_and_every_one_of_them_streams() -> 
         assert len(values) > 1 or "grouped" in layer, layer
         for choice in values:
             net = student(space, {layer: choice}, noise=0.05)
-            torch.testing.assert_close(stream(net, clip), net(clip), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(frame_by_frame(net, clip), net(clip), rtol=1e-4, atol=1e-4)
 
 
 def test_whole_blocks_stream_too() -> None:
@@ -143,7 +144,7 @@ def test_whole_blocks_stream_too() -> None:
         clip = clips(space, 4)
         for _ in range(3):
             net = student(space, dict(space.sample(rng).choices), noise=0.05)
-            torch.testing.assert_close(stream(net, clip), net(clip), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(frame_by_frame(net, clip), net(clip), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(student(space, {})(clip), per_frame(space.teacher, clip), rtol=2e-4, atol=2e-4)
 
 
@@ -317,7 +318,7 @@ def test_layers_are_left_out_for_a_reason() -> None:
     residual = residual_form(student(space, {}))
     assert isinstance(residual.net.plain, ResidualLayer)
     assert residual.net.alias is residual.net.plain
-    torch.testing.assert_close(stream(residual, clip), student(space, {})(clip), rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(frame_by_frame(residual, clip), student(space, {})(clip), rtol=2e-4, atol=2e-4)
 
 
 def test_patterns_choose() -> None:
@@ -381,7 +382,7 @@ def test_nets_that_overwrite_tensors_keep_their_states() -> None:
     assert layers["outer"].may_be_zero
     net = student(space, {"outer": "zero"})
     clip = clips(space, 3)
-    torch.testing.assert_close(stream(net, clip), net(clip))
+    torch.testing.assert_close(frame_by_frame(net, clip), net(clip))
     assert net.layers()["inner"].student is None
     assert set(net.key(clip[:, :, 0])[1]) == {"outer"}, "a dead layer has no state"
 
@@ -555,7 +556,7 @@ def influences(net: DeltaNet, layer: DeltaLayer, clip: Tensor) -> bool:
     """Whether the outputs of delta frames depend on what the layer gives there."""
 
     def shift(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output + 0.5 if net.stream.phase == "delta" else output
+        return output + 0.5 if net.context.phase == "delta" else output
 
     before = net(clip)
     hook = layer.register_forward_hook(shift)
