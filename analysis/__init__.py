@@ -5,6 +5,8 @@ from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from nas_kd.analysis.offset_figures import offsets_chart, offsets_figure
+from nas_kd.analysis.offsets import drift, has_streaming_students, mean_of_delta_frames, offset_scores
 from nas_kd.analysis.pareto import (
     Direction,
     hypervolume,
@@ -26,8 +28,6 @@ from nas_kd.analysis.statistics import (
     stage_correlations,
     welch_difference,
 )
-from nas_kd.analysis.stream_figures import offsets_chart, offsets_figure
-from nas_kd.analysis.streams import drift, has_streams, mean_of_delta_frames, offset_scores
 from nas_kd.analysis.table import COLUMNS, trial_table, write_csv
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
     "front_chart",
     "front_figure",
     "group_by_arch",
-    "has_streams",
+    "has_streaming_students",
     "hypervolume",
     "hypervolume_chart",
     "hypervolume_contributions",

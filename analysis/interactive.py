@@ -51,7 +51,7 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
         lines.append(f"test, not used for selection: {metric_text(test, record.metric)}")
     if record.cost is not None:
         lines.append(f"{si(record.cost.flops)} FLOPs, {si(record.cost.params)} parameters")
-        if record.cost.is_stream:
+        if record.cost.is_streaming:
             lines.append(
                 f"key frame {si(record.cost.keyframe_flops)} FLOPs, others {si(record.cost.delta_flops)}, "
                 f"one key frame in {record.cost.keyframe_interval}"

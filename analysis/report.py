@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas_kd.analysis import sections, stream_sections
+from nas_kd.analysis import offset_sections, sections
 from nas_kd.analysis.advice import advise, summarise
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
+from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
-from nas_kd.analysis.stream_figures import offsets_figure, splits_with_offsets
-from nas_kd.analysis.streams import has_streams
 from nas_kd.analysis.table import trial_table, write_csv
 from nas_kd.trials.record import TrialRecord
 
@@ -25,7 +25,7 @@ _STEP_CAPTION = (
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where `write_report` put its files; `offsets` is None where no stream of the front was measured per offset."""
+    """Where `write_report` put its files; `offsets` is None where no student of the front was measured per offset."""
 
     report: Path
     trials: Path
@@ -44,7 +44,7 @@ def write_report(
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
-    Where a stream of the front was measured per offset from its key frame, `offsets.png` is written as well.
+    Where a streaming student of the front was measured per offset from its key frame, `offsets.png` is written as well.
 
     Selection, front and advice use the validation split only. No text from records, title or metadata can run or be
     read as markup in any of the files.
@@ -94,9 +94,9 @@ def _values(
     """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
     pick = advise(front, teacher)
-    with_streams = has_streams(records)
+    with_streaming = has_streaming_students(records)
     # Students of clips have their other metrics in their records; they are shown where the teacher's stand beside.
-    with_secondary = with_streams or (teacher is not None and bool(teacher.secondary))
+    with_secondary = with_streaming or (teacher is not None and bool(teacher.secondary))
     values: dict[str, object] = {
         "title": title,
         "started": sorted(record.started_at for record in records if record.started_at),
@@ -106,8 +106,8 @@ def _values(
         "pick_command": sections.export_command(run, pick.pick.number) if pick else "",
         "summary": summarise(records, front, teacher),
         "front": None,
-        "streams": None,
-        "secondary": stream_sections.secondary(front, teacher) if with_secondary else None,
+        "streaming": None,
+        "secondary": offset_sections.secondary(front, teacher) if with_secondary else None,
         "warnings": sections.warnings(records),
         "failures": sections.failures(records),
         "failure_chart": chart("failures", failure_chart(records), "Failed trials by what went wrong.", is_low=True),
@@ -115,9 +115,9 @@ def _values(
         "convention": sections.convention(records),
         "environment": sections.environment(records, metadata),
     }
-    if with_streams:
+    if with_streaming:
         picture = paths.offsets.read_bytes() if paths.offsets is not None else None
-        values["streams"] = stream_sections.streams(front, teacher, picture)
+        values["streaming"] = offset_sections.streaming_section(front, teacher, picture)
     if front.records:
         values |= _front_values(records, front, teacher, run, paths)
     return values

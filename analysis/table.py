@@ -9,7 +9,7 @@ import pandas as pd
 
 from nas_kd.analysis.cost_axis import FLOPS
 from nas_kd.analysis.front import ParetoFront
-from nas_kd.analysis.streams import SPLITS, offset_scores, offsets_of
+from nas_kd.analysis.offsets import SPLITS, offset_scores, offsets_of
 from nas_kd.analysis.text import error_headline
 from nas_kd.trials.record import TrialRecord
 
@@ -18,17 +18,17 @@ COLUMNS: dict[str, str] = {
     "state": "complete, failed or stopped",
     "seed": "seed of the trial",
     "max_flops": "budget, in FLOPs",
-    "flops": "cost of the student, in FLOPs; amortised per frame for streams",
+    "flops": "cost of the student, in FLOPs; amortised per frame for streaming students",
     "params": "number of parameters",
-    "latency_ms": "measured latency; amortised per frame for streams",
+    "latency_ms": "measured latency; amortised per frame for streaming students",
     "predicted_latency_ms": "latency that the campaign's table predicts, by which a budget of latency counts",
-    "keyframe_interval": "streams: every so many frames, one is a key frame",
-    "keyframe_flops": "streams: FLOPs of a key frame",
-    "delta_flops": "streams: FLOPs of a frame between key frames",
-    "worst_frame_flops": "streams: FLOPs of the most expensive frame",
-    "state_bytes": "streams: what one stream keeps between frames, in bytes",
-    "keyframe_latency_ms": "streams: measured latency of a key frame",
-    "delta_latency_ms": "streams: measured latency of a frame between key frames",
+    "keyframe_interval": "streaming students: every so many frames, one is a key frame",
+    "keyframe_flops": "streaming students: FLOPs of a key frame",
+    "delta_flops": "streaming students: FLOPs of a frame between key frames",
+    "worst_frame_flops": "streaming students: FLOPs of the most expensive frame",
+    "state_bytes": "streaming students: size of the state of one stream between frames, in bytes",
+    "keyframe_latency_ms": "streaming students: measured latency of a key frame",
+    "delta_latency_ms": "streaming students: measured latency of a frame between key frames",
     "val_metric": "primary metric on the validation split at the front's stage; the selection uses it",
     "test_metric": "primary metric on the test split at that stage; the selection never uses it",
     "gated_val": "validation metric of the supernet with its gates",
@@ -45,7 +45,7 @@ COLUMNS: dict[str, str] = {
     "num_warnings": "number of warnings",
     "error": "what went wrong, in one line: the exception, without its traceback",
 }
-"""Documented columns, in order. Then follow `val_metric@k` for each offset k, in frames, from a stream's key frame that
+"""Documented columns, in order. Then follow `val_metric@k` for each offset k, in frames, from a key frame that
 was measured in any trial, and the same of `test_metric@k`: the primary metric there, at the front's stage. Last come
 columns `knobs.NAME`, one a knob, names sorted."""
 

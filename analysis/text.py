@@ -71,12 +71,12 @@ def signed_text(value: float, metric: Metric) -> str:
 
 
 def flops_label(records: Iterable[TrialRecord]) -> str:
-    """What the FLOPs of these records are counted over: a clip, or for streams a frame, amortised."""
-    streams = {record.cost.is_stream for record in records if record.cost is not None}
-    if streams == {True}:
+    """What the FLOPs of these records are counted over: a clip, or for streaming students a frame, amortised."""
+    streaming = {record.cost.is_streaming for record in records if record.cost is not None}
+    if streaming == {True}:
         return "amortised FLOPs per frame"
-    if streams == {True, False}:
-        return "FLOPs (per clip, or for streams amortised per frame)"
+    if streaming == {True, False}:
+        return "FLOPs (per clip, or for streaming students amortised per frame)"
     return "FLOPs per clip"
 
 

@@ -21,8 +21,8 @@ Split = Literal["val", "test"]
 # A student is judged by its last stage; the teacher's metrics do not count.
 STAGES_OF_A_STUDENT: tuple[Stage, ...] = ("retrained", "derived", "gated")
 
-# What the cost of a stream has beside its amortised FLOPs: all of them, or for other students none.
-STREAM_FIELDS = ("keyframe_flops", "delta_flops", "keyframe_interval", "state_bytes")
+# Fields of the cost of a streaming student beside its amortised FLOPs: all of them are set, or for others none.
+STREAMING_FIELDS = ("keyframe_flops", "delta_flops", "keyframe_interval", "state_bytes")
 
 
 class FrozenDict(dict[Any, Any]):
@@ -54,12 +54,12 @@ Frozen = Annotated[_T, AfterValidator(_freeze)]
 class Cost(BaseModel):
     """Cost of a student. FLOPs: one multiply-accumulate is one FLOP (fvcore's convention), per clip.
 
-    A stream computes one key frame in full and then `keyframe_interval - 1` frames from their deltas. For streams
+    A streaming student computes one key frame in full and then `keyframe_interval - 1` frames from their deltas. Its
     `flops` is the amortised cost of a frame, (key frame + (K - 1) · delta frame) / K, `latency_ms` its amortised
-    latency, and the four stream fields are set.
+    latency, and the four fields of `STREAMING_FIELDS` are set.
 
     Attributes:
-        flops: per clip, or per frame for streams.
+        flops: per clip, or per frame for streaming students.
         params: number of parameters.
         latency_ms: measured, in ms, of what `flops` counts.
         predicted_latency_ms: in ms, of what `flops` counts, as the latency table of a campaign predicts it; set where
@@ -67,8 +67,8 @@ class Cost(BaseModel):
         keyframe_flops: FLOPs of a key frame.
         delta_flops: FLOPs of a frame between key frames.
         keyframe_interval: K, in frames: every K-th frame is a key frame.
-        state_bytes: what one stream keeps between frames, in bytes.
-        keyframe_latency_ms: measured latency of a key frame of a stream, in ms.
+        state_bytes: size of the state between frames, in bytes for one stream of frames.
+        keyframe_latency_ms: measured latency of a key frame, in ms.
         delta_latency_ms: measured latency of a frame between key frames, in ms.
     """
 
@@ -86,24 +86,29 @@ class Cost(BaseModel):
     delta_latency_ms: float | None = None
 
     @model_validator(mode="after")
-    def _stream_fields_come_together(self) -> Cost:
-        missing = [name for name in STREAM_FIELDS if getattr(self, name) is None]
-        if missing and len(missing) < len(STREAM_FIELDS):
-            raise ValueError(f"a stream's cost must have all of {', '.join(STREAM_FIELDS)}; missing: {missing}")
+    def _streaming_fields_come_together(self) -> Cost:
+        missing = [name for name in STREAMING_FIELDS if getattr(self, name) is None]
+        if missing and len(missing) < len(STREAMING_FIELDS):
+            raise ValueError(
+                f"the cost of a streaming student must have all of {', '.join(STREAMING_FIELDS)}; missing: {missing}"
+            )
         if missing and (self.keyframe_latency_ms, self.delta_latency_ms) != (None, None):
-            raise ValueError(f"latencies of key and delta frames belong to a stream, whose cost has {STREAM_FIELDS}")
+            raise ValueError(
+                "latencies of key and delta frames belong to streaming students, whose cost has all of "
+                f"{', '.join(STREAMING_FIELDS)}"
+            )
         return self
 
     @property
-    def is_stream(self) -> bool:
-        """Whether this is the cost of a stream, counted per frame."""
+    def is_streaming(self) -> bool:
+        """Whether this is the cost of a streaming student, counted per frame."""
         return self.keyframe_interval is not None
 
     @property
     def worst_frame_flops(self) -> int | None:
-        """FLOPs of a stream's most expensive frame, normally the key frame, which also computes what deltas refer to.
+        """FLOPs of a streaming student's most expensive frame, normally the key frame.
 
-        None for a student that is no stream.
+        None for other students.
         """
         if self.keyframe_flops is None or self.delta_flops is None:
             return None

@@ -190,4 +190,4 @@ def test_streams_count_flops_per_frame() -> None:
     )
     assert flops_label([stream]) == "amortised FLOPs per frame"
     assert flops_label([record(1, 5, 0.5)]) == "FLOPs per clip"
-    assert "for streams" in flops_label([stream, record(1, 5, 0.5)])
+    assert "for streaming students" in flops_label([stream, record(1, 5, 0.5)])

@@ -61,7 +61,7 @@ def test_the_fields_of_a_stream_come_together(left_out: str) -> None:
 
 def test_latencies_of_key_and_delta_frames_belong_to_a_stream() -> None:
     assert Cost(flops=49, params=10, keyframe_latency_ms=3.0, delta_latency_ms=0.5, **STREAM).delta_latency_ms == 0.5
-    with pytest.raises(ValidationError, match="belong to a stream"):
+    with pytest.raises(ValidationError, match="belong to streaming students, whose cost has all of keyframe_flops"):
         Cost(flops=49, params=10, delta_latency_ms=0.5)
 
 
@@ -75,7 +75,7 @@ def test_the_worst_frame_is_the_dearer_one() -> None:
     assert Cost(flops=49, params=10, **STREAM).worst_frame_flops == 97
     assert Cost(flops=49, params=10, **(STREAM | {"keyframe_flops": 1, "delta_flops": 97})).worst_frame_flops == 97
     plain = Cost(flops=49, params=10)
-    assert (plain.worst_frame_flops, plain.is_stream) == (None, False)
+    assert (plain.worst_frame_flops, plain.is_streaming) == (None, False)
     assert "worst_frame_flops" not in plain.model_dump()  # derived: never stored
 
 

@@ -1,8 +1,9 @@
-"""Streaming students: their metric at each offset from the key frame, and its drift.
+"""Metric of streaming students at each offset from the key frame, and its drift over the offsets.
 
-A stream computes a key frame in full and the frames after it from their changes, so an error can grow until the next
-key frame. `metric@k` in a record is its primary metric over the frames k after their key frame; the primary metric
-itself is the mean over k. At k = 0 the teacher alone answers, which flatters that mean: hence the values per offset.
+A streaming student computes a key frame in full and the frames after it from their changes, so an error can grow until
+the next key frame. `metric@k` in a record is its primary metric over the frames k after their key frame; the primary
+metric itself is the mean over k. At k = 0 the output is the teacher's, which raises that mean: hence the values per
+offset.
 
 References:
     Habibian, A., Ben Yahia, H., Abati, D., Gavves, E. and Porikli, F. (2022). Delta Distillation for Efficient Video
@@ -25,14 +26,14 @@ _OFFSET = re.compile(r"0|[1-9][0-9]{0,8}")
 _STEADINESS = ("temporal_consistency", "label_stability")
 
 
-def has_streams(records: Iterable[TrialRecord]) -> bool:
+def has_streaming_students(records: Iterable[TrialRecord]) -> bool:
     """Whether any record is of a streaming student."""
-    return any(record.cost is not None and record.cost.is_stream for record in records)
+    return any(record.cost is not None and record.cost.is_streaming for record in records)
 
 
-def streams_of(front: ParetoFront) -> tuple[TrialRecord, ...]:
+def streaming_students(front: ParetoFront) -> tuple[TrialRecord, ...]:
     """The streaming students on the front, by increasing amortised cost."""
-    return tuple(record for record in front.records if has_streams([record]))
+    return tuple(record for record in front.records if has_streaming_students([record]))
 
 
 def at_offset(metric: Metric, offset: int) -> Metric:
@@ -57,7 +58,7 @@ def drift(record: TrialRecord, split: Split = "val", stage: Stage = "retrained")
     """The primary metric at the last offset, K - 1, minus that at the key frame.
 
     Paired by seed where the trial was repeated: a seed's two values come from one student. Negative is a loss for a
-    metric that is maximised. None without a stream of K > 1 frames that was measured at both ends.
+    metric that is maximised. None for other students, for K = 1, and where an end was not measured.
     """
     interval = record.cost.keyframe_interval if record.cost is not None else None
     scores = offset_scores(record, split, stage)
@@ -72,7 +73,7 @@ def drift(record: TrialRecord, split: Split = "val", stage: Stage = "retrained")
 def mean_of_delta_frames(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> float | None:
     """Mean of the primary metric over the offsets 1 to K - 1: what the student itself reaches.
 
-    None without a stream of K > 1 frames that was measured at each of them.
+    None for other students, for K = 1, and where an offset was not measured.
     """
     interval = record.cost.keyframe_interval if record.cost is not None else None
     if interval is None or interval < 2:

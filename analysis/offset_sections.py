@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from nas_kd.analysis.cells import Cell, Table, number_cell, saving_cell, score_cell, trial_cell
 from nas_kd.analysis.figures import metric_label
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
-from nas_kd.analysis.page import Chart, chart
-from nas_kd.analysis.stream_figures import offsets_chart, splits_with_offsets
-from nas_kd.analysis.streams import (
+from nas_kd.analysis.offset_figures import offsets_chart, splits_with_offsets
+from nas_kd.analysis.offsets import (
     SPLITS,
     at_offset,
     drift,
     mean_of_delta_frames,
     offsets_of,
     secondary_names,
-    streams_of,
+    streaming_students,
 )
+from nas_kd.analysis.page import Chart, chart
 from nas_kd.analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
@@ -35,11 +35,11 @@ class OffsetsOfSplit:
 
 
 @dataclass(frozen=True)
-class Streams:
-    """Cost and drift of the front's streams.
+class StreamingSection:
+    """Cost and drift of the front's streaming students.
 
     Attributes:
-        costs: of their frames; None where no stream is on the front.
+        costs: of their frames; None where no streaming student is on the front.
         metric: name of the primary metric.
         splits: on which it was measured per offset.
         drift: sentences on how far the recommended trial drifts.
@@ -51,16 +51,16 @@ class Streams:
     drift: tuple[str, ...] = ()
 
 
-def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | None) -> Streams:
-    """Cost and drift of the front's streams.
+def streaming_section(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | None) -> StreamingSection:
+    """Cost and drift of the front's streaming students.
 
     Args:
         front: its streaming students are shown.
         teacher: stands beside them where known.
         picture: `offsets.png`, for readers without scripts; None where nothing was measured per offset.
     """
-    if not streams_of(front):
-        return Streams()
+    if not streaming_students(front):
+        return StreamingSection()
     splits = splits_with_offsets(front)
     measured = []
     for split in splits:
@@ -73,7 +73,7 @@ def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | N
             fallback_png=picture if split == splits[0] else None,
         )
         measured.append(OffsetsOfSplit(_SPLIT_TITLES[split], drawn, offsets_table(front, split, teacher)))
-    return Streams(
+    return StreamingSection(
         costs=cost_table(front, teacher),
         metric=front.records[0].metric.name,
         splits=tuple(measured),
@@ -82,8 +82,8 @@ def streams(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | N
 
 
 def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
-    """What the frames of each front stream cost, and what a stream keeps; latencies where they were measured."""
-    costs = [(record, record.cost) for record in streams_of(front) if record.cost is not None]
+    """Cost of the frames and size of the state of each streaming student on the front; latencies where measured."""
+    costs = [(record, record.cost) for record in streaming_students(front) if record.cost is not None]
     with_latency = any(cost.keyframe_latency_ms is not None or cost.delta_latency_ms is not None for _, cost in costs)
     rows = []
     for record, cost in costs:
@@ -145,8 +145,8 @@ def _points(value: float, metric: Metric) -> str:
 
 
 def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None) -> Table:
-    """The primary metric of each front stream at each offset from the key frame, with its drift."""
-    shown = streams_of(front)
+    """The primary metric of each streaming student on the front at each offset from the key frame, with its drift."""
+    shown = streaming_students(front)
     metric = shown[0].metric
     offsets = offsets_of(shown, front.stage)
     rows: list[list[Cell]] = []

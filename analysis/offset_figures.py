@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from nas_kd.analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import empty_chart, plain
+from nas_kd.analysis.offsets import SPLITS, at_offset, offset_scores, streaming_students
 from nas_kd.analysis.statistics import Estimate
-from nas_kd.analysis.streams import SPLITS, at_offset, offset_scores, streams_of
 from nas_kd.analysis.text import count, metric_text, si
 from nas_kd.trials.record import Split, TrialRecord
 
@@ -56,15 +56,15 @@ class _Line:
 
 
 def _lines(front: ParetoFront, split: Split) -> list[_Line]:
-    streams = streams_of(front)
+    students = streaming_students(front)
     lines = []
-    for place, record in enumerate(streams):
+    for place, record in enumerate(students):
         scores = offset_scores(record, split, front.stage)
         if not scores:
             continue
         estimates = {offset: front.estimate(record, split, at_offset(record.metric, offset).name) for offset in scores}
         is_knee = record is front.knee
-        is_named = is_knee or len(streams) <= _MAX_NAMED
+        is_named = is_knee or len(students) <= _MAX_NAMED
         color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]
         flops = si(record.cost.flops if record.cost else None)
         lines.append(
@@ -84,7 +84,7 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
 
 
 def splits_with_offsets(front: ParetoFront) -> list[Split]:
-    """The splits on which a stream of the front was measured per offset; empty where there is nothing to draw."""
+    """The splits on which a student of the front was measured per offset; empty where there is nothing to draw."""
     return [split for split in SPLITS if _lines(front, split)]
 
 
@@ -94,10 +94,10 @@ def _values(lines: Sequence[_Line], teacher: float | None) -> list[float]:
 
 
 def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint | None = None) -> Figure:
-    """Draw the primary metric at each offset from the key frame: a line a front stream, a panel a split.
+    """Draw the primary metric at each offset from the key frame: a line a streaming student, a panel a split.
 
     Args:
-        front: its streams are drawn.
+        front: its streaming students are drawn.
         title: printed above the picture.
         teacher: a horizontal line where its value on the split is known; it computes every frame alike.
     """
@@ -107,7 +107,7 @@ def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint
     panels = figure.subplots(1, max(1, len(splits)), sharey=True, squeeze=False)[0]
     if not splits:
         panels[0].text(
-            0.5, 0.5, "no stream measured per offset yet", ha="center", va="center", transform=panels[0].transAxes
+            0.5, 0.5, "no student measured per offset yet", ha="center", va="center", transform=panels[0].transAxes
         )
     if title:
         figure.suptitle(printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
@@ -150,12 +150,12 @@ def _draw_lines(axes: Axes, lines: Sequence[_Line], level: float | None, teacher
 
 
 def offsets_chart(front: ParetoFront, split: Split = "val", *, teacher: TeacherPoint | None = None) -> go.Figure:
-    """The primary metric at each offset from the key frame, a line a front stream, with intervals over seeds.
+    """The primary metric at each offset from the key frame, a line a streaming student, with intervals over seeds.
 
     Each point carries its trial number as `customdata`, so that a page can link it to its row.
 
     Args:
-        front: its streams are drawn.
+        front: its streaming students are drawn.
         split: the split whose values are drawn.
         teacher: a horizontal line where its value on the split is known; it computes every frame alike.
     """

@@ -26,9 +26,9 @@ from nas_kd.analysis import (
     write_png,
 )
 from nas_kd.analysis.interactive import hover_text
-from nas_kd.analysis.stream_figures import splits_with_offsets
-from nas_kd.analysis.stream_sections import drift_sentences
-from nas_kd.analysis.streams import offsets_of, secondary_names
+from nas_kd.analysis.offset_figures import splits_with_offsets
+from nas_kd.analysis.offset_sections import drift_sentences
+from nas_kd.analysis.offsets import offsets_of, secondary_names
 from nas_kd.analysis.text import bytes_text, signed_text
 from nas_kd.trials.record import Metric, TrialRecord
 
