@@ -194,6 +194,7 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
             for variable, values in space.variables.items()
         }
         arch = space.arch({**free, **chosen})
+        _check_effects(space, {**free, **chosen})
         assert ArchSpec.from_dict(arch.as_dict()) == arch, f"an architecture must read back as it was written: {arch}"
         student = supernet.derive(arch=arch).eval()
         counted, costs = count_flops(student, example).total, space.cost(arch)
@@ -203,6 +204,22 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
         assert float(gap) < 1e-4, (
             f"a derived student must compute what the supernet does with these choices, but they differ by "
             f"{float(gap):.2g} for {arch.choices}"
+        )
+
+
+def _check_effects(space: SearchSpace, choices: Mapping[str, Choice]) -> None:
+    """`effects` may be left out altogether; else it must say what `active` says."""
+    effects = {effect.variable: effect for effect in space.effects({name: choices[name] for name in space.knobs})}
+    if not effects:
+        return
+    active = space.active(choices)
+    for name in space.variables:
+        has_effect = True
+        if name in effects:
+            index = [space.variables[n].index(choices[n]) for n in effects[name].deciders]
+            has_effect = bool(effects[name].holds[tuple(index)])
+        assert has_effect == (name in active), (
+            f"effects and active must agree, but of {name!r} they do not for {dict(choices)}"
         )
 
 

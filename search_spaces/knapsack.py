@@ -1,322 +1,215 @@
-"""The most probable architecture within a budget, exactly.
+"""The best architectures within a budget and limits, exactly.
 
-Maximise Σ score(choice) subject to low ≤ cost ≤ high, where costs are a sum of terms that may couple several choices
-(the width of a stage and of the next). Variables are eliminated along the net. A partial solution is a *label*: cost
-so far, score so far, choices. Three rules keep the labels few without losing the optimum:
+Maximise Σ score(choice) subject to low ≤ cost ≤ high in one table of costs and to upper limits in others, where costs
+are sums of terms that may couple several choices (the width of a stage and of the next). `chain` brings the tables into
+one order, `labels` searches, with `prices` that say which partial solutions cannot be among the best.
 
-- dominance: among labels that agree in every choice that later terms still read, one that is more expensive and no
-  better is dropped where only the upper limit binds; where both limits bind, only labels of equal cost compete;
-- reach: the costs with which a label can still end must meet [low, high]; towards the end of the net these costs are
-  known exactly, before that as an interval;
-- Lagrange: no completion of a label scores more than its relaxation at the best multiplier (Handler and Zang, 1980),
-  so a label whose relaxation is not above a solution already known is dropped.
-
-Cost: the problem is a knapsack, so the worst case is exponential in time; memory stays bounded, because labels beyond
-a fixed number are searched depth first. What is hard is a band so narrow that only few of many architectures meet it;
-within 5 % below a budget, 40 gates of 9 choices took at most 0.1 s (random costs, four spreads of the scores). One
-single cost with 40 coupled gates took 25 s and 0.3 GB, torch included.
+Cost: the problem is a knapsack, so the worst case is exponential in time; memory stays bounded. What is hard is a band
+so narrow, or limits so tight together, that only few of many architectures meet them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from math import gcd, prod
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from nas_kd.search_spaces.chain import Chain, Effect, Floats, Scores
 from nas_kd.search_spaces.cost import CostTable
+from nas_kd.search_spaces.labels import InfeasibleBudgetError, LabelSearch
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
-_MAX_LABELS = 1 << 14  # kept together; more are split and searched depth first
-_MAX_SUFFIXES = 1 << 17  # costs of completions that are listed one by one
-_WIDEST_GAP = 1e3  # of scores, for the passes that look near the bound only
-_SLACK = 1e-12  # relative to the scores; sums that differ by less count as equal
-
-
-class InfeasibleBudgetError(ValueError):
-    """No architecture of the space lies in the range of costs asked for."""
-
-
-class _TooManyLabelsError(Exception):
-    """More labels than are kept together."""
+__all__ = [
+    "Effect",
+    "InfeasibleBudgetError",
+    "Knapsack",
+    "Limit",
+    "cost_range",
+    "most_expensive_within",
+    "most_probable",
+]
 
 
-class _Step(NamedTuple):
-    """One term: introduce its new variables, add its costs, forget the variables that no later term reads."""
+class Limit(NamedTuple):
+    """An upper limit of a figure.
 
-    variables: tuple[int, ...]
-    costs: Ints
-    new: list[int]
-    before: list[int]  # live variables before the step
-    live: list[int]  # and after it
+    Attributes:
+        name: of the figure, for people.
+        tables: the largest of what they say is limited.
+        high: most, inclusive, a frame where a table has a period.
+    """
 
-
-@dataclass
-class _Labels:
-    cost: Ints  # (n,)
-    score: Floats  # (n,)
-    choice: npt.NDArray[np.int16]  # (n, num_variables), -1 where not chosen yet
-
-    def __len__(self) -> int:
-        return len(self.cost)
-
-    def __getitem__(self, keep: Ints | npt.NDArray[np.bool_] | slice) -> _Labels:
-        return _Labels(self.cost[keep], self.score[keep], self.choice[keep])
+    name: str
+    tables: tuple[CostTable, ...]
+    high: float
 
 
-class _Solution(NamedTuple):
-    score: float
-    cost: int
-    choice: tuple[int, ...]
+class _Bound(NamedTuple):
+    """The costs of one table over its whole period, inclusive."""
+
+    table: CostTable
+    low: float
+    high: float
 
 
-class _Chain:
-    """The table as steps in the order of the net."""
+class Knapsack:
+    """Costs of one space, for any number of questions.
 
-    def __init__(self, table: CostTable, scores: Mapping[str, Sequence[float] | Floats], sign: int = 1) -> None:
-        names = list(table.variables)
-        self.sizes = [len(table.variables[n]) for n in names]
-        self.scores = [np.asarray(scores[n], dtype=np.float64) for n in names]
-        self.constant = sign * table.constant
-        self.terms = [(tuple(names.index(v) for v in t.variables), sign * t.costs) for t in table.terms]
-        used = {v for variables, _ in self.terms for v in variables}
-        # A gate without any cost still has a best choice.
-        self.terms += [((v,), np.zeros(self.sizes[v], dtype=np.int64)) for v in range(len(names)) if v not in used]
-        last = {v: k for k, (variables, _) in enumerate(self.terms) for v in variables}
-        seen: set[int] = set()
-        self.steps: list[_Step] = []
-        live: list[int] = []
-        for k, (variables, costs) in enumerate(self.terms):
-            new = [v for v in variables if v not in seen]
-            seen.update(new)
-            before, live = live, [v for v in [*live, *new] if last[v] > k]
-            self.steps.append(_Step(variables, costs, new, before, live))
+    Args:
+        table: what the budget counts.
+        limits: of other costs, over the same variables.
+        effects: of variables that have no effect under some choices of others. Such a variable then takes its best
+            choice, so that no two solutions are the same net.
 
-    def completions(self, cost_weight: float, score_weight: float) -> tuple[list[Floats], _Solution]:
-        """Best Σ (score_weight · score + cost_weight · cost) of what follows each point between steps.
+    Raises:
+        ValueError: a table is of other variables.
+    """
+
+    def __init__(self, table: CostTable, limits: Sequence[Limit] = (), effects: Sequence[Effect] = ()) -> None:
+        self.table, self.limits = table, tuple(limits)
+        self._chain = Chain([table, *(own for limit in limits for own in limit.tables)], effects)
+
+    def best(self, scores: Scores, low: float, high: float, k: int = 1) -> list[dict[str, int]]:
+        """The k choices with the highest sums of scores among those within the budget and all limits, best first.
+
+        All gates count, also those without effect under the other choices: they take their most probable value, so a
+        shallow net has no advantage over a deep one.
+
+        Args:
+            scores: gate -> score of each choice, finite or -inf, which forbids it. With logits (log-probabilities but
+                for a constant a gate) the result is the most probable architecture.
+            low: least cost, inclusive, a frame where the table has a period; -inf for none.
+            high: most cost, likewise; inf for none.
+            k: number of solutions.
 
         Returns:
-            One array a point, whose axes are the live variables there; and a solution that attains the first of them.
-        """
-        tables: list[Floats] = [np.zeros(())]
-        picks: list[Ints] = []
-        for step in reversed(self.steps):
-            axes = [*step.before, *step.new]
-            total = np.zeros([self.sizes[v] for v in axes])
-            total += _aligned(tables[0], step.live, axes) + cost_weight * _aligned(step.costs, step.variables, axes)
-            if score_weight:
-                for v in step.new:
-                    total += score_weight * _aligned(self.scores[v], [v], axes)
-            flat = total.reshape([*total.shape[: len(step.before)], -1])
-            picks.insert(0, flat.argmax(-1))
-            tables.insert(0, flat.max(-1))
-        choice = [0] * len(self.sizes)
-        for step, pick in zip(self.steps, picks, strict=True):
-            best = np.unravel_index(pick[tuple(choice[v] for v in step.before)], [self.sizes[v] for v in step.new])
-            for v, index in zip(step.new, best, strict=True):
-                choice[v] = int(index)
-        return tables, self.solution(choice)
-
-    def solution(self, choice: Sequence[int]) -> _Solution:
-        """Score and cost of complete choices."""
-        cost = self.constant + sum(int(costs[tuple(choice[v] for v in vs)]) for vs, costs in self.terms)
-        return _Solution(sum(float(s[i]) for s, i in zip(self.scores, choice, strict=True)), cost, tuple(choice))
-
-    def cost_step(self) -> int:
-        """All costs differ by multiples of this."""
-        return max(gcd(*(int(d) for _, costs in self.terms for d in np.unique(costs - costs.flat[0]))), 1)
-
-    def suffixes(self) -> dict[int, tuple[Ints, int, int]]:
-        """Point between steps -> all costs with which it can end, as far back as they are few enough to list.
-
-        The costs of a combination of live choices lie, sorted, from `combination · span` on: (sorted, span, least).
-        """
-        sets: dict[tuple[int, ...], Ints] = {(): np.zeros(1, dtype=np.int64)}
-        found: dict[int, tuple[Ints, int, int]] = {}
-        for k in range(len(self.steps) - 1, 0, -1):
-            step, grown = self.steps[k], dict[tuple[int, ...], Ints]()
-            if sum(map(len, sets.values())) * prod(self.sizes[v] for v in step.new) > 8 * _MAX_SUFFIXES:
-                break
-            for old in product(*(range(self.sizes[v]) for v in step.before)):
-                parts = []
-                for fresh in product(*(range(self.sizes[v]) for v in step.new)):
-                    at = dict(zip([*step.before, *step.new], (*old, *fresh), strict=True))
-                    cost = step.costs[tuple(at[v] for v in step.variables)]
-                    parts.append(sets[tuple(at[v] for v in step.live)] + cost)
-                grown[old] = np.unique(np.concatenate(parts))
-            if sum(map(len, grown.values())) > _MAX_SUFFIXES:
-                break
-            sets = grown
-            least = min(int(costs[0]) for costs in sets.values())
-            span = max(int(costs[-1]) for costs in sets.values()) - least + 1
-            found[k] = (np.concatenate([c - least + i * span for i, c in enumerate(sets.values())]), span, least)
-        return found
-
-
-def _aligned(array: npt.NDArray[np.generic], axes: Sequence[int], onto: list[int]) -> Floats:
-    """`array`, whose axes are variables `axes`, broadcastable against axes `onto`."""
-    order = sorted(range(len(axes)), key=lambda i: onto.index(axes[i]))
-    shape = [array.shape[axes.index(v)] if v in axes else 1 for v in onto]
-    return np.asarray(np.transpose(array, order), dtype=np.float64).reshape(shape)
-
-
-class _Search:
-    """Label search in [low, high], for a chain whose unconstrained optimum costs more than `high`."""
-
-    def __init__(self, chain: _Chain, low: int, high: int) -> None:
-        self.chain, self.low, self.high = chain, low, high
-        self.slack = _SLACK * max(1.0, sum(float(np.abs(s[np.isfinite(s)]).max(initial=0.0)) for s in chain.scores))
-        self.least = [-t for t in chain.completions(-1.0, 0.0)[0]]
-        self.most = chain.completions(1.0, 0.0)[0]
-        self.suffixes: dict[int, tuple[Ints, int, int]] = {}
-        self.multiplier, self.cheap = self._dual()
-        self.relaxed = chain.completions(-self.multiplier, 1.0)[0]
-
-    def _dual(self) -> tuple[float, _Solution]:
-        """The multiplier with the lowest bound, by intersecting lines, and a solution at or below `high`."""
-        over = self.chain.completions(0.0, 1.0)[1]
-        spread = sum(float(np.ptp(s[np.isfinite(s)])) for s in self.chain.scores if np.isfinite(s).any())
-        under = self.chain.completions(-(spread + 1.0), 1.0)[1]  # costs are integers: the cheapest one
-        if not np.isfinite(under.score) or under.cost > self.high:
-            raise InfeasibleBudgetError
-        multiplier = 0.0
-        for _ in range(100):
-            multiplier = max((over.score - under.score) / (over.cost - under.cost), 0.0)
-            middle = self.chain.completions(-multiplier, 1.0)[1]
-            gain = (middle.score - over.score) - multiplier * (middle.cost - over.cost)
-            if gain <= self.slack or middle.cost in (over.cost, under.cost):
-                break
-            over, under = (middle, under) if middle.cost > self.high else (over, middle)
-        return multiplier, under
-
-    def best(self) -> _Solution:
-        """The optimum.
+            k times gate -> index of its choice, fewer where there are not so many; of equal ones any, but always the
+            same ones.
 
         Raises:
             InfeasibleBudgetError: there is none.
+            ValueError: a score is NaN or +inf, or k is below 1.
         """
-        one_sided = self._run(self.cheap.score, None) or self.cheap
-        if one_sided.cost >= self.low:
-            return one_sided
-        known = self._run(-np.inf, self.low, beam=True)
-        if known is not None and known.score >= one_sided.score - self.slack:
-            return known
-        floor = known.score if known else -np.inf
-        self.suffixes = self.chain.suffixes()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, but it is {k}")
+        for name in self.table.variables:
+            if not bool((np.asarray(scores[name]) < np.inf).all()):
+                raise ValueError(f"scores must be finite or -inf, but those of {name!r} are {list(scores[name])}")
+        added, bounds = self._chain.added_scores(scores), self._bounds(low, high)
+        if all(len(set(scores[name])) == 1 and np.isfinite(scores[name][0]) for name in self.table.variables):
+            first = dict.fromkeys(self.table.variables, 0)
+            if k == 1 and all(bound.low <= _total(bound.table, first) <= bound.high for bound in bounds):
+                return [first]
+            added = self._chain.added_scores(_any_scores(self.table))  # any solution will do
         try:
-            return self._found(self._run(floor, self.low, split=False) or known)
-        except _TooManyLabelsError:
-            # The optimum is near the bound: first only labels that reach a share of the gap, then more.
-            gap = min(one_sided.score - floor, _WIDEST_GAP)
-            share = max(min(gap, 1.0) / 256, self.slack)
-            while share < gap:
-                if (solution := self._run(one_sided.score - share, self.low)) is not None:
-                    return solution
-                share *= 4
-            return self._found(self._run(floor, self.low) or known)
+            return _best(self._chain, added, bounds, k)
+        except InfeasibleBudgetError:
+            beside = "".join(f" and has {_words(limit)}" for limit in self.limits)
+            raise InfeasibleBudgetError(f"no architecture costs between {low:,.0f} and {high:,.0f}{beside}") from None
 
-    @staticmethod
-    def _found(solution: _Solution | None) -> _Solution:
-        if solution is None:
-            raise InfeasibleBudgetError
-        return solution
-
-    def _run(self, floor: float, low: int | None, *, beam: bool = False, split: bool = True) -> _Solution | None:
-        """The best solution above `floor`, or None.
+    def check(self, high: float) -> None:
+        """Raise where no architecture is within a budget and all limits.
 
         Args:
-            floor: score to beat.
-            low: least cost; None for no lower limit, where dominance is stronger.
-            beam: keep one label for each of a few hundred costs: fast, but the result is only some solution.
-            split: search more labels than are kept together in parts, instead of raising an error.
+            high: most cost, inclusive, a frame where the table has a period.
+
+        Raises:
+            InfeasibleBudgetError: names the first limit that cannot be met beside those before it, of which the budget
+                is the first one, and the least that is possible.
         """
-        found: _Solution | None = None
-        nothing = np.full((1, len(self.chain.sizes)), -1, dtype=np.int16)
-        stack = [(0, _Labels(np.array([self.chain.constant], dtype=np.int64), np.zeros(1), nothing))]
-        while stack:
-            k, labels = stack.pop()
-            if k == len(self.chain.steps):
-                if len(labels) and float(labels.score.max()) > floor + self.slack:
-                    found = self.chain.solution(labels.choice[int(labels.score.argmax())].tolist())
-                    floor = found.score
-                continue
-            labels, bound = self._extended(k, labels, floor, low)
-            group = self._combination(k, labels)
-            if beam:
-                keep = _best_of_each(np.zeros_like(group), labels.cost // max((self.high - self.low) // 8, 1), bound)
-            else:
-                keep = (_undominated if low is None else _best_of_each)(group, labels.cost, labels.score)
-            labels, bound = labels[keep], bound[keep]
-            if len(labels) <= _MAX_LABELS:
-                stack.append((k + 1, labels))
-            elif not split:
-                raise _TooManyLabelsError
-            else:
-                labels, size = labels[np.argsort(bound, kind="stable")], _MAX_LABELS // 4
-                parts = [labels[start : start + size] for start in range(0, len(labels), size)]
-                stack += [(k + 1, part) for part in (parts[-1:] if beam else parts)]  # the most promising is on top
-        return found
+        added = self._chain.added_scores(_any_scores(self.table))
+        try:
+            _best(self._chain, added, self._bounds(-np.inf, high), 1)
+        except InfeasibleBudgetError:
+            pass
+        else:
+            return
+        met: list[Limit] = []
+        budget = [Limit("cost", (self.table,), high)] if np.isfinite(high) else []
+        for limit in [*budget, *self.limits]:
+            least = _least(limit.tables, met)
+            if least > limit.high:
+                beside = " and ".join(_words(other) for other in met)
+                raise InfeasibleBudgetError(
+                    f"no architecture{' with ' if beside else ''}{beside} has {_words(limit)}; the least is {least:,}"
+                )
+            met.append(limit)
+        raise AssertionError("one of the limits cannot be met")
 
-    def _combination(self, k: int, labels: _Labels) -> Ints:
-        """(n,) number of the combination of live choices after step k."""
-        number = np.zeros(len(labels), dtype=np.int64)
-        for v in self.chain.steps[k].live:
-            number = number * self.chain.sizes[v] + labels.choice[:, v]
-        return number
-
-    def _extended(self, k: int, labels: _Labels, floor: float, low: int | None) -> tuple[_Labels, Floats]:
-        """All labels after step k that may still end in the band above `floor`, and their bounds."""
-        step, sizes = self.chain.steps[k], self.chain.sizes
-        n, shape = len(labels), [sizes[v] for v in step.new]
-        labels = labels[np.repeat(np.arange(n), prod(shape))]
-        for v, fresh in zip(step.new, np.indices(shape).reshape(len(shape), prod(shape)), strict=True):
-            labels.choice[:, v] = np.tile(fresh, n)
-            labels.score += self.chain.scores[v][labels.choice[:, v]]
-        labels.cost += step.costs[tuple(labels.choice[:, v] for v in step.variables)]
-        at = tuple(labels.choice[:, v] for v in step.live)
-        bound = labels.score + self.relaxed[k + 1][at] + self.multiplier * (self.high - labels.cost)
-        keep = (labels.cost + self.least[k + 1][at] <= self.high) & (bound > floor + self.slack)
-        if low is not None:
-            keep &= labels.cost + self.most[k + 1][at] >= low
-            if k + 1 in self.suffixes:
-                costs, span, least = self.suffixes[k + 1]
-                offset, base = self._combination(k, labels) * span, labels.cost + least
-                left = np.searchsorted(costs, offset + np.clip(low - base, 0, span))
-                keep &= np.searchsorted(costs, offset + np.clip(self.high - base, -1, span - 1), side="right") > left
-        return labels[keep], bound[keep]
+    def _bounds(self, low: float, high: float) -> list[_Bound]:
+        period = self.table.period
+        least = (math.ceil(low) - 1) * period + 1 if np.isfinite(low) else low  # a frame's share is rounded up
+        most = math.floor(high) * period if np.isfinite(high) else high
+        return [_Bound(self.table, least, most), *_upper_bounds(self.limits)]
 
 
-def _best_of_each(group: Ints, cost: Ints, score: Floats) -> Ints:
-    """Indices of the best score of each group and cost."""
-    order = np.lexsort((-score, cost, group))
-    group, cost = group[order], cost[order]
-    first = np.diff(group, prepend=-1).astype(bool) | np.diff(cost, prepend=cost[:1] - 1).astype(bool)
-    return np.asarray(order[first])
+def _words(limit: Limit) -> str:
+    return f"{limit.name} of at most {limit.high:,.0f}"
 
 
-def _undominated(group: Ints, cost: Ints, score: Floats) -> Ints:
-    """Indices of the labels to which no other one of their group is at most as expensive and at least as good."""
-    if not len(cost):
-        return np.zeros(0, dtype=np.int64)
-    order = np.lexsort((-score, cost, group))
-    rank = group[order] * len(score) + np.unique(score, return_inverse=True)[1][order]
-    # Within a group, in order of cost, a label must be better than all before it.
-    best_before = np.maximum.accumulate(np.concatenate([[-1], rank[:-1]]))
-    new_group = np.diff(group[order], prepend=-1) > 0
-    return np.asarray(order[(rank > best_before) | new_group])
+def _upper_bounds(limits: Sequence[Limit]) -> list[_Bound]:
+    bounds = []
+    for limit in limits:
+        for table in limit.tables:
+            bounds.append(_Bound(table, -np.inf, math.floor(limit.high) * table.period))
+    return bounds
+
+
+def _any_scores(table: CostTable) -> dict[str, Floats]:
+    """Scores where any solution will do: without ties, so that a search has a direction."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=len(choices)) for name, choices in table.variables.items()}
+
+
+def _zeros(table: CostTable) -> dict[str, Floats]:
+    return {name: np.zeros(len(choices)) for name, choices in table.variables.items()}
+
+
+def _best(chain: Chain, added: Sequence[Floats], bounds: Sequence[_Bound], k: int) -> list[dict[str, int]]:
+    low, high = np.array([bound.low for bound in bounds]), np.array([bound.high for bound in bounds])
+    step = np.array(chain.granularity, dtype=np.float64)  # costs are multiples of it above the constants
+    low = chain.constants + np.ceil((low - chain.constants) / step) * step
+    high = chain.constants + np.floor((high - chain.constants) / step) * step
+    if (low > high).any():
+        raise InfeasibleBudgetError
+    found = LabelSearch(chain, added, low, high, k).best()
+    return [dict(zip(chain.names, map(int, choice), strict=True)) for choice in found.choice]
+
+
+def _total(table: CostTable, index: Mapping[str, int]) -> int:
+    return table.total({name: table.variables[name][i] for name, i in index.items()})
+
+
+def _extreme(table: CostTable, sign: float, limits: Sequence[Limit] = ()) -> int:
+    """Most (sign 1) or least (sign -1) cost over the whole period within limits."""
+    bounds = [_Bound(table, -np.inf, np.inf), *_upper_bounds(limits)]
+    chain = Chain([bound.table for bound in bounds])
+    return _total(table, _best(chain, chain.added_scores(_zeros(table), cost_weight=sign), bounds, 1)[0])
+
+
+def _least(tables: Sequence[CostTable], limits: Sequence[Limit]) -> int:
+    """Least value within limits of the figure that is the largest of what some tables say, a frame."""
+    low = max(-(-_extreme(table, -1.0, limits) // table.period) for table in tables)
+    if len(tables) == 1:
+        return low
+    high = max(cost_range(table)[1] for table in tables)
+    while low < high:  # by bisection: limits below the least value cannot be met
+        middle = (low + high) // 2
+        bounds = _upper_bounds([*limits, Limit("", tuple(tables), middle)])
+        chain = Chain([bound.table for bound in bounds])
+        try:
+            _best(chain, chain.added_scores(_any_scores(tables[0])), bounds, 1)
+        except InfeasibleBudgetError:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def cost_range(table: CostTable) -> tuple[int, int]:
     """Cost of the cheapest and of the most expensive architecture, a frame where the table has a period."""
-    chain = _Chain(table, {name: [0.0] * len(values) for name, values in table.variables.items()})
-    least, most = chain.completions(-1.0, 0.0)[1].cost, chain.completions(1.0, 0.0)[1].cost
-    return -(-least // table.period), -(-most // table.period)
+    return -(-_extreme(table, -1.0) // table.period), -(-_extreme(table, 1.0) // table.period)
 
 
 def most_expensive_within(table: CostTable, high: int) -> int:
@@ -327,62 +220,22 @@ def most_expensive_within(table: CostTable, high: int) -> int:
     Raises:
         InfeasibleBudgetError: even the cheapest architecture costs more.
     """
-    total, limit = replace(table, period=1), high * table.period
-    known, most = cost_range(total)
+    limit = high * table.period
+    known, most = _extreme(table, -1.0), _extreme(table, 1.0)
     if known > limit:
         raise InfeasibleBudgetError(f"no architecture costs at most {high:,}")
+    chain = Chain([table])
+    added = chain.added_scores(_any_scores(table))
     known, beyond = (most, most + 1) if most <= limit else (known, limit + 1)
-    anything = {name: np.zeros(len(choices)) for name, choices in table.variables.items()}
     while beyond - known > 1:  # `known` is the cost of one, and none has `beyond` to `limit`
         low = (known + beyond) // 2
         try:
-            index = most_probable(total, anything, low, limit)
+            known = _total(table, _best(chain, added, [_Bound(table, low, beyond - 1)], 1)[0])
         except InfeasibleBudgetError:
             beyond = low
-        else:
-            known = total.cost({name: table.variables[name][i] for name, i in index.items()})
     return -(-known // table.period)
 
 
-def most_probable(
-    table: CostTable, scores: Mapping[str, Sequence[float] | Floats], low: int, high: int
-) -> dict[str, int]:
-    """The choices with the highest sum of scores among those with low ≤ cost ≤ high.
-
-    All gates count, also those without effect under the other choices: they take their most probable value, so a
-    shallow net has no advantage over a deep one.
-
-    Args:
-        table: costs.
-        scores: gate -> score of each choice, finite or -inf, which forbids it. With logits (log-probabilities but for a
-            constant a gate) the result is the most probable architecture.
-        low: least cost, inclusive.
-        high: most cost, inclusive.
-
-    Returns:
-        gate -> index of its choice; of several optima any, but always the same one.
-
-    Raises:
-        InfeasibleBudgetError: there is none.
-        ValueError: a score is NaN or +inf.
-    """
-    for name in table.variables:
-        if not bool((np.asarray(scores[name]) < np.inf).all()):
-            raise ValueError(f"scores must be finite or -inf, but those of {name!r} are {list(scores[name])}")
-    chain = _Chain(table, scores)
-    best = chain.completions(0.0, 1.0)[1]
-    try:
-        if not np.isfinite(best.score):
-            raise InfeasibleBudgetError
-        if not low <= best.cost <= high:
-            first, step = chain.solution([0] * len(chain.sizes)).cost, chain.cost_step()
-            lowest, highest = low + (first - low) % step, high - (high - first) % step  # costs that can occur at all
-            if lowest > highest:
-                raise InfeasibleBudgetError
-            if best.cost > highest:
-                best = _Search(chain, lowest, highest).best()
-            else:  # too cheap: the mirror image
-                best = _Search(_Chain(table, scores, sign=-1), -highest, -lowest).best()
-    except InfeasibleBudgetError:
-        raise InfeasibleBudgetError(f"no architecture costs between {low:,} and {high:,}") from None
-    return dict(zip(table.variables, best.choice, strict=True))
+def most_probable(table: CostTable, scores: Scores, low: float, high: float) -> dict[str, int]:
+    """The choices with the highest sum of scores among those with low ≤ cost ≤ high; see `Knapsack.best`."""
+    return Knapsack(table).best(scores, low, high)[0]

@@ -8,11 +8,13 @@ from itertools import product
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.chain import Effect
 from nas_kd.search_spaces.choices import Choices, FixedChoices
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import GateFactory, named_gate
@@ -128,6 +130,24 @@ class ModuleSpace(SearchSpace):
         """The variables that the net has at these knobs and whose cells or variants are there."""
         conditions = self._conditions[self.structure(choices)]
         return {name for name, all_of in conditions.items() if all(choices.get(v) in c for v, c in all_of)}
+
+    def effects(self, knobs: Mapping[str, Choice]) -> tuple[Effect, ...]:
+        conditions, effects = self._conditions[self.structure(knobs)], []
+        for name in self.variables:
+            if name not in conditions:
+                effects.append(Effect(name, (), np.zeros((), dtype=bool)))
+            elif conditions[name]:
+                effects.append(self._effect(name, conditions[name]))
+        return tuple(effects)
+
+    def _effect(self, name: str, conditions: tuple[Condition, ...]) -> Effect:
+        deciders = tuple(dict.fromkeys(variable for variable, _ in conditions))
+        holds = np.ones([len(self.variables[variable]) for variable in deciders], dtype=bool)
+        for variable, allowed in conditions:
+            shape = [1] * len(deciders)
+            shape[deciders.index(variable)] = -1
+            holds &= np.array([choice in allowed for choice in self.variables[variable]]).reshape(shape)
+        return Effect(name, deciders, holds)
 
     def cost_table(self, knobs: Mapping[str, Choice]) -> CostTable:
         return self._measure(knobs).flops

@@ -34,6 +34,7 @@ class SharedSupernet(Supernet):
         estimator: as of `Supernet`.
         seed: of the gates' noise.
         tables: what architectures cost at each setting; the space's FLOPs by default.
+        figures: as of `Supernet`, at each setting.
 
     Raises:
         ValueError: as of `Supernet`; the settings have different nets.
@@ -48,6 +49,7 @@ class SharedSupernet(Supernet):
         estimator: str = "straight_through",
         seed: int = 0,
         tables: Sequence[CostTable] | None = None,
+        figures: Sequence[Mapping[str, tuple[CostTable, ...]]] | None = None,
     ) -> None:
         self.settings = tuple(space.knobs_with(knobs) for knobs in settings)
         if len({space.structure(knobs) for knobs in self.settings}) != 1:
@@ -57,6 +59,7 @@ class SharedSupernet(Supernet):
             )
         with torch.random.fork_rng(devices=[]):  # measuring builds modules; what is drawn later must not depend on that
             self.tables = tuple(tables or (space.cost_table(knobs) for knobs in self.settings))
+        self.figures_of_settings = [dict(own) for own in figures] if figures else [{} for _ in self.settings]
         self.knots = tuple(knots)
         self.cost_ranges = tuple(cost_range(table) for table in self.tables)
         super().__init__(
@@ -77,6 +80,7 @@ class SharedSupernet(Supernet):
             budget: cost, in the units of the table.
         """
         self.knobs, self.cost_table = self.settings[setting], self.tables[setting]
+        self.figures = self.figures_of_settings[setting]
         self.control.condition = Condition(budget, setting)
 
     def condition_at(self, knobs: Mapping[str, Choice], budget: float) -> None:

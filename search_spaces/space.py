@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.arch import ArchSpec, Choice, canonical_json
+from nas_kd.search_spaces.chain import Effect
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import Gate, GateFactory
 
@@ -67,6 +68,11 @@ class SearchSpace(ABC):
     def active(self, choices: Mapping[str, Choice]) -> set[str]:
         """Names of the variables that have an effect under these choices; all, unless a space says otherwise."""
         return set(self.variables)
+
+    def effects(self, knobs: Mapping[str, Choice]) -> tuple[Effect, ...]:
+        """What `active` says, as tables, so that the most probable architectures are found without equal ones among
+        them; the variables that always have an effect are left out. None, unless a space says otherwise."""
+        return ()
 
     def fit_input(self, clip: Tensor, knobs: Mapping[str, Choice]) -> Tensor:
         """The student's view of the teacher's input; the input itself, unless a space has knobs that change it."""
@@ -204,16 +210,19 @@ class SearchSpace(ABC):
         return max(table.cost(arch.choices) for table in self.figure_tables(name, arch.choices))
 
     def figure_tables(self, name: str, knobs: Mapping[str, Choice]) -> tuple[CostTable, ...]:
-        """The tables of one figure.
+        """The tables of one figure; `flops` are among them.
 
         Raises:
             ValueError: the space does not have that figure.
         """
-        figures = self.figures({knob: knobs[knob] for knob in self.knobs})
+        own = {knob: knobs[knob] for knob in self.knobs}
+        if name == "flops":
+            return (self.cost_table(own),)
+        figures = self.figures(own)
         if name not in figures:
             raise ValueError(
                 f"space {self.name!r} has no table of {name}, so it cannot be limited; "
-                f"limit {' or '.join(figures) or 'max_cost alone'}"
+                f"limit {' or '.join(['flops', *figures])}"
             )
         return figures[name]
 

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from nas_kd.search_spaces.arch import ArchSpec, Choice
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.gates import Gate, GateControl, GateFactory, estimator_named
-from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, cost_range, most_expensive_within, most_probable
+from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, Knapsack, Limit, cost_range, most_expensive_within
 from nas_kd.search_spaces.space import SearchSpace, StandsForAnother, gates_of
 
 BUDGET_SHARE = 0.95  # a derived student uses at least this share of its budget, or of the most expensive one within it
+MAX_EQUAL = 64  # solutions that are looked at for each architecture, in a space that does not tell equal ones apart
+
+Limits = Mapping[str, float]
 
 
 class Supernet(nn.Module):
@@ -35,6 +38,7 @@ class Supernet(nn.Module):
         make_gate: builds a gate from its choices.
         table: what architectures cost, for the expected cost, the range and budgets, in place of the space's FLOPs: a
             latency table, say.
+        figures: figure -> tables, of costs that can be limited beside those of the space.
 
     Raises:
         ValueError: unknown estimator, knob or value; a gate that is no variable of the space; another
@@ -51,6 +55,7 @@ class Supernet(nn.Module):
         seed: int = 0,
         make_gate: GateFactory = Gate,
         table: CostTable | None = None,
+        figures: Mapping[str, tuple[CostTable, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -72,7 +77,7 @@ class Supernet(nn.Module):
             raise ValueError(
                 f"a cost table must be of the space's own variables, but it differs in {', '.join(odd)}; measure again"
             )
-        self.cost_table = own
+        self.cost_table, self.figures = own, dict(figures or {})
 
     @property
     def gate_temperature(self) -> float:
@@ -135,37 +140,102 @@ class Supernet(nn.Module):
         """Cost of the cheapest and of the most expensive architecture at these knobs."""
         return cost_range(self.cost_table)
 
-    def arch(self, max_cost: float | None = None, *, min_share: float = BUDGET_SHARE) -> ArchSpec:
-        """The most probable architecture, exactly, within the budget.
+    def arch(
+        self, max_cost: float | None = None, *, limits: Limits | None = None, min_share: float = BUDGET_SHARE
+    ) -> ArchSpec:
+        """The most probable architecture, exactly, within the budget and the limits; see `archs`."""
+        return self.archs(1, max_cost, limits=limits, min_share=min_share)[0]
+
+    def archs(
+        self, k: int, max_cost: float | None = None, *, limits: Limits | None = None, min_share: float = BUDGET_SHARE
+    ) -> list[ArchSpec]:
+        """The k most probable architectures, exactly, within the budget and the limits; the most probable one first.
 
         Args:
-            max_cost: budget; without it, the most probable architecture of all.
-            min_share: the architecture uses at least this share of the budget; where the space has no such one, at
-                least this share of what the most expensive one within the budget costs. 0 asks for the most probable
-                one at or below the budget, however cheap.
+            k: number of architectures; all are different nets.
+            max_cost: budget; without it, there is none.
+            limits: figure -> most, inclusive: `flops`, those of `SearchSpace.figures`, and the supernet's own.
+            min_share: architectures use at least this share of the budget; where the space has no such ones, at least
+                this share of what the most expensive one within the budget costs; and where the limits rule these
+                out, they may be cheaper. 0 asks for the most probable ones at or below the budget, however cheap.
+
+        Returns:
+            k architectures, fewer where there are not so many.
 
         Raises:
-            InfeasibleBudgetError: even the cheapest architecture costs more.
+            InfeasibleBudgetError: no architecture is within the budget and the limits.
+            ValueError: a figure that the space does not have.
         """
-        logits = self._logits()
-        if max_cost is None:  # what evaluation mode runs
-            return self._arch_of({name: int(values.argmax()) for name, values in logits.items()})
-        least, high = self.cost_range()[0], math.floor(max_cost)
-        if high < least:
-            raise InfeasibleBudgetError(
-                f"max_cost must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
-                f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
-            )
+        logits, knapsack = self._logits(), self._knapsack(limits or {})
+        if max_cost is None and not limits and k == 1:  # what evaluation mode runs
+            return [self._arch_of({name: int(values.argmax()) for name, values in logits.items()})]
+        for low, high in self._bands(math.inf if max_cost is None else math.floor(max_cost), min_share, bool(limits)):
+            try:
+                return self._most_probable(knapsack, logits, low, high, k)
+            except InfeasibleBudgetError:
+                continue
         try:
-            return self._arch_of(self._most_probable(logits, min_share * high, high))
-        except InfeasibleBudgetError:  # nothing so close to the budget
-            most = most_expensive_within(self.cost_table, high)
-            return self._arch_of(self._most_probable(logits, min_share * most, most))
+            knapsack.check(math.inf if max_cost is None else max_cost)
+        except InfeasibleBudgetError as error:
+            raise InfeasibleBudgetError(
+                f"limits cannot be met in space {self.space.name!r} at {self.knobs}: {error}; raise the limit"
+            ) from None
+        raise AssertionError("what can be met was found")
 
-    def _most_probable(self, logits: Mapping[str, npt.NDArray[np.float64]], low: float, high: int) -> dict[str, int]:
-        """Among those that cost `low` to `high`, a frame where the table has a period: it rounds up."""
-        period = self.cost_table.period
-        return most_probable(self.cost_table, logits, (math.ceil(low) - 1) * period + 1, high * period)
+    def _bands(self, high: float, min_share: float, is_limited: bool) -> Iterator[tuple[float, float]]:
+        """The ranges of costs in which architectures are looked for, one after the other."""
+        if math.isfinite(high):
+            least = self.cost_range()[0]
+            if high < least:
+                raise InfeasibleBudgetError(
+                    f"max_cost must be at least {least:,}, the cheapest architecture of space {self.space.name!r} at "
+                    f"{self.knobs}, but it is {high:,}; raise the budget or shrink the space"
+                )
+            yield min_share * high, high
+            most = most_expensive_within(self.cost_table, int(high))  # nothing is so close to the budget
+            yield min_share * most, most
+        if is_limited or not math.isfinite(high):
+            yield -math.inf, high
+
+    def _knapsack(self, limits: Limits) -> Knapsack:
+        return Knapsack(
+            self.cost_table,
+            [Limit(name, self.figure_tables(name), high) for name, high in limits.items()],
+            self.space.effects(self.knobs),
+        )
+
+    def figure_tables(self, name: str) -> tuple[CostTable, ...]:
+        """The tables of a figure that can be limited, at the present knobs.
+
+        Raises:
+            ValueError: there is no such figure.
+        """
+        return self.figures[name] if name in self.figures else self.space.figure_tables(name, self.knobs)
+
+    def _most_probable(
+        self, knapsack: Knapsack, logits: Mapping[str, npt.NDArray[np.float64]], low: float, high: float, k: int
+    ) -> list[ArchSpec]:
+        """Different architectures; a space that does not say which choices lack an effect gives equal ones, too."""
+        number = k
+        while True:
+            found: dict[str, ArchSpec] = {}
+            solutions = knapsack.best(logits, low, high, number)
+            for index in solutions:
+                arch = self._arch_of(index)
+                found.setdefault(arch.arch_id, arch)
+            if len(found) >= k or len(solutions) < number or number >= MAX_EQUAL * k:
+                return list(found.values())[:k]
+            number *= 4
+
+    def log_probability(self, arch: ArchSpec) -> float:
+        """Sum over all gates of the logarithms of their probabilities; gates without effect count with their most
+        probable choice, so that a shallow net has no advantage over a deep one."""
+        total = 0.0
+        for name, logits in self._logits().items():
+            top = logits.max()
+            own = logits[self.space.variables[name].index(arch.choices[name])] if name in arch.choices else top
+            total += float(own - top - np.log(np.exp(logits - top).sum()))
+        return total
 
     def _logits(self) -> dict[str, npt.NDArray[np.float64]]:
         """Gate -> logits: log-probabilities but for a constant, and never -inf where a probability rounds to zero."""
@@ -181,18 +251,21 @@ class Supernet(nn.Module):
     def _arch_of(self, index: Mapping[str, int]) -> ArchSpec:
         return self.space.arch({**self.knobs, **{name: self.space.variables[name][i] for name, i in index.items()}})
 
-    def derive(self, max_cost: float | None = None, *, arch: ArchSpec | None = None) -> nn.Module:
+    def derive(
+        self, max_cost: float | None = None, *, limits: Limits | None = None, arch: ArchSpec | None = None
+    ) -> nn.Module:
         """A plain module with the weights of the chosen architecture, independent of this supernet.
 
         In evaluation mode it computes what the supernet computes with its gates pinned to that architecture.
 
         Args:
-            max_cost: as in `arch`.
+            max_cost: as in `archs`.
+            limits: as in `archs`.
             arch: derive this one instead of the most probable one.
         """
-        if arch is not None and max_cost is not None:
+        if arch is not None and (max_cost is not None or limits):
             raise ValueError("derive takes max_cost or arch, but got both; give the one that decides")
-        arch = arch if arch is not None else self.arch(max_cost)
+        arch = arch if arch is not None else self.arch(max_cost, limits=limits)
         student = self.space.student(arch)
         self.space.inherit(self.network, student, arch.choices)
         reference = next(self.network.parameters())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.chain import Effect
 from nas_kd.search_spaces.cost import CostTable, CostTerm
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import DeltaOp, LinearDelta, PairDelta, ZeroDelta
@@ -28,6 +29,20 @@ def is_read(layer: PlannedLayer, choices: Mapping[str, Choice]) -> bool:
 def deciders(layer: PlannedLayer) -> list[str]:
     """The layers whose choices decide whether anything reads the layer's output on delta frames."""
     return sorted(frozenset[str]().union(*layer.alive)) if layer.alive != ALWAYS else []
+
+
+def read_effects(layers: Sequence[PlannedLayer], variables: Mapping[str, tuple[Choice, ...]]) -> tuple[Effect, ...]:
+    """`is_read` for all choices of the layers that decide it, of each layer that may be without a reader."""
+    effects = []
+    for layer in layers:
+        names = tuple(deciders(layer))
+        if names:
+            holds = np.zeros([len(variables[name]) for name in names], dtype=bool)
+            for index in np.ndindex(holds.shape):
+                chosen = {name: variables[name][i] for name, i in zip(names, index, strict=True)}
+                holds[index] = is_read(layer, chosen)
+            effects.append(Effect(layer.name, names, holds))
+    return tuple(effects)
 
 
 def signature(layer: PlannedLayer) -> tuple[Any, ...]:

@@ -20,8 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
+from nas_kd.search_spaces.chain import Effect
 from nas_kd.search_spaces.cost import CostTable
-from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read
+from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read, read_effects
 from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
 from nas_kd.search_spaces.delta_blocks.fold import fold_batchnorm, replace_module
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, DeltaNet, PassContext
@@ -158,6 +159,10 @@ class DeltaBlocksSpace(SearchSpace):
     def active(self, choices: Mapping[str, Choice]) -> set[str]:
         """All layers but those whose output nobody reads on delta frames."""
         return {layer.name for layer in self.plan.layers if is_read(layer, choices)}
+
+    def effects(self, knobs: Mapping[str, Choice]) -> tuple[Effect, ...]:
+        """What `active` says, as tables."""
+        return read_effects(self.plan.layers, self.variables)
 
     def check_operators(self) -> None:
         """Export each candidate of the user's as the first layer that has it needs it.

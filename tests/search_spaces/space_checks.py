@@ -69,6 +69,13 @@ def check_costs(supernet: Supernet, arch: ArchSpec, rng: np.random.Generator) ->
     assert supernet.cost_table.cost(arch.choices) == counted.total
     assert space.cost(arch) == counted.total
     assert supernet.arch() == arch
+    choices = {**drawn(space, rng), **supernet.knobs}
+    without_effect = set()
+    for effect in space.effects(supernet.knobs):
+        index = [space.variables[name].index(choices[name]) for name in effect.deciders]
+        if not effect.holds[tuple(index)]:
+            without_effect.add(effect.variable)
+    assert space.active(choices) == set(space.variables) - without_effect
     return counted
 
 

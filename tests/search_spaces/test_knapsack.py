@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
-from nas_kd.search_spaces import CostTable, CostTerm, InfeasibleBudgetError, knapsack
-from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within, most_probable
+from nas_kd.search_spaces import CostTable, CostTerm, InfeasibleBudgetError, labels
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import Effect, Knapsack, Limit, cost_range, most_expensive_within, most_probable
 
 Scores = dict[str, list[float]]
 
@@ -67,8 +69,8 @@ def test_equals_brute_force(problem: tuple[CostTable, Scores, int, int]) -> None
 
 @pytest.mark.parametrize("num_suffixes", [0, 20])
 def test_equals_brute_force_when_hardly_any_label_fits(num_suffixes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knapsack, "_MAX_LABELS", 8)
-    monkeypatch.setattr(knapsack, "_MAX_SUFFIXES", num_suffixes)
+    monkeypatch.setattr(labels, "_MAX_LABELS", 8)
+    monkeypatch.setattr(labels, "_MAX_ENDINGS", num_suffixes)
 
     @given(problems())
     @settings(max_examples=100, deadline=None, derandomize=True)
@@ -98,6 +100,82 @@ def test_the_most_expensive_within_a_budget_is_that_of_all_architectures(
             most_expensive_within(table, high)
         return
     assert most_expensive_within(table, high) == max(within)
+
+
+def random_table(rng: np.random.Generator, variables: dict[str, tuple[int, ...]], period: int) -> CostTable:
+    """A term for each variable and its neighbour, and one that no other table has."""
+    names, terms = list(variables), []
+    for left, right in [*pairwise(names), (names[-1], names[0])]:
+        shape = (len(variables[left]), len(variables[right]))
+        terms.append(CostTerm(left, (left, right), rng.integers(0, 30, shape)))
+    read = tuple(rng.permutation(names)[:2].tolist())
+    terms.append(CostTerm("own", read, rng.integers(0, 30, [len(variables[name]) for name in read])))
+    return CostTable(variables, tuple(terms), int(rng.integers(0, 9)), period=period)
+
+
+def random_limits(rng: np.random.Generator, variables: dict[str, tuple[int, ...]]) -> list[Limit]:
+    limits = []
+    for i in range(int(rng.integers(1, 4))):
+        tables = tuple(random_table(rng, variables, period=1 + i) for _ in range(1 + i % 2))
+        least, most = np.max([cost_range(table) for table in tables], axis=0).tolist()
+        limits.append(Limit(f"figure {i}", tables, least + float(rng.uniform(-0.1, 0.8)) * (most - least)))
+    return limits
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_k_best_within_several_limits_are_those_of_all_architectures(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    variables = {f"v{i}": tuple(range(int(rng.integers(2, 4)))) for i in range(5)}
+    table, limits = random_table(rng, variables, period=2), random_limits(rng, variables)
+    holds = rng.random((len(variables["v0"]), len(variables["v3"]))) < 0.5
+    effects = [Effect("v1", ("v0", "v3"), holds), Effect("v4", ("v1",), rng.random(len(variables["v1"])) < 0.5)]
+    scores = {name: rng.normal(size=len(choices)).round(1).tolist() for name, choices in variables.items()}
+    least, most = cost_range(table)
+    high = least + 0.7 * (most - least)
+    low = -np.inf if seed % 3 == 0 else 0.7 * high
+    expected = []
+    for choice in product(*variables.values()):
+        named = dict(zip(variables, choice, strict=True))
+        has_effect = {"v1": holds[named["v0"], named["v3"]], "v4": effects[1].holds[named["v1"]]}
+        is_canonical = all(has or named[n] == np.argmax(scores[n]) for n, has in has_effect.items())
+        is_within = all(own.cost(named) <= limit.high for limit in limits for own in limit.tables)
+        if is_canonical and is_within and low <= table.cost(named) <= high:
+            expected.append(sum(scores[name][index] for name, index in named.items()))
+    knapsack = Knapsack(table, limits, effects)
+    for k in (1, 7, 1000):
+        if not expected:
+            with pytest.raises(InfeasibleBudgetError, match=r"figure 0 of at most"):
+                knapsack.best(scores, low, high, k)
+            continue
+        found = knapsack.best(scores, low, high, k)
+        sums = [sum(scores[name][index] for name, index in choice.items()) for choice in found]
+        assert sums == pytest.approx(sorted(expected, reverse=True)[:k], abs=1e-9)
+        assert len({tuple(choice.items()) for choice in found}) == len(found)
+        for choice in found:
+            assert low <= table.cost(choice) <= high
+            assert all(own.cost(choice) <= limit.high for limit in limits for own in limit.tables)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_error_names_the_first_limit_that_cannot_be_met_and_the_least_possible(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    variables = {f"v{i}": tuple(range(3)) for i in range(4)}
+    table, limits = random_table(rng, variables, period=2), random_limits(rng, variables)
+    limits = [limit._replace(high=int(limit.high * 0.6)) for limit in limits]
+    high = int(np.mean(cost_range(table)))
+    architectures = [dict(zip(variables, choice, strict=True)) for choice in product(*variables.values())]
+    left, words = architectures, None
+    for limit in [Limit("cost", (table,), high), *limits]:
+        values = [max(own.cost(choice) for own in limit.tables) for choice in left]
+        if min(values) > limit.high:
+            words = f"has {limit.name} of at most {limit.high}; the least is {min(values)}"
+            break
+        left = [choice for choice, value in zip(left, values, strict=True) if value <= limit.high]
+    if words is None:
+        Knapsack(table, limits).check(high)
+        return
+    with pytest.raises(InfeasibleBudgetError, match=words):
+        Knapsack(table, limits).check(high)
 
 
 def large(num_gates: int, *, coupled: bool, step: int = 1) -> CostTable:
@@ -159,7 +237,9 @@ def test_scores_that_cannot_be_compared_are_refused(value: float) -> None:
         most_probable(table, {"v0": [0.0] * 9, "v1": [value] * 9}, 0, 10**9)
 
 
-def milp_optimum(table: CostTable, scores: dict[str, list[float]], low: int, high: int) -> float | None:
+def milp_optimum(
+    table: CostTable, scores: dict[str, list[float]], low: int, high: int, limits: list[Limit] | None = None
+) -> float | None:
     """The best sum of scores within the costs, as a mixed-integer linear program of scipy; None where there is none.
 
     One binary unknown a choice, and one for each joint choice of the variables of a term, whose marginals are the
@@ -173,17 +253,20 @@ def milp_optimum(table: CostTable, scores: dict[str, list[float]], low: int, hig
     rows: list[tuple[dict[int, float], float, float]] = []
     for name, choices in table.variables.items():
         rows.append(({start[name] + i: 1.0 for i in range(len(choices))}, 1.0, 1.0))
-    cost: dict[int, float] = {}
-    for term in table.terms:
-        first = len(unknowns)
-        unknowns += [0.0] * term.costs.size
-        cost |= {first + i: float(value) for i, value in enumerate(term.costs.reshape(-1))}
-        places = np.arange(term.costs.size).reshape(term.costs.shape)
-        for axis, name in enumerate(term.variables):
-            for i in range(len(table.variables[name])):
-                marginal = {first + int(place): 1.0 for place in places.take(i, axis).reshape(-1)}
-                rows.append(({**marginal, start[name] + i: -1.0}, 0.0, 0.0))
-    rows.append((cost, low - table.constant - 0.5, high - table.constant + 0.5))  # costs are integers
+    bounded = [(table, float(low), float(high))]
+    bounded += [(own, -np.inf, limit.high) for limit in limits or [] for own in limit.tables]
+    for each, least, most in bounded:
+        cost: dict[int, float] = {}
+        for term in each.terms:
+            first = len(unknowns)
+            unknowns += [0.0] * term.costs.size
+            cost |= {first + i: float(value) for i, value in enumerate(term.costs.reshape(-1))}
+            places = np.arange(term.costs.size).reshape(term.costs.shape)
+            for axis, name in enumerate(term.variables):
+                for i in range(len(table.variables[name])):
+                    marginal = {first + int(place): 1.0 for place in places.take(i, axis).reshape(-1)}
+                    rows.append(({**marginal, start[name] + i: -1.0}, 0.0, 0.0))
+        rows.append((cost, least - each.constant - 0.5, most - each.constant + 0.5))  # costs are integers
     matrix = np.zeros((len(rows), len(unknowns)))
     for i, (row, _, _) in enumerate(rows):
         matrix[i, list(row)] = list(row.values())
@@ -192,9 +275,11 @@ def milp_optimum(table: CostTable, scores: dict[str, list[float]], low: int, hig
     return None if found.x is None else -float(found.fun)
 
 
-def chained(rng: np.random.Generator, gates: int) -> CostTable:
+def chained(
+    rng: np.random.Generator, gates: int, variables: Mapping[str, tuple[Choice, ...]] | None = None
+) -> CostTable:
     """Gates in a row; each term couples two neighbours, as the widths of two stages."""
-    variables = {f"g{i}": tuple(range(int(rng.integers(2, 5)))) for i in range(gates)}
+    variables = variables or {f"g{i}": tuple(range(int(rng.integers(2, 5)))) for i in range(gates)}
     names = list(variables)
     terms = []
     for left, right in pairwise(names):
@@ -218,4 +303,27 @@ def test_the_optimum_is_that_of_a_mixed_integer_program(seed: int) -> None:
                 most_probable(table, scores, low, high)
             continue
         index = most_probable(table, scores, low, high)
+        assert sum(scores[name][i] for name, i in index.items()) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_optimum_within_limits_is_that_of_a_mixed_integer_program(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = chained(rng, gates=12)
+    others = [chained(rng, gates=12, variables=table.variables) for _ in range(3)]
+    limits = []
+    for i, other in enumerate(others):
+        least, most = cost_range(other)
+        limits.append(Limit(f"figure {i}", (other,), int(least + 0.45 * (most - least))))
+    scores = {name: rng.normal(size=len(choices)).tolist() for name, choices in table.variables.items()}
+    least, most = cost_range(table)
+    for share in (0.35, 0.6):
+        high = int(least + share * (most - least))
+        expected = milp_optimum(table, scores, int(0.95 * high), high, limits)
+        knapsack = Knapsack(table, limits)
+        if expected is None:
+            with pytest.raises(InfeasibleBudgetError):
+                knapsack.best(scores, int(0.95 * high), high)
+            continue
+        index = knapsack.best(scores, int(0.95 * high), high, k=20)[0]
         assert sum(scores[name][i] for name, i in index.items()) == pytest.approx(expected, abs=1e-6)

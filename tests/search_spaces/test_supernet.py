@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from space_checks import sampled
+from torch import nn
 
 from nas_kd import search_spaces
-from nas_kd.search_spaces import SPACES, Supernet
+from nas_kd.search_spaces import SPACES, ArchSpec, Choices, InfeasibleBudgetError, ModuleSpace, Supernet
+from nas_kd.search_spaces.arch import Choice
 
 
 @pytest.fixture
@@ -91,6 +95,61 @@ def test_a_free_hand_takes_the_most_probable_choices_ties_included(supernet: Sup
     assert supernet.arch().choices["stages.0.width"] == 8
     least = supernet.cost_range()[0]
     assert supernet.space.cost(supernet.arch(least)) == least, "an improbable choice is not a forbidden one"
+
+
+def deep_net(choose: Choices) -> nn.Module:
+    """Up to three cells with a kernel each, all of one width."""
+
+    def cell(j: int) -> nn.Module:
+        return choose.layer(conv, 4, 4, choose.kernel(f"{j}.kernel", (1, 3, 5)))
+
+    width = choose.number("width", (2, 4, 8))
+    return nn.Sequential(
+        choose.layer(conv, 3, 4, 3),
+        choose.cells(choose.depth("depth", (1, 2, 3)), cell),
+        choose.layer(conv, 4, width, 1),
+    )
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_k_most_probable_architectures_within_a_budget_and_limits_are_those_of_all(seed: int) -> None:
+    space = ModuleSpace(deep_net, torch.zeros(1, 3, 6, 6))
+    supernet = Supernet(space)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in supernet.gate_parameters():
+            p.normal_(generator=generator)
+    archs: dict[str, ArchSpec] = {}
+    for values in product(*space.variables.values()):
+        choices: dict[str, Choice] = dict(zip(space.variables, values, strict=True))
+        arch = space.arch(choices)
+        archs[arch.arch_id] = arch
+    assert len(archs) == space.size()
+    limits = {"params": 560}
+    for max_cost, low in ((None, 0.0), (20_000, 0.95 * 20_000), (30_000, 0.0)):  # with these limits none costs 28,500
+        high = max_cost or 10**9
+        within = [a for a in archs.values() if low <= space.cost(a) <= high and space.figure("params", a) <= 560]
+        expected = sorted(within, key=supernet.log_probability, reverse=True)
+        assert expected
+        found = supernet.archs(12, max_cost, limits=limits)
+        assert [a.arch_id for a in found] == [a.arch_id for a in expected[:12]]
+        assert supernet.arch(max_cost, limits=limits) == found[0]
+    assert {a.arch_id for a in supernet.archs(10**4)} == archs.keys()
+
+
+def test_limits_that_cannot_be_met_are_refused_with_the_least_value(supernet: Supernet) -> None:
+    space = supernet.space
+    least = min(space.figure("params", a) for a in supernet.archs(200, supernet.cost_range()[0] * 1.2, min_share=0))
+    with pytest.raises(
+        InfeasibleBudgetError, match=rf"has params of at most {least - 1:,}; the least is {least:,}; raise"
+    ):
+        supernet.arch(limits={"params": least - 1})
+    with pytest.raises(ValueError, match=r"has no table of bytes, so it cannot be limited; limit flops or params"):
+        supernet.arch(limits={"bytes": 5})
 
 
 def test_one_choice_can_be_asked_for_and_pinned(supernet: Supernet) -> None:
