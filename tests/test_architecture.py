@@ -46,7 +46,7 @@ OF_ONE_KIND = (
     "nas_kd.data.frame_sampling",
     "nas_kd.teachers.stored_maps",
     "nas_kd.training.local_search",
-    "nas_kd.training.stream_cost",
+    "nas_kd.training.streaming_cost",
     *(f"search_spaces.{path.parent.name}." for path in (ROOT / "search_spaces").glob("*/__init__.py")),
 )
 NAMES_OF_KINDS = {
@@ -59,7 +59,7 @@ NAMES_OF_KINDS = {
         "DeltaNet",
         "Parted",
         "StoredMaps",
-        "MultiStream",
+        "MultiBranch",
         "delta_net_of",
         "Edge",
         "on_frames",

@@ -1,4 +1,4 @@
-"""The loss of a net under its objective: the task's loss and the terms that distil, weighted and summed here alone."""
+"""`DistillationLoss`: the weighted sum of the task's loss and of all distillation terms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModuleNameError(ValueError):
 class DistillationLoss(nn.Module):
     """Function of student, teacher and batch that returns named, unweighted terms; `total` weighs and sums them.
 
-    Its own parameters (adapters, decoders of streams, a teacher that learns beside the student) train with the
+    Its own parameters (adapters, decoders of branches, a teacher that learns beside the student) train with the
     student's weights.
 
     Args:

@@ -3,11 +3,11 @@
 Two teachers, one of frames and one of motion, each teach a student of their kind; then the students' trunks move into a
 net that fuses them.
 
-1. Each stream learns μ · d(S, T) + (1 − μ) · d(S, G): its teacher's map T is soft, the labels G are hard.
+1. Each branch learns μ · d(S, T) + (1 − μ) · d(S, G): its teacher's map T is soft, the labels G are hard.
 2. The trunks are frozen, and the decoder that reads both learns d(P, G).
 
 Here the student is the fused net from the start. Its trunks get decoders of their own for the first stage, which belong
-to the objective and are dropped afterwards. Students of one stream are trained by the first stage alone.
+to the objective and are dropped afterwards. Students of one branch are trained by the first stage alone.
 
 d is the task's distance of maps. Deviation: one training with one schedule of the learning rate instead of two.
 """
@@ -24,22 +24,22 @@ from nas_kd.search_spaces.saliency import make_decoder
 from nas_kd.taps import ModelOutput, tappable
 from nas_kd.tasks import Batch, Saliency
 
-STREAMS = ("spatial", "temporal")
+BRANCHES = ("spatial", "temporal")
 
 
 class SpatiotemporalConfig(TermConfig):
-    """Distillation of a spatial and a temporal teacher into the streams of a saliency student.
+    """Distillation of a spatial and a temporal teacher into the branches of a saliency student.
 
     Attributes:
         soft_share: μ, the share of the teacher's map; 1 − μ is that of the labels. 0 distils nothing.
-        fusion_share: last share of the training, in which the streams are frozen and only the decoder that fuses them
-            learns, from the labels. 0 trains streams and decoder together all the time, as a gate search does. Students
-            of one stream have no such stage.
-        spatial: name of the module of the teacher that gives its spatial map; not needed where the data bring maps.
-        temporal: likewise.
+        fusion_share: last share of the training, in which the branches are frozen and only the decoder that fuses them
+            learns, from the labels. 0 trains branches and decoder together all the time, as a gate search does.
+            Students of one branch have no such stage.
+        spatial: name of the teacher's module that returns its spatial map; not needed where the data have stored maps.
+        temporal: name of the teacher's module that returns its temporal map.
     """
 
-    map_names: ClassVar[tuple[str, ...]] = STREAMS
+    map_names: ClassVar[tuple[str, ...]] = BRANCHES
 
     soft_share: float = Field(default=0.5, ge=0, le=1)
     fusion_share: float = Field(default=0.5, ge=0, lt=1)
@@ -49,7 +49,7 @@ class SpatiotemporalConfig(TermConfig):
     def check_search(self) -> None:
         if self.fusion_share > 0:
             raise ValueError(
-                "objective.spatiotemporal.fusion_share must be 0 in a search, where frozen streams would leave gates "
+                "objective.spatiotemporal.fusion_share must be 0 in a search, where frozen branches would leave gates "
                 f"untrained, but it is {self.fusion_share:g}; set it in the campaign's own objective"
             )
 
@@ -73,16 +73,16 @@ class SpatiotemporalTerm(DistillationTerm):
                 "spatiotemporal.weight to 0"
             )
         modules = tappable(context.student)
-        self.streams = tuple(name for name in STREAMS if name in modules)
-        if not self.streams:
+        self.branches = tuple(name for name in BRANCHES if name in modules)
+        if not self.branches:
             raise ValueError(
                 f"spatiotemporal: the student needs a module 'spatial', 'temporal' or both, but "
                 f"{type(modules['']).__name__} has neither; use space saliency"
             )
         self._task, self._fusion_share = context.task, config.fusion_share
-        self._trunks = tuple(modules[name] for name in self.streams)  # of the student, not of this module
+        self._trunks = tuple(modules[name] for name in self.branches)  # of the student, not of this module
         self.heads = nn.ModuleDict()
-        self.is_fused = len(self.streams) == len(STREAMS)
+        self.is_fused = len(self.branches) == len(BRANCHES)
         self.replaces_task = not self.is_fused or config.fusion_share > 0
         if not self.replaces_task and task_weight == 0:
             raise ValueError(
@@ -92,31 +92,31 @@ class SpatiotemporalTerm(DistillationTerm):
         if self.is_fused and 0 < config.fusion_share < finetune_share:
             raise ValueError(
                 f"finetune_share: {finetune_share:g} is more than spatiotemporal.fusion_share = "
-                f"{config.fusion_share:g}, so the first stage of a fused student would end before its streams are "
+                f"{config.fusion_share:g}, so the first stage of a fused student would end before its branches are "
                 "frozen; lower it, or raise fusion_share"
             )
         self.weights = {}
-        for stream in self.streams:
+        for branch in self.branches:
             for kind, share in (("soft", config.soft_share), ("hard", 1 - config.soft_share)):
                 if share > 0:
-                    self.weights[f"spatiotemporal.{stream}_{kind}"] = config.weight * share
-        given = context.task.info.map_names if config.soft_share > 0 else self.streams
-        self._asked = {stream: str(getattr(config, stream)) for stream in self.streams if stream not in given}
+                    self.weights[f"spatiotemporal.{branch}_{kind}"] = config.weight * share
+        given = context.task.info.map_names if config.soft_share > 0 else self.branches
+        self._asked = {branch: str(getattr(config, branch)) for branch in self.branches if branch not in given}
         self.teacher_taps = tuple(self._asked.values())
-        self.teacher_keys = {module: f"spatiotemporal.{stream}" for stream, module in self._asked.items()}
+        self.teacher_keys = {module: f"spatiotemporal.{branch}" for branch, module in self._asked.items()}
         self.ndims = (4,)
         self.needs_teacher = bool(self._asked)
         if self.is_fused:
-            self.student_taps = self.streams
+            self.student_taps = self.branches
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        for stream in self.streams:
+        for branch in self.branches:
             if self.is_fused:
-                self.heads[stream] = make_decoder(student.features[stream].shape[1])
-            if stream in self._asked and (found := teacher.features[self._asked[stream]]).shape[1] != 1:
+                self.heads[branch] = make_decoder(student.features[branch].shape[1])
+            if branch in self._asked and (found := teacher.features[self._asked[branch]]).shape[1] != 1:
                 raise ValueError(
-                    f"spatiotemporal.{stream}: a saliency map has the form (N, 1, H, W), but the teacher's module "
-                    f"{self._asked[stream]!r} gives {tuple(found.shape)}; name the module that gives the map"
+                    f"spatiotemporal.{branch}: a saliency map has the form (N, 1, H, W), but the teacher's module "
+                    f"{self._asked[branch]!r} gives {tuple(found.shape)}; name the module that gives the map"
                 )
 
     def is_active(self, progress: float) -> bool:
@@ -141,22 +141,22 @@ class SpatiotemporalTerm(DistillationTerm):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        for stream in self.streams:
-            ours = cast(Tensor, self.heads[stream](student.features[stream])) if self.is_fused else student.logits
-            soft, hard = f"spatiotemporal.{stream}_soft", f"spatiotemporal.{stream}_hard"
+        for branch in self.branches:
+            ours = cast(Tensor, self.heads[branch](student.features[branch])) if self.is_fused else student.logits
+            soft, hard = f"spatiotemporal.{branch}_soft", f"spatiotemporal.{branch}_hard"
             if soft in self.weights:
-                terms[soft] = self._soft(stream, ours, teacher, batch)
+                terms[soft] = self._soft(branch, ours, teacher, batch)
             if hard in self.weights:
                 terms[hard] = self._task.loss(ours, batch)
         return terms
 
-    def _soft(self, stream: str, ours: Tensor, teacher: ModelOutput | None, batch: Batch) -> Tensor:
+    def _soft(self, branch: str, ours: Tensor, teacher: ModelOutput | None, batch: Batch) -> Tensor:
         """Distance to the teacher's map of the first frame, (N, 1, H, W).
 
         Where a crop reaches beyond the frame, a map that comes with the data ends, as labels do; a teacher that is
         asked has seen such pixels.
         """
-        if stream not in self._asked:
-            return self._task.map_loss(ours, batch[f"map.{stream}"][:, :1].float(), self._task.known(batch))
+        if branch not in self._asked:
+            return self._task.map_loss(ours, batch[f"map.{branch}"][:, :1].float(), self._task.known(batch))
         assert teacher is not None
-        return self._task.map_loss(ours, teacher.features[self._asked[stream]])
+        return self._task.map_loss(ours, teacher.features[self._asked[branch]])

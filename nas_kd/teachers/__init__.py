@@ -7,7 +7,7 @@ from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.registry import TEACHERS, TeacherEntry
 from nas_kd.teachers.stored_maps import StoredMaps
 from nas_kd.teachers.teacher import (
-    MultiStream,
+    MultiBranch,
     Precomputed,
     Teacher,
     TeacherConfig,
@@ -22,7 +22,7 @@ __all__ = [
     "TEACHERS",
     "FrameNet",
     "FrameNetSettings",
-    "MultiStream",
+    "MultiBranch",
     "Precomputed",
     "R2Plus1D",
     "R2Plus1DSettings",

@@ -1,7 +1,7 @@
-"""The package's teacher of saliency: two streams at the full resolution of the data, whose maps are averaged.
+"""The package's teacher of saliency: two branches at the full resolution of the data, whose maps are averaged.
 
-Each stream is a small U-Net (Ronneberger et al., MICCAI 2015): maps of the way down are joined, at equal scale, to
-those of the way up. One stream reads frame t, the other frame t and its difference to frame t + 1: space and time, as
+Each branch is a small U-Net (Ronneberger et al., MICCAI 2015): maps of the way down are joined, at equal scale, to
+those of the way up. One branch reads frame t, the other frame t and its difference to frame t + 1: space and time, as
 the two teachers of Li et al. (TIP 2020, arXiv 1904.04992). Deviations from the U-Net: convolutions are padded and have
 a BatchNorm, scales change by a stride of 2 and by bilinear upsampling to the size of the map that is joined, so any H
 and W do, and the head is linear.
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SaliencyTeacherSettings(BaseModel):
-    """Settings of both streams.
+    """Settings of both branches.
 
     Attributes:
         widths: channels of each scale; the first is that of the frame, each other has half the sides of the one before.
@@ -41,7 +41,7 @@ def _convs(c_in: int, c_out: int, depth: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Stream(nn.Module):
+class Branch(nn.Module):
     """(N, 3, H, W), or (N, 3, 2, H, W) with `motion` -> saliency map (N, 1, H, W), linear, for any H and W.
 
     Feature maps are `down.0`, …, largest first, and `up.0`, …, smallest first.
@@ -73,7 +73,7 @@ class Stream(nn.Module):
         return cast(Tensor, self.head(x))
 
 
-class TwoStream(nn.Module):
+class TwoBranch(nn.Module):
     """(N, 3, T, H, W) normalised clips, T at least 2 -> saliency maps (N, 1, H, W) of their first frame, linear.
 
     Its parts are `spatial`, which reads frame t, and `temporal`, which reads frames t and t + 1.
@@ -82,16 +82,16 @@ class TwoStream(nn.Module):
     def __init__(self, settings: SaliencyTeacherSettings | None = None) -> None:
         super().__init__()
         s = settings or SaliencyTeacherSettings()
-        self.spatial = Stream(s, motion=False)
-        self.temporal = Stream(s, motion=True)
+        self.spatial = Branch(s, motion=False)
+        self.temporal = Branch(s, motion=True)
 
     def forward(self, clip: Tensor) -> Tensor:
         """The mean of both maps."""
-        maps = self.streams(clip)
+        maps = self.branches(clip)
         return 0.5 * (maps["spatial"] + maps["temporal"])
 
-    def streams(self, clip: Tensor) -> dict[str, Tensor]:
-        """The map of each stream, (N, 1, H, W), so that each can be trained on its own.
+    def branches(self, clip: Tensor) -> dict[str, Tensor]:
+        """The map of each branch, (N, 1, H, W), so that each can be trained on its own.
 
         Raises:
             ValueError: the clip has only one frame.
@@ -104,7 +104,7 @@ class TwoStream(nn.Module):
         return {"spatial": self.spatial(clip[:, :, 0]), "temporal": self.temporal(clip[:, :, :2])}
 
 
-def build_saliency_teacher(num_outputs: int, settings: dict[str, Any]) -> TwoStream:
+def build_saliency_teacher(num_outputs: int, settings: dict[str, Any]) -> TwoBranch:
     """The teacher from the channels that the task wants and the settings as JSON values.
 
     Raises:
@@ -115,4 +115,4 @@ def build_saliency_teacher(num_outputs: int, settings: dict[str, Any]) -> TwoStr
             f"teacher.model saliency gives one map a frame, but the task wants {num_outputs} outputs; choose the "
             "saliency task, or another teacher"
         )
-    return TwoStream(SaliencyTeacherSettings(**settings))
+    return TwoBranch(SaliencyTeacherSettings(**settings))

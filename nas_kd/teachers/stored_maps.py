@@ -1,4 +1,4 @@
-"""A teacher that is a folder: its maps were computed before and come with the data."""
+"""Stored maps as a teacher: computed before and read with the data, so that no net runs."""
 
 from __future__ import annotations
 

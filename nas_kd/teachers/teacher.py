@@ -46,10 +46,10 @@ class TeacherConfig(BaseModel):
 
 
 @runtime_checkable
-class MultiStream(Protocol):
+class MultiBranch(Protocol):
     """A teacher of several nets, each with an answer of its own that is trained on the labels."""
 
-    def streams(self, clip: Tensor) -> Mapping[str, Tensor]:
+    def branches(self, clip: Tensor) -> Mapping[str, Tensor]:
         """Name -> outputs."""
         ...
 
@@ -96,8 +96,8 @@ def teacher_example(model: nn.Module, info: DataInfo, example: Tensor) -> Tensor
 
 
 def trained_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """The outputs of a teacher that are each trained on the labels: those of its streams, or its only one."""
-    return list(model.streams(inputs).values()) if isinstance(model, MultiStream) else [model(inputs)]
+    """The outputs of a teacher that are each trained on the labels: those of its branches, or its only one."""
+    return list(model.branches(inputs).values()) if isinstance(model, MultiBranch) else [model(inputs)]
 
 
 def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo | None = None) -> nn.Module:

@@ -38,7 +38,7 @@ def student(kind: str) -> nn.Module:
 
 
 class Case:
-    """A student, a teacher of two streams, and the objective."""
+    """A student, a teacher of two branches, and the objective."""
 
     def __init__(
         self,
@@ -74,28 +74,28 @@ class Case:
         return terms
 
 
-def names(*streams: str) -> set[str]:
-    return {f"spatiotemporal.{stream}_{kind}" for stream in streams for kind in ("soft", "hard")}
+def names(*branches: str) -> set[str]:
+    return {f"spatiotemporal.{branch}_{kind}" for branch in branches for kind in ("soft", "hard")}
 
 
-@pytest.mark.parametrize("stream", ["spatial", "temporal"])
-def test_one_stream_learns_its_teachers_map_and_the_labels_all_the_time(stream: str) -> None:
-    case = Case(stream, soft_share=0.3, weight=2)
-    assert case.objective.teacher_taps == (stream,)
+@pytest.mark.parametrize("branch", ["spatial", "temporal"])
+def test_one_branch_learns_its_teachers_map_and_the_labels_all_the_time(branch: str) -> None:
+    case = Case(branch, soft_share=0.3, weight=2)
+    assert case.objective.teacher_taps == (branch,)
     assert not list(case.objective.parameters())  # its own decoder is the one that is trained
     for progress in (0.0, 0.9):
         case.objective.advance(progress)
         terms, (ours, _) = case.terms(), case.answers()
-        assert set(terms) == names(stream)
-        soft = (ours.logits - case.teacher.streams(case.clip)[stream]).square().mean()
+        assert set(terms) == names(branch)
+        soft = (ours.logits - case.teacher.branches(case.clip)[branch]).square().mean()
         hard = (ours.logits - case.batch["mask"][:, :1].float()).square().mean()
-        assert torch.allclose(terms[f"spatiotemporal.{stream}_soft"], soft)
-        assert torch.allclose(terms[f"spatiotemporal.{stream}_hard"], hard)
+        assert torch.allclose(terms[f"spatiotemporal.{branch}_soft"], soft)
+        assert torch.allclose(terms[f"spatiotemporal.{branch}_hard"], hard)
         assert torch.allclose(case.objective.total(terms), 2 * (0.3 * soft + 0.7 * hard))
     assert all(p.requires_grad for p in case.net.parameters())
 
 
-def test_both_streams_learn_through_decoders_of_their_own_first() -> None:
+def test_both_branches_learn_through_decoders_of_their_own_first() -> None:
     case = Case("fused", soft_share=0.25, fusion_share=0.5)
     case.objective.eval()
     case.objective.advance(0.49)
@@ -103,11 +103,11 @@ def test_both_streams_learn_through_decoders_of_their_own_first() -> None:
     assert set(terms) == names("spatial", "temporal")
     heads = case.objective.parts["spatiotemporal"].heads
     expected = torch.zeros(())
-    for stream in ("spatial", "temporal"):
-        made = heads[stream](ours.features[stream])  # type: ignore[index,operator]
-        soft = (made - theirs.features[stream]).square().mean()
+    for branch in ("spatial", "temporal"):
+        made = heads[branch](ours.features[branch])  # type: ignore[index,operator]
+        soft = (made - theirs.features[branch]).square().mean()
         hard = (made - case.batch["mask"][:, :1].float()).square().mean()
-        assert torch.allclose(terms[f"spatiotemporal.{stream}_soft"], soft)
+        assert torch.allclose(terms[f"spatiotemporal.{branch}_soft"], soft)
         expected = expected + 0.25 * soft + 0.75 * hard
     total = case.objective.total(terms)
     assert torch.allclose(total, expected)
@@ -154,7 +154,7 @@ def buffers(trunks: list[nn.Module]) -> list[Tensor]:
     return [b for trunk in trunks for b in trunk.buffers()]
 
 
-def test_without_a_second_stage_streams_and_decoder_learn_together() -> None:
+def test_without_a_second_stage_branches_and_decoder_learn_together() -> None:
     case = Case("fused", fusion_share=0)
     for progress in (0.0, 0.99):
         case.objective.advance(progress)
@@ -207,7 +207,7 @@ def test_maps_of_the_data_go_before_the_teachers() -> None:
     case.objective.eval()
     terms, (ours, theirs) = case.terms(), case.answers()
     heads = case.objective.parts["spatiotemporal"].heads
-    made = {stream: heads[stream](ours.features[stream]) for stream in ("spatial", "temporal")}  # type: ignore[index,operator]
+    made = {branch: heads[branch](ours.features[branch]) for branch in ("spatial", "temporal")}  # type: ignore[index,operator]
     first = given[:, :1].float()  # of the first frame, not of the second
     assert torch.allclose(terms["spatiotemporal.spatial_soft"], (made["spatial"] - first).square().mean())
     goal = theirs.features["temporal"]

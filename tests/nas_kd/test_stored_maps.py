@@ -37,7 +37,7 @@ def stored(sequence: int, number: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def campaign(tmp_path: Path) -> dict[str, Any]:
-    """A campaign of one trial on six sequences with the maps of both streams."""
+    """A campaign of one trial on six sequences with the maps of both branches."""
     rows = []
     for folder in ("frames", "spatial/frames", "temporal/frames"):
         (tmp_path / "set" / folder).mkdir(parents=True)
