@@ -1,4 +1,4 @@
-"""Which convolutions of this torch compute wrong gradients or write outside their memory on this CPU.
+"""Find convolutions of this torch that compute wrong gradients or write outside their memory on this CPU.
 
 Every case runs in a process of its own, forward and backward, several times, under glibc's checking allocator where
 there is one, and is compared with the same case with oneDNN off. Needs torch alone; nothing of this project is imported
@@ -6,7 +6,7 @@ unless `--mended` asks for its replacement of the faulty gradient. Results: docs
 
     python benchmarks/convolution_check.py                    # all groups of cases, minutes
     python benchmarks/convolution_check.py --groups channels  # one of them
-    python benchmarks/convolution_check.py --mended           # the same with the mend of nas_kd: nothing may be left
+    python benchmarks/convolution_check.py --mended           # with the replacement that nas_kd installs: none may fail
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A finished campaign of streams, sequence by sequence: its front students against their teacher on the test split.
+"""Compare the streaming students on a campaign's front with their teacher, sequence by sequence, on the test split.
 
 A test split of a few sequences says little, however many frames they have. Here each sequence is one observation: the
 difference to the teacher is paired by sequence, with a Student-t interval over sequences. The students were chosen on

@@ -1,4 +1,4 @@
-"""nas_kd: find the best cheap students of a heavy video model.
+"""nas_kd: search and distil small, accurate students of a large video model.
 
     supernet = Supernet(space)
     loss = objective.total(objective(student, teacher, batch)) + budget.penalty(supernet.expected_cost())

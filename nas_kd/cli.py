@@ -1,4 +1,4 @@
-"""`nas-kd`: search, report, table, export."""
+"""The command line `nas-kd`: search, report, table, export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Atomic writes: a file is written beside its place, then renamed."""
 
 from __future__ import annotations
 

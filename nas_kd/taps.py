@@ -1,4 +1,4 @@
-"""Taps: read the feature maps of any module by the names of its submodules."""
+"""`Taps` reads the feature maps of any module by the names of its submodules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be searched: operators, gates, cells, spaces, architectures and what they cost. Imports nothing of ours."""
+"""Search spaces: operators, gates, supernets, architectures and their costs. Imports search_spaces alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a definition of a space chooses from: one definition gives the plain student, the supernet and the costs.
+"""`Choices`: the argument of a space's definition, from which student, supernet and cost tables are built.
 
 A definition is a function of `Choices` that returns a module:
 

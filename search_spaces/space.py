@@ -1,4 +1,4 @@
-"""`SearchSpace`: what can be searched. A user's own space implements the abstract methods below and nothing more."""
+"""`SearchSpace`: the interface of all spaces. A space of a user implements its abstract methods."""
 
 from __future__ import annotations
 

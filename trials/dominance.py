@@ -1,4 +1,4 @@
-"""Non-dominated ranks, as the search itself needs them; `nas_kd.analysis.pareto` has the fronts of results."""
+"""Non-dominated ranks for samplers and schedulers; `nas_kd.analysis.pareto` has the fronts of results."""
 
 from __future__ import annotations
 

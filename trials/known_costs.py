@@ -1,4 +1,4 @@
-"""What a campaign knows of a trial before it runs."""
+"""`KnownCosts`: the exact cost of a trial and a prior of its metric, known before it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A campaign that is driven: what trials share is prepared, then they run. It composes all packages."""
+"""Run a campaign: check it, prepare what its trials share, then run the trials. It composes all packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign file alone cannot tell: whether it fits the data, the teacher, the space and the machine.
+"""Checks of a campaign file against its data, teacher, space and machine.
 
 All of it is checked before anything is trained.
 """

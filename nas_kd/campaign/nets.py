@@ -1,4 +1,4 @@
-"""The nets that trials may have, built to see whether objectives, batches and steps fit them."""
+"""Nets that trials may have, built before training to check objectives, batches and steps against them."""
 
 from __future__ import annotations
 

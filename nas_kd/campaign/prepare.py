@@ -1,4 +1,4 @@
-"""What a campaign does once, before its trials: train or load the teacher, keep its outputs, measure latencies."""
+"""Work of a campaign before its trials: train or load the teacher, cache its outputs, measure latencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign may propose to a trial, as far as it decides which modules are distilled and for how many steps."""
+"""Proposals that a campaign may make, reduced to those that differ in distilled modules or in numbers of steps."""
 
 from __future__ import annotations
 

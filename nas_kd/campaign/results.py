@@ -1,4 +1,4 @@
-"""What becomes of a run: its records, the report, tables of its trials, and the export of a student."""
+"""Results of a run: its records, the report, tables of its trials, and the export of a student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The campaign file: its sections as typed models, what they demand of each other, and how it is read."""
+"""The campaign file: its sections as typed models, checks across sections, and reading it."""
 
 from __future__ import annotations
 

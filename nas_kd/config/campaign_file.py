@@ -1,4 +1,4 @@
-"""The campaign file: its sections together, what they demand of each other, and how it is read."""
+"""`CampaignConfig`: all sections of a campaign file, checks across sections, and reading the file."""
 
 from __future__ import annotations
 

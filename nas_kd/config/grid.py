@@ -1,4 +1,4 @@
-"""The cells of a grid: blocks of values multiplied out, what a block leaves out filled in, each cell once."""
+"""The cells of an ablation grid: the products of its blocks, with defaults filled in and without duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where data come from: generated clips, a folder, labelled frames, frame features, or a function of the user's own.
+"""Data sources: generated clips, a folder, labelled frames, frame features, or a function of the user's own.
 
 `load` turns a `DataConfig` into `Splits`; `ClipLoader` turns a data set into batches. A new source is a module with a
 config, which loads its splits, and one member of `DataConfig`.

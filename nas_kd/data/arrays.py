@@ -1,4 +1,4 @@
-"""Items inside of numpy files: what a path such as `train.npy#17` names, and reading it.
+"""Read single items of numpy files, by paths such as `train.npy#17`.
 
 After the name of a file come the array and the row, each after a `#`:
 

@@ -1,4 +1,4 @@
-"""Decoded clips on disk: each file is decoded once, however many trials and processes read it.
+"""Cache of decoded clips on disk: each file is decoded once for all trials and processes.
 
 An entry is one `.npy` file of uint8, named by the hash of what was decoded (path, size, time of change) and how. It is
 written beside its place and renamed into it, so a reader sees all of it or nothing, and two processes that decode the

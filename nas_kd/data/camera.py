@@ -1,4 +1,4 @@
-"""Clips out of single images: a camera that pans, zooms and turns smoothly over a still scene.
+"""Clips made of single images, by a simulated camera that pans, zooms and turns smoothly over a still scene.
 
 A window of the size of the result moves within the image, which is decoded larger by a margin, so that the border of
 the image is never seen. Each of pan, zoom (its logarithm) and rotation moves by

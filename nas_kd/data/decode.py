@@ -1,4 +1,4 @@
-"""Frames out of files, with PyAV: a video, one image, or a folder of images, all read as a video is.
+"""Decode frames with PyAV from a video, one image, or a folder of images.
 
 Sampling is uniform over the whole: of N frames, frame i of T is number ⌊(i + ½) · N / T⌋, the middle of the i-th of T
 equal parts. With N < T frames repeat; a single image is a still clip. A rotation tag is not applied.

@@ -1,4 +1,4 @@
-"""Frame features in numpy files, described by a csv file with the columns `path,label,split` (more are ignored).
+"""Source `features`: numpy files of frame features, listed in a csv file with the columns `path,label,split`.
 
 A path is relative to the root and names one item [T, D], as `nas_kd.data.arrays` reads it: `train.npy#17` is row 17 of
 an array [N, T, D]. `label` is the name of a class, or several names separated by `;`; classes are numbered in sorted

@@ -1,4 +1,4 @@
-"""Files that several threads and processes read and write at once."""
+"""Writing and reading of files that several threads and processes use at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells a data set from another one: the content of its items, in their order."""
+"""Fingerprint of a data set: a hash of the content of its items, in their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips in a folder, described by a csv file with the columns `path,label,split` (more are allowed and ignored).
+"""Source `folder`: clips in a folder, listed in a csv file with the columns `path,label,split` (others are ignored).
 
 A path is relative to the root and names a video, an image (a still clip), or a folder of images (a clip). `label` is
 the name of a class; classes are numbered in sorted order of those in the training split. Every file is decoded once,

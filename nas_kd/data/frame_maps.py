@@ -1,4 +1,4 @@
-"""Maps of frames that were computed before, such as a teacher's saliency: found, read, and scaled like their frames.
+"""Stored maps of frames, such as a teacher's saliency: find them, read them, and scale them like their frames.
 
 Values are kept as whole 65,535ths, in two planes of bytes, so that they lie in the cache and in memory beside the bytes
 of their frame.

@@ -1,4 +1,4 @@
-"""Single frames and pairs of frames, taken out of the clips of a batch: what frame-wise tasks train on.
+"""Sample single frames and pairs of frames from the clips of a batch, to train frame-wise tasks.
 
 Shape legend: N clips, T frames, H and W pixels.
 """

@@ -1,4 +1,4 @@
-"""Batches in an order that a restarted training finds again.
+"""Data loader whose order and augmentation depend on seed and epoch alone, so that a training can be resumed.
 
 The order of epoch e depends on (seed, e) alone, and the augmentation of an item on (seed, e, its index) alone: neither
 on what ran before, nor on the batch size, nor on the number of workers. With a stated number of views (see `views`),

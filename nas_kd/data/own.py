@@ -1,4 +1,4 @@
-"""Data sets of the user's own: a function in a module of theirs, named `module:function`.
+"""Data sets of users, made by a function that the campaign file names as `module:function`.
 
 The function returns either `Splits` (see `make_splits`) or a mapping with the data sets `train`, `val` and `test` and
 with `class_names`, or `num_classes` where classes have no names (0 where items have no class); `flip_safe: False` says

@@ -1,4 +1,4 @@
-"""What the records of TFRecord files hold, read once and kept: places, ids, labels, sizes, and what is wrong with them.
+"""Index of TFRecord files: place, id, labels, sizes and errors of each record, read once and kept on disk.
 
 Each record is one video: its id and `labels` in its context, and for each frame a string of bytes in each list of
 features. A file that has changed since (by size or time) is read again, and so is one that is damaged.

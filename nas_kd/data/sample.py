@@ -1,4 +1,4 @@
-"""The contract between data sources and the rest: what a sample is, what a data set is, what is known about it.
+"""The contract of data sources: the form of samples, of data sets, and of the information about them.
 
 Items are clips, or sequences of frame features that some network extracted before.
 

@@ -1,4 +1,4 @@
-"""TFRecord files with SequenceExample messages, read without TensorFlow.
+"""Read TFRecord files with SequenceExample messages, without TensorFlow.
 
 A record is its length (8 bytes, little endian), a masked CRC-32C of those, the message, and a masked CRC-32C of it. The
 message is of the protocol buffers' wire format: https://protobuf.dev/programming-guides/encoding.

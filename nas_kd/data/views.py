@@ -1,4 +1,4 @@
-"""Augmented views of items: a stated number of each, the same ones in every training of a campaign.
+"""A fixed number of augmented views of each item, the same ones in every training of a campaign.
 
 A training that augments without end sees another version of an item in every epoch, so a teacher's outputs cannot be
 kept. With a stated number of views it sees one of them in each epoch, and the teacher's outputs for each are computed

@@ -1,1 +1,1 @@
-"""From a trained student to files that others can run, each proven equal to it."""
+"""Bundles, exports and the streaming runtime of trained students."""

@@ -1,4 +1,4 @@
-"""Export of a student, with the proof that what was written computes what was trained."""
+"""Export a student to other formats, and compare outputs and FLOPs of every file with the trained student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export leaves behind beside its files: the comparison with the trained student."""
+"""`ExportRecord`: the comparison of exported files with the trained student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams with key frames: every K-th frame runs the teacher's layers, the others run students of the change since.
+"""Frames with key frames: every K-th frame runs the teacher's layers, the other frames run the student's.
 
 A training step draws a key frame and a later one of each clip. The student runs both, the teacher the later one, and
 every term compares the two there.
@@ -27,7 +27,7 @@ from nas_kd.tasks import Task
 from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
-from nas_kd.training.stream_cost import stream_cost
+from nas_kd.training.streaming_cost import streaming_cost
 
 LOCAL_SHARE = 0.2  # of a search's time, roughly, that its local start takes
 
@@ -111,7 +111,7 @@ class KeyFrameInput(FrameInput):
 
     def student_cost(self, student: nn.Module, example: Tensor, flops: int, params: int) -> dict[str, Any]:
         """Amortised a frame; `flops` is that of a whole key-frame interval."""
-        return dict(stream_cost(cast(DeltaNet, student), example[:, :, 0], flops, params))
+        return dict(streaming_cost(cast(DeltaNet, student), example[:, :, 0], flops, params))
 
     def latency_table(self, space: SearchSpace, knobs: Mapping[str, Choice], device: torch.device) -> CostTable:
         return latency_table(cast(DeltaBlocksSpace, space), knobs, device=device)

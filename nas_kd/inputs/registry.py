@@ -1,4 +1,4 @@
-"""Which kind of input a campaign has: by its file alone, by its data, task and space, or by a bundle of its."""
+"""Choose the input type of a campaign from its file, from its data, task and space, or from a bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What feature objectives share: bringing a student's map to the teacher's channels, pixels and frames."""
+"""Helpers of feature distillation: bring a student's map to the teacher's channels, pixels and frames."""
 
 from __future__ import annotations
 

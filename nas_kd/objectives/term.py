@@ -1,4 +1,4 @@
-"""What an objective is made of: terms, each a way to distil, with its options in the campaign file and its checks.
+"""The contract of a distillation term: its options in the campaign file, its checks and its loss.
 
 A term is one file: a `TermConfig`, whose fields are what a campaign may choose, and the `DistillationTerm` that it
 builds. `objectives/config.py` lists those that ship with the package; a campaign names any other one as

@@ -1,4 +1,4 @@
-"""Where people look in the first frame of a clip: one map, from that frame and those that follow.
+"""Task saliency: a map of where people look in the first frame of a clip, from that frame and those that follow.
 
 The ground truth is a mask of the object that draws the eyes, or the points of eyes that were tracked.
 """

@@ -1,4 +1,4 @@
-"""How well a saliency map predicts where people look: the five metrics of a single map.
+"""Five metrics of how well a saliency map predicts where people look.
 
 Definitions of Bylinskii, Judd, Oliva, Torralba and Durand, What do different evaluation metrics tell us about saliency
 models? (TPAMI 2019, arXiv 1604.03605), section 4, in the form of the code of the MIT saliency benchmark. Deviations are

@@ -1,4 +1,4 @@
-"""The contract of a task.
+"""The contract of a task: its loss, its metrics, and its demands on data and nets.
 
 Shape legend: N clips, T frames, C channels of an output, H and W pixels of a frame, h and w pixels of an output map.
 """

@@ -1,4 +1,4 @@
-"""The start of a search over delta layers: every candidate learns its own layer, and gates begin with what it reached.
+"""Local start of a search over delta layers: each candidate is trained on its own layer, its loss sets its logit.
 
 In a supernet whose paths are drawn, a candidate is trained every now and then, on inputs that the other draws distort,
 and a short search tells candidates apart by little more than noise. A delta layer has a target of its own: the change

@@ -1,4 +1,4 @@
-"""What is measured beside accuracy: latency, and the machine it was measured on."""
+"""Measure latency, and describe the machine that it was measured on."""
 
 from __future__ import annotations
 

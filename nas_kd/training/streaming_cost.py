@@ -1,4 +1,4 @@
-"""What a student that runs frame by frame costs: amortised, on its key frames, on the others, and in memory."""
+"""Cost of a streaming student: amortised FLOPs, FLOPs of key and delta frames, and memory of the state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nas_kd.training.measure import latency_ms
 
 
 @torch.no_grad()
-def stream_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
+def streaming_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
     """The fields of the cost of one stream.
 
     Args:

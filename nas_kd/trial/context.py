@@ -1,4 +1,4 @@
-"""What all trials of a campaign share in one process: data, teacher, space. Built once, kept while it lives."""
+"""`CampaignContext`: data, teacher and space, which all trials of one process share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runner executes for each trial."""
+"""`TrialFunction`: the function that the runner executes for each trial."""
 
 from __future__ import annotations
 

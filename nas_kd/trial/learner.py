@@ -1,4 +1,4 @@
-"""What turns a batch into the terms of a loss: a net, its objective, and the teacher's answers."""
+"""`Learner`: a net with its objective and the teacher's outputs, which turns a batch into the terms of the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subtractions and additions that deltas cost; unlike other element-wise operators they count as FLOPs."""
+"""Subtraction and addition of deltas as modules; unlike other element-wise operators they count as FLOPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of the students of `delta_blocks` beside their amortised FLOPs, as tables with the variables of the space.
+"""Tables of further costs of the students of `delta_blocks`: parameters, FLOPs of the worst frame, bytes of the state.
 
 Parameters, and FLOPs of a key frame and of a delta frame, are sums over layers. The FLOPs of the worst frame are the
 larger one of two such sums, so they are a pair of tables. The bytes of a state are a sum over memory: tensors that

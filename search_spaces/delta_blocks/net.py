@@ -1,4 +1,4 @@
-"""A teacher whose layers became delta layers: key frames run the teacher, the others add changes to what it gave.
+"""`DeltaNet`: a teacher with delta layers; key frames run the teacher, later frames add changes to its outputs.
 
     key frame:   z_0 = f(x_0), kept with what the layer's student needs of x_0
     others:      z_t = z_0 + h(x_t) − h(x_0)

@@ -1,4 +1,4 @@
-"""Which layers of a teacher become delta layers, their shapes, and which of them feed which.
+"""The plan of a delta net: which layers of a teacher become delta layers, their shapes, and which layers read them.
 
 All of it is seen in one forward pass, so any module works; nothing is traced or rewritten.
 """
