@@ -34,7 +34,7 @@ from nas_kd.data import (
 )
 from nas_kd.objectives import config as objectives
 from nas_kd.search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
-from nas_kd.search_spaces.frame_sequence.settings import HRnnOptions, NetVladOptions, NextVladOptions
+from nas_kd.search_spaces.frame_sequence.encoders import FAMILIES
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.search_spaces.saliency.settings import DecoderSettings, TrunkSettings
 from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, SegmentationConfig
@@ -127,9 +127,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("search", ClipCellSettings),
         ("search", DeltaBlocksSettings),
         ("search", FrameSequenceSettings),
-        ("search", HRnnOptions),
-        ("search", NetVladOptions),
-        ("search", NextVladOptions),
+        *(("search", family.options) for family in FAMILIES.values()),
         ("search", SaliencySettings),
         ("search", TrunkSettings),
         ("search", DecoderSettings),
@@ -140,9 +138,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("tasks", FrameNetSettings),
         ("tasks", SaliencyTeacherSettings),
         ("tasks", frame_sequence.FrameSequenceTeacherSettings),
-        ("tasks", frame_sequence.HRnnSizes),
-        ("tasks", frame_sequence.NetVladSizes),
-        ("tasks", frame_sequence.NextVladSizes),
+        *(("tasks", family.sizes) for family in FAMILIES.values()),
         ("data", FolderConfig),
         ("data", GeneratedConfig),
         ("data", SequencesConfig),

@@ -405,18 +405,20 @@ def parse_candidate(name: str) -> tuple[str, int]:
     Raises:
         ValueError: no such family, or γ is missing, superfluous or below 2.
     """
-    match = re.fullmatch(r"([a-z]+)(\d*)", name)
-    if match is None or match[1] not in CANDIDATE_FAMILIES:
+    fitting = [family for family in CANDIDATE_FAMILIES if re.fullmatch(rf"{re.escape(family)}\d*", name)]
+    if not fitting:
         known = ", ".join(f"{n}γ" if f.takes_gamma else n for n, f in CANDIDATE_FAMILIES.items())
         raise ValueError(
             f"unknown candidate {name!r}; choose from zero, {known} with a number for γ, such as split4, or give your "
             "own as module:function"
         )
-    takes = CANDIDATE_FAMILIES[match[1]].takes_gamma
-    if takes != bool(match[2]) or (takes and int(match[2]) < 2):
-        wanted = f"a number of at least 2 after it, such as {match[1]}4" if takes else "no number"
-        raise ValueError(f"candidate {name!r}: {match[1]} takes {wanted}")
-    return match[1], int(match[2] or 1)
+    family = max(fitting, key=len)
+    gamma = name.removeprefix(family)
+    takes = CANDIDATE_FAMILIES[family].takes_gamma
+    if takes != bool(gamma) or (takes and int(gamma) < 2):
+        wanted = f"a number of at least 2 after it, such as {family}4" if takes else "no number"
+        raise ValueError(f"candidate {name!r}: {family} takes {wanted}")
+    return family, int(gamma or 1)
 
 
 def own_candidate(name: str, build: Callable[[LayerShape], Any], shape: LayerShape) -> DeltaOp | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,83 +10,9 @@ from torch import Tensor, nn
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.choices import Choices, FixedChoices
 from nas_kd.search_spaces.flops import count_flops
-from nas_kd.search_spaces.frame_sequence.parts import (
-    FrameNorm,
-    GroupedVladPool,
-    Lstm,
-    VladPool,
-    classifier,
-    gated_layer,
-    squeezed_layer,
-)
+from nas_kd.search_spaces.frame_sequence.encoders import FAMILIES
+from nas_kd.search_spaces.frame_sequence.parts import classifier
 from nas_kd.search_spaces.frame_sequence.settings import FrameSequenceSettings
-
-
-class HRnnEncoder(nn.Module):
-    """An LSTM over the frames of each block, and one over the blocks' last states (Pan et al., CVPR 2016)."""
-
-    def __init__(self, choose: Choices, features: int, *, lower: int, upper: int, block_length: int) -> None:
-        super().__init__()
-        self.at_length = choose.whole(block_length, after=(lower,))
-        self.lower = choose.layer(Lstm, features, lower, block_length)
-        self.upper = choose.layer(Lstm, lower, upper)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, T, D) -> the last state of the upper LSTM, (N, upper)."""
-        frames = features.transpose(1, 2)
-        return self.at_length(lambda _: cast(Tensor, self.upper(self.lower(frames)))).squeeze(2)
-
-
-class NetVladEncoder(nn.Module):
-    """BatchNorm, `VladPool` and a gated layer (Miech et al., 2017, arXiv 1706.06905)."""
-
-    def __init__(self, choose: Choices, features: int, *, clusters: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = FrameNorm(features)
-        self.pool = choose.layer(VladPool, features, clusters)
-        self.layer = choose.layer(gated_layer, clusters * features, hidden)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, T, D) -> (N, hidden)."""
-        return cast(Tensor, self.layer(self.pool(self.norm(features).transpose(1, 2))))
-
-
-class NextVladEncoder(nn.Module):
-    """A linear expansion, `GroupedVladPool` and a gated layer (Lin et al., 2018, arXiv 1811.05014).
-
-    Expansion and groups decide what the entries of a descriptor mean, so in a supernet each pair of them has weights of
-    its own.
-    """
-
-    def __init__(
-        self,
-        choose: Choices,
-        features: int,
-        *,
-        clusters: int,
-        groups: int,
-        expansion: int,
-        hidden: int,
-        reduction: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        part = expansion * features // groups
-        self.expand = choose.layer(nn.Linear, features, expansion * features)
-        self.pool = choose.layer(GroupedVladPool, expansion * features, clusters, groups)
-        self.layer = choose.layer(squeezed_layer, clusters * part, hidden, reduction=reduction, dropout=dropout)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, T, D) -> (N, hidden)."""
-        return cast(Tensor, self.layer(self.pool(self.expand(features).transpose(1, 2))))
-
-
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "h_rnn": HRnnEncoder,
-    "net_vlad": NetVladEncoder,
-    "nextvlad": NextVladEncoder,
-}
-"""Family -> (choices, size of a frame, the family's options) -> encoder."""
 
 
 class FrameSequenceNet(nn.Module):
@@ -103,7 +29,7 @@ class FrameSequenceNet(nn.Module):
 
         def encoder(*own: Any) -> nn.Module:
             chosen = {**sizes, **dict(zip(options.own_weights, own, strict=True))}
-            return ENCODERS[family](choose, settings.feature_size, **chosen, **options.fixed())
+            return FAMILIES[family].encoder(choose, settings.feature_size, **chosen, **options.fixed())
 
         own = [sizes[name] for name in options.own_weights]
         self.encoder = choose.variants(own, encoder) if own else encoder()
