@@ -87,13 +87,14 @@ class Open:
     def __floordiv__(self, other: Any) -> Open:
         return Open("number", operator.floordiv, (self, other))
 
-    def __index__(self) -> NoReturn:
+    def _refuse(self, *others: Any) -> NoReturn:
         raise TypeError(
             f"{', '.join(self.variables)} is open in a supernet, so it is no number there; give it to choose.layer() "
             "or choose.cells(), with a function that builds the module"
         )
 
-    __int__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __mod__ = __truediv__ = __sub__ = __index__
+    __index__ = __int__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __mod__ = __rmod__ = __truediv__ = __rtruediv__ = __sub__ = __rsub__ = _refuse
 
 
 def evaluated(value: Any, chosen: Mapping[str, Any]) -> Any:

@@ -38,7 +38,8 @@ class SpaceEntry:
 
     Attributes:
         settings: type of its settings.
-        build: makes the space from settings; a derived one also from `(teacher, frame_size, identity)`.
+        build: makes the space from settings; a derived one also from `(teacher, frame_size, identity)`, which it keeps
+            in its settings by `derived_settings`.
         reads: what its students read: `clips`, `frame features` or `frames`.
         gives: what they give: `logits` or `maps`.
         from_data: the settings that follow from the data.
@@ -69,7 +70,13 @@ class SpaceEntry:
             ValueError: an operator is not given.
         """
         given = {"operators": operators} if self.operators else {}
-        return self.build(self.settings.model_validate(dict(settings)), *teacher, **given)
+        space = self.build(self.settings.model_validate(dict(settings)), *teacher, **given)
+        if self.derived and not {"frame_size", "teacher"} <= space.settings.keys():
+            raise ValueError(
+                f"space {space.name!r} is made of a teacher's layers, so its settings must hold frame_size and teacher "
+                f"too, but they hold {', '.join(space.settings)}; make them by derived_settings"
+            )
+        return space
 
     def own_operators(self, settings: Mapping[str, Any]) -> list[str]:
         """The operators of users that settings name, as `module:function`."""

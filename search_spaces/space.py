@@ -142,9 +142,9 @@ class SearchSpace(ABC):
         theirs, ours = arch.as_dict()["settings"], json.loads(canonical_json(dict(self.settings)))
         if theirs != ours:
             apart = [
-                f"{key} is {_short(theirs.get(key))} there and {_short(ours.get(key))} here"
+                f"{key} is {_short(theirs, key)} there and {_short(ours, key)} here"
                 for key in sorted({*theirs, *ours})
-                if theirs.get(key) != ours.get(key)
+                if key not in theirs or key not in ours or theirs[key] != ours[key]
             ]
             raise ValueError(
                 f"architecture {arch.arch_id} was made with other settings of space {self.name!r}: "
@@ -232,10 +232,23 @@ class SearchSpace(ABC):
         return self.cost_table({n: arch.choices[n] for n in self.knobs}).cost(arch.choices)
 
 
-def _short(value: Any) -> str:
-    """A value of settings, as JSON."""
-    text = "missing" if value is None else canonical_json(value)
+def _short(settings: Mapping[str, Any], key: str) -> str:
+    """A setting as JSON, or that there is none."""
+    text = canonical_json(settings[key]) if key in settings else "missing"
     return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def derived_settings(
+    settings: Mapping[str, Any], frame_size: tuple[int, int], identity: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What builds a space again that is made of a teacher's layers: `SearchSpace.settings` of such a space.
+
+    Args:
+        settings: of the space, as JSON values.
+        frame_size: (H, W) of a frame.
+        identity: what tells the teacher from others, as JSON values.
+    """
+    return {**settings, "frame_size": list(frame_size), "teacher": dict(identity or {})}
 
 
 @runtime_checkable

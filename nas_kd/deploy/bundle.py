@@ -134,7 +134,12 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     arch = ArchSpec.from_dict(info.arch)
     if arch.arch_id != info.arch_id:
         raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
-    student = (space or _space_of(arch)).student(arch)
+    if space is None:
+        space = _space_of(arch)
+        # A setting that the space got after the bundle was written has its default.
+        student = space.student(ArchSpec(arch.space, space.settings, arch.choices))
+    else:
+        student = space.student(arch)
     try:
         with safe_open(folder / WEIGHTS_NAME, "pt") as file:
             if (theirs := (file.metadata() or {}).get("arch_id")) != arch.arch_id:

@@ -31,7 +31,7 @@ from nas_kd.search_spaces.delta_blocks.plan import PlannedLayer, plan_layers
 from nas_kd.search_spaces.delta_blocks.settings import DeltaBlocksSettings
 from nas_kd.search_spaces.gates import GateFactory
 from nas_kd.search_spaces.operators import NO_OPERATORS, Operators, check_export, needed
-from nas_kd.search_spaces.space import SearchSpace
+from nas_kd.search_spaces.space import SearchSpace, derived_settings
 
 
 class DeltaBlocksSpace(SearchSpace):
@@ -84,11 +84,7 @@ class DeltaBlocksSpace(SearchSpace):
             skip_last=settings.skip_last,
             min_share=settings.min_share,
         )
-        self.settings = {
-            **settings.model_dump(mode="json"),
-            "frame_size": list(frame_size),
-            "teacher": dict(identity or {}),
-        }
+        self.settings = derived_settings(settings.model_dump(mode="json"), frame_size, identity)
         self.knobs = {"keyframe_interval": settings.keyframe_interval}
         self._costs = CandidateCosts(self.plan, settings.candidates, settings.keyframe_interval[-1], self._try)
         self.variables: Mapping[str, tuple[Choice, ...]] = {

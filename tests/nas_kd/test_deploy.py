@@ -21,7 +21,7 @@ from nas_kd.config import CampaignConfig
 from nas_kd.deploy import export as exporting
 from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, export_student
-from nas_kd.search_spaces import ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
+from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
 from nas_kd.trials import Cost, Metric, TrialRecord
 
 
@@ -66,6 +66,25 @@ def test_a_bundle_gives_back_the_same_student(space: SearchSpace, tmp_path: Path
     assert not again.training
     assert torch.equal(again(x), student(x))
     assert {p.name for p in tmp_path.iterdir()} == {"arch.json", "student.safetensors"}
+
+
+def test_a_bundle_from_before_a_setting_of_its_space_is_read_with_the_default(tmp_path: Path) -> None:
+    settings = {"num_classes": 4, "stem_width": 4, "widths": [[4, 6]], "depths": [[1]], "strides": [1], "frames": [4]}
+    space = SPACES["clip_cell"].make({**settings, "resolution": [16], "ops": ["conv2d_k3", "zero"]})
+    sampled = space.sample(np.random.default_rng(0))
+    older = ArchSpec("clip_cell", {k: v for k, v in space.settings.items() if k != "stem_width"}, sampled.choices)
+    plain = SPACES["clip_cell"].make(older.as_dict()["settings"])  # with a stem of 8, the default
+    student = bundle(tmp_path, plain, arch=ArchSpec("clip_cell", plain.settings, sampled.choices))
+    content = json.loads((tmp_path / "arch.json").read_text())
+    content |= {"arch": older.as_dict(), "arch_id": older.arch_id}
+    (tmp_path / "arch.json").write_text(json.dumps(content))
+    weights = load_file(tmp_path / "student.safetensors")
+    save_file(weights, tmp_path / "student.safetensors", metadata={"arch_id": older.arch_id})
+    again, info = load_bundle(tmp_path)
+    x = torch.randn(2, *info.input_shape)
+    assert torch.equal(again(x), student(x))
+    with pytest.raises(ValueError, match="stem_width is missing there and 8 here"):
+        load_bundle(tmp_path, plain)
 
 
 def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path) -> None:

@@ -186,6 +186,13 @@ def test_layers_cannot_have_what_does_not_fit() -> None:
     assert build_candidate("lowres4", shape_of(grouped)) is not None
 
 
+def test_names_of_families_may_hold_underscores_and_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("split", "split_1x1"):
+        monkeypatch.setitem(CANDIDATE_FAMILIES, name, CANDIDATE_FAMILIES["split"])
+    assert parse_candidate("split_1x14") == ("split_1x1", 4)
+    assert parse_candidate("split4") == ("split", 4)
+
+
 def test_names_are_read_or_refused_in_one_sentence() -> None:
     assert parse_candidate("split8") == ("split", 8)
     assert parse_candidate("full") == ("full", 1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas_kd.search_spaces import ESTIMATORS, Edge, InfeasibleBudgetError, ModuleSpace, Supernet, count_flops
+from nas_kd.search_spaces import ESTIMATORS, Choices, Edge, InfeasibleBudgetError, ModuleSpace, Supernet, count_flops
 
 
 def conv(channels: int, kernel: int, groups: int = 1) -> nn.Module:
@@ -119,3 +119,11 @@ def test_an_edge_that_never_runs_is_refused() -> None:
 
     with pytest.raises(ValueError, match="edge 'idle' does not run"):
         Supernet(ModuleSpace(Idle, torch.zeros(1, 2)))
+
+
+def test_an_open_number_outside_of_a_layer_is_one_sentence() -> None:
+    def net(choose: Choices) -> nn.Module:
+        return nn.Conv2d(3, choose.number("width", (2, 4)), 1)
+
+    with pytest.raises(TypeError, match="width is open in a supernet, so it is no number there; give it to"):
+        ModuleSpace(net, torch.zeros(1, 3, 4, 4))
