@@ -18,6 +18,7 @@ from nas_kd.objectives import DistillationLoss, DistillationTerm, ObjectiveConfi
 from nas_kd.search_spaces import ClipCellSettings, ClipCellSpace, SearchSpace, Supernet, count_flops
 from nas_kd.search_spaces.arch import ArchSpec, Choice
 from nas_kd.search_spaces.clip_cell.ops import EdgeShape, check_own_op
+from nas_kd.search_spaces.operators import error_sentence
 from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Batch, Task
 from nas_kd.tasks.task import Outputs
@@ -35,8 +36,14 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
     Raises:
         AssertionError: what is broken.
     """
+    is_task = isinstance(task_class, type) and issubclass(task_class, Task)
+    assert is_task, f"give check_task the class, a subclass of nas_kd.tasks.Task, but it got {_described(task_class)}"
     name = task_class.__name__
-    task = task_class(info, task_class.options.model_validate(dict(options or {})))
+    missing = sorted(getattr(task_class, "__abstractmethods__", ()))
+    missing += [] if hasattr(task_class, "metric") else ["metric"]
+    assert not missing, f"{name} must define {', '.join(missing)}"
+    task = _run(name, task_class, info, task_class.options.model_validate(dict(options or {})))
+    assert hasattr(task, "info"), f"{name}.__init__ must call super().__init__(info, config)"
     assert task.outputs in get_args(Outputs), f"{name}.outputs must be one of {get_args(Outputs)}, not {task.outputs!r}"
     for key in task.keys:
         assert key in batch, f"{name}.keys: the batch must hold {key!r}, but it holds {', '.join(batch)}"
@@ -45,9 +52,13 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
         f"{name}.num_outputs must be the number of class_names and extra_outputs, {count}, but is {task.num_outputs}"
     )
     outputs = _outputs_for(task, info, batch)
+    # What a campaign shows it, and no more.
+    shown = {info.input_key, *task.keys, *(f"map.{map_name}" for map_name in info.map_names)}
+    batch = _OnlyKeys({key: value for key, value in batch.items() if key in shown}, name)
     kept = {key: value.clone() for key, value in batch.items()}
 
-    loss = task.loss(outputs, batch)
+    loss = _run(f"{name}.loss", task.loss, outputs, batch)
+    assert isinstance(loss, Tensor), f"{name}.loss must give a tensor, but gives {_described(loss)}"
     assert loss.ndim == 0, f"{name}.loss must give a scalar, but gives a tensor of shape {tuple(loss.shape)}"
     assert math.isfinite(float(loss.detach())), f"{name}.loss must be finite, but is {float(loss.detach())}"
     (gradient,) = torch.autograd.grad(loss, outputs, allow_unused=True)
@@ -55,8 +66,9 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
     assert bool(gradient.isfinite().all()), f"{name}.loss must have a finite gradient, but it is not"
 
     outputs = outputs.detach()
-    task.update(outputs, batch)
-    whole = task.compute()
+    _run(f"{name}.update", task.update, outputs, batch, None)
+    whole = _run(f"{name}.compute", task.compute)
+    assert isinstance(whole, dict), f"{name}.compute must give a dict of metrics, but gives {_described(whole)}"
     assert task.metric in whole, f"{name}.compute must give the primary metric {task.metric!r}, but gives {list(whole)}"
     for metric, value in whole.items():
         assert type(value) is float, f"{name}.compute must give floats, but {metric!r} is a {type(value).__name__}"
@@ -64,6 +76,10 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
     for rows in (slice(None, 1), slice(1, None)):
         task.update(outputs[rows], {key: value[rows] for key, value in batch.items()})
     parts = task.compute()
+    assert parts.keys() == whole.keys(), (
+        f"{name}.compute must give the same metrics for the same items, but gives {list(whole)} for one batch and "
+        f"{list(parts)} for the same items in two"
+    )
     for metric, value in whole.items():
         assert math.isclose(parts[metric], value, rel_tol=1e-4, abs_tol=1e-5), (
             f"{name}: metrics must not depend on how items are batched and must be cleared by compute, but {metric!r} "
@@ -78,6 +94,35 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
         _check_offsets(task, outputs, batch)
     for key, tensor in batch.items():
         assert torch.equal(tensor, kept[key]), f"{name} must not write to its batch, but changed {key!r}"
+
+
+class _OnlyKeys(dict[str, Tensor]):
+    """A batch of the keys that a task declares."""
+
+    def __init__(self, batch: Batch, task: str) -> None:
+        super().__init__(batch)
+        self.task = task
+
+    def __missing__(self, key: str) -> Tensor:
+        raise AssertionError(
+            f"{self.task} reads {key!r} of the batch, which a campaign gives only where it is in keys, but the batch "
+            f"holds {', '.join(self)} alone"
+        )
+
+
+def _run(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of the user's gives; its failure as a sentence."""
+    try:
+        return function(*args)
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what} fails with {error_sentence(error)}") from error
+
+
+def _described(value: object) -> str:
+    """What a value is, for a sentence."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _outputs_for(task: Task, info: DataInfo, batch: Batch) -> Tensor:
@@ -128,8 +173,14 @@ def check_objective_term(
     Raises:
         AssertionError: what is broken.
     """
+    assert isinstance(config, TermConfig), (
+        f"give check_objective_term the config, an instance of a TermConfig, but it got {_described(config)}"
+    )
     kind = type(config)
     name = f"{kind.__module__}:{kind.__qualname__}"
+    assert "<locals>" not in name, (
+        f"{name}: define the class at the top of a module, so that a campaign file can name it"
+    )
     content = config.model_dump(mode="json")
     assert config.weight > 0, f"{name}: give the term a weight above 0, so that it is built"
     assert kind.model_validate(content) == config, f"{name} must read back what it writes, but does not from {content}"
@@ -141,20 +192,21 @@ def check_objective_term(
         torch.manual_seed(0)
         return DistillationLoss(objective, task, student, teacher, inputs[:1], shown[:1])
 
-    loss = built()
+    loss: DistillationLoss = _run(name, built)
     with Taps(student, loss.student_taps) as of_student, Taps(teacher, loss.teacher_taps) as of_teacher:
         ours = of_student(inputs)
         theirs: ModelOutput | None = None
         if loss.uses_teacher:
             with torch.no_grad():
                 theirs = of_teacher(shown)
-    values = loss(ours, theirs, batch)
+    values = _run(f"{name}: forward", loss, ours, theirs, batch)
     (part,) = loss.parts.values()
-    assert isinstance(part, DistillationTerm), f"{name}.build must give a DistillationTerm, not {type(part).__name__}"
+    assert isinstance(part, DistillationTerm)
     assert values.keys() == part.weights.keys(), (
         f"{name}: forward must give a value for each name in weights, {list(part.weights)}, but gives {list(values)}"
     )
     for key, value in values.items():
+        assert isinstance(value, Tensor), f"{name}: {key!r} must be a tensor, but is {_described(value)}"
         assert value.ndim == 0, f"{name}: {key!r} must be a scalar, but has the shape {tuple(value.shape)}"
         assert math.isfinite(float(value.detach())), f"{name}: {key!r} must be finite, but is {float(value.detach())}"
     again = loss(ours, theirs, batch)
@@ -184,8 +236,9 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
     Raises:
         AssertionError: what is broken.
     """
+    assert isinstance(space, SearchSpace), f"give check_space a SearchSpace, but it got {_described(space)}"
     chosen, draws = space.knobs_with(knobs), torch.Generator().manual_seed(0)
-    supernet = Supernet(space, chosen).eval()
+    supernet: Supernet = _run(f"space {space.name!r}: its supernet", Supernet, space, chosen).eval()
     example = space.example_input(chosen)
     inputs = torch.randn(example.shape, generator=draws)
     for _ in range(num_archs):
@@ -266,16 +319,18 @@ def check_teacher(model: nn.Module, inputs: Tensor, num_outputs: int) -> None:
     Raises:
         AssertionError: what is broken.
     """
+    assert isinstance(model, nn.Module), f"a teacher must be a torch.nn.Module, but is {_described(model)}"
     name = type(model).__name__
     model.eval()
     with torch.no_grad():
-        outputs = model(inputs)
+        outputs = _run(f"{name}, for inputs of shape {tuple(inputs.shape)},", model, inputs)
         assert isinstance(outputs, Tensor), f"{name} must return one tensor, but returns a {type(outputs).__name__}"
         assert outputs.ndim in (2, 4), (
             f"{name} must give logits (N, C) or maps (N, C, h, w), not {tuple(outputs.shape)}"
         )
         wanted = (len(inputs), num_outputs)
         assert outputs.shape[:2] == wanted, f"{name} must give {wanted} outputs, but gives {tuple(outputs.shape[:2])}"
+        assert bool(outputs.isfinite().all()), f"{name} must give finite outputs, but some are not"
         gap = (model(inputs) - outputs).abs().max()
         assert float(gap) == 0, f"{name} must give the same for the same inputs in evaluation, but differs by {gap:.2g}"
         gap = (torch.cat([model(item[None]) for item in inputs]) - outputs).abs().max()
@@ -300,14 +355,18 @@ def check_source(config: SourceConfig, *, num_items: int = 4) -> None:
         AssertionError: what is broken.
         DataError: likewise, from the source itself or from a sample.
     """
+    assert isinstance(config, SourceConfig), (
+        f'give check_source the config, such as OwnConfig(function="my_data:load"), but it got {_described(config)}'
+    )
     splits = config.load(seed=0)
     for name in ("weights", "gates", "val", "test"):
         dataset = getattr(splits, name)
         assert len(dataset) > 0, f"the split {name!r} must hold at least one item, but it is empty"
         for index in range(min(num_items, len(dataset))):
             where = f"{name}[{index}]"
-            sample, again = dataset[index], dataset[index]
+            sample, again = (_run(where, dataset.__getitem__, index) for _ in range(2))
             check_sample(sample, splits.info, where)
             assert sample.keys() == again.keys(), f"{where} must hold the same keys each time, but does not"
             for key, value in sample.items():
+                assert isinstance(value, Tensor), f"{where}[{key!r}] must be a tensor, but is {_described(value)}"
                 assert torch.equal(value, again[key]), f"{where}[{key!r}] must be the same each time, but is not"

@@ -91,9 +91,11 @@ class DistillationLoss(nn.Module):
                 finetune_share=config.finetune_share,
             )
             try:
-                self.parts[_module_name(name)] = term.build(context)
+                part = term.build(context)
             except ValueError as error:
                 raise _of_term(name, error) from error
+            _check_part(name, part)
+            self.parts[_module_name(name)] = part
         ours = self._answer("student", student, example)
         theirs = self._answer("teacher", teacher, teacher_example)
         for part in self._parts:
@@ -205,7 +207,14 @@ class DistillationLoss(nn.Module):
             features = {name: value.detach() for name, value in teacher.features.items()}
             teacher = replace(teacher, logits=teacher.logits.detach(), features=features)
         for part in active:
-            terms |= part(student, teacher, batch)
+            values = part(student, teacher, batch)
+            if not isinstance(values, dict) or not values.keys() <= part.weights.keys():
+                given = list(values) if isinstance(values, dict) else f"a {type(values).__name__}"
+                raise ValueError(
+                    f"{part.name}: forward must give a dict of values with the names of weights, "
+                    f"{list(part.weights)}, but gives {given}"
+                )
+            terms |= values
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -221,6 +230,14 @@ class DistillationLoss(nn.Module):
         weight = self.config.task.weight
         asked = not self._active or any(part.needs_task_loss(self.progress) for part in self._parts)
         return 1.0 if weight == 0 and asked else weight
+
+
+def _check_part(name: str, part: object) -> None:
+    """Raise `ValueError` where what a config builds is no term."""
+    if not isinstance(part, DistillationTerm):
+        raise ValueError(f"{name}: build must give a DistillationTerm, but gives a {type(part).__name__}")
+    if not hasattr(part, "weights"):
+        raise ValueError(f"{name}: __init__ of {type(part).__name__} must call super().__init__(context.name, weight)")
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -76,7 +76,17 @@ def test_a_broken_task_is_found() -> None:
             batch["mask"].clamp_(max=1)
             return super().loss(outputs, batch)
 
+    class ReadsMore(Classification):
+        def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+            return super().loss(outputs, batch) * batch["mask"].float().mean()
+
+    class NoParent(Classification):
+        def __init__(self, info: DataInfo, config: object = None) -> None:
+            self.count = 0
+
     for task, sentence in (
+        (ReadsMore, "ReadsMore reads 'mask' of the batch, which a campaign gives only where it is in keys"),
+        (NoParent, r"NoParent.__init__ must call super\(\).__init__\(info, config\)"),
         (Remembers, "must raise ValueError where nothing was added"),
         (Rows, r"Rows.loss must give a scalar, but gives a tensor of shape \(2,\)"),
         (NoOffsets, "must give miou@k where offsets were given"),
@@ -107,6 +117,21 @@ class ConstantTerm(DistillationTerm):
         return {self.name: student.logits.sum() * 0 + 1}
 
 
+class BuildsNoTerm(TermConfig):
+    def build(self, context: TermContext) -> DistillationTerm:
+        return nn.Linear(2, 2)  # type: ignore[return-value]
+
+
+class GivesNoDict(TermConfig):
+    def build(self, context: TermContext) -> DistillationTerm:
+        return GivesNoDictTerm(context.name, self.weight)
+
+
+class GivesNoDictTerm(DistillationTerm):
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        return student.logits.mean()  # type: ignore[return-value]
+
+
 @pytest.mark.usefixtures("example")
 def test_terms_keep_the_contract_and_a_broken_one_is_found() -> None:
     transfer = module("attention_transfer").AttentionTransfer(weight=2.0, student="0", teacher="0")
@@ -114,8 +139,16 @@ def test_terms_keep_the_contract_and_a_broken_one_is_found() -> None:
     clips = torch.randn(2, 3, 4, 16, 16)
     for config in configs:
         check_objective_term(config, Classification(INFO), net(4, 0), net(6, 1), clips, batch())
-    with pytest.raises(AssertionError, match="the student must learn from the term"):
-        check_objective_term(Constant(weight=1), Classification(INFO), net(4, 0), net(6, 1), clips, batch())
+    for config, sentence in (
+        (Constant(weight=1), "the student must learn from the term"),
+        (BuildsNoTerm(weight=1), "build must give a DistillationTerm, but gives a Linear"),
+        (
+            GivesNoDict(weight=1),
+            r"forward must give a dict of values with the names of weights, \[.*\], but gives a T",
+        ),
+    ):
+        with pytest.raises(AssertionError, match=sentence):
+            check_objective_term(config, Classification(INFO), net(4, 0), net(6, 1), clips, batch())
 
 
 @pytest.mark.usefixtures("example")
@@ -148,4 +181,6 @@ def test_spaces_teachers_and_sources_keep_the_contract() -> None:
         check_teacher(net(4, 0), torch.randn(2, 3, 4, 16, 16), 5)
     with pytest.raises(AssertionError, match="must answer for each item alone"):
         check_teacher(Centred(), torch.randn(3, 8), 8)
+    with pytest.raises(AssertionError, match=r"Sequential, for inputs of shape \(2, 8\), fails with RuntimeError"):
+        check_teacher(net(4, 0), torch.randn(2, 8), 3)
     check_source(GeneratedConfig(num_train=8, num_val=4, num_test=4, frames=4, size=16))
