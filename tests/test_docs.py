@@ -23,23 +23,14 @@ from nas_kd.config.sections import (
     RetrainConfig,
     SearchConfig,
 )
-from nas_kd.data import (
-    CameraConfig,
-    DataConfig,
-    FeaturesConfig,
-    FolderConfig,
-    GeneratedConfig,
-    SequencesConfig,
-    YouTube8MConfig,
-)
-from nas_kd.objectives import config as objectives
-from nas_kd.search_spaces import ClipCellSettings, DeltaBlocksSettings, FrameSequenceSettings, SaliencySettings
+from nas_kd.data import SOURCES, CameraConfig, DataConfig, SequencesConfig
+from nas_kd.objectives import ObjectiveConfig, TaskLossConfig
+from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.frame_sequence.encoders import FAMILIES
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.search_spaces.saliency.settings import DecoderSettings, TrunkSettings
-from nas_kd.tasks import DetectionConfig, MultilabelConfig, SaliencyConfig, SegmentationConfig
-from nas_kd.teachers import FrameNetSettings, TeacherConfig, frame_sequence
-from nas_kd.teachers.saliency import SaliencyTeacherSettings
+from nas_kd.tasks import TASKS
+from nas_kd.teachers import TEACHERS, TeacherConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 from nas_kd.trial import build_context
 from nas_kd.trials import Resources
@@ -124,35 +115,18 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", Resources),
         ("campaign", EarlyStoppingConfig),
         ("campaign", NormalizeConfig),
-        ("search", ClipCellSettings),
-        ("search", DeltaBlocksSettings),
-        ("search", FrameSequenceSettings),
+        *(("search", entry.settings) for entry in SPACES.values()),
         *(("search", family.options) for family in FAMILIES.values()),
-        ("search", SaliencySettings),
         ("search", TrunkSettings),
         ("search", DecoderSettings),
-        ("tasks", SegmentationConfig),
-        ("tasks", DetectionConfig),
-        ("tasks", MultilabelConfig),
-        ("tasks", SaliencyConfig),
-        ("tasks", FrameNetSettings),
-        ("tasks", SaliencyTeacherSettings),
-        ("tasks", frame_sequence.FrameSequenceTeacherSettings),
+        *(("tasks", task.options) for task in TASKS.values()),
+        *(("tasks", entry.settings) for entry in TEACHERS.values()),
         *(("tasks", family.sizes) for family in FAMILIES.values()),
-        ("data", FolderConfig),
-        ("data", GeneratedConfig),
-        ("data", SequencesConfig),
-        ("data", FeaturesConfig),
-        ("data", YouTube8MConfig),
+        *(("data", source) for source in SOURCES.values()),
         ("data", CameraConfig),
-        ("objectives", objectives.ObjectiveConfig),
-        ("objectives", objectives.TaskLossConfig),
-        ("objectives", objectives.ResponseConfig),
-        ("objectives", objectives.FeatureConfig),
-        ("objectives", objectives.CrossResolutionConfig),
-        ("objectives", objectives.DeltaConfig),
-        ("objectives", objectives.FewerFramesConfig),
-        ("objectives", objectives.SpatiotemporalConfig),
+        ("objectives", ObjectiveConfig),
+        ("objectives", TaskLossConfig),
+        *(("objectives", type(term)) for term in ObjectiveConfig().terms.values()),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
