@@ -271,15 +271,15 @@ class _Pool:
             own = {**own, **self._known.canonical(own), **self._fixed}
         key = self._encoding.key(own)
         if key in self._seen:
-            if key in self._counts and key not in self._repeats:
-                candidate = _candidate(own, self._known)
-                if self._known is None or self._known.allows(candidate.cost):
-                    self._repeats[key] = candidate
+            if key in self._counts and key not in self._repeats and self._allows(own):
+                self._repeats[key] = _candidate(own, self._known)
             return
         self._seen.add(key)
-        candidate = _candidate(own, self._known)
-        if self._known is None or self._known.allows(candidate.cost):
-            self.candidates.append(candidate)
+        if self._allows(own):
+            self.candidates.append(_candidate(own, self._known))
+
+    def _allows(self, knobs: Mapping[str, Any]) -> bool:
+        return self._known is None or self._known.allows(knobs)
 
     def list_all(self) -> None:
         """Add the whole space, which must be finite."""
@@ -319,8 +319,9 @@ class _Pool:
         """
         if not self._repeats:
             assert self._known is not None, "without a range of costs each draw is allowed"
+            beside = "" if self._known.within_limits is None else " within all limits"
             raise ValueError(
-                f"a trial must cost between {self._known.min_cost:g} and {self._known.max_cost:g}, but none of "
+                f"a trial must cost between {self._known.min_cost:g} and {self._known.max_cost:g}{beside}, but none of "
                 f"{_MAX_TRIES} random ones does; widen the range, or change the space"
             )
         least = min(self._counts[key] for key in self._repeats)

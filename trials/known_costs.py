@@ -27,6 +27,7 @@ class KnownCosts:
         prior: knobs -> a guess of the first objective, in its unit, for example the accuracy with inherited weights.
             Only a linear relation to the result is assumed, so its scale and offset may be wrong.
         sample: draws knobs at random, by preference some within the range of costs; without it they are uniform.
+        within_limits: knobs -> whether a trial is within the limits of other figures; without it all are.
         min_cost: cheapest trial that may be proposed.
         max_cost: most expensive trial that may be proposed.
 
@@ -38,6 +39,7 @@ class KnownCosts:
     canonical: Callable[[Knobs], Knobs] | None = None
     prior: Callable[[Knobs], float] | None = None
     sample: Callable[[np.random.Generator], Knobs] | None = None
+    within_limits: Callable[[Knobs], bool] | None = None
     min_cost: float = -math.inf
     max_cost: float = math.inf
 
@@ -47,6 +49,8 @@ class KnownCosts:
                 f"`min_cost <= max_cost` must hold, but got min_cost={self.min_cost}, max_cost={self.max_cost}"
             )
 
-    def allows(self, cost: float) -> bool:
-        """Whether a trial of this cost may be proposed."""
-        return self.min_cost <= cost <= self.max_cost
+    def allows(self, knobs: Knobs) -> bool:
+        """Whether a trial with these knobs may be proposed: within the range of costs, and within all limits."""
+        if not self.min_cost <= self.cost(knobs) <= self.max_cost:
+            return False
+        return self.within_limits is None or self.within_limits(knobs)

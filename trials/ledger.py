@@ -415,8 +415,8 @@ class Ledger:
 
 
 def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:
-    """Whether a proposal is within the range of costs, where costs are known."""
-    return known_costs is None or known_costs.allows(known_costs.cost(proposed.params))
+    """Whether a proposal is within the range of costs and all limits, where they are known."""
+    return known_costs is None or known_costs.allows(proposed.params)
 
 
 def _is_queued(trial: FrozenTrial) -> bool:

@@ -25,7 +25,7 @@ from nas_kd.inputs import InputType
 from nas_kd.objectives import ModuleNameError, ObjectiveConfig
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.search_spaces.knapsack import cost_range
+from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, Knapsack, cost_range
 from nas_kd.settings.mistakes import choose
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
@@ -239,6 +239,20 @@ def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
             f"budget.{budget.knob}: {what} {budget.text(cost)}, but the cheapest student{' at ' if at else ''}{at} "
             f"costs {budget.text(least[knobs])}; raise the budget, or drop values of the space's knobs"
         )
+    if budget.limits:
+        for cost, values in asked:
+            _check_limits(context, cost, dict(zip(tried, values, strict=True)))
+
+
+def _check_limits(context: CampaignContext, cost: int, knobs: Mapping[str, Choice]) -> None:
+    """Raise where no student at some knobs meets a budget and all limits."""
+    try:
+        Knapsack(context.table(knobs), context.limits(knobs)).check(cost)
+    except InfeasibleBudgetError as error:
+        at = ", ".join(f"{name} {value}" for name, value in knobs.items())
+        raise ConfigError(f"budget: {f'at {at}, ' if at else ''}{error}; raise the limit") from error
+    except ValueError as error:
+        raise ConfigError(f"budget: {error}") from error
 
 
 def _check_maps(config: CampaignConfig, info: DataInfo) -> None:

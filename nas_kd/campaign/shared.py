@@ -25,12 +25,18 @@ def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
 def known_costs(context: CampaignContext) -> KnownCosts:
     """What the study knows of an architecture before it is trained: its cost, in the unit of the ranked objective."""
     budget = context.config.budget
-    space, factor = context.space, 1.0 if budget.max_latency_ms is None else 1e-6
+    space, factor = context.space, 1e-6 if budget.is_latency else 1.0
     tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}
+    limits = {tuple(knobs.values()): context.limits(knobs) for knobs in all_knobs(space)}
 
     def cost(values: Mapping[str, KnobValue]) -> float:
         choices = study_choices(values, space)
         return tables[tuple(choices[name] for name in space.knobs)].cost(choices) * factor
+
+    def within_limits(values: Mapping[str, KnobValue]) -> bool:
+        choices = study_choices(values, space)
+        own = limits[tuple(choices[name] for name in space.knobs)]
+        return all(table.cost(choices) <= limit.high for limit in own for table in limit.tables)
 
     def canonical(values: Mapping[str, KnobValue]) -> dict[str, KnobValue]:
         choices = study_choices(values, space)
@@ -41,7 +47,12 @@ def known_costs(context: CampaignContext) -> KnownCosts:
                 result[PREFIX + name] = options[0]
         return result
 
-    return KnownCosts(cost=cost, canonical=canonical, max_cost=float(budget.highest))
+    return KnownCosts(
+        cost=cost,
+        canonical=canonical,
+        within_limits=within_limits if budget.limits else None,
+        max_cost=float(budget.highest),
+    )
 
 
 def prepare_search(

@@ -55,7 +55,10 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
         own = merged.get(key)
         if own is None:
             merged[key] = default
-        elif key != "budget" and isinstance(default, Mapping) and isinstance(own, Mapping):
+        elif key == "budget":
+            if isinstance(own, Mapping) and own.get("max_flops") is None and own.get("max_latency_ms") is None:
+                merged[key] = {**own, **default}  # limits alone are no budget
+        elif isinstance(default, Mapping) and isinstance(own, Mapping):
             merged[key] = _merged(default, own)
     return merged
 

@@ -24,6 +24,8 @@ def parse_flops(value: Any) -> Any:
     return parse_size(value, "FLOPs", "12.5M")
 
 
+LATENCY_FIGURE = "latency_ns"  # of a latency that is a limit, among the figures
+
 Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
 
 
@@ -54,14 +56,28 @@ def _listed(value: Any) -> Any:
 _RANGE_OR_LIST = Discriminator(lambda value: "range" if isinstance(value, dict | BudgetRange) else "list")
 
 
+def _count(what: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse_size(value, what, "200k"))
+
+
+Params = Annotated[int, _count("parameters"), Field(gt=0)]
+Bytes = Annotated[int, _count("bytes"), Field(gt=0)]
+
+
 class BudgetConfig(Section):
-    """What a student may cost, in FLOPs or in milliseconds.
+    """What a student may cost: the budget, in FLOPs or in milliseconds, and limits beside it.
+
+    Of `max_flops` and `max_latency_ms` one is the budget, which may have several values, and the other one, where it is
+    given too, a limit, which is one number. Where both are one number, `max_flops` is the budget.
 
     Attributes:
         max_flops: FLOPs a clip, or amortised a frame for students with key frames: one number, several to choose from
             (each is tried once before the sampler decides), or a range `{low: …, high: …}`.
         max_latency_ms: likewise the amortised latency of a frame, predicted by a table that is measured on the
             machine and with the threads of the campaign; for space `delta_blocks`.
+        max_params: a limit of the parameters of a student.
+        max_worst_frame_flops: a limit of the FLOPs of the most expensive frame of a student with key frames.
+        max_state_bytes: a limit of what such a student keeps between frames.
     """
 
     max_flops: Annotated[
@@ -76,36 +92,71 @@ class BudgetConfig(Section):
         ]
         | None
     ) = None
+    max_params: Params | None = None
+    max_worst_frame_flops: Flops | None = None
+    max_state_bytes: Bytes | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> BudgetConfig:
+    def _one_budget(self) -> BudgetConfig:
         if not self.options:
             raise ValueError(f"{self.knob} must name at least one budget, but the list is empty")
+        if self.max_flops and self.max_latency_ms is not None:
+            other = self.max_flops if self.is_latency else self.max_latency_ms
+            if not isinstance(other, tuple) or len(other) != 1:
+                raise ValueError(
+                    "of max_flops and max_latency_ms one is the budget and the other one a limit, which is one number, "
+                    "but both have several values; give one of them as one number"
+                )
         return self
 
     @model_validator(mode="before")
     @classmethod
-    def _not_both(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("max_latency_ms") is not None:
-            if value.get("max_flops") not in (None, [], ()):
-                raise ValueError("a budget is max_flops or max_latency_ms, but both are given; drop one")
+    def _no_default_beside_latency(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("max_latency_ms") is not None and value.get("max_flops") is None:
             return {**value, "max_flops": ()}
         return value
 
     @property
+    def is_latency(self) -> bool:
+        """Whether the budget is one of latency, and not of FLOPs."""
+        if self.max_latency_ms is None:
+            return False
+        if not self.max_flops:
+            return True
+        is_one = isinstance(self.max_latency_ms, tuple) and len(self.max_latency_ms) == 1
+        return not is_one and isinstance(self.max_flops, tuple) and len(self.max_flops) == 1
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Figure -> most: what is limited beside the budget, in the units of the tables."""
+        limits: dict[str, float] = {}
+        if self.is_latency and isinstance(self.max_flops, tuple) and self.max_flops:
+            limits["flops"] = self.max_flops[0]
+        if not self.is_latency and isinstance(self.max_latency_ms, tuple):
+            limits[LATENCY_FIGURE] = self.max_latency_ms[0] * 1e6
+        for figure in ("params", "worst_frame_flops", "state_bytes"):
+            most = getattr(self, f"max_{figure}")
+            if most is not None:
+                limits[figure] = most
+        return limits
+
+    @property
     def knob(self) -> str:
         """The knob that the study proposes."""
-        return "max_flops" if self.max_latency_ms is None else "max_latency_ms"
+        return "max_latency_ms" if self.is_latency else "max_flops"
 
     @property
     def cost_field(self) -> str:
         """The field of a record's `Cost` that the budget limits, and that trials are ranked by."""
-        return "flops" if self.max_latency_ms is None else "predicted_latency_ms"
+        return "predicted_latency_ms" if self.is_latency else "flops"
 
     @property
     def options(self) -> BudgetRange | tuple[float, ...]:
         """Budgets to choose from, or the range."""
-        return self.max_flops if self.max_latency_ms is None else self.max_latency_ms
+        if not self.is_latency:
+            return self.max_flops
+        assert self.max_latency_ms is not None, "it is the budget"
+        return self.max_latency_ms
 
     @property
     def lowest(self) -> float:
@@ -121,11 +172,11 @@ class BudgetConfig(Section):
 
     def cost(self, value: float) -> int:
         """A value of the knob in the units of its cost table: FLOPs, or nanoseconds."""
-        return int(value) if self.max_latency_ms is None else int(value * 1e6)
+        return int(value * 1e6) if self.is_latency else int(value)
 
     def text(self, cost: float) -> str:
         """A cost for people."""
-        return f"{cost:,.0f} FLOPs" if self.max_latency_ms is None else f"{cost / 1e6:.3g} ms"
+        return f"{cost / 1e6:.3g} ms" if self.is_latency else f"{cost:,.0f} FLOPs"
 
 
 _GIVEN = ("num_classes",)  # by the task

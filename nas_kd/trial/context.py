@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
+from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import Limit
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
 from nas_kd.teachers.cache import TeacherCache, open_caches
@@ -52,10 +54,28 @@ class CampaignContext:
 
     def table(self, knobs: Mapping[str, Choice]) -> CostTable:
         """What the budget counts: the space's FLOPs, or the latencies that were measured for these knobs."""
-        if self.config.budget.max_latency_ms is None:
+        if not self.config.budget.is_latency:
             with torch.random.fork_rng(devices=[]):  # counting builds modules, or not where costs are known already
                 return self.space.cost_table(knobs)
         return self.latencies[latency_name(self.space, knobs)]
+
+    def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:
+        """What is limited beside the budget and is no figure of the space: the measured latencies, where they are."""
+        if LATENCY_FIGURE not in self.config.budget.limits:
+            return {}
+        return {LATENCY_FIGURE: (self.latencies[latency_name(self.space, knobs)],)}
+
+    def limits(self, knobs: Mapping[str, Choice]) -> tuple[Limit, ...]:
+        """The limits of the campaign file beside the budget.
+
+        Raises:
+            ValueError: the space has no table of a figure.
+        """
+        measured, limits = self.figures(knobs), []
+        for figure, most in self.config.budget.limits.items():
+            tables = measured[figure] if figure in measured else self.space.figure_tables(figure, knobs)
+            limits.append(Limit(figure, tables, most))
+        return tuple(limits)
 
     def loader(
         self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool, views: Views | None = None

@@ -67,6 +67,7 @@ class SearchTrial(Trial):
             estimator=config.gates.estimator,
             seed=seed,
             table=self.campaign.table(self.knobs),
+            figures=self.campaign.figures(self.knobs),
         )
         supernet.to(self.campaign.device)
         if not self.is_open:
@@ -93,7 +94,8 @@ class SearchTrial(Trial):
         return supernet
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
-        arch = supernet.arch(self.budget)
+        limits = self.config.budget.limits
+        arch = supernet.arch(self.budget, limits=limits)
         fallback = self.campaign.input_type.fallback_knob
         if fallback is not None:
             taken = self.knobs[fallback]
@@ -107,9 +109,13 @@ class SearchTrial(Trial):
         if not self.is_open:
             pass  # there was no choice to remark upon
         elif cost < BUDGET_SHARE * self.budget:
+            most = most_expensive_within(table, self.budget)
+            reason = f"of the space, the dearest one within it costs {text(most)}"
+            if limits and most >= BUDGET_SHARE * self.budget:
+                reason = f"the limits of {', '.join(limits)} rule out those that cost more"
             self.warnings.append(
-                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: of "
-                f"the space, the dearest one within it costs {text(most_expensive_within(table, self.budget))}"
+                f"the student costs {text(cost)}, {cost / self.budget:.0%} of its budget of {text(self.budget)}: "
+                f"{reason}"
             )
         elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
@@ -16,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.files import atomic_file
-from nas_kd.search_spaces import ArchSpec, SearchSpace
+from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.fit import Log, OnProgress, no_log, no_progress
@@ -79,6 +80,7 @@ class SharedSearch:
                 estimator=config.search.gates.estimator,
                 seed=config.seed,
                 tables=[context.table(knobs) for knobs in settings],
+                figures=[context.figures(knobs) for knobs in settings],
             ).to(context.device)
             for settings in groups.values()
         ]
@@ -218,11 +220,12 @@ class SharedSearch:
     def derive(
         self, budget: float, number: int, progress: Callable[[float], None] = lambda share: None
     ) -> tuple[ArchSpec, float]:
-        """The best of the most probable architectures at a budget, by the metric of inherited weights.
+        """The best of the most probable architectures at a budget, by the metric of inherited weights; of equally good
+        ones the most probable.
 
         Args:
             budget: in the units of the cost table.
-            number: candidates to compare; they are shared out over the combinations of knobs by their probability.
+            number: candidates to compare.
             progress: told the share that is done.
 
         Returns:
@@ -244,22 +247,31 @@ class SharedSearch:
         return entries
 
     def candidates(self, budget: float, number: int) -> list[ArchSpec]:
-        """The most probable architectures at a budget over all combinations of knobs; at most `number`, distinct.
+        """The `number` most probable architectures within a budget and the campaign's limits, best first.
 
-        The most probable combinations of knobs come first, each with its most probable architecture.
+        The probability is that of the combination of knobs times that of the gates' choices at these knobs.
+
+        Raises:
+            InfeasibleBudgetError: no combination of knobs has an architecture within them.
         """
+        limits, found = self.context.config.budget.limits, list[tuple[float, ArchSpec]]()
+        reason = InfeasibleBudgetError(f"no combination of knobs has an architecture of at most {budget:,.0f}")
         probabilities = self.policy.probabilities(budget).tolist()
-        order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
-        found: dict[str, ArchSpec] = {}
-        for index in order[:number]:
-            net, setting = self.policy.settings[index]
+        for (net, setting), probability in zip(self.policy.settings, probabilities, strict=True):
             supernet = self.supernets[net]
-            if not supernet.reachable(setting, budget):
+            if probability == 0 or not supernet.reachable(setting, budget):
                 continue
             supernet.condition(setting, budget)
-            arch = supernet.arch(budget)
-            found.setdefault(arch.arch_id, arch)
-        return list(found.values())
+            try:
+                archs = supernet.archs(number, budget, limits=limits)
+            except InfeasibleBudgetError as error:
+                reason = error
+                continue
+            found += [(math.log(probability) + supernet.log_probability(arch), arch) for arch in archs]
+        if not found:
+            raise reason
+        found.sort(key=lambda pair: -pair[0])
+        return [arch for _, arch in found[:number]]
 
     # Files
 

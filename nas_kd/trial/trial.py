@@ -157,13 +157,13 @@ class Trial(ABC):
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
         fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
-        if self.config.budget.max_latency_ms is not None:
+        if self.config.budget.is_latency:
             fields = {**fields, **self._counted(arch)}
         return Cost.model_validate(fields)
 
     def _counted(self, arch: ArchSpec) -> dict[str, float]:
         """The cost that the budget limits, by its name in `Cost`."""
-        if self.config.budget.max_latency_ms is None:
+        if not self.config.budget.is_latency:
             return {"flops": float(self.campaign.space.cost(arch))}
         nanoseconds = self.campaign.table(self.knobs).cost(arch.choices)
         return {self.config.budget.cost_field: nanoseconds / 1e6}

@@ -111,6 +111,11 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
             "objective.feature.pairs: module 'nope' of the teacher",
         ),
         ({"objective": {"feature": {"pairs": [["stages.0", "classifier"]]}}}, "'classifier' gives (1, 4)"),
+        (
+            {"budget": {"max_params": 10}},
+            "no architecture with cost of at most 150,000 has params of at most 10; the least is 264",
+        ),
+        ({"budget": {"max_state_bytes": "1k"}}, "budget: space 'clip_cell' has no table of state_bytes"),
         ({"budget": {"max_flops": "1k"}}, "the lowest budget is 1,000 FLOPs, but the cheapest student at resolution"),
         (
             {"data": {"motions": ["left", "right"]}, "retrain": {"augment": "flip"}},

@@ -18,6 +18,7 @@ from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty
 from nas_kd.training.shared_search import KnobPolicy
+from nas_kd.trial import SharedSearch, build_context
 
 KNOTS = [2_100.0, 8_400.0]
 
@@ -72,10 +73,13 @@ def shared_config(tiny: Callable[..., CampaignConfig], **changes: Any) -> Campai
 
 
 def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    config = shared_config(tiny)
+    config = shared_config(tiny, budget={"max_params": 1_200}, sampler="random")
     with Campaign(config) as campaign:
         campaign.prepare()
         result = campaign.run()
+    params = [record.cost.params for record in result.records if record.cost is not None]
+    assert len(params) == 3
+    assert max(params) <= 1_200  # of random architectures within the budget most have more
     assert [record.state for record in result.records] == ["complete"] * 3
     left = json.loads((config.run_dir / "search" / "search.json").read_text())
     assert [entry["budget"] for entry in left["budgets"]] == [150_000, 250_000]
@@ -93,6 +97,33 @@ def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tm
     folder, exported = export(config.run_dir, trial=last.number, formats=["safetensors"])
     assert exported.flops == last.cost.flops
     assert (folder / "student.safetensors").is_file()
+
+
+def test_of_the_most_probable_architectures_of_all_knobs_the_best_one_is_derived(
+    tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = SharedSearch(build_context(shared_config(tiny, budget={"max_params": 2_200}), "cpu"))
+    generator = torch.Generator().manual_seed(0)
+    (supernet,) = search.supernets
+    with torch.no_grad():
+        for p in supernet.gate_parameters():
+            p.normal_(generator=generator)
+    of_knobs: list[list[tuple[float, str]]] = []
+    for setting in range(2):
+        supernet.condition(setting, 150_000)
+        archs = supernet.archs(12, 150_000, limits={"params": 2_200})
+        of_knobs.append([(supernet.log_probability(arch), arch.arch_id) for arch in archs])
+    shares = torch.tensor([-of_knobs[setting][0][0] for setting in range(2)]).softmax(0)
+    monkeypatch.setattr(search.policy, "probabilities", lambda budget: shares)  # the best of both are as probable
+    expected = [(math.log(float(p)) + s, name) for p, found in zip(shares, of_knobs, strict=True) for s, name in found]
+    found = search.candidates(150_000, 12)
+    assert {arch.arch_id for arch in found} == {name for _, name in sorted(expected, reverse=True)[:12]}
+    assert len({arch.choices["resolution"] for arch in found}) == 2
+    space = search.context.space
+    assert all(space.cost(arch) <= 150_000 and space.figure("params", arch) <= 2_200 for arch in found)
+    scores = {arch.arch_id: [0.2, 0.5, 0.1, 0.5][i % 4] for i, arch in enumerate(found)}
+    monkeypatch.setattr(search, "inherited_score", lambda arch: scores[arch.arch_id])
+    assert search.derive(150_000, 12) == (found[1], 0.5)  # of equal ones the more probable
 
 
 def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:

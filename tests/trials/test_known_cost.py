@@ -137,6 +137,8 @@ def test_the_same_seed_and_trials_give_the_same_proposals() -> None:
 def test_costs_outside_of_the_range_are_never_proposed() -> None:
     known = KnownCosts(cost, min_cost=40.0, max_cost=60.0)
     assert all(40.0 <= cost(knobs) <= 60.0 for knobs in search(16, known))
+    limited = KnownCosts(cost, max_cost=60.0, within_limits=lambda knobs: cost(knobs) <= 50.0)
+    assert all(cost(knobs) <= 50.0 for knobs in search(8, limited))
     nothing = KnownCosts(cost, max_cost=5.0)
     with pytest.raises(ValueError, match="a trial must cost between -inf and 5, but none of 2000 random ones does"):
         search(1, nothing)
