@@ -66,6 +66,10 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
         is_knee = record is front.knee
         is_named = is_knee or len(students) <= _MAX_NAMED
         color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]
+        if is_knee:
+            color = KNEE_COLOR
+        elif not is_named:
+            color = OTHER_COLOR
         flops = si(record.cost.flops if record.cost else None)
         lines.append(
             _Line(
@@ -75,7 +79,7 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
                 name=f"{'knee: ' if is_knee else ''}trial {record.number}, {flops} FLOPs",
                 is_knee=is_knee,
                 is_named=is_named,
-                color=KNEE_COLOR if is_knee else color if is_named else OTHER_COLOR,
+                color=color,
                 markers=("D", "diamond") if is_knee else marker,
                 width=2.4 if is_knee else 1.5,
             )

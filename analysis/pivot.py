@@ -275,14 +275,16 @@ def _cell(
     pairing: Pairing | None = None
     if baseline and partner != key and partner in grouped:
         others = grouped[partner]
-        own_seeds, their_seeds = (_by_seed(records, baseline, measured) for records in (group, others))
-        shared = [seed for seed in own_seeds if seed in their_seeds]
-        theirs = [value for record in others for value in measured[record.number]]
-        if len(shared) > 1 or (len(shared) == 1 and len(values) == len(theirs) == 1):
-            own, other = ([_mean(seeds[seed]) for seed in shared] for seeds in (own_seeds, their_seeds))
-            difference, pairing = paired_difference(own, other), "paired"
+        seeds = _by_seed(group, baseline, measured)
+        other_seeds = _by_seed(others, baseline, measured)
+        shared = [seed for seed in seeds if seed in other_seeds]
+        other_values = [value for record in others for value in measured[record.number]]
+        if len(shared) > 1 or (len(shared) == 1 and len(values) == len(other_values) == 1):
+            means = [_mean(seeds[seed]) for seed in shared]
+            other_means = [_mean(other_seeds[seed]) for seed in shared]
+            difference, pairing = paired_difference(means, other_means), "paired"
         else:
-            difference, pairing = welch_difference(values, theirs), "unpaired"
+            difference, pairing = welch_difference(values, other_values), "unpaired"
     return PivotCell(
         row=key[0],
         column=key[1],

@@ -153,7 +153,11 @@ def _estimate(estimate: Estimate, percent: bool, *, sign: str) -> str:
     scale = 100 if percent else 1
     low, high = estimate.interval or (0.0, 0.0)
     half = (high - low) / 2 * scale
-    decimals = 2 if percent else 1 - math.floor(math.log10(half)) if half > 0 else -1
+    decimals = -1
+    if percent:
+        decimals = 2
+    elif half > 0:
+        decimals = 1 - math.floor(math.log10(half))
     style = f".{decimals}f" if 0 <= decimals <= MOST_DECIMALS else ".4g"
     text = f"{estimate.mean * scale:{sign}{style}}"
     if estimate.interval is not None:

@@ -128,14 +128,14 @@ def main() -> None:
         figures[name] = {split: [run[split] for run in runs] for split in ("val", "test")}
     console.print(table)
     gains: dict[str, dict[str, float | None]] = {}
-    for ours, theirs in (("delta, first third", "feature"), ("delta, all along", "feature"),
+    for name, baseline in (("delta, first third", "feature"), ("delta, all along", "feature"),
                          ("searched", "delta, all along")):  # fmt: skip
-        if ours in results and theirs in results:
+        if name in results and baseline in results:
             for split in ("val", "test"):
-                gain = paired_difference(*([run[split][last] for run in results[name]] for name in (ours, theirs)))
-                gains[f"{ours} − {theirs}, {split} {last}"] = {"mean": gain.mean, "low": gain.low, "high": gain.high}
+                gain = paired_difference(*([run[split][last] for run in results[arm]] for arm in (name, baseline)))
+                gains[f"{name} − {baseline}, {split} {last}"] = {"mean": gain.mean, "low": gain.low, "high": gain.high}
                 span = "" if gain.low is None else f" ({gain.low:+.4f} … {gain.high:+.4f})"
-                console.print(f"{ours} − {theirs}, {split} {last}: {gain.mean:+.4f}{span}")
+                console.print(f"{name} − {baseline}, {split} {last}: {gain.mean:+.4f}{span}")
     print(json.dumps({"device": options.device, "flops": flops, "teacher": known, "runs": figures, "gains": gains}))
 
 

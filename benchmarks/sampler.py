@@ -48,8 +48,8 @@ class Table:
     Attributes:
         choices: name -> values.
         metric: of each net, in the order of `itertools.product` of the choices.
-        cost: likewise.
-        twin: likewise, the position of the net that it is equal to; mostly its own.
+        cost: of each net, in the same order.
+        twin: of each net, the position of the net that it is equal to; mostly its own.
         costs_known: whether the sampler is told them.
     """
 

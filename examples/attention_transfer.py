@@ -33,7 +33,7 @@ class AttentionTransferTerm(DistillationTerm):
         return F.normalize(energy.flatten(2).mean(1) if energy.ndim == 4 else energy.mean(2).flatten(1), dim=-1)
 
     def forward(self, student, teacher, batch):
-        ((ours, theirs),) = self.pairs
-        size = student.features[ours].shape[-2:]
-        gap = self.attention(student.features[ours], size) - self.attention(teacher.features[theirs], size)
+        ((student_module, teacher_module),) = self.pairs
+        student_map, teacher_map = student.features[student_module], teacher.features[teacher_module]
+        gap = self.attention(student_map, student_map.shape[-2:]) - self.attention(teacher_map, student_map.shape[-2:])
         return {self.name: gap.square().sum(-1).mean()}

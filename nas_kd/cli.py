@@ -142,7 +142,9 @@ def table(
     rows: Annotated[
         list[str] | None, typer.Option(help="Knobs of the rows; repeatable or comma-separated. Default: what varies.")
     ] = None,
-    columns: Annotated[list[str] | None, typer.Option(help="Knobs of the columns, likewise.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Knobs of the columns; repeatable or comma-separated.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Metric of the task; the primary one by default.")] = None,
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     against: Annotated[

@@ -165,7 +165,7 @@ def check_objective_term(
         config: of the term, of a class that can be imported; its weight must be above 0.
         task: that it is used with.
         student: a net that it fits.
-        teacher: likewise.
+        teacher: a net that it fits, frozen by this function.
         inputs: of the student, of at least 2 items.
         batch: with the keys of the task.
         teacher_inputs: of the teacher; `inputs` where it is not given.
@@ -194,12 +194,12 @@ def check_objective_term(
 
     loss: DistillationLoss = _run(name, built)
     with Taps(student, loss.student_taps) as of_student, Taps(teacher, loss.teacher_taps) as of_teacher:
-        ours = of_student(inputs)
-        theirs: ModelOutput | None = None
+        student_output = of_student(inputs)
+        teacher_output: ModelOutput | None = None
         if loss.uses_teacher:
             with torch.no_grad():
-                theirs = of_teacher(shown)
-    values = _run(f"{name}: forward", loss, ours, theirs, batch)
+                teacher_output = of_teacher(shown)
+    values = _run(f"{name}: forward", loss, student_output, teacher_output, batch)
     (part,) = loss.parts.values()
     assert isinstance(part, DistillationTerm)
     assert values.keys() == part.weights.keys(), (
@@ -209,7 +209,7 @@ def check_objective_term(
         assert isinstance(value, Tensor), f"{name}: {key!r} must be a tensor, but is {_described(value)}"
         assert value.ndim == 0, f"{name}: {key!r} must be a scalar, but has the shape {tuple(value.shape)}"
         assert math.isfinite(float(value.detach())), f"{name}: {key!r} must be finite, but is {float(value.detach())}"
-    again = loss(ours, theirs, batch)
+    again = loss(student_output, teacher_output, batch)
     for key, value in values.items():
         assert torch.equal(value, again[key]), f"{name}: {key!r} must be the same for the same inputs, but is not"
     student.zero_grad()
@@ -219,7 +219,7 @@ def check_objective_term(
     assert all(p.grad is None for p in teacher.parameters()), f"{name}: the teacher must get no gradient, but has one"
     restored = built()
     restored.load_state_dict(loss.state_dict())
-    for key, value in restored(ours, theirs, batch).items():
+    for key, value in restored(student_output, teacher_output, batch).items():
         assert torch.equal(value, values[key]), (
             f"{name}: {key!r} must be the same after its state was loaded, but is not"
         )
@@ -314,7 +314,7 @@ def check_teacher(model: nn.Module, inputs: Tensor, num_outputs: int) -> None:
     Args:
         model: the teacher.
         inputs: of at least 2 items: clips (N, 3, T, H, W), frames (N, 3, H, W) or frame features (N, T, D).
-        num_outputs: channels that the task wants.
+        num_outputs: channels that the task needs.
 
     Raises:
         AssertionError: what is broken.
@@ -353,7 +353,7 @@ def check_source(config: SourceConfig, *, num_items: int = 4) -> None:
 
     Raises:
         AssertionError: what is broken.
-        DataError: likewise, from the source itself or from a sample.
+        DataError: the source itself or a sample breaks the contract of samples.
     """
     assert isinstance(config, SourceConfig), (
         f'give check_source the config, such as OwnConfig(function="my_data:load"), but it got {_described(config)}'

@@ -39,7 +39,7 @@ def is_affected(weight: Tensor, stride: Sequence[int], padding: Sequence[int], g
         weight: (C_out, C_in, ...), or (C_in, C_out, ...) of a transposed one; kernel sizes last. The second number is
             that of the channels of the larger map, which is the one that is read in steps.
         stride: along each spatial dimension.
-        padding: likewise.
+        padding: along each spatial dimension.
         groups: of channels.
     """
     shape = weight.shape

@@ -39,7 +39,7 @@ class _Run:
         at: variable -> choice, of what was fixed around it.
         axes: variables that it reads itself.
         flops: (num_choices of each axis ...).
-        params: number of parameters, likewise.
+        params: number of parameters, of the same shape.
     """
 
     at: Mapping[str, Choice]

@@ -139,12 +139,12 @@ class SearchSpace(ABC):
         """Raise `ValueError` with the reason where `arch` is not in this space."""
         if arch.space != self.name:
             raise ValueError(f"this space is {self.name!r}, but the architecture is of {arch.space!r}")
-        theirs, ours = arch.as_dict()["settings"], json.loads(canonical_json(dict(self.settings)))
-        if theirs != ours:
+        found, expected = arch.as_dict()["settings"], json.loads(canonical_json(dict(self.settings)))
+        if found != expected:
             apart = [
-                f"{key} is {_short(theirs, key)} there and {_short(ours, key)} here"
-                for key in sorted({*theirs, *ours})
-                if key not in theirs or key not in ours or theirs[key] != ours[key]
+                f"{key} is {_short(found, key)} there and {_short(expected, key)} here"
+                for key in sorted({*found, *expected})
+                if key not in found or key not in expected or found[key] != expected[key]
             ]
             raise ValueError(
                 f"architecture {arch.arch_id} was made with other settings of space {self.name!r}: "

@@ -23,7 +23,7 @@ class _Knob(BaseModel):
     """The value that trials from before this knob existed ran with. Without it the sampler cannot learn from them."""
 
     def distribution(self) -> BaseDistribution:
-        """The knob as Optuna's samplers know it."""
+        """The definition of the knob for Optuna's samplers."""
         raise NotImplementedError
 
     def contains(self, value: object) -> bool:
@@ -58,7 +58,7 @@ class ChoiceKnob(_Knob):
         return self
 
     def distribution(self) -> CategoricalDistribution:
-        """The knob as Optuna's samplers know it."""
+        """The definition of the knob for Optuna's samplers."""
         return CategoricalDistribution(list(self.values))
 
 
@@ -85,7 +85,7 @@ class IntKnob(_Knob):
         return self
 
     def distribution(self) -> IntDistribution:
-        """The knob as Optuna's samplers know it."""
+        """The definition of the knob for Optuna's samplers."""
         return IntDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def contains(self, value: object) -> bool:
@@ -108,7 +108,7 @@ class FloatKnob(_Knob):
         return self
 
     def distribution(self) -> FloatDistribution:
-        """The knob as Optuna's samplers know it."""
+        """The definition of the knob for Optuna's samplers."""
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def contains(self, value: object) -> bool:
@@ -149,7 +149,7 @@ def parse_knobs(data: Mapping[str, Any]) -> dict[str, ChoiceKnob | IntKnob | Flo
 
 
 def to_distributions(space: KnobSpace) -> dict[str, BaseDistribution]:
-    """The space as Optuna's samplers know it."""
+    """The definitions of all knobs for Optuna's samplers."""
     return {name: knob.distribution() for name, knob in space.items()}
 
 

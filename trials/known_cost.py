@@ -48,7 +48,7 @@ class _Candidate:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _History:
     """What the study holds, in the terms of a loss and a cost to be minimized."""
 
     complete: list[_Candidate]
@@ -101,11 +101,11 @@ class KnownCostSampler(BaseSampler):
         if not self._encoding.names:
             return {}
         fixed = dict(trial.system_attrs.get("fixed_params", {}))
-        told = self._told(study, trial.number)
-        pool = _Pool(self._encoding, self._known, fixed, told.counts, self._rng)
-        return self._propose(told, pool).knobs
+        history = self._history(study, trial.number)
+        pool = _Pool(self._encoding, self._known, fixed, history.counts, self._rng)
+        return self._propose(history, pool).knobs
 
-    def _told(self, study: optuna.Study, number: int) -> _Told:
+    def _history(self, study: optuna.Study, number: int) -> _History:
         names = self._encoding.names
         signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
         complete, running, unsuccessful = [], [], []
@@ -126,15 +126,15 @@ class KnownCostSampler(BaseSampler):
             else:
                 unsuccessful.append(candidate)
         losses, costs = np.array(values, dtype=np.float64).reshape(-1, 2).T
-        return _Told(complete, losses, costs, running, unsuccessful, counts)
+        return _History(complete, losses, costs, running, unsuccessful, counts)
 
-    def _propose(self, told: _Told, pool: _Pool) -> _Candidate:
+    def _propose(self, history: _History, pool: _Pool) -> _Candidate:
         if self._encoding.size() <= _MAX_LISTED:
             pool.list_all()
-        if len(told.complete) < _NUM_STARTUP:
+        if len(history.complete) < _NUM_STARTUP:
             pool.draw(_NUM_RANDOM)
-            return self._spread_out(told, pool) if pool.candidates else pool.repeat()
-        members = self._front(told)
+            return self._spread_out(history, pool) if pool.candidates else pool.repeat()
+        members = self._front(history)
         if self._rng.random() < _FRONT_SHARE:
             for num_mutated in (1, 1, 2, 3):
                 pool.mutate(members, num_mutated, 20)
@@ -146,16 +146,16 @@ class KnownCostSampler(BaseSampler):
         pool.cross(members, _NUM_CROSSED)
         if not pool.candidates:
             return pool.repeat()
-        return self._most_promising(told, pool)
+        return self._most_promising(history, pool)
 
-    def _front(self, told: _Told) -> list[_Candidate]:
-        values = np.column_stack([told.losses, told.costs]).tolist()
-        return [told.complete[i] for i in front(values, (False, False))]
+    def _front(self, history: _History) -> list[_Candidate]:
+        values = np.column_stack([history.losses, history.costs]).tolist()
+        return [history.complete[i] for i in front(values, (False, False))]
 
-    def _spread_out(self, told: _Told, pool: _Pool) -> _Candidate:
+    def _spread_out(self, history: _History, pool: _Pool) -> _Candidate:
         """The candidate furthest from all trials by knobs and cost; with a prior, of those on the prior's front."""
         candidates = pool.candidates
-        others = [*told.complete, *told.running, *told.unsuccessful]
+        others = [*history.complete, *history.running, *history.unsuccessful]
         if self._known is not None and self._known.prior is not None:
             values = [(candidate.prior, candidate.cost) for candidate in candidates]
             candidates = [candidates[i] for i in front(values, (True, False))]
@@ -185,8 +185,8 @@ class KnownCostSampler(BaseSampler):
         features = np.array(known, dtype=np.float64).reshape(len(candidates), -1)
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
-    def _most_promising(self, told: _Told, pool: _Pool) -> _Candidate:
-        model = _Model(self._points, told, self._known is not None, self._rng)
+    def _most_promising(self, history: _History, pool: _Pool) -> _Candidate:
+        model = _Model(self._points, history, self._known is not None, self._rng)
         gains = model.gains(pool.candidates)
         for _ in range(_NUM_ROUNDS):
             best = [pool.candidates[i] for i in np.argsort(-gains)[:_NUM_BEST]]
@@ -201,23 +201,23 @@ class KnownCostSampler(BaseSampler):
 class _Model:
     """What the trials so far say of candidates."""
 
-    def __init__(self, to_points: Any, told: _Told, costs_known: bool, rng: np.random.Generator) -> None:
+    def __init__(self, to_points: Any, history: _History, costs_known: bool, rng: np.random.Generator) -> None:
         self._to_points = to_points
         self._costs_known = costs_known
-        failed = far_worse(told.losses)
-        trained = [candidate for candidate, bad in zip(told.complete, failed, strict=True) if not bad]
-        unsuccessful = [candidate for candidate, bad in zip(told.complete, failed, strict=True) if bad]
-        unsuccessful += told.unsuccessful
-        losses, costs = told.losses[~failed], told.costs[~failed]
+        failed = far_worse(history.losses)
+        trained = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if not bad]
+        unsuccessful = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if bad]
+        unsuccessful += history.unsuccessful
+        losses, costs = history.losses[~failed], history.costs[~failed]
         worst = float(losses.max())
         points = to_points(trained)
         self._loss = Surrogate(points, losses, rng)
         self._cost = None if costs_known else Surrogate(points, costs, rng)
-        if told.running:
-            running = to_points(told.running)
+        if history.running:
+            running = to_points(history.running)
             losses = np.concatenate([losses, self._loss.believe(running)])
             believed = (
-                np.array([candidate.cost for candidate in told.running])
+                np.array([candidate.cost for candidate in history.running])
                 if self._cost is None
                 else self._cost.believe(running)
             )

@@ -32,7 +32,7 @@ _RAY_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # hides GPUs from trials that ask for none, and warns otherwise
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside our records
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner handles Ctrl-C
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # our searcher says how many; by itself Tune starts one process at a time
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's snapshots are not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

@@ -114,8 +114,8 @@ class Campaign:
         """Check the config against the data, then train or load the teacher.
 
         Args:
-            progress: told how far it is.
-            note: told, in a sentence, of what was decided on the way.
+            progress: called with the share that is done and a text.
+            note: called with a sentence on each decision.
 
         Raises:
             ConfigError, ValueError: the config cannot work; nothing was trained.
@@ -218,7 +218,7 @@ class Campaign:
         """Run the trials that the ledger lacks.
 
         Args:
-            on_event: told of everything that happens to trials.
+            on_event: called with every event of a trial.
         """
         if self.ledger is None:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")

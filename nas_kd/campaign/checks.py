@@ -339,8 +339,10 @@ def _check_batches(context: CampaignContext, nets: TrialNets, proposed: Sequence
             ("retrain", config.retrain, len(splits.retrain), nets.students, of_student),
         ]
         if config.teacher.weights is None:
-            theirs = context.teacher_example()
-            trained.append(("teacher.fit", config.teacher.fit, len(splits.retrain), [context.teacher_model], theirs))
+            of_teacher = context.teacher_example()
+            trained.append(
+                ("teacher.fit", config.teacher.fit, len(splits.retrain), [context.teacher_model], of_teacher)
+            )
         for path, fit, num_items, over, example in trained:
             if min(fit.batch_size, num_items) == 1 and not all(supports_batch_size_1(net, example) for net in over):
                 way_out = "raise it to 2 or more" if num_items > 1 else "give more data"

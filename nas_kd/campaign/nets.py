@@ -57,8 +57,8 @@ def build_objective(
         ValueError: it does not fit the task, the space or the teacher.
     """
     teacher = context.teacher_model if config.distils else None
-    varying, theirs = net is nets.supernet, context.teacher_example()
-    return DistillationLoss(config, context.task, net, teacher, nets.example, theirs, varying_width=varying)
+    varying, teacher_example = net is nets.supernet, context.teacher_example()
+    return DistillationLoss(config, context.task, net, teacher, nets.example, teacher_example, varying_width=varying)
 
 
 def num_steps(context: CampaignContext, config: FitConfig) -> int:

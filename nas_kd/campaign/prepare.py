@@ -37,8 +37,8 @@ def prepare_teacher(
     Args:
         context: data and an untrained teacher.
         run_dir: the run's folder.
-        progress: told how far it is.
-        note: told, in a sentence, what becomes of outputs that were kept before or cannot be kept.
+        progress: called with the share that is done and a text.
+        note: called with a sentence on cached outputs that are computed again or cannot be kept.
 
     Returns:
         Its metrics by split, FLOPs where they are known, and parameters, as in `teacher.json`.
@@ -154,7 +154,7 @@ def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progr
         context: gets the tables.
         run_dir: keeps them.
         threads: as many as a trial has.
-        progress: told how far it is.
+        progress: called with the share that is done and a text.
     """
     tables, before = all_knobs(context.space), torch.get_num_threads()
     torch.set_num_threads(threads)

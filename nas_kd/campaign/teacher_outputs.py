@@ -46,8 +46,8 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
     Args:
         context: with the frozen teacher.
         folder: of all caches of the run; each has a folder of its own in it.
-        progress: told how far it is.
-        note: told of what was computed again or is not kept, and why.
+        progress: called with the share that is done and a text.
+        note: called with a sentence on what was computed again or is not kept, and why.
     """
     config, key = context.config.teacher.cache, context.input_type.key
     dataset = context.splits.retrain.base

@@ -73,7 +73,7 @@ class BudgetConfig(Section):
     Attributes:
         max_flops: FLOPs a clip, or amortised a frame for students with key frames: one number, several to choose from
             (each is tried once before the sampler decides), or a range `{low: …, high: …}`.
-        max_latency_ms: likewise the amortised latency of a frame, predicted by a table that is measured on the
+        max_latency_ms: amortised latency of a frame, in the same three forms, predicted by a table measured on the
             machine and with the threads of the campaign; for space `delta_blocks`.
         max_params: a limit of the parameters of a student.
         max_worst_frame_flops: a limit of the FLOPs of the most expensive frame of a student with key frames.
@@ -223,7 +223,7 @@ class SpaceConfig(BaseModel):
         """The space for what the data are, where it needs no teacher.
 
         Args:
-            num_outputs: channels that the task wants.
+            num_outputs: channels that the task needs.
             given_by_data: what the data decide, as `nas_kd.inputs.space_settings` gives it.
 
         Raises:

@@ -86,7 +86,7 @@ def _find(function: str) -> Callable[..., object]:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         # Stays there: a function may import its neighbours only when it is called, and workers of a loader later still.
-        # Last in the path: a folder `analysis` or `trials` of the user's must not hide ours from here on.
+        # Last in the path: a folder `analysis` or `trials` of the user's must not hide the package's own.
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
@@ -195,7 +195,7 @@ def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
 def _first(dataset: ClipDataset, name: str) -> Sample:
     try:
         return dataset[0]
-    except Exception as error:  # whatever a user's code raises, told apart from our own failures
+    except Exception as error:  # whatever a user's code raises, kept apart from failures of the package
         raise DataError(f"{name}[0] could not be read: {type(error).__name__}: {error}") from error
 
 

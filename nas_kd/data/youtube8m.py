@@ -340,14 +340,14 @@ def _unfit_frames(shapes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int
     for name, size in sizes.items():
         length, width = shapes.get(name, (0, 0))
         if not length:
-            told = ", ".join(held) or "none at all"
-            return f"it has no frames of {name!r}, but data.use asks for them (it holds {told})"
+            present = ", ".join(held) or "none at all"
+            return f"it has no frames of {name!r}, but data.use asks for them (it holds {present})"
         if width != size:
             return f"its frames of {name!r} have {width} features, but those of most records have {size}"
     lengths = {name: shapes[name][0] for name in sizes}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
-        return f"its lists must have equally many frames, but it has {told}"
+        counts = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
+        return f"its lists must have equally many frames, but it has {counts}"
     return ""
 
 

@@ -36,7 +36,7 @@ class BundleInfo(BaseModel):
         input_shape: of one clip, (3, T, H, W), after normalisation; of a student that runs frame by frame, T is its
             key-frame interval. Of frame features (T, D), which are read as they are.
         mean: of R, G, B in shares of full brightness; the input is (clip / 255 − mean) / std. None for frame features.
-        std: likewise.
+        std: standard deviation of R, G, B in shares of full brightness, as for `mean`.
         source_frames: frames of a clip as the teacher sees it, from which the student's are taken, uniformly unless
             the architecture names another selector.
         source_size: (H, W) of such a clip; the student's input is its bilinear resampling. (0, 0) for features.
@@ -142,8 +142,10 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
         student = space.student(arch)
     try:
         with safe_open(folder / WEIGHTS_NAME, "pt") as file:
-            if (theirs := (file.metadata() or {}).get("arch_id")) != arch.arch_id:
-                raise ValueError(f"they were trained for architecture {theirs}")
+            metadata = file.metadata() or {}
+        trained_arch = metadata.get("arch_id")
+        if trained_arch != arch.arch_id:
+            raise ValueError(f"they were trained for architecture {trained_arch}")
         student.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

@@ -143,11 +143,11 @@ class Exported:
         )
 
     def key_shapes(self) -> tuple[Any, ...]:
-        """What is open in the inputs of the key graph."""
+        """Dynamic dimensions of the inputs of the key graph."""
         return ({0: batch_dim()},)
 
     def delta_shapes(self) -> tuple[Any, ...]:
-        """Likewise of the delta graph; a layer that sees windows has several rows a stream."""
+        """Dynamic dimensions of the inputs of the delta graph; layers on windows have several rows a stream."""
         batch = batch_dim()
         return {0: batch}, tuple({0: batch if t.rows == 1 else t.rows * batch} for t in self.state)
 
@@ -216,13 +216,13 @@ def _compare(key: Graph, delta: Graph, clip: Tensor, expected: Tensor) -> tuple[
     others = [delta(clip[:, :, t], *state)[0] for t in range(1, clip.shape[2])]
     return (
         _apart(output, expected[:, 0]),
-        max((_apart(ours, expected[:, t]) for t, ours in enumerate(others, 1)), default=0.0),
+        max((_apart(output, expected[:, t]) for t, output in enumerate(others, 1)), default=0.0),
     )
 
 
-def _apart(ours: Tensor, expected: Tensor) -> float:
-    assert ours.shape == expected.shape, "graphs have the student's outputs"
-    return float((ours - expected).abs().max())
+def _apart(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape, "graphs have the student's outputs"
+    return float((found - expected).abs().max())
 
 
 def _refuse_flops(paths: Sequence[Path], found: int, expected: int) -> None:

@@ -157,7 +157,7 @@ def need_onnx() -> Any:
 
 @contextmanager
 def third_party_warnings() -> Iterator[None]:
-    """The exporters warn of their own deprecations and optional parts, on which no user of ours can act."""
+    """The exporters warn of their own deprecations and optional parts, on which no user of this package can act."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -74,8 +74,9 @@ class StreamState:
             ValueError: there is no such stream.
         """
         chosen = set(range(self.num_streams) if streams is None else streams)
-        if wrong := sorted(i for i in chosen if not 0 <= i < self.num_streams):
-            raise ValueError(f"streams count from 0 to {self.num_streams - 1}, but got {wrong}")
+        wrong = sorted(i for i in chosen if not 0 <= i < self.num_streams)
+        if wrong:
+            raise ValueError(f"streams are numbered from 0 to {self.num_streams - 1}, but got {wrong}")
         self.due = tuple(0 if i in chosen else due for i, due in enumerate(self.due))
 
     def to(self, device: torch.device | str) -> StreamState:
@@ -230,12 +231,14 @@ class StreamingStudent:
         """Both passes, each on its own rows."""
         keys = [i for i, key in enumerate(is_key) if key]
         others = [i for i, key in enumerate(is_key) if not key]
-        place = {stream: (part, i) for part, rows in enumerate((keys, others)) for i, stream in enumerate(rows)}
-        sizes = len(keys), len(others)
 
-        def merge(*parts: Tensor) -> Tensor:
-            rows = [_row(parts[part], i, sizes[part]) for part, i in (place[stream] for stream in range(len(is_key)))]
-            return torch.cat(rows)
+        def merge(of_keys: Tensor, of_others: Tensor) -> Tensor:
+            rows: dict[int, Tensor] = {}
+            for i, stream in enumerate(keys):
+                rows[stream] = _row(of_keys, i, len(keys))
+            for i, stream in enumerate(others):
+                rows[stream] = _row(of_others, i, len(others))
+            return torch.cat([rows[stream] for stream in range(len(is_key))])
 
         take = _once(lambda tensor: torch.cat([_row(tensor, i, len(is_key)) for i in others]))
         before: State = {name: tuple(map(take, parts)) for name, parts in state.tensors.items()}

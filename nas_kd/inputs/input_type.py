@@ -59,7 +59,7 @@ class InputType(ABC):
     Args:
         info: what is known of the data.
         mean: of R, G, B, in shares of full brightness.
-        std: likewise.
+        std: standard deviation of R, G, B, in the same unit.
 
     Attributes:
         reads: what teachers and students read, as in `teachers.TEACHERS` and `nas_kd.search_spaces.SPACES`.
@@ -201,7 +201,7 @@ class InputType(ABC):
             fit: of the search.
             config: of this phase.
             seed: of the search.
-            progress: told after every step.
+            progress: called after every step.
         """
 
     def start_share(self, config: LocalConfig) -> float:

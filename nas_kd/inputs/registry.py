@@ -28,7 +28,7 @@ def choose_input_type(info: DataInfo, task: type[Task], space: SearchSpace, mean
         task: of the campaign.
         space: of the campaign.
         mean: of R, G, B, in shares of full brightness.
-        std: likewise.
+        std: standard deviation of R, G, B, in the same unit.
     """
     return next(kind for kind in INPUT_TYPES if kind.matches(info, task, space))(info, mean, std)
 
@@ -75,7 +75,7 @@ def check_space_name(space: str, task: str) -> None:
 
     Args:
         space: as in the campaign file.
-        task: likewise.
+        task: as in the campaign file.
 
     Raises:
         ValueError: both names, and the way out.
@@ -94,7 +94,7 @@ def check_space_name(space: str, task: str) -> None:
 def check_kind(
     key: str, name: str, kinds: Mapping[str, tuple[str, str]], task: Task, task_name: str, source: str
 ) -> None:
-    """Raise where a teacher or a space of the package does not read what the data are or give what the task wants.
+    """Raise where a teacher or a space of the package does not read what the data are or return what the task needs.
 
     Args:
         key: of the campaign file that names it.

@@ -57,7 +57,7 @@ def cross_resolution_logits(
             `apply_classifier`.
         teacher_map: the same with the teacher's channels, pixels and frames.
         student_classifier: (..., C_s) -> (..., num_classes), such as an `nn.Linear` or a LayerNorm before one.
-        teacher_classifier: likewise, for the teacher's channels.
+        teacher_classifier: (..., C_t) -> (..., num_classes).
         kd_temperature: T.
 
     Raises:
@@ -65,16 +65,17 @@ def cross_resolution_logits(
             different numbers of classes.
     """
     teacher_map, student_map = matched_frames(teacher_map, student_map)
-    ours = apply_classifier(student_classifier, resample(student_map, teacher_map.shape[-2:]))
+    student_logits = apply_classifier(student_classifier, resample(student_map, teacher_map.shape[-2:]))
     with torch.no_grad():
-        theirs = apply_classifier(teacher_classifier, teacher_map)
-    if ours.shape[-1] != theirs.shape[-1]:
+        teacher_logits = apply_classifier(teacher_classifier, teacher_map)
+    if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise ValueError(
-            f"both classifiers must have the same number of classes, but the student's logits are {tuple(ours.shape)} "
-            f"and the teacher's {tuple(theirs.shape)}; name the last layer of each net"
+            f"both classifiers must have the same number of classes, but the student's logits are "
+            f"{tuple(student_logits.shape)} and the teacher's {tuple(teacher_logits.shape)}; name the last layer of "
+            "each net"
         )
-    log_p = F.log_softmax(ours / kd_temperature, dim=-1)
-    log_q = F.log_softmax(theirs / kd_temperature, dim=-1)
+    log_p = F.log_softmax(student_logits / kd_temperature, dim=-1)
+    log_q = F.log_softmax(teacher_logits / kd_temperature, dim=-1)
     # A sum over all elements: torch is about to change what its own "mean" divides by.
     summed = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
     return summed / log_p.numel() * kd_temperature**2
@@ -157,14 +158,14 @@ class CrossResolutionConfig(TermConfig):
     """Distillation of one feature map at the teacher's resolution; the paper's weight is 100, of its `logits` form 200.
 
     Attributes:
-        form: `maps` compares the maps themselves (CNNs), `logits` what both classifiers say at every position
+        form: `maps` compares the maps themselves (CNNs), `logits` the outputs of both classifiers at every position
             (transformers).
         kd_temperature: of the `logits` form.
-        student: name of the module that gives the map; the last map by default.
-        teacher: likewise.
+        student: name of the student's module that returns the map; the last map by default.
+        teacher: name of the teacher's module that returns the map; the last map by default.
         student_classifier: name of the linear layer that reads the map, for the `logits` form; the last one with as
             many outputs as the task has classes by default.
-        teacher_classifier: likewise.
+        teacher_classifier: name of the linear layer that reads the teacher's map, with the same default.
         teacher_norm: `running` keeps the teacher's BatchNorm as in evaluation; `batch` gives it the statistics of the
             batch, as the released code does, and leaves its buffers as they are. Such answers are never cached.
     """
@@ -185,19 +186,19 @@ class CrossResolutionConfig(TermConfig):
 
     def build(self, context: TermContext) -> DistillationTerm:
         keys = (f"{context.name}.student", f"{context.name}.teacher")
-        ours = module_of_student(context.student, self.student) if self.student else None
-        if ours is None or self.teacher is None:
+        student_module = module_of_student(context.student, self.student) if self.student else None
+        if student_module is None or self.teacher is None:
             last = pairs_by_scale(context, keys)[-1]
-            pair = (ours or last[0], self.teacher or last[1])
+            pair = (student_module or last[0], self.teacher or last[1])
         else:
-            pair = (ours, self.teacher)
+            pair = (student_module, self.teacher)
         if self.form == "logits":
             return PositionLogitsTerm(self, pair, keys, context)
         return MapTerm(context, self.weight, (pair,), keys, cross_resolution)
 
 
 class PositionLogitsTerm(DistillationTerm):
-    """What both classifiers say at every position of two maps: the form for transformers."""
+    """Logits of both classifiers at every position of two maps: the form for transformers."""
 
     def __init__(
         self, config: CrossResolutionConfig, pair: tuple[str, str], keys: tuple[str, str], context: TermContext
@@ -214,8 +215,8 @@ class PositionLogitsTerm(DistillationTerm):
         )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        ((ours, theirs),) = self.pairs
-        maps = (student.features[ours], teacher.features[theirs])
+        ((student_module, teacher_module),) = self.pairs
+        maps = (student.features[student_module], teacher.features[teacher_module])
         key = "cross_resolution"
         try:
             matched_frames(maps[1], maps[0])
@@ -228,9 +229,9 @@ class PositionLogitsTerm(DistillationTerm):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        ((ours, theirs),) = self.pairs
+        ((student_module, teacher_module),) = self.pairs
         value = cross_resolution_logits(
-            student.features[ours], teacher.features[theirs], *self._classifiers, self._kd_temperature
+            student.features[student_module], teacher.features[teacher_module], *self._classifiers, self._kd_temperature
         )
         return {self.name: value}
 

@@ -53,7 +53,7 @@ class DeltaLoss(nn.Module):
 
         Args:
             key: for each layer, the teacher's output for the key frames.
-            frame: likewise for the frames after them, as in `forward`.
+            frame: for each layer, the teacher's output for the frames after them, as in `forward`.
         """
         if self.reference == "previous":
             key, frame = zip(*(f.chunk(2) for f in frame), strict=True)
@@ -78,7 +78,7 @@ class DeltaLoss(nn.Module):
 
         Args:
             student: for each layer, its output for frame t.
-            teacher: likewise.
+            teacher: for each layer, the teacher's output for frame t, of the same shape.
 
         Raises:
             ValueError: the scales were not measured.
@@ -86,8 +86,8 @@ class DeltaLoss(nn.Module):
         if not self.ready:
             raise ValueError("the delta objective must be calibrated on a batch before its first use")
         errors = []
-        for ours, theirs, scale in zip(student, teacher, self.scales, strict=True):
-            gap = ours - theirs.detach()
+        for student_map, teacher_map, scale in zip(student, teacher, self.scales, strict=True):
+            gap = student_map - teacher_map.detach()
             if self.reference == "previous":  # (ẑ_t − ẑ_{t−1}) − (z_t − z_{t−1})
                 before, now = gap.chunk(2)
                 gap = now - before
@@ -158,5 +158,5 @@ class DeltaTerm(DistillationTerm):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        ours = [student.features[name] for name in self.student_taps]
-        return {self.name: self.loss(ours, [teacher.features[name] for name in self.teacher_taps])}
+        student_maps = [student.features[name] for name in self.student_taps]
+        return {self.name: self.loss(student_maps, [teacher.features[name] for name in self.teacher_taps])}

@@ -48,7 +48,10 @@ class FeatureConfig(TermConfig):
     def build(self, context: TermContext) -> DistillationTerm:
         key = f"{context.name}.pairs"
         if self.pairs:
-            pairs = tuple((module_of_student(context.student, ours), theirs) for ours, theirs in self.pairs)
+            pairs = tuple(
+                (module_of_student(context.student, student_module), teacher_module)
+                for student_module, teacher_module in self.pairs
+            )
         else:
             pairs = pairs_by_scale(context, (key, key))
         return MapTerm(context, self.weight, pairs, (key, key), feature)

@@ -50,8 +50,11 @@ def prediction_squared(student: Tensor, teacher: Tensor, *, several: bool) -> Te
         teacher: (N, C) logits.
         several: whether several classes may hold at once: P is their sigmoid, else their softmax.
     """
-    ours, theirs = (logits.sigmoid() if several else logits.softmax(-1) for logits in (student, teacher))
-    return (ours - theirs).square().sum(-1).mean()
+    if several:
+        student, teacher = student.sigmoid(), teacher.sigmoid()
+    else:
+        student, teacher = student.softmax(-1), teacher.softmax(-1)
+    return (student - teacher).square().sum(-1).mean()
 
 
 def prediction_kl(student: Tensor, teacher: Tensor, *, several: bool) -> Tensor:
@@ -80,10 +83,10 @@ class FewerFramesConfig(TermConfig):
         representation: weight of the squared distance of the two encodings; 0 leaves it out.
         prediction: weight of the distance of the two class vectors; 0 leaves it out.
         distance: of class vectors, `squared` or `kl`.
-        training: `serial` asks the finished teacher; `parallel` trains one of its kind beside the student, on the
+        training: `serial` uses a trained teacher; `parallel` trains a new one beside the student, on the
             labels alone.
-        student: name of the module that gives the encoding.
-        teacher: likewise.
+        student: name of the student's module that returns the encoding.
+        teacher: name of the teacher's module that returns the encoding.
     """
 
     representation: float = Field(default=1.0, ge=0)
@@ -129,15 +132,18 @@ class FewerFramesTerm(DistillationTerm):
             self.ndims = (2,)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        for ours, theirs in self.pairs:
-            small, large = student.features[ours], teacher.features[theirs]
-            for who, name, found in (("student", ours, small), ("teacher", theirs, large)):
+        for student_module, teacher_module in self.pairs:
+            student_encoding, teacher_encoding = student.features[student_module], teacher.features[teacher_module]
+            for who, name, found in (
+                ("student", student_module, student_encoding),
+                ("teacher", teacher_module, teacher_encoding),
+            ):
                 if found.ndim != 2:
                     raise ValueError(
                         f"fewer_frames.{who}: an encoding has the form (N, E), but module {name!r} gives "
                         f"{tuple(found.shape)}; name the module that encodes the whole video"
                     )
-            self.adapter = adapter_for(small, large, always=self._varying_width)
+            self.adapter = adapter_for(student_encoding, teacher_encoding, always=self._varying_width)
         if "fewer_frames.prediction" in self.weights and student.logits.shape[-1] != teacher.logits.shape[-1]:
             raise ValueError(
                 f"fewer_frames.prediction: both nets must have the same number of classes, but the student's logits "
@@ -151,9 +157,9 @@ class FewerFramesTerm(DistillationTerm):
         assert teacher is not None
         terms: dict[str, Tensor] = {}
         if self.adapter is not None:
-            ((ours, theirs),) = self.pairs
-            encoding = self.adapter(student.features[ours])
-            terms["fewer_frames.representation"] = representation(encoding, teacher.features[theirs])
+            ((student_module, teacher_module),) = self.pairs
+            encoding = self.adapter(student.features[student_module])
+            terms["fewer_frames.representation"] = representation(encoding, teacher.features[teacher_module])
         if "fewer_frames.prediction" in self.weights:
             terms["fewer_frames.prediction"] = self._distance(student.logits, teacher.logits, several=self._several)
         return terms

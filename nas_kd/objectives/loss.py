@@ -96,12 +96,12 @@ class DistillationLoss(nn.Module):
                 raise _of_term(name, error) from error
             _check_part(name, part)
             self.parts[_module_name(name)] = part
-        ours = self._answer("student", student, example)
-        theirs = self._answer("teacher", teacher, teacher_example)
+        student_output = self._answer("student", student, example)
+        teacher_output = self._answer("teacher", teacher, teacher_example)
         for part in self._parts:
             try:
                 with torch.no_grad():
-                    part.build(ours, theirs)  # what does not fit fails here, not in training
+                    part.build(student_output, teacher_output)  # what does not fit fails here, not in training
             except ValueError as error:
                 raise _of_term(part.name, error) from error
 
@@ -194,8 +194,8 @@ class DistillationLoss(nn.Module):
 
         Args:
             student: its outputs and tapped maps.
-            teacher: likewise; None where `uses_teacher` is false. With a gradient where it is trained beside the
-                student: its own loss is the term `teacher`, and what distils sees it without gradient.
+            teacher: its outputs and tapped maps; None where `uses_teacher` is false. With a gradient where it is
+                trained beside the student: its own loss is the term `teacher`; all others use it without gradient.
             batch: the labels.
         """
         terms: dict[str, Tensor] = {}

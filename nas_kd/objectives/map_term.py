@@ -46,22 +46,24 @@ class MapTerm(DistillationTerm):
         self.adapters = nn.ModuleList()
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        for ours, theirs in self.pairs:
-            small, large = student.features[ours], teacher.features[theirs]
-            for key, module, found in zip(self._keys, (ours, theirs), (small, large), strict=True):
+        for student_module, teacher_module in self.pairs:
+            student_map, teacher_map = student.features[student_module], teacher.features[teacher_module]
+            for key, module, found in zip(
+                self._keys, (student_module, teacher_module), (student_map, teacher_map), strict=True
+            ):
                 if found.ndim not in (4, 5):
                     raise ValueError(
                         f"{key}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
                         f"{tuple(found.shape)}; name a module that gives maps, or set {self.name}.weight to 0"
                     )
-            self.adapters.append(adapter_for(small, large, always=self._varying_width))
+            self.adapters.append(adapter_for(student_map, teacher_map, always=self._varying_width))
         self(student, teacher, {})
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
         values = [
-            self._distance(adapter(student.features[ours]), teacher.features[theirs])
-            for adapter, (ours, theirs) in zip(self.adapters, self.pairs, strict=True)
+            self._distance(adapter(student.features[student_module]), teacher.features[teacher_module])
+            for adapter, (student_module, teacher_module) in zip(self.adapters, self.pairs, strict=True)
         ]
         return {self.name: torch.stack(values).mean()}
 
@@ -74,24 +76,24 @@ def module_of_student(student: nn.Module, name: str) -> str:
 def pairs_by_scale(context: TermContext, keys: Keys) -> Pairs:
     """The last map of each scale of both nets, from the smallest up.
 
-    The student is looked at with as many pixels as the teacher: a small resolution would leave its last map one pixel,
-    which is no scale, and trials of one campaign would compare different modules.
+    The student runs on as many pixels as the teacher: with a small input its last map would be one pixel, which is no
+    scale, and trials of one campaign would compare different modules.
 
     Raises:
         ValueError: one of them has no maps.
     """
-    theirs = _maps_of("teacher", context.teacher, context.teacher_example, context.name, keys)
+    teacher_names = _maps_of("teacher", context.teacher, context.teacher_example, context.name, keys)
     if delta_net_of(context.student) is not None:  # it has the teacher's own modules, with delta layers among them
-        return tuple((f"net.{name}", name) for name in theirs)
+        return tuple((f"net.{name}", name) for name in teacher_names)
     example, teacher_example = context.example, context.teacher_example
-    ours: tuple[str, ...] = ()
+    student_names: tuple[str, ...] = ()
     if example.ndim in (4, 5) and teacher_example.ndim in (4, 5):
         enlarged = example.new_zeros(*example.shape[:-2], *teacher_example.shape[-2:])
         with suppress(Exception):  # a net for one size only, however it says so, has its own maps to go by
-            ours = last_maps(context.student, enlarged)
-    ours = ours or _maps_of("student", context.student, example, context.name, keys)
-    count = min(len(ours), len(theirs))
-    return cast(Pairs, tuple(zip(ours[-count:], theirs[-count:], strict=True)))
+            student_names = last_maps(context.student, enlarged)
+    student_names = student_names or _maps_of("student", context.student, example, context.name, keys)
+    count = min(len(student_names), len(teacher_names))
+    return cast(Pairs, tuple(zip(student_names[-count:], teacher_names[-count:], strict=True)))
 
 
 def _maps_of(who: str, net: nn.Module, example: Tensor, term: str, keys: Keys) -> tuple[str, ...]:

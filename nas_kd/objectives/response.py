@@ -20,7 +20,7 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
 
     Args:
         student: (N, num_classes) logits, or (N, T, num_classes, h, w) of every pixel.
-        teacher: likewise.
+        teacher: logits of the same shape.
         kd_temperature: T.
 
     Raises:
@@ -35,21 +35,21 @@ def response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> T
 
 
 def multilabel_response(student: Tensor, teacher: Tensor, kd_temperature: float = 4.0) -> Tensor:
-    """The same where several classes may hold at once: T² · Σ_c KL(σ(teacher_c / T) ‖ σ(student_c / T)).
+    """Response distillation of multi-label tasks: T² · Σ_c KL(σ(teacher_c / T) ‖ σ(student_c / T)).
 
     Args:
         student: (N, num_classes) logits.
-        teacher: likewise.
+        teacher: (N, num_classes) logits.
         kd_temperature: T.
 
     Raises:
         ValueError: the two have different shapes.
     """
     _check_shapes(student, teacher)
-    ours, theirs = student / kd_temperature, teacher / kd_temperature
-    yes = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
-    no = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
-    return (yes + no).sum(-1).mean() * kd_temperature**2
+    student, teacher = student / kd_temperature, teacher / kd_temperature
+    present = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    absent = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return (present + absent).sum(-1).mean() * kd_temperature**2
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
@@ -104,7 +104,7 @@ class ResponseTerm(DistillationTerm):
             )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        if student.logits.ndim == 2:  # those of frames are brought into one form by the learner
+        if student.logits.ndim == 2:  # logits of frames are brought to one shape by the learner, later
             self._distance(student.logits, teacher.logits, self._kd_temperature)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:

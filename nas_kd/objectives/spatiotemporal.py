@@ -113,7 +113,10 @@ class SpatiotemporalTerm(DistillationTerm):
         for branch in self.branches:
             if self.is_fused:
                 self.heads[branch] = make_decoder(student.features[branch].shape[1])
-            if branch in self._asked and (found := teacher.features[self._asked[branch]]).shape[1] != 1:
+            if branch not in self._asked:
+                continue
+            found = teacher.features[self._asked[branch]]
+            if found.shape[1] != 1:
                 raise ValueError(
                     f"spatiotemporal.{branch}: a saliency map has the form (N, 1, H, W), but the teacher's module "
                     f"{self._asked[branch]!r} gives {tuple(found.shape)}; name the module that gives the map"
@@ -142,21 +145,23 @@ class SpatiotemporalTerm(DistillationTerm):
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for branch in self.branches:
-            ours = cast(Tensor, self.heads[branch](student.features[branch])) if self.is_fused else student.logits
+            student_map = (
+                cast(Tensor, self.heads[branch](student.features[branch])) if self.is_fused else student.logits
+            )
             soft, hard = f"spatiotemporal.{branch}_soft", f"spatiotemporal.{branch}_hard"
             if soft in self.weights:
-                terms[soft] = self._soft(branch, ours, teacher, batch)
+                terms[soft] = self._soft(branch, student_map, teacher, batch)
             if hard in self.weights:
-                terms[hard] = self._task.loss(ours, batch)
+                terms[hard] = self._task.loss(student_map, batch)
         return terms
 
-    def _soft(self, branch: str, ours: Tensor, teacher: ModelOutput | None, batch: Batch) -> Tensor:
+    def _soft(self, branch: str, student_map: Tensor, teacher: ModelOutput | None, batch: Batch) -> Tensor:
         """Distance to the teacher's map of the first frame, (N, 1, H, W).
 
         Where a crop reaches beyond the frame, a map that comes with the data ends, as labels do; a teacher that is
         asked has seen such pixels.
         """
         if branch not in self._asked:
-            return self._task.map_loss(ours, batch[f"map.{branch}"][:, :1].float(), self._task.known(batch))
+            return self._task.map_loss(student_map, batch[f"map.{branch}"][:, :1].float(), self._task.known(batch))
         assert teacher is not None
-        return self._task.map_loss(ours, teacher.features[self._asked[branch]])
+        return self._task.map_loss(student_map, teacher.features[self._asked[branch]])

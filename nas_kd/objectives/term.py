@@ -119,11 +119,11 @@ class DistillationTerm(nn.Module):
         weights: name of each value that `forward` gives -> its weight in the loss.
         pairs: (module of the student, module of the teacher) for all that is compared map by map; set by `tap`.
         student_taps: modules of the student whose outputs are needed.
-        teacher_taps: likewise of the teacher.
-        needs_teacher: whether the teacher has to be asked at all.
+        teacher_taps: modules of the teacher whose outputs are needed.
+        needs_teacher: whether the term uses the teacher's outputs.
         needs_previous_frame: of students with key frames, whether the frame before the compared one is needed too.
         student_keys: module of the student -> key of the `objective` section that names it.
-        teacher_keys: likewise of the teacher.
+        teacher_keys: module of the teacher -> key of the `objective` section that names it.
         ndims: how many dimensions the outputs of tapped modules may have; empty for any.
         replaces_task: while the term is active, the task's own loss is left out: the term has the labels in its values.
     """
@@ -145,19 +145,19 @@ class DistillationTerm(nn.Module):
         self.weights = {name: weight}
 
     def tap(self, pairs: Iterable[tuple[str, str]], student_key: str = "", teacher_key: str = "") -> None:
-        """Ask for the outputs of these pairs of modules.
+        """Set the pairs of modules whose outputs the term compares.
 
         Args:
             pairs: (module of the student, module of the teacher) each.
             student_key: key of the `objective` section that names the student's modules, for error sentences.
-            teacher_key: likewise of the teacher's; `student_key` where it is not given.
+            teacher_key: key that names the teacher's modules; `student_key` where it is not given.
         """
         self.pairs = tuple(pairs)
         if student_key:
-            self.student_keys = {ours: student_key for ours, _ in self.pairs}
-            self.teacher_keys = {theirs: teacher_key or student_key for _, theirs in self.pairs}
-        self.student_taps = tuple(ours for ours, _ in self.pairs)
-        self.teacher_taps = tuple(theirs for _, theirs in self.pairs)
+            self.student_keys = {student_module: student_key for student_module, _ in self.pairs}
+            self.teacher_keys = {teacher_module: teacher_key or student_key for _, teacher_module in self.pairs}
+        self.student_taps = tuple(student_module for student_module, _ in self.pairs)
+        self.teacher_taps = tuple(teacher_module for _, teacher_module in self.pairs)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         """Make what depends on shapes, such as adapters, from the outputs for the examples, and compare them once.
@@ -176,29 +176,29 @@ class DistillationTerm(nn.Module):
 
         Args:
             key: the teacher's output for the key frames.
-            frame: likewise for the frames after them, as in `forward`.
+            frame: the teacher's output for the frames after them, as in `forward`.
         """
 
     def is_active(self, progress: float) -> bool:
-        """Whether the term counts when the training is so far, from 0 to 1."""
+        """Whether the term counts at this progress of the training, from 0 to 1."""
         return True
 
     def needs_task_loss(self, progress: float) -> bool:
-        """Whether something learns from the task's own loss alone then, so that it counts whatever its weight."""
+        """Whether the task's loss must be computed at this progress even where its weight is 0."""
         return False
 
     def check_steps(self, num_steps: int) -> None:
-        """Raise `ValueError` where a training of so many steps leaves something that it needs without any."""
+        """Raise `ValueError` where a training of `num_steps` steps has no step for a stage that the term needs."""
 
     def advance(self, progress: float) -> None:
-        """Told before every step how far the training is."""
+        """Called before every step with the progress of the training, from 0 to 1."""
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         """Unweighted values by name, each a scalar.
 
         Args:
             student: outputs and tapped modules' outputs of the student.
-            teacher: likewise, without gradient; None where `needs_teacher` is false.
+            teacher: the same of the teacher, without gradient; None where `needs_teacher` is false.
             batch: with the keys of the task.
         """
         raise NotImplementedError

@@ -31,7 +31,8 @@ def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[Module
         raise ValueError(f"{purpose} must be given as module:{kind}, but is {reference!r}")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last: a folder `analysis` or `trials` of the user's must not hide ours from here on
+        # Last in the path: a folder `analysis` or `trials` of the user must not hide that of the package.
+        sys.path.append(here)
     try:
         return importlib.import_module(module_name), attribute
     except Exception as error:

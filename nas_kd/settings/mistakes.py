@@ -22,7 +22,7 @@ def explain(
         error: of pydantic.
         model: that the data were read by.
         data: what the file says.
-        given: keys that the program fills in, so that nobody is told to write them.
+        given: keys that the program fills in, so that no sentence asks to write them.
     """
     lines = []
     for item in error.errors(include_url=False):

@@ -107,7 +107,7 @@ def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor
 
     Args:
         height: of the boxes, any shape; the radius has its unit.
-        width: likewise.
+        width: of the boxes, of the same shape.
         min_overlap: in (0, 1).
     """
     area, half = height * width, height + width
@@ -178,7 +178,7 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: (…, 4) of x0, y0, x1, y1.
-        second: likewise.
+        second: (…, 4) of x0, y0, x1, y1.
     """
     tiny = torch.finfo(first.dtype).eps
     low, high = torch.minimum(first, second), torch.maximum(first, second)

@@ -58,7 +58,7 @@ def check_blocks(folder: Path, manifest: Manifest, progress: OnProgress) -> Mani
     Args:
         folder: of the cache.
         manifest: as it was read.
-        progress: told how far it is.
+        progress: called with the share that is done and a text.
     """
     checksums: list[int | None] = []
     with ExitStack() as stack:
@@ -88,7 +88,7 @@ def fill(
         manifest: says which ones; all others stay as they are.
         items: from the indices of items to batches of `manifest.block` of them, in this order, not augmented.
         answer: the teacher's outputs for a view of a batch.
-        progress: told how far it is.
+        progress: called with the share that is done and a text.
 
     Returns:
         The manifest of the complete cache.

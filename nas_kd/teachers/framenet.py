@@ -96,7 +96,7 @@ class FrameNet(nn.Module):
 
 
 def build_framenet(num_outputs: int, settings: dict[str, Any]) -> FrameNet:
-    """The net from the channels that the task wants and the settings as JSON values.
+    """The net from the channels that the task needs and the settings as JSON values.
 
     Raises:
         ValidationError: settings that make no net.

@@ -89,7 +89,7 @@ class R2Plus1D(nn.Module):
 
 
 def build_r2plus1d(num_classes: int, settings: dict[str, Any]) -> R2Plus1D:
-    """The net from the channels that the task wants and the settings as JSON values.
+    """The net from the channels that the task needs and the settings as JSON values.
 
     Raises:
         ValidationError: settings that make no net.

@@ -27,7 +27,7 @@ class TeacherEntry:
 
     Attributes:
         settings: model of its settings.
-        build: from the channels that the task wants and the settings.
+        build: from the channels that the task needs and the settings.
         reads: what it reads; of one whose answers come with the data, what it stands beside.
         gives: what it gives.
         complete: the settings of the campaign file with what the data decide; raises `ValueError` where they

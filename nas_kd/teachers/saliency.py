@@ -105,14 +105,14 @@ class TwoBranch(nn.Module):
 
 
 def build_saliency_teacher(num_outputs: int, settings: dict[str, Any]) -> TwoBranch:
-    """The teacher from the channels that the task wants and the settings as JSON values.
+    """The teacher from the channels that the task needs and the settings as JSON values.
 
     Raises:
         ValueError: the task does not want one map, or the settings do not fit.
     """
     if num_outputs != 1:
         raise ValueError(
-            f"teacher.model saliency gives one map a frame, but the task wants {num_outputs} outputs; choose the "
+            f"teacher.model saliency returns one map a frame, but the task needs {num_outputs} outputs; choose the "
             "saliency task, or another teacher"
         )
     return TwoBranch(SaliencyTeacherSettings(**settings))

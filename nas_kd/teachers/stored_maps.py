@@ -48,11 +48,11 @@ class StoredMaps(nn.Module):
 
 
 def build_stored_maps(num_outputs: int, settings: dict[str, Any]) -> StoredMaps:
-    """The teacher from the channels that the task wants and the settings as JSON values.
+    """The teacher from the channels that the task needs and the settings as JSON values.
 
     Raises:
         ValidationError: settings that do not exist.
-        ValueError: there are no maps, or the task wants other outputs than one map.
+        ValueError: there are no maps, or the task needs other outputs than one map.
     """
     names = StoredMapsSettings.model_validate(settings).names
     if not names:
@@ -62,8 +62,8 @@ def build_stored_maps(num_outputs: int, settings: dict[str, Any]) -> StoredMaps:
         )
     if num_outputs != 1:
         raise ValueError(
-            f"teacher.model maps gives one map a frame, but the task wants {num_outputs} outputs; choose the saliency "
-            "task, or another teacher"
+            f"teacher.model maps returns one map a frame, but the task needs {num_outputs} outputs; choose the "
+            "saliency task, or another teacher"
         )
     return StoredMaps(names)
 

@@ -105,7 +105,7 @@ def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo 
 
     Args:
         config: the teacher.
-        num_outputs: channels that the task wants.
+        num_outputs: channels that the task needs.
         info: of the data, for what they decide about models of the package.
 
     Raises:

@@ -164,12 +164,12 @@ def fit(
         parameters: what is optimised; those of `module` by default.
         slow: further parameters, optimised at `slow_scale` times the learning rate.
         slow_scale: at most 1.
-        advance: told before every step how far the training is, from 0 to 1.
+        advance: called before every step with the progress of the training, from 0 to 1.
         extra_parts: further modules for the checkpoint, such as the objective with its adapters.
         checkpoint: file, or None to keep nothing.
         tag: names what is trained in the checkpoint.
-        progress: told after every step.
-        log: told the mean terms after every epoch.
+        progress: called after every step.
+        log: called with the mean terms after every epoch.
     """
     chosen = list(parameters) if parameters is not None else list(module.parameters())
     later = list(slow)

@@ -145,8 +145,8 @@ def search_gates(
         seed: of gate noise and dropout; each epoch has its own state of the generators.
         checkpoint: file, or None to keep nothing.
         tag: names the search in the checkpoint.
-        progress: told after every step.
-        log: told the mean terms after every epoch.
+        progress: called after every step.
+        log: called with the mean terms after every epoch.
     """
     fast, slow, slow_scale = trained_parameters(supernet, supernet.weight_parameters(), objective)
     weight_parameters = [*fast, *slow]  # what is frozen stays so

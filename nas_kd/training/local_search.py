@@ -47,7 +47,7 @@ def start_locally(
         fit: optimizer and learning rate.
         config: of this phase.
         seed: of the pairs of frames.
-        progress: told after every step.
+        progress: called after every step.
 
     Returns:
         Layer -> candidate -> share of the layer's change that it misses.

@@ -55,8 +55,10 @@ class Learner:
         teacher = None
         if config.distils:
             teacher = context.untrained_teacher() if config.co_trains_teacher else context.teacher_model
-        theirs = context.teacher_example()
-        self.objective = DistillationLoss(config, context.task, net, teacher, example, theirs, varying_width=varying)
+        teacher_example = context.teacher_example()
+        self.objective = DistillationLoss(
+            config, context.task, net, teacher, example, teacher_example, varying_width=varying
+        )
         self.objective.to(context.device)
         self._student = Taps(net, self.objective.student_taps)
         self._teacher: Teacher | None = None
@@ -120,8 +122,8 @@ class Learner:
             seed: of order, augmentation and noise.
             checkpoint: file, or None to keep nothing; a search that it continues was started already.
             tag: names the search in the checkpoint.
-            progress: told after every step.
-            log: told the mean terms after every epoch.
+            progress: called after every step.
+            log: called with the mean terms after every epoch.
         """
         supernet, context = self.net, self.context
         assert isinstance(supernet, Supernet)

@@ -190,7 +190,7 @@ class EdgeShape(NamedTuple):
 
     Attributes:
         narrow: (input, output) channels at the smallest widths.
-        wide: likewise at the largest.
+        wide: (input, output) channels at the largest widths.
         stride: in space.
         frames: of the input.
         side: height and width of the input.

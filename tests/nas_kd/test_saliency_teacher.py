@@ -94,7 +94,7 @@ def test_settings_that_make_no_net_are_refused(settings: dict[str, object], reas
 
 
 def test_sentences_for_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="gives one map a frame, but the task wants 3 outputs"):
+    with pytest.raises(ValueError, match="returns one map a frame, but the task needs 3 outputs"):
         build_saliency_teacher(3, {})
     with pytest.raises(
         ValueError,

@@ -360,5 +360,5 @@ def test_mistakes_are_named(space: DeltaBlocksSpace) -> None:
     _, state = runtime.step(torch.zeros(2, 3, *SIZE), state)
     with pytest.raises(ValueError, match=r"this one is \(3, 20, 24\); another size needs a new state"):
         runtime.step(torch.zeros(2, 3, 20, 24), state)
-    with pytest.raises(ValueError, match=r"streams count from 0 to 1, but got \[2\]"):
+    with pytest.raises(ValueError, match=r"streams are numbered from 0 to 1, but got \[2\]"):
         state.reset([0, 2])
