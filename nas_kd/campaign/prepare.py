@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nas_kd.campaign.output_checks import OutputChecks, changed_classes, describe_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
@@ -31,17 +32,19 @@ def prepare_teacher(
     run_dir: Path,
     progress: OnProgress = no_progress,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, float | int | str]:
+) -> dict[str, Any]:
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
 
     Args:
         context: data and an untrained teacher.
         run_dir: the run's folder.
         progress: called with the share that is done and a text.
-        note: called with a sentence on cached outputs that are computed again or cannot be kept.
+        note: called with a sentence on the numbers of the classes, on what is odd about the teacher's answers, and on
+            cached outputs that are computed again or cannot be kept.
 
     Returns:
-        Its metrics by split, FLOPs where they are known, and parameters, as in `teacher.json`.
+        Its metrics by split, FLOPs where they are known, parameters, and the classes by the number of its output, as
+        in `teacher.json`.
 
     Raises:
         ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
@@ -51,13 +54,18 @@ def prepare_teacher(
     digest = config.teacher_digest
     manifest = folder / "teacher.json"
     check_teacher(context)
+    classes = list(context.task.class_names)
+    if classes:
+        note(describe_classes(classes, manifest))
     if manifest.is_file():
-        known: dict[str, float | int | str] = json.loads(manifest.read_text())
+        known: dict[str, Any] = json.loads(manifest.read_text())
         if known.get("digest") != digest:
             raise ValueError(
                 f"{run_dir} was begun with another teacher or other data; give the campaign another name, or restore "
                 f"the sections {', '.join(TEACHER_SECTIONS)}"
             )
+        if known.get("classes") != classes:
+            raise ValueError(changed_classes(run_dir, known.get("classes", []), classes))
         load_weights(model, folder / "teacher.safetensors")
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +83,17 @@ def prepare_teacher(
                 progress=lambda share, words: progress(share, f"teacher, {words}"),
             )
         model.eval()
-        known = {"digest": digest, "params": count_params(model)}
+        known = {"digest": digest, "params": count_params(model), "classes": classes}
         if not is_precomputed(model):
             known["flops"] = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
         known |= part_flops(model, context.teacher_example())
+        checks = OutputChecks(context.task)
         for split in ("val", "test"):
-            values = context.evaluate_teacher(getattr(context.splits, split))
+            seen = checks.add if split == "val" else None
+            values = context.evaluate_teacher(getattr(context.splits, split), seen)
             known |= {f"{split}/{name}": value for name, value in values.items()}
+        for sentence in checks.doubts(trained_here=config.teacher.weights is None):
+            note(sentence)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "teacher.safetensors")
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")

@@ -1,9 +1,9 @@
 """Source `features`: numpy files of frame features, listed in a csv file with the columns `path,label,split`.
 
 A path is relative to the root and names one item [T, D], as `nas_kd.data.arrays` reads it: `train.npy#17` is row 17 of
-an array [N, T, D]. `label` is the name of a class, or several names separated by `;`; classes are numbered in sorted
-order of those in the training split. Every item is read once, before anything is trained; whatever cannot be used is
-reported then, all at once.
+an array [N, T, D]. `label` is the name of a class, or several names separated by `;`; classes are numbered as
+`classes` lists them, by default in the order of `sort_labels`. Every item is read once, before anything is trained;
+whatever cannot be used is reported then, all at once.
 
 For studies of how much a better choice of frames can win, the data can be made harder: fewer training items, noise,
 frames of other items, frames in disorder. All that is fixed by `seed`, the same in every epoch and every trial.
@@ -27,7 +27,7 @@ from nas_kd.data.decode import DecodeError, sample_positions
 from nas_kd.data.fingerprint import hash_of_files
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
-from nas_kd.data.source import SourceConfig
+from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
     LISTED,
@@ -49,14 +49,12 @@ _DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # one generator each
 Features = npt.NDArray[Any]
 
 
-class FeaturesConfig(SourceConfig):
+class FeaturesConfig(LabelledConfig):
     """Frame features in numpy files with a csv file of labels and splits."""
 
     gives_features: ClassVar[bool] = True
 
     source: Literal["features"] = "features"
-    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
-    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
     frames: int | None = Field(
         default=None,
         ge=1,
@@ -233,10 +231,10 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     parts = by_split(rows, csv_path, len(problems), "item")
     frames = frames_of([row.length for row in rows], config.frames)
     labels = {name: [label for row in part for label in row.labels] for name, part in parts.items()}
-    names = class_names(labels, csv_path, "items")
+    notes: list[str] = []
+    names = class_names(labels, csv_path, "items", config.listed_classes(), notes)
     if any(len(row.labels) > 1 for row in rows):
         config = config.model_copy(update={"multi_label": True})
-    notes: list[str] = []
     if not parts["val"]:
         classes, groups = _first_classes(parts["train"]), groups_of(parts["train"], config.group)
         carved = carve_val(parts, classes, groups, config.val_share, seed, "items")

@@ -1,8 +1,9 @@
 """Source `folder`: clips in a folder, listed in a csv file with the columns `path,label,split` (others are ignored).
 
 A path is relative to the root and names a video, an image (a still clip), or a folder of images (a clip). `label` is
-the name of a class; classes are numbered in sorted order of those in the training split. Every file is decoded once,
-before anything is trained, into a cache on disk; whatever cannot be read is reported then, all at once.
+the name of a class; classes are numbered as `classes` lists them, by default in the order of `sort_labels`. Every file
+is decoded once, before anything is trained, into a cache on disk; whatever cannot be read is reported then, all at
+once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import Field, PositiveInt
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
 from nas_kd.data.sample import DataInfo, Sample, became_unreadable, clip_bytes, stack_small
-from nas_kd.data.source import SourceConfig
+from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
     SPLITS,
@@ -33,12 +34,10 @@ from nas_kd.data.table import (
 )
 
 
-class FolderConfig(SourceConfig):
+class FolderConfig(LabelledConfig):
     """A folder of videos or frame images with a csv file of labels and splits."""
 
     source: Literal["folder"] = "folder"
-    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
-    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
     frames: int = Field(default=8, ge=1, description="Frames a clip, taken uniformly over the whole video.")
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=112, description="Side, or (height, width), in pixels."
@@ -156,8 +155,9 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     if problems and config.on_error == "fail":
         raise UnusableRowsError(csv_path, len(table), problems)
     parts = by_split([row for row in rows if row.key not in failed], csv_path, len(problems), "clip")
-    names = class_names({name: [row.label for row in part] for name, part in parts.items()}, csv_path, "clips")
-    notes = []
+    labels_by_split = {name: [row.label for row in part] for name, part in parts.items()}
+    notes: list[str] = []
+    names = class_names(labels_by_split, csv_path, "clips", config.listed_classes(), notes)
     if not parts["val"]:
         labels = [names.index(row.label) for row in parts["train"]]
         carved = carve_val(parts, labels, groups_of(parts["train"], config.group), config.val_share, seed, "clips")

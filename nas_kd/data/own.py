@@ -138,7 +138,9 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         if not isinstance(count, int):
             raise DataError(f"{function}()['num_classes'] must be an int, but it is a {type(count).__name__}")
         names = [f"class_{index}" for index in range(count)]
-    names = tuple(map(str, names))
+    else:
+        names = _names(function, given, "class_names")
+    names = tuple(names)
     sample = _first(train, f"{function}()['train']")
     holds = sample if isinstance(sample, Mapping) else {}
     features, clip = holds.get("features"), holds.get("clip")

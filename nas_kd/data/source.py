@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
 
 
@@ -32,3 +34,47 @@ class SourceConfig(BaseModel):
         Raises:
             DataError: The data cannot be used; one sentence says why and what to do.
         """
+
+
+class LabelledConfig(SourceConfig):
+    """The `data` section of a source whose csv has a class for each row."""
+
+    root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
+    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    classes: tuple[str, ...] | str | None = Field(
+        default=None,
+        description="All labels by class index, as the teacher counts them: a list, or a text file relative to `root` "
+        "with one a line. By default those of the training split, by value where all are whole numbers, else by text.",
+    )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _numbers_are_labels(cls, value: object) -> object:
+        """YAML reads [0, 1, 10] as numbers; labels are text."""
+        if isinstance(value, list | tuple) and all(type(item) in (int, str) for item in value):
+            return tuple(str(item) for item in value)
+        return value
+
+    def listed_classes(self) -> tuple[str, ...] | None:
+        """The classes that the section lists, by index; None where it lists none.
+
+        Raises:
+            DataError: The file cannot be read, or a class is empty or listed twice.
+        """
+        if self.classes is None:
+            return None
+        names = self.classes
+        if isinstance(names, str):
+            path = self.root / names
+            try:
+                names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(
+                    f"data.classes must be a list or a text file with one class a line, but {path} gave: {reason}"
+                ) from error
+        for name in names:
+            if not name or names.count(name) > 1:
+                problem = f"{name!r} is listed {names.count(name)} times" if name else "one is empty"
+                raise DataError(f"data.classes must be names that differ, but {problem}")
+        return names

@@ -5,6 +5,7 @@ what its rows say of splits and classes.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -136,26 +137,59 @@ def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
     return None if column is None else [row.group for row in rows]
 
 
-def class_names(labels: Mapping[str, Iterable[str]], csv_path: Path, what: str) -> list[str]:
-    """The classes of the training split, sorted.
+def class_names(
+    labels: Mapping[str, Iterable[str]],
+    csv_path: Path,
+    what: str,
+    given: Sequence[str] | None = None,
+    notes: list[str] | None = None,
+) -> list[str]:
+    """The classes by index: those given, or those of the training split in the order of `sort_labels`.
 
     Args:
         labels: Name of a split to the names of its classes, which may repeat.
         csv_path: The csv file.
         what: What several rows are called.
+        given: All classes by index, where the campaign file lists them; some may have no row.
+        notes: Gets a sentence where numbers in the csv are not the numbers of the classes.
 
     Raises:
-        DataError: Another split has a class that the training split lacks.
+        DataError: A split has a class that is not listed, or val or test one that the training split lacks.
     """
-    names = sorted(set(labels["train"]))
+    found = set(labels["train"])
+    if given is not None:
+        unlisted = sort_labels({name for part in labels.values() for name in part} - set(given))
+        if unlisted:
+            raise DataError(
+                f"data.classes must list every label of {csv_path}, but it lacks "
+                f"{', '.join(map(repr, unlisted[:LISTED]))}; add them at the index that the teacher's outputs have"
+            )
+    names = sort_labels(found) if given is None else list(given)
+    numbers = [float(name) for name in names] if all(map(_is_whole, names)) else []
+    if given is None and notes is not None and numbers and numbers != list(range(len(names))):
+        notes.append(
+            f"labels of {csv_path.name} are whole numbers but not 0 to {len(names) - 1}: {names[0]!r} is class 0 and "
+            f"{names[-1]!r} class {len(names) - 1}; list all classes as data.classes where a teacher counts otherwise"
+        )
     for split in ("val", "test"):
-        unseen = sorted(set(labels[split]) - set(names))
+        unseen = sort_labels(set(labels[split]) - found)
         if unseen:
             raise DataError(
                 f"each class must have training {what}, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
                 f"{split} only; add training rows for them or remove the {split} rows"
             )
     return names
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of their classes: by value where all are whole numbers (2 before 10), else by text."""
+    names = sorted(labels)
+    return sorted(names, key=float) if all(map(_is_whole, names)) else names
+
+
+def _is_whole(label: str) -> bool:
+    """Whether a label is a whole number, also as tables write it: 7, -1, 07, 7.0."""
+    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", label) is not None
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from nas_kd.data import DataInfo
-from nas_kd.tasks.task import Batch, NoOptions, Task
+from nas_kd.tasks.task import Batch, NoOptions, Task, check_finite_outputs
 
 
 class Classification(Task):
@@ -42,6 +42,7 @@ class Classification(Task):
         return F.cross_entropy(outputs, batch["label"])
 
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        check_finite_outputs(outputs)
         self._accuracy.update(outputs.cpu(), batch["label"].cpu())
         self._loss_sum += float(F.cross_entropy(outputs, batch["label"], reduction="sum"))
         self._count += len(outputs)

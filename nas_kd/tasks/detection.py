@@ -31,7 +31,7 @@ from nas_kd.tasks.boxes import (
     owners,
 )
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
-from nas_kd.tasks.task import Batch, Outputs, Task
+from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
 __all__ = ["Detection", "DetectionConfig", "Detections", "decode"]
 
@@ -113,6 +113,7 @@ class Detection(Task):
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        check_finite_outputs(outputs)
         maps, boxes = self._frames(outputs, batch)
         clips, frames = outputs.shape[:2]
         decoded = decode(

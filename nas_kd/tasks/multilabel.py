@@ -20,7 +20,7 @@ from nas_kd.tasks.multilabel_metrics import (
     mean_average_precision,
     mean_average_precision_of_top,
 )
-from nas_kd.tasks.task import Batch, Outputs, Task
+from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
 
 class MultilabelConfig(BaseModel):
@@ -75,12 +75,11 @@ class Multilabel(Task):
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        check_finite_outputs(outputs)
         labels = self._labels(outputs, batch)
         logits = outputs.float()
         self._loss_sum += float(F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum"))
         self._count += len(logits)
-        # topk and argmax take NaN for the highest value; a net that gives none knows nothing.
-        logits = logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         self._hits_at_1 += int(labels.gather(1, logits.argmax(1, keepdim=True)).sum())
         scores, classes = logits.topk(min(self.config.top_k, self.num_outputs))
         self._top.append((scores.cpu(), classes.cpu(), labels.gather(1, classes).bool().cpu()))

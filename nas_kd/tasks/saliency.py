@@ -16,7 +16,7 @@ from torch import Tensor
 from nas_kd.data import DataError, DataInfo, Sample, Splits
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
-from nas_kd.tasks.task import Batch, Outputs, Task
+from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
 SIGMA_SHARE = 1 / 30
 """Default spread of a fixation point in shares of the frame's width: about a degree of visual angle, which is 35 of
@@ -188,6 +188,7 @@ class Saliency(Task):
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        check_finite_outputs(outputs)
         # The shuffled AUC needs the fixations of the whole split, so maps wait for `compute` as small as they come.
         mask = self._mask(outputs, batch)
         self._maps.append(outputs.float().cpu())

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from nas_kd.data import DataInfo
 from nas_kd.data.sample import IGNORE, Sample
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, Task, check_finite_outputs
 
 CONSISTENCY_FRAMES = 8
 """Frames of a window of `temporal_consistency`, as in VC8; all frames where a clip has fewer."""
@@ -187,6 +187,7 @@ class Segmentation(Task):
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
+        check_finite_outputs(outputs)
         maps, mask = self._frames(outputs, batch)
         clips, frames = outputs.shape[:2]
         predicted = torch.empty_like(mask)

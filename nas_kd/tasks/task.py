@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -127,3 +128,20 @@ class Task(ABC):
         Where offsets were given, `metric@k` is the primary metric of the frames k after their key frame, and the
         primary metric itself is the mean of those over k (the protocol of Delta Distillation, ECCV 2022).
         """
+
+
+def check_finite_outputs(outputs: Tensor) -> None:
+    """Raise where a net gives no numbers: arg-max and sorting would make plausible metrics of them.
+
+    Args:
+        outputs: of the net, of any shape.
+
+    Raises:
+        ValueError: the number of values that are NaN or infinite.
+    """
+    if not bool(torch.isfinite(outputs).all()):
+        wrong = int((~torch.isfinite(outputs)).sum())
+        raise ValueError(
+            f"metrics need finite outputs, but {wrong} of {outputs.numel()} are NaN or infinite; check the net's "
+            "weights and the normalisation of its input, or lower the learning rate"
+        )

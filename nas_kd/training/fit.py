@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nas_kd.data import Augment, Batch, ClipLoader
 from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
+from nas_kd.tasks.task import check_finite_outputs
 from nas_kd.training.checkpoint import Checkpoint
 
 
@@ -206,6 +207,7 @@ def evaluate(
     task: Task,
     clip: Callable[[Batch], Tensor],
     offsets: Sequence[int] | None = None,
+    seen: Callable[[Tensor, Batch], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of `predict` over a split.
 
@@ -215,7 +217,15 @@ def evaluate(
         task: metrics.
         clip: batch -> model input.
         offsets: frames after the key frame, for each frame of a clip; None where there are no key frames.
+        seen: called with the outputs of each batch and the batch.
+
+    Raises:
+        ValueError: an output is not finite.
     """
     for batch in loader.epoch(0):
-        task.update(predict(clip(batch)), batch, offsets)
+        outputs = predict(clip(batch))
+        check_finite_outputs(outputs)
+        task.update(outputs, batch, offsets)
+        if seen is not None:
+            seen(outputs, batch)
     return task.compute()

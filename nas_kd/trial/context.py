@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -127,10 +127,17 @@ class CampaignContext:
         config = self.config.teacher.model_copy(update={"weights": None})
         return build_teacher_model(config, self.task.num_outputs, self.splits.info).to(self.device)
 
-    def evaluate_teacher(self, dataset: ClipDataset) -> dict[str, float]:
-        """Metrics of the teacher over a split."""
+    def evaluate_teacher(
+        self, dataset: ClipDataset, seen: Callable[[Tensor, Batch], None] | None = None
+    ) -> dict[str, float]:
+        """Metrics of the teacher over a split.
+
+        Args:
+            dataset: the split.
+            seen: called with the outputs of each batch and the batch.
+        """
         model = self.input_type.on_items(self.teacher_model)
-        return evaluate(model, self._whole(dataset), self.task, self.teacher_input)
+        return evaluate(model, self._whole(dataset), self.task, self.teacher_input, seen=seen)
 
     def evaluate_student(
         self, student: nn.Module, dataset: ClipDataset, knobs: Mapping[str, Choice]

@@ -20,6 +20,7 @@ from nas_kd.data.cache import ClipCache, cache_key
 from nas_kd.data.decode import DecodeError, frame_files, read_clip, sample_positions
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
+from nas_kd.data.sample import labels_of
 
 RISING = (20, 60, 100, 140, 180, 220)
 
@@ -64,6 +65,46 @@ def test_a_folder_gives_four_splits(root):
             sample = part[index]
             check_sample(sample, splits.info, "sample")
             assert (sample["clip"].float().mean() > 128) == bool(sample["label"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["10", "2", "0"], ("0", "2", "10")),
+        (["10.0", "9.0", "-1.0"], ("-1.0", "9.0", "10.0")),
+        (["007", "10", "2"], ("2", "007", "10")),
+        (["c10", "c2", "2"], ("2", "c10", "c2")),
+        (["1e1", "2", "9"], ("1e1", "2", "9")),
+    ],
+)
+def test_whole_numbers_are_numbered_by_value_and_names_as_text(tmp_path, labels, names):
+    rows = []
+    for label in labels:
+        for split in ("train", "train", "val", "test"):
+            rows.append((f"{len(rows)}.png", label, split))
+            write_image(tmp_path / rows[-1][0], np.full((8, 8, 3), len(rows), np.uint8))
+    write_table(tmp_path, rows)
+    splits = load(config(tmp_path), seed=0)
+    assert splits.info.class_names == names
+    assert [names[label] for label in labels_of(splits.test)] == labels
+    assert any("whole numbers but not 0 to 2" in note for note in splits.notes) == all(
+        label.lstrip("-").replace(".", "").isdigit() for label in labels
+    )
+
+
+def test_classes_are_those_that_are_listed(root):
+    splits = load(config(root, classes=["light", "unseen", "dark"]), seed=0)
+    assert splits.info.class_names == ("light", "unseen", "dark")
+    assert {name: index for index, name in enumerate(splits.info.class_names)}["dark"] == labels_of(splits.retrain)[0]
+    (root / "names.txt").write_text("light\ndark\n")
+    assert load(config(root, classes="names.txt"), seed=0).info.class_names == ("light", "dark")
+    assert config(root, classes=[0, 1]).classes == ("0", "1")
+    with pytest.raises(DataError, match=r"data.classes must list every label of .*, but it lacks 'dark'"):
+        load(config(root, classes=["light", "grey"]), seed=0)
+    with pytest.raises(DataError, match=r"data.classes must be names that differ, but 'dark' is listed 2 times"):
+        load(config(root, classes=["light", "dark", "dark"]), seed=0)
+    with pytest.raises(DataError, match=r"with one class a line, but .*none.txt gave: No such file"):
+        load(config(root, classes="none.txt"), seed=0)
 
 
 def test_memory_and_disk_give_the_same_batches(root):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -134,3 +136,14 @@ def test_offsets_split_the_frames_of_a_clip() -> None:
     assert over_offsets("m", {2: 0.25, 0: 0.75}) == {"m": 0.5, "m@0": 0.75, "m@2": 0.25}
     with pytest.raises(ValueError, match="offsets must come with all batches or none"):
         over_offsets("m", {None: 0.5, 0: 0.5})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_metrics_refuse_outputs_that_are_not_finite(name: str, wrong: float) -> None:
+    """Arg-max and sorting would make plausible values of them."""
+    task = make_task(name, FEATURES if name == "multilabel" else INFO, {})
+    outputs = torch.zeros(2, task.num_outputs)
+    outputs[1, 0] = wrong
+    with pytest.raises(ValueError, match=r"metrics need finite outputs, but 1 of \d+ are NaN or infinite"):
+        task.update(outputs, {})

@@ -165,15 +165,6 @@ def test_computing_clears_and_nothing_to_count_is_a_sentence() -> None:
     assert task.compute()["hit1"] == 0.0
 
 
-def test_a_net_that_gives_nan_ranks_last() -> None:
-    task = Multilabel(info())
-    task.update(torch.tensor([[math.nan, 1.0, 0.0], [2.0, 1.0, 0.0]]), batch([1, 0, 0], [1, 0, 0]))
-    values = task.compute()
-    assert values["hit1"] == 0.5
-    assert values["gap"] == pytest.approx((1 + 2 / 6) / 2)
-    assert math.isnan(values["binary_cross_entropy"])
-
-
 def test_loss_has_the_gradient_of_the_closed_form() -> None:
     logits, labels = random_split(4, 3)
     logits.requires_grad_()

@@ -1,0 +1,111 @@
+"""The numbers of classes, and warnings about a teacher that was brought in wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nas_kd.campaign.output_checks import OutputChecks, describe_classes, reordered_accuracy
+from nas_kd.campaign.prepare import prepare_teacher
+from nas_kd.config import CampaignConfig
+from nas_kd.data import DataInfo
+from nas_kd.tasks import Classification, Multilabel, Task
+from nas_kd.trial import build_context
+
+NUM_CLASSES = 12
+
+
+class Reads(nn.Module):
+    """Feature 0 of an item is its class; output k is the highest where that is k, in numeric order."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.arange(num_classes).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return -((features[:, :, 0].mean(1, keepdim=True) - self.centres) ** 2)
+
+
+def campaign(root: Path, **data: object) -> CampaignConfig:
+    """Items of 12 classes, named 0 to 11, and a teacher with weights that is always right."""
+    rows = [(i % NUM_CLASSES, ("train", "train", "val", "test")[i // NUM_CLASSES % 4]) for i in range(8 * NUM_CLASSES)]
+    np.save(root / "all.npy", np.array([[[label, 1.0]] * 2 for label, _ in rows], dtype=np.float32))
+    lines = [f"all.npy#{i},{label},{split}" for i, (label, split) in enumerate(rows)]
+    (root / "labels.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    save_file(Reads(NUM_CLASSES).state_dict(), root / "weights.safetensors")
+    return CampaignConfig.model_validate(
+        {
+            "runs": str(root / "runs"),
+            "data": {"source": "features", "root": str(root), **data},
+            "teacher": {
+                "model": f"{__name__}:Reads",
+                "weights": str(root / "weights.safetensors"),
+                "cache": {"views": 0},
+            },
+            "space": {"frames": [2], "h_rnn": {"lower": [4], "upper": [4], "block_length": [2]}},
+        }
+    )
+
+
+def test_labels_that_are_whole_numbers_meet_the_outputs_of_the_teacher(tmp_path: Path) -> None:
+    config, notes = campaign(tmp_path), []
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir, note=notes.append)
+    assert known["val/accuracy"] == 1.0
+    assert known["classes"] == [str(number) for number in range(NUM_CLASSES)]
+    assert json.loads((config.run_dir / "teacher" / "teacher.json").read_text())["classes"] == known["classes"]
+    assert notes[0].startswith("classes: 0 = 0, 1 = 1, 2 = 2,")
+    assert not any("warning" in text for text in notes)
+
+
+def test_another_order_of_the_classes_is_named_and_a_changed_one_refused(tmp_path: Path) -> None:
+    as_text = sorted(map(str, range(NUM_CLASSES)))
+    config, notes = campaign(tmp_path, classes=as_text), []
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir, note=notes.append)
+    assert known["val/accuracy"] == pytest.approx(2 / NUM_CLASSES)  # 0 and 1 alone keep their place
+    assert "would be 1.000 with its classes in another order" in "".join(notes)
+    listed = tmp_path / "classes.txt"
+    listed.write_text("\n".join(map(str, range(NUM_CLASSES))))
+    config = campaign(tmp_path, classes="classes.txt").model_copy(update={"name": "file"})
+    prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    listed.write_text("\n".join(as_text))
+    with pytest.raises(ValueError, match="class 2 was '2' and is '10'"):
+        prepare_teacher(build_context(config, "cpu"), config.run_dir)
+
+
+def info(multi_label: bool = False) -> DataInfo:
+    return DataInfo(3, ("a", "b", "c"), 2, 0, 0, "set", feature_size=2, multi_label=multi_label)
+
+
+def doubts(task: Task, outputs: Tensor, batch: dict[str, Tensor], *, trained_here: bool = False) -> list[str]:
+    checks = OutputChecks(task)
+    checks.add(outputs, batch)
+    return checks.doubts(trained_here=trained_here)
+
+
+def test_probabilities_and_answers_at_chance_are_named() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(300) % 3
+    right = 4.0 * torch.nn.functional.one_hot(labels, 3)
+    assert doubts(Classification(info()), right, {"label": labels}) == []
+    assert "look like probabilities" in doubts(Classification(info()), right.softmax(1).half(), {"label": labels})[0]
+    several = torch.nn.functional.one_hot(labels, 3).to(torch.uint8)
+    assert doubts(Multilabel(info(True)), right - 1, {"labels": several}) == []
+    assert len(doubts(Multilabel(info(True)), right.sigmoid(), {"labels": several})) == 1
+    noise = torch.randn(300, 3)
+    (sentence,) = doubts(Classification(info()), noise, {"label": labels})
+    assert "is near that of the most frequent class, 0.333; check the order of its classes" in sentence
+    assert "train it longer" in doubts(Classification(info()), noise, {"label": labels}, trained_here=True)[0]
+
+
+def test_few_items_of_many_classes_do_not_fit_by_luck() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 100
+    assert reordered_accuracy(rng.integers(100, size=400), labels, 100) < 0.1
+    assert reordered_accuracy(rng.permutation(100)[labels], labels, 100) == 1.0
+    assert describe_classes([str(i) for i in range(20)], Path("t.json")).endswith("11 = 11, … (20, all in t.json)")
