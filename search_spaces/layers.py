@@ -344,6 +344,7 @@ class OpenChoices(Choices):
         gates: name -> gate of the variables that the definition asked for, in order.
         conditions: name -> under which choices of others a variable has an effect.
         control: of the gates, until a supernet gives them its own.
+        depths: name -> options of the depths that the definition asked for.
         read: knobs that the definition asked for.
     """
 
@@ -355,6 +356,7 @@ class OpenChoices(Choices):
         self.control = GateControl()
         self.gates: dict[str, Gate] = {}
         self.conditions: dict[str, tuple[Condition, ...]] = {}
+        self.depths: dict[str, tuple[int, ...]] = {}
         self.read: set[str] = set()
 
     def _variable(self, kind: str, name: str, options: Sequence[Choice]) -> Any:
@@ -381,6 +383,7 @@ class OpenChoices(Choices):
         return self._variable("op", name, options)
 
     def depth(self, name: str, options: Sequence[int]) -> Any:
+        self.depths[name] = tuple(options)
         return self._variable("depth", name, options)
 
     def knob(self, name: str) -> Any:

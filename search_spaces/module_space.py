@@ -57,6 +57,7 @@ class ModuleSpace(SearchSpace):
         self._example, self._fit_input = example, fit_input
         self._measured: dict[Any, Measured] = {}
         self._structural: tuple[str, ...] = ()
+        self._depths: dict[str, tuple[int, ...]] = {}
         with torch.random.fork_rng(devices=[]):
             self._conditions = self._explored()
         self.variables = self._all_variables
@@ -79,6 +80,7 @@ class ModuleSpace(SearchSpace):
                 found[values] = {**dict.fromkeys(gates, ()), **choices.conditions}
                 _insert(self._all_variables, {name: gate.choices for name, gate in gates.items()})
                 read |= choices.read
+                self._depths |= choices.depths
             if read == set(self._structural):
                 return found
             self._structural = tuple(name for name in self.knobs if name in read)
@@ -139,6 +141,9 @@ class ModuleSpace(SearchSpace):
             elif conditions[name]:
                 effects.append(self._effect(name, conditions[name]))
         return tuple(effects)
+
+    def layers(self, name: str) -> tuple[int, ...] | None:
+        return self._depths[name] if name in self._depths else super().layers(name)
 
     def _effect(self, name: str, conditions: tuple[Condition, ...]) -> Effect:
         deciders = tuple(dict.fromkeys(variable for variable, _ in conditions))

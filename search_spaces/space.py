@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -77,6 +77,18 @@ class SearchSpace(ABC):
     def fit_input(self, clip: Tensor, knobs: Mapping[str, Choice]) -> Tensor:
         """The student's view of the teacher's input; the input itself, unless a space has knobs that change it."""
         return clip
+
+    def layers(self, name: str) -> tuple[int, ...] | None:
+        """How many layers compute something under each choice of a variable, so that idle choices can be counted.
+
+        Returns:
+            For a variable of operators 0 for `idle_choices` and 1 for the others; for a depth the depth itself. None
+            for what removes no layer: a width, a kernel.
+        """
+        choices = self.variables[name]
+        if not all(isinstance(choice, str) for choice in choices):
+            return None
+        return tuple(int(choice not in self.idle_choices) for choice in choices)
 
     def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:
         """Other costs of students that can be limited, as tables with the variables of `cost_table`.
@@ -199,6 +211,23 @@ class SearchSpace(ABC):
     def size(self) -> int:
         """Number of architectures; a space whose choices may lack effect overrides it to count canonical ones."""
         return prod(len(values) for values in [*self.knobs.values(), *self.variables.values()])
+
+    def effect_probabilities(
+        self, knobs: Mapping[str, Choice], probabilities: Mapping[str, Sequence[float]]
+    ) -> dict[str, float]:
+        """How probable it is that each variable has an effect, such as those of a cell that a depth may leave out.
+
+        Args:
+            knobs: of the space, complete.
+            probabilities: variable -> that of each choice. Variables are independent.
+        """
+        found = dict.fromkeys(self.variables, 1.0)
+        for effect in self.effects(knobs):
+            holds = effect.holds.astype(np.float64)
+            for decider in effect.deciders:  # the first axis that is left belongs to it
+                holds = np.tensordot(np.asarray(probabilities[decider], dtype=np.float64), holds, axes=(0, 0))
+            found[effect.variable] = float(holds)
+        return found
 
     def figure(self, name: str, arch: ArchSpec) -> int:
         """A figure of `figures` for one architecture.

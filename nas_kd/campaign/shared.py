@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from nas_kd.files import write_text_atomically
@@ -60,8 +61,9 @@ def prepare_search(
 ) -> list[dict[str, KnobValue]]:
     """Search, or read what an earlier run of the same campaign found.
 
-    Writes `search/` into the run's folder: `supernet.safetensors`, `log.jsonl` with the mean terms of each epoch, and
-    `search.json` with the probabilities of all gates, the expected cost and the derived architecture at each budget.
+    Writes `search/` into the run's folder: `supernet.safetensors`, `log.jsonl` with the mean terms of each epoch,
+    `gates.jsonl` with the probabilities of all gates at each knot after each epoch, and `search.json` with them, the
+    expected cost and the derived architecture at each budget. `nas_kd.analysis.search_files` reads them.
 
     Returns:
         For each budget the values of the study for the derived architecture; each architecture once.
@@ -85,10 +87,18 @@ def prepare_search(
         search.train(
             checkpoint=folder / "checkpoint.pt",
             progress=lambda share, words: progress(TRAINING_SHARE * share, words),
-            log=lambda epoch, means: log_epoch(folder, "search", epoch, means),
+            log=partial(_log, search, folder),
         )
         search.save(folder)
-        known = {"digest": digest, "budgets": _derived(search, progress)}
+        known = {
+            "digest": digest,
+            "cost_unit": "ns" if config.budget.is_latency else "FLOPs",
+            "variables": {
+                name: {"choices": choices, "layers": context.space.layers(name)}
+                for name, choices in context.space.variables.items()
+            },
+            "budgets": _derived(search, progress),
+        }
         write_text_atomically(manifest, json.dumps(known, indent=1) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     found: dict[str, dict[str, KnobValue]] = {}
@@ -96,6 +106,15 @@ def prepare_search(
         arch = ArchSpec.from_dict(entry["arch"])
         found.setdefault(arch.arch_id, study_values(arch, context.space))
     return list(found.values())
+
+
+def _log(search: SharedSearch, folder: Path, epoch: int, means: Mapping[str, float]) -> None:
+    """Append the mean terms of an epoch to `log.jsonl`, and the gates after it to `gates.jsonl`."""
+    log_epoch(folder, "search", epoch, means)
+    for budget in search.supernets[0].knots:
+        line = {"epoch": epoch + 1, "budget": budget, "gates": search.mean_probabilities(budget)}
+        with (folder / "gates.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, object]]:
@@ -118,11 +137,13 @@ def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, objec
             {
                 "budget": cost,
                 "arch": arch.as_dict(),
+                "arch_id": arch.arch_id,
                 "cost": search.context.table(knobs).cost(arch.choices),
                 "inherited": score,
                 "expected_cost": expected,
                 "knobs": search.knob_probabilities(cost),
                 "gates": gates,
+                "effect": search.context.space.effect_probabilities(knobs, gates),
             }
         )
     return entries

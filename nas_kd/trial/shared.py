@@ -246,6 +246,19 @@ class SharedSearch:
             entries.append({**self.supernets[net].settings[setting], "probability": p})
         return entries
 
+    def mean_probabilities(self, budget: float) -> dict[str, list[float]]:
+        """Gate -> probability of each choice at a budget: the mean over the combinations of knobs, by their
+        probability. Four decimals. Moves the supernets."""
+        space = self.context.space
+        means = {name: torch.zeros(len(choices)) for name, choices in space.variables.items()}
+        with torch.no_grad():
+            for index, weight in enumerate(self.policy.probabilities(budget).tolist()):
+                if weight > 0:
+                    supernet = self.supernets[self.policy.move_to(index, budget)]
+                    for name, p in supernet.probabilities().items():
+                        means[name] += weight * p.cpu()
+        return {name: [round(value, 4) for value in mean.tolist()] for name, mean in means.items()}
+
     def candidates(self, budget: float, number: int) -> list[ArchSpec]:
         """The `number` most probable architectures within a budget and the campaign's limits, best first.
 

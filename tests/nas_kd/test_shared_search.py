@@ -89,6 +89,17 @@ def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tm
         assert record.cost.flops == entry["cost"] <= entry["budget"]
         assert sum(knobs["probability"] for knobs in entry["knobs"]) == pytest.approx(1, abs=1e-5)
         assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in entry["gates"].values())
+        assert entry["arch_id"] == record.arch_id
+        depth_2 = entry["gates"]["stages.1.depth"][1]  # of depths 1 and 2
+        effect = {name: p for name, p in entry["effect"].items() if p < 1 - 1e-5}
+        assert effect == {f"stages.1.cells.1.edges.{edge}": pytest.approx(depth_2) for edge in ("0_1", "0_2", "1_2")}
+    assert left["variables"]["stages.1.depth"] == {"choices": [1, 2], "layers": [1, 2]}
+    assert left["variables"]["stages.1.width"]["layers"] is None
+    assert left["variables"]["stages.0.cells.0.edges.0_2"]["layers"] == [1, 1, 1, 0]  # the last one is `zero`
+    history = [json.loads(line) for line in (config.run_dir / "search" / "gates.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == [1] * (len(history) // 2) + [2] * (len(history) // 2)
+    assert {line["budget"] for line in history} >= {150_000, 250_000}
+    assert all(sum(p) == pytest.approx(1, abs=1e-3) for line in history for p in line["gates"].values())
     last = result.records[-1]
     assert last.cost is not None
     assert last.cost.flops <= 250_000  # whatever the sampler proposes is within the highest budget
