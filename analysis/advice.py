@@ -88,6 +88,11 @@ def _against_teacher(pick: TrialRecord, flops: int, value: float, teacher: Teach
     word = "better than" if better else "worse than"
     distance = "as good as" if gap == 0 else f"{difference_text(gap, pick.metric)} {word}"
     saving = teacher.saving(flops)
+    if saving is None and teacher.flops is not None and teacher.uncounted:
+        return (
+            f"It is {distance} the teacher, which needs at least {teacher.flops:,} FLOPs (uncounted: "
+            f"{', '.join(teacher.uncounted)})."
+        )
     if saving is None:
         return f"It is {distance} the teacher, whose cost is not known."
     return f"It needs {saving:.3g}× fewer FLOPs than the teacher and is {distance} it."

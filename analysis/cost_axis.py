@@ -40,8 +40,8 @@ class CostAxis:
         return value
 
     def of_teacher(self, teacher: TeacherPoint | None) -> float | None:
-        """What the teacher costs; None where that is not known, as of its latency."""
-        return teacher.flops if teacher is not None and self.is_flops else None
+        """What the teacher costs; None where that is not known, as of its latency, or known as a lower bound only."""
+        return teacher.flops if teacher is not None and self.is_flops and not teacher.uncounted else None
 
     def budget_of(self, record: TrialRecord) -> float | None:
         """The trial's budget, None where it had none."""

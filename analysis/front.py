@@ -31,6 +31,7 @@ class TeacherPoint:
         test: the primary metric on the test split, where known.
         params: number of parameters, where known.
         secondary: further metrics by `split/name`, such as `val/temporal_consistency`, where known.
+        uncounted: operators whose work `flops` misses; with any of them it is a lower bound, and no ratio is given.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TeacherPoint:
     test: float | None = None
     params: int | None = None
     secondary: Mapping[str, float] = field(default_factory=FrozenDict, hash=False)
+    uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "secondary", FrozenDict(self.secondary))
@@ -49,7 +51,9 @@ class TeacherPoint:
 
     def saving(self, flops: float) -> float | None:
         """How many times cheaper a student of so many FLOPs is, where that is known."""
-        return self.flops / flops if self.flops is not None and flops else None
+        if self.flops is None or self.uncounted or not flops:
+            return None
+        return self.flops / flops
 
 
 def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:

@@ -1,8 +1,9 @@
 """FLOPs and parameters of a module. FLOPs are by fvcore: one multiply-accumulate is one FLOP.
 
-fvcore misses fused attention and recurrent layers, which would count as zero. The handlers below close those gaps with
-the closed forms of the layers. Element-wise operators (additions, activations, softmax) and reductions are free by
-convention and named in the result; any other operator that has no handler is an error, never a silent zero.
+fvcore misses fused attention and recurrent layers, which would count as zero. The handlers below close those gaps
+with the closed forms of the layers, and those of `products` count every matrix product from its shapes. Element-wise
+operators (additions, activations, softmax) and reductions are free by convention and named in the result; any other
+operator that has no handler is an error, never a silent zero.
 
 One exception: modules that derive from `CountedElementwise`. Where additions are the overhead of a method, each of
 their output elements counts as one FLOP. An exported graph has no such modules any more; there the nodes that came from
@@ -26,28 +27,40 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
     from fvcore.nn import FlopCountAnalysis
 
+from nas_kd.search_spaces.products import PRODUCTS, Handler
+from nas_kd.search_spaces.products import shape_of as _shape
+
 CONVENTION = (
     "fvcore: one multiply-accumulate is one FLOP; element-wise operators and reductions are not counted, but the "
     "additions and subtractions of delta layers are"
 )
 
 ELEMENTWISE = """
-    abs add add_ add_n ceil clamp_max clamp_min cos div div_ elu exp feature_dropout gelu hardsigmoid hardsigmoid_
-    hardswish hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ log logical_and logical_not logical_or bitwise_and
-    bitwise_or le lt ne masked_fill_ maximum minimum mish mul mul_ neg pow prelu reciprocal relu6 relu6_ rsqrt rsub
-    sigmoid sigmoid_ sign silu silu_ sin softplus sqrt square sub sub_ tanh tanh_ tril triu where
+    abs add add_ add_n addcdiv addcmul atan2 bitwise_and bitwise_or ceil celu clamp_max clamp_min clip cos div div_
+    elu erf exp exp_ expm1 feature_dropout gelu glu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_
+    isfinite isnan le leaky_relu leaky_relu_ lerp log log1p log2 log_ log_sigmoid logical_and logical_not logical_or
+    logical_xor lt masked_fill masked_fill_ maximum minimum mish mul mul_ nan_to_num ne neg not_equal pow prelu
+    reciprocal reciprocal_ relu6 relu6_ round rsqrt rsqrt_ rsub selu sigmoid sigmoid_ sign silu silu_ sin softplus
+    softsign sqrt sqrt_ square sub sub_ tanh tanh_ tril triu trunc where xlogy
 """
 REDUCTIONS = """
-    amax amin argmax avg_pool1d avg_pool2d avg_pool3d cumsum log_softmax max_pool1d max_pool2d max_pool3d mean min norm
-    softmax std sum var
+    all amax amin any argmax argmin argsort avg_pool1d avg_pool2d avg_pool3d cumprod cumsum linalg_norm
+    linalg_vector_norm log_softmax logsumexp max max_pool1d max_pool2d max_pool3d mean min norm prod softmax softmin
+    sort std std_mean sum topk var var_mean
 """
 DATA_MOVEMENT = """
-    _pack_padded_sequence _pad_packed_sequence alias channel_shuffle clone empty_like fill_ flip lift_fresh movedim
-    new_ones ones_like pad pixel_shuffle pixel_unshuffle rand randn repeat swapaxes tensor unflatten unfold_copy
-    upsample_nearest1d upsample_nearest3d zero_
+    _pack_padded_sequence _pad_packed_sequence alias bernoulli broadcast_to channel_shuffle clone col2im diagonal
+    embedding embedding_bag empty_like expand_as fill fill_ flip im2col index_add index_select lift_fresh linspace
+    masked_select meshgrid movedim native_dropout new_empty new_ones normal_ one_hot ones_like pad pixel_shuffle
+    pixel_unshuffle rand randn repeat repeat_interleave scatter scatter_ scatter_add scatter_add_ squeeze_ swapaxes
+    t_ take_along_dim tensor tile transpose_ unflatten unfold_copy unsafe_chunk unsafe_split upsample_nearest1d
+    upsample_nearest3d view_as zero_
 """
 FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
 """Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
+
+_OPAQUE = frozenset(f"prim::{name}" for name in ("If", "Loop", "CallMethod", "CallFunction", "fork"))
+"""Of scripted modules: what they hold runs or not, once or often."""
 
 COUNTED_OPS = ("aten::sub", "aten::add", "aten::add_")  # in `CountedElementwise`, and nowhere else
 
@@ -75,18 +88,17 @@ class FlopCount:
     Attributes:
         total: FLOPs of the whole input (divide by the batch size yourself).
         by_operator: operator -> FLOPs.
-        uncounted: operator -> number of calls that are free by convention.
+        uncounted: operator -> number of calls that are not counted: those that are free by convention, and the unknown.
     """
 
     total: int
     by_operator: Mapping[str, int]
     uncounted: Mapping[str, int]
 
-
-def _shape(value: Any) -> list[int]:
-    sizes = value.type().sizes()
-    assert sizes is not None, "the tracer records complete shapes"
-    return list(sizes)
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Operators that may do work which nobody counts, sorted; with any of them the total is a lower bound."""
+        return tuple(sorted(set(self.uncounted) - FREE_OPS))
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -122,19 +134,31 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
     return batch * prod(_shape(inputs[1])) * prod(pixels)
 
 
-def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
-    left, right = _shape(inputs[1]), _shape(inputs[2])
-    return prod(left) * right[-1]
+def _norm(affine: int) -> Callable[[list[Any], list[Any]], int]:
+    """As fvcore counts normalisation, for any number of dimensions: 5 FLOPs an element, 4 without weights."""
+    return lambda inputs, outputs: prod(_shape(inputs[0])) * (5 if inputs[affine].isCompleteTensor() else 4)
 
 
-HANDLERS: dict[str, Callable[[list[Any], list[Any]], int]] = {
+_POINTS = {0: 2, 1: 1, 2: 4}  # mode of a grid sampler (linear, nearest, cubic) -> points read in each dimension
+
+
+def _grid_sampler(inputs: list[Any], outputs: list[Any]) -> int:
+    dimensions = len(_shape(inputs[0])) - 2
+    return int(_POINTS[inputs[2].toIValue()] ** dimensions) * prod(_shape(outputs[0]))
+
+
+HANDLERS: dict[str, Handler] = {
     "aten::scaled_dot_product_attention": _attention,
     "aten::gru": _recurrent(3),
     "aten::lstm": _recurrent(4),
     "aten::rnn_tanh": _recurrent(1),
     "aten::rnn_relu": _recurrent(1),
-    "aten::baddbmm": _baddbmm,
     "aten::_convolution_mode": _convolution,
+    "aten::layer_norm": _norm(2),
+    "aten::group_norm": _norm(2),
+    "aten::instance_norm": _norm(1),
+    "aten::grid_sampler": _grid_sampler,
+    **PRODUCTS,
     # As fvcore counts their two-dimensional forms.
     "aten::adaptive_avg_pool1d": _pool,
     "aten::adaptive_avg_pool3d": _pool,
@@ -174,6 +198,13 @@ class _Elements(torch.fx.Interpreter):
         return result
 
 
+class _Analysis(FlopCountAnalysis):  # type: ignore[misc]  # fvcore has no types
+    """fvcore's, which names the parts of a graph that it does not look into instead of passing them over."""
+
+    def _should_ignore_node(self, node: Any) -> bool:
+        return node.kind() not in _OPAQUE and bool(super()._should_ignore_node(node))
+
+
 @runtime_checkable
 class Parted(Protocol):
     """A net of which a part is worth a figure of its own."""
@@ -208,7 +239,7 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
             for child, _ in modes:  # an exported program has no eval()
                 child.training = False  # in training mode the tracer would move BatchNorm's running statistics
             torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
-            analysis = FlopCountAnalysis(module, inputs).set_op_handle(**HANDLERS)
+            analysis = _Analysis(module, inputs).set_op_handle(**HANDLERS)
             counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
             if counted:
                 analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
@@ -227,9 +258,10 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for child, mode in modes:
             child.training = mode
-    if strict and (unknown := sorted(set(unsupported) - FREE_OPS)):
+    count = FlopCount(total, by_operator, dict(unsupported))
+    if strict and count.unknown:
         raise UncountedOpError(
-            f"the FLOPs of {type(module).__name__} would miss {', '.join(unknown)}; add a handler to "
+            f"the FLOPs of {type(module).__name__} would miss {', '.join(count.unknown)}; add a handler to "
             "nas_kd.search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
         )
-    return FlopCount(total, by_operator, dict(unsupported))
+    return count

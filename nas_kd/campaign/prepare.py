@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +43,8 @@ def prepare_teacher(
             cached outputs that are computed again or cannot be kept.
 
     Returns:
-        Its metrics by split, FLOPs where they are known, parameters, and the classes by the number of its output, as
+        Its metrics by split, FLOPs where they are known, with the operators that they
+            miss (`flops_uncounted`), parameters, and the classes by the number of its output, as
         in `teacher.json`.
 
     Raises:
@@ -85,7 +86,10 @@ def prepare_teacher(
         model.eval()
         known = {"digest": digest, "params": count_params(model), "classes": classes}
         if not is_precomputed(model):
-            known["flops"] = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
+            example = context.teacher_example()
+            known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
+            if uncounted:
+                known["flops_uncounted"] = list(uncounted)
         known |= part_flops(model, context.teacher_example())
         checks = OutputChecks(context.task)
         for split in ("val", "test"):
@@ -102,6 +106,21 @@ def prepare_teacher(
     prepare_caches(context, folder / "outputs", progress, note)
     context.caches = open_caches(folder / "outputs")
     return known
+
+
+def describe_flops(known: Mapping[str, Any], unit: str) -> str:
+    """What a teacher costs, in words; empty where that is not known.
+
+    Args:
+        known: of `teacher.json`.
+        unit: of which the cost is.
+    """
+    if "flops" not in known:
+        return ""
+    uncounted = known.get("flops_uncounted")
+    if not uncounted:
+        return f" at {int(known['flops']):,} FLOPs a {unit}"
+    return f", at least {int(known['flops']):,} FLOPs a {unit} (uncounted: {', '.join(uncounted)})"
 
 
 def _teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:

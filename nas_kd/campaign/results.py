@@ -67,6 +67,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
         teacher = TeacherPoint(
             name=config.teacher.model,
             flops=int(known["flops"]) if "flops" in known else None,
+            uncounted=tuple(known.get("flops_uncounted", ())),
             value=float(known[f"val/{metric}"]),
             test=float(known[f"test/{metric}"]),
             params=int(known["params"]),

@@ -232,15 +232,16 @@ class InputType(ABC):
 
     # Cost
 
-    def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> int:
-        """FLOPs of a teacher for one input.
+    def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[int, tuple[str, ...]]:
+        """FLOPs of a teacher for one input, and the operators that they may miss: with any, they are a lower bound.
 
         Args:
             teacher: the model.
             example: one input of it, with batch size 1.
             space: of the campaign.
         """
-        return count_flops(teacher, example, strict=False).total
+        count = count_flops(teacher, example, strict=False)
+        return count.total, count.unknown
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """The trained teacher in the form that students are compared with.

@@ -101,9 +101,9 @@ class KeyFrameInput(FrameInput):
         assert net is not None, "students with key frames have delta layers"
         return evaluate(student, loader, task, self.read, net.offsets(self.info.frames))
 
-    def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> int:
+    def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[int, tuple[str, ...]]:
         """Of a frame with BatchNorm folded, as the students have it."""
-        return cast(DeltaBlocksSpace, space).plan.teacher_flops
+        return cast(DeltaBlocksSpace, space).plan.teacher_flops, ()
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """With BatchNorm folded: it computes the same, and its layers are those of the students."""

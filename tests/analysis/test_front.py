@@ -191,3 +191,15 @@ def test_streams_count_flops_per_frame() -> None:
     assert flops_label([stream]) == "amortised FLOPs per frame"
     assert flops_label([record(1, 5, 0.5)]) == "FLOPs per clip"
     assert "for streaming students" in flops_label([stream, record(1, 5, 0.5)])
+
+
+def test_a_lower_bound_of_the_teachers_flops_gives_no_ratio() -> None:
+    teacher = TeacherPoint("big", 1_200_000_000, 0.96, uncounted=("prim::PythonOp.F", "aten::fft_rfft"))
+    assert teacher.saving(1000) is None
+    front = ParetoFront.from_records([record(0, 1_000_000, 0.9)])
+    assert front.axis.of_teacher(teacher) is None
+    advice = advise(front, teacher)
+    assert advice is not None
+    sentence = advice.sentence
+    assert "needs at least 1,200,000,000 FLOPs (uncounted: prim::PythonOp.F, aten::fft_rfft)" in sentence
+    assert "fewer" not in sentence

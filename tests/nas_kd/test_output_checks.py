@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nas_kd.campaign.output_checks import OutputChecks, describe_classes, reordered_accuracy
-from nas_kd.campaign.prepare import prepare_teacher
+from nas_kd.campaign.prepare import describe_flops, prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
 from nas_kd.tasks import Classification, Multilabel, Task
@@ -30,6 +30,23 @@ class Reads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return -((features[:, :, 0].mean(1, keepdim=True) - self.centres) ** 2)
+
+
+class Hidden(torch.autograd.Function):
+    """Work that no counter sees."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x @ torch.eye(x.shape[-1])
+
+
+class ReadsHidden(Reads):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("one", torch.eye(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(Hidden.apply(features @ self.one))  # type: ignore[no-untyped-call]
 
 
 def campaign(root: Path, **data: object) -> CampaignConfig:
@@ -76,6 +93,17 @@ def test_another_order_of_the_classes_is_named_and_a_changed_one_refused(tmp_pat
     listed.write_text("\n".join(as_text))
     with pytest.raises(ValueError, match="class 2 was '2' and is '10'"):
         prepare_teacher(build_context(config, "cpu"), config.run_dir)
+
+
+def test_flops_that_miss_something_are_a_lower_bound_everywhere(tmp_path: Path) -> None:
+    config = campaign(tmp_path)
+    save_file(ReadsHidden(NUM_CLASSES).state_dict(), tmp_path / "weights.safetensors")
+    teacher = config.teacher.model_copy(update={"model": f"{__name__}:ReadsHidden"})
+    config = config.model_copy(update={"teacher": teacher})
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    assert (known["flops"], known["flops_uncounted"]) == (2 * 2 * 2, ["prim::PythonOp.Hidden"])
+    assert describe_flops(known, "item") == ", at least 8 FLOPs a item (uncounted: prim::PythonOp.Hidden)"
+    assert describe_flops({"flops": 1200}, "clip") == " at 1,200 FLOPs a clip"
 
 
 def info(multi_label: bool = False) -> DataInfo:
