@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nas_kd.analysis.text import MISSING, flops_label, si
 from nas_kd.trials.record import TrialRecord
-
-if TYPE_CHECKING:
-    from nas_kd.analysis.front import TeacherPoint
 
 
 @dataclass(frozen=True)
@@ -38,10 +34,6 @@ class CostAxis:
         """What the trial's student costs; None where that is not known."""
         value: float | None = None if record.cost is None else getattr(record.cost, self.field)
         return value
-
-    def of_teacher(self, teacher: TeacherPoint | None) -> float | None:
-        """What the teacher costs; None where that is not known, as of its latency, or known as a lower bound only."""
-        return teacher.flops if teacher is not None and self.is_flops and not teacher.uncounted else None
 
     def budget_of(self, record: TrialRecord) -> float | None:
         """The trial's budget, None where it had none."""

@@ -50,9 +50,9 @@ def cost_ticks(low: float, high: float) -> list[float]:
 def cost_range(front: ParetoFront, teacher: TeacherPoint | None) -> tuple[float, float] | None:
     """Limits of a logarithmic axis of cost with room at both ends; None without points, or with one at zero cost."""
     values = [float(cost) for _, cost, _ in front.placed]
-    of_teacher = front.axis.of_teacher(teacher)
-    if of_teacher is not None:
-        values.append(float(of_teacher))
+    teacher_cost = None if teacher is None else teacher.cost(front.axis)
+    if teacher_cost is not None:
+        values.append(float(teacher_cost))
     if not values or min(values) <= 0:
         return None
     room = max((max(values) / min(values)) ** 0.06, 1.1)
@@ -214,7 +214,7 @@ def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord) -> None:
 
 
 def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis) -> None:
-    cost = axis.of_teacher(teacher)
+    cost = teacher.cost(axis)
     axes.axhline(teacher.value, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     label = f"teacher: {printable(teacher.name, 40)}"
     if cost is None:

@@ -49,6 +49,10 @@ class TeacherPoint:
         """The primary metric on a split, or None where it is not known."""
         return self.value if split == "val" else self.test
 
+    def cost(self, axis: CostAxis) -> int | None:
+        """What the teacher costs on an axis; None where its latency is asked for, or only a lower bound is known."""
+        return self.flops if axis.is_flops and not self.uncounted else None
+
     def saving(self, flops: float) -> float | None:
         """How many times cheaper a student of so many FLOPs is, where that is known."""
         if self.flops is None or self.uncounted or not flops:

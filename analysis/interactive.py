@@ -109,7 +109,7 @@ def front_chart(
         marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
         figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
     if teacher is not None:
-        label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if axis.of_teacher(teacher) is None else {}
+        label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if teacher.cost(axis) is None else {}
         line = {"color": TEACHER_COLOR, "width": 1, "dash": "dot"}
         figure.add_hline(teacher.value, line=line, layer="below", **label)
         figure.add_traces(_teacher_trace(teacher, metric, axis))
@@ -198,7 +198,7 @@ def _budget_trace(records: Sequence[TrialRecord], axis: CostAxis) -> list[go.Sca
 
 
 def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis) -> list[go.Scatter]:
-    cost = axis.of_teacher(teacher)
+    cost = teacher.cost(axis)
     if cost is None:
         return []
     value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"

@@ -29,8 +29,7 @@ from nas_kd.data.sample import (
     check_sample,
     labels_of,
 )
-from nas_kd.data.sequence_config import SequencesConfig
-from nas_kd.data.sequences import load_sequences
+from nas_kd.data.sequences import SequencesConfig, load_sequences
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, grouped_split, make_splits, stratified_split
 from nas_kd.data.table import UnusableRowsError

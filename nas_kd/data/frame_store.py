@@ -18,7 +18,7 @@ from nas_kd.data.decode import DecodeError, read_clip
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, image_size, read_labels
 from nas_kd.data.sample import became_unreadable
-from nas_kd.data.sequence_config import SequencesConfig
+from nas_kd.data.sequence_config import SequenceOptions
 
 PLANES = 4
 """Of a decoded frame: red, green, blue, labels; those of its maps follow."""
@@ -45,7 +45,7 @@ class FrameStore:
         split: Which split they belong to; one with a camera is decoded larger.
     """
 
-    def __init__(self, frames: Sequence[Frame], config: SequencesConfig, split: str) -> None:
+    def __init__(self, frames: Sequence[Frame], config: SequenceOptions, split: str) -> None:
         self.frames = tuple(frames)
         self.config = config
         camera = config.camera_of(split)

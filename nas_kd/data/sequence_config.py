@@ -1,4 +1,4 @@
-"""The `data` section of a campaign on labelled frames of videos, see `nas_kd.data.sequences`."""
+"""Options of the `data` section of a campaign on labelled frames of videos, see `nas_kd.data.sequences`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from nas_kd.data.camera import CameraConfig
 from nas_kd.data.decode import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import SourceConfig
-from nas_kd.data.splits import Splits
 
 
-class SequencesConfig(SourceConfig):
-    """A folder of labelled frames of videos with a csv file."""
+class SequenceOptions(SourceConfig):
+    """The options; `SequencesConfig` adds how they are loaded."""
 
     source: Literal["sequences"] = "sequences"
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
@@ -76,7 +75,7 @@ class SequencesConfig(SourceConfig):
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
 
     @model_validator(mode="after")
-    def _classes_make_sense(self) -> SequencesConfig:
+    def _classes_make_sense(self) -> SequenceOptions:
         if self.is_binary and len(self.classes) not in (0, 2):
             raise ValueError(
                 f"classes must name background and object where labels are binary, but it is {self.classes}"
@@ -91,7 +90,7 @@ class SequencesConfig(SourceConfig):
         return self
 
     @model_validator(mode="after")
-    def _points_and_maps_make_sense(self) -> SequencesConfig:
+    def _points_and_maps_make_sense(self) -> SequenceOptions:
         if self.points and self.boxes:
             raise ValueError("boxes are tight around objects, but points: true makes labels points; drop one of both")
         for key in ("points", "maps"):
@@ -144,8 +143,3 @@ class SequencesConfig(SourceConfig):
     def camera_of(self, split: str) -> CameraConfig | None:
         """The camera of a split, if it has one."""
         return self.camera if self.camera is not None and split in self.camera.splits else None
-
-    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
-        from nas_kd.data.sequences import load_sequences  # which reads this config
-
-        return load_sequences(self, seed=seed, gate_share=gate_share)

@@ -25,7 +25,7 @@ from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, Sample, stack_small
-from nas_kd.data.sequence_config import SequencesConfig
+from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.splits import Splits, grouped_split, make_splits
 from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, unknown_split
 
@@ -70,7 +70,7 @@ class WindowDataset:
         config: Length of the windows, and what is given of them.
     """
 
-    def __init__(self, store: FrameStore, starts: Sequence[int], config: SequencesConfig) -> None:
+    def __init__(self, store: FrameStore, starts: Sequence[int], config: SequenceOptions) -> None:
         self.store = store
         self.starts = tuple(starts)
         self.config = config
@@ -107,7 +107,7 @@ class CameraDataset:
         split: Name of the split.
     """
 
-    def __init__(self, store: FrameStore, config: SequencesConfig, split: str) -> None:
+    def __init__(self, store: FrameStore, config: SequenceOptions, split: str) -> None:
         camera = config.camera_of(split)
         assert camera is not None
         self.store = store
@@ -143,7 +143,14 @@ class CameraDataset:
         return sample
 
 
-def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+class SequencesConfig(SequenceOptions):
+    """A folder of labelled frames of videos with a csv file."""
+
+    def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_sequences(self, seed=seed, gate_share=gate_share)
+
+
+def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.5) -> Splits:
     """Read the csv, check and decode every frame and its labels, and make the splits.
 
     Training sequences stay whole where there are at least two: each fits either weights or gates.
@@ -208,11 +215,11 @@ def load_sequences(config: SequencesConfig, *, seed: int, gate_share: float = 0.
     )
 
 
-def _boxes(mask: Tensor, config: SequencesConfig) -> Tensor:
+def _boxes(mask: Tensor, config: SequenceOptions) -> Tensor:
     return torch.from_numpy(boxes_of(mask.numpy(), len(config.mask_names) - 1, config.min_box_pixels))
 
 
-def _starts(frames: Sequence[Frame], split: str, config: SequencesConfig, notes: list[str]) -> list[int]:
+def _starts(frames: Sequence[Frame], split: str, config: SequenceOptions, notes: list[str]) -> list[int]:
     """First frames of the clips of a split; frames that are left out are noted."""
     if config.camera_of(split) is not None:
         starts, left_out = list(range(len(frames))), 0
@@ -238,13 +245,13 @@ def _starts(frames: Sequence[Frame], split: str, config: SequencesConfig, notes:
     return starts
 
 
-def _windows(frames: Sequence[Frame], split: str, config: SequencesConfig, max_gap: int) -> tuple[list[int], int]:
+def _windows(frames: Sequence[Frame], split: str, config: SequenceOptions, max_gap: int) -> tuple[list[int], int]:
     if split != "train":
         return windows(frames, config.frames, config.frames, max_gap, to_end=False)
     return windows(frames, config.frames, config.stride or max(1, config.frames // 2), max_gap, to_end=True)
 
 
-def _with_val(frames: list[Frame], config: SequencesConfig, seed: int, notes: list[str]) -> list[Frame]:
+def _with_val(frames: list[Frame], config: SequenceOptions, seed: int, notes: list[str]) -> list[Frame]:
     """The frames, in the same order; some training sequences are moved to val where there is none."""
     if any(frame.split == "val" for frame in frames):
         return frames
@@ -270,7 +277,7 @@ def _with_val(frames: list[Frame], config: SequencesConfig, seed: int, notes: li
 
 
 def _check_rows(
-    table: Sequence[tuple[int, dict[str, str]]], config: SequencesConfig
+    table: Sequence[tuple[int, dict[str, str]]], config: SequenceOptions
 ) -> tuple[list[Frame], list[tuple[str, str]]]:
     """Rows whose files lie inside the root, with a known split, a sequence and a number of its own; others' reasons."""
     root = config.root.resolve()

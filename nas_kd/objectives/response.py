@@ -75,6 +75,11 @@ def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     )
 
 
+def _of_one_item(logits: Tensor) -> Tensor:
+    """Those of the first item or frame: for one example, students with key frames return several frames."""
+    return logits.flatten(0, -4)[:1] if logits.ndim > 4 else logits[:1]
+
+
 def _class_dim(logits: Tensor) -> int:
     return -1 if logits.ndim == 2 else -3
 
@@ -104,8 +109,7 @@ class ResponseTerm(DistillationTerm):
             )
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
-        if student.logits.ndim == 2:  # logits of frames are brought to one shape by the learner, later
-            self._distance(student.logits, teacher.logits, self._kd_temperature)
+        _check_shapes(_of_one_item(student.logits), _of_one_item(teacher.logits))
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None

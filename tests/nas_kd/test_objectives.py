@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nas_kd.data import DataInfo
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig, cross_resolution, feature, response
 from nas_kd.objectives.maps import Adapter, adapter_for
+from nas_kd.objectives.response import ResponseConfig
+from nas_kd.objectives.term import TermContext
 from nas_kd.taps import ModelOutput, Taps, last_maps
 from nas_kd.tasks import Classification
 from nas_kd.teachers import R2Plus1D, R2Plus1DSettings, Teacher
@@ -60,6 +62,19 @@ def test_response_says_what_differs_between_logits(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         response(torch.zeros(student), torch.zeros(teacher))
+
+
+@pytest.mark.parametrize("frames", [(), (2,)])
+def test_response_compares_maps_of_frames_before_training(frames: tuple[int, ...]) -> None:
+    """A student with key frames returns several frames of the example, the teacher one."""
+    net, example = nn.Identity(), torch.zeros(1)
+    context = TermContext("response", Classification(THREE), net, net, example, example, varying_width=False)
+    term = ResponseConfig(weight=1).build(context)
+    term.build(ModelOutput(torch.zeros(1, *frames, 3, 4, 4)), ModelOutput(torch.zeros(1, 3, 4, 4)))
+    with pytest.raises(ValueError, match="their heights or widths of the maps differ; give both nets the same output"):
+        term.build(ModelOutput(torch.zeros(1, *frames, 3, 4, 4)), ModelOutput(torch.zeros(1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="their numbers of dimensions differ"):
+        term.build(ModelOutput(torch.zeros(1, 3)), ModelOutput(torch.zeros(1, 3, 8, 8)))
 
 
 @pytest.mark.parametrize("frames", [None, 3])
