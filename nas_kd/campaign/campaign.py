@@ -13,6 +13,7 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
+from nas_kd.campaign.output_checks import describe_classes
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.shared import arch_knobs, known_costs, prepare_search
 from nas_kd.config import CampaignConfig, ConfigError
@@ -146,7 +147,11 @@ class Campaign:
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} says why")
         known = prepare_teacher(context, self.run_dir, progress, note)
         value = float(known[f"val/{metric.name}"])
+        if known["classes"]:
+            note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))
         note(f"teacher: validation {metric.name} {value:.3f}{describe_flops(known, context.input_type.unit)}")
+        for warning in known.get("warnings", []):
+            note(warning)
         if config.search.shared:
             self._derived = prepare_search(context, self.run_dir, progress)
             self._known_costs = known_costs(context)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nas_kd.campaign.output_checks import OutputChecks, changed_classes, describe_classes
+from nas_kd.campaign.identity import check_identity, identity
+from nas_kd.campaign.output_checks import OutputChecks, changed_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
@@ -39,16 +40,16 @@ def prepare_teacher(
         context: data and an untrained teacher.
         run_dir: the run's folder.
         progress: called with the share that is done and a text.
-        note: called with a sentence on the numbers of the classes, on what is odd about the teacher's answers, and on
-            cached outputs that are computed again or cannot be kept.
+        note: called with a sentence on cached outputs that are computed again or cannot be kept.
 
     Returns:
-        Its metrics by split, FLOPs where they are known, with the operators that they
-            miss (`flops_uncounted`), parameters, and the classes by the number of its output, as
-        in `teacher.json`.
+        As in `teacher.json`: its metrics by split, parameters, `flops` where they are known with the operators that
+        they miss (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, and
+        `warnings`, sentences on what is odd about its answers.
 
     Raises:
-        ValueError: the folder holds another teacher's outputs, or the model does not classify the data's classes.
+        ValueError: the folder was begun with another teacher, other data or other classes, or the model does not
+            classify the data's classes.
     """
     folder = run_dir / "teacher"
     config, model = context.config, context.teacher_model
@@ -56,8 +57,6 @@ def prepare_teacher(
     manifest = folder / "teacher.json"
     check_teacher(context)
     classes = list(context.task.class_names)
-    if classes:
-        note(describe_classes(classes, manifest))
     if manifest.is_file():
         known: dict[str, Any] = json.loads(manifest.read_text())
         if known.get("digest") != digest:
@@ -67,6 +66,7 @@ def prepare_teacher(
             )
         if known.get("classes") != classes:
             raise ValueError(changed_classes(run_dir, known.get("classes", []), classes))
+        check_identity(run_dir, known.get("identity", {}), identity(context))
         load_weights(model, folder / "teacher.safetensors")
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def prepare_teacher(
                 progress=lambda share, words: progress(share, f"teacher, {words}"),
             )
         model.eval()
-        known = {"digest": digest, "params": count_params(model), "classes": classes}
+        known = {"digest": digest, "params": count_params(model), "classes": classes, "identity": identity(context)}
         if not is_precomputed(model):
             example = context.teacher_example()
             known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
@@ -96,8 +96,8 @@ def prepare_teacher(
             seen = checks.add if split == "val" else None
             values = context.evaluate_teacher(getattr(context.splits, split), seen)
             known |= {f"{split}/{name}": value for name, value in values.items()}
-        for sentence in checks.doubts(trained_here=config.teacher.weights is None):
-            note(sentence)
+        if warnings := checks.doubts(trained_here=config.teacher.weights is None):
+            known["warnings"] = warnings
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "teacher.safetensors")
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")

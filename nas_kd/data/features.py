@@ -24,7 +24,7 @@ from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.decode import DecodeError, sample_positions
-from nas_kd.data.fingerprint import hash_of_files
+from nas_kd.data.fingerprint import hash_of_files, sizes_of
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
 from nas_kd.data.source import LabelledConfig
@@ -149,6 +149,11 @@ class FeaturesDataset:
         self._deviation = deviation
         self._files = ArrayFiles()
         self.labels = [classes[0] for classes in self._classes]
+
+    @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return f"{sizes_of(row.path for row in self.rows)} {[(row.array, row.row) for row in self.rows]}"
 
     @property
     def fingerprint(self) -> str:

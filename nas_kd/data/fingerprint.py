@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas_kd.data.decode import frame_files
 from nas_kd.data.sample import ClipDataset, MemoryDataset
 
 NUM_SAMPLES = 16
 """Items of a set that is not in memory whose content is read."""
+
+_LABELS = {"label"}  # compared by themselves
 
 
 def fingerprint(dataset: ClipDataset, key: str) -> str:
@@ -34,6 +37,41 @@ def fingerprint(dataset: ClipDataset, key: str) -> str:
     digest.update(str(getattr(dataset, "fingerprint", "")).encode())
     for index in spread(len(dataset), NUM_SAMPLES):
         _add(digest, dataset[index][key])
+    return digest.hexdigest()
+
+
+def content_hash(dataset: ClipDataset) -> str:
+    """A hash of the content of items and of their order, whatever their files are called and wherever they lie.
+
+    Of a set in memory all content counts. Of others, a string named `identity` on the data set, where there is one
+    (those of this package have the sizes of their files in it), and a few items, evenly spaced.
+
+    Args:
+        dataset: What is read; not a subset.
+    """
+    digest = hashlib.sha256(f"{len(dataset)}\n".encode())
+    if isinstance(dataset, MemoryDataset):
+        for key in sorted(dataset.tensors.keys() - _LABELS):
+            _add(digest, dataset.tensors[key])
+        return digest.hexdigest()
+    digest.update(str(getattr(dataset, "identity", "")).encode())
+    for index in spread(len(dataset), NUM_SAMPLES):
+        sample = dataset[index]
+        for key in sorted(sample.keys() - _LABELS):
+            _add(digest, sample[key])
+    return digest.hexdigest()
+
+
+def sizes_of(paths: Iterable[Path]) -> str:
+    """A hash of the sizes of files in their order, those of the images of a folder for a folder.
+
+    Args:
+        paths: Of files or folders, in the order of the items.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = frame_files(path) if path.is_dir() else [path]
+        digest.update(f"{[file.stat().st_size for file in files]}\n".encode())
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import DecodeError, Fit, read_clip
+from nas_kd.data.fingerprint import sizes_of
 from nas_kd.data.sample import DataInfo, Sample, became_unreadable, clip_bytes, stack_small
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
@@ -96,6 +97,11 @@ class FolderDataset:
         number = {name: index for index, name in enumerate(class_names)}
         self.labels = [number[row.label] for row in self.rows]
         self._decoder = _Decoder(config)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return sizes_of(row.path for row in self.rows)
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
 from nas_kd.data.decode import DecodeError, read_clip
+from nas_kd.data.fingerprint import sizes_of
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, image_size, read_labels
 from nas_kd.data.sample import became_unreadable
@@ -71,6 +72,11 @@ class FrameStore:
             Entry(key, self._shape, functools.partial(self._decode, frame))
             for key, frame in zip(self._keys, self.frames, strict=True)
         ]
+
+    @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return sizes_of(path for frame in self.frames for path in (frame.path, *_beside(frame)))
 
     @property
     def fingerprint(self) -> str:

@@ -79,6 +79,11 @@ class WindowDataset:
         self._boxes = _boxes(store.read(0, len(store.frames))[1], config) if config.boxes and store.is_held else None
 
     @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return f"{self.store.identity} {self.starts}"
+
+    @property
     def fingerprint(self) -> str:
         """Changes with the files of the frames and with the windows."""
         return f"{self.store.fingerprint} {self.config.frames} {self.starts}"
@@ -115,6 +120,11 @@ class CameraDataset:
         self.camera = camera
         self.labels = [0] * (len(store.frames) * camera.clips_per_image)
         self._split_number = SPLITS.index(split)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return self.store.identity
 
     @property
     def fingerprint(self) -> str:

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
-from nas_kd.data.fingerprint import hash_of_files
+from nas_kd.data.fingerprint import hash_of_files, sizes_of
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
@@ -142,6 +142,11 @@ class RecordDataset:
         self.use = tuple(use)
         self.frames = frames
         self.labels = [item.label for item in self.items]
+
+    @property
+    def identity(self) -> str:
+        """Changes with the sizes of the files and with their order, not with their places."""
+        return f"{sizes_of(item.path for item in self.items)} {[item.offset for item in self.items]}"
 
     @property
     def fingerprint(self) -> str:

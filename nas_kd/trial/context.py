@@ -176,9 +176,19 @@ def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Modul
     return config.space.derive(teacher, (splits.info.height, splits.info.width), identity)
 
 
-@lru_cache(maxsize=1)
 def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContext:
     """The context with the teacher that `prepare_teacher` left in the run's folder; kept for the next trial."""
+    return _load_context(config_json, run_dir, device, teacher_state(run_dir))
+
+
+def teacher_state(run_dir: Path) -> tuple[str, int]:
+    """What tells one preparation of a run from another: a folder may be deleted and begun again, with other data."""
+    folder = run_dir / "teacher"
+    return (folder / "teacher.json").read_text(), (folder / "teacher.safetensors").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _load_context(config_json: str, run_dir: Path, device: str, state: tuple[str, int]) -> CampaignContext:
     context = build_context(CampaignConfig.model_validate_json(config_json), device)
     load_weights(context.teacher_model, run_dir / "teacher" / "teacher.safetensors")
     context.freeze_teacher()

@@ -22,7 +22,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.fit import Log, OnProgress, no_log, no_progress
 from nas_kd.training.shared_search import KnobPolicy, SearchedNet, search_shared
-from nas_kd.trial.context import CampaignContext, all_knobs, load_context
+from nas_kd.trial.context import CampaignContext, all_knobs, load_context, teacher_state
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import KnobValue
 
@@ -306,7 +306,6 @@ class SharedSearch:
             module.requires_grad_(False).eval()
 
 
-@lru_cache(maxsize=1)
 def load_search(config_json: str, run_dir: Path, device: str) -> SharedSearch:
     """The search that the campaign has done, in a worker; kept for the next trial.
 
@@ -315,6 +314,11 @@ def load_search(config_json: str, run_dir: Path, device: str) -> SharedSearch:
         run_dir: the run's folder.
         device: of the worker.
     """
+    return _load_search(config_json, run_dir, device, teacher_state(run_dir))
+
+
+@lru_cache(maxsize=1)
+def _load_search(config_json: str, run_dir: Path, device: str, state: tuple[str, int]) -> SharedSearch:
     search = SharedSearch(load_context(config_json, run_dir, device))
     search.load(run_dir / FOLDER)
     return search

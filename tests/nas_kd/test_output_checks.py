@@ -71,21 +71,21 @@ def campaign(root: Path, **data: object) -> CampaignConfig:
 
 
 def test_labels_that_are_whole_numbers_meet_the_outputs_of_the_teacher(tmp_path: Path) -> None:
-    config, notes = campaign(tmp_path), []
-    known = prepare_teacher(build_context(config, "cpu"), config.run_dir, note=notes.append)
+    config = campaign(tmp_path)
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
     assert known["val/accuracy"] == 1.0
     assert known["classes"] == [str(number) for number in range(NUM_CLASSES)]
     assert json.loads((config.run_dir / "teacher" / "teacher.json").read_text())["classes"] == known["classes"]
-    assert notes[0].startswith("classes: 0 = 0, 1 = 1, 2 = 2,")
-    assert not any("warning" in text for text in notes)
+    assert describe_classes(known["classes"], tmp_path).startswith("classes: 0 = 0, 1 = 1, 2 = 2,")
+    assert "warnings" not in known
 
 
 def test_another_order_of_the_classes_is_named_and_a_changed_one_refused(tmp_path: Path) -> None:
     as_text = sorted(map(str, range(NUM_CLASSES)))
-    config, notes = campaign(tmp_path, classes=as_text), []
-    known = prepare_teacher(build_context(config, "cpu"), config.run_dir, note=notes.append)
+    config = campaign(tmp_path, classes=as_text)
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
     assert known["val/accuracy"] == pytest.approx(2 / NUM_CLASSES)  # 0 and 1 alone keep their place
-    assert "would be 1.000 with its classes in another order" in "".join(notes)
+    assert "would be 1.000 with its classes in another order" in known["warnings"][0]
     listed = tmp_path / "classes.txt"
     listed.write_text("\n".join(map(str, range(NUM_CLASSES))))
     config = campaign(tmp_path, classes="classes.txt").model_copy(update={"name": "file"})

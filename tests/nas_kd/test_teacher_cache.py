@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -35,7 +36,6 @@ def prepared(config: CampaignConfig) -> tuple[CampaignContext, list[str]]:
     """A context with its caches, as a trial gets it, and what was said on the way."""
     notes: list[str] = []
     prepare_teacher(build_context(config, "cpu"), config.run_dir, note=notes.append)
-    load_context.cache_clear()
     return load_context(config.model_dump_json(), config.run_dir, "cpu"), notes
 
 
@@ -178,9 +178,34 @@ def test_data_that_changed_under_the_same_names_are_never_answered_from_the_old_
     assert agreement() == (1.0, [])
     order = np.random.default_rng(0).permutation(len(rows))
     table.write_text("\n".join(["path,label,split", *(rows[i] for i in order)]) + "\n")
+    with pytest.raises(
+        ValueError, match=r"was begun with other training data \(other items\), other validation data .*: its"
+    ):
+        agreement()
+    # Begun again in the same process: neither the cache nor the context of before may answer.
+    (config.run_dir / "teacher" / "teacher.json").unlink()
     share, notes = agreement()
     assert share == 1.0
     assert notes == [f"the teacher's outputs in {folder_of(config)} are of other data; they are computed again"]
+    assert agreement() == (1.0, [])
+    moved = root.rename(tmp_path / "moved")
+    moved.rename(root)
+    for path in root.rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert agreement()[0] == 1.0  # as good as new: places and times are no content
+    table.write_text(table.read_text().replace("train_0_0,0", "train_0_0,1"))
+    with pytest.raises(ValueError, match=r"begun with other training data \(other labels\): its"):
+        agreement()
+    table.write_text("\n".join(["path,label,split", *(rows[i] for i in order if "train_0_0" not in rows[i])]) + "\n")
+    with pytest.raises(ValueError, match=r"begun with other training data \(24 items then, 23 now\): its"):
+        agreement()
+    table.write_text("\n".join(["path,label,split", *(rows[i] for i in order)]) + "\n")
+    save_file(
+        {name: value + 1 for name, value in __import__("grey_teacher").net(6).state_dict().items()},
+        tmp_path / "teacher.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"was begun with another file at teacher.weights: its"):
+        agreement()
 
 
 KEY = CacheKey(
