@@ -241,7 +241,9 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     if any(len(row.labels) > 1 for row in rows):
         config = config.model_copy(update={"multi_label": True})
     if not parts["val"]:
-        classes, groups = _first_classes(parts["train"]), groups_of(parts["train"], config.group)
+        number = {name: index for index, name in enumerate(names)}
+        classes = [[number[name] for name in row.labels] for row in parts["train"]]
+        groups = groups_of(parts["train"], config.group)
         carved = carve_val(parts, classes, groups, config.val_share, seed, "items")
         notes.append(f"{config.labels} has no usable val rows: {carved}")
     deviation = _deviation(FeaturesDataset(parts["train"], names, config, frames, dtype)) if config.noise else None

@@ -165,7 +165,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     notes: list[str] = []
     names = class_names(labels_by_split, csv_path, "clips", config.listed_classes(), notes)
     if not parts["val"]:
-        labels = [names.index(row.label) for row in parts["train"]]
+        number = {name: index for index, name in enumerate(names)}
+        labels = [[number[row.label]] for row in parts["train"]]
         carved = carve_val(parts, labels, groups_of(parts["train"], config.group), config.val_share, seed, "clips")
         notes.append(f"{csv_path.name} has no usable val rows: {carved}")
     if problems:

@@ -112,31 +112,72 @@ def grouped_split(labels: Sequence[int], groups: Sequence[str], share: float, se
     return np.flatnonzero(~second).tolist(), np.flatnonzero(second).tolist()
 
 
+def keep_classes(
+    first: Sequence[int], second: Sequence[int], classes: Sequence[Sequence[int]], groups: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Move items from the second part to the first until the first has an item of every class that the second has.
+
+    Args:
+        first: Positions of the items that must not lose a class.
+        second: Those of the others.
+        classes: All classes of each item.
+        groups: Group of each item; one moves as a whole.
+
+    Returns:
+        Both parts, ascending.
+    """
+    held = {name for index in first for name in classes[index]}
+    moved: set[int] = set()
+    for index in second:
+        if index in moved or held.issuperset(classes[index]):
+            continue
+        together = [index] if groups is None else [other for other in second if groups[other] == groups[index]]
+        moved.update(together)
+        held.update(name for other in together for name in classes[other])
+    return sorted({*first, *moved}), [index for index in second if index not in moved]
+
+
 def carve_val(
     by_split: dict[str, list[T]],
-    labels: Sequence[int],
+    classes: Sequence[Sequence[int]],
     groups: Sequence[str] | None,
     share: float,
     seed: int,
     what: str,
+    *,
+    every_class: bool = True,
 ) -> str:
     """Move a share of the training items to val, which has none.
 
     Args:
         by_split: Items of each split; changed.
-        labels: Class of each training item.
+        classes: All classes of each training item; the first of them is stratified by.
         groups: Group of each training item, where groups stay whole.
         share: Share that is moved, in (0, 1).
         seed: Decides which.
         what: What items are called.
+        every_class: Whether every class must keep a training item.
 
     Returns:
         What a report should say of it.
+
+    Raises:
+        DataError: No item can be moved.
     """
     train = by_split["train"]
-    kept, carved = _part(labels, groups, share, seed)
+    first_class = [names[0] if names else 0 for names in classes]
+    kept, carved = _part(first_class, groups, share, seed)
+    if every_class:
+        kept, carved = keep_classes(kept, carved, classes, groups)
+    if not carved and every_class:
+        raise DataError(
+            f"a validation split needs training {what} whose classes others have too, but of {len(train)} none can be "
+            "moved to it without a class losing its last one; add rows with split=val, or raise val_share"
+        )
     by_split["train"], by_split["val"] = [train[index] for index in kept], [train[index] for index in carved]
-    return f"{len(carved)} of {len(train)} training {what} validate (stratified, seed {seed})"
+    unseen = len({c for names in classes for c in names} - {c for index in carved for c in classes[index]})
+    without = f"; {unseen} classes have none there" if unseen else ""
+    return f"{len(carved)} of {len(train)} training {what} validate (stratified, seed {seed}{without})"
 
 
 def make_splits(
@@ -174,7 +215,11 @@ def make_splits(
             f"the training split of {info.name!r} must hold at least 2 clips, one for weights and one for gates, "
             f"but it holds {len(train)}"
         )
-    weights, gates = _part(labels_of(train), groups, gate_share, seed)
+    labels = labels_of(train)
+    weights, gates = _part(labels, groups, gate_share, seed)
+    if groups is None:  # a class of one item trains weights, unless nothing would be left for gates
+        with_classes = keep_classes(weights, gates, [[label] for label in labels])
+        weights, gates = with_classes if with_classes[1] else (weights, gates)
     if not weights or not gates:
         raise DataError(
             f"gate_share {gate_share} leaves {len(weights)} clips for weights and {len(gates)} for gates of "

@@ -214,8 +214,8 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
             )
     notes: list[str] = []
     if config.val is None:
-        labels = [item.label for item in parts["train"]]
-        notes.append(carve_val(parts, labels, None, config.val_share, seed, "items"))
+        classes = [item.classes for item in parts["train"]]
+        notes.append(carve_val(parts, classes, None, config.val_share, seed, "items", every_class=False))
     for name, items in parts.items():
         unlabelled = sum(not item.classes for item in items)
         if items and unlabelled == len(items):

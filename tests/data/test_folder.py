@@ -21,6 +21,7 @@ from nas_kd.data.decode import DecodeError, frame_files, read_clip, sample_posit
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
 from nas_kd.data.sample import labels_of
+from nas_kd.data.splits import keep_classes
 
 RISING = (20, 60, 100, 140, 180, 220)
 
@@ -243,6 +244,35 @@ def test_val_is_carved_from_train_where_the_csv_has_none(root):
     assert "4 of 12 training clips validate (stratified, seed 5)" in splits.notes[0]
     again = load(config(root), seed=5)
     assert all(torch.equal(splits.val[index]["clip"], again.val[index]["clip"]) for index in range(4))
+
+
+def test_a_carved_val_takes_no_class_its_last_training_clip(tmp_path):
+    """40 classes of which 30 have one training clip."""
+    rows = []
+    for number in range(40):
+        for split, count in (("train", 1 if number < 30 else 20), ("test", 1)):
+            rows += [(f"{len(rows) + i}.png", f"c{number:02d}", split) for i in range(count)]
+    for path, *_ in rows:
+        write_image(tmp_path / path, np.zeros((8, 8, 3), np.uint8))
+    write_table(tmp_path, rows)
+    for seed in range(3):
+        splits = load(config(tmp_path, frames=1, size=8, val_share=0.15), seed=seed)
+        assert set(labels_of(splits.retrain)) == set(range(40))
+        assert set(labels_of(splits.weights)) == set(range(40))
+        assert set(labels_of(splits.val)) == set(range(30, 40))
+        assert (
+            f"{len(splits.val)} of 230 training clips validate (stratified, seed {seed}; 30 classes" in splits.notes[0]
+        )
+        assert count >= 25
+    write_table(tmp_path, [row for row in rows if row[1] < "c30"])
+    with pytest.raises(DataError, match="of 30 none can be moved to it without a class losing its last one"):
+        load(config(tmp_path, frames=1, size=8), seed=0)
+
+
+def test_keeping_classes_moves_whole_groups_and_looks_at_all_classes_of_an_item():
+    classes = [[0], [0, 2], [1], [1], [0]]
+    assert keep_classes([0], [1, 2, 3, 4], classes) == ([0, 1, 2], [3, 4])
+    assert keep_classes([0], [1, 2, 3, 4], classes, ["a", "b", "c", "c", "d"]) == ([0, 1, 2, 3], [4])
 
 
 def test_rows_of_one_group_stay_on_one_side(root):

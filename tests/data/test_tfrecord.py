@@ -194,7 +194,7 @@ def test_classes_are_named_by_a_vocabulary(root):
 def test_val_is_carved_where_it_has_no_files(root):
     splits = load(config(root, val=None, val_share=1 / 3), seed=0)
     assert (len(splits.retrain), len(splits.val)) == (4, 2)
-    assert splits.notes == ("2 of 6 training items validate (stratified, seed 0)",)
+    assert splits.notes == ("2 of 6 training items validate (stratified, seed 0; 2 classes have none there)",)
     found = torch.cat([features_of(splits), features_of(splits, "val")])
     assert {tuple(x.flatten().tolist()) for x in found} == {
         tuple(x.flatten().tolist()) for x in features_of(load(config(root), seed=0))
