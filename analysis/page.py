@@ -61,6 +61,7 @@ class Chart:
         caption: printed below, and read out in place of the picture.
         fallback: URL of a picture that is shown where scripts do not run; None without one.
         is_low: whether to take less height.
+        is_sized: whether the figure says how high it is.
     """
 
     name: str
@@ -68,16 +69,23 @@ class Chart:
     caption: str
     fallback: str | None = None
     is_low: bool = False
+    is_sized: bool = False
 
 
 def chart(
-    name: str, figure: go.Figure, caption: str, *, fallback_png: bytes | None = None, is_low: bool = False
+    name: str,
+    figure: go.Figure,
+    caption: str,
+    *,
+    fallback_png: bytes | None = None,
+    is_low: bool = False,
+    is_sized: bool = False,
 ) -> Chart:
     """A figure as the templates take it; see `Chart`."""
     fallback = None
     if fallback_png is not None:
         fallback = f"data:image/png;base64,{base64.b64encode(fallback_png).decode('ascii')}"
-    return Chart(name, json_for_html(figure.to_json()), caption, fallback, is_low)
+    return Chart(name, json_for_html(figure.to_json()), caption, fallback, is_low, is_sized)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:

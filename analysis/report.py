@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nas_kd.analysis import offset_sections, sections
@@ -14,6 +14,10 @@ from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_
 from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
 from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
+from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
+from nas_kd.analysis.search_files import SearchFileError, read_search
+from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
+from nas_kd.analysis.search_section import SearchSection, search_section
 from nas_kd.analysis.table import trial_table, write_csv
 from nas_kd.trials.record import TrialRecord
 
@@ -25,13 +29,25 @@ _STEP_CAPTION = (
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where `write_report` put its files; `offsets` is None where no student of the front was measured per offset."""
+    """Where `write_report` put its files.
+
+    Attributes:
+        report: the page.
+        trials: all trials as CSV.
+        front: those of the front as CSV.
+        picture: the front as PNG.
+        offsets: None where no student of the front was measured per offset.
+        search: of the shared search its picture, and its numbers as CSV; empty without one.
+        search_headline: the shared search in one sentence, or what is wrong with its files; empty without one.
+    """
 
     report: Path
     trials: Path
     front: Path
     picture: Path
     offsets: Path | None = None
+    search: tuple[Path, ...] = ()
+    search_headline: str = ""
 
 
 def write_report(
@@ -41,10 +57,12 @@ def write_report(
     title: str,
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
+    search_dir: Path | str | None = None,
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
-    Where a streaming student of the front was measured per offset from its key frame, `offsets.png` is written as well.
+    Where a streaming student of the front was measured per offset from its key frame, `offsets.png` is written as well;
+    for a shared search `search.png`, `search.csv`, `search_probabilities.csv` and `search_epochs.csv`.
 
     Selection, front and advice use the validation split only. No text from records, title or metadata can run or be
     read as markup in any of the files.
@@ -55,6 +73,7 @@ def write_report(
         title: headline of the report.
         teacher: drawn beside the students and compared with the pick; None if unknown.
         metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
+        search_dir: folder that a shared search has left; where it is damaged, the report says so.
 
     Returns:
         The paths of the files.
@@ -79,8 +98,37 @@ def write_report(
     if paths.offsets is not None:
         write_png(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
     values = _values(records, front, title, teacher, metadata, paths)
+    if search_dir is not None:
+        section, files = _search(search_dir, out_dir, records, title)
+        values["search"] = section
+        if section is not None:
+            words = " ".join((section.headline, *section.problems)).strip()
+            paths = replace(paths, search=files, search_headline=words)
     paths.report.write_text(render("report.html", values), encoding="utf-8", newline="\n")
     return paths
+
+
+def _search(
+    search_dir: Path | str, out_dir: Path, records: Sequence[TrialRecord], title: str
+) -> tuple[SearchSection | None, tuple[Path, ...]]:
+    """The section on the shared search, and the files beside the report; None and no files without a search."""
+    try:
+        search = read_search(search_dir)
+    except SearchFileError as error:
+        return SearchSection(problems=(str(error),)), ()
+    if search is None:
+        return None, ()
+    picture = out_dir / "search.png"
+    write_png(gates_picture(search.result, gate_order(search.result)[:MOST_SHOWN], title), picture)
+    files = [picture]
+    for name, table in (
+        ("search.csv", budget_table(search, records)),
+        ("search_probabilities.csv", probability_table(search)),
+        ("search_epochs.csv", epoch_table(search)),
+    ):
+        write_csv(table, out_dir / name)
+        files.append(out_dir / name)
+    return search_section(search, records, picture.read_bytes()), tuple(files)
 
 
 def _values(
@@ -107,6 +155,7 @@ def _values(
         "summary": summarise(records, front, teacher),
         "front": None,
         "streaming": None,
+        "search": None,
         "secondary": offset_sections.secondary(front, teacher) if with_secondary else None,
         "warnings": sections.warnings(records),
         "failures": sections.failures(records),

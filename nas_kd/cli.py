@@ -120,7 +120,9 @@ def report(
         from nas_kd import campaign as campaigns
 
         paths = campaigns.report(run, out)
-        for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials):
+        if paths.search_headline:
+            say(paths.search_headline)
+        for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials, *paths.search):
             if path is not None:  # as that of offsets is, without a stream on the front
                 say(path)
 

@@ -1,13 +1,13 @@
 "use strict";
 
 // Pictures take the page's colours, and follow a switch between light and dark and the white of paper.
-function colours() {
+function colours(plot) {
   const style = getComputedStyle(document.documentElement);
   const get = (name) => style.getPropertyValue(name).trim();
   const changes = { "font.color": get("--ink"), "hoverlabel.bgcolor": get("--panel") };
   changes["hoverlabel.bordercolor"] = get("--line");
   changes["hoverlabel.font.color"] = get("--ink");
-  for (const axis of ["xaxis", "yaxis"]) {
+  for (const axis of Object.keys(plot.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
     changes[axis + ".gridcolor"] = get("--grid");
     changes[axis + ".linecolor"] = get("--muted");
     changes[axis + ".tickcolor"] = get("--muted");
@@ -30,7 +30,7 @@ for (const plot of plots) {
   const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
   const config = { displaylogo: false, responsive: true, modeBarButtons: buttons };
   Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
-    Plotly.relayout(plot, colours());
+    Plotly.relayout(plot, colours(plot));
     plot.on("plotly_click", (event) => {
       const number = event.points[0].customdata;
       if (Number.isInteger(number)) showTrial(number);
@@ -38,7 +38,14 @@ for (const plot of plots) {
   });
 }
 
-const repaint = () => plots.forEach((plot) => Plotly.relayout(plot, colours()));
+// A picture in a closed part of the page has no width until it is opened.
+for (const part of document.querySelectorAll("details")) {
+  part.addEventListener("toggle", () => {
+    if (part.open) part.querySelectorAll(".plot").forEach((plot) => Plotly.Plots.resize(plot));
+  });
+}
+
+const repaint = () => plots.forEach((plot) => Plotly.relayout(plot, colours(plot)));
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
   window.matchMedia(query).addEventListener("change", repaint);
 }

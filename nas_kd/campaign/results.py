@@ -56,6 +56,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
         TeacherPoint,
         write_report,
     )
+    from nas_kd.analysis.search_files import FOLDER as SEARCH_FOLDER
 
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
@@ -81,7 +82,14 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
         "sampler": config.sampler,
         "seed": str(config.seed),
     }
-    return write_report(records, out_dir or run_dir / "report", title=config.name, teacher=teacher, metadata=facts)
+    return write_report(
+        records,
+        out_dir or run_dir / "report",
+        title=config.name,
+        teacher=teacher,
+        metadata=facts,
+        search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
+    )
 
 
 def table(
