@@ -9,7 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from plotly.colors import sample_colorscale
@@ -34,7 +36,6 @@ from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 # Okabe and Ito (2008); the dash changes once the colours are used up. Idle choices are grey.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))  # for plotly and for matplotlib
-_LIGHT, _DARK = (205, 150, 235), (105, 45, 160)  # of numbers, smallest to largest
 _STEPS = 5  # interpolated points from one budget to the next
 _ROW_HEIGHT, _LEGEND_HEIGHT = 190, 110  # pixels
 
@@ -208,7 +209,7 @@ def _looks(result: SearchResult) -> dict[KnobValue, _Look]:
 
 
 def _looks_of(choices: Sequence[KnobValue], idle: set[str]) -> dict[KnobValue, _Look]:
-    """A look for each choice: idle operators are grey, numbers go from light to dark, others have a colour each."""
+    """A look for each choice: idle operators are grey, numbers go from violet to yellow, others have a colour each."""
     looks: dict[KnobValue, _Look] = {}
     named = [choice for choice in dict.fromkeys(choices) if isinstance(choice, str)]
     for place, choice in enumerate(choice for choice in named if choice in idle):
@@ -218,8 +219,7 @@ def _looks_of(choices: Sequence[KnobValue], idle: set[str]) -> dict[KnobValue, _
     numbers = sorted({choice for choice in choices if not isinstance(choice, str)})
     for place, number in enumerate(numbers):
         share = place / max(len(numbers) - 1, 1)
-        red, green, blue = (round(a + share * (b - a)) for a, b in zip(_LIGHT, _DARK, strict=True))
-        looks[number] = _Look(f"#{red:02x}{green:02x}{blue:02x}", _DASHES[place % 2])
+        looks[number] = _Look(to_hex(colormaps["plasma"](0.25 + 0.6 * share)), _DASHES[0])
     return looks
 
 

@@ -221,7 +221,7 @@ def _note(search: Search) -> str:
     names = idle_names(search.result)
     if names:
         parts.append(
-            f"{' or '.join(names)}: share of the operators that compute nothing; an operator counts by the probability "
-            "that its cell is there."
+            f"The share of {' or '.join(names)} is that of operators which compute nothing; an operator counts by the "
+            "probability that its cell is there."
         )
     return " ".join(parts)
