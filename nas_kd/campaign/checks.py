@@ -158,7 +158,7 @@ def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
         check_budget(config, context)
     _check_objective(config, context)
     context.task.check_splits(context.splits)
-    return _enlarged(context.space, info)
+    return [*context.task.hints(context.splits), *_enlarged(context.space, info)]
 
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:

@@ -151,9 +151,17 @@ def _classes(values: npt.NDArray[np.int64], rule: LabelRule) -> Labels:
     else:
         wrong = values[~ignored & ((values < 0) | (values >= rule.num_classes))]
         if wrong.size:
+            found = np.unique(values[~ignored])
+            # Most tools write a mask of one object so; ignoring its value would leave nothing but background.
+            is_mask = rule.num_classes == 2 and found.tolist() == [0, wrong[0]]
+            advice = (
+                "set binary: true if that is the object (or list it in ignore if nobody knows what such pixels show)"
+                if is_mask
+                else "list it in ignore to leave such pixels out, or name more classes"
+            )
             raise DecodeError(
                 f"label values must lie in 0..{rule.num_classes - 1}, but {wrong.size} pixels have others, such as "
-                f"{wrong[0]}; list it in ignore to leave such pixels out, or name more classes"
+                f"{wrong[0]}; {advice}"
             )
         classes = values
     return np.where(ignored, IGNORE, classes).astype(np.uint8)

@@ -171,6 +171,12 @@ def class_names(
             f"labels of {csv_path.name} are whole numbers but not 0 to {len(names) - 1}: {names[0]!r} is class 0 and "
             f"{names[-1]!r} class {len(names) - 1}; list all classes as data.classes where a teacher counts otherwise"
         )
+    absent = [name for name in names if name not in found]
+    if absent and notes is not None:
+        more = ", …" if len(absent) > LISTED else ""
+        notes.append(
+            f"{len(absent)} of {len(names)} classes have no training {what}: {', '.join(absent[:LISTED])}{more}"
+        )
     for split in ("val", "test"):
         unseen = sort_labels(set(labels[split]) - found)
         if unseen:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from nas_kd.data import DataInfo, Sample
+from nas_kd.data import DataInfo, Sample, Splits
 from nas_kd.tasks.box_average_precision import FrameBoxes, box_average_precision
 from nas_kd.tasks.boxes import (
     Detections,
@@ -30,6 +30,7 @@ from nas_kd.tasks.boxes import (
     heat_targets,
     owners,
 )
+from nas_kd.tasks.occurring import absent_classes
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
 from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
@@ -90,6 +91,14 @@ class Detection(Task):
 
     def is_labelled(self, sample: Sample) -> bool:
         return bool((sample["boxes"][..., 4] >= 0).any())
+
+    def hints(self, splits: Splits) -> list[str]:
+        return absent_classes(splits, "boxes", self._boxes, self.class_names, "box")
+
+    def _boxes(self, boxes: Tensor) -> Tensor:
+        """[C] number of boxes of each class."""
+        numbers = boxes[..., 4].flatten().long()
+        return torch.bincount(numbers[numbers >= 0], minlength=len(self.class_names))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Focal loss a centre, plus `box_weight` times the mean of 1 − generalised IoU over boxes.

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataError, DataInfo, Splits
 from nas_kd.data.sample import IGNORE, Sample
+from nas_kd.tasks.occurring import absent_classes, counts_of
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
 from nas_kd.tasks.task import Batch, Task, check_finite_outputs
 
@@ -176,6 +177,23 @@ class Segmentation(Task):
 
     def is_labelled(self, sample: Sample) -> bool:
         return bool((sample["mask"] != IGNORE).any())
+
+    def check_splits(self, splits: Splits) -> None:
+        super().check_splits(splits)
+        found = counts_of(splits.retrain.base, "mask", self._pixels).tolist()
+        named = [name for name, number in zip(self.class_names, found, strict=True) if number]
+        if len(named) == 1:
+            raise DataError(
+                "data: the training split must hold labelled pixels of at least 2 classes, but all that were looked at "
+                f"are {named[0]!r}; check classes and ignore (masks of 0 and 255 need binary: true, not ignore)"
+            )
+
+    def hints(self, splits: Splits) -> list[str]:
+        return absent_classes(splits, "mask", self._pixels, self.class_names, "labelled pixel")
+
+    def _pixels(self, mask: Tensor) -> Tensor:
+        """[C] number of pixels of each class."""
+        return torch.bincount(mask.flatten(), minlength=IGNORE + 1)[: self.num_outputs]
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy over labelled pixels, or over the hard ones; 0 for a batch without a labelled pixel."""

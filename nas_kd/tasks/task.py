@@ -107,6 +107,10 @@ class Task(ABC):
                     "items has one; mend its labels, or move other items into it"
                 )
 
+    def hints(self, splits: Splits) -> list[str]:
+        """Sentences about data that can be used but may not be meant, such as a class that never occurs."""
+        return []
+
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A scalar, the mean over the batch."""

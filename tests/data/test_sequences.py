@@ -14,6 +14,7 @@ from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, Unusable
 from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
 from nas_kd.data.sequences import CameraDataset, WindowDataset, windows
+from nas_kd.tasks import Segmentation
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -399,3 +400,23 @@ def test_camvid_reads(tmp_path):
     check_sample(splits.val[0], splits.info, "val[0]")
     seen = set(splits.val[0]["mask"].unique().tolist())
     assert {0, 1, 3} <= seen
+
+
+def test_the_advice_for_masks_of_0_and_255_leads_to_the_object(tmp_path):
+    rows = []
+    for split, count in (("train", 2), ("val", 1), ("test", 1)):
+        for number in range(count):
+            for frame in range(2):
+                name = f"{split}{number}_{frame}"
+                Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{name}.jpg")
+                Image.fromarray(np.pad(np.full((4, 8), 255, np.uint8), ((4, 0), (0, 0)))).save(tmp_path / f"{name}.png")
+                rows.append((f"{name}.jpg", f"{name}.png", split, f"{split}{number}", str(frame)))
+    write_table(tmp_path, rows, FRAME_HEADER)
+    options = {"root": tmp_path, "frames": 2, "size": 8, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(UnusableRowsError, match="such as 255; set binary: true if that is the object"):
+        load(SequencesConfig(**options, classes=("background", "object")), seed=0)
+    advised = load(SequencesConfig(**options, classes=("background", "object"), binary=True), seed=0)
+    assert advised.test[0]["mask"].flatten().bincount().tolist() == [64, 64]
+    ignored = load(SequencesConfig(**options, classes=("background", "object"), ignore=(255,)), seed=0)
+    with pytest.raises(DataError, match="need binary: true, not ignore"):
+        Segmentation(ignored.info).check_splits(ignored)

@@ -72,8 +72,8 @@ LABELLED = {
         INFO,
         "mask",
         torch.full((3, 4, 16, 24), 255, dtype=torch.uint8),
-        (2, 3, 0, 0),
-        0,
+        (2, 3, 0, slice(2)),
+        torch.tensor([0, 1], dtype=torch.uint8),  # one class alone is refused
         "a labelled pixel",
     ),
     "detection": (INFO, "boxes", torch.full((3, 4, 2, 5), -1.0), (2, 3, 1, 4), 0, "a box"),

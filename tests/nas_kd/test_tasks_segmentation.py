@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataError, DataInfo, MemoryDataset, make_splits
 from nas_kd.data.sample import IGNORE
 from nas_kd.tasks import Segmentation, SegmentationConfig, segmentation
 from nas_kd.tasks.segmentation import class_iou, hard_pixels, label_stability, pixel_losses, temporal_consistency
@@ -217,3 +217,25 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient() -> None:
         assert maps.grad is not None
         assert not bool(maps.grad.any())
     assert torch.equal(pixel_losses(maps[0], mask[0]), torch.zeros(4, 6, 8))
+
+
+def masks_of(*values: int) -> MemoryDataset:
+    """One item of two pixels for each value, in it and in a pixel that nobody labelled."""
+    mask = torch.tensor([[[[value, IGNORE]]] for value in values], dtype=torch.uint8)
+    clip = torch.zeros(len(values), 3, 1, 1, 2, dtype=torch.uint8)
+    return MemoryDataset({"clip": clip, "label": torch.zeros(len(values), dtype=torch.int64), "mask": mask})
+
+
+def test_a_class_that_never_occurs_is_named_and_one_class_alone_is_refused() -> None:
+    names = ("background", "cat", "dog")
+    info = DataInfo(3, names, 1, 1, 2, "set", mask_names=names)
+    task = Segmentation(info)
+    splits = make_splits(masks_of(0, 1, 1), masks_of(0, 1, 2), masks_of(1), info, seed=0)
+    task.check_splits(splits)
+    assert task.hints(splits) == [
+        "data: no labelled pixel of dog in the 3 items of train that were looked at; nothing is learnt about it",
+        "data: no labelled pixel of background, dog in the 1 items of test that were looked at; metrics leave out them",
+    ]
+    alone = make_splits(masks_of(0, 0), masks_of(0, 1), masks_of(0, 1), info, seed=0)
+    with pytest.raises(DataError, match=r"at least 2 classes, but all .* are 'background'; .* need binary: true"):
+        task.check_splits(alone)
