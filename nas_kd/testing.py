@@ -237,6 +237,11 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
         AssertionError: what is broken.
     """
     assert isinstance(space, SearchSpace), f"give check_space a SearchSpace, but it got {_described(space)}"
+    for name, choices in space.variables.items():
+        layers = space.layers(name)
+        assert layers is None or len(layers) == len(choices), (
+            f"layers must give None or one number a choice, but for {name!r} it gives {layers} for {list(choices)}"
+        )
     chosen, draws = space.knobs_with(knobs), torch.Generator().manual_seed(0)
     supernet: Supernet = _run(f"space {space.name!r}: its supernet", Supernet, space, chosen).eval()
     example = space.example_input(chosen)
