@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache clean
 
 install: $(STAMP)
 
@@ -28,7 +28,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler
+bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
@@ -47,6 +47,9 @@ bench-saliency: install
 
 bench-sampler: install
 	$(BIN)/python benchmarks/sampler.py $(NAS_BENCH_MACRO)
+
+bench-cache: install
+	$(BIN)/python benchmarks/cache.py --keep
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

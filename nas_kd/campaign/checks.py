@@ -51,6 +51,14 @@ def check_machine(config: CampaignConfig) -> None:
             f"resources.gpus_per_trial: torch finds {torch.cuda.device_count()} GPUs on this machine, but got "
             f"{resources.gpus_per_trial:g}; lower it, or give the address of a cluster"
         )
+    trainings = {"teacher.fit": config.teacher.fit, "search": config.search, "retrain": config.retrain}
+    if resources.gpus_per_trial == 0 or torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    for name, training in trainings.items():
+        if training.precision == "bfloat16":
+            raise ConfigError(
+                f"{name}.precision: the GPU of this machine does not compute in bfloat16; set it to float32"
+            )
 
 
 def check_shared(config: CampaignConfig) -> None:

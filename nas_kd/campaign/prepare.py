@@ -25,6 +25,7 @@ from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.teacher import load_weights
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
+from nas_kd.training.precision import autocast
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
 
 
@@ -125,8 +126,9 @@ def describe_flops(known: Mapping[str, Any], unit: str) -> str:
 
 def _teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:
     """The sum over all outputs of the teacher that are trained on the labels."""
-    outputs, labels = context.input_type.teacher_training_view(context.teacher_model, batch)
-    return {"task": torch.stack([context.task.loss(output, labels) for output in outputs]).sum()}
+    with autocast(context.config.teacher.fit.precision, context.device):
+        outputs, labels = context.input_type.teacher_training_view(context.teacher_model, batch)
+    return {"task": torch.stack([context.task.loss(output.float(), labels) for output in outputs]).sum()}
 
 
 def check_outputs(

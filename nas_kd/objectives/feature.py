@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
 from nas_kd.objectives.maps import check_channels, matched_frames, resample
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
+
+_SMALLEST_SQUARE = 1e-16  # of the norm of a vector over the channels; below, the vector counts as zeros
 
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
@@ -28,8 +29,14 @@ def feature(student: Tensor, teacher: Tensor) -> Tensor:
     teacher, student = matched_frames(teacher, student)
     check_channels(student, teacher)
     teacher = resample(teacher, student.shape[-2:])
-    gap = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
-    return gap.pow(2).sum(1).mean()
+    # By the cosine: the normalised maps themselves, and their gradients, would take three times as long on a CPU. The
+    # square of a normalised vector is 1, or 0 for a vector of zeros; neither has a gradient.
+    student = student.contiguous()  # sums over channels are fastest where the pixels of a channel are neighbours
+    squares, teacher_squares = student.square().sum(1), teacher.square().sum(1)
+    scale = (squares.clamp_min(_SMALLEST_SQUARE) * teacher_squares.clamp_min(_SMALLEST_SQUARE)).rsqrt()
+    cosine = (student * teacher).sum(1) * scale
+    not_zero = (squares > _SMALLEST_SQUARE).to(cosine) + (teacher_squares > _SMALLEST_SQUARE).to(cosine)
+    return (not_zero - 2 * cosine).mean()
 
 
 class FeatureConfig(TermConfig):

@@ -18,6 +18,7 @@ from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
 from nas_kd.tasks.task import check_finite_outputs
 from nas_kd.training.checkpoint import Checkpoint
+from nas_kd.training.precision import Precision
 
 
 class FitConfig(Section):
@@ -32,6 +33,8 @@ class FitConfig(Section):
         weight_decay: on weights of two or more dimensions; biases and BatchNorm have none.
         clip_norm: largest norm of the gradient; the norm is cut to it.
         augment: `none`, `flip` or `flip+crop`, equal for all frames of a clip.
+        precision: `float32`, or `bfloat16`, in which nets then run under autocast; weights, optimizer and losses stay
+            in float32. Evaluation is always in float32.
     """
 
     epochs: int = Field(default=10, ge=1)
@@ -42,6 +45,7 @@ class FitConfig(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=5.0, gt=0)
     augment: Augment = "none"
+    precision: Precision = "float32"
 
 
 Loss = Callable[[Batch], Mapping[str, Tensor]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from nas_kd.config.sections import SearchConfig
@@ -19,6 +20,7 @@ from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
 from nas_kd.training.fit import FitConfig, Log, OnProgress, fit, no_log, no_progress
 from nas_kd.training.gate_search import search_gates, trained_parameters
+from nas_kd.training.precision import Precision, autocast, for_losses
 from nas_kd.trial.context import CampaignContext
 
 
@@ -34,6 +36,7 @@ class Learner:
             needed; batches must then show its `views`.
         augment: of the training.
         varying: the net's maps may be narrower in training than now.
+        precision: in which the nets run; losses are in float32.
 
     Attributes:
         views: that batches must show where answers are cached; None where any batch will do.
@@ -49,8 +52,9 @@ class Learner:
         cached: bool,
         augment: Augment = "none",
         varying: bool = False,
+        precision: Precision = "float32",
     ) -> None:
-        self.context, self.net, self._knobs = context, net, dict(knobs)
+        self.context, self.net, self._knobs, self._precision = context, net, dict(knobs), precision
         example = context.student_example(self._knobs)
         teacher = None
         if config.distils:
@@ -89,19 +93,29 @@ class Learner:
         input_type, num_items = self.context.input_type, len(batch[self.context.input_type.key])
         previous = self.objective.needs_previous_frame
         view = input_type.training_view(batch, self.context.space, self.knobs, previous_frame=previous)
-        student = input_type.student_output(self._student(*view.student), num_items)
+        with self._autocast():
+            output = for_losses(self._student(*view.student))
+        student = input_type.student_output(output, num_items)
         teacher = None
         if self.objective.uses_teacher:
-            answer = self._answers(view.batch, view.teacher)
+            answer = self._answer(view.batch, view.teacher)
             if self.objective.needs_calibration:
                 assert view.key_frames is not None
                 assert view.key_position is not None
-                key = self._answers({**view.batch, "position": view.key_position}, view.key_frames)
+                key = self._answer({**view.batch, "position": view.key_position}, view.key_frames)
                 assert answer is not None
                 assert key is not None
                 self.objective.calibrate(key, answer)
             teacher = None if answer is None else input_type.teacher_output(answer, num_items)
         return cast(dict[str, Tensor], self.objective(student, teacher, view.batch))
+
+    def _answer(self, batch: Batch, inputs: Tensor) -> ModelOutput | None:
+        with self._autocast():
+            answer = self._answers(batch, inputs)
+        return None if answer is None else for_losses(answer)
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self._precision, self.context.device)
 
     def search(
         self,

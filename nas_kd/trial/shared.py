@@ -149,6 +149,7 @@ class SharedSearch:
                 cached=True,
                 augment=config.augment,
                 varying=True,
+                precision=config.precision,
             )
 
     def _start(self, weights: ClipLoader, gates: ClipLoader) -> None:

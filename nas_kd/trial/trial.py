@@ -197,7 +197,14 @@ class Trial(ABC):
         self, net: nn.Module, config: ObjectiveConfig, fit_config: FitConfig, *, varying_width: bool = False
     ) -> Learner:
         return Learner(
-            self.campaign, net, config, self.knobs, cached=True, augment=fit_config.augment, varying=varying_width
+            self.campaign,
+            net,
+            config,
+            self.knobs,
+            cached=True,
+            augment=fit_config.augment,
+            varying=varying_width,
+            precision=fit_config.precision,
         )
 
     def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
@@ -16,6 +18,7 @@ from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.fit import FitConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
+from nas_kd.training.precision import Precision
 from nas_kd.trial import CampaignContext, Learner, build_context
 
 
@@ -174,3 +177,33 @@ def test_a_loss_that_is_no_number_is_named(context: CampaignContext) -> None:
     loader = context.loader(context.splits.retrain, config, seed=0, train=True)
     with pytest.raises(FloatingPointError, match=r"task=nan.*lower the learning rate"):
         fit(net, loader, lambda b: {"task": net.weight.sum() * float("nan")}, lambda t: t["task"], config, seed=0)
+
+
+def test_bfloat16_is_close_to_float32_and_leaves_weights_and_losses_in_float32(
+    tiny: Callable[..., CampaignConfig], tmp_path: Path
+) -> None:
+    config = tiny(teacher={"fit": {"epochs": 1, "precision": "bfloat16"}})
+    context = build_context(config, "cpu")
+    prepare_teacher(context, tmp_path)  # trains the teacher in bfloat16
+    supernet = Supernet(context.space, seed=0)
+    arch = supernet.arch(max_cost=250_000)
+    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    batch = next(context.loader(context.splits.retrain, config.retrain, seed=0, train=True).epoch(0))
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    terms, gradients = [], []
+    for precision in precisions:
+        torch.manual_seed(0)
+        net = context.space.student(arch).train()
+        with closing(
+            Learner(context, net, config.search.objective, knobs, cached=False, precision=precision)
+        ) as learner:
+            losses = learner.loss(batch)
+            learner.objective.total(losses).backward()  # type: ignore[no-untyped-call]
+        terms.append({name: float(value.detach()) for name, value in losses.items()})
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+        assert {value.dtype for value in losses.values()} == {torch.float32}
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert len(terms[0]) > 1
+    assert terms[0] == pytest.approx(terms[1], rel=0.02)
+    assert terms[0] != terms[1]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
