@@ -207,7 +207,7 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
 def commit() -> str:
     """Of the checkout, with a mark where it has changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULT.parent).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULT.parent.parent).stdout.strip()
 
 
 def main() -> None:
