@@ -38,6 +38,7 @@ from nas_kd.data.table import (
     groups_of,
     locate,
     read_csv,
+    shared_groups,
     unknown_split,
 )
 
@@ -240,6 +241,9 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     names = class_names(labels, csv_path, "items", config.listed_classes(), notes)
     if any(len(row.labels) > 1 for row in rows):
         config = config.model_copy(update={"multi_label": True})
+    if config.group:
+        groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
+        notes += shared_groups(groups_by_split, config.group, csv_path)
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         classes = [[number[name] for name in row.labels] for row in parts["train"]]

@@ -31,6 +31,7 @@ from nas_kd.data.table import (
     groups_of,
     locate,
     read_csv,
+    shared_groups,
     unknown_split,
 )
 
@@ -164,6 +165,9 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     labels_by_split = {name: [row.label for row in part] for name, part in parts.items()}
     notes: list[str] = []
     names = class_names(labels_by_split, csv_path, "clips", config.listed_classes(), notes)
+    if config.group:
+        groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
+        notes += shared_groups(groups_by_split, config.group, csv_path)
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         labels = [[number[row.label]] for row in parts["train"]]

@@ -27,7 +27,7 @@ from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, Sample, stack_small
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.splits import Splits, grouped_split, make_splits
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, unknown_split
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, shared_groups, unknown_split
 
 _REMEDY = "mend the files or remove the rows"
 
@@ -178,7 +178,8 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     table = read_csv(csv_path, ("path", "label", "split", config.sequence, config.order))
     frames, problems = _check_rows(table, config)
     frames.sort(key=lambda frame: (frame.sequence, frame.number))
-    notes: list[str] = []
+    sequences = {name: [frame.sequence for frame in frames if frame.split == name] for name in SPLITS}
+    notes = shared_groups(sequences, config.sequence, csv_path)
     if not problems:
         frames = _with_val(frames, config, seed, notes)
     by_split = {name: [frame for frame in frames if frame.split == name] for name in SPLITS}

@@ -137,6 +137,27 @@ def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
     return None if column is None else [row.group for row in rows]
 
 
+def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Path) -> list[str]:
+    """A sentence where splits of a csv share groups, such as windows of one recording: scores are then too good.
+
+    Args:
+        groups: Name of a split to the groups of its rows, which may repeat.
+        column: Column of the groups.
+        csv_path: The csv file.
+    """
+    found = {split: set(names) for split, names in groups.items()}
+    sentences = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(found[one] & found[other])
+        if both:
+            more = ", …" if len(both) > LISTED else ""
+            sentences.append(
+                f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, so "
+                f"scores may be too good: {', '.join(both[:LISTED])}{more}"
+            )
+    return sentences
+
+
 def class_names(
     labels: Mapping[str, Iterable[str]],
     csv_path: Path,

@@ -275,6 +275,16 @@ def test_keeping_classes_moves_whole_groups_and_looks_at_all_classes_of_an_item(
     assert keep_classes([0], [1, 2, 3, 4], classes, ["a", "b", "c", "c", "d"]) == ([0, 1, 2, 3], [4])
 
 
+def test_groups_that_splits_of_the_csv_share_are_named(root):
+    header, *rows = (root / "labels.csv").read_text().splitlines()
+    groups = {"train": "abcd", "val": "ae", "test": "fg"}
+    lines = [f"{row},{groups[row.split(',')[2]][i % 2]}" for i, row in enumerate(rows)]
+    (root / "labels.csv").write_text("\n".join([f"{header},subject", *lines]))
+    (note,) = load(config(root, group="subject"), seed=0).notes
+    assert note.startswith("warning: 1 values of the column subject of labels.csv are in train and in val")
+    assert note.endswith(": a")
+
+
 def test_rows_of_one_group_stay_on_one_side(root):
     lines = (root / "labels.csv").read_text().replace(",val", ",train").split()
     grouped = [f"{lines[0]},take", *(f"{line},{number % 6}" for number, line in enumerate(lines[1:]))]
