@@ -152,8 +152,8 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
         if both:
             more = ", …" if len(both) > LISTED else ""
             sentences.append(
-                f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, so "
-                f"scores may be too good: {', '.join(both[:LISTED])}{more}"
+                f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, "
+                f"so scores may be too good: {', '.join(both[:LISTED])}{more}"
             )
     return sentences
 

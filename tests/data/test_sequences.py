@@ -395,7 +395,9 @@ def test_camvid_reads(tmp_path):
         seed=0,
     )
     assert splits.val.starts == tuple(range(0, 96, 8))
-    assert splits.notes == ("5 of 101 val frames fill no window of 8 frames (max_gap 2) and are left out",)
+    assert splits.notes[-1] == "5 of 101 val frames fill no window of 8 frames (max_gap 2) and are left out"
+    shared = [(note.partition(" are in ")[2].partition(",")[0], note.split(": ")[-1]) for note in splits.notes[:-1]]
+    assert shared == [("train and in val", "0016E5"), ("train and in test", "0001TP")]  # as the set is published
     assert (len(splits.retrain), len(splits.test)) == (367, 233)
     check_sample(splits.val[0], splits.info, "val[0]")
     seen = set(splits.val[0]["mask"].unique().tolist())
