@@ -71,7 +71,7 @@ def _reason(points: list[tuple[float, float]], trials: list[TrialRecord], at: in
     (cost, value), (next_cost, next_value) = points[at], points[at + 1]
     more = f"{next_cost / cost:.3g}× the {axis.noun}" if cost > 0 else f"{axis.text(next_cost)} more"
     gain = difference_text(next_value - value, metric)
-    step_up = f"the next step up, trial {trials[at + 1].number}, asks {more} to be {gain} better"
+    step_up = f"the next step up, trial {trials[at + 1].number}, costs {more} and is {gain} better"
     if at == 0:
         return f"the front bends there: {step_up}"
     less_cost, less_value = points[at - 1]
@@ -156,7 +156,7 @@ def _front_sentences(front: ParetoFront) -> list[str]:
         span = f"from {span} to {metric_text(last[1], metric)} at {axis.text(last[0])}"
     (worst_cost, worst), (best_cost, best) = front.reference, front.ideal
     return [
-        f"The front holds {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
+        f"The front has {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
         f"Hypervolume {front.hypervolume:.4f}: the share that the front covers of the box between the reference point "
         f"({axis.text(worst_cost)}, {metric_text(worst, metric)}) and the ideal ({axis.text(best_cost)}, "
         f"{metric_text(best, metric)}). Compare it only between runs with the same reference point.",

@@ -16,7 +16,7 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what it says.
+        text: shown in the cell.
         note: below it in small print.
         badge: a word in a frame behind it.
         trial: number of a trial, linked to its row in the table of all trials, in place of a text.

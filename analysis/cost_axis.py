@@ -15,7 +15,7 @@ class CostAxis:
 
     Attributes:
         field: of `Cost`: what a student costs.
-        budget: the knob that says what it may cost.
+        budget: the knob that limits it.
         unit: of both.
         noun: what is saved.
     """

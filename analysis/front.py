@@ -79,7 +79,7 @@ class ParetoFront:
 
     Attributes:
         records: the front by increasing cost; copies of a point are all there, by trial number.
-        directions: the cost is minimised; the metric goes the way its record says.
+        directions: the cost is minimised; the direction of the metric is that of its record.
         reference: worst corner (cost, metric) of the box in which the hypervolume is measured.
         ideal: best corner (cost, metric) of that box.
         split: the split whose metric was compared.

@@ -40,7 +40,7 @@ def plain(text: object, max_length: int = 80) -> str:
 
 
 def hover_text(record: TrialRecord, front: ParetoFront) -> str:
-    """What a point says when pointed at, lines separated by `<br>`; everything from the record is escaped."""
+    """The hover text of a point, lines separated by `<br>`; everything from the record is escaped."""
     value, test = record.score(front.split, front.stage), record.score("test", front.stage)
     lines = [f"<b>trial {record.number}</b>"]
     lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")

@@ -135,7 +135,7 @@ def pivot(
                 grouped.setdefault(key, []).append(record)
     if not grouped:
         raise ValueError(
-            f"no complete trial has {stage} {split} {shown.name}, so there is nothing to show; `nas-kd report` says "
+            f"no complete trial has {stage} {split} {shown.name}, so there is nothing to show; `nas-kd report` shows "
             "what failed"
         )
 

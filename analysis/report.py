@@ -192,6 +192,6 @@ def _front_values(
         "history_chart": chart(
             "history",
             hypervolume_chart(front),
-            "Hypervolume over the trials: a curve that still climbs asks for more trials.",
+            "Hypervolume over the trials: while the curve climbs, more trials are worth running.",
         ),
     }

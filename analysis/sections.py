@@ -350,7 +350,7 @@ def convention(records: Sequence[TrialRecord]) -> str:
 
 
 def environment(records: Sequence[TrialRecord], metadata: Mapping[str, str]) -> Pairs:
-    """What the run says about itself, and where its trials ran; values that differ between trials are all listed."""
+    """Settings and software of the run, and where its trials ran; values that differ between trials are all listed."""
     values: dict[str, Counter[str]] = {}
     for record in records:
         for name, value in record.environment.items():

@@ -1,6 +1,6 @@
 """Statistics over repeated runs: intervals over seeds, differences, and rank correlation of stages.
 
-One run gives no interval. Functions here say None for what the data cannot tell, never zero.
+One run has no interval. What the data do not determine is None, never zero.
 
 References:
     Student (1908). The probable error of a mean. Biometrika 6(1), 1-25.
@@ -47,7 +47,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """(low, high), or None where one value gives no interval."""
+        """(low, high), or None where there is one value only."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def overlaps(self, other: Estimate) -> bool | None:

@@ -117,7 +117,7 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
 
 
 def duration_s(record: TrialRecord) -> float | None:
-    """Total duration: the part named `total` where the trial gives one, else the sum of its parts."""
+    """Total duration: the part named `total` where the trial has one, else the sum of its parts."""
     if not record.durations_s:
         return None
     return record.durations_s.get("total", sum(record.durations_s.values()))

@@ -43,7 +43,7 @@ def _plain(value: float, digits: int, trim: bool) -> str:
 
 
 def in_percent(metric: Metric) -> bool:
-    """Whether the metric is written in percent, as its task says; per offset from a key frame it is written alike."""
+    """Whether the metric is written in percent, see `Task.percent`; also per offset from a key frame."""
     name = metric.name.partition("@")[0]
     return any(fnmatchcase(name, pattern) for pattern in metric.percent)
 

@@ -35,13 +35,13 @@ def say(text: object) -> None:
 
 
 def listed(items: list[str] | None) -> list[str]:
-    """What a repeatable option names, each time one or several, separated by commas."""
+    """The values of a repeatable option, each of which may list several, separated by commas."""
     return [name for item in items or () for name in item.split(",")]
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A user's mistake is a sentence on standard error and exit code 2, not a traceback; a machine's is exit code 1."""
+    """Mistakes of the user are printed as a sentence, with exit code 2; failures of the machine have exit code 1."""
     try:
         yield
     except typer.Exit:  # a RuntimeError too
@@ -194,7 +194,7 @@ def export(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
 ) -> None:
-    """Export a student, proven equal to the trained one; by default the knee of the front."""
+    """Export a student and compare the files with the trained one; by default the knee of the front."""
     with plain_errors():
         from nas_kd import campaign as campaigns
         from nas_kd.config.sections import parse_flops

@@ -214,7 +214,7 @@ def count_student(
 
 
 def _shared(define: Callable[..., nn.Module], *rest: Hashable) -> Hashable | None:
-    """What tells a student from all others in this process; None where nothing does."""
+    """Identifies a student in this process; None where that is not possible."""
     of = define if isinstance(define, partial) else partial(define)
     if not isinstance(of.func, FunctionType | type) or "<locals>" in of.func.__qualname__:  # it may close over anything
         return None

@@ -1,4 +1,4 @@
-"""The built-in spaces: one entry each, with all that the rest of the project asks of a space by name."""
+"""The built-in spaces: one entry each, with what the rest of the project needs to build a space by its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DataShape:
     """What of the data decides settings of a space.
 
     Attributes:
-        num_outputs: channels that the task wants.
+        num_outputs: channels that the task needs.
         feature_size: of frame features; 0 where the data are clips.
         frames: of an item; 0 where that is not known.
     """
@@ -41,7 +41,7 @@ class SpaceEntry:
         build: makes the space from settings; a derived one also from `(teacher, frame_size, identity)`, which it keeps
             in its settings by `derived_settings`.
         reads: what its students read: `clips`, `frame features` or `frames`.
-        gives: what they give: `logits` or `maps`.
+        gives: kind of their outputs, `logits` or `maps`.
         from_data: the settings that follow from the data.
         example_data: data by which the other settings can be checked before the data are known.
         derived: whether it is made of a teacher's own layers.

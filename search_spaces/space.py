@@ -141,7 +141,7 @@ class SearchSpace(ABC):
         return ArchSpec(self.name, self.settings, {**knobs, **{name: choices[name] for name in active}})
 
     def contains(self, arch: ArchSpec) -> bool:
-        """Whether `arch` is a canonical architecture of this space; `check` says why it is not."""
+        """Whether `arch` is a canonical architecture of this space; `check` raises with the reason where it is not."""
         try:
             return self.arch(arch.choices) == arch
         except (ValueError, KeyError):
@@ -275,7 +275,7 @@ def derived_settings(
     Args:
         settings: of the space, as JSON values.
         frame_size: (H, W) of a frame.
-        identity: what tells the teacher from others, as JSON values.
+        identity: identifies the teacher among others, as JSON values.
     """
     return {**settings, "frame_size": list(frame_size), "teacher": dict(identity or {})}
 

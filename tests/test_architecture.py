@@ -1,4 +1,4 @@
-"""Imports run downwards only: nas_kd → analysis → trials, and search_spaces beside them with nothing of ours."""
+"""Imports run downwards only: nas_kd → analysis → trials; search_spaces imports none of the three."""
 
 from __future__ import annotations
 

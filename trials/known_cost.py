@@ -49,7 +49,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _History:
-    """What the study holds, in the terms of a loss and a cost to be minimized."""
+    """The trials of the study, as a loss and a cost to be minimized."""
 
     complete: list[_Candidate]
     losses: Floats

@@ -85,7 +85,7 @@ class LedgerSearcher(Searcher):
 
 
 class LedgerScheduler(FIFOScheduler):
-    """Starts trials in the searcher's order, and stops them where the driver says so."""
+    """Starts trials in the searcher's order, and stops those that the driver stops."""
 
     # Reports that came together would be judged after the trial had gone on.
     _supports_buffered_results = False

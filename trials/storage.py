@@ -88,7 +88,7 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
     """The storage of a run.
 
     Args:
-        run_dir: The run's folder; holds the journal where there is no `url`.
+        run_dir: The run's folder; has the journal where there is no `url`.
         url: An SQLAlchemy URL: `postgresql://...`, `mysql://...` or `sqlite:///...`.
 
     Raises:

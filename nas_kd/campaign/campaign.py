@@ -144,7 +144,7 @@ class Campaign:
         if context.splits.skipped:
             listed = self.run_dir / "skipped.json"
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
-            note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} says why")
+            note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} lists the reasons")
         known = prepare_teacher(context, self.run_dir, progress, note)
         value = float(known[f"val/{metric.name}"])
         if known["classes"]:

@@ -33,7 +33,7 @@ from nas_kd.trial import CampaignContext
 
 
 def check_machine(config: CampaignConfig) -> None:
-    """Raise where a trial asks for more than this machine has; a cluster is asked by Ray itself.
+    """Raise where a trial asks for more than this machine has; on a cluster, Ray checks this.
 
     Raises:
         ConfigError: the value and what there is.
@@ -338,7 +338,7 @@ def _at(section: str, sentence: str) -> str:
 
 
 def _check_batches(context: CampaignContext, nets: TrialNets, proposed: Sequence[Proposal]) -> None:
-    """A net that normalises over its batch cannot train on one item that gives it a single value."""
+    """A net that normalises over its batch cannot train on one item with a single value a channel."""
     splits, of_student = context.splits, nets.example
     for proposal in proposed:
         config = proposal.config

@@ -48,7 +48,7 @@ def changed_classes(run_dir: Path, before: Sequence[str], now: Sequence[str]) ->
 
 
 class OutputChecks:
-    """Collects a teacher's answers batch by batch and says what is odd about them.
+    """Collects a teacher's outputs batch by batch and describes what is implausible about them.
 
     Args:
         task: of the campaign.

@@ -103,7 +103,7 @@ def table(
     where: Mapping[str, KnobValue] | None = None,
     out_dir: Path | str | None = None,
 ) -> PivotTable:
-    """The trained students of a run by the values of knobs, with intervals; `nas_kd.analysis.pivot` says how.
+    """The trained students of a run by the values of knobs, with intervals; see `nas_kd.analysis.pivot`.
 
     Args:
         run_dir: the run's folder.
@@ -159,7 +159,7 @@ def pick(
         max_latency_ms: budget of the predicted latency, for a campaign with a budget of latency.
 
     Raises:
-        ValueError: more than one is given, or there is no such trial; the sentence says what there is.
+        ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
     """
     from nas_kd.analysis import FLOPS, LATENCY, ParetoFront
 
@@ -169,7 +169,7 @@ def pick(
         raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:
-        raise ValueError("there is no complete trial to export; `nas-kd report` says what failed")
+        raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
     if trial is not None:
         for record in complete:
             if record.number == trial:

@@ -24,7 +24,7 @@ def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
 
 
 def known_costs(context: CampaignContext) -> KnownCosts:
-    """What the study knows of an architecture before it is trained: its cost, in the unit of the ranked objective."""
+    """The cost of an architecture, known before it is trained, in the unit of the ranked objective."""
     budget = context.config.budget
     space, factor = context.space, 1e-6 if budget.is_latency else 1.0
     tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}

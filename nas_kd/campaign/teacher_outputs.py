@@ -86,7 +86,7 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
 def cached_taps(context: CampaignContext) -> dict[Augment, tuple[str, ...]]:
     """Modules of the teacher whose outputs trainings distil from a cache, by the augmentation of the trainings.
 
-    Augmentations with which no training asks the teacher for what depends on the view alone are left out.
+    Augmentations are left out where no training uses teacher outputs that depend on the view alone.
     """
     taps: dict[Augment, dict[str, None]] = {}
     for augment, objective in _cached_objectives(context):
@@ -116,7 +116,7 @@ def _cached_objectives(context: CampaignContext) -> list[tuple[Augment, Distilla
 
 @dataclass(frozen=True)
 class _Outputs:
-    """What the teacher gives for the views of the training items.
+    """The outputs of the teacher for the views of the training items.
 
     Attributes:
         context: data and device.
@@ -144,8 +144,8 @@ class _Outputs:
             for name, value in {"logits": output.logits, **output.features}.items():
                 if len(value) != len(inputs):
                     raise CacheError(
-                        f"module {name!r} of the teacher gives {len(value)} rows for {len(inputs)} inputs, so they "
-                        "cannot be told apart by input"
+                        f"module {name!r} of the teacher returns {len(value)} rows for {len(inputs)} inputs, so they "
+                        "cannot be assigned to inputs"
                     )
                 parts.setdefault(name, []).append(value)
         joined = {name: torch.cat(values) for name, values in parts.items()}
@@ -196,10 +196,10 @@ def _kept(outputs: _Outputs, folder: Path, empty: Manifest, progress: OnProgress
             f"{damaged} of {len(known.checksums)} blocks of the teacher's outputs in {folder} are damaged; they are "
             "computed again"
         )
-    if not checked.is_complete:  # of modules that nothing asks for any more, no further blocks can be computed
+    if not checked.is_complete:  # of modules that no term uses any more, no further blocks can be computed
         return checked if shapes.keys() == empty.outputs.keys() else None
     if not _agree(outputs, folder, known.key):
-        note(f"the teacher's outputs in {folder} are not those that it gives now; they are computed again")
+        note(f"the teacher's outputs in {folder} are not its present outputs; they are computed again")
         return None
     return checked
 
@@ -218,7 +218,7 @@ def _check_room(size: int, key: CacheKey, folder: Path, room: int) -> None:
 
 
 def _agree(outputs: _Outputs, folder: Path, key: CacheKey) -> bool:
-    """Whether a complete cache holds what the teacher gives now for a few items."""
+    """Whether a complete cache has the teacher's present outputs for a few items."""
     cache = TeacherCache(folder)
     for batch in outputs.items(spread(key.num_items, NUM_CHECKED), NUM_CHECKED):
         position = torch.arange(key.positions).expand(len(batch["index"]), -1)

@@ -224,7 +224,7 @@ class SpaceConfig(BaseModel):
 
         Args:
             num_outputs: channels that the task needs.
-            given_by_data: what the data decide, as `nas_kd.inputs.space_settings` gives it.
+            given_by_data: settings that follow from the data, of `nas_kd.inputs.space_settings`.
 
         Raises:
             ValueError: the settings do not fit.
@@ -252,7 +252,7 @@ class SpaceConfig(BaseModel):
         Args:
             teacher: frames -> maps.
             frame_size: (H, W).
-            identity: what tells this teacher from others.
+            identity: identifies this teacher among others.
 
         Raises:
             ValueError: no layer of the teacher is eligible, or a pattern matches none.
@@ -300,7 +300,7 @@ class RetrainConfig(FitConfig):
 
     Attributes:
         init: `inherit` the supernet's weights, or start `fresh`.
-        num_seeds: trainings with different seeds; the report gives the interval over them, the first one is exported.
+        num_seeds: trainings with different seeds; the report shows the interval over them, the first one is exported.
     """
 
     lr: float = Field(default=5e-3, gt=0)

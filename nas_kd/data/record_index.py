@@ -25,7 +25,7 @@ _IDS = ("id", "video_id")  # of the published files of 2018, and of those before
 
 
 class Video(NamedTuple):
-    """What a record holds: its id ("" without one), its labels as written, and uint8 frames [T, D] of each list."""
+    """The content of a record: its id ("" without one), its labels as written, and uint8 frames [T, D] of each list."""
 
     id: str
     labels: list[int]
@@ -47,7 +47,7 @@ def parse_video(message: bytes) -> Video:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """What one file holds, by record that could be read.
+    """The content of one file, by record that could be read.
 
     Attributes:
         path: The file.

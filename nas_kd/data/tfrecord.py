@@ -43,7 +43,7 @@ class DamagedError(DataError):
 
 
 class SequenceExample(NamedTuple):
-    """What a record holds.
+    """The content of a record.
 
     Attributes:
         context: Name to its strings or its whole numbers; lists of floats are left out.

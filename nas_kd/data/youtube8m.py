@@ -346,7 +346,7 @@ def _unfit_frames(shapes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int
         length, width = shapes.get(name, (0, 0))
         if not length:
             present = ", ".join(held) or "none at all"
-            return f"it has no frames of {name!r}, but data.use asks for them (it holds {present})"
+            return f"it has no frames of {name!r}, but data.use names them (it has {present})"
         if width != size:
             return f"its frames of {name!r} have {width} features, but those of most records have {size}"
     lengths = {name: shapes[name][0] for name in sizes}

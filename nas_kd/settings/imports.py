@@ -31,7 +31,7 @@ def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[Module
         raise ValueError(f"{purpose} must be given as module:{kind}, but is {reference!r}")
     here = str(Path.cwd())
     if here not in sys.path:
-        # Last in the path: a folder `analysis` or `trials` of the user must not hide that of the package.
+        # Last in the path: a file of the user's, such as `random.py`, must not hide an installed module.
         sys.path.append(here)
     try:
         return importlib.import_module(module_name), attribute
@@ -83,14 +83,14 @@ def import_class(reference: str, base: type[_Class], *, purpose: str) -> type[_C
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
     ]
-    what = "is not there"
+    what = f"module {module.__name__!r} has no class {attribute!r}"
     if isinstance(found, type) and inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        what = f"does not define {missing}"
+        what = f"{attribute!r} in module {module.__name__!r} does not define {missing}"
     elif found is not None:
-        what = f"is no subclass of {base.__name__}"
+        what = f"{attribute!r} in module {module.__name__!r} is no subclass of {base.__name__}"
     hint = choose(attribute, fitting) if fitting else f"write a subclass of {base.__name__} there"
-    raise ValueError(f"{purpose} {reference!r}: {attribute!r} in module {module.__name__!r} {what}; {hint}")
+    raise ValueError(f"{purpose} {reference!r}: {what}; {hint}")
 
 
 def call_function(reference: str, settings: Mapping[str, Any], *, purpose: str) -> Any:

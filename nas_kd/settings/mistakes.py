@@ -36,8 +36,6 @@ def explain(
             inner = item["ctx"]["error"]
             where = ".".join(str(p) for p in _present(path, data))
             lines.append(f"{where}: {inner}" if where else str(inner))
-        elif kind == "union_tag_not_found":
-            lines.append(f"{where}.source: missing; choose from {', '.join(_tags(item))}")
         elif kind == "union_tag_invalid":
             lines.append(f"{where}.source: {item['ctx']['tag']!r} is unknown; choose from {', '.join(_tags(item))}")
         elif kind == "missing":
@@ -70,7 +68,7 @@ def _present(path: Sequence[Any], data: Any) -> list[Any]:
 
 
 def _tags(item: Mapping[str, Any]) -> list[str]:
-    return re.findall(r"'(\w+)'", str(item["ctx"].get("expected_tags", "'generated', 'folder', 'own'")))
+    return re.findall(r"'(\w+)'", str(item["ctx"]["expected_tags"]))
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,7 +16,7 @@ from nas_kd.tasks.multilabel import Multilabel, MultilabelConfig
 from nas_kd.tasks.offsets import frames_by_offset, over_offsets
 from nas_kd.tasks.saliency import Saliency, SaliencyConfig
 from nas_kd.tasks.segmentation import Segmentation, SegmentationConfig
-from nas_kd.tasks.task import Batch, Task
+from nas_kd.tasks.task import Batch, Outputs, Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -54,10 +54,12 @@ def find_task(name: str) -> type[Task]:
     """The task of a name in `TASKS`, or that of the user's own which `module:Class` names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its class attributes are not those of a task.
     """
     if ":" in name:
-        return import_class(name, Task, purpose="task")  # type: ignore[type-abstract]  # a subclass of it
+        found = import_class(name, Task, purpose="task")  # type: ignore[type-abstract]  # a subclass of it
+        _check_class(name, found)
+        return found
     if name not in TASKS:
         raise ValueError(f"task: {name!r} is unknown; {choose(name, list(TASKS))}, or give your own as module:Class")
     return TASKS[name]
@@ -93,4 +95,19 @@ def make_task(name: str, info: DataInfo, options: Mapping[str, Any]) -> Task:
         ValueError: unknown name, unknown or unfit options, or data without the labels that the task needs.
     """
     config = task_config(name, options)
-    return find_task(name)(info, config)
+    task = find_task(name)(info, config)
+    if task.num_outputs < 1:
+        raise ValueError(
+            f"task {name!r}: models must have at least one output, but class_names is empty; name one for each value "
+            "that they predict"
+        )
+    return task
+
+
+def _check_class(name: str, task: type[Task]) -> None:
+    if not isinstance(getattr(task, "metric", None), str):
+        raise ValueError(f"task {name!r}: the class must define metric, the name of its primary metric")
+    if task.outputs not in get_args(Outputs):
+        raise ValueError(
+            f"task {name!r}: outputs must be one of {', '.join(get_args(Outputs))}, but is {task.outputs!r}"
+        )

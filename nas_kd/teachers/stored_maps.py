@@ -16,7 +16,7 @@ class StoredMapsSettings(BaseModel):
     """Settings of the teacher.
 
     Attributes:
-        names: of the maps whose mean it gives; by default all that come with the data.
+        names: of the maps that are averaged; by default all that come with the data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,7 +25,7 @@ class StoredMapsSettings(BaseModel):
 
 
 class StoredMaps(nn.Module):
-    """Maps (N, S, H, W), as `take` gives them -> their mean (N, 1, H, W).
+    """Maps (N, S, H, W), as `take` returns them -> their mean (N, 1, H, W).
 
     It has nothing to train, and what its maps cost is not known.
     """
@@ -57,7 +57,7 @@ def build_stored_maps(num_outputs: int, settings: dict[str, Any]) -> StoredMaps:
     names = StoredMapsSettings.model_validate(settings).names
     if not names:
         raise ValueError(
-            "teacher.model maps gives maps that come with the data, but they have none; name their folders in "
+            "teacher.model maps needs precomputed maps, but the data have none; name their folders in "
             "data.maps, or choose another teacher"
         )
     if num_outputs != 1:

@@ -16,7 +16,7 @@ RATE, STIFFNESS, MAX_WEIGHT = 0.3, 100.0, 50.0  # of both penalties; see `Budget
 
 
 class BudgetController:
-    """Leads the expected FLOPs of a supernet to the budget while its gates train, and holds them there.
+    """Brings the expected FLOPs of a supernet to the budget while its gates train, and keeps them there.
 
     With gap g = log(expected / target) the penalty is λ · g + ρ / 2 · g², an augmented Lagrangian (Bertsekas, 1982,
     chapter 2) for the constraint g = 0, and λ rises by `rate` · g after every gate step. The constraint is an equality:

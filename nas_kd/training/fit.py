@@ -224,7 +224,7 @@ def evaluate(
         seen: called with the outputs of each batch and the batch.
 
     Raises:
-        ValueError: an output is not finite.
+        ValueError: an output is not finite, or the primary metric is missing.
     """
     for batch in loader.epoch(0):
         outputs = predict(clip(batch))
@@ -232,4 +232,10 @@ def evaluate(
         task.update(outputs, batch, offsets)
         if seen is not None:
             seen(outputs, batch)
-    return task.compute()
+    metrics = task.compute()
+    if task.metric not in metrics:
+        raise ValueError(
+            f"task {type(task).__name__}: compute must return the primary metric {task.metric!r}, but returns "
+            f"{', '.join(metrics) or 'nothing'}"
+        )
+    return metrics

@@ -38,7 +38,7 @@ def latency_ms(module: Callable[[Tensor], Any], example: Tensor, *, repeats: int
 
 
 def part_flops(net: nn.Module, example: Tensor) -> dict[str, int]:
-    """Name of a figure -> FLOPs of a part, where a net says that a part is worth a figure of its own.
+    """Name of a figure -> FLOPs of a part, for nets that report parts of their FLOPs (`Parted`).
 
     Args:
         net: in any mode.

@@ -5,7 +5,7 @@ space's knobs. Then the weights of some drawn architectures take a step on a bat
 one on a batch of the `gates` split (first-order alternation, Liu et al., DARTS, ICLR 2019, section 2.3 with ξ = 0).
 Gates start at distributions whose expected cost is the budget, so a penalty has only to hold them there.
 
-Knobs have no gradient. Their logits, likewise a function of the budget, follow the difference of the losses that two
+Knobs have no gradient. Their logits, also a function of the budget, follow the difference of the losses that two
 drawn combinations have on the same batch: REINFORCE (Williams, 1992) with the other draw as the baseline (Kool et al.,
 2019).
 """
@@ -135,8 +135,8 @@ def search_shared(
         seed: of budgets, gate noise and dropout; each epoch has its own state of the generators.
         checkpoint: file, or None to keep nothing.
         tag: names the search in the checkpoint.
-        progress: told after every step.
-        log: told the mean terms after every epoch.
+        progress: called after every step.
+        log: called with the mean terms after every epoch.
         start: called before the first epoch of a search that is not continued.
     """
     penalties = [BudgetPenalty(net.supernet) for net in nets]
@@ -208,7 +208,7 @@ def _parts(
     optimizer: torch.optim.Optimizer,
     gate_optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
     parts: dict[str, Any] = {"policy": policy, "optimizer": optimizer, "gate_optimizer": gate_optimizer}
     for i, (net, penalty) in enumerate(zip(nets, penalties, strict=True)):
         parts |= {f"supernet-{i}": net.supernet, f"objective-{i}": net.objective, f"penalty-{i}": penalty}

@@ -101,11 +101,11 @@ def _is_kept(memory: _Memory, chosen: Mapping[str, Choice], costs: CandidateCost
 def _memories(layers: tuple[PlannedLayer, ...], teacher: nn.Module, frame: Tensor) -> list[_Memory]:
     """The inputs and outputs of all layers on a key frame, tensors that share memory as one."""
     memories: dict[int, _Memory] = {}
-    alive: list[Tensor] = []  # so that no memory is used again
+    kept: list[Tensor] = []  # so that no memory is used again
 
     def of(tensor: Tensor, copied: bool) -> _Memory:
         tensor = tensor.clone() if copied else tensor
-        alive.append(tensor)
+        kept.append(tensor)
         storage = tensor.untyped_storage()
         return memories.setdefault(storage.data_ptr(), _Memory(storage.nbytes()))
 

@@ -66,7 +66,7 @@ class _Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _memory(tensor: Tensor) -> int:
-    """What tells a tensor's memory from others; 0 where there is none."""
+    """Address of a tensor's memory; 0 where there is none."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 

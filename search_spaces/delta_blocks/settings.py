@@ -1,4 +1,4 @@
-"""Settings of the space `delta_blocks`, as a campaign file gives them."""
+"""Settings of the space `delta_blocks`, as in a campaign file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class DeltaBlocksSettings(BaseModel):
             if name != "zero" and not is_reference(name):
                 parse_candidate(name)
         if "full" not in value:
-            raise ValueError("candidates must hold 'full', the copy of the teacher's layer that every layer can have")
+            raise ValueError(
+                "candidates must contain 'full', a copy of the teacher's layer, which every layer can have"
+            )
         return value
 
     @field_validator("keyframe_interval", mode="before")

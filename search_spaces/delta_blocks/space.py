@@ -41,7 +41,7 @@ class DeltaBlocksSpace(SearchSpace):
         settings: what is searched.
         teacher: frames (N, 3, H, W) -> one tensor; copied, with BatchNorm folded into its convolutions.
         frame_size: (H, W) of a frame.
-        identity: what tells this teacher from others, as JSON values; part of every `ArchSpec`.
+        identity: identifies this teacher among others, as JSON values; part of every `ArchSpec`.
         operators: functions of the user's candidates among `settings.candidates`, by `module:function`.
 
     Attributes:
@@ -157,7 +157,7 @@ class DeltaBlocksSpace(SearchSpace):
         return {layer.name for layer in self.plan.layers if is_read(layer, choices)}
 
     def effects(self, knobs: Mapping[str, Choice]) -> tuple[Effect, ...]:
-        """What `active` says, as tables."""
+        """`active` as tables."""
         return read_effects(self.plan.layers, self.variables)
 
     def check_operators(self) -> None:

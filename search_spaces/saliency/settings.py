@@ -1,4 +1,4 @@
-"""Settings of the space `saliency`, as a campaign file gives them."""
+"""Settings of the space `saliency`, as in a campaign file."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ def test_advice_names_pick_price_and_alternatives() -> None:
     assert advice is not None
     assert advice.pick.number == 7
     assert advice.sentence == (
-        "Pick trial 7: 90.0 % at 12 M FLOPs, because the front bends there: the next step up, trial 9, asks 8× the "
-        "FLOPs to be 5.0 points better, and the next step down, trial 0, saves 67 % of the FLOPs but is 30.0 "
+        "Pick trial 7: 90.0 % at 12 M FLOPs, because the front bends there: the next step up, trial 9, costs 8× the "
+        "FLOPs and is 5.0 points better, and the next step down, trial 0, saves 67 % of the FLOPs but is 30.0 "
         "points worse. It needs 100× fewer FLOPs than the teacher and is 6.0 points worse than it."
     )
     assert advice.better == "trial 9, 95.0 % at 96 M FLOPs"
@@ -197,7 +197,7 @@ def test_a_lower_bound_of_the_teachers_flops_gives_no_ratio() -> None:
     teacher = TeacherPoint("big", 1_200_000_000, 0.96, uncounted=("prim::PythonOp.F", "aten::fft_rfft"))
     assert teacher.saving(1000) is None
     front = ParetoFront.from_records([record(0, 1_000_000, 0.9)])
-    assert front.axis.of_teacher(teacher) is None
+    assert teacher.cost(front.axis) is None
     advice = advise(front, teacher)
     assert advice is not None
     sentence = advice.sentence

@@ -282,9 +282,9 @@ def test_a_damaged_record_is_named_and_so_is_one_damaged_later(root):
     [
         (
             example([1], {"rgb": [], "audio": frames(T, AUDIO, 0)}),
-            "no frames of 'rgb', but data.use asks for them (it holds audio)",
+            "no frames of 'rgb', but data.use names them (it has audio)",
         ),
-        (example([1], {}), "no frames of 'rgb', but data.use asks for them (it holds none at all)"),
+        (example([1], {}), "no frames of 'rgb', but data.use names them (it has none at all)"),
         (b"", "no frames of 'rgb'"),
         (example([1], {"rgb": frames(T, RGB, 0), "audio": frames(3, AUDIO, 0)}), "it has 4 of 'rgb', 3 of 'audio'"),
         (

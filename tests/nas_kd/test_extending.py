@@ -26,6 +26,7 @@ TERM = "attention_transfer:AttentionTransfer"
 MODULES = {"student": "stages.1", "teacher": "layers.1"}
 DATA = '''
 import torch
+from ejection_fraction import EjectionFraction
 
 class Hearts:
     """A disc that shrinks; by how much is what is asked."""
@@ -59,6 +60,18 @@ def pooled(shape):
         return None
     low = torch.nn.Conv2d(shape.in_channels, shape.out_channels, 1, bias=False)
     return torch.nn.Sequential(torch.nn.AvgPool2d(2), low, torch.nn.Tanh(), torch.nn.Upsample(scale_factor=2))
+
+class Unknown(EjectionFraction):
+    outputs = "regression"
+
+class Unnamed(EjectionFraction):
+    metric = None
+
+class Misnamed(EjectionFraction):
+    metric = "rmse"
+
+class NoOutputs(EjectionFraction):
+    class_names = ()
 
 def joints():
     sets = {"train": Joints(16), "val": Joints(4), "test": Joints(4), "class_names": ["a", "b"]}
@@ -225,9 +238,11 @@ def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"task": "pose:Pase"}, "task 'pose:Pase': 'Pase' in module 'pose' is not there; did you mean 'Pose'?"),
+        ({"task": "pose:Pase"}, "task 'pose:Pase': module 'pose' has no class 'Pase'; did you mean 'Pose'?"),
         ({"task": "nowhere:Task"}, "task 'nowhere:Task': importing 'nowhere' failed with ModuleNotFoundError"),
-        ({"task": "own_data:Hearts"}, "'Hearts' in module 'own_data' is no subclass of Task; write a subclass of Task"),
+        ({"task": "own_data:Hearts"}, "'Hearts' in module 'own_data' is no subclass of Task; choose from"),
+        ({"task": "own_data:Unknown"}, "outputs must be one of multiclass, multilabel, other, but is 'regression'"),
+        ({"task": "own_data:Unnamed"}, "task 'own_data:Unnamed': the class must define metric, the name of its"),
         ({"task": "ejection_fraction:EjectionFraction", "task_options": {"a": 1}}, "task_options: a: unknown key 'a'"),
         (
             {"objective": {TERM: {**MODULES, "powr": 1}}},
@@ -241,8 +256,8 @@ def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
         ({"objective": {TERM: {"student": "x"}}}, f"objective.{TERM}.teacher: missing; give it a value"),
         (
             {"objective": {"attention_transfer:Attention": {}}},
-            "objective.attention_transfer:Attention: term 'attention_transfer:Attention': 'Attention' in module "
-            "'attention_transfer' is not there; did you mean 'AttentionTransfer'?",
+            "objective.attention_transfer:Attention: term 'attention_transfer:Attention': module "
+            "'attention_transfer' has no class 'Attention'; did you mean 'AttentionTransfer'?",
         ),
         (
             {"search": {"objective": {"nowhere:Term": {}}}},
@@ -263,6 +278,16 @@ def test_mistakes_are_sentences_as_for_the_packages_own(outside: Path, change: d
         validate(change, source="f.yaml")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_ones_own_must_return_its_metric_and_have_outputs(
+    tiny: Callable[..., CampaignConfig], outside: Path
+) -> None:
+    with pytest.raises(ValueError, match="task 'own_data:NoOutputs': models must have at least one output"):
+        build_context(regression(tiny, task="own_data:NoOutputs"), "cpu")
+    context = build_context(regression(tiny, task="own_data:Misnamed"), "cpu")
+    with pytest.raises(ValueError, match="compute must return the primary metric 'rmse', but returns mae"):
+        context.evaluate_teacher(context.splits.val)
 
 
 def test_a_mistake_in_a_term_of_ones_own_hides_no_other(outside: Path) -> None:

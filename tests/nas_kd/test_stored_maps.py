@@ -116,7 +116,7 @@ def test_maps_are_those_of_the_first_frames_and_their_mean_is_the_answer() -> No
 @pytest.mark.parametrize(
     ("settings", "outputs", "names", "words"),
     [
-        ({}, 1, (), "they have none; name their folders in data.maps"),
+        ({}, 1, (), "the data have none; name their folders in data.maps"),
         ({}, 4, ("one",), "the task needs 4 outputs; choose the saliency task"),
         ({"names": ["three"]}, 1, ("one",), "names of data.maps, but three is none of them"),
         ({"width": 3}, 1, ("one",), "width"),

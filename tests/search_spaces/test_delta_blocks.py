@@ -591,7 +591,7 @@ def test_mistakes_are_told_in_one_sentence() -> None:
         (("split4", "split4", "full"), "candidates must differ"),
         (("svd4", "full"), "unknown candidate 'svd4'"),
         (("split", "full"), "split takes a number of at least 2"),
-        (("split4",), "candidates must hold 'full'"),
+        (("split4",), "candidates must contain 'full'"),
     ):
         with pytest.raises(ValueError, match=message):
             DeltaBlocksSettings(candidates=candidates)
