@@ -36,11 +36,15 @@ GENERIC = (
         for part in ("config", "trial", "campaign", "settings", "deploy")
         for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
     ),
-    "nas_kd/cli.py",
-    "nas_kd/training/fit.py",
-    "nas_kd/training/gate_search.py",
-    "nas_kd/training/budget.py",
-    "nas_kd/training/checkpoint.py",
+    *("nas_kd/cli.py", "nas_kd/files.py", "nas_kd/taps.py"),
+    *(f"nas_kd/data/{name}.py" for name in ("augment", "loader", "splits", "views")),
+    *(f"nas_kd/objectives/{name}.py" for name in ("config", "loss", "maps", "term")),
+    *(f"nas_kd/teachers/{name}.py" for name in ("cache", "cache_files")),
+    *(
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "nas_kd" / "training").glob("*.py"))
+        if path.stem not in ("local_search", "measure", "streaming_cost")  # tools of the kinds
+    ),
 )
 KINDS = {path.stem for path in (ROOT / "nas_kd" / "inputs").glob("*.py")} - {"__init__", "input_type", "registry"}
 OF_ONE_KIND = (
