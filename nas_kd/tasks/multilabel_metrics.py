@@ -36,8 +36,8 @@ def average_precision(scores: Scores, hits: Hits, positives: int) -> float:
         raise ValueError(f"average precision needs at least one positive, but there are {positives}")
     if len(scores) == 0:
         return 0.0
-    # sklearn.metrics.average_precision_score, the reference in the tests, refuses NaN, and its positives are those among
-    # the scores; the metrics of YouTube-8M keep the K best predictions of an item and count all positives.
+    # sklearn.metrics.average_precision_score, the reference in the tests, refuses NaN, and counts the positives among
+    # the scores alone; the metrics of YouTube-8M keep the K best predictions of an item and count all positives.
     scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
