@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search clean
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ bench-sampler: install
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep
+
+# Many hours; goes on after an interruption. For a part of it: $(BIN)/python benchmarks/search.py --help
+bench-search: install
+	$(BIN)/python benchmarks/search.py --result benchmarks/results/search.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
