@@ -19,6 +19,7 @@ from nas_kd.trials.events import Event
 from nas_kd.trials.objectives import Objective, objective_values
 from nas_kd.trials.record import Cost, KnobValue, TrialRecord
 
+_MAX_KNOBS = 6  # of a trial in a plain line
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -167,7 +168,7 @@ class Progress:
             if eta is not None:
                 words.append(f"- {format_duration(eta)} left")
         elif event.kind in ("started", "continued"):
-            words.append(", ".join(f"{name}={value}" for name, value in event.knobs.items()))
+            words.append(_knobs_text(event.knobs))
         if event.fraction is not None:
             words.append(f"{event.fraction:.0%}")
         if event.values is not None:
@@ -210,6 +211,15 @@ class Progress:
 
         chosen = sorted(self._rows.values(), key=importance, reverse=True)[: self._max_rows]
         return sorted(chosen, key=lambda row: row.number)
+
+
+def _knobs_text(knobs: Mapping[str, KnobValue]) -> str:
+    """A few knobs as text: those with short names first, since an architecture has a dotted name for each choice."""
+    names = sorted(knobs, key=lambda name: name.count("."))
+    words = [f"{name}={knobs[name]}" for name in names[:_MAX_KNOBS]]
+    if len(names) > _MAX_KNOBS:
+        words.append(f"and {len(names) - _MAX_KNOBS} more")
+    return ", ".join(words)
 
 
 def _budget(knobs: Mapping[str, KnobValue]) -> float | None:

@@ -44,6 +44,15 @@ def test_one_plain_line_an_event_whatever_is_in_it() -> None:
     assert len(lines) == 4
 
 
+def test_an_architecture_of_many_choices_is_one_short_line() -> None:
+    file, console = plain()
+    choices = {f"arch.stages.{i}.op": "conv" for i in range(20)}
+    with Progress(OBJECTIVES, console=console) as progress:
+        progress(event("started", number=0, knobs={**choices, "resolution": 24}))
+    shown = [f"arch.stages.{i}.op=conv" for i in range(5)]
+    assert file.getvalue().splitlines() == [f"[0/4] trial 0 started resolution=24, {', '.join(shown)}, and 15 more"]
+
+
 def test_plain_log_gets_a_line_a_quarter_of_each_trial_and_every_rung() -> None:
     file, console = plain()
     with Progress(OBJECTIVES, console=console) as progress:
