@@ -180,6 +180,11 @@ class SearchSpace(ABC):
         """The last choice of every variable: the largest one, where choices ascend."""
         return self.arch({**self.knobs_with(knobs), **{name: values[-1] for name, values in self.variables.items()}})
 
+    def is_open(self, knobs: Mapping[str, Choice]) -> bool:
+        """Whether there is anything to choose at these knobs, beside the knobs themselves."""
+        active = self.active(self.widest(knobs).choices)
+        return any(len(self.variables[name]) > 1 for name in active)
+
     def sample(self, rng: np.random.Generator) -> ArchSpec:
         """An architecture with uniform choices (uniform over choices, not over canonical architectures)."""
         return self.arch(

@@ -139,7 +139,7 @@ def build_sampler(
     """A sampler by its name in `SAMPLERS`.
 
     Args:
-        name: `tpe` (the default of campaigns), `nsga2`, `random` or `mutation`.
+        name: `known_cost` (the default of campaigns), `tpe`, `nsga2`, `random` or `mutation`.
         seed: Seeds its draws; see `proposal_seed`.
         space: All knobs, as distributions.
         known_costs: What is known of a trial from its knobs. The samplers that come with Optuna make no use of it.

@@ -20,11 +20,10 @@ from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
 from nas_kd.files import write_text_atomically
-from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress
-from nas_kd.trial import TrialFunction, build_context
+from nas_kd.trial import CampaignContext, TrialFunction, build_context
 from nas_kd.trials import (
     SAMPLERS,
     ChoiceKnob,
@@ -50,12 +49,13 @@ if TYPE_CHECKING:
 CONFIG_NAME = "campaign.yaml"
 
 
-def study_knobs(config: CampaignConfig, space: SearchSpace) -> dict[str, Knob]:
+def study_knobs(context: CampaignContext) -> dict[str, Knob]:
     """Everything that the study proposes: the budget, or with a shared search the choices of an architecture; the
     space's knobs with several values, and the dotted knobs."""
+    config, space = context.config, context.space
     options = config.budget.options
     knobs: dict[str, Knob] = {}
-    if config.search.shared:
+    if context.shares_search:
         knobs |= arch_knobs(space)
     elif isinstance(options, BudgetRange):
         knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
@@ -132,7 +132,7 @@ class Campaign:
         context = build_context(config, device)
         for text in check_fit(config, context):
             note(text)
-        self._knobs = study_knobs(config, context.space)
+        self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
@@ -152,7 +152,7 @@ class Campaign:
         note(f"teacher: validation {metric.name} {value:.3f}{describe_flops(known, context.input_type.unit)}")
         for warning in known.get("warnings", []):
             note(warning)
-        if config.search.shared:
+        if context.shares_search:
             self._derived = prepare_search(context, self.run_dir, progress)
             self._known_costs = known_costs(context)
             note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
@@ -177,7 +177,7 @@ class Campaign:
             numbers = self.ledger.enqueue(cells, self._knobs, seed=seed)
             done = {record.number for record in self.ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
-        elif config.search.shared:  # the gates' choice at each budget before the sampler decides
+        elif self._derived:  # the gates' choice at each budget before the sampler decides
             numbers = self.ledger.enqueue(self._derived[: config.trials], self._knobs)
         elif isinstance(options, BudgetRange):
             numbers = []

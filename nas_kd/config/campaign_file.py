@@ -90,6 +90,15 @@ def read_path(section: BaseModel, path: str) -> Any:
     return node
 
 
+def _with_kind_of_search(given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, with a search a trial where trials differ in what a shared search fixes and the file does not say."""
+    search, knobs = given.get("search") or {}, given.get("knobs") or {}
+    if not isinstance(search, Mapping) or not isinstance(knobs, Mapping) or search.get("shared") is not None:
+        return given
+    varies = bool(given.get("grid")) or any(str(path).startswith("search.") for path in knobs)
+    return {**given, "search": {**search, "shared": False}} if varies else given
+
+
 VARIED_SECTIONS = ("objective", "search", "retrain")  # into which the dotted paths of knobs lead
 
 
@@ -120,7 +129,7 @@ class CampaignConfig(Section):
     task: str = "classification"
     task_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)
-    sampler: str = "tpe"
+    sampler: str = "known_cost"
     storage: str | None = None
     data: DataConfig = GeneratedConfig()
     normalize: NormalizeConfig = NormalizeConfig()
@@ -149,7 +158,7 @@ class CampaignConfig(Section):
         except ValueError:  # said below
             known = None
         own = _merged(known.defaults, value) if known is not None else value
-        return _merged(input_type_of_file(known, source).defaults, own)
+        return _with_kind_of_search(_merged(input_type_of_file(known, source).defaults, own))
 
     @model_validator(mode="wrap")
     @classmethod

@@ -274,19 +274,23 @@ class SearchConfig(FitConfig):
 
     Attributes:
         shared: one search for all budgets and knobs of the campaign, before its trials, which then are architectures
-            (docs/search.md). false: each trial searches for its own budget.
+            (docs/search.md). false, the default of campaigns with a grid or with knobs of the search: each trial
+            searches for its own budget.
         paths: architectures that a step of the shared search trains, on the same batch.
         candidates: architectures at each budget whose inherited weights are compared before the best one is trained.
+        finish: share of the epochs, the last ones, in which the gates are fixed and only the candidates of all budgets
+            train: their weights then serve few architectures, and comparing them says more.
     """
 
-    epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    epochs: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
     local: LocalConfig = LocalConfig()
-    shared: bool = False
+    shared: bool = True
     paths: int = Field(default=2, ge=1)
-    candidates: int = Field(default=8, ge=1)
+    candidates: int = Field(default=4, ge=1)
+    finish: float = Field(default=0.5, ge=0, lt=1)
     objective: ObjectiveConfig = ObjectiveConfig.of(response=1.0, feature=10.0)
 
     @model_validator(mode="after")

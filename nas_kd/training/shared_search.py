@@ -5,6 +5,9 @@ space's knobs. Then the weights of some drawn architectures take a step on a bat
 one on a batch of the `gates` split (first-order alternation, Liu et al., DARTS, ICLR 2019, section 2.3 with ξ = 0).
 Gates start at distributions whose expected cost is the budget, so a penalty has only to hold them there.
 
+In the last epochs the gates are fixed, and the drawn architectures are the candidates among which the students are
+chosen. Weights then serve few architectures, so that what the candidates inherit says more about them.
+
 Knobs have no gradient. Their logits, also a function of the budget, follow the difference of the losses that two
 drawn combinations have on the same batch: REINFORCE (Williams, 1992) with the other draw as the baseline (Kool et al.,
 2019).
@@ -13,7 +16,8 @@ drawn combinations have on the same batch: REINFORCE (Williams, 1992) with the o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
+from nas_kd.search_spaces import ArchSpec
 from nas_kd.search_spaces.gates import BudgetGate, Condition
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty
@@ -58,6 +63,23 @@ class SearchedNet:
     supernet: SharedSupernet
     objective: DistillationLoss
     loss: Callable[[Batch], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that may become a student.
+
+    Attributes:
+        net: index of the net that holds it.
+        setting: number of its knobs among the settings of that net.
+        budget: for which it was derived, in the units of the cost table.
+        arch: its choices.
+    """
+
+    net: int
+    setting: int
+    budget: float
+    arch: ArchSpec
 
 
 class KnobPolicy(nn.Module):
@@ -115,6 +137,8 @@ def search_shared(
     config: GateConfig,
     *,
     paths: int,
+    finish: float,
+    candidates: Callable[[], Sequence[Candidate]],
     seed: int,
     checkpoint: Path | None = None,
     tag: str = "search",
@@ -132,6 +156,8 @@ def search_shared(
         fit: schedule of the weights.
         config: gates.
         paths: architectures that are drawn in a step of the weights, all on the same batch.
+        finish: share of the epochs, the last ones, in which gates are fixed and only the candidates train.
+        candidates: called when the gates are fixed.
         seed: of budgets, gate noise and dropout; each epoch has its own state of the generators.
         checkpoint: file, or None to keep nothing.
         tag: names the search in the checkpoint.
@@ -149,8 +175,9 @@ def search_shared(
     weight_parameters = [*fast, *slow]
     gate_parameters = [p for net in nets for p in net.supernet.gate_parameters()]
     optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
-    steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
-    gate_steps = max(steps - warm * len(weights), 1)
+    steps, fixed = len(weights) * fit.epochs, fit.epochs - round(finish * fit.epochs)
+    warm = round(config.warmup * fixed)
+    gate_steps = max((fixed - warm) * len(weights), 1)
     knots = nets[0].supernet.knots
     # A step moves the logits of one setting at two knots; Adam's second moment makes up for the steps between.
     gate_lr = LOGIT_RANGE / gate_steps * math.sqrt(len(knots)) if config.lr is None else config.lr
@@ -164,6 +191,7 @@ def search_shared(
     if first_epoch == 0:
         start()
     generator = torch.Generator()
+    finalists: Sequence[Candidate] = ()
     for epoch in range(first_epoch, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         generator.manual_seed(seed * 100_003 + epoch)
@@ -172,6 +200,8 @@ def search_shared(
             if net.supernet.control.generator is not None:
                 net.supernet.control.generator.manual_seed(seed * 100_003 + epoch)
         averages, gate_batches = Averages(), cycle(gates, epoch)
+        if epoch >= fixed and not finalists:
+            finalists = candidates()
         for i, batch in enumerate(weights.epoch(epoch)):
             done = epoch * len(weights) + i
             for net in nets:
@@ -181,16 +211,15 @@ def search_shared(
             optimizer.zero_grad(set_to_none=True)
             train_only(weight_parameters, gate_parameters)
             for _ in range(paths):
-                budget = _draw_budget(knots, generator)
-                net = nets[policy.move_to(policy.draw(budget, 1, generator)[0], budget)]
-                terms = net.loss(batch)
+                with _drawn(nets, policy, knots, finalists, generator) as net:
+                    terms = net.loss(batch)
                 value = net.objective.total(terms)
                 check_finite(value, terms, "the weights")
                 (value / paths).backward()  # type: ignore[no-untyped-call]
                 averages.add({**terms, "total": value})
             torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
             optimizer.step()
-            if epoch >= warm:
+            if warm <= epoch < fixed:
                 train_only(gate_parameters, weight_parameters)
                 _gate_step(nets, policy, penalties, gate_optimizer, next(gate_batches), knots, generator, averages)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
@@ -213,6 +242,26 @@ def _parts(
     for i, (net, penalty) in enumerate(zip(nets, penalties, strict=True)):
         parts |= {f"supernet-{i}": net.supernet, f"objective-{i}": net.objective, f"penalty-{i}": penalty}
     return parts
+
+
+@contextmanager
+def _drawn(
+    nets: Sequence[SearchedNet],
+    policy: KnobPolicy,
+    knots: Sequence[float],
+    candidates: Sequence[Candidate],
+    generator: torch.Generator,
+) -> Iterator[SearchedNet]:
+    """A net at one of the candidates, or without any at a drawn budget and combination of knobs."""
+    if not candidates:
+        budget = _draw_budget(knots, generator)
+        yield nets[policy.move_to(policy.draw(budget, 1, generator)[0], budget)]
+        return
+    chosen = candidates[int(torch.randint(len(candidates), (), generator=generator))]
+    net = nets[chosen.net]
+    net.supernet.condition(chosen.setting, chosen.budget)
+    with net.supernet.pinned(chosen.arch):
+        yield net
 
 
 def _draw_budget(knots: Sequence[float], generator: torch.Generator) -> float:

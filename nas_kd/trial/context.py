@@ -52,6 +52,13 @@ class CampaignContext:
     caches: dict[Augment, TeacherCache] = field(default_factory=dict)
     latencies: dict[str, CostTable] = field(default_factory=dict)
 
+    @property
+    def shares_search(self) -> bool:
+        """Whether trials share one search: the campaign says so, and its space has anything to search."""
+        if not self.config.search.shared:
+            return False
+        return self.input_type.always_searches or any(self.space.is_open(knobs) for knobs in all_knobs(self.space))
+
     def table(self, knobs: Mapping[str, Choice]) -> CostTable:
         """What the budget counts: the space's FLOPs, or the latencies that were measured for these knobs."""
         if not self.config.budget.is_latency:

@@ -35,7 +35,7 @@ class TrialFunction:
         torch.set_num_threads(context.num_cpus)
         campaign = load_context(self.config_json, self.run_dir, context.device)
         config = campaign.config.with_knobs(context.knobs)
-        if not campaign.config.search.shared:
+        if not campaign.shares_search:
             return SearchTrial(campaign, config, context).run()
         search = load_search(self.config_json, self.run_dir, context.device)
         return ArchitectureTrial(campaign, config, context, search=search).run()

@@ -41,9 +41,7 @@ class SearchTrial(Trial):
     @property
     def is_open(self) -> bool:
         """Whether there is anything to search; else there is only the one architecture."""
-        space = self.campaign.space
-        active = space.active(space.widest(self.knobs).choices)
-        return self.campaign.input_type.always_searches or any(len(space.variables[name]) > 1 for name in active)
+        return self.campaign.input_type.always_searches or self.campaign.space.is_open(self.knobs)
 
     @property
     def choice_share(self) -> float:

@@ -21,7 +21,7 @@ from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.fit import Log, OnProgress, no_log, no_progress
-from nas_kd.training.shared_search import KnobPolicy, SearchedNet, search_shared
+from nas_kd.training.shared_search import Candidate, KnobPolicy, SearchedNet, search_shared
 from nas_kd.trial.context import CampaignContext, all_knobs, load_context, teacher_state
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import KnobValue
@@ -129,6 +129,8 @@ class SharedSearch:
                 config.search,
                 config.search.gates,
                 paths=config.search.paths,
+                finish=config.search.finish,
+                candidates=self._all_candidates,
                 seed=config.seed,
                 checkpoint=checkpoint,
                 tag=f"shared search {config.digest()} {config.seed}",
@@ -161,6 +163,19 @@ class SharedSearch:
                 self.context.input_type.start_search(
                     supernet, weights, gates, config.search, config.search.local, seed=config.seed
                 )
+
+    def _all_candidates(self) -> list[Candidate]:
+        """Those of all budgets, each once."""
+        config, found = self.context.config, dict[str, Candidate]()
+        places = {}
+        for net, setting in self.policy.settings:
+            places[tuple(self.supernets[net].settings[setting].values())] = net, setting
+        for value in self.budgets:
+            budget = config.budget.cost(value)
+            for arch in self.candidates(budget, config.search.candidates):
+                net, setting = places[tuple(arch.choices[name] for name in self.context.space.knobs)]
+                found.setdefault(arch.arch_id, Candidate(net, setting, budget, arch))
+        return list(found.values())
 
     # Students
 
@@ -261,14 +276,17 @@ class SharedSearch:
         return {name: [round(value, 4) for value in mean.tolist()] for name, mean in means.items()}
 
     def candidates(self, budget: float, number: int) -> list[ArchSpec]:
-        """The `number` most probable architectures within a budget and the campaign's limits, best first.
+        """Probable architectures within a budget and the campaign's limits, at most `number`.
 
-        The probability is that of the combination of knobs times that of the gates' choices at these knobs.
+        First the most probable one of each combination of knobs, as long as they are at most half of all; then those
+        of the largest joint probability of knobs and gates. What a combination of knobs is worth is known less well
+        than what a gate's choice is, since knobs have no gradient, so candidates of several combinations are compared.
 
         Raises:
             InfeasibleBudgetError: no combination of knobs has an architecture within them.
         """
-        limits, found = self.context.config.budget.limits, list[tuple[float, ArchSpec]]()
+        limits = self.context.config.budget.limits
+        best, others = list[tuple[float, ArchSpec]](), list[tuple[float, ArchSpec]]()
         reason = InfeasibleBudgetError(f"no combination of knobs has an architecture of at most {budget:,.0f}")
         probabilities = self.policy.probabilities(budget).tolist()
         for (net, setting), probability in zip(self.policy.settings, probabilities, strict=True):
@@ -281,11 +299,16 @@ class SharedSearch:
             except InfeasibleBudgetError as error:
                 reason = error
                 continue
-            found += [(math.log(probability) + supernet.log_probability(arch), arch) for arch in archs]
-        if not found:
+            best.append((math.log(probability), archs[0]))
+            others += [(math.log(probability) + supernet.log_probability(arch), arch) for arch in archs]
+        if not best:
             raise reason
-        found.sort(key=lambda pair: -pair[0])
-        return [arch for _, arch in found[:number]]
+        best.sort(key=lambda pair: -pair[0])
+        others.sort(key=lambda pair: -pair[0])
+        found: dict[str, ArchSpec] = {}
+        for _, arch in [*best[: max(number // 2, 1)], *others]:
+            found.setdefault(arch.arch_id, arch)
+        return list(found.values())[:number]
 
     # Files
 

@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
         "resolution": [12, 16], "frames": [4],
     },
     "budget": {"max_flops": ["150k", "250k"]},
-    "search": {"epochs": 2},
+    "search": {"epochs": 2, "shared": False},  # a search a trial; test_shared_search.py has those that share one
     "retrain": {"epochs": 2},
     "resources": {"executor": "inline", "max_concurrent": 1},
 }  # fmt: skip

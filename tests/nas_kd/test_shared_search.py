@@ -110,7 +110,33 @@ def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tm
     assert (folder / "student.safetensors").is_file()
 
 
-def test_of_the_most_probable_architectures_of_all_knobs_the_best_one_is_derived(
+def test_at_the_end_of_a_search_the_gates_are_fixed_and_only_candidates_train(
+    tiny: Callable[..., CampaignConfig],
+) -> None:
+    search = SharedSearch(build_context(shared_config(tiny), "cpu"))  # of its two epochs the second one finishes
+    (supernet,) = search.supernets
+    names = [name for name, _ in supernet.named_parameters() if "gate_logits" in name]
+    fixed, drawn = dict[str, torch.Tensor](), set[str]()
+
+    def log(epoch: int, means: object) -> None:
+        if epoch == 0:
+            fixed.update({name: supernet.state_dict()[name].clone() for name in names})
+
+    def draw(module: nn.Module, inputs: object, output: object) -> None:
+        if fixed:
+            index = {name: choice.single for name, choice in supernet.control.draws.items()}
+            choices = {n: options[index.get(n) or 0] for n, options in supernet.space.variables.items()}
+            drawn.add(supernet.space.arch({**supernet.knobs, **choices}).arch_id)
+
+    supernet.register_forward_hook(draw)
+    search.train(log=log)
+    assert all(torch.equal(fixed[name], supernet.state_dict()[name]) for name in names)
+    wanted = {arch.arch_id for budget in (150_000, 250_000) for arch in search.candidates(budget, 2)}
+    assert len(drawn) > 1
+    assert drawn <= wanted
+
+
+def test_probable_architectures_of_all_knobs_are_compared_and_the_best_one_is_derived(
     tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = SharedSearch(build_context(shared_config(tiny, budget={"max_params": 2_200}), "cpu"))
@@ -126,10 +152,13 @@ def test_of_the_most_probable_architectures_of_all_knobs_the_best_one_is_derived
         of_knobs.append([(supernet.log_probability(arch), arch.arch_id) for arch in archs])
     shares = torch.tensor([-of_knobs[setting][0][0] for setting in range(2)]).softmax(0)
     monkeypatch.setattr(search.policy, "probabilities", lambda budget: shares)  # the best of both are as probable
-    expected = [(math.log(float(p)) + s, name) for p, found in zip(shares, of_knobs, strict=True) for s, name in found]
+    joint = [(math.log(float(p)) + s, name) for p, found in zip(shares, of_knobs, strict=True) for s, name in found]
     found = search.candidates(150_000, 12)
-    assert {arch.arch_id for arch in found} == {name for _, name in sorted(expected, reverse=True)[:12]}
-    assert len({arch.choices["resolution"] for arch in found}) == 2
+    more_probable = int(shares.argmax())
+    firsts = [of_knobs[more_probable][0][1], of_knobs[1 - more_probable][0][1]]
+    assert [arch.arch_id for arch in found[:2]] == firsts  # one of each combination of knobs
+    others = [name for _, name in sorted(joint, reverse=True) if name not in firsts]
+    assert [arch.arch_id for arch in found[2:]] == others[:10]
     space = search.context.space
     assert all(space.cost(arch) <= 150_000 and space.figure("params", arch) <= 2_200 for arch in found)
     scores = {arch.arch_id: [0.2, 0.5, 0.1, 0.5][i % 4] for i, arch in enumerate(found)}
