@@ -61,7 +61,7 @@ def test_the_campaign_example_of_the_readme_runs(
 
     run = str(names["result"].run_dir)  # as a person types it
     assert nas_kd.report(run, str(tmp_path / "report")).report.is_file()
-    assert nas_kd.table(run, ["max_flops"], out_dir=str(tmp_path / "table")).cells
+    assert nas_kd.table(run, ["resolution"], out_dir=str(tmp_path / "table")).cells
     folder, _ = nas_kd.export(run, formats=("safetensors",), out_dir=str(tmp_path / "export"))
     again = nas_kd.export_student(str(folder), str(tmp_path / "again"), ())
     assert again.arch_id == nas_kd.load_bundle(str(tmp_path / "again"))[1].arch_id

@@ -283,7 +283,7 @@ class SearchConfig(FitConfig):
     """
 
     epochs: int = Field(default=16, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     lr: float = Field(default=5e-3, gt=0)
     gates: GateConfig = GateConfig()
     local: LocalConfig = LocalConfig()

@@ -224,24 +224,26 @@ def test_an_interval_longer_than_the_clips_is_refused(streams: Callable[..., Cam
         search(streams(space={"keyframe_interval": [8]}))
 
 
-def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[..., CampaignConfig]) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[..., CampaignConfig], shared: bool) -> None:
     free = streams(budget={"max_latency_ms": [1000.0], "max_flops": []})
     context = build_context(free, "cpu")
     prepare_latency(context, free.run_dir, 1)
     least, most = cost_range(context.latencies["keyframe_interval-3"])
     goal_ms = (least + most) / 2e6
     most_flops = sum(cost_range(context.space.cost_table({"keyframe_interval": 3}))) // 2
-    config = streams(budget={"max_latency_ms": {"low": goal_ms, "high": goal_ms * 1.001}, "max_flops": most_flops})
+    budget = {"max_latency_ms": {"low": goal_ms, "high": goal_ms * 1.001}, "max_flops": most_flops}
+    config = streams(budget=budget, search={"shared": shared})
     (record,) = search(config).records
     assert record.state == "complete", record.error
     assert record.arch is not None
-    goal_ms = float(record.knobs["max_latency_ms"])
+    goal_ms = config.budget.highest if shared else float(record.knobs["max_latency_ms"])
     assert record.cost is not None
     assert record.cost.flops <= most_flops
     measured = json.loads((config.run_dir / "latency" / "keyframe_interval-3.json").read_text())
     table = CostTable.from_json(measured["table"])
     assert table.cost(record.arch["choices"]) <= goal_ms * 1e6
-    assert record.diagnostics["budget_share"] <= 1
+    assert shared or record.diagnostics["budget_share"] <= 1
     assert record.cost is not None
     assert record.cost.predicted_latency_ms == table.cost(record.arch["choices"]) / 1e6 <= goal_ms
     assert [each.name for each in Ledger.load(config.run_dir).objectives] == ["miou", "predicted_latency_ms"]

@@ -13,7 +13,7 @@ from space_checks import scramble_batch_norm
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.choices import FixedChoices
-from nas_kd.search_spaces.frame_sequence.net import HRnnEncoder, NetVladEncoder, NextVladEncoder
+from nas_kd.search_spaces.frame_sequence.encoders import HRnnEncoder, NetVladEncoder, NextVladEncoder
 from nas_kd.search_spaces.frame_sequence.parts import Lstm, MixtureOfExperts
 from nas_kd.search_spaces.slices import Sliced
 
