@@ -14,7 +14,7 @@ from nas_kd.search_spaces import Supernet
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a model gives for one batch.
+    """The outputs of a model for one batch.
 
     Attributes:
         logits: (N, num_classes), or whatever the task reads.

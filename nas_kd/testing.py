@@ -111,7 +111,7 @@ class _OnlyKeys(dict[str, Tensor]):
 
 
 def _run(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """What a function of the user's gives; its failure as a sentence."""
+    """The result of a function of the user's; its failure is raised as one sentence."""
     try:
         return function(*args)
     except AssertionError:
@@ -266,7 +266,7 @@ def check_space(space: SearchSpace, knobs: Mapping[str, Choice] | None = None, *
 
 
 def _check_effects(space: SearchSpace, choices: Mapping[str, Choice]) -> None:
-    """`effects` may be left out altogether; else it must say what `active` says."""
+    """`effects` is optional; where a space has it, it must agree with `active`."""
     effects = {effect.variable: effect for effect in space.effects({name: choices[name] for name in space.knobs})}
     if not effects:
         return

@@ -30,7 +30,7 @@ from nas_kd.search_spaces.arch import Choice
 
 @dataclass(frozen=True)
 class Draw:
-    """What a gate asks for in one forward pass.
+    """The candidates that a gate runs in one forward pass.
 
     Attributes:
         indices: candidates that run, in ascending order.

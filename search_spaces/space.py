@@ -70,7 +70,7 @@ class SearchSpace(ABC):
         return set(self.variables)
 
     def effects(self, knobs: Mapping[str, Choice]) -> tuple[Effect, ...]:
-        """What `active` says, as tables, so that the most probable architectures are found without equal ones among
+        """The content of `active` as tables, so that the most probable architectures are found without equal ones among
         them; the variables that always have an effect are left out. None, unless a space says otherwise."""
         return ()
 

@@ -25,7 +25,7 @@ _COMPLETE_SHARE = 0.9  # edit lists hide a few frames of a sound file; a cut fil
 
 
 class DecodeError(ValueError):
-    """A file gives no clip; the message is the reason, without the path."""
+    """A file cannot be decoded into a clip; the message is the reason, without the path."""
 
 
 def sample_positions(available: int, wanted: int) -> npt.NDArray[np.int64]:

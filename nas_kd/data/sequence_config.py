@@ -124,7 +124,7 @@ class SequenceOptions(SourceConfig):
 
     @property
     def info(self) -> DataInfo:
-        """What a model must know. The one label of a clip says nothing; its classes are those of the masks."""
+        """What a model must know. All clips have the same label; the classes are those of the masks."""
         height, width = self.frame_size
         return DataInfo(
             num_classes=len(self.mask_names),

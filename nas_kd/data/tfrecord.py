@@ -87,7 +87,7 @@ def crc32c(data: bytes) -> int:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The form that TFRecord files keep, since a CRC of data that hold their own CRC says little."""
+    """The form that TFRecord files keep, since a CRC of data that contain their own CRC detects few errors."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 

@@ -135,7 +135,7 @@ class Task(ABC):
 
 
 def check_finite_outputs(outputs: Tensor) -> None:
-    """Raise where a net gives no numbers: arg-max and sorting would make plausible metrics of them.
+    """Raise where outputs are not finite: arg-max and sorting would make plausible metrics of them.
 
     Args:
         outputs: of the net, of any shape.

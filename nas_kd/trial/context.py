@@ -54,7 +54,7 @@ class CampaignContext:
 
     @property
     def shares_search(self) -> bool:
-        """Whether trials share one search: the campaign says so, and its space has anything to search."""
+        """Whether trials share one search: `search.shared` is on, and the space has choices beside its knobs."""
         if not self.config.search.shared:
             return False
         return self.input_type.always_searches or any(self.space.is_open(knobs) for knobs in all_knobs(self.space))
