@@ -127,7 +127,7 @@ def _static_axis(axes: Any, x: Sequence[float], axis: CostAxis) -> None:
 
 def _gate_panel(result: SearchResult, name: str) -> _Panel:
     budgets = [result.scaled(entry.budget) for entry in result.budgets]
-    rows = gates_by_budget(result)[name]
+    rows = [entry.gates[name] for entry in result.budgets]
     x, is_measured, between = [budgets[0]], [True], [list(rows[0])]
     for (low, high), (before, after) in zip(pairwise(budgets), pairwise(rows), strict=True):
         for step in range(1, _STEPS + 1):

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis
 from nas_kd.trials.record import KnobValue
 
-FOLDER = "search"  # of a run
 RESULT_NAME, GATES_NAME, LOSSES_NAME = "search.json", "gates.jsonl", "log.jsonl"
 
 _SUM_TOLERANCE = 0.01  # probabilities may be rounded

@@ -53,8 +53,7 @@ def _without(variables: Mapping[str, Variable], *, is_depth: bool) -> dict[str, 
     found: dict[str, tuple[Variable, list[int]]] = {}
     for name, variable in variables.items():
         if variable.layers is not None and variable.is_depth is is_depth:
-            most = max(variable.layers) if is_depth else 1
-            found[name] = variable, [most - number for number in variable.layers]
+            found[name] = variable, [_most(variable) - number for number in variable.layers]
     return found if any(any(lacking) for _, lacking in found.values()) else {}
 
 

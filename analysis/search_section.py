@@ -181,16 +181,17 @@ def budgets_table(search: Search, records: Sequence[TrialRecord], metric: Metric
         "95 % interval (n seeds)",
     ]
     idle = " or ".join(idle_names(result))
-    with_operators = idle_shares(result, result.budgets[0]).operators is not None
-    with_depths = idle_shares(result, result.budgets[0]).skipped is not None
+    shares_of = [idle_shares(result, entry) for entry in result.budgets]
+    with_operators = shares_of[0].operators is not None
+    with_depths = shares_of[0].skipped is not None
     if with_operators:
         headers += [f"{idle}, expected", "derived"]
     if with_depths:
         headers += ["left out by depths, expected", "derived"]
     headers.append("trial")
     rows = []
-    for entry in result.budgets:
-        trained, shares = retrained(entry, records), idle_shares(result, entry)
+    for entry, shares in zip(result.budgets, shares_of, strict=True):
+        trained = retrained(entry, records)
         costs = (entry.budget, entry.expected_cost, entry.cost)
         cells = [number_cell(axis.number(result.scaled(cost), trim=False)) for cost in costs]
         cells.append(number_cell(metric_text(entry.inherited, metric) if metric else f"{entry.inherited:.4g}"))

@@ -146,7 +146,7 @@ def measure(context: CampaignContext, rounds: int) -> dict[str, Any]:
     config = context.config
     supernet = Supernet(context.space, seed=0)
     arch = supernet.arch(config.budget.cost(config.budget.highest))
-    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    knobs = context.space.knobs_of(arch)
     plain = without_distillation(config.objective)
     steps: dict[str, Callable[[], None]] = {}
     with ExitStack() as stack:

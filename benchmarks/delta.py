@@ -63,7 +63,7 @@ def train(
     """Metrics of the student, trained from the weights that its candidates start with."""
     torch.manual_seed(seed)
     student = context.space.student(arch).to(context.device)
-    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    knobs = context.space.knobs_of(arch)
     with closing(Learner(context, student, objective, knobs, cached=False)) as learner:
         learner.fit(context.splits.retrain, config.retrain, seed=seed)
     splits = {"val": context.splits.val, "test": context.splits.test}

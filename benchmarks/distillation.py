@@ -60,7 +60,7 @@ def train(
     """Test accuracy of the student trained from fresh weights."""
     torch.manual_seed(seed)
     student = context.space.student(arch).to(context.device)
-    knobs = {name: arch.choices[name] for name in context.space.knobs}
+    knobs = context.space.knobs_of(arch)
     with closing(Learner(context, student, objective, knobs, cached=True, augment=config.retrain.augment)) as learner:
         learner.fit(context.splits.retrain, config.retrain, seed=seed)
     return context.evaluate_student(student, context.splits.test, knobs)["accuracy"]

@@ -163,7 +163,7 @@ class Lab:
 
     def knobs(self, arch: ArchSpec) -> dict[str, Choice]:
         """The space's knobs of an architecture."""
-        return {name: arch.choices[name] for name in self.context.space.knobs}
+        return self.context.space.knobs_of(arch)
 
     def cost(self, arch: ArchSpec) -> int:
         """FLOPs of an architecture."""
@@ -171,10 +171,8 @@ class Lab:
 
     def random_arch(self, rng: np.random.Generator, low: float, high: float) -> ArchSpec:
         """Drawn uniformly among the choices until the cost lies between the two."""
-        space = self.context.space
-        options = {**space.knobs, **space.variables}
         while True:
-            arch = space.arch({name: values[rng.integers(len(values))] for name, values in options.items()})
+            arch = self.context.space.sample(rng)
             if low <= self.cost(arch) <= high:
                 return arch
 

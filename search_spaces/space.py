@@ -119,6 +119,10 @@ class SearchSpace(ABC):
             complete[name] = value
         return complete
 
+    def knobs_of(self, arch: ArchSpec) -> dict[str, Choice]:
+        """The knobs of an architecture."""
+        return {name: arch.choices[name] for name in self.knobs}
+
     def structure(self, knobs: Mapping[str, Choice]) -> tuple[Choice, ...]:
         """The values of the structural knobs: equal for knobs that share one net."""
         return tuple(knobs[name] for name in self.structural_knobs)
@@ -263,7 +267,7 @@ class SearchSpace(ABC):
     def cost(self, arch: ArchSpec) -> int:
         """FLOPs of `arch` for one input."""
         self.check(arch)
-        return self.cost_table({n: arch.choices[n] for n in self.knobs}).cost(arch.choices)
+        return self.cost_table(self.knobs_of(arch)).cost(arch.choices)
 
 
 def _short(settings: Mapping[str, Any], key: str) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -42,9 +41,6 @@ from nas_kd.trials import (
     proposal_seed,
     run_trials,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG_NAME = "campaign.yaml"
 

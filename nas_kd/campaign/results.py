@@ -16,6 +16,7 @@ from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
 from nas_kd.teachers import build_teacher_model
 from nas_kd.teachers.teacher import load_weights
+from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import (
     KnobValue,
     Ledger,
@@ -56,7 +57,6 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
         TeacherPoint,
         write_report,
     )
-    from nas_kd.analysis.search_files import FOLDER as SEARCH_FOLDER
 
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)

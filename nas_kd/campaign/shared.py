@@ -129,7 +129,7 @@ def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, objec
             progress(done, f"deriving students, budget {i + 1}/{len(budgets)}")
 
         arch, score = search.derive(cost, config.search.candidates, on_share)
-        knobs = {name: arch.choices[name] for name in search.context.space.knobs}
+        knobs = search.context.space.knobs_of(arch)
         with search.at(knobs, cost) as supernet:
             gates = {name: p.tolist() for name, p in supernet.probabilities().items()}
             expected = float(supernet.expected_cost().detach())

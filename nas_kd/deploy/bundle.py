@@ -105,7 +105,7 @@ class BundleInfo(BaseModel):
             return read
         arch = ArchSpec.from_dict(self.arch)
         space = space or _space_of(arch)
-        return space.fit_input(read, {name: arch.choices[name] for name in space.knobs})
+        return space.fit_input(read, space.knobs_of(arch))
 
 
 def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> None:

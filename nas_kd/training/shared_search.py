@@ -71,13 +71,11 @@ class Candidate:
 
     Attributes:
         net: index of the net that holds it.
-        setting: number of its knobs among the settings of that net.
         budget: for which it was derived, in the units of the cost table.
-        arch: its choices.
+        arch: its knobs and choices.
     """
 
     net: int
-    setting: int
     budget: float
     arch: ArchSpec
 
@@ -259,7 +257,7 @@ def _drawn(
         return
     chosen = candidates[int(torch.randint(len(candidates), (), generator=generator))]
     net = nets[chosen.net]
-    net.supernet.condition(chosen.setting, chosen.budget)
+    net.supernet.condition_at(net.supernet.space.knobs_of(chosen.arch), chosen.budget)
     with net.supernet.pinned(chosen.arch):
         yield net
 

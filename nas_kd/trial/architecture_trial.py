@@ -31,7 +31,7 @@ class ArchitectureTrial(Trial):
     @property
     def knobs(self) -> dict[str, Choice]:
         """The space's knobs of the architecture."""
-        return {name: self.arch.choices[name] for name in self.campaign.space.knobs}
+        return self.campaign.space.knobs_of(self.arch)
 
     @property
     def is_open(self) -> bool:

@@ -167,14 +167,11 @@ class SharedSearch:
     def _all_candidates(self) -> list[Candidate]:
         """Those of all budgets, each once."""
         config, found = self.context.config, dict[str, Candidate]()
-        places = {}
-        for net, setting in self.policy.settings:
-            places[tuple(self.supernets[net].settings[setting].values())] = net, setting
         for value in self.budgets:
             budget = config.budget.cost(value)
             for arch in self.candidates(budget, config.search.candidates):
-                net, setting = places[tuple(arch.choices[name] for name in self.context.space.knobs)]
-                found.setdefault(arch.arch_id, Candidate(net, setting, budget, arch))
+                net = self._net(self.context.space.knobs_of(arch))
+                found.setdefault(arch.arch_id, Candidate(net, budget, arch))
         return list(found.values())
 
     # Students
@@ -182,12 +179,16 @@ class SharedSearch:
     @contextmanager
     def at(self, knobs: Mapping[str, Choice], budget: float) -> Iterator[SharedSupernet]:
         """The supernet with these knobs, at them and at a budget in the units of the cost table."""
-        structure = self.context.space.structure(self.context.space.knobs_with(knobs))
-        for supernet in self.supernets:
-            if self.context.space.structure(supernet.settings[0]) == structure:
-                supernet.condition_at(knobs, budget)
-                yield supernet
-                return
+        supernet = self.supernets[self._net(knobs)]
+        supernet.condition_at(knobs, budget)
+        yield supernet
+
+    def _net(self, knobs: Mapping[str, Choice]) -> int:
+        """The index of the supernet with these knobs."""
+        complete = self.context.space.knobs_with(knobs)
+        for index, supernet in enumerate(self.supernets):
+            if complete in supernet.settings:
+                return index
         raise AssertionError("every combination of knobs has a supernet")
 
     def student(self, arch: ArchSpec) -> nn.Module:
@@ -196,7 +197,7 @@ class SharedSearch:
         In a supernet the running statistics are those of a mixture of architectures, so they are measured anew on
         some training batches.
         """
-        knobs = {name: arch.choices[name] for name in self.context.space.knobs}
+        knobs = self.context.space.knobs_of(arch)
         with self.at(knobs, self.supernets[0].knots[-1]) as supernet:
             student = supernet.derive(arch=arch)
         self._calibrate(student, knobs)
@@ -229,15 +230,14 @@ class SharedSearch:
 
     def inherited_score(self, arch: ArchSpec) -> float:
         """The task's metric of a student with inherited weights on the gates' split."""
-        knobs = {name: arch.choices[name] for name in self.context.space.knobs}
+        knobs = self.context.space.knobs_of(arch)
         metrics = self.context.evaluate_student(self.student(arch), self.context.splits.gates, knobs)
         return float(metrics[self.context.task.metric])
 
     def derive(
         self, budget: float, number: int, progress: Callable[[float], None] = lambda share: None
     ) -> tuple[ArchSpec, float]:
-        """The best of the most probable architectures at a budget, by the metric of inherited weights; of equally good
-        ones the most probable.
+        """The best of the candidates at a budget, by the metric of inherited weights; of equally good ones the first.
 
         Args:
             budget: in the units of the cost table.
