@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,7 @@ def fingerprint(dataset: ClipDataset, key: str) -> str:
         dataset: What is read; not a subset.
         key: Of the sample, what nets see.
     """
-    digest = hashlib.sha256(f"{len(dataset)} {key}\n".encode())
-    if isinstance(dataset, MemoryDataset):
-        _add(digest, dataset.tensors[key])
-        return digest.hexdigest()
-    digest.update(str(getattr(dataset, "fingerprint", "")).encode())
-    for index in spread(len(dataset), NUM_SAMPLES):
-        _add(digest, dataset[index][key])
-    return digest.hexdigest()
+    return _hash_of_items(dataset, f"{len(dataset)} {key}\n", "fingerprint", lambda names: [key])
 
 
 def content_hash(dataset: ClipDataset) -> str:
@@ -49,16 +42,23 @@ def content_hash(dataset: ClipDataset) -> str:
     Args:
         dataset: What is read; not a subset.
     """
-    digest = hashlib.sha256(f"{len(dataset)}\n".encode())
+    return _hash_of_items(dataset, f"{len(dataset)}\n", "identity", lambda names: sorted(set(names) - _LABELS))
+
+
+def _hash_of_items(
+    dataset: ClipDataset, header: str, attribute: str, chosen: Callable[[Iterable[str]], Sequence[str]]
+) -> str:
+    """A hash of the tensors with the `chosen` names: all of a set in memory, else an attribute and a few items."""
+    digest = hashlib.sha256(header.encode())
     if isinstance(dataset, MemoryDataset):
-        for key in sorted(dataset.tensors.keys() - _LABELS):
-            _add(digest, dataset.tensors[key])
+        for name in chosen(dataset.tensors):
+            _add(digest, dataset.tensors[name])
         return digest.hexdigest()
-    digest.update(str(getattr(dataset, "identity", "")).encode())
+    digest.update(str(getattr(dataset, attribute, "")).encode())
     for index in spread(len(dataset), NUM_SAMPLES):
         sample = dataset[index]
-        for key in sorted(sample.keys() - _LABELS):
-            _add(digest, sample[key])
+        for name in chosen(sample):
+            _add(digest, sample[name])
     return digest.hexdigest()
 
 
