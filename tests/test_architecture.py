@@ -23,6 +23,7 @@ ALLOWED = {
 FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign/")
 TYPES = {
     "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.resources"},
+    "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
     "nas_kd/trial/trial.py": {"trials.record", "trials.TrialContext"},
     "nas_kd/trial/function.py": {"trials.record", "trials.TrialContext"},
     "nas_kd/trial/shared.py": {"trials.record"},  # values of the study stand for an architecture

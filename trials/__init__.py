@@ -12,7 +12,17 @@ from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
 from nas_kd.trials.progress import Progress
-from nas_kd.trials.record import SCHEMA_VERSION, Cost, FinalState, KnobValue, Metric, Split, Stage, TrialRecord
+from nas_kd.trials.record import (
+    SCHEMA_VERSION,
+    Cost,
+    Evaluated,
+    FinalState,
+    KnobValue,
+    Metric,
+    Split,
+    Stage,
+    TrialRecord,
+)
 from nas_kd.trials.resources import Executor, Resources
 from nas_kd.trials.runner import Summary, run_trials
 from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
@@ -24,6 +34,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ChoiceKnob",
     "Cost",
+    "Evaluated",
     "Event",
     "Executor",
     "FinalState",

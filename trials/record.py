@@ -135,6 +135,30 @@ class Metric(BaseModel):
         return (self.name, self.maximize) == (other.name, other.maximize)
 
 
+class Evaluated(BaseModel):
+    """What the metrics of a split rest on, and how sure the primary one is.
+
+    Attributes:
+        num_items: clips, or sequences of features, of the split.
+        num_groups: groups that they come from, such as recordings; None where items are independent.
+        low: lower end of the 95 % interval of the primary metric over items (over groups, where there are any). It
+            says how far another set of items would move the metric, not how far another training would: that is in
+            `repeats`. With several trainings it is the interval of their mean. None where it is not known.
+        high: upper end.
+        majority: the primary metric of a net that always gives the most frequent answer; None where it is not known.
+        chance: the primary metric of a net that guesses; None where it is not known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_items: int = Field(ge=1)
+    num_groups: int | None = Field(default=None, ge=1)
+    low: float | None = None
+    high: float | None = None
+    majority: float | None = None
+    chance: float | None = None
+
+
 class TrialRecord(BaseModel):
     """Everything that is kept of one trial. Immutable to its leaves; a complete one holds finite numbers only.
 
@@ -156,6 +180,8 @@ class TrialRecord(BaseModel):
     cost: Cost | None = None
     metrics: Frozen[Mapping[Stage, Mapping[Split, Mapping[str, float]]]] = Field(default_factory=FrozenDict)
     repeats: Frozen[Mapping[str, tuple[float, ...]]] = Field(default_factory=FrozenDict)  # "retrained/val/accuracy"
+    # Of the retrained student; absent from records of failed trials.
+    evaluated: Frozen[Mapping[Split, Evaluated]] = Field(default_factory=FrozenDict, exclude_if=lambda value: not value)
     diagnostics: Frozen[Mapping[str, float]] = Field(default_factory=FrozenDict)
     warnings: tuple[str, ...] = ()
     environment: Frozen[Mapping[str, str]] = Field(default_factory=FrozenDict)

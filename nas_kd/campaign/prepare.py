@@ -20,6 +20,7 @@ from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
+from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers import TEACHERS, is_precomputed
 from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.teacher import load_weights
@@ -27,6 +28,7 @@ from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.training.precision import autocast
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
+from nas_kd.trials import Split
 
 
 def prepare_teacher(
@@ -44,9 +46,10 @@ def prepare_teacher(
         note: called with a sentence on cached outputs that are computed again or cannot be kept.
 
     Returns:
-        As in `teacher.json`: its metrics by split, parameters, `flops` where they are known with the operators that
-        they miss (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, and
-        `warnings`, sentences on what is odd about its answers.
+        As in `teacher.json`: its metrics by split and what they rest on (`evaluated`, by split the fields of
+        `trials.Evaluated`), parameters, `flops` where they are known with the operators that they miss
+        (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, and `warnings`,
+        sentences on what is odd about its answers.
 
     Raises:
         ValueError: the folder was begun with another teacher, other data or other classes, or the model does not
@@ -93,10 +96,15 @@ def prepare_teacher(
                 known["flops_uncounted"] = list(uncounted)
         known |= part_flops(model, context.teacher_example())
         checks = OutputChecks(context.task)
-        for split in ("val", "test"):
+        evaluated: dict[str, Any] = {}
+        known["evaluated"] = evaluated
+        splits: tuple[Split, ...] = ("val", "test")
+        for split in splits:
             seen = checks.add if split == "val" else None
-            values = context.evaluate_teacher(getattr(context.splits, split), seen)
+            scores: list[ItemScores] = []
+            values = context.evaluate_teacher(getattr(context.splits, split), seen, scores.append)
             known |= {f"{split}/{name}": value for name, value in values.items()}
+            evaluated[split] = context.evaluated(split, scores).model_dump()
         if warnings := checks.doubts(trained_here=config.teacher.weights is None):
             known["warnings"] = warnings
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -276,9 +276,18 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         stack_small(FeaturesDataset(parts[name], names, config, frames, dtype, deviation), item_bytes, config.memory_gb)
         for name in SPLITS
     )
-    groups = groups_of(parts["train"], config.group)
+    groups_by_part = {name: groups_of(parts[name], config.group) for name in SPLITS}
     return make_splits(
-        train, val, test, info, seed=seed, gate_share=gate_share, groups=groups, skipped=problems, notes=notes
+        train,
+        val,
+        test,
+        info,
+        seed=seed,
+        gate_share=gate_share,
+        groups=groups_by_part["train"],
+        other_groups={name: found for name, found in groups_by_part.items() if found is not None and name != "train"},
+        skipped=problems,
+        notes=notes,
     )
 
 

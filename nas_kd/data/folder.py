@@ -188,9 +188,18 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     train, val, test = (
         stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb) for name in SPLITS
     )
-    groups = groups_of(parts["train"], config.group)
+    groups = {name: groups_of(parts[name], config.group) for name in SPLITS}
     return make_splits(
-        train, val, test, info, seed=seed, gate_share=gate_share, groups=groups, skipped=problems, notes=notes
+        train,
+        val,
+        test,
+        info,
+        seed=seed,
+        gate_share=gate_share,
+        groups=groups["train"],
+        other_groups={name: found for name, found in groups.items() if found is not None and name != "train"},
+        skipped=problems,
+        notes=notes,
     )
 
 

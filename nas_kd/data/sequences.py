@@ -206,9 +206,12 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
             clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
             # Motions do not change from epoch to epoch, so each clip is made once where there is room.
             sets[name] = stack_small(moving, clip_bytes, config.memory_gb)
-    camera = config.camera_of("train")
-    copies = 1 if camera is None else camera.clips_per_image
-    groups = [by_split["train"][start].sequence for start in starts["train"] for _ in range(copies)]
+    sequences_of: dict[str, list[str]] = {}
+    for name in stores:
+        camera = config.camera_of(name)
+        copies = 1 if camera is None else camera.clips_per_image
+        sequences_of[name] = [by_split[name][start].sequence for start in starts[name] for _ in range(copies)]
+    groups = sequences_of.pop("train")
     if len(set(groups)) < 2:
         notes.append(
             f"{csv_path.name} has one training sequence with windows: weights and gates share it, and windows of both "
@@ -222,6 +225,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         seed=seed,
         gate_share=gate_share,
         groups=groups if len(set(groups)) > 1 else None,
+        other_groups=sequences_of,
         notes=notes,
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +25,8 @@ class Splits:
         info: What a model must know.
         skipped: (path, reason) of each item that was left out.
         notes: What the loader decided by itself and a report should say, such as a carved validation split.
+        groups: Of `val` and `test`, the group of each item, such as the recording that it was cut from; a split is left
+            out where its items are independent.
     """
 
     weights: Subset
@@ -34,6 +36,7 @@ class Splits:
     info: DataInfo
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weights.base is not self.gates.base:
@@ -44,6 +47,12 @@ class Splits:
             if len(getattr(self, name)) == 0:
                 raise DataError(
                     f"the split {name!r} of {self.info.name!r} must not be empty; give it at least one clip"
+                )
+        for name, groups in self.groups.items():
+            if len(groups) != len(getattr(self, name)):
+                raise DataError(
+                    f"groups must name the group of each of {len(getattr(self, name))} items of {name!r}, but name "
+                    f"{len(groups)}"
                 )
 
     @property
@@ -189,6 +198,7 @@ def make_splits(
     seed: int,
     gate_share: float = 0.5,
     groups: Sequence[str] | None = None,
+    other_groups: Mapping[str, Sequence[str]] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Splits:
@@ -202,6 +212,7 @@ def make_splits(
         seed: Seed of the parting, ≥ 0.
         gate_share: Share of `train` that fits the gates, in (0, 1).
         groups: Group of each training item; those of one group fit either weights or gates, see `grouped_split`.
+        other_groups: `val` and `test` -> group of each item.
         skipped: Passed on.
         notes: Passed on.
 
@@ -225,7 +236,16 @@ def make_splits(
             f"gate_share {gate_share} leaves {len(weights)} clips for weights and {len(gates)} for gates of "
             f"{len(train)}; choose a share nearer to 0.5 or give more clips (or groups, where they are kept together)"
         )
-    return Splits(Subset(train, weights), Subset(train, gates), val, test, info, tuple(skipped), tuple(notes))
+    return Splits(
+        Subset(train, weights),
+        Subset(train, gates),
+        val,
+        test,
+        info,
+        tuple(skipped),
+        tuple(notes),
+        {name: tuple(names) for name, names in (other_groups or {}).items()},
+    )
 
 
 def _part(labels: Sequence[int], groups: Sequence[str] | None, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -20,7 +20,7 @@ from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import evaluate
+from nas_kd.training.fit import Scored, evaluate
 
 
 def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:
@@ -92,9 +92,15 @@ class FrameInput(ClipInput):
         return on_frames(teacher)
 
     def evaluate_student(
-        self, student: nn.Module, loader: ClipLoader, task: Task, space: SearchSpace, knobs: Mapping[str, Choice]
+        self,
+        student: nn.Module,
+        loader: ClipLoader,
+        task: Task,
+        space: SearchSpace,
+        knobs: Mapping[str, Choice],
+        scored: Scored | None = None,
     ) -> dict[str, float]:
-        return evaluate(on_frames(student), loader, task, self.read)
+        return evaluate(on_frames(student), loader, task, self.read, scored=scored)
 
     @classmethod
     def prepare(

@@ -24,7 +24,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.teacher import trained_outputs
-from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.measure import latency_ms
 
@@ -215,7 +215,13 @@ class InputType(ABC):
         return teacher
 
     def evaluate_student(
-        self, student: nn.Module, loader: ClipLoader, task: Task, space: SearchSpace, knobs: Mapping[str, Choice]
+        self,
+        student: nn.Module,
+        loader: ClipLoader,
+        task: Task,
+        space: SearchSpace,
+        knobs: Mapping[str, Choice],
+        scored: Scored | None = None,
     ) -> dict[str, float]:
         """Metrics of a student, or of a supernet with its most probable candidates, over a split.
 
@@ -225,10 +231,13 @@ class InputType(ABC):
             task: metrics.
             space: of the student.
             knobs: of the student.
+            scored: called with what the evaluation rests on.
         """
         with torch.random.fork_rng(devices=[]):  # a space may choose frames at random: the same ones each time
             torch.manual_seed(0)
-            return evaluate(lambda inputs: student(space.fit_input(inputs, knobs)), loader, task, self.read)
+            return evaluate(
+                lambda inputs: student(space.fit_input(inputs, knobs)), loader, task, self.read, scored=scored
+            )
 
     # Cost
 

@@ -24,7 +24,7 @@ from nas_kd.search_spaces.delta_blocks.latency import latency_table
 from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import FitConfig, OnProgress, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
 from nas_kd.training.streaming_cost import streaming_cost
@@ -95,11 +95,17 @@ class KeyFrameInput(FrameInput):
         return LOCAL_SHARE if config.steps > 0 else 0.0
 
     def evaluate_student(
-        self, student: nn.Module, loader: ClipLoader, task: Task, space: SearchSpace, knobs: Mapping[str, Choice]
+        self,
+        student: nn.Module,
+        loader: ClipLoader,
+        task: Task,
+        space: SearchSpace,
+        knobs: Mapping[str, Choice],
+        scored: Scored | None = None,
     ) -> dict[str, float]:
         net = delta_net_of(student)
         assert net is not None, "students with key frames have delta layers"
-        return evaluate(student, loader, task, self.read, net.offsets(self.info.frames))
+        return evaluate(student, loader, task, self.read, net.offsets(self.info.frames), scored=scored)
 
     def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[int, tuple[str, ...]]:
         """Of a frame with BatchNorm folded, as the students have it."""

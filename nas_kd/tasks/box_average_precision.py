@@ -54,6 +54,59 @@ def box_average_precision(
     """
     if not any(len(frame.truth) for frame in frames):
         return None
+    evaluation = _matched(frames, num_classes, max_detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    precision: Array = evaluation.eval["precision"]  # (thresholds, recalls, classes, 1, 1); −1 without true boxes
+    precision = precision[:, :, precision[0, 0, :, 0, 0] >= 0]
+    return AveragePrecision(float(precision[0].mean()), float(precision.mean()))
+
+
+def resampled_average_precision(
+    frames: Sequence[FrameBoxes], num_classes: int, max_detections: int, weights: Array
+) -> Array:
+    """Average precision at an IoU of 0.5 of frames that count several times, or not at all.
+
+    Args:
+        frames: F, as above.
+        num_classes: as above.
+        max_detections: as above.
+        weights: (R, F), how often each frame counts.
+
+    Returns:
+        (R,); NaN where no frame with a true box counts.
+    """
+    evaluation = _matched(frames, num_classes, max_detections)
+    recalls = evaluation.params.recThrs
+    values, number = np.zeros(len(weights)), np.zeros(len(weights))
+    for category in range(num_classes):
+        matches = evaluation.evalImgs[category * len(frames) : (category + 1) * len(frames)]
+        frame, scores, right, true = [], [], [], np.zeros(len(frames))
+        for index, match in enumerate(matches):
+            if match is None:  # neither true nor found boxes
+                continue
+            true[index] = len(match["gtIds"])
+            frame += [index] * len(match["dtScores"])
+            scores += match["dtScores"]
+            right += (match["dtMatches"][0] > 0).tolist()
+        order = np.argsort(-np.asarray(scores), kind="mergesort")
+        at, hit = np.asarray(frame, dtype=np.int64)[order], np.asarray(right, dtype=np.float64)[order]
+        for row, weight in enumerate(weights):
+            positives = float(weight @ true)
+            if not positives:
+                continue
+            number[row] += 1
+            found, rank = np.cumsum(weight[at] * hit), np.cumsum(weight[at])
+            precision = np.divide(found, rank, out=np.zeros_like(found), where=rank > 0)
+            best = np.maximum.accumulate(precision[::-1])[::-1]
+            reached = np.searchsorted(found / positives, recalls, side="left")
+            values[row] += float(np.append(best, 0.0)[reached].mean())
+    means: Array = np.divide(values, number, out=np.full(len(weights), np.nan), where=number > 0)
+    return means
+
+
+def _matched(frames: Sequence[FrameBoxes], num_classes: int, max_detections: int) -> COCOeval:
+    """An evaluation whose boxes are matched in every frame and class."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = COCOeval(
             _dataset([frame.truth for frame in frames], num_classes),
@@ -63,10 +116,7 @@ def box_average_precision(
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0.0, float("inf")]], ["all"]
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
-        evaluation.accumulate()
-    precision: Array = evaluation.eval["precision"]  # (thresholds, recalls, classes, 1, 1); −1 without true boxes
-    precision = precision[:, :, precision[0, 0, :, 0, 0] >= 0]
-    return AveragePrecision(float(precision[0].mean()), float(precision.mean()))
+    return evaluation
 
 
 def _dataset(frames: Sequence[Array], num_classes: int) -> COCO:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from nas_kd.data import DataInfo
+from nas_kd.tasks.item_scores import ItemScores, mean_of_items
 from nas_kd.tasks.task import Batch, NoOptions, Task, check_finite_outputs
 
 
@@ -37,6 +39,8 @@ class Classification(Task):
             )
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
+        self._right: list[bool] = []
+        self._labels: list[int] = []
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs, batch["label"])
@@ -46,6 +50,18 @@ class Classification(Task):
         self._accuracy.update(outputs.cpu(), batch["label"].cpu())
         self._loss_sum += float(F.cross_entropy(outputs, batch["label"], reduction="sum"))
         self._count += len(outputs)
+        self._right += (outputs.argmax(1) == batch["label"]).tolist()
+        self._labels += batch["label"].tolist()
+
+    def item_scores(self) -> ItemScores:
+        most_frequent = int(torch.bincount(torch.tensor(self._labels)).max())
+        return ItemScores(
+            self._count,
+            mean_of_items(self._right),
+            is_share=True,
+            majority=most_frequent / self._count,
+            chance=1 / self.info.num_classes,
+        )
 
     def compute(self) -> dict[str, float]:
         if self._count == 0:
@@ -53,4 +69,5 @@ class Classification(Task):
         values = {"accuracy": float(self._accuracy.compute()), "cross_entropy": self._loss_sum / self._count}
         self._accuracy.reset()
         self._loss_sum, self._count = 0.0, 0
+        self._right, self._labels = [], []
         return values

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nas_kd.data import DataInfo, Sample, Splits
-from nas_kd.tasks.box_average_precision import FrameBoxes, box_average_precision
+from nas_kd.tasks.box_average_precision import FrameBoxes, box_average_precision, resampled_average_precision
 from nas_kd.tasks.boxes import (
     Detections,
     boxes_at,
@@ -30,6 +30,7 @@ from nas_kd.tasks.boxes import (
     heat_targets,
     owners,
 )
+from nas_kd.tasks.item_scores import ItemScores, Weights
 from nas_kd.tasks.occurring import absent_classes
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
 from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
@@ -84,6 +85,7 @@ class Detection(Task):
             )
         self.config = config or DetectionConfig()
         self._found: dict[Offset, list[FrameBoxes]] = {}
+        self._num_items = 0
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,6 +127,7 @@ class Detection(Task):
         check_finite_outputs(outputs)
         maps, boxes = self._frames(outputs, batch)
         clips, frames = outputs.shape[:2]
+        self._num_items += clips
         decoded = decode(
             maps,
             self.info.height,
@@ -136,6 +139,21 @@ class Detection(Task):
         both = [FrameBoxes(t[t[:, 4] >= 0], _rows(found)) for t, found in zip(truths, decoded, strict=True)]
         for offset, chosen in frames_by_offset(offsets, frames).items():
             self._found.setdefault(offset, []).extend(both[n * frames + t] for n in range(clips) for t in chosen)
+
+    def item_scores(self) -> ItemScores:
+        found = [frames for frames in self._found.values() if any(len(frame.truth) for frame in frames)]
+        num_items, num_classes = self._num_items, len(self.info.box_names)
+
+        def resample(weights: Weights) -> Weights:
+            of_offsets = []
+            for frames in found:
+                of_frames = weights.repeat(len(frames) // num_items, axis=1)
+                most = self.config.max_detections
+                of_offsets.append(resampled_average_precision(frames, num_classes, most, of_frames))
+            mean: Weights = np.mean(of_offsets, axis=0)
+            return mean
+
+        return ItemScores(num_items, resample)
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call: `map50`, `map50@k`, and `map`, the mean over IoUs of 0.5, 0.55, …, 0.95.
@@ -149,7 +167,7 @@ class Detection(Task):
                 values[offset] = precision
         if not values:
             raise ValueError("metrics need at least one box, but the split has none")
-        self._found = {}
+        self._found, self._num_items = {}, 0
         result = over_offsets("map50", {offset: at_half for offset, (at_half, _) in values.items()})
         result["map"] = over_offsets("map", {offset: mean for offset, (_, mean) in values.items()})["map"]
         return result

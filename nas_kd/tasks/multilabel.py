@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nas_kd.data import DataInfo, Sample
+from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.multilabel_metrics import (
     global_average_precision,
     mean_average_precision,
     mean_average_precision_of_top,
+    resampled_global_average_precision,
 )
 from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
@@ -84,8 +87,18 @@ class Multilabel(Task):
         scores, classes = logits.topk(min(self.config.top_k, self.num_outputs))
         self._top.append((scores.cpu(), classes.cpu(), labels.gather(1, classes).bool().cpu()))
         self._positives += labels.sum(0, dtype=torch.int64).cpu()
+        self._of_item.append(labels.sum(1, dtype=torch.int64).cpu())
         if self.config.map_over == "all":
             self._all.append((logits.cpu(), labels.bool().cpu()))
+
+    def item_scores(self) -> ItemScores:
+        scores, _, hits = (torch.cat(parts).numpy() for parts in zip(*self._top, strict=True))
+        positives = torch.cat(self._of_item).numpy()
+
+        def resample(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return resampled_global_average_precision(scores, hits, positives, weights)
+
+        return ItemScores(self._count, resample)
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call.
@@ -114,6 +127,7 @@ class Multilabel(Task):
         self._top: list[tuple[Tensor, Tensor, Tensor]] = []
         self._all: list[tuple[Tensor, Tensor]] = []
         self._positives = torch.zeros(self.num_outputs, dtype=torch.int64)
+        self._of_item: list[Tensor] = []  # number of classes of each
         self._hits_at_1 = self._count = 0
         self._loss_sum = 0.0
 

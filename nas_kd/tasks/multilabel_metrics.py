@@ -65,6 +65,33 @@ def global_average_precision(scores: Scores, hits: Hits, positives: int) -> floa
     return average_precision(scores.reshape(-1), hits.reshape(-1), positives)
 
 
+def resampled_global_average_precision(
+    scores: Scores, hits: Hits, positives: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """GAP@K of items that count several times, or not at all.
+
+    Args:
+        scores: (N, K), the highest of each item.
+        hits: (N, K), whether the item has that class.
+        positives: (N,), classes of each item.
+        weights: (R, N), how often each item counts.
+
+    Returns:
+        (R,); NaN without a positive.
+    """
+    flat = scores.reshape(-1)
+    order = np.argsort(-flat, kind="stable")
+    last = np.append(flat[order][1:] != flat[order][:-1], True)  # of each run of equal scores
+    item, right = order // scores.shape[1], hits.reshape(-1)[order]
+    values = []
+    for row in weights:
+        found, rank = np.cumsum(row[item] * right)[last], np.cumsum(row[item])[last]
+        precision = np.divide(found, rank, out=np.zeros_like(found), where=rank > 0)
+        total = float(row @ positives)
+        values.append(float((np.diff(found, prepend=0) * precision).sum()) / total if total else np.nan)
+    return np.asarray(values)
+
+
 def mean_average_precision(scores: Scores, labels: Hits) -> float:
     """Mean over classes with a positive of the average precision over all items.
 

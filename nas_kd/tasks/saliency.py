@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nas_kd.data import DataError, DataInfo, Sample, Splits
 from nas_kd.data.sample import IGNORE
+from nas_kd.tasks.item_scores import ItemScores, mean_of_items
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
 from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
@@ -195,6 +196,18 @@ class Saliency(Task):
         self._masks.append(mask.cpu().contiguous())  # a view would keep the other frames of its batch
         if self.config.others == "sequences":
             self._sequences += batch["sequence"].tolist()
+
+    @torch.no_grad()
+    def item_scores(self) -> ItemScores:
+        """A map without relation to the fixations has an NSS of 0."""
+        values: list[float] = []
+        counted: list[bool] = []
+        for maps, masks in zip(self._maps, self._masks, strict=True):
+            raised = _bilinear(maps, masks.shape[-2:])[:, 0]
+            for found, points, known in zip(raised, _fixated(masks), masks != IGNORE, strict=True):
+                counted.append(bool(points.any()))
+                values.append(nss(found[known], points[known]) if counted[-1] else 0.0)
+        return ItemScores(len(values), mean_of_items(values, counted), chance=0.0)
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:

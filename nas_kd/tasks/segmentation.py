@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from nas_kd.data import DataError, DataInfo, Splits
 from nas_kd.data.sample import IGNORE, Sample
+from nas_kd.tasks.item_scores import ItemScores, Weights
 from nas_kd.tasks.occurring import absent_classes, counts_of
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
 from nas_kd.tasks.task import Batch, Task, check_finite_outputs
@@ -101,6 +103,25 @@ def class_iou(confusion: Tensor) -> Tensor:
     counts = confusion.double()
     right = counts.diagonal()
     return right / (counts.sum(0) + counts.sum(1) - right)
+
+
+def class_areas(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each item by class: predicted right, predicted, and true.
+
+    Args:
+        predicted: (N, P) classes.
+        mask: (N, P) true classes; `IGNORE` pixels are left out.
+        num_classes: C.
+
+    Returns:
+        int64 (N, 3, C).
+    """
+    known, item = mask != IGNORE, torch.arange(len(mask), device=mask.device)[:, None] * num_classes
+    counts = []
+    for classes, counted in ((mask, known & (predicted == mask)), (predicted, known), (mask, known)):
+        place = (item + classes.long())[counted]
+        counts.append(torch.bincount(place, minlength=len(mask) * num_classes).view(len(mask), num_classes))
+    return torch.stack(counts, 1)
 
 
 def temporal_consistency(predicted: Tensor, mask: Tensor, window: int) -> list[float]:
@@ -224,9 +245,34 @@ class Segmentation(Task):
                 validate_args=False,
             )
             self._confusion[offset] = self._confusion.get(offset, 0) + matrix.cpu()
+            areas = class_areas(predicted[:, chosen].flatten(1), mask[:, chosen].flatten(1), self.num_outputs)
+            self._areas.setdefault(offset, []).append(areas.cpu())
         if frames > 1:
             self._consistency += temporal_consistency(predicted, mask, min(CONSISTENCY_FRAMES, frames))
             self._stability += label_stability(predicted, mask)
+
+    def item_scores(self) -> ItemScores:
+        areas = [torch.cat(parts).double().numpy() for parts in self._areas.values()]
+        areas = [each for each in areas if each[:, 2].any()]  # offsets with a labelled pixel
+        true = [each[:, 2].sum(0) for each in areas]
+        # A constant answer gets the IoU total(c) / all pixels in its class and 0 in the others that occur.
+        majority = [float(counts.max() / counts.sum() / np.count_nonzero(counts)) for counts in true]
+
+        def resample(weights: Weights) -> Weights:
+            values = []
+            for each in areas:
+                right, predicted, wanted = np.tensordot(weights, each, 1).transpose(1, 0, 2)
+                union = predicted + wanted - right
+                occurs = union > 0
+                iou = np.divide(right, union, out=np.zeros_like(right), where=occurs)
+                number = occurs.sum(1)
+                mean = np.divide(iou.sum(1), number, out=np.full(len(iou), np.nan), where=number > 0)
+                values.append(mean)
+            mean_of_offsets: Weights = np.mean(values, axis=0)
+            return mean_of_offsets
+
+        num_items = sum(len(part) for part in next(iter(self._areas.values()), []))
+        return ItemScores(num_items, resample, majority=sum(majority) / len(majority) if majority else None)
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call.
@@ -253,6 +299,7 @@ class Segmentation(Task):
 
     def _clear(self) -> None:
         self._confusion: dict[Offset, Tensor] = {}
+        self._areas: dict[Offset, list[Tensor]] = {}  # of each item: (N, 3, C)
         self._loss_sum = 0.0
         self._consistency: list[float] = []
         self._stability: list[float] = []

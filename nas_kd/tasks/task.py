@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nas_kd.data import Batch as Batch  # tasks are written against this module
 from nas_kd.data import DataError, DataInfo, Sample, Splits
+from nas_kd.tasks.item_scores import ItemScores
 
 Outputs = Literal["multiclass", "multilabel", "other"]
 
@@ -124,6 +125,13 @@ class Task(ABC):
             batch: with `keys`.
             offsets: for each of the T frames, how many frames it is after its key frame; None where a model has none.
         """
+
+    def item_scores(self) -> ItemScores | None:
+        """What the primary metric of what was added since the last call of `compute` is made of, item by item.
+
+        None by default: then an evaluation has no interval over items.
+        """
+        return None
 
     @abstractmethod
     def compute(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nas_kd.data import Augment, Batch, ClipLoader
 from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
+from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.task import check_finite_outputs
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.precision import Precision
@@ -58,6 +59,8 @@ def no_progress(fraction: float, message: str) -> None:
     """Shows nothing."""
 
 
+Scored = Callable[[ItemScores], None]
+"""What an evaluation rests on."""
 Log = Callable[[int, Mapping[str, float]], None]
 """(epoch that ended, mean of every term over its steps)."""
 
@@ -212,6 +215,7 @@ def evaluate(
     clip: Callable[[Batch], Tensor],
     offsets: Sequence[int] | None = None,
     seen: Callable[[Tensor, Batch], None] | None = None,
+    scored: Scored | None = None,
 ) -> dict[str, float]:
     """Metrics of `predict` over a split.
 
@@ -222,6 +226,7 @@ def evaluate(
         clip: batch -> model input.
         offsets: frames after the key frame, for each frame of a clip; None where there are no key frames.
         seen: called with the outputs of each batch and the batch.
+        scored: called with the task's `item_scores`, where it has any.
 
     Raises:
         ValueError: an output is not finite, or the primary metric is missing.
@@ -232,6 +237,9 @@ def evaluate(
         task.update(outputs, batch, offsets)
         if seen is not None:
             seen(outputs, batch)
+    scores = None if scored is None else task.item_scores()
+    if scored is not None and scores is not None:
+        scored(scores)
     metrics = task.compute()
     if task.metric not in metrics:
         raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import Limit
 from nas_kd.tasks import Task, make_task
+from nas_kd.tasks.item_scores import ItemScores, interval_over_items
 from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
 from nas_kd.teachers.cache import TeacherCache, open_caches
 from nas_kd.teachers.teacher import load_weights
-from nas_kd.training.fit import FitConfig, evaluate
+from nas_kd.training.fit import FitConfig, Scored, evaluate
+from nas_kd.trials import Evaluated, Split
 
 
 @dataclass
@@ -135,23 +138,52 @@ class CampaignContext:
         return build_teacher_model(config, self.task.num_outputs, self.splits.info).to(self.device)
 
     def evaluate_teacher(
-        self, dataset: ClipDataset, seen: Callable[[Tensor, Batch], None] | None = None
+        self,
+        dataset: ClipDataset,
+        seen: Callable[[Tensor, Batch], None] | None = None,
+        scored: Scored | None = None,
     ) -> dict[str, float]:
         """Metrics of the teacher over a split.
 
         Args:
             dataset: the split.
             seen: called with the outputs of each batch and the batch.
+            scored: called with what the evaluation rests on.
         """
         model = self.input_type.on_items(self.teacher_model)
-        return evaluate(model, self._whole(dataset), self.task, self.teacher_input, seen=seen)
+        return evaluate(model, self._whole(dataset), self.task, self.teacher_input, seen=seen, scored=scored)
 
     def evaluate_student(
-        self, student: nn.Module, dataset: ClipDataset, knobs: Mapping[str, Choice]
+        self, student: nn.Module, dataset: ClipDataset, knobs: Mapping[str, Choice], scored: Scored | None = None
     ) -> dict[str, float]:
-        """Metrics of a student, or of a supernet with its most probable candidates, over a split."""
+        """Metrics of a student, or of a supernet with its most probable candidates, over a split.
+
+        Args:
+            student: in any mode; evaluation mode afterwards.
+            dataset: the split.
+            knobs: of the student.
+            scored: called with what the evaluation rests on.
+        """
         student.eval()
-        return self.input_type.evaluate_student(student, self._whole(dataset), self.task, self.space, knobs)
+        loader = self._whole(dataset)
+        return self.input_type.evaluate_student(student, loader, self.task, self.space, knobs, scored)
+
+    def evaluated(self, split: Split, scores: Sequence[ItemScores]) -> Evaluated:
+        """What the metrics of a split rest on, as a record keeps it.
+
+        Args:
+            split: `val` or `test`.
+            scores: of one net, or of the same net trained with several seeds; of several evaluations of the split.
+        """
+        groups = self.splits.groups.get(split)
+        fields: dict[str, Any] = {
+            "num_items": len(getattr(self.splits, split)),
+            "num_groups": None if groups is None else len(set(groups)),
+        }
+        if scores:
+            low, high = interval_over_items(scores, groups) or (None, None)
+            fields |= {"low": low, "high": high, "majority": scores[0].majority, "chance": scores[0].chance}
+        return Evaluated.model_validate(fields)
 
     def _whole(self, dataset: ClipDataset) -> ClipLoader:
         return self.loader(dataset, FitConfig(), seed=0, train=False)

@@ -18,11 +18,12 @@ from nas_kd.deploy.bundle import BundleInfo, save_bundle
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops, count_params
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.training.fit import FitConfig, OnProgress, log_epoch
+from nas_kd.tasks.item_scores import ItemScores
+from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
-from nas_kd.trials import Cost, Metric, Split, Stage, TrialContext, TrialRecord
+from nas_kd.trials import Cost, Evaluated, Metric, Split, Stage, TrialContext, TrialRecord
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
 Metrics = dict[Stage, dict[Split, dict[str, float]]]
@@ -45,6 +46,7 @@ class Trial(ABC):
     metrics: Metrics = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    evaluated: dict[Split, Evaluated] = field(default_factory=dict)
 
     @property
     @abstractmethod
@@ -87,6 +89,7 @@ class Trial(ABC):
             cost=cost,
             metrics=self.metrics,
             repeats=repeats,
+            evaluated=self.evaluated,
             diagnostics=self.diagnostics,
             warnings=tuple(self.warnings),
             environment=environment(self.context.device),
@@ -114,6 +117,7 @@ class Trial(ABC):
             self.metrics["derived"] = {"val": self._evaluate(derived, campaign.splits.val)}
         clock = time.perf_counter()
         results: list[tuple[nn.Module, dict[str, dict[str, float]]]] = []
+        scores: dict[Split, list[ItemScores]] = {"val": [], "test": []}  # test: only here, and never fed back
         for i in range(config.num_seeds):
             seed = self.context.seed + i
             torch.manual_seed(seed)
@@ -137,8 +141,10 @@ class Trial(ABC):
                     progress=self._stage(self.choice_share + i * share, share),
                     log=log,
                 )
-            splits = {"val": campaign.splits.val, "test": campaign.splits.test}  # test: only here, and never fed back
-            results.append((student, {name: self._evaluate(student, split) for name, split in splits.items()}))
+            found: dict[str, dict[str, float]] = {}
+            for split, of_split in scores.items():
+                found[split] = self._evaluate(student, getattr(campaign.splits, split), of_split.append)
+            results.append((student, found))
         self.durations_s["retrain"] = time.perf_counter() - clock
         repeats: dict[str, tuple[float, ...]] = {}
         means: dict[Split, dict[str, float]] = {"val": {}, "test": {}}
@@ -148,6 +154,7 @@ class Trial(ABC):
                 repeats[f"retrained/{split}/{name}"] = values
                 mean_of[name] = sum(values) / len(values)
         self.metrics["retrained"] = means
+        self.evaluated = {split: campaign.evaluated(split, found) for split, found in scores.items()}
         return results[0][0], repeats if len(results) > 1 else {}
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
@@ -207,8 +214,8 @@ class Trial(ABC):
             precision=fit_config.precision,
         )
 
-    def _evaluate(self, model: nn.Module, dataset: ClipDataset) -> dict[str, float]:
-        return self.campaign.evaluate_student(model, dataset, self.knobs)
+    def _evaluate(self, model: nn.Module, dataset: ClipDataset, scored: Scored | None = None) -> dict[str, float]:
+        return self.campaign.evaluate_student(model, dataset, self.knobs, scored)
 
     def _report_rung(self, repeat: int, epoch: int, student: nn.Module, arch: ArchSpec) -> None:
         stopping = self.config.early_stopping

@@ -15,6 +15,7 @@ from nas_kd.campaign import export, search
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.search_spaces import ArchSpec
+from nas_kd.tasks.item_scores import wilson_interval
 from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
 from nas_kd.trials import TrialContext, TrialRecord
 
@@ -53,14 +54,22 @@ def test_test_clips_are_read_once_when_everything_is_decided(
     seen: list[str] = []
     evaluate = Trial._evaluate
 
-    def spy(self: Trial, model: Any, dataset: Any) -> Mapping[str, float]:
+    def spy(self: Trial, model: Any, dataset: Any, scored: Any = None) -> Mapping[str, float]:
         seen.append(names[id(dataset)])
-        return evaluate(self, model, dataset)
+        return evaluate(self, model, dataset, scored)
 
     monkeypatch.setattr(Trial, "_evaluate", spy)
     record = trial(context, tmp_path / "a").run()
     assert seen == ["val", "val", "val", "test"]  # gated, derived, retrained
     assert record.score() == record.metrics["retrained"]["val"]["accuracy"]
+    for split in ("val", "test"):
+        dataset, found = getattr(context.splits, split), record.evaluated[split]
+        assert (found.num_items, found.num_groups, found.chance) == (
+            len(dataset),
+            None,
+            1 / context.splits.info.num_classes,
+        )
+        assert (found.low, found.high) == wilson_interval(record.metrics["retrained"][split]["accuracy"], len(dataset))
 
 
 @pytest.mark.parametrize("init", ["inherit", "fresh"])
@@ -125,8 +134,8 @@ def test_early_stopping_ends_a_bad_trial_after_its_rung(
 ) -> None:
     evaluate = Trial._evaluate
 
-    def worse_and_worse(self: Trial, model: Any, dataset: Any) -> dict[str, float]:
-        return {**evaluate(self, model, dataset), "accuracy": 1.0 / (1 + self.context.number)}
+    def worse_and_worse(self: Trial, model: Any, dataset: Any, scored: Any = None) -> dict[str, float]:
+        return {**evaluate(self, model, dataset, scored), "accuracy": 1.0 / (1 + self.context.number)}
 
     monkeypatch.setattr(Trial, "_evaluate", worse_and_worse)
     budgets = ["150k", "160k", "170k", "180k", "190k", "200k"]  # so every later trial is dominated: dearer and worse
