@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nas_kd.data.decode import DecodeError
+from nas_kd.data.sample import DecodeError
 
 Array = npt.NDArray[Any]
 

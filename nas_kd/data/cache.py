@@ -21,14 +21,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nas_kd.data.decode import DecodeError, frame_files
+from nas_kd.data.decode import POLICY, frame_files
 from nas_kd.data.files import load_array, written_whole
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError
+from nas_kd.data.sample import DataError, DecodeError
 
 Clip = npt.NDArray[np.uint8]
 
-_FORMAT = 1  # raise when the same file and settings would decode to other bytes
 _STALE_S = 3600.0  # an unfinished file this old belongs to a process that died
 _NPY_HEADER_BYTES = 128
 
@@ -52,7 +51,7 @@ def cache_key(path: Path, settings: str) -> str:
         OSError: The file is missing.
     """
     files = frame_files(path) if path.is_dir() else [path]
-    digest = hashlib.sha256(f"{_FORMAT}\n{settings}\n{path.resolve()}\n".encode())
+    digest = hashlib.sha256(f"{POLICY}\n{settings}\n{path.resolve()}\n".encode())
     for file in files:
         stat = file.stat()
         digest.update(f"{file.name}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())

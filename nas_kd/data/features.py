@@ -23,10 +23,10 @@ import torch
 from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
-from nas_kd.data.decode import DecodeError, sample_positions
 from nas_kd.data.fingerprint import hash_of_files, sizes_of
+from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
+from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable, stack_small
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (

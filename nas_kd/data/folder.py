@@ -18,9 +18,10 @@ import torch
 from pydantic import Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
-from nas_kd.data.decode import DecodeError, Fit, read_clip
+from nas_kd.data.decode import read_clip
 from nas_kd.data.fingerprint import sizes_of
-from nas_kd.data.sample import DataInfo, Sample, became_unreadable, clip_bytes, stack_small
+from nas_kd.data.geometry import Fit
+from nas_kd.data.sample import DataInfo, DecodeError, Sample, became_unreadable, clip_bytes, stack_small
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from nas_kd.data.decode import DecodeError, Fit, scaled_window
 from nas_kd.data.files import load_array
-from nas_kd.data.label_image import BROKEN, broken_reason
+from nas_kd.data.geometry import Fit, scaled_window
+from nas_kd.data.sample import DecodeError
+from nas_kd.data.still_image import open_image, upright
 from nas_kd.data.table import locate
 
 MAP_SUFFIXES = (".npy", ".png", ".jpg", ".jpeg")
@@ -115,11 +115,8 @@ def _read_array(path: Path) -> npt.NDArray[np.float32]:
 
 
 def _read_image(path: Path) -> npt.NDArray[np.float32]:
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image)
-    except BROKEN as error:
-        raise DecodeError(broken_reason(error)) from error
+    with open_image(path) as image:
+        mode, values = image.mode, np.asarray(upright(image))
     if mode not in ("L", "I", "I;16", "I;16B") or values.max(initial=0) > _ONE or values.min(initial=0) < 0:
         raise DecodeError(f"a map must be a grey image of 8 or 16 bits, but its mode is {mode}")
     return values.astype(np.float32) / np.float32(255 if mode == "L" else _ONE)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
-from nas_kd.data.decode import DecodeError, read_clip
+from nas_kd.data.decode import read_still
 from nas_kd.data.fingerprint import sizes_of
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
-from nas_kd.data.label_image import LabelRule, image_size, read_labels
-from nas_kd.data.sample import became_unreadable
+from nas_kd.data.label_image import LabelRule, read_labels
+from nas_kd.data.sample import DecodeError, became_unreadable
 from nas_kd.data.sequence_config import SequenceOptions
 
 PLANES = 4
@@ -126,8 +126,7 @@ class FrameStore:
             raise became_unreadable(frame.path, error) from error
 
     def _decode(self, frame: Frame) -> Clip:
-        size = image_size(frame.path)
-        pixels = read_clip(frame.path, 1, *self.size, self.config.fit)[:, 0]
+        pixels, size = read_still(frame.path, *self.size, self.config.fit)
         try:
             labels = read_labels(frame.label_path, size, *self.size, self.config.fit, self._rule)
         except DecodeError as error:

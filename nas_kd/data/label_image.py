@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from nas_kd.data.decode import DecodeError, Fit, scaled_window
-from nas_kd.data.sample import IGNORE
+from nas_kd.data.geometry import Fit, scaled_window
+from nas_kd.data.sample import IGNORE, DecodeError
+from nas_kd.data.still_image import open_image, upright
 
 Labels = npt.NDArray[np.uint8]
-
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
-"""What Pillow raises for files that are damaged, cut short, too large to be sane, or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +30,6 @@ class LabelRule:
     ignore: tuple[int, ...] = ()
     binary: bool = False
     points: bool = False
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image in pixels, from its header.
-
-    Raises:
-        DecodeError: It is no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except BROKEN as error:
-        raise DecodeError(broken_reason(error)) from error
 
 
 def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int, fit: Fit, rule: LabelRule) -> Labels:
@@ -67,18 +50,17 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
         DecodeError: The file is missing, damaged, of another size than the frame, has more than one channel, or holds
             a value that is no class.
     """
-    try:
-        with Image.open(path) as image:
-            bands, mode = image.getbands(), image.mode
-            values = np.asarray(image)
-    except BROKEN as error:
-        raise DecodeError(broken_reason(error)) from error
+    with open_image(path) as image:
+        bands, mode = image.getbands(), image.mode
+        values = np.asarray(upright(image))
     if len(bands) != 1 or not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer)):
         raise DecodeError(f"a label image must have one channel of class indices, but its mode is {mode}")
     if values.shape != frame_size:
+        turned = "; an EXIF orientation of either is applied first"
         raise DecodeError(
             f"the label image must have the size of its frame, {frame_size[0]}x{frame_size[1]}, "
             f"but it has {values.shape[0]}x{values.shape[1]} (height x width)"
+            + (turned if values.shape == frame_size[::-1] else "")
         )
     labels = _classes(values.astype(np.int64), rule)
     return place_points(labels, height, width, fit) if rule.points else nearest(labels, height, width, fit)
@@ -165,12 +147,3 @@ def _classes(values: npt.NDArray[np.int64], rule: LabelRule) -> Labels:
             )
         classes = values
     return np.where(ignored, IGNORE, classes).astype(np.uint8)
-
-
-def broken_reason(error: BaseException) -> str:
-    """What is wrong with an image that Pillow cannot read, without its path."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    # Pillow's own text names the path, which the caller does.
-    text = getattr(error, "strerror", None) or type(error).__name__
-    return f"not a readable image ({text})"

@@ -40,6 +40,14 @@ class DataError(ValueError):
     """The user's data, or the description of it, cannot be used. The message says what to change."""
 
 
+class DecodeError(ValueError):
+    """A file cannot be decoded; the message is the reason, without the path."""
+
+
+class PartlyReadableError(DecodeError):
+    """Some frames of a file can be decoded, but so few that it is taken as damaged."""
+
+
 def became_unreadable(path: Path, reason: object) -> DataError:
     """The error of a file that was sound when the campaign started."""
     return DataError(f"{path} could be read when the campaign started, but no longer: {reason}")

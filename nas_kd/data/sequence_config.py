@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from nas_kd.data.camera import CameraConfig
-from nas_kd.data.decode import Fit
+from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import SourceConfig
 

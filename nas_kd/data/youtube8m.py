@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from nas_kd.data.decode import sample_positions
 from nas_kd.data.features import frames_of
 from nas_kd.data.fingerprint import hash_of_files, sizes_of
+from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small

@@ -11,8 +11,8 @@ from small_sets import features_of, rows_of, write_table
 
 from nas_kd.data import ClipLoader, DataError, FeaturesConfig, UnusableRowsError, check_sample, load
 from nas_kd.data.arrays import ArrayFiles, parse_place
-from nas_kd.data.decode import DecodeError
 from nas_kd.data.features import FeaturesDataset
+from nas_kd.data.sample import DecodeError
 
 T, D = 6, 3
 COUNTS = {"train": 8, "val": 4, "test": 4}

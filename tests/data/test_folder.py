@@ -17,10 +17,11 @@ from small_sets import write_image, write_table, write_video
 
 from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRowsError, check_sample, load
 from nas_kd.data.cache import ClipCache, cache_key
-from nas_kd.data.decode import DecodeError, frame_files, read_clip, sample_positions
+from nas_kd.data.decode import frame_files, read_clip
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
-from nas_kd.data.sample import labels_of
+from nas_kd.data.frame_times import sample_positions
+from nas_kd.data.sample import DecodeError, labels_of
 from nas_kd.data.splits import keep_classes
 
 RISING = (20, 60, 100, 140, 180, 220)

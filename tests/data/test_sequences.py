@@ -154,7 +154,7 @@ def test_frames_are_decoded_once_and_shared_by_all_settings_of_windows(root, mon
     load(config(root), seed=0)
     assert len(list((root.parent / "cache").glob("??/*.npy"))) == 34
     with monkeypatch.context() as patch:
-        patch.setattr("nas_kd.data.frame_store.read_clip", lambda *_: pytest.fail("decoded again"))
+        patch.setattr("nas_kd.data.frame_store.read_still", lambda *_: pytest.fail("decoded again"))
         load(config(root, frames=3, stride=1, boxes=True), seed=1)
     Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(root / rows_of(root)[0][1])
     assert (load(config(root), seed=0).weights.base[0]["mask"][0] == 1).all()

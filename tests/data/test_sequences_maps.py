@@ -11,9 +11,9 @@ from small_sets import FRAME_HEADER, write_table
 
 from nas_kd.data import ClipLoader, DataError, SequencesConfig, UnusableRowsError, augment_batch, check_sample, load
 from nas_kd.data.augment import NUM_DRAWS
-from nas_kd.data.decode import DecodeError
 from nas_kd.data.frame_maps import map_values, read_map
 from nas_kd.data.frame_sampling import take_frames
+from nas_kd.data.sample import DecodeError
 
 HEIGHT, WIDTH = 12, 20
 STEP = 1 / 65535
