@@ -180,6 +180,8 @@ class TrialRecord(BaseModel):
     cost: Cost | None = None
     metrics: Frozen[Mapping[Stage, Mapping[Split, Mapping[str, float]]]] = Field(default_factory=FrozenDict)
     repeats: Frozen[Mapping[str, tuple[float, ...]]] = Field(default_factory=FrozenDict)  # "retrained/val/accuracy"
+    # Which repeat's weights are kept: the best one on the validation split. None where there was one training only.
+    chosen_repeat: int | None = Field(default=None, ge=0, exclude_if=lambda value: value is None)
     # Of the retrained student; absent from records of failed trials.
     evaluated: Frozen[Mapping[Split, Evaluated]] = Field(default_factory=FrozenDict, exclude_if=lambda value: not value)
     diagnostics: Frozen[Mapping[str, float]] = Field(default_factory=FrozenDict)

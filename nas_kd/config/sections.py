@@ -304,7 +304,8 @@ class RetrainConfig(FitConfig):
 
     Attributes:
         init: `inherit` the supernet's weights, or start `fresh`.
-        num_seeds: trainings with different seeds; the report shows the interval over them, the first one is exported.
+        num_seeds: trainings with different seeds; the report shows the interval over them, and the weights of the best
+            one on the validation split are exported.
     """
 
     lr: float = Field(default=5e-3, gt=0)

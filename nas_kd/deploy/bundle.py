@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from scipy import stats
 from torch import Tensor, nn
 
 from nas_kd.files import atomic_file, write_text_atomically
@@ -24,6 +27,59 @@ from nas_kd.teachers import TEACHERS
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
+MIN_TRAININGS = 3  # fewer tell nothing about the spread: with two, the interval is 13 standard errors wide
+
+
+class OverSeeds(BaseModel):
+    """A metric over trainings with different seeds.
+
+    Attributes:
+        mean: over the trainings.
+        low: lower end of the 95 % interval of the mean (Student's t); None for fewer than three trainings.
+        high: its upper end.
+        values: of each training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> OverSeeds:
+        """Mean and interval of the values of the trainings."""
+        mean, low, high = fmean(values), None, None
+        if len(values) >= MIN_TRAININGS:
+            half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+            low, high = mean - half, mean + half
+        return cls(mean=mean, low=low, high=high, values=tuple(values))
+
+
+class SeveralTrainings(BaseModel):
+    """Of a student that was trained with several seeds: which training the weights are of, and what all reached.
+
+    Attributes:
+        chosen: number of the training whose weights these are, from 0.
+        chosen_by: how it was chosen.
+        metrics: split -> metric -> its values over all trainings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chosen: int
+    chosen_by: str = "the best primary metric on the validation split"
+    metrics: Mapping[str, Mapping[str, OverSeeds]]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Sequence[float]], chosen: int) -> SeveralTrainings:
+        """From `split/metric` -> value of each training."""
+        metrics: dict[str, dict[str, OverSeeds]] = {}
+        for key, each in values.items():
+            split, _, name = key.partition("/")
+            metrics.setdefault(split, {})[name] = OverSeeds.of(each)
+        return cls(chosen=chosen, metrics=metrics)
 
 
 class BundleInfo(BaseModel):
@@ -43,10 +99,11 @@ class BundleInfo(BaseModel):
         class_names: meaning of the logits.
         task: what the student was trained for.
         trial: its trial, or None.
-        seed: of its training.
+        seed: of the training of these weights.
         flops: of one clip; of a student that runs frame by frame, amortised a frame, rounded up.
         params: number of parameters.
-        metrics: split -> metric -> value.
+        metrics: split -> metric -> value of these weights.
+        trainings: of a student that was trained with several seeds.
         keyframe_interval: K of a student that runs frame by frame; None for others, as all that follows.
         keyframe_flops: of a key frame.
         delta_flops: of a frame after a key frame.
@@ -71,6 +128,7 @@ class BundleInfo(BaseModel):
     flops: int
     params: int
     metrics: Mapping[str, Mapping[str, float]]
+    trainings: SeveralTrainings | None = None
     keyframe_interval: int | None = None
     keyframe_flops: int | None = None
     delta_flops: int | None = None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import fmean
 
 import torch
 from torch import nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
-from nas_kd.deploy.bundle import BundleInfo, save_bundle
+from nas_kd.deploy.bundle import BundleInfo, SeveralTrainings, save_bundle
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops, count_params
 from nas_kd.search_spaces.arch import Choice
@@ -27,6 +28,21 @@ from nas_kd.trials import Cost, Evaluated, Metric, Split, Stage, TrialContext, T
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
 Metrics = dict[Stage, dict[Split, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a trial's student.
+
+    Attributes:
+        student: in evaluation mode.
+        seed: of weights, order and augmentation.
+        metrics: split -> metric -> value of these weights.
+    """
+
+    student: nn.Module
+    seed: int
+    metrics: Mapping[Split, Mapping[str, float]]
 
 
 @dataclass
@@ -72,10 +88,12 @@ class Trial(ABC):
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         arch, derived = self.choose()
         self._check_idle(arch)
-        student, repeats = self._retrain(arch, derived)
-        cost = self._cost(student, arch)
+        trainings = self._retrain(arch, derived)
+        self.metrics["retrained"] = mean_metrics(trainings)
+        chosen = self._best(trainings)
+        cost = self._cost(trainings[chosen].student, arch)
         self.durations_s["total"] = time.perf_counter() - clock
-        self._save(student, arch, cost)
+        self._save(trainings, chosen, arch, cost)
         task = self.campaign.task
         return TrialRecord(
             number=self.context.number,
@@ -88,7 +106,8 @@ class Trial(ABC):
             arch_id=arch.arch_id,
             cost=cost,
             metrics=self.metrics,
-            repeats=repeats,
+            repeats={f"retrained/{name}": values for name, values in seed_values(trainings).items()},
+            chosen_repeat=chosen if len(trainings) > 1 else None,
             evaluated=self.evaluated,
             diagnostics=self.diagnostics,
             warnings=tuple(self.warnings),
@@ -111,12 +130,13 @@ class Trial(ABC):
                 "connections"
             )
 
-    def _retrain(self, arch: ArchSpec, derived: nn.Module) -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
+    def _retrain(self, arch: ArchSpec, derived: nn.Module) -> list[Training]:
+        """The student, trained once for each seed."""
         config, campaign = self.config.retrain, self.campaign
         if self.is_open:
             self.metrics["derived"] = {"val": self._evaluate(derived, campaign.splits.val)}
         clock = time.perf_counter()
-        results: list[tuple[nn.Module, dict[str, dict[str, float]]]] = []
+        trainings = []
         scores: dict[Split, list[ItemScores]] = {"val": [], "test": []}  # test: only here, and never fed back
         for i in range(config.num_seeds):
             seed = self.context.seed + i
@@ -141,21 +161,19 @@ class Trial(ABC):
                     progress=self._stage(self.choice_share + i * share, share),
                     log=log,
                 )
-            found: dict[str, dict[str, float]] = {}
+            metrics: dict[Split, dict[str, float]] = {}
             for split, of_split in scores.items():
-                found[split] = self._evaluate(student, getattr(campaign.splits, split), of_split.append)
-            results.append((student, found))
+                metrics[split] = self._evaluate(student, getattr(campaign.splits, split), of_split.append)
+            trainings.append(Training(student, seed, metrics))
         self.durations_s["retrain"] = time.perf_counter() - clock
-        repeats: dict[str, tuple[float, ...]] = {}
-        means: dict[Split, dict[str, float]] = {"val": {}, "test": {}}
-        for split, mean_of in means.items():
-            for name in results[0][1][split]:
-                values = tuple(metrics[split][name] for _, metrics in results)
-                repeats[f"retrained/{split}/{name}"] = values
-                mean_of[name] = sum(values) / len(values)
-        self.metrics["retrained"] = means
         self.evaluated = {split: campaign.evaluated(split, found) for split, found in scores.items()}
-        return results[0][0], repeats if len(results) > 1 else {}
+        return trainings
+
+    def _best(self, trainings: Sequence[Training]) -> int:
+        """Which training is kept: the best on the validation split, the first of equal ones."""
+        task = self.campaign.task
+        values = [training.metrics["val"][task.metric] for training in trainings]
+        return values.index(max(values) if task.maximize else min(values))
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
         example = self.campaign.space.example_input(self.knobs).to(self.campaign.device)
@@ -175,12 +193,13 @@ class Trial(ABC):
         nanoseconds = self.campaign.table(self.knobs).cost(arch.choices)
         return {self.config.budget.cost_field: nanoseconds / 1e6}
 
-    def _save(self, student: nn.Module, arch: ArchSpec, cost: Cost) -> None:
-        info = self.campaign.splits.info
+    def _save(self, trainings: Sequence[Training], chosen: int, arch: ArchSpec, cost: Cost) -> None:
+        """Write the weights of one training with its own metrics, and those of all trainings beside them."""
+        info, kept = self.campaign.splits.info, trainings[chosen]
         shape = tuple(self.campaign.space.example_input(self.knobs).shape[1:])
         save_bundle(
             self.context.directory,
-            student,
+            kept.student,
             BundleInfo(
                 arch=arch.as_dict(),
                 arch_id=arch.arch_id,
@@ -190,10 +209,11 @@ class Trial(ABC):
                 class_names=self.campaign.task.class_names,
                 task=self.config.task,
                 trial=self.context.number,
-                seed=self.context.seed,
+                seed=kept.seed,
                 flops=cost.flops,
                 params=cost.params,
-                metrics=dict(self.metrics["retrained"].items()),
+                metrics={split: dict(values) for split, values in kept.metrics.items()},
+                trainings=SeveralTrainings.of(seed_values(trainings), chosen) if len(trainings) > 1 else None,
                 **self.campaign.input_type.bundle_fields(cost.model_dump()),
             ),
         )
@@ -226,3 +246,22 @@ class Trial(ABC):
 
     def _stage(self, start: float, share: float) -> OnProgress:
         return lambda done, words: self.context.report(min(start + share * done, 1.0), words)
+
+
+def mean_metrics(trainings: Sequence[Training]) -> dict[Split, dict[str, float]]:
+    """Split -> metric -> mean over the trainings."""
+    means: dict[Split, dict[str, float]] = {}
+    for split, metrics in trainings[0].metrics.items():
+        means[split] = {name: fmean(training.metrics[split][name] for training in trainings) for name in metrics}
+    return means
+
+
+def seed_values(trainings: Sequence[Training]) -> dict[str, tuple[float, ...]]:
+    """`split/metric` -> value of each training; empty where there is one training only."""
+    if len(trainings) == 1:
+        return {}
+    values = {}
+    for split, metrics in trainings[0].metrics.items():
+        for name in metrics:
+            values[f"{split}/{name}"] = tuple(training.metrics[split][name] for training in trainings)
+    return values

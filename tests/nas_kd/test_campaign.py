@@ -10,9 +10,11 @@ import torch
 import yaml
 from commands import cli, succeed
 
+from nas_kd.analysis import estimate_mean
 from nas_kd.campaign import prepare
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
+from nas_kd.deploy.bundle import load_bundle
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
 from nas_kd.trials import TrialContext, TrialRecord
@@ -84,11 +86,25 @@ def test_a_killed_trial_goes_on_and_ends_the_same(
 
 
 def test_repeats_and_fresh_weights_and_dotted_knobs(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    context = ready(tiny(retrain={"num_seeds": 2, "init": "fresh"}, knobs={}))
+    context = ready(tiny(retrain={"num_seeds": 3, "init": "fresh"}, knobs={}))
     record = run(context, tmp_path / "a")
     values = record.repeats["retrained/val/accuracy"]
-    assert len(values) == 2
-    assert record.metrics["retrained"]["val"]["accuracy"] == pytest.approx(sum(values) / 2)
+    assert len(values) == 3
+    assert record.metrics["retrained"]["val"]["accuracy"] == pytest.approx(sum(values) / 3)
+
+    assert record.arch is not None
+    knobs = context.space.knobs_of(ArchSpec.from_dict(record.arch))
+    student, info = load_bundle(tmp_path / "a")  # the metrics of a bundle are those of its weights
+    assert record.chosen_repeat == values.index(max(values))
+    assert info.trainings is not None
+    assert info.trainings.chosen == record.chosen_repeat
+    assert info.seed == record.seed + record.chosen_repeat
+    for split, dataset in (("val", context.splits.val), ("test", context.splits.test)):
+        measured = context.evaluate_student(student, dataset, knobs)
+        assert info.metrics[split] == pytest.approx(measured)
+        spread = info.trainings.metrics[split]["accuracy"]
+        assert spread.values == record.repeats[f"retrained/{split}/accuracy"]
+        assert (spread.low, spread.high) == pytest.approx(estimate_mean(spread.values).interval)
     config = context.config.with_knobs({"objective.response.weight": 0.25, "max_flops": 3})
     assert config.objective.response.weight == 0.25
 
