@@ -31,6 +31,8 @@ class TeacherPoint:
         test: the primary metric on the test split, where known.
         params: number of parameters, where known.
         secondary: further metrics by `split/name`, such as `val/temporal_consistency`, where known.
+        by_interval: interval between key frames, in frames -> `split/name` and, at each offset from the key frame,
+            `split/name@offset` -> value: the metrics as students with this interval are measured, on the same frames.
         uncounted: operators whose work `flops` misses; with any of them it is a lower bound, and no ratio is given.
     """
 
@@ -40,14 +42,32 @@ class TeacherPoint:
     test: float | None = None
     params: int | None = None
     secondary: Mapping[str, float] = field(default_factory=FrozenDict, hash=False)
+    by_interval: Mapping[int, Mapping[str, float]] = field(default_factory=FrozenDict, hash=False)
     uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "secondary", FrozenDict(self.secondary))
+        frozen = {interval: FrozenDict(values) for interval, values in self.by_interval.items()}
+        object.__setattr__(self, "by_interval", FrozenDict(frozen))
 
     def score(self, split: Split) -> float | None:
-        """The primary metric on a split, or None where it is not known."""
+        """The primary metric on a split over all frames, or None where it is not known."""
         return self.value if split == "val" else self.test
+
+    def score_beside(self, record: TrialRecord, split: Split) -> float | None:
+        """The primary metric as the student's was measured: for one with key frames the mean over the same offsets.
+
+        None where it was not measured so.
+        """
+        interval = record.cost.keyframe_interval if record.cost is not None else None
+        if interval is None:
+            return self.score(split)
+        return self.by_interval.get(interval, {}).get(f"{split}/{record.metric.name}")
+
+    def level(self, records: Iterable[TrialRecord], split: Split) -> float | None:
+        """The one value that all of these students may be compared with; None where their intervals differ."""
+        values = {self.score_beside(record, split) for record in records}
+        return next(iter(values)) if len(values) == 1 else None
 
     def cost(self, axis: CostAxis) -> int | None:
         """What the teacher costs on an axis; None where its latency is asked for, or only a lower bound is known."""

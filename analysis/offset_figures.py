@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from nas_kd.analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import empty_chart, plain
-from nas_kd.analysis.offsets import SPLITS, at_offset, offset_scores, streaming_students
+from nas_kd.analysis.offsets import SPLITS, at_offset, offset_scores, streaming_students, teacher_scores
 from nas_kd.analysis.statistics import Estimate
 from nas_kd.analysis.text import count, metric_text, si
 from nas_kd.trials.record import Split, TrialRecord
@@ -92,9 +92,34 @@ def splits_with_offsets(front: ParetoFront) -> list[Split]:
     return [split for split in SPLITS if _lines(front, split)]
 
 
-def _values(lines: Sequence[_Line], teacher: float | None) -> list[float]:
-    values = [value for line in lines for value in line.scores.values()]
-    return values if teacher is None else [*values, teacher]
+@dataclass(frozen=True)
+class _TeacherLine:
+    """The teacher's values on the frames of students with one interval: offset, in frames, to the primary metric."""
+
+    name: str
+    scores: dict[int, float]
+
+
+def _teacher_lines(front: ParetoFront, split: Split, teacher: TeacherPoint | None) -> list[_TeacherLine]:
+    """One line an interval of the front's students: the frames at an offset, and so its values, depend on it."""
+    if teacher is None:
+        return []
+    found: dict[int, dict[int, float]] = {}
+    for record in streaming_students(front):
+        interval = record.cost.keyframe_interval if record.cost is not None else None
+        scores = teacher_scores(record, teacher, split)
+        if interval is not None and scores:
+            found[interval] = scores
+    several = len(found) > 1
+    return [
+        _TeacherLine(f"teacher{f' at K = {interval}' if several else ''}: {printable(teacher.name, 40)}", scores)
+        for interval, scores in sorted(found.items())
+    ]
+
+
+def _values(lines: Sequence[_Line], teacher: Sequence[_TeacherLine]) -> list[float]:
+    scores = [*(line.scores for line in lines), *(line.scores for line in teacher)]
+    return [value for each in scores for value in each.values()]
 
 
 def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint | None = None) -> Figure:
@@ -103,7 +128,8 @@ def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint
     Args:
         front: its streaming students are drawn.
         title: printed above the picture.
-        teacher: a horizontal line where its value on the split is known; it computes every frame alike.
+        teacher: a dotted line where it was measured per offset. It computes every frame alike, but the frames at one
+            offset are others than those at the next.
     """
     splits = splits_with_offsets(front)
     figure = Figure(figsize=(4.0 + 4.0 * max(1, len(splits)), 4.6), dpi=160, layout="constrained")
@@ -117,9 +143,9 @@ def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint
         figure.suptitle(printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     values: list[float] = []
     for axes, split in zip(panels, splits, strict=False):
-        lines, level = _lines(front, split), teacher.score(split) if teacher else None
-        values += _values(lines, level)
-        _draw_lines(axes, lines, level, teacher)
+        lines, levels = _lines(front, split), _teacher_lines(front, split, teacher)
+        values += _values(lines, levels)
+        _draw_lines(axes, lines, levels)
         axes.set_title(printable(metric_label(lines[0].record.metric, split), 60), fontsize=10, parse_math=False)
     metric = front.records[0].metric if front.records else None
     for axes in panels:
@@ -138,10 +164,17 @@ def offsets_figure(front: ParetoFront, *, title: str = "", teacher: TeacherPoint
     return figure
 
 
-def _draw_lines(axes: Axes, lines: Sequence[_Line], level: float | None, teacher: TeacherPoint | None) -> None:
-    if level is not None and teacher is not None:
-        label = f"teacher: {printable(teacher.name, 40)}"
-        axes.axhline(level, color=TEACHER_COLOR, linewidth=1.2, linestyle=(0, (2, 3)), zorder=1, label=label)
+def _draw_lines(axes: Axes, lines: Sequence[_Line], levels: Sequence[_TeacherLine]) -> None:
+    for level in levels:
+        axes.plot(
+            list(level.scores),
+            list(level.scores.values()),
+            color=TEACHER_COLOR,
+            linewidth=1.2,
+            linestyle=(0, (2, 3)),
+            zorder=1,
+            label=level.name,
+        )
     for line in lines:
         x, y = list(line.scores), list(line.scores.values())
         over = 4 if line.is_knee else 3
@@ -161,23 +194,24 @@ def offsets_chart(front: ParetoFront, split: Split = "val", *, teacher: TeacherP
     Args:
         front: its streaming students are drawn.
         split: the split whose values are drawn.
-        teacher: a horizontal line where its value on the split is known; it computes every frame alike.
+        teacher: a dotted line where it was measured per offset. It computes every frame alike, but the frames at one
+            offset are others than those at the next.
     """
-    lines, level = _lines(front, split), teacher.score(split) if teacher else None
+    lines, levels = _lines(front, split), _teacher_lines(front, split, teacher)
     metric = front.records[0].metric if front.records else None
-    figure = empty_chart(metric_label(metric, split), metric, _values(lines, level))
+    figure = empty_chart(metric_label(metric, split), metric, _values(lines, levels))
     last = max((offset for line in lines for offset in line.scores), default=0)
     figure.update_xaxes(title_text=X_TITLE, range=[-0.3, last + 0.3], dtick=max(1, -(-last // _MAX_TICKS)))
-    if level is not None and teacher is not None:
-        value = metric_text(level, metric) if metric else f"{level:.4g}"
+    for level in levels:
+        assert metric is not None, "the front has students"
         figure.add_scatter(
-            x=[-0.3, last + 0.3],
-            y=[level, level],
+            x=list(level.scores),
+            y=list(level.scores.values()),
             mode="lines",
-            name=f"teacher: {plain(teacher.name, 40)}",
+            name=plain(level.name),
             line={"color": TEACHER_COLOR, "width": 1.5, "dash": "dot"},
             hoverinfo="text",
-            hovertext=[f"<b>teacher</b>: {plain(teacher.name)}<br>{value}"] * 2,
+            hovertext=[f"{plain(level.name)}<br>{metric_text(value, metric)}" for value in level.scores.values()],
         )
     for line in lines:
         figure.add_traces(_traces(line, split))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from nas_kd.analysis.cells import Cell, Table, number_cell, saving_cell, score_cell, trial_cell
 from nas_kd.analysis.figures import metric_label
@@ -12,12 +13,16 @@ from nas_kd.analysis.offsets import (
     SPLITS,
     at_offset,
     drift,
+    gap_to_teacher,
     mean_of_delta_frames,
     offsets_of,
     secondary_names,
     streaming_students,
+    teacher_drift,
+    teacher_scores,
 )
 from nas_kd.analysis.page import Chart, chart
+from nas_kd.analysis.statistics import Estimate
 from nas_kd.analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
@@ -43,12 +48,14 @@ class StreamingSection:
         metric: name of the primary metric.
         splits: on which it was measured per offset.
         drift: sentences on how far the recommended trial drifts.
+        without_teacher: whether there is a teacher that was not measured per offset.
     """
 
     costs: Table | None = None
     metric: str = ""
     splits: tuple[OffsetsOfSplit, ...] = ()
     drift: tuple[str, ...] = ()
+    without_teacher: bool = False
 
 
 def streaming_section(front: ParetoFront, teacher: TeacherPoint | None, picture: bytes | None) -> StreamingSection:
@@ -77,7 +84,8 @@ def streaming_section(front: ParetoFront, teacher: TeacherPoint | None, picture:
         costs=cost_table(front, teacher),
         metric=front.records[0].metric.name,
         splits=tuple(measured),
-        drift=tuple(drift_sentences(front)),
+        drift=tuple(drift_sentences(front, teacher)),
+        without_teacher=teacher is not None and not any(teacher_rows(front, split, teacher, []) for split in splits),
     )
 
 
@@ -114,8 +122,12 @@ def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
     return Table(headers, rows)
 
 
-def drift_sentences(front: ParetoFront) -> list[str]:
-    """How far the recommended trial drifts from its key frame, and what it reaches without that frame."""
+def drift_sentences(front: ParetoFront, teacher: TeacherPoint | None = None) -> list[str]:
+    """How far the recommended trial drifts from its key frame, and what it reaches without that frame.
+
+    The frames at the last offset are others than the key frames. Where the teacher was measured on both, the student is
+    compared with it there.
+    """
     knee = front.knee
     if knee is None or knee.cost is None:
         return []
@@ -129,14 +141,27 @@ def drift_sentences(front: ParetoFront) -> list[str]:
             f"From offset 0 to offset {last}, the {metric_label(knee.metric, split)} of trial {knee.number} changes by "
         )
         text += _points(change.mean, knee.metric)
-        if change.interval is not None:
-            low, high = (signed_text(end, knee.metric) for end in change.interval)
-            text += f" (95 % interval {low} to {high} over {change.num_values} seeds)"
+        text += _interval_note(change, knee.metric)
+        own = teacher_drift(knee, teacher, split) if teacher is not None else None
+        gap = gap_to_teacher(knee, teacher, last, split, front.stage) if teacher is not None else None
+        if own is not None and gap is not None:
+            text += (
+                f", that of the teacher on the same frames by {_points(own, knee.metric)}: at offset {last} the "
+                f"student differs from the teacher by {_points(gap.mean, knee.metric)}"
+                f"{_interval_note(gap, knee.metric)}"
+            )
         later = mean_of_delta_frames(knee, split, front.stage)
         if later is not None:
             text += f"; its mean without key frames is {metric_text(later, knee.metric)}"
         found.append(f"{text}.")
     return found
+
+
+def _interval_note(estimate: Estimate, metric: Metric) -> str:
+    if estimate.interval is None:
+        return ""
+    low, high = (signed_text(end, metric) for end in estimate.interval)
+    return f" (95 % interval {low} to {high} over {estimate.num_values} seeds)"
 
 
 def _points(value: float, metric: Metric) -> str:
@@ -149,22 +174,50 @@ def offsets_table(front: ParetoFront, split: Split, teacher: TeacherPoint | None
     shown = streaming_students(front)
     metric = shown[0].metric
     offsets = offsets_of(shown, front.stage)
-    rows: list[list[Cell]] = []
-    if teacher is not None:
-        mean = number_cell(metric_text(teacher.score(split), metric))
-        rows.append([Cell("teacher"), mean, *(number_cell(MISSING) for _ in range(len(offsets) + 1))])
+    rows = [] if teacher is None else teacher_rows(front, split, teacher, offsets)
     for record in shown:
-        cells = [score_cell(record, front, split, at_offset(metric, offset)) for offset in offsets]
         rows.append(
             [
                 trial_cell(record, front),
                 score_cell(record, front, split, metric),
-                *cells,
+                *(_offset_cell(record, front, split, offset, teacher) for offset in offsets),
                 _drift_cell(record, front, split),
             ]
         )
     unit = ", points" if in_percent(metric) else ""
     return Table(["trial", "mean", *(f"offset {offset}" for offset in offsets), f"drift{unit}"], rows)
+
+
+def teacher_rows(front: ParetoFront, split: Split, teacher: TeacherPoint, offsets: Sequence[int]) -> list[list[Cell]]:
+    """The teacher on the frames of the front's students, a row for each interval between key frames that they have."""
+    rows = {}
+    for record in streaming_students(front):
+        scores = teacher_scores(record, teacher, split)
+        if record.cost is None or not scores:
+            continue
+        change = teacher_drift(record, teacher, split)
+        rows[record.cost.keyframe_interval] = [
+            Cell("teacher", note=f"same frames, K = {record.cost.keyframe_interval}"),
+            number_cell(metric_text(teacher.score_beside(record, split), record.metric)),
+            *(number_cell(metric_text(scores.get(offset), record.metric)) for offset in offsets),
+            number_cell(MISSING if change is None else signed_text(change, record.metric)),
+        ]
+    return list(rows.values())
+
+
+def _offset_cell(
+    record: TrialRecord, front: ParetoFront, split: Split, offset: int, teacher: TeacherPoint | None
+) -> Cell:
+    """The value at an offset; below it the difference to the teacher on the same frames, else the interval."""
+    cell = score_cell(record, front, split, at_offset(record.metric, offset))
+    gap = None if teacher is None else gap_to_teacher(record, teacher, offset, split, front.stage)
+    if gap is None:
+        return cell
+    note = f"{signed_text(gap.mean, record.metric)} to teacher"
+    if gap.interval is not None:
+        low, high = (signed_text(end, record.metric) for end in gap.interval)
+        note += f" ({low} to {high}, n = {gap.num_values})"
+    return replace(cell, note=note)
 
 
 def _drift_cell(record: TrialRecord, front: ParetoFront, split: Split) -> Cell:

@@ -70,6 +70,39 @@ def drift(record: TrialRecord, split: Split = "val", stage: Stage = "retrained")
     return estimate_mean([scores[interval - 1] - scores[0]])
 
 
+def teacher_scores(record: TrialRecord, teacher: TeacherPoint, split: Split = "val") -> dict[int, float]:
+    """Offset from the key frame to the teacher's primary metric on the frames of this student, in order.
+
+    Empty where the teacher was not measured with the student's interval.
+    """
+    interval = (record.cost.keyframe_interval if record.cost is not None else None) or 0
+    measured = teacher.by_interval.get(interval, {})
+    names = {offset: f"{split}/{at_offset(record.metric, offset).name}" for offset in range(interval)}
+    return {offset: measured[name] for offset, name in names.items() if name in measured}
+
+
+def teacher_drift(record: TrialRecord, teacher: TeacherPoint, split: Split = "val") -> float | None:
+    """How much the teacher's own metric changes from offset 0 to offset K - 1: the frames there are others."""
+    scores = teacher_scores(record, teacher, split)
+    last = ((record.cost.keyframe_interval if record.cost is not None else None) or 0) - 1
+    return scores[last] - scores[0] if last > 0 and {0, last} <= scores.keys() else None
+
+
+def gap_to_teacher(
+    record: TrialRecord, teacher: TeacherPoint, offset: int, split: Split = "val", stage: Stage = "retrained"
+) -> Estimate | None:
+    """The student's primary metric minus the teacher's on the same frames, those `offset` after a key frame.
+
+    The estimate is over the seeds of the student. None where either was not measured there.
+    """
+    level = teacher_scores(record, teacher, split).get(offset)
+    own = offset_scores(record, split, stage).get(offset)
+    if level is None or own is None:
+        return None
+    values = seed_values(record, split, stage, at_offset(record.metric, offset).name) or (own,)
+    return estimate_mean([value - level for value in values])
+
+
 def mean_of_delta_frames(record: TrialRecord, split: Split = "val", stage: Stage = "retrained") -> float | None:
     """Mean of the primary metric over the offsets 1 to K - 1: what the student itself reaches.
 

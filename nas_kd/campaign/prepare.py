@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nas_kd.campaign.identity import check_identity, identity
+from nas_kd.campaign.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
 from nas_kd.campaign.output_checks import OutputChecks, changed_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
@@ -48,8 +49,9 @@ def prepare_teacher(
     Returns:
         As in `teacher.json`: its metrics by split and what they rest on (`evaluated`, by split the fields of
         `trials.Evaluated`), parameters, `flops` where they are known with the operators that they miss
-        (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, and `warnings`,
-        sentences on what is odd about its answers.
+        (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, `warnings`,
+        sentences on what is odd about its answers, and for students with key frames `by_interval`, the metrics on the
+        frames at each offset from a key frame.
 
     Raises:
         ValueError: the folder was begun with another teacher, other data or other classes, or the model does not
@@ -112,9 +114,23 @@ def prepare_teacher(
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()
+    if intervals := missing_intervals(context, known.get("by_interval", {})):
+        known["by_interval"] = merge(known.get("by_interval", {}), _by_interval(context, intervals, progress))
+        write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
     prepare_caches(context, folder / "outputs", progress, note)
     context.caches = open_caches(folder / "outputs")
     return known
+
+
+def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: OnProgress) -> ByInterval:
+    """Metrics of the teacher per offset from a key frame, on both splits."""
+    found: ByInterval = {}
+    for done, split in enumerate(("val", "test")):
+        progress(done / 2, "teacher, metrics per offset from a key frame")
+        metrics = OffsetMetrics(context, intervals)
+        context.evaluate_teacher(getattr(context.splits, split), metrics.add)
+        found = merge(found, metrics.compute(split))
+    return found
 
 
 def describe_flops(known: Mapping[str, Any], unit: str) -> str:

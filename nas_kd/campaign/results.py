@@ -73,6 +73,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
             test=float(known[f"test/{metric}"]),
             params=int(known["params"]),
             secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
+            by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
         )
     facts = {
         "run": str(run_dir),

@@ -239,6 +239,13 @@ class InputType(ABC):
                 lambda inputs: student(space.fit_input(inputs, knobs)), loader, task, self.read, scored=scored
             )
 
+    def student_offsets(self, space: SearchSpace) -> dict[int, list[int]]:
+        """Interval between key frames -> for each frame of a clip, how many frames it is after its key frame.
+
+        One entry for each interval that students of the space have, in frames; empty where they have no key frames.
+        """
+        return {}
+
     # Cost
 
     def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[int, tuple[str, ...]]:

@@ -107,6 +107,11 @@ class KeyFrameInput(FrameInput):
         assert net is not None, "students with key frames have delta layers"
         return evaluate(student, loader, task, self.read, net.offsets(self.info.frames), scored=scored)
 
+    def student_offsets(self, space: SearchSpace) -> dict[int, list[int]]:
+        frames = range(self.info.frames)
+        intervals = sorted(int(value) for value in space.knobs["keyframe_interval"])
+        return {interval: [t % interval for t in frames] for interval in intervals}
+
     def teacher_flops(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[int, tuple[str, ...]]:
         """Of a frame with BatchNorm folded, as the students have it."""
         return cast(DeltaBlocksSpace, space).plan.teacher_flops, ()

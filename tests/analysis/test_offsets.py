@@ -32,6 +32,7 @@ from nas_kd.analysis.offsets import offsets_of, secondary_names
 from nas_kd.analysis.text import bytes_text, signed_text
 from nas_kd.trials.record import Metric, TrialRecord
 
+K_3 = "teacher at K = 3: framewise"
 # Student's t for 95 % and two degrees of freedom.
 T_2 = 4.302653
 
@@ -153,9 +154,11 @@ def test_interactive_offsets_hold_a_line_a_front_trial_and_the_teacher() -> None
     figure = json.loads(offsets_chart(front, teacher=STREAM_TEACHER).to_json())
     lines = {trace["name"]: trace for trace in figure["data"] if "name" in trace}
     assert list(lines) == [
-        "teacher: framewise", "trial 0, 14 G FLOPs", "knee: trial 1, 17 G FLOPs", "trial 2, 34 G FLOPs",
+        "teacher at K = 2: framewise", "teacher at K = 3: framewise", "trial 0, 14 G FLOPs",
+        "knee: trial 1, 17 G FLOPs", "trial 2, 34 G FLOPs",
     ]  # fmt: skip
-    assert lines["teacher: framewise"]["y"] == [0.765, 0.765]
+    assert lines["teacher at K = 2: framewise"]["y"] == [0.77, 0.78]
+    assert lines["teacher at K = 3: framewise"]["y"] == [0.77, 0.78, 0.79]
     knee = lines["knee: trial 1, 17 G FLOPs"]
     assert (knee["x"], knee["customdata"]) == ([0, 1, 2], [1, 1, 1])
     assert knee["y"] == pytest.approx([0.77, 0.75, 0.73])
@@ -171,7 +174,8 @@ def test_interactive_offsets_hold_a_line_a_front_trial_and_the_teacher() -> None
     assert figure["layout"]["yaxis"]["tickformat"] == ".3~p"
 
     on_test = json.loads(offsets_chart(front, "test", teacher=STREAM_TEACHER).to_json())["data"]
-    assert on_test[0]["y"] == [0.755, 0.755]
+    assert on_test[0]["name"] == "teacher: framewise"  # trial 2 was not measured there, so one interval is left
+    assert on_test[0]["y"] == [0.76, 0.77, 0.78]
     assert not any("trial 2" in trace.get("name", "") for trace in on_test)
     without = json.loads(offsets_chart(front, "test", teacher=TeacherPoint("t", 9, 0.9)).to_json())["data"]
     assert not any("teacher" in trace.get("name", "") for trace in without)
@@ -181,8 +185,9 @@ def test_static_offsets_have_a_panel_a_split() -> None:
     front = ParetoFront.from_records(stream_run())
     validation, test = offsets_figure(front, title="T", teacher=STREAM_TEACHER).axes
     assert (validation.get_title(), test.get_title()) == ("validation miou", "test miou")
-    for axes, level, knee in ((validation, 0.765, [0.77, 0.75, 0.73]), (test, 0.755, [0.76, 0.74, 0.72])):
-        assert list(axes.lines[0].get_ydata()) == [level, level]
+    for axes, last, knee in ((validation, 0.79, [0.77, 0.75, 0.73]), (test, 0.78, [0.76, 0.74, 0.72])):
+        level = next(line for line in axes.lines if str(line.get_label()) in (K_3, "teacher: framewise"))
+        assert list(level.get_ydata()) == [last - 0.02, last - 0.01, last]
         line = next(line for line in axes.lines if str(line.get_label()).startswith("knee: trial 1"))
         assert list(line.get_ydata()) == pytest.approx(knee)
     assert len(offsets_figure(ParetoFront.from_records([stream(0, 9, 1, [(0.5, 0.4)])])).axes) == 1
@@ -211,8 +216,10 @@ def test_report_of_streams(tmp_path: Path) -> None:
     check_harmless(page)
     for part in (
         "From offset 0 to offset 2, the validation miou of trial 1 changes by −4.0 points (95 % interval −4.0 to −4.0 "
-        "over 3 seeds); its mean without key frames is 74.0 %.",
+        "over 3 seeds), that of the teacher on the same frames by +2.0 points: at offset 2 the student differs from "
+        "the teacher by −6.0 points (95 % interval −8.5 to −3.5 over 3 seeds); its mean without key frames is 74.0 %.",
         "From offset 0 to offset 2, the test miou of trial 1 changes by −4.0 points",
+        "The frames at one offset are others than those at the next",
         "Offset 0 is the key frame, where the pure teacher answers: it flatters the mean",
     ):
         assert part in page.text, part
@@ -220,11 +227,13 @@ def test_report_of_streams(tmp_path: Path) -> None:
     cost = "1 knee" + "3" + "17.0 G" + "41.0 G" + "5.00 G" + "41.0 G" + "2.35×" + "6.3 MB" + "2" + "5" + "0.5"
     assert cost in cells_after(page, "Streams")
     offsets = cells_after(page, "miou per offset from the key frame")
-    assert "teacher76.5 %––––" in offsets
-    assert "teacher75.5 %––––" in offsets
-    assert "0 64.0 %75.0 %62.0 %55.0 %−20.0" in offsets
-    assert "2 76.5 %77.0 %76.0 %–−1.0" in offsets  # its interval is 2: offset 1 is its last
-    assert "75.0 %75.0 – 75.0 % (n = 3)" in offsets
+    assert "teachersame frames, K = 378.0 %77.0 %78.0 %79.0 %+2.0" in offsets
+    assert "teachersame frames, K = 277.5 %77.0 %78.0 %–+1.0" in offsets
+    assert "teachersame frames, K = 377.0 %76.0 %77.0 %78.0 %+2.0" in offsets  # on the test split
+    assert "0 64.0 %75.0 %−2.0 to teacher62.0 %−16.0 to teacher55.0 %−24.0 to teacher−20.0" in offsets
+    # Its interval is 2: offset 1 is its last.
+    assert "2 76.5 %77.0 %+0.0 to teacher76.0 %−2.0 to teacher–−1.0" in offsets
+    assert "75.0 %−3.0 to teacher (−3.0 to −3.0, n = 3)" in offsets
     others = cells_after(page, "Other metrics of the teacher and the front")
     assert "teacher90.0 %–87.1 %86.2 %––" in others
     assert "0 91.0 %91.0 %88.5 %88.5 %0.43210.4321" in others

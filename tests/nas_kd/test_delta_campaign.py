@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas_kd.analysis import ParetoFront
 from nas_kd.campaign import export, report, search
+from nas_kd.campaign.offset_metrics import OffsetMetrics
 from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data.frame_sampling import random_pairs, take_frames
@@ -170,6 +171,20 @@ def test_the_folded_teacher_gives_what_the_teacher_gave(streams: Callable[..., C
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_the_teacher_is_measured_on_the_frames_of_each_offset(context: CampaignContext) -> None:
+    loader = context.loader(context.splits.val, context.config.search, seed=0, train=False)
+    metrics, outputs = OffsetMetrics(context, [3]), []
+    for batch in loader.epoch(0):
+        outputs.append(torch.randn(len(batch["clip"]), 6, context.task.num_outputs, 6, 6))
+        metrics.add(outputs[-1], batch)
+    found = metrics.compute("val")["3"]
+    for offset in range(3):  # frames 0 and 3, 1 and 4, 2 and 5
+        frames = torch.tensor([offset, offset + 3])
+        for maps, batch in zip(outputs, loader.epoch(0), strict=True):
+            context.task.update(maps[:, frames], take_frames(batch, frames.expand(len(maps), 2)))
+        assert found[f"val/miou@{offset}"] == pytest.approx(context.task.compute()["miou"])
+
+
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str) -> None:
     config = streams(task=task)
@@ -184,10 +199,15 @@ def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str
     assert cost.flops == -(-(cost.keyframe_flops + 2 * cost.delta_flops) // 3) <= 105_000
     assert cost.flops >= 0.95 * 105_000
     assert cost.state_bytes
+    known = json.loads((result.run_dir / "teacher" / "teacher.json").read_text())
     for split in ("val", "test"):
         values = record.metrics["retrained"][split]
         offsets = [values[f"{metric}@{k}"] for k in range(3)]
         assert values[metric] == pytest.approx(sum(offsets) / 3)
+        # The teacher on the same frames: at offset 0 the student is the teacher.
+        levels = [known["by_interval"]["3"][f"{split}/{metric}@{k}"] for k in range(3)]
+        assert known["by_interval"]["3"][f"{split}/{metric}"] == pytest.approx(sum(levels) / 3)
+        assert levels[0] == pytest.approx(offsets[0], abs=1e-3)
     page = report(result.run_dir).report.read_text()
     assert "amortised" in page
     folder, exported = export(result.run_dir, formats=("safetensors", "pt2"))
