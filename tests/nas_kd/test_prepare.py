@@ -14,16 +14,16 @@ from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
 from nas_kd.search_spaces import Supernet
 from nas_kd.trial import CampaignContext, SearchTrial, build_context
+from nas_kd.trial.trial import Training
 from nas_kd.trials import Cost, TrialContext
 
 
 def saved(context: CampaignContext, folder: Path, **knobs: Any) -> tuple[BundleInfo, torch.Tensor, torch.Tensor]:
     """What is known about a student that a trial left, a batch of source data, and what the student saw of it."""
     trial = SearchTrial(context, context.config, TrialContext(number=0, knobs=knobs, seed=5, directory=folder))
-    trial.metrics["retrained"] = {}
     arch = Supernet(context.space, trial.knobs).arch()
     student = context.space.student(arch)
-    trial._save(student, arch, Cost(flops=1, params=1, latency_ms=None))
+    trial._save([Training(student, 5, {})], 0, arch, Cost(flops=1, params=1, latency_ms=None))
     loaded, info = load_bundle(folder)
     batch = next(iter(context.loader(context.splits.val, context.config.retrain, seed=0, train=False).epoch(0)))
     seen = context.space.fit_input(context.input_type.read(batch), trial.knobs)
