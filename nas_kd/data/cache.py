@@ -1,6 +1,7 @@
 """Cache of decoded clips on disk: each file is decoded once for all trials and processes.
 
-An entry is one `.npy` file of uint8, named by the hash of what was decoded (path, size, time of change) and how. It is
+An entry is one `.npy` file of uint8, named by the hash of what was decoded (the content of the file, see
+`nas_kd.data.file_identity`) and how (the settings, and the version of the rules, `nas_kd.data.decode.POLICY`). It is
 written beside its place and renamed into it, so a reader sees all of it or nothing, and two processes that decode the
 same file at once do no harm. The time of change of an entry is the time of its last use; when the folder grows over its
 limit, the entries unused for longest go first, but none that the running campaign named as its own. An entry that
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nas_kd.data.decode import POLICY, frame_files
+from nas_kd.data.file_identity import state_of
 from nas_kd.data.files import load_array, written_whole
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DecodeError
@@ -41,20 +43,19 @@ class Entry(NamedTuple):
 
 
 def cache_key(path: Path, settings: str) -> str:
-    """Hash of a file's identity and of the settings it is decoded with.
+    """Hash of a file's content and of how it is decoded; neither its name nor its place counts.
 
     Args:
-        path: A file, or a folder of images; its files' sizes and times count, their bytes are not read.
+        path: A file, or a folder of images, which count in their order.
         settings: Everything else that decides the decoded bytes.
 
     Raises:
-        OSError: The file is missing.
+        OSError: The file is missing or cannot be read.
     """
     files = frame_files(path) if path.is_dir() else [path]
-    digest = hashlib.sha256(f"{POLICY}\n{settings}\n{path.resolve()}\n".encode())
+    digest = hashlib.sha256(f"{POLICY}\n{settings}\n{path.is_dir()}\n".encode())
     for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{state_of(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -111,39 +112,40 @@ class ClipCache:
             np.save(file, np.ascontiguousarray(clip), allow_pickle=False)
         return clip
 
-    def fill(self, entries: Sequence[Entry], threads: int, what: str = "clips") -> dict[str, str]:
+    def fill(self, entries: Sequence[Entry], threads: int, what: str = "clips") -> dict[str, DecodeError]:
         """Bring every entry into the cache.
 
         Args:
-            entries: All that the campaign will read, of distinct keys.
+            entries: All that the campaign will read; copies of a file share an entry.
             threads: Entries decoded at once; 0: as many as cores, up to 8.
             what: What the entries are, for the progress bar.
 
         Returns:
-            The reason of each that cannot be decoded, by key.
+            What is wrong with each that cannot be decoded, by key.
 
         Raises:
             DataError: The entries exceed the limit, or cannot be written.
         """
-        missing = [entry for entry in entries if not self.has(entry.key, entry.shape)]
-        self.check_room(sum(map(_entry_bytes, entries)))
-        self.evict({entry.key for entry in entries}, room_bytes=sum(map(_entry_bytes, missing)))
-        failed: dict[str, str] = {}
+        distinct = {entry.key: entry for entry in entries}
+        missing = [entry for entry in distinct.values() if not self.has(entry.key, entry.shape)]
+        self.check_room(sum(map(_entry_bytes, distinct.values())))
+        self.evict(distinct, room_bytes=sum(map(_entry_bytes, missing)))
+        failed: dict[str, DecodeError] = {}
         if not missing:
             return failed
 
-        def decode(entry: Entry) -> str | None:
+        def decode(entry: Entry) -> DecodeError | None:
             try:
                 self.store(entry.key, entry.decode())
             except DecodeError as error:
-                return str(error)
+                return error
             return None
 
         with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-            reasons = track(pool.map(decode, missing), f"decoding {what}", len(missing))
-            for entry, reason in zip(missing, reasons, strict=True):
-                if reason is not None:
-                    failed[entry.key] = reason
+            errors = track(pool.map(decode, missing), f"decoding {what}", len(missing))
+            for entry, error in zip(missing, errors, strict=True):
+                if error is not None:
+                    failed[entry.key] = error
         return failed
 
     def check_room(self, needed_bytes: int) -> None:

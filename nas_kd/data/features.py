@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
-from nas_kd.data.fingerprint import hash_of_files, sizes_of
+from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable, stack_small
@@ -153,8 +153,8 @@ class FeaturesDataset:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
-        return f"{sizes_of(row.path for row in self.rows)} {[(row.array, row.row) for row in self.rows]}"
+        """Changes with the content of the files and with their order, not with their places."""
+        return f"{contents_of(row.path for row in self.rows)} {[(row.array, row.row) for row in self.rows]}"
 
     @property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas_kd.data.decode import frame_files
+from nas_kd.data.file_identity import content_of, state_of
 from nas_kd.data.sample import ClipDataset, MemoryDataset
 
 NUM_SAMPLES = 16
@@ -23,7 +24,7 @@ def fingerprint(dataset: ClipDataset, key: str) -> str:
     """A hash that changes with what nets see of the items and with their order.
 
     Of a set in memory all content counts. Of others, a string named `fingerprint` on the data set, where there is one,
-    which stands for all items (those of this package have the sizes and times of their files in it), and the content
+    which stands for all items (those of this package have the state of their files in it), and the content
     of a few items, evenly spaced.
 
     Args:
@@ -37,7 +38,7 @@ def content_hash(dataset: ClipDataset) -> str:
     """A hash of the content of items and of their order, whatever their files are called and wherever they lie.
 
     Of a set in memory all content counts. Of others, a string named `identity` on the data set, where there is one
-    (those of this package have the sizes of their files in it), and a few items, evenly spaced.
+    (those of this package have the content of their files in it), and a few items, evenly spaced.
 
     Args:
         dataset: What is read; not a subset.
@@ -62,16 +63,19 @@ def _hash_of_items(
     return digest.hexdigest()
 
 
-def sizes_of(paths: Iterable[Path]) -> str:
-    """A hash of the sizes of files in their order, those of the images of a folder for a folder.
+def contents_of(paths: Iterable[Path]) -> str:
+    """A hash of the content of files (`content_of`) in their order, that of the images of a folder for a folder.
 
     Args:
-        paths: Of files or folders, in the order of the items.
+        paths: Of files or folders, in the order of the items; one that is named again counts again.
     """
     digest = hashlib.sha256()
+    known: dict[Path, str] = {}
     for path in paths:
-        files = frame_files(path) if path.is_dir() else [path]
-        digest.update(f"{[file.stat().st_size for file in files]}\n".encode())
+        if path not in known:
+            files = frame_files(path) if path.is_dir() else [path]
+            known[path] = f"{[content_of(file) for file in files]}\n"
+        digest.update(known[path].encode())
     return digest.hexdigest()
 
 
@@ -97,7 +101,7 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def hash_of_files(paths: Iterable[Path], *settings: object) -> str:
-    """A hash of the names, sizes and times of change of files, and of how they are read.
+    """A hash of the state of files (`state_of`), and of how they are read.
 
     Args:
         paths: Of files, in the order of the items; one that is named again counts again.
@@ -110,8 +114,7 @@ def hash_of_files(paths: Iterable[Path], *settings: object) -> str:
     known: dict[Path, str] = {}
     for path in paths:
         if path not in known:
-            stat = path.stat()
-            known[path] = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n"
+            known[path] = f"{state_of(path)}\n"
         digest.update(known[path].encode())
     return digest.hexdigest()
 

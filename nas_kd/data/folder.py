@@ -19,9 +19,17 @@ from pydantic import Field, PositiveInt
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import read_clip
-from nas_kd.data.fingerprint import sizes_of
+from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
-from nas_kd.data.sample import DataInfo, DecodeError, Sample, became_unreadable, clip_bytes, stack_small
+from nas_kd.data.sample import (
+    DataInfo,
+    DecodeError,
+    PartlyReadableError,
+    Sample,
+    became_unreadable,
+    clip_bytes,
+    stack_small,
+)
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
@@ -76,7 +84,10 @@ class FolderConfig(LabelledConfig):
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row: the file, the text of its label, its split, its group, and the key of its decoded clip."""
+    """One usable row: the file, the text of its label, its split, its group, and the key of its decoded clip.
+
+    Rows of equal files share a key, and so the clip.
+    """
 
     path: Path
     label: str
@@ -102,12 +113,12 @@ class FolderDataset:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
-        return sizes_of(row.path for row in self.rows)
+        """Changes with the content of the files and with their order, not with their places."""
+        return contents_of(row.path for row in self.rows)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the files and their order; the key of a row has the size and the time of change of its file."""
+        """Changes with the files and their order; the key of a row has the content of its file."""
         return " ".join(row.key for row in self.rows)
 
     def __len__(self) -> int:
@@ -137,8 +148,8 @@ class _Decoder:
     def decode(self, row: Row) -> Clip:
         return read_clip(row.path, self.config.frames, *self.config.frame_size, self.config.fit)
 
-    def decode_all(self, rows: Sequence[Row]) -> dict[str, str]:
-        """Bring every row into the cache; returns the reason of each that failed, by key."""
+    def decode_all(self, rows: Sequence[Row]) -> dict[str, DecodeError]:
+        """Bring every row into the cache; returns what is wrong with each that failed, by key."""
         entries = [Entry(row.key, self.shape, functools.partial(self.decode, row)) for row in rows]
         return self.cache.fill(entries, self.config.decode_threads)
 
@@ -159,7 +170,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
     failed = _Decoder(config).decode_all(rows)
-    problems += [(_relative(row.path, config), failed[row.key]) for row in rows if row.key in failed]
+    unreadable = [(row, failed[row.key]) for row in rows if row.key in failed]
+    problems += [(_relative(row.path, config), str(error)) for row, error in unreadable]
     if problems and config.on_error == "fail":
         raise UnusableRowsError(csv_path, len(table), problems)
     parts = by_split([row for row in rows if row.key not in failed], csv_path, len(problems), "clip")
@@ -175,7 +187,9 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
         carved = carve_val(parts, labels, groups_of(parts["train"], config.group), config.val_share, seed, "clips")
         notes.append(f"{csv_path.name} has no usable val rows: {carved}")
     if problems:
-        notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
+        partly = sum(isinstance(error, PartlyReadableError) for _, error in unreadable)
+        damaged = f", {partly} of them because only a part of the video can be decoded" if partly else ""
+        notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out{damaged}")
     height, width = config.frame_size
     info = DataInfo(
         num_classes=len(names),

@@ -15,7 +15,7 @@ from torch import Tensor
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
 from nas_kd.data.decode import read_still
-from nas_kd.data.fingerprint import sizes_of
+from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, read_labels
 from nas_kd.data.sample import DecodeError, became_unreadable
@@ -75,8 +75,8 @@ class FrameStore:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
-        return sizes_of(path for frame in self.frames for path in (frame.path, *_beside(frame)))
+        """Changes with the content of the files and with their order, not with their places."""
+        return contents_of(path for frame in self.frames for path in (frame.path, *_beside(frame)))
 
     @property
     def fingerprint(self) -> str:

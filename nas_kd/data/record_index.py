@@ -1,7 +1,7 @@
 """Index of TFRecord files: place, id, labels, sizes and errors of each record, read once and kept on disk.
 
 Each record is one video: its id and `labels` in its context, and for each frame a string of bytes in each list of
-features. A file that has changed since (by size or time) is read again, and so is one that is damaged.
+features. A file that has changed since (`state_of`) is read again, and so is one that is damaged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nas_kd.data.file_identity import state_of
 from nas_kd.data.files import written_whole
 from nas_kd.data.sample import DataError
 from nas_kd.data.table import printable
@@ -126,10 +127,9 @@ def kept_index(path: Path, folder: Path) -> FileIndex:
         DataError: The file cannot be opened, or the folder not written.
     """
     try:
-        stat = path.stat()
+        identity = f"{_VERSION} {state_of(path)}"
     except OSError as error:
         raise DataError(f"{path} must be a TFRecord file, but it cannot be read: {error.strerror or error}") from error
-    identity = f"{_VERSION} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     kept = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.npz"
     # Whatever damaged a kept index, it can be made again.
     with contextlib.suppress(Exception), kept.open("rb") as kept_file, np.load(kept_file, allow_pickle=False) as found:

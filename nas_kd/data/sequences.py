@@ -80,7 +80,7 @@ class WindowDataset:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
+        """Changes with the content of the files and with their order, not with their places."""
         return f"{self.store.identity} {self.starts}"
 
     @property
@@ -123,7 +123,7 @@ class CameraDataset:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
+        """Changes with the content of the files and with their order, not with their places."""
         return self.store.identity
 
     @property
@@ -191,7 +191,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     failed = cache.fill([entry for entry, _ in pairs], config.decode_threads, "frames")
     root = config.root.resolve()
     problems += [
-        (str(frame.path.relative_to(root)), failed[entry.key]) for entry, frame in pairs if entry.key in failed
+        (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed
     ]
     if problems:
         raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)

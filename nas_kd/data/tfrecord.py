@@ -22,6 +22,17 @@ _MASK_DELTA = 0xA282EAD8
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _LANE_BYTES = 512
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x78\x01": "zlib",
+    b"\x78\x9c": "zlib",
+    b"\x78\xda": "zlib",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
+"""How a compressed file begins; TensorFlow writes TFRecords with gzip or zlib on demand."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -102,7 +113,7 @@ def records(path: Path, damaged: list[tuple[int, str]] | None = None) -> Iterato
 
     Raises:
         DamagedError: A record is damaged, and there is no list of such; the message names the file and the offset.
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or is compressed as a whole.
     """
     try:
         with path.open("rb") as file:
@@ -137,6 +148,7 @@ def read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
 
     Raises:
         DamagedError: The record is cut off or its check sums are wrong.
+        DataError: The file is compressed as a whole.
     """
     file.seek(offset)
     header = file.read(_HEADER.size)
@@ -144,6 +156,11 @@ def read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
         raise DamagedError(path, offset, f"the file ends {len(header)} bytes into the record's header")
     length, crc = _HEADER.unpack(header)
     if masked_crc32c(header[:8]) != crc:
+        packed = next((name for start, name in _PACKED.items() if header.startswith(start)), None)
+        if offset == 0 and packed:
+            raise DataError(
+                f"{path} must be a TFRecord file without compression, but it is packed by {packed}; unpack it"
+            )
         raise DamagedError(path, offset, "the check sum of the record's length is wrong")
     if offset + _HEADER.size + length + _FOOTER.size > size:
         raise DamagedError(path, offset, f"the record has {length} bytes, but the file ends before it does")

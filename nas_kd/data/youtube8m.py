@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.features import frames_of
-from nas_kd.data.fingerprint import hash_of_files, sizes_of
+from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
@@ -145,8 +145,8 @@ class RecordDataset:
 
     @property
     def identity(self) -> str:
-        """Changes with the sizes of the files and with their order, not with their places."""
-        return f"{sizes_of(item.path for item in self.items)} {[item.offset for item in self.items]}"
+        """Changes with the content of the files and with their order, not with their places."""
+        return f"{contents_of(item.path for item in self.items)} {[item.offset for item in self.items]}"
 
     @property
     def fingerprint(self) -> str:

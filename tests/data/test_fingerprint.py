@@ -47,7 +47,10 @@ def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> No
     lines[2], lines[3] = lines[3], lines[2]
     table.write_text("\n".join(lines) + "\n")
     swapped = current()
-    os.utime(tmp_path / "7" / "0.png", ns=(1, 1))  # as another file of the same size
+    stat = (tmp_path / "7" / "0.png").stat()
+    Image.fromarray(np.full((4, 4, 3), 75, np.uint8)).save(tmp_path / "7" / "0.png")  # of the same size and time
+    assert (tmp_path / "7" / "0.png").stat().st_size == stat.st_size
+    os.utime(tmp_path / "7" / "0.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert len({first, swapped, current()}) == 3
 
 

@@ -18,6 +18,7 @@ from small_sets import write_image, write_table, write_video
 from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRowsError, check_sample, load
 from nas_kd.data.cache import ClipCache, cache_key
 from nas_kd.data.decode import frame_files, read_clip
+from nas_kd.data.file_identity import WHOLE_BYTES, content_of
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
 from nas_kd.data.frame_times import sample_positions
@@ -36,7 +37,7 @@ def root(tmp_path):
         for split, count in (("train", 4), ("val", 2), ("test", 2)):
             for number in range(count):
                 path = f"{split}/{name}{number}.mp4"
-                write_video(root / path, levels)
+                write_video(root / path, [level + len(rows) for level in levels])  # equal files share an entry
                 rows.append((path, name, split))
     write_table(root, rows)
     return root
@@ -469,8 +470,36 @@ def test_keys_follow_the_file_and_the_settings(tmp_path):
     key = cache_key(tmp_path / "clip", "a")
     assert key == cache_key(tmp_path / "clip/../clip", "a")
     assert key != cache_key(tmp_path / "clip", "b")
-    os.utime(tmp_path / "clip/1.png", (1, 1))
+    stat = (tmp_path / "clip/1.png").stat()
+    shutil.copytree(tmp_path / "clip", tmp_path / "moved")
+    os.utime(tmp_path / "moved/1.png", (1, 1))
+    assert key == cache_key(tmp_path / "moved", "a")
+    content = bytearray((tmp_path / "clip/1.png").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "clip/1.png").write_bytes(content)
+    os.utime(tmp_path / "clip/1.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert key != cache_key(tmp_path / "clip", "a")
+
+
+def test_large_files_are_told_apart_by_pieces_and_by_the_time_of_change(tmp_path, monkeypatch):
+    path = tmp_path / "large.bin"
+    content = bytearray(WHOLE_BYTES + 1000)
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    first, key = content_of(path), cache_key(path, "a")
+    monkeypatch.setattr("nas_kd.data.cache.POLICY", -1)
+    assert cache_key(path, "a") != key
+    monkeypatch.undo()
+    os.utime(path, (2, 2))
+    assert content_of(path) == first
+    assert cache_key(path, "a") != key
+    for place in (0, len(content) // 7 * 3, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] = 1
+        path.write_bytes(changed)
+        os.utime(path, (1, 1))
+        assert content_of(path) != first
+        assert cache_key(path, "a") != key
 
 
 def test_weizmann4_reads(tmp_path):
