@@ -131,7 +131,7 @@ class Exported:
         self.key = KeyPass(student, self.layout).eval()
         self.delta = DeltaPass(student.for_delta_frames(), self.layout).eval()
         with torch.no_grad():
-            self.tensors = self.key(self.frame)[1:]
+            self.tensors = tuple(tensor.clone() for tensor in self.key(self.frame)[1:])  # none a view of the frame
         self.state = tuple(
             StateTensor(
                 name=name,

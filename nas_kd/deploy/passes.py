@@ -59,7 +59,7 @@ class KeyPass(nn.Module):
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         """The teacher's output, then the state's tensors."""
         output, state = self.student.key(frame)
-        return (output, *self.layout.flat(state))
+        return (output, *_apart_from(frame, self.layout.flat(state)))
 
 
 class DeltaPass(nn.Module):
@@ -72,7 +72,17 @@ class DeltaPass(nn.Module):
     def forward(self, frame: Tensor, *state: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The output and, where it changes, the state."""
         output, after = self.student.delta(frame, self.layout.nested(state))
-        return (output, *self.layout.flat(after)) if self.student.reference == "previous" else output
+        if self.student.reference != "previous":
+            return output
+        return (output, *_apart_from(frame, self.layout.flat(after)))
+
+
+def _apart_from(frame: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The state's tensors; a layer that reads the frame keeps a copy of it.
+
+    A tracer takes two inputs that share memory for one, and the frame that a graph gives back for its input.
+    """
+    return tuple(tensor.clone() if tensor is frame else tensor for tensor in state)
 
 
 @torch.no_grad()

@@ -284,3 +284,16 @@ def test_a_wrong_export_is_not_kept(space: DeltaBlocksSpace, tmp_path: Path, mon
     bundle(tmp_path / "trial", space, flops=1)
     with pytest.raises(ExportError, match=r"student\.safetensors cost .* FLOPs, but the trained student 1; not kept"):
         export_student(tmp_path / "trial", out, ("pt2",))
+
+
+def test_a_layer_that_reads_the_frame_itself_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = FrameNet(3, FrameNetSettings(**SETTINGS)).eval()
+    space = DeltaBlocksSpace(DeltaBlocksSettings(keyframe_interval=(3,), skip_first=0), teacher, SIZE, IDENTITY)
+    student = student_of(space, space.widest({"keyframe_interval": 3}))
+    pair, key, delta = programs(student, tmp_path)
+    clip = torch.randn(2, 3, 3, *SIZE)
+    with torch.no_grad():
+        output, *state = key(clip[:, :, 0])
+        assert any(torch.equal(tensor, clip[:, :, 0]) for tensor in state), "the first layer keeps the frame"
+        torch.testing.assert_close(delta(clip[:, :, 2], *state), student(clip)[:, 2])
