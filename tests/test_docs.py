@@ -51,7 +51,13 @@ def test_the_campaign_example_of_the_readme_runs(
 ) -> None:
     monkeypatch.chdir(ROOT)
     sizes = ["data.num_train=48", "data.num_val=24", "data.num_test=24", "search.epochs=1", "retrain.epochs=1"]
-    sizes += ["teacher.fit.epochs=1", "resources.executor=inline", "resources.max_concurrent=1", f"runs={tmp_path}"]
+    sizes += [
+        "teacher.fit.epochs=1",
+        "rehearse=false",
+        "resources.executor=inline",
+        "resources.max_concurrent=1",
+        f"runs={tmp_path}",
+    ]
     overrides = '["trials=4"]'
     assert CAMPAIGN.count(overrides) == 1
     names: dict[str, Any] = {"__name__": "readme"}
@@ -82,6 +88,7 @@ def test_the_streaming_example_of_the_readme_runs_what_its_campaign_exports(tmp_
         "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 12},
         "search": {"epochs": 1, "objective": {"delta": {"weight": 1}}},
         "retrain": {"epochs": 1},
+        "rehearse": False,
         "resources": {"executor": "inline"},
     }
     tiny["teacher"]["fit"]["epochs"] = 1

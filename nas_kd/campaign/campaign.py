@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
 from nas_kd.campaign.output_checks import describe_classes
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
+from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.campaign.shared import arch_knobs, known_costs, prepare_search
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
@@ -135,6 +136,8 @@ class Campaign:
         if config.budget.max_latency_ms is not None:
             prepare_latency(context, self.run_dir, config.resources.threads, progress)
             check_budget(config, context)
+        if config.rehearse:
+            rehearse(context, self.run_dir, note)
         for text in context.splits.notes:
             note(text)
         if context.splits.skipped:

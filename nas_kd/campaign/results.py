@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas_kd.campaign.campaign import CONFIG_NAME
+from nas_kd.campaign.own_space import own_space
 from nas_kd.config import CampaignConfig, load_config
-from nas_kd.config.sections import SpaceConfig, parse_flops
-from nas_kd.deploy.bundle import BundleInfo, read_info
+from nas_kd.config.sections import parse_flops
+from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
-from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
-from nas_kd.teachers import build_teacher_model
-from nas_kd.teachers.teacher import load_weights
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import (
     KnobValue,
@@ -206,22 +204,6 @@ def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis)
     return max(within, key=lambda record: axis.of(record) or 0)  # on a front, what costs more is better
 
 
-def _own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> SearchSpace | None:
-    """The space of a bundle that needs code of the user's: the space, its operators or its teacher."""
-    num_outputs = len(info.class_names) + find_task(config.task).extra_outputs
-    if config.space.is_own:
-        return config.space.build(num_outputs, info.input_type.space_settings(info.input_shape, info.source_frames))
-    settings = info.arch["settings"]
-    if config.space.is_derived:
-        if ":" not in config.teacher.model and not config.space.own_operators:
-            return None
-        teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
-        load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
-        return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
-    trained = SpaceConfig.model_validate({"name": info.arch["space"], **settings})  # the file may have changed since
-    return trained.build(num_outputs) if trained.own_operators else None
-
-
 def export(
     run_dir: Path | str,
     *,
@@ -244,6 +226,6 @@ def export(
     config, records = load_run(run_dir)
     record = pick(records, trial=trial, max_flops=max_flops, max_latency_ms=max_latency_ms)
     bundle = run_dir / "trials" / f"{record.number:04d}"
-    space = _own_space(config, run_dir, read_info(bundle))
+    space = own_space(config, run_dir, read_info(bundle))
     folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
     return folder, export_student(bundle, folder, formats, space=space)

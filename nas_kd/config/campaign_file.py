@@ -121,6 +121,7 @@ class CampaignConfig(Section):
         grid: combinations that are all tried, before the sampler proposes anything: blocks of knobs with a value or a
             list of values each, which are multiplied out. A dotted path need not be among `knobs`; its values in the
             grid join those of a choice. What a block leaves out has the value of the config.
+        rehearse: whether everything is done once on a few items before anything is trained.
     """
 
     name: str = Field(default="campaign", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -142,6 +143,7 @@ class CampaignConfig(Section):
     knobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = ()
     early_stopping: EarlyStoppingConfig | None = None
+    rehearse: bool = True
     resources: Resources = Resources()
 
     @model_validator(mode="before")

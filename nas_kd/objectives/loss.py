@@ -214,6 +214,13 @@ class DistillationLoss(nn.Module):
                     f"{part.name}: forward must give a dict of values with the names of weights, "
                     f"{list(part.weights)}, but gives {given}"
                 )
+            for name, value in values.items():
+                if not isinstance(value, Tensor) or value.ndim > 0:
+                    shape = f"has the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is {value!r}"
+                    raise ValueError(
+                        f"{part.name}: forward must give scalar tensors, but {name!r} {shape}; take its mean over the "
+                        "batch"
+                    )
             terms |= values
         return terms
 

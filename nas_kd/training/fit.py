@@ -195,7 +195,7 @@ def fit(
             advance(done / steps)
             terms = loss(batch)
             value = total(terms)
-            check_finite(value, terms, tag or "training")
+            check_finite(value, terms, "the training")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([*chosen, *later], config.clip_norm)

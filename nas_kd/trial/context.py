@@ -229,14 +229,19 @@ def teacher_state(run_dir: Path) -> tuple[str, int]:
 @lru_cache(maxsize=1)
 def _load_context(config_json: str, run_dir: Path, device: str, state: tuple[str, int]) -> CampaignContext:
     context = build_context(CampaignConfig.model_validate_json(config_json), device)
-    load_weights(context.teacher_model, run_dir / "teacher" / "teacher.safetensors")
-    context.freeze_teacher()
+    restore_teacher(context, run_dir)
     if context.config.budget.max_latency_ms is not None:
         for knobs in all_knobs(context.space):
             content = json.loads(latency_file(context.space, knobs, run_dir).read_text())
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(content["table"])
-    context.caches = open_caches(run_dir / "teacher" / "outputs")
     return context
+
+
+def restore_teacher(context: CampaignContext, run_dir: Path) -> None:
+    """Give a context the teacher that `prepare_teacher` left in the run's folder, with its cached outputs."""
+    load_weights(context.teacher_model, run_dir / "teacher" / "teacher.safetensors")
+    context.freeze_teacher()
+    context.caches = open_caches(run_dir / "teacher" / "outputs")
 
 
 def all_knobs(space: SearchSpace) -> list[dict[str, Choice]]:

@@ -22,6 +22,7 @@ TINY: dict[str, Any] = {
     "budget": {"max_flops": ["150k", "250k"]},
     "search": {"epochs": 2, "shared": False},  # a search a trial; test_shared_search.py has those that share one
     "retrain": {"epochs": 2},
+    "rehearse": False,  # test_rehearsal.py has those that are
     "resources": {"executor": "inline", "max_concurrent": 1},
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ def test_the_example_trains_with_every_term_and_ends_with_the_labels_alone(tmp_p
         "runs": str(tmp_path),
         "trials": 1,
         "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 6, "size": 16},
+        "rehearse": False,
         "resources": {"executor": "inline"},
     }
     tiny["teacher"]["fit"]["epochs"] = 1

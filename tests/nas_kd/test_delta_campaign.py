@@ -38,6 +38,7 @@ STREAMS: dict[str, Any] = {
     "search": {"epochs": 2},
     "retrain": {"epochs": 2},
     "trials": 1,
+    "rehearse": False,
     "resources": {"executor": "inline"},
 }
 

@@ -291,9 +291,9 @@ def test_a_layer_that_reads_the_frame_itself_is_exported(tmp_path: Path) -> None
     teacher = FrameNet(3, FrameNetSettings(**SETTINGS)).eval()
     space = DeltaBlocksSpace(DeltaBlocksSettings(keyframe_interval=(3,), skip_first=0), teacher, SIZE, IDENTITY)
     student = student_of(space, space.widest({"keyframe_interval": 3}))
-    pair, key, delta = programs(student, tmp_path)
+    _, key, delta = programs(student, tmp_path)
     clip = torch.randn(2, 3, 3, *SIZE)
     with torch.no_grad():
-        output, *state = key(clip[:, :, 0])
+        _, *state = key(clip[:, :, 0])
         assert any(torch.equal(tensor, clip[:, :, 0]) for tensor in state), "the first layer keeps the frame"
         torch.testing.assert_close(delta(clip[:, :, 2], *state), student(clip)[:, 2])

@@ -222,6 +222,7 @@ def test_a_pose_task_runs_on_frames_with_key_frames(outside: Path) -> None:
             "budget": {"max_flops": ["1M"]},
             "search": {"epochs": 1, "local": {"steps": 2, "probes": 1}},
             "retrain": {"epochs": 1},
+            "rehearse": False,
             "resources": {"executor": "inline", "max_concurrent": 1},
         },
         source="test",

@@ -363,6 +363,7 @@ def make(tmp_path: Path) -> Callable[..., CampaignConfig]:
                 },
                 "budget": {"max_flops": 3000},
                 "search": {"epochs": 1},
+                "rehearse": False,
                 "resources": {"executor": "inline", "max_concurrent": 1},
                 **changes,
             }

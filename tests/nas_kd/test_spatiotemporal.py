@@ -256,6 +256,7 @@ def test_a_campaign_of_saliency(tiny: Callable[..., CampaignConfig], tmp_path: A
         "budget": {"max_flops": "210k"},
         "search": {"epochs": 1},
         "retrain": {"epochs": 2},
+        "rehearse": False,
         "resources": {"executor": "inline", "max_concurrent": 1},
     }  # fmt: skip
     config = CampaignConfig.model_validate(data)

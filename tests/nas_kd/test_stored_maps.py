@@ -75,6 +75,7 @@ def campaign(tmp_path: Path) -> dict[str, Any]:
         },
         "budget": {"max_flops": "50M"},
         "retrain": {"epochs": 1, "batch_size": 4, "lr": 1e-3},
+        "rehearse": False,
         "resources": {"executor": "inline"},
     }
 

@@ -1,0 +1,29 @@
+"""The space of a student that needs code of the user's, for the export of its bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas_kd.config import CampaignConfig
+from nas_kd.config.sections import SpaceConfig
+from nas_kd.deploy.bundle import BundleInfo
+from nas_kd.search_spaces import SearchSpace
+from nas_kd.tasks import find_task
+from nas_kd.teachers import build_teacher_model
+from nas_kd.teachers.teacher import load_weights
+
+
+def own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> SearchSpace | None:
+    """The space of a bundle that needs code of the user's: the space, its operators or its teacher."""
+    num_outputs = len(info.class_names) + find_task(config.task).extra_outputs
+    if config.space.is_own:
+        return config.space.build(num_outputs, info.input_type.space_settings(info.input_shape, info.source_frames))
+    settings = info.arch["settings"]
+    if config.space.is_derived:
+        if ":" not in config.teacher.model and not config.space.own_operators:
+            return None
+        teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
+        load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
+        return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
+    trained = SpaceConfig.model_validate({"name": info.arch["space"], **settings})  # the file may have changed since
+    return trained.build(num_outputs) if trained.own_operators else None
