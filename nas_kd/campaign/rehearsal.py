@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-import nas_kd
 from nas_kd.campaign.nets import build_nets, build_objective
 from nas_kd.campaign.own_space import own_space
 from nas_kd.campaign.prepare import prepare_teacher
@@ -318,11 +317,11 @@ def _doing(error: BaseException) -> str:
     return found
 
 
-_PACKAGE = Path(nas_kd.__file__).parent.parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def _is_ours(path: str) -> bool:
-    return any(path.startswith(str(_PACKAGE / part)) for part in ("nas_kd", "trials", "search_spaces", "analysis"))
+    return path.startswith(str(_PACKAGE))
 
 
 def _is_sentence(error: BaseException) -> bool:

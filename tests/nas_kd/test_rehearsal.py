@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign import Campaign
+from nas_kd.campaign import Campaign, rehearsal
 from nas_kd.campaign import campaign as campaigns
-from nas_kd.campaign import rehearsal
 from nas_kd.campaign.checks import check_fit
 from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.config import CampaignConfig, ConfigError
