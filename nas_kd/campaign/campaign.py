@@ -12,7 +12,7 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
-from nas_kd.campaign.output_checks import describe_classes
+from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.campaign.shared import arch_knobs, known_costs, prepare_search
@@ -149,6 +149,9 @@ class Campaign:
         if known["classes"]:
             note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))
         note(f"teacher: validation {metric.name} {value:.3f}{describe_flops(known, context.input_type.unit)}")
+        of_validation = known.get("evaluated", {}).get("val", {})
+        if text := describe_certainty(of_validation, value, is_share=metric.name in metric.percent):
+            note(text)
         for warning in known.get("warnings", []):
             note(warning)
         if context.shares_search:

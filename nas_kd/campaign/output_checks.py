@@ -4,9 +4,10 @@ normalisation, probabilities in place of logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from nas_kd.tasks import Task
 _LISTED = 12
 _SURE = 2.0  # standard deviations of a share of right answers
 _GAIN = 0.25  # of accuracy, by which another order of the classes must be better
+_SMALL = 0.05  # half of an interval that is too wide to compare students by
 _SUM = 1e-3  # how far from 1 probabilities of a float16 teacher may add up
 
 
@@ -32,6 +34,34 @@ def describe_classes(names: Sequence[str], manifest: Path) -> str:
     """
     shown = ", ".join(f"{index} = {name}" for index, name in enumerate(names[:_LISTED]))
     return f"classes: {shown}" + (f", … ({len(names)}, all in {manifest})" if len(names) > _LISTED else "")
+
+
+def describe_certainty(evaluated: Mapping[str, Any], value: float, *, is_share: bool) -> str:
+    """What the teacher's metric on validation rests on, and whether that is enough to tell students apart.
+
+    Args:
+        evaluated: the fields of `trials.Evaluated`, of the validation split.
+        value: of the metric.
+        is_share: whether the metric is a share of 1.
+
+    Returns:
+        A sentence; empty where there is no interval.
+    """
+    low, high = evaluated.get("low"), evaluated.get("high")
+    if low is None or high is None:
+        return ""
+    number, groups = evaluated["num_items"], evaluated.get("num_groups")
+    of = f"{number} items" + (f" of {groups} groups" if groups else "")
+    half = (high - low) / 2
+    text = f"validation: 95 % interval of the teacher's metric {low:.3f} to {high:.3f} over {of}"
+    if evaluated.get("majority") is not None:
+        text += f"; always giving the most frequent class has {evaluated['majority']:.3f}"
+    if half > (_SMALL if is_share else _SMALL * abs(value)):
+        text += (
+            f". Students that differ by less than about {half:.2g} cannot be told apart by it; give more validation "
+            "items"
+        )
+    return text
 
 
 def changed_classes(run_dir: Path, before: Sequence[str], now: Sequence[str]) -> str:

@@ -26,7 +26,6 @@ from nas_kd.trial import CampaignContext
 
 NUM_CHECKED = 4  # items whose outputs are computed again when a campaign starts
 TOLERANCE = {"float16": 0.01, "bfloat16": 0.03}  # of the largest value of a map: devices and batches round differently
-_CHUNK = 64  # inputs of the teacher at once, at most
 _WORDS = {
     "data": "other data",
     "num_items": "other data",
@@ -139,7 +138,7 @@ class _Outputs:
         input_type = self.context.input_type
         shown = self.views.show(batch, view, len(self.context.splits.retrain.base))
         parts: dict[str, list[Tensor]] = {}
-        for inputs in torch.split(input_type.teacher_inputs(shown), _CHUNK):
+        for inputs in torch.split(input_type.teacher_inputs(shown), self.context.eval_batch_size):
             output = self.teacher(inputs)
             for name, value in {"logits": output.logits, **output.features}.items():
                 if len(value) != len(inputs):

@@ -22,6 +22,7 @@ from nas_kd.config.grid import Cell, Value, distinct, multiply, values_of
 from nas_kd.config.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
+    EvaluationConfig,
     NormalizeConfig,
     RetrainConfig,
     SearchConfig,
@@ -142,6 +143,7 @@ class CampaignConfig(Section):
     retrain: RetrainConfig = RetrainConfig()
     knobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = ()
+    evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig | None = None
     rehearse: bool = True
     resources: Resources = Resources()

@@ -313,6 +313,18 @@ class RetrainConfig(FitConfig):
     num_seeds: int = Field(default=1, ge=1)
 
 
+class EvaluationConfig(Section):
+    """How nets are evaluated.
+
+    Attributes:
+        batch_size: items of a batch in evaluation (of frame-wise tasks, clips, and frames that a net sees at once), and
+            inputs of the teacher at once where its outputs are cached. null: as `retrain.batch_size`, at most 64, of
+            frame-wise tasks 8.
+    """
+
+    batch_size: int | None = Field(default=None, ge=1)
+
+
 class NormalizeConfig(Section):
     """(clip / 255 − mean) / std, for each of R, G, B."""
 

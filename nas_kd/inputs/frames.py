@@ -23,7 +23,7 @@ from nas_kd.tasks import Task
 from nas_kd.training.fit import Scored, evaluate
 
 
-def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int = 64) -> Callable[[Tensor], Tensor]:
+def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int) -> Callable[[Tensor], Tensor]:
     """A model of frames as one of clips: (N, 3, T, H, W) -> (N, T, ...).
 
     Args:
@@ -86,10 +86,10 @@ class FrameInput(ClipInput):
 
     def teacher_training_view(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Batch]:
         batch = random_frames(batch)
-        return [on_frames(model)(self.read(batch))], batch
+        return [on_frames(model, chunk=len(batch[self.key]))(self.read(batch))], batch
 
-    def on_items(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return on_frames(teacher)
+    def on_items(self, teacher: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+        return on_frames(teacher, chunk=batch_size)
 
     def evaluate_student(
         self,
@@ -100,7 +100,7 @@ class FrameInput(ClipInput):
         knobs: Mapping[str, Choice],
         scored: Scored | None = None,
     ) -> dict[str, float]:
-        return evaluate(on_frames(student), loader, task, self.read, scored=scored)
+        return evaluate(on_frames(student, chunk=loader.batch_size), loader, task, self.read, scored=scored)
 
     @classmethod
     def prepare(

@@ -66,7 +66,7 @@ class InputType(ABC):
         key: of a sample, where its items are.
         item: what a net gets at once, in messages.
         unit: what FLOPs and latencies are counted for.
-        eval_batch_size: items of a batch in evaluation.
+        eval_batch_size: items of a batch in evaluation, at most, where the campaign file does not say.
         students_fit_items: whether a space has a say in what its students see, by `SearchSpace.fit_input`.
         students_give_what_the_teacher_gives: so that the outputs of students need no check of their own.
         always_searches: whether the search has work to do where a space has one architecture only.
@@ -210,8 +210,13 @@ class InputType(ABC):
 
     # Evaluation
 
-    def on_items(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A teacher as a function of whole items, as `read` gives them."""
+    def on_items(self, teacher: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+        """A teacher as a function of whole items, as `read` gives them.
+
+        Args:
+            teacher: the model.
+            batch_size: inputs that it sees at once, at most, where an item has several.
+        """
         return teacher
 
     def evaluate_student(

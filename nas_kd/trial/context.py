@@ -56,6 +56,12 @@ class CampaignContext:
     latencies: dict[str, CostTable] = field(default_factory=dict)
 
     @property
+    def eval_batch_size(self) -> int:
+        """Items of a batch in evaluation, and inputs of the teacher at once where its outputs are cached."""
+        asked = self.config.evaluation.batch_size
+        return asked or min(self.input_type.eval_batch_size, self.config.retrain.batch_size)
+
+    @property
     def shares_search(self) -> bool:
         """Whether trials share one search: `search.shared` is on, and the space has choices beside its knobs."""
         if not self.config.search.shared:
@@ -103,7 +109,7 @@ class CampaignContext:
         batch_size = min(fit_config.batch_size, len(dataset))
         return ClipLoader(
             dataset,
-            batch_size if train else min(self.input_type.eval_batch_size, len(dataset)),
+            batch_size if train else min(self.eval_batch_size, len(dataset)),
             seed=seed,
             shuffle=train,
             augment=(views or fit_config.augment) if train else "none",
@@ -150,7 +156,7 @@ class CampaignContext:
             seen: called with the outputs of each batch and the batch.
             scored: called with what the evaluation rests on.
         """
-        model = self.input_type.on_items(self.teacher_model)
+        model = self.input_type.on_items(self.teacher_model, self.eval_batch_size)
         return evaluate(model, self._whole(dataset), self.task, self.teacher_input, seen=seen, scored=scored)
 
     def evaluate_student(

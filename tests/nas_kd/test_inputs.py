@@ -197,11 +197,11 @@ def test_teachers_of_frames_run_on_every_frame_of_a_clip() -> None:
         input_type, _ = made(case)
         clip = input_type.read(batch_of(input_type))
         assert torch.equal(
-            input_type.on_items(lambda frames: frames.mean((2, 3)))(clip)[:, 1], clip[:, :, 1].mean((2, 3))
+            input_type.on_items(lambda frames: frames.mean((2, 3)), 5)(clip)[:, 1], clip[:, :, 1].mean((2, 3))
         )
     whole, _ = made("clips")
     model = nn.Identity()
-    assert whole.on_items(model) is model
+    assert whole.on_items(model, 5) is model
 
 
 def test_a_file_tells_which_defaults_it_has() -> None:

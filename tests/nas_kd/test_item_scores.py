@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from nas_kd.campaign.output_checks import describe_certainty
 from nas_kd.data import DataInfo
 from nas_kd.tasks import Task, make_task
 from nas_kd.tasks.item_scores import ItemScores, interval_over_items, mean_of_items, wilson_interval
@@ -107,6 +108,20 @@ def test_items_that_count_several_times_are_as_items_added_several_times(name: s
                 repeated.append((outputs.repeat_interleave(times, 0), parts))
         task = _filled(name, info, repeated)
         assert value == pytest.approx(task.compute()[task.metric], abs=1e-6)
+
+
+def test_a_small_validation_set_is_told() -> None:
+    small = {"num_items": 60, "num_groups": None, "low": 0.84, "high": 0.96, "majority": 0.5, "chance": 0.25}
+    assert describe_certainty(small, 0.9, is_share=True) == (
+        "validation: 95 % interval of the teacher's metric 0.840 to 0.960 over 60 items; always giving the most "
+        "frequent class has 0.500. Students that differ by less than about 0.06 cannot be told apart by it; give more "
+        "validation items"
+    )
+    large = {**small, "num_items": 2000, "num_groups": 40, "low": 0.88, "high": 0.92, "majority": None}
+    assert describe_certainty(large, 0.9, is_share=True) == (
+        "validation: 95 % interval of the teacher's metric 0.880 to 0.920 over 2000 items of 40 groups"
+    )
+    assert describe_certainty({"num_items": 60}, 0.9, is_share=True) == ""
 
 
 def test_levels_of_nets_that_say_nothing() -> None:

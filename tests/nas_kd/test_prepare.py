@@ -39,7 +39,7 @@ def test_clips_are_normalised_thinned_and_resampled(tiny: Callable[..., Campaign
     assert info.mean == (0.4, 0.5, 0.6)
     assert seen.shape[1:] == (3, 2, 12, 12)
     assert torch.equal(info.prepare(clips), seen)
-    with pytest.raises(ValueError, match=r"reads clips, .* in bytes .* but got \(24, 3, 4, 16, 16\) of torch\.float32"):
+    with pytest.raises(ValueError, match=r"reads clips, .* in bytes .* but got \(16, 3, 4, 16, 16\) of torch\.float32"):
         info.prepare(clips.float())
 
 
@@ -108,3 +108,14 @@ def saved_stream(context: CampaignContext) -> tuple[BundleInfo, torch.Tensor, to
     )
     batch = next(iter(context.loader(context.splits.val, context.config.retrain, seed=0, train=False).epoch(0)))
     return info, batch["clip"], context.input_type.read(batch)
+
+
+@pytest.mark.parametrize(("asked", "size"), [({}, 5), ({"evaluation": {"batch_size": 7}}, 7)])
+def test_evaluation_takes_batches_of_the_training_or_those_asked_for(
+    asked: dict[str, Any], size: int, tiny: Callable[..., CampaignConfig]
+) -> None:
+    context = build_context(tiny(retrain={"batch_size": 5}, **asked), "cpu")
+    seen: list[int] = []
+    context.evaluate_teacher(context.splits.val, lambda outputs, batch: seen.append(len(outputs)))
+    assert seen[:-1] == [size] * (24 // size)
+    assert sum(seen) == 24
