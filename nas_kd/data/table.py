@@ -99,9 +99,10 @@ def locate(root: Path, name: str) -> tuple[Path, str]:
         if not path.is_relative_to(root):
             return path, "the path leaves the root"
         return path, "" if path.exists() else "no such file"
-    except (OSError, ValueError, RuntimeError) as error:
-        # A name that no file can have, a folder that may not be read, links in a circle (a RuntimeError before 3.13).
+    except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
         return root, f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
+    except RuntimeError:  # of Python before 3.13
+        return root, "the path cannot be read (its links lead in a circle)"
 
 
 def unknown_split(split: str) -> str:

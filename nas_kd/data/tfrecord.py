@@ -159,7 +159,7 @@ def read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
         packed = next((name for start, name in _PACKED.items() if header.startswith(start)), None)
         if offset == 0 and packed:
             raise DataError(
-                f"{path} must be a TFRecord file without compression, but it is packed by {packed}; unpack it"
+                f"{path} must be a TFRecord file that is not compressed, but it is by {packed}; unpack it first"
             )
         raise DamagedError(path, offset, "the check sum of the record's length is wrong")
     if offset + _HEADER.size + length + _FOOTER.size > size:

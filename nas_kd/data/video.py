@@ -336,10 +336,10 @@ def _read_from_key_frames(
 
 
 def _from(container: InputContainer, stream: VideoStream, time: int) -> Iterator[Packet[Any]]:
-    """Packets after a seek; none where the first is not the key frame of that time."""
+    """Packets after a seek; none where it did not lead to the key frame of that time, or to an earlier one."""
     packets = _packets(container, [stream])
     first = next(packets, None)
-    if first is not None and first.is_keyframe and first.pts == time:
+    if first is not None and first.is_keyframe and first.pts is not None and first.pts <= time:
         yield first
         yield from packets
 

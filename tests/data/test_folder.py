@@ -110,6 +110,15 @@ def test_classes_are_those_that_are_listed(root):
         load(config(root, classes="none.txt"), seed=0)
 
 
+def test_progress_is_told_where_there_is_no_terminal(root, capsys):
+    load(config(root), seed=0)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "decoding clips: 16 to do"
+    assert last.startswith("decoding clips: 16 of 16 in ")
+    load(config(root), seed=0)
+    assert capsys.readouterr().err == ""
+
+
 def test_memory_and_disk_give_the_same_batches(root):
     splits = [load(config(root, memory_gb=memory), seed=0) for memory in (1.0, 0.0)]
     assert isinstance(splits[1].test, FolderDataset)
@@ -161,6 +170,7 @@ def make_hostile(root: Path) -> dict[str, str]:
     (root / "broken").mkdir()
     (root / "broken/1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "link.mp4").symlink_to(root.parent / "outside.mp4")
+    (root / "circle.mp4").symlink_to(root / "circle.mp4")
     write_video(root.parent / "outside.mp4", RISING)
     reasons = {
         "empty.mp4": "empty (0 bytes)",
@@ -172,6 +182,7 @@ def make_hostile(root: Path) -> dict[str, str]:
         "missing.mp4": "no such file",
         "../outside.mp4": "leaves the root",
         "link.mp4": "leaves the root",
+        "circle.mp4": "",  # how it is told depends on the version of Python
         "nul\0.mp4": "cannot be read",
         "x" * 300 + ".mp4": "",
     }
@@ -183,7 +194,7 @@ def make_hostile(root: Path) -> dict[str, str]:
         "train/../train/light1.mp4": "same file as line",
         "test/dark0.mp4": "same file as line",
         "labels.csv": "label is empty",
-        "line 33": "path is empty",
+        "line 34": "path is empty",
     }
 
 
@@ -197,7 +208,7 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
         assert words in problems[path], (path, problems[path])
         assert str(root) not in problems[path]
     message = str(caught.value)
-    assert f"{len(reasons)} of 32 are not" in message
+    assert f"{len(reasons)} of 33 are not" in message
     assert f"and {len(reasons) - 10} more" in message
     assert message.isprintable()
 
@@ -207,7 +218,7 @@ def test_unusable_rows_can_be_skipped(root):
     splits = load(config(root, on_error="skip"), seed=0)
     assert {path for path, _ in splits.skipped} == reasons.keys()
     assert len(splits.retrain) == 8
-    assert splits.notes == (f"{len(reasons)} of 32 rows of labels.csv were left out",)
+    assert splits.notes == (f"{len(reasons)} of 33 rows of labels.csv were left out",)
 
 
 def test_unknown_split_is_a_reason(root):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import random
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -251,6 +253,15 @@ def test_every_truncation_is_found(tmp_path):
             continue
         with pytest.raises(DataError, match=f"damaged at byte {0 if length < second else second}: .*(ends|bytes)"):
             list(records(path))
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("zlib", zlib.compress)])
+def test_a_compressed_file_is_told_from_a_damaged_one(root, name, pack):
+    path = root / "train00.tfrecord"
+    path.write_bytes(pack(path.read_bytes()))
+    for on_error in ("fail", "skip"):
+        with pytest.raises(DataError, match=f"train00.tfrecord must be .* not compressed, but it is by {name}; unpack"):
+            load(config(root, on_error=on_error), seed=0)
 
 
 def test_a_damaged_record_is_named_and_so_is_one_damaged_later(root):
