@@ -1,6 +1,6 @@
 """Analysis of trial records: fronts, statistics, figures, tables of ablations and the report."""
 
-from nas_kd.analysis.advice import Advice, advise, summarise
+from nas_kd.analysis.advice import Advice, advise
 from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
@@ -28,7 +28,9 @@ from nas_kd.analysis.statistics import (
     stage_correlations,
     welch_difference,
 )
+from nas_kd.analysis.summary import RunProgress, summarise
 from nas_kd.analysis.table import COLUMNS, trial_table, write_csv
+from nas_kd.analysis.uncertainty import Uncertain, uncertainty
 
 __all__ = [
     "COLUMNS",
@@ -43,7 +45,9 @@ __all__ = [
     "PivotTable",
     "RankCorrelation",
     "ReportPaths",
+    "RunProgress",
     "TeacherPoint",
+    "Uncertain",
     "advise",
     "comparable",
     "cost_axis",
@@ -74,6 +78,7 @@ __all__ = [
     "stage_correlations",
     "summarise",
     "trial_table",
+    "uncertainty",
     "welch_difference",
     "write_csv",
     "write_pivot",

@@ -1,16 +1,25 @@
-"""The recommended student of a run, and the run in a few sentences."""
+"""Which student of a run to take, in words, with its alternatives and with what the data do not support.
+
+The rule, `ParetoFront.pick`: the cheapest student whose validation value is within a tolerance of the best one, or
+within one standard error of the best where that is more (the one-standard-error rule).
+
+References:
+    Breiman, L., Friedman, J., Olshen, R. and Stone, C. (1984). Classification and regression trees. Wadsworth,
+        section 3.4.3.
+    Hastie, T., Tibshirani, R. and Friedman, J. (2009). The elements of statistical learning. Springer, section 7.10.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas_kd.analysis.cost_axis import CostAxis
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
-from nas_kd.analysis.statistics import group_by_arch
-from nas_kd.analysis.text import count, difference_text, error_headline, metric_text, si
+from nas_kd.analysis.text import count, difference_text, fewer_or_more, metric_text
+from nas_kd.analysis.uncertainty import Uncertain, optimism_of_the_best, trivial_level, uncertainty
 from nas_kd.trials.record import TrialRecord
+
+_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -18,146 +27,213 @@ class Advice:
     """The recommended trial and its alternatives.
 
     Attributes:
-        pick: the trial at the front's knee.
+        pick: the trial that the rule takes.
         sentence: which trial, what it reaches at what cost, and why.
-        better: the best trial of the front, where that is another one.
-        cheaper: the cheapest trial of the front, where that is another one.
+        beside: how it compares with the teacher, and what it reaches on the test split.
+        alternatives: what else may be wanted -> which trial that is, in words.
         caveats: what the data do not support, one sentence each.
     """
 
     pick: TrialRecord
     sentence: str
-    better: str | None
-    cheaper: str | None
+    beside: str
+    alternatives: tuple[tuple[str, str], ...]
     caveats: tuple[str, ...]
 
 
-def advise(front: ParetoFront, teacher: TeacherPoint | None = None) -> Advice | None:
-    """Recommend a trial of the front; None for an empty front."""
-    pick = front.knee
+def advise(front: ParetoFront, teacher: TeacherPoint | None = None, budgets: Sequence[float] = ()) -> Advice | None:
+    """Recommend a trial of the front; None for an empty front.
+
+    Args:
+        front: with the tolerance of the rule.
+        teacher: stands beside the pick where known.
+        budgets: of the campaign, on the front's axis; the best student within each is named.
+    """
+    pick = front.pick
     if pick is None:
         return None
-    # Copies of a point are one step of the front.
-    steps: dict[tuple[float, float], TrialRecord] = {}
-    for record, (cost, value) in zip(front.records, front.points.tolist(), strict=True):
-        steps.setdefault((cost, value), record)
-    points, trials = list(steps), list(steps.values())
-    at = points.index(tuple(front.points[front.records.index(pick)].tolist()))
-    reason = _reason(points, trials, at, front.axis)
-    sentence = f"Pick trial {pick.number}: {_place(pick, points[at], front.axis)}, because {reason}."
-    flops = pick.cost.flops if pick.cost is not None else 0
-    if teacher is not None and flops > 0:
-        sentence += f" {_against_teacher(pick, flops, points[at][1], teacher)}"
-    last = len(points) - 1
     return Advice(
         pick=pick,
-        sentence=sentence,
-        better=f"trial {trials[last].number}, {_place(pick, points[last], front.axis)}" if at != last else None,
-        cheaper=f"trial {trials[0].number}, {_place(pick, points[0], front.axis)}" if at != 0 else None,
-        caveats=_caveats(front, trials, at),
+        sentence=f"Pick trial {pick.number}: {_place(pick, front)}, {_reason(pick, front)}.",
+        beside=_beside(pick, front, teacher),
+        alternatives=tuple(_alternatives(pick, front, teacher, budgets)),
+        caveats=tuple(_caveats(pick, front, teacher)),
     )
 
 
-def _place(record: TrialRecord, point: tuple[float, float], axis: CostAxis) -> str:
-    return f"{metric_text(point[1], record.metric)} at {axis.text(point[0])}"
+def _place(record: TrialRecord, front: ParetoFront) -> str:
+    value = metric_text(record.score(front.split, front.stage), record.metric)
+    return f"{value} at {front.axis.text(front.axis.of(record))}"
 
 
-def _reason(points: list[tuple[float, float]], trials: list[TrialRecord], at: int, axis: CostAxis) -> str:
-    if len(points) == 1:
-        return "no other complete trial is cheaper or better"
-    if at == len(points) - 1:
-        return "the front has no bend, so the best value decides"
-    metric = trials[at].metric
-    (cost, value), (next_cost, next_value) = points[at], points[at + 1]
-    more = f"{next_cost / cost:.3g}× the {axis.noun}" if cost > 0 else f"{axis.text(next_cost)} more"
-    gain = difference_text(next_value - value, metric)
-    step_up = f"the next step up, trial {trials[at + 1].number}, costs {more} and is {gain} better"
-    if at == 0:
-        return f"the front bends there: {step_up}"
-    less_cost, less_value = points[at - 1]
-    saved = f"{1 - less_cost / cost:.0%}".replace("%", " %")
-    return (
-        f"the front bends there: {step_up}, and the next step down, trial {trials[at - 1].number}, "
-        f"saves {saved} of the {axis.noun} but is {difference_text(value - less_value, metric)} worse"
-    )
+def _named(record: TrialRecord, front: ParetoFront) -> str:
+    return f"trial {record.number}, {_place(record, front)}"
 
 
-def _against_teacher(pick: TrialRecord, flops: int, value: float, teacher: TeacherPoint) -> str:
-    gap = value - teacher.value
-    better = (gap > 0) == pick.metric.maximize
-    word = "better than" if better else "worse than"
-    distance = "as good as" if gap == 0 else f"{difference_text(gap, pick.metric)} {word}"
+def _reason(pick: TrialRecord, front: ParetoFront) -> str:
+    best = front.best
+    assert best is not None, "a front with a pick has a best trial"
+    if len({tuple(point) for point in front.points.tolist()}) == 1:
+        return "the only student on the front: no other complete trial is cheaper or better"
+    allowed = difference_text(front.allowed_loss, pick.metric)
+    error = front.best_interval
+    why = f"one standard error of the best, over {error.basis}" if front.is_allowed_by_error and error else "tolerance"
+    if pick is best:
+        return f"the best one; no cheaper student is within {allowed} of it ({why})"
+    return f"the cheapest student within {allowed} ({why}) of the best, {_named(best, front)}"
+
+
+def _beside(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None) -> str:
+    sentences = []
+    flops = pick.cost.flops if pick.cost is not None else 0
+    if teacher is not None and flops > 0:
+        sentences.append(_against_teacher(pick, flops, front, teacher))
+    test = pick.score("test", front.stage)
+    if test is not None:
+        words = f"On the test split, which selected nothing, it reaches {metric_text(test, pick.metric)}"
+        level = None if teacher is None else teacher.score_beside(pick, "test")
+        if level is not None:
+            words += f", the teacher {metric_text(level, pick.metric)}"
+        sentences.append(f"{words}.")
+    return " ".join(sentences)
+
+
+def _against_teacher(pick: TrialRecord, flops: int, front: ParetoFront, teacher: TeacherPoint) -> str:
+    level, value = teacher.score_beside(pick, front.split), pick.score(front.split, front.stage)
+    distance = "not compared with it on the same frames"
+    if level is not None and value is not None:
+        gap = value - level
+        word = "better than" if (gap > 0) == pick.metric.maximize else "worse than"
+        distance = f"{difference_text(gap, pick.metric)} {word}" if gap else "equal to"
     saving = teacher.saving(flops)
-    if saving is None and teacher.flops is not None and teacher.uncounted:
+    if saving is not None:
+        words = fewer_or_more(saving)
+        ending = f"is {distance} it on validation" if level is not None else f"was {distance}"
+        return f"It needs {words} FLOPs than the teacher and {ending}."
+    if level is None:
+        return f"It was {distance}."
+    if teacher.flops is not None and teacher.uncounted:
         return (
-            f"It is {distance} the teacher, which needs at least {teacher.flops:,} FLOPs (uncounted: "
+            f"It is {distance} the teacher on validation, which needs at least {teacher.flops:,} FLOPs (uncounted: "
             f"{', '.join(teacher.uncounted)})."
         )
-    if saving is None:
-        return f"It is {distance} the teacher, whose cost is not known."
-    return f"It needs {saving:.3g}× fewer FLOPs than the teacher and is {distance} it."
+    return f"It is {distance} the teacher on validation, whose cost is not known."
 
 
-def _caveats(front: ParetoFront, trials: list[TrialRecord], at: int) -> tuple[str, ...]:
-    own = front.estimate(trials[at])
-    if own is None or own.interval is None:
-        return (
-            f"The value of trial {trials[at].number} rests on one training run: it has no interval, and a small "
-            "difference to its neighbours may be chance.",
-        )
+def _alternatives(
+    pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None, budgets: Sequence[float]
+) -> list[tuple[str, str]]:
+    best, cheapest, knee, axis = front.best, front.records[0], front.knee, front.axis
     found = []
-    for neighbour in trials[max(0, at - 1) : at] + trials[at + 1 : at + 2]:
-        other = front.estimate(neighbour)
-        if other is not None and own.overlaps(other):
-            found.append(
-                f"The 95 % intervals of trials {trials[at].number} and {neighbour.number} overlap "
-                f"(n = {own.num_values} and {other.num_values} seeds): take the cheaper one if in doubt."
-            )
-    return tuple(found)
+    if best is not None and best is not pick and axis.of(best) != axis.of(pick):
+        found.append(("Most accurate", _named(best, front)))
+    if axis.of(cheapest) != axis.of(pick):
+        found.append(("Cheapest", _named(cheapest, front)))
+    if knee is not None and len(front.records) > 2 and axis.of(knee) != axis.of(pick):
+        found.append(("Knee, where the front bends most", _named(knee, front)))
+    within = [record for record in front.records if teacher is not None and _is_close(record, front, teacher)]
+    if teacher is not None and any(teacher.score_beside(record, front.split) is not None for record in front.records):
+        name = f"Cheapest within {difference_text(front.tolerance_value, pick.metric)} of the teacher"
+        found.append((name, _named(within[0], front) if within else "no student"))
+    if len(budgets) > 1:
+        found.append((f"Best within each budget ({axis.unit})", _by_budget(front, budgets)))
+    return found
 
 
-def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None = None) -> list[str]:
-    """The run in a few sentences: what happened to the trials, what the front spans, what it covers."""
-    states = Counter(record.state for record in records)
-    sentences = [
-        f"{count(len(records), 'trial')}: {states['complete']} complete, {states['failed']} failed, "
-        f"{states['stopped']} stopped early."
-    ]
-    reasons = Counter(error_headline(record.error) or "no error text" for record in records if record.state == "failed")
-    if reasons:
-        listed = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(3))
-        others = f"; and {count(len(reasons) - 3, 'other reason')}" if len(reasons) > 3 else ""
-        sentences.append(f"Why trials failed: {listed}{others}.")
-    architectures = group_by_arch(records)
-    with_arch = sum(len(group) for group in architectures.values())
-    if with_arch:
-        unique = count(len(architectures), "unique architecture")
-        sentences.append(f"{count(with_arch, 'trial')} chose an architecture: {unique}.")
-    unplaced = states["complete"] - len(front.placed)
-    if unplaced:
-        sentences.append(
-            f"{count(unplaced, 'complete trial')} without a {front.stage} validation value cannot be placed."
+def _is_close(record: TrialRecord, front: ParetoFront, teacher: TeacherPoint) -> bool:
+    """Whether a student is at most the tolerance worse than the teacher."""
+    level, value = teacher.score_beside(record, front.split), record.score(front.split, front.stage)
+    if level is None or value is None:
+        return False
+    loss = level - value if record.metric.maximize else value - level
+    return loss <= front.tolerance_value + 1e-12
+
+
+def _by_budget(front: ParetoFront, budgets: Sequence[float]) -> str:
+    parts = []
+    ordered = sorted(set(budgets))
+    for budget in ordered[:_MOST_LISTED]:
+        within = [record for record in front.records if (front.axis.of(record) or 0) <= budget]
+        if within:
+            value = metric_text(within[-1].score(front.split, front.stage), within[-1].metric)
+            parts.append(f"{front.axis.number(budget)}: trial {within[-1].number} ({value})")
+        else:
+            parts.append(f"{front.axis.number(budget)}: none")
+    more = f"; and {len(ordered) - _MOST_LISTED} more" if len(ordered) > _MOST_LISTED else ""
+    return "; ".join(parts) + more
+
+
+def _caveats(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None) -> list[str]:
+    own = uncertainty(pick, front.split, front.stage)
+    found = _trivial(front, teacher)
+    if own is None:
+        found.append(
+            f"The value of trial {pick.number} rests on one training run and has no interval: a small difference to "
+            "its neighbours may be chance."
         )
-    if front.records:
-        sentences += _front_sentences(front)
-    if teacher is not None:
-        metric = records[0].metric if records else None
-        value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
-        cost = "; what it costs is not known" if teacher.flops is None else f" at {si(teacher.flops)} FLOPs"
-        sentences.append(f"The teacher, {teacher.name}, reaches {value}{cost}.")
-    return sentences
+        return found
+    same = [record.number for record in front.records if record is not pick and not _are_apart(record, own, front)]
+    if same:
+        listed = ", ".join(str(number) for number in same[:_MOST_LISTED])
+        more = f" and {len(same) - _MOST_LISTED} more" if len(same) > _MOST_LISTED else ""
+        found.append(
+            f"The data ({own.basis}) cannot tell trial {pick.number} and {'trials' if len(same) > 1 else 'trial'} "
+            f"{listed}{more} apart: the 95 % {'intervals' if len(same) > 1 else 'interval'} of the difference "
+            f"{'include' if len(same) > 1 else 'includes'} zero."
+        )
+    if own.num_seeds is None:
+        found.append(
+            "Each student was trained once: how far another training would move its value is not known "
+            "(retrain.num_seeds)."
+        )
+    optimism = _optimism(front)
+    if optimism:
+        found.append(optimism)
+    return found
 
 
-def _front_sentences(front: ParetoFront) -> list[str]:
-    metric, axis = front.records[0].metric, front.axis
-    first, last = front.points[0], front.points[-1]
-    span = f"{metric_text(first[1], metric)} at {axis.text(first[0])}"
-    if len(front.records) > 1:
-        span = f"from {span} to {metric_text(last[1], metric)} at {axis.text(last[0])}"
-    (worst_cost, worst), (best_cost, best) = front.reference, front.ideal
-    return [
-        f"The front has {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
-        f"Hypervolume {front.hypervolume:.4f}: the share that the front covers of the box between the reference point "
-        f"({axis.text(worst_cost)}, {metric_text(worst, metric)}) and the ideal ({axis.text(best_cost)}, "
-        f"{metric_text(best, metric)}). Compare it only between runs with the same reference point.",
-    ]
+def _are_apart(record: TrialRecord, own: Uncertain, front: ParetoFront) -> bool:
+    """Whether the data tell two students apart; not where one of them has no interval."""
+    other = uncertainty(record, front.split, front.stage)
+    return other is not None and own.is_apart_from(other)
+
+
+def _optimism(front: ParetoFront) -> str:
+    """That the best of many looks better than it is; empty where that is not known to matter."""
+    best, error, number = front.best, front.best_interval, len(front.placed)
+    if best is None or error is None or number < 2:
+        return ""
+    optimism = optimism_of_the_best(number, error.standard_error)
+    return (
+        f"Validation chose among {count(number, 'student')}: the best of {number} equally good ones would look "
+        f"{difference_text(optimism, best.metric)} better than it is, by chance. The test value has no such bias."
+    )
+
+
+def _trivial(front: ParetoFront, teacher: TeacherPoint | None) -> list[str]:
+    """Sentences where the best student, or the teacher, is not shown to be better than a net that looks at nothing."""
+    best = front.best
+    if best is None:
+        return []
+    level = trivial_level(best.evaluated.get(front.split), maximize=best.metric.maximize)
+    if level is None:
+        return []
+    (value, words), found, metric = level, [], best.metric
+    own = uncertainty(best, front.split, front.stage)
+    if own is not None and not _beats(own, value, maximize=metric.maximize):
+        found.append(
+            f"No student is shown to be better than {words} ({metric_text(value, metric)}): none of them can be "
+            "recommended, and differences between them mean nothing."
+        )
+    teacher_value = None if teacher is None else teacher.uncertainty(front.split)
+    if teacher_value is not None and not _beats(teacher_value, value, maximize=metric.maximize):
+        found.append(
+            f"The teacher itself, {metric_text(teacher_value.value, metric)}, is not shown to be better than {words} "
+            f"({metric_text(value, metric)}): a student that is as good as it has learnt nothing."
+        )
+    return found
+
+
+def _beats(value: Uncertain, level: float, *, maximize: bool) -> bool:
+    """Whether the whole interval is on the better side of a level."""
+    return value.low > level if maximize else value.high < level

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.statistics import Estimate
-from nas_kd.analysis.text import MISSING, in_percent, metric_text
+from nas_kd.analysis.text import MISSING, metric_text, range_text
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
 
@@ -63,15 +63,15 @@ class Table:
 
 
 def badge(record: TrialRecord, front: ParetoFront) -> str | None:
-    """`knee` or `front` where the trial is that, else None."""
-    if front.knee is not None and record.number == front.knee.number:
-        return "knee"
+    """`pick` or `front` where the trial is that, else None."""
+    if front.pick is not None and record.number == front.pick.number:
+        return "pick"
     return "front" if record.number in front.numbers else None
 
 
 def trial_cell(record: TrialRecord, front: ParetoFront) -> Cell:
-    """The link to a front trial, with a badge for the knee."""
-    return Cell(trial=record.number, badge="knee" if record is front.knee else None)
+    """The link to a front trial, with a badge for the recommended one."""
+    return Cell(trial=record.number, badge="pick" if record is front.pick else None)
 
 
 def number_cell(text: str) -> Cell:
@@ -91,9 +91,7 @@ def interval_text(estimate: Estimate | None, metric: Metric) -> str:
     """The interval over seeds and their number: `92.1 – 93.4 % (n = 3)`, `none (n = 1)`."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return f"none (n = {estimate.num_values})" if estimate else "none (n = 1)"
-    if in_percent(metric) and max(abs(estimate.low), abs(estimate.high)) <= 1:
-        return f"{estimate.low * 100:.1f} – {estimate.high * 100:.1f} % (n = {estimate.num_values})"
-    return f"{estimate.low:.4g} – {estimate.high:.4g} (n = {estimate.num_values})"
+    return f"{range_text(estimate.low, estimate.high, metric)} (n = {estimate.num_values})"
 
 
 def saving_cell(teacher: TeacherPoint | None, flops: float) -> Cell:

@@ -24,7 +24,7 @@ from nas_kd.trials.record import Metric, TrialRecord
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); shapes differ as well.
 FRONT_COLOR = "#0072B2"
-KNEE_COLOR = "#D55E00"
+PICK_COLOR = "#D55E00"
 TEACHER_COLOR = "#009E73"
 OTHER_COLOR = "#8A8F98"
 
@@ -79,7 +79,7 @@ def front_figure(
     teacher: TeacherPoint | None = None,
     front: ParetoFront | None = None,
 ) -> Figure:
-    """Draw all comparable trials, the front as a step line, its knee, seed intervals, budgets and the teacher.
+    """Draw all comparable trials, the front as a step line, the pick, seed intervals, budgets and the teacher.
 
     The step line is what a budget buys: at each cost, the best metric of any trial that costs no more.
 
@@ -109,7 +109,7 @@ def front_figure(
     if limits is not None:
         _draw_budgets(axes, [budget for budget in budgets_of(records, axis) if limits[0] <= budget <= limits[1]])
     if teacher is not None:
-        _draw_teacher(axes, teacher, axis)
+        _draw_teacher(axes, teacher, axis, teacher.level([record for record, _, _ in rows], front.split))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -176,36 +176,35 @@ def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
     x, y = front.points.T
     axes.plot([*x, right], [*y, y[-1]], drawstyle="steps-post", color=FRONT_COLOR, linewidth=1.5, alpha=0.8, zorder=2)
     axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
-    label = "95 % interval over seeds"
+    label = "95 % interval"
     for record, cost in zip(front.records, x, strict=True):
-        estimate = front.estimate(record)
-        if estimate is not None and estimate.interval is not None:
-            axes.plot(
-                [cost, cost], estimate.interval, color=FRONT_COLOR, linewidth=1.0, alpha=0.6, zorder=2, label=label
-            )
+        interval = front.interval(record)
+        if interval is not None:
+            ends = [interval.low, interval.high]
+            axes.plot([cost, cost], ends, color=FRONT_COLOR, linewidth=1.0, alpha=0.6, zorder=2, label=label)
             label = "_"  # one entry in the legend
     if len(front.records) <= _MAX_LABELS:
         for record, cost, value in zip(front.records, x, y, strict=True):
-            if front.knee is None or record.number != front.knee.number:
+            if front.pick is None or record.number != front.pick.number:
                 axes.annotate(
                     str(record.number), (cost, value), (-4, 4), textcoords="offset points", ha="right", fontsize=8
                 )
-    if front.knee is not None:
-        _draw_knee(axes, front, front.knee)
+    if front.pick is not None:
+        _draw_pick(axes, front, front.pick)
 
 
-def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord) -> None:
-    cost, value = front.points[front.records.index(knee)].tolist()
-    axes.scatter([cost], [value], s=70, marker="D", color=KNEE_COLOR, zorder=4, label="knee, the suggested pick")
+def _draw_pick(axes: Axes, front: ParetoFront, pick: TrialRecord) -> None:
+    cost, value = front.points[front.records.index(pick)].tolist()
+    axes.scatter([cost], [value], s=70, marker="D", color=PICK_COLOR, zorder=4, label="suggested pick")
     # Above a front nothing can lie, so the label goes to the upper left, where there is room for it.
     has_room = axes.transAxes.inverted().transform(axes.transData.transform((cost, value)))[0] > 0.3
     axes.annotate(
-        f"trial {knee.number}: {metric_text(value, knee.metric)} at {front.axis.mark(cost)}",
+        f"trial {pick.number}: {metric_text(value, pick.metric)} at {front.axis.mark(cost)}",
         (cost, value),
         (-9, 7) if has_room else (9, -16),
         textcoords="offset points",
         ha="right" if has_room else "left",
-        color=KNEE_COLOR,
+        color=PICK_COLOR,
         fontsize=9,
         fontweight="bold",
         path_effects=[withStroke(linewidth=3, foreground="white")],
@@ -213,15 +212,18 @@ def _draw_knee(axes: Axes, front: ParetoFront, knee: TrialRecord) -> None:
     )
 
 
-def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis) -> None:
+def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis, level: float | None) -> None:
+    """The teacher's value as a line where all students may be compared with it, else as a point alone."""
     cost = teacher.cost(axis)
-    axes.axhline(teacher.value, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+    value = teacher.value if level is None else level
+    if level is not None:
+        axes.axhline(level, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
     label = f"teacher: {printable(teacher.name, 40)}"
     if cost is None:
-        place, within = (1.0, teacher.value), axes.get_yaxis_transform()
+        place, within = (1.0, value), axes.get_yaxis_transform()
     else:
-        place, within = (float(cost), teacher.value), axes.transData
-        axes.scatter([cost], [teacher.value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
+        place, within = (float(cost), value), axes.transData
+        axes.scatter([cost], [value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
     axes.annotate(
         label,
         place,

@@ -12,9 +12,12 @@ import numpy as np
 from nas_kd.analysis.cost_axis import FLOPS, CostAxis, cost_axis
 from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
 from nas_kd.analysis.statistics import Estimate, seed_estimate
-from nas_kd.trials.record import FrozenDict, Metric, Split, Stage, TrialRecord
+from nas_kd.analysis.text import in_percent
+from nas_kd.analysis.uncertainty import Uncertain, uncertainty
+from nas_kd.trials.record import Evaluated, FrozenDict, Metric, Split, Stage, TrialRecord
 
 REFERENCE_MARGIN = 1.1
+TOLERANCE = 0.01  # of a metric in percent, one point; of another metric, this share of the best value
 
 Placed: TypeAlias = tuple[TrialRecord, float, float]  # a trial with its cost and its metric
 
@@ -33,6 +36,7 @@ class TeacherPoint:
         secondary: further metrics by `split/name`, such as `val/temporal_consistency`, where known.
         by_interval: interval between key frames, in frames -> `split/name` and, at each offset from the key frame,
             `split/name@offset` -> value: the metrics as students with this interval are measured, on the same frames.
+        evaluated: what the primary metric on a split rests on, where known.
         uncounted: operators whose work `flops` misses; with any of them it is a lower bound, and no ratio is given.
     """
 
@@ -43,12 +47,14 @@ class TeacherPoint:
     params: int | None = None
     secondary: Mapping[str, float] = field(default_factory=FrozenDict, hash=False)
     by_interval: Mapping[int, Mapping[str, float]] = field(default_factory=FrozenDict, hash=False)
+    evaluated: Mapping[Split, Evaluated] = field(default_factory=FrozenDict, hash=False)
     uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "secondary", FrozenDict(self.secondary))
         frozen = {interval: FrozenDict(values) for interval, values in self.by_interval.items()}
         object.__setattr__(self, "by_interval", FrozenDict(frozen))
+        object.__setattr__(self, "evaluated", FrozenDict(self.evaluated))
 
     def score(self, split: Split) -> float | None:
         """The primary metric on a split over all frames, or None where it is not known."""
@@ -63,6 +69,13 @@ class TeacherPoint:
         if interval is None:
             return self.score(split)
         return self.by_interval.get(interval, {}).get(f"{split}/{record.metric.name}")
+
+    def uncertainty(self, split: Split) -> Uncertain | None:
+        """The primary metric over all frames with its interval over items; None where that is not known."""
+        value, evaluated = self.score(split), self.evaluated.get(split)
+        if value is None or evaluated is None or evaluated.low is None or evaluated.high is None:
+            return None
+        return Uncertain(value, evaluated.low, evaluated.high, evaluated.num_items)
 
     def level(self, records: Iterable[TrialRecord], split: Split) -> float | None:
         """The one value that all of these students may be compared with; None where their intervals differ."""
@@ -105,6 +118,8 @@ class ParetoFront:
         split: the split whose metric was compared.
         stage: the stage whose metric was compared.
         axis: which cost was compared: FLOPs or latency.
+        tolerance: how much worse than the best a student may be that is picked for being cheaper, in the metric's unit;
+            by default one point of a metric in percent, 1 % of the best value of another one.
         placed: all trials that could be compared, with their cost and their metric, in the order they were given.
     """
 
@@ -115,7 +130,9 @@ class ParetoFront:
     split: Split = "val"
     stage: Stage = "retrained"
     axis: CostAxis = FLOPS
+    tolerance: float | None = None
     placed: tuple[Placed, ...] = field(default=(), repr=False)
+    _intervals: dict[int, Uncertain | None] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[tuple[int, Split, str], Estimate | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -127,6 +144,7 @@ class ParetoFront:
         *,
         reference: tuple[float, float] | None = None,
         axis: CostAxis | None = None,
+        tolerance: float | None = None,
     ) -> ParetoFront:
         """Build the front of cost against the primary metric, from complete trials that have both.
 
@@ -141,10 +159,13 @@ class ParetoFront:
             stage: the stage to compare at.
             reference: (cost, metric) instead of the default worst corner, to compare runs with each other.
             axis: which cost to compare; by default the one that the campaign counted.
+            tolerance: of `pick`, in the metric's unit, at least 0.
 
         Raises:
-            ValueError: the records do not share one primary metric.
+            ValueError: the records do not share one primary metric, or the tolerance is negative or no number.
         """
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"the tolerance of the pick must be at least 0, but got {tolerance}")
         metric = shared_metric(records)
         maximize = metric is None or metric.maximize
         axis = cost_axis(records) if axis is None else axis
@@ -163,6 +184,7 @@ class ParetoFront:
             split=split,
             stage=stage,
             axis=axis,
+            tolerance=tolerance,
             placed=tuple(measured),
         )
 
@@ -207,12 +229,60 @@ class ParetoFront:
         row = knee(self.points, self.directions, log=(log_cost, False))
         return None if row is None else self.records[row]
 
+    @property
+    def best(self) -> TrialRecord | None:
+        """The trial with the best value; None for an empty front."""
+        if not self.records:
+            return None
+        values = self.points[:, 1].tolist()
+        return self.records[int(values.index(values[-1]))]  # on a front, what costs more is better; of copies the first
+
+    @cached_property
+    def best_interval(self) -> Uncertain | None:
+        """The best value with its 95 % interval over items and seeds; None where that is not known."""
+        return None if self.best is None else self.interval(self.best)
+
+    @property
+    def tolerance_value(self) -> float:
+        """The tolerance in the metric's unit."""
+        if self.tolerance is not None:
+            return self.tolerance
+        if self.best is None or in_percent(self.best.metric):
+            return TOLERANCE
+        return TOLERANCE * abs(float(self.points[-1, 1]))
+
+    @property
+    def is_allowed_by_error(self) -> bool:
+        """Whether one standard error of the best is more than the tolerance."""
+        return self.best_interval is not None and self.best_interval.standard_error > self.tolerance_value
+
+    @property
+    def allowed_loss(self) -> float:
+        """How much worse than the best the pick may be, in the metric's unit."""
+        if self.best_interval is None:
+            return self.tolerance_value
+        return max(self.tolerance_value, self.best_interval.standard_error)
+
+    @cached_property
+    def pick(self) -> TrialRecord | None:
+        """The recommended trial: the cheapest one within `allowed_loss` of the best. None for an empty front."""
+        if not self.records:
+            return None
+        losses = np.abs(self.points[:, 1] - self.points[-1, 1])
+        return self.records[int(np.argmax(losses <= self.allowed_loss + 1e-12))]
+
     def estimate(self, record: TrialRecord, split: Split | None = None, name: str | None = None) -> Estimate | None:
         """`seed_estimate` at the front's stage, by default of the primary metric on its split; computed once."""
         key = (record.number, split or self.split, name or record.metric.name)
         if key not in self._estimates:
             self._estimates[key] = seed_estimate(record, key[1], self.stage, key[2])
         return self._estimates[key]
+
+    def interval(self, record: TrialRecord) -> Uncertain | None:
+        """`uncertainty` of a trial's value at the front's stage and on its split; computed once."""
+        if record.number not in self._intervals:
+            self._intervals[record.number] = uncertainty(record, self.split, self.stage)
+        return self._intervals[record.number]
 
     @property
     def _box_area(self) -> float:

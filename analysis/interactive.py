@@ -7,17 +7,17 @@ Hover texts are given ready-made: a template would also look for `%{...}` in the
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.figures import (
     FRONT_COLOR,
-    KNEE_COLOR,
     OTHER_COLOR,
+    PICK_COLOR,
     TEACHER_COLOR,
     budgets_of,
     cost_range,
@@ -27,11 +27,12 @@ from nas_kd.analysis.figures import (
     printable,
 )
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
-from nas_kd.analysis.text import count, error_headline, metric_text, si
+from nas_kd.analysis.text import count, metric_text, si
 from nas_kd.trials.record import Metric, Stage, TrialRecord
 
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
 _MAX_KNOBS = 8
+_MAX_FAILURES = 12
 
 
 def plain(text: object, max_length: int = 80) -> str:
@@ -44,9 +45,12 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
     value, test = record.score(front.split, front.stage), record.score("test", front.stage)
     lines = [f"<b>trial {record.number}</b>"]
     lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")
-    estimate = front.estimate(record)
-    if estimate is not None:
-        lines.append(f"over {count(estimate.num_values, 'seed')}: {_interval_text(estimate.interval, record.metric)}")
+    interval = front.interval(record)
+    if interval is None:
+        lines.append("no interval from one training")
+    else:
+        ends = f"{metric_text(interval.low, record.metric)} to {metric_text(interval.high, record.metric)}"
+        lines.append(f"95 % interval over {interval.basis}: {ends}")
     if test is not None:
         lines.append(f"test, not used for selection: {metric_text(test, record.metric)}")
     if record.cost is not None:
@@ -73,16 +77,10 @@ def _knob_text(name: str, value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _interval_text(interval: tuple[float, float] | None, metric: Metric) -> str:
-    if interval is None:
-        return "no interval from one seed"
-    return f"{metric_text(interval[0], metric)} to {metric_text(interval[1], metric)} (95 %)"
-
-
 def front_chart(
     records: Sequence[TrialRecord], *, front: ParetoFront | None = None, teacher: TeacherPoint | None = None
 ) -> go.Figure:
-    """All comparable trials in cost and metric, with the front, its knee, seed intervals, budgets and the teacher.
+    """All comparable trials in cost and metric, with the front, the pick, seed intervals, budgets and the teacher.
 
     Each point carries its trial number as `customdata`, so that a page can link it to its row.
     """
@@ -103,16 +101,18 @@ def front_chart(
     on_front = [row for row in rows if row[0].number in front.numbers]
     figure.add_traces(_step_trace(front, limits))
     figure.add_traces(_points(on_front, front, "front", {"size": 10, "color": FRONT_COLOR}))
-    if front.knee is not None:
-        number = front.knee.number
+    if front.pick is not None:
+        number = front.pick.number
         picked = [row for row in on_front if row[0].number == number]
-        marker = {"symbol": "diamond", "size": 15, "color": KNEE_COLOR}
-        figure.add_traces(_points(picked, front, f"knee: trial {number}", marker))
+        marker = {"symbol": "diamond", "size": 15, "color": PICK_COLOR}
+        figure.add_traces(_points(picked, front, f"pick: trial {number}", marker))
     if teacher is not None:
         label = {"annotation_text": f"teacher: {plain(teacher.name, 40)}"} if teacher.cost(axis) is None else {}
         line = {"color": TEACHER_COLOR, "width": 1, "dash": "dot"}
-        figure.add_hline(teacher.value, line=line, layer="below", **label)
-        figure.add_traces(_teacher_trace(teacher, metric, axis))
+        level = teacher.level([record for record, _, _ in rows], front.split)
+        if level is not None:
+            figure.add_hline(level, line=line, layer="below", **label)
+        figure.add_traces(_teacher_trace(teacher, metric, axis, teacher.value if level is None else level))
     return figure
 
 
@@ -167,12 +167,12 @@ def _interval_trace(front: ParetoFront) -> list[go.Scatter]:
     x: list[float | None] = []
     y: list[float | None] = []
     for record, cost in zip(front.records, front.points[:, 0].tolist(), strict=True):
-        estimate = front.estimate(record)
-        if estimate is not None and estimate.interval is not None:
+        interval = front.interval(record)
+        if interval is not None:
             x += [cost, cost, None]
-            y += [*estimate.interval, None]
+            y += [interval.low, interval.high, None]
     line = {"color": FRONT_COLOR, "width": 1.5}
-    name = "95 % interval over seeds"
+    name = "95 % interval"
     return [go.Scatter(x=x, y=y, mode="lines", line=line, opacity=0.6, hoverinfo="skip", name=name)] if x else []
 
 
@@ -197,17 +197,17 @@ def _budget_trace(records: Sequence[TrialRecord], axis: CostAxis) -> list[go.Sca
     ]
 
 
-def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis) -> list[go.Scatter]:
+def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis, level: float) -> list[go.Scatter]:
     cost = teacher.cost(axis)
     if cost is None:
         return []
-    value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
+    value = metric_text(level, metric) if metric else f"{level:.4g}"
     hover = f"<b>teacher</b>: {plain(teacher.name)}<br>{value}<br>{axis.text(cost)}"
     marker = {"symbol": "star", "size": 16, "color": TEACHER_COLOR}
     return [
         go.Scatter(
             x=[cost],
-            y=[teacher.value],
+            y=[level],
             mode="markers",
             name=f"teacher: {plain(teacher.name, 40)}",
             marker=marker,
@@ -267,10 +267,11 @@ def stage_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure
 
 def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
     """Number of failed trials by what went wrong, most frequent on top."""
-    reasons = Counter(error_headline(record.error) or "no error text" for record in records if record.state == "failed")
-    ranked = list(reversed(reasons.most_common(12)))
+    groups = failure_groups(records)
+    ranked = [(reason, len(group)) for reason, group in reversed(groups[:_MAX_FAILURES])]
     figure = empty_chart("", None, [])
-    figure.update_xaxes(title_text="failed trials", dtick=max(1, max(reasons.values(), default=1) // 8))
+    most = max((number for _, number in ranked), default=1)
+    figure.update_xaxes(title_text="failed trials", dtick=max(1, most // 8))
     # Two reasons may read the same once they are cut, so the position is a number and the text its label.
     figure.update_yaxes(
         tickvals=list(range(len(ranked))), ticktext=[plain(reason, 48) for reason, _ in ranked], automargin=True
@@ -280,7 +281,7 @@ def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
         y=list(range(len(ranked))),
         orientation="h",
         width=0.5,
-        marker={"color": KNEE_COLOR},
+        marker={"color": PICK_COLOR},
         hoverinfo="text",
         hovertext=[f"{count(number, 'trial')}: {plain(reason, 160)}" for reason, number in ranked],
     )

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nas_kd.analysis.figures import KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
+from nas_kd.analysis.figures import OTHER_COLOR, PICK_COLOR, TEACHER_COLOR, metric_label, percent_axis, printable
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import empty_chart, plain
 from nas_kd.analysis.offsets import SPLITS, at_offset, offset_scores, streaming_students, teacher_scores
@@ -21,7 +21,7 @@ from nas_kd.trials.record import Split, TrialRecord
 
 X_TITLE = "frames since the key frame"
 
-# Okabe and Ito (2008) without the colours of knee and teacher; the marker changes once the colours are used up.
+# Okabe and Ito (2008) without the colours of pick and teacher; the marker changes once the colours are used up.
 _COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"))  # for matplotlib and for plotly
 _MAX_NAMED = len(_COLORS) * len(_MARKERS)
@@ -37,7 +37,7 @@ class _Line:
         scores: offset, in frames, to the primary metric.
         intervals: offset to the estimate over repeats, where it has an interval.
         name: what the legend calls it.
-        is_knee: whether it is the recommended trial.
+        is_pick: whether it is the recommended trial.
         is_named: whether it stands in the legend.
         color: of line and marks.
         markers: the mark, as matplotlib and as plotly call it.
@@ -48,7 +48,7 @@ class _Line:
     scores: dict[int, float]
     intervals: dict[int, Estimate]
     name: str
-    is_knee: bool
+    is_pick: bool
     is_named: bool
     color: str
     markers: tuple[str, str]
@@ -63,11 +63,11 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
         if not scores:
             continue
         estimates = {offset: front.estimate(record, split, at_offset(record.metric, offset).name) for offset in scores}
-        is_knee = record is front.knee
-        is_named = is_knee or len(students) <= _MAX_NAMED
+        is_pick = record is front.pick
+        is_named = is_pick or len(students) <= _MAX_NAMED
         color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place // len(_COLORS) % len(_MARKERS)]
-        if is_knee:
-            color = KNEE_COLOR
+        if is_pick:
+            color = PICK_COLOR
         elif not is_named:
             color = OTHER_COLOR
         flops = si(record.cost.flops if record.cost else None)
@@ -76,12 +76,12 @@ def _lines(front: ParetoFront, split: Split) -> list[_Line]:
                 record=record,
                 scores=scores,
                 intervals={at: found for at, found in estimates.items() if found is not None and found.interval},
-                name=f"{'knee: ' if is_knee else ''}trial {record.number}, {flops} FLOPs",
-                is_knee=is_knee,
+                name=f"{'pick: ' if is_pick else ''}trial {record.number}, {flops} FLOPs",
+                is_pick=is_pick,
                 is_named=is_named,
                 color=color,
-                markers=("D", "diamond") if is_knee else marker,
-                width=2.4 if is_knee else 1.5,
+                markers=("D", "diamond") if is_pick else marker,
+                width=2.4 if is_pick else 1.5,
             )
         )
     return lines
@@ -177,7 +177,7 @@ def _draw_lines(axes: Axes, lines: Sequence[_Line], levels: Sequence[_TeacherLin
         )
     for line in lines:
         x, y = list(line.scores), list(line.scores.values())
-        over = 4 if line.is_knee else 3
+        over = 4 if line.is_pick else 3
         label = line.name if line.is_named else "_"  # matplotlib keeps such labels out of the legend
         axes.plot(x, y, color=line.color, linewidth=line.width, marker=line.markers[0], ms=5, zorder=over, label=label)
         for offset, estimate in line.intervals.items():

@@ -128,31 +128,31 @@ def drift_sentences(front: ParetoFront, teacher: TeacherPoint | None = None) -> 
     The frames at the last offset are others than the key frames. Where the teacher was measured on both, the student is
     compared with it there.
     """
-    knee = front.knee
-    if knee is None or knee.cost is None:
+    pick = front.pick
+    if pick is None or pick.cost is None:
         return []
-    last = (knee.cost.keyframe_interval or 0) - 1
+    last = (pick.cost.keyframe_interval or 0) - 1
     found = []
     for split in SPLITS:
-        change = drift(knee, split, front.stage)
+        change = drift(pick, split, front.stage)
         if change is None:
             continue
         text = (
-            f"From offset 0 to offset {last}, the {metric_label(knee.metric, split)} of trial {knee.number} changes by "
+            f"From offset 0 to offset {last}, the {metric_label(pick.metric, split)} of trial {pick.number} changes by "
         )
-        text += _points(change.mean, knee.metric)
-        text += _interval_note(change, knee.metric)
-        own = teacher_drift(knee, teacher, split) if teacher is not None else None
-        gap = gap_to_teacher(knee, teacher, last, split, front.stage) if teacher is not None else None
+        text += _points(change.mean, pick.metric)
+        text += _interval_note(change, pick.metric)
+        own = teacher_drift(pick, teacher, split) if teacher is not None else None
+        gap = gap_to_teacher(pick, teacher, last, split, front.stage) if teacher is not None else None
         if own is not None and gap is not None:
             text += (
-                f", that of the teacher on the same frames by {_points(own, knee.metric)}: at offset {last} the "
-                f"student differs from the teacher by {_points(gap.mean, knee.metric)}"
-                f"{_interval_note(gap, knee.metric)}"
+                f", that of the teacher on the same frames by {_points(own, pick.metric)}: at offset {last} the "
+                f"student differs from the teacher by {_points(gap.mean, pick.metric)}"
+                f"{_interval_note(gap, pick.metric)}"
             )
-        later = mean_of_delta_frames(knee, split, front.stage)
+        later = mean_of_delta_frames(pick, split, front.stage)
         if later is not None:
-            text += f"; its mean without key frames is {metric_text(later, knee.metric)}"
+            text += f"; its mean without key frames is {metric_text(later, pick.metric)}"
         found.append(f"{text}.")
     return found
 

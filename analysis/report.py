@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nas_kd.analysis import offset_sections, sections
-from nas_kd.analysis.advice import advise, summarise
+from nas_kd.analysis.advice import advise
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
@@ -18,6 +18,7 @@ from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
 from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
 from nas_kd.analysis.search_section import SearchSection, search_section
+from nas_kd.analysis.summary import RunProgress, progress_sentence, summarise
 from nas_kd.analysis.table import trial_table, write_csv
 from nas_kd.trials.record import TrialRecord
 
@@ -58,6 +59,9 @@ def write_report(
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
     search_dir: Path | str | None = None,
+    budgets: Sequence[float] = (),
+    tolerance: float | None = None,
+    progress: RunProgress | None = None,
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -74,6 +78,10 @@ def write_report(
         teacher: drawn beside the students and compared with the pick; None if unknown.
         metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
         search_dir: folder that a shared search has left; where it is damaged, the report says so.
+        budgets: of the campaign; the best student within each is named.
+        tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
+            unit; see `ParetoFront`.
+        progress: how far the campaign is; a report of one that has not ended says so.
 
     Returns:
         The paths of the files.
@@ -82,7 +90,7 @@ def write_report(
         ValueError: the records do not share one primary metric.
         OSError: a file cannot be written.
     """
-    front, out_dir = ParetoFront.from_records(records), Path(out_dir)
+    front, out_dir = ParetoFront.from_records(records, tolerance=tolerance), Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(
         report=out_dir / "report.html",
@@ -97,7 +105,12 @@ def write_report(
     write_png(front_figure(records, title=title, teacher=teacher, front=front), paths.picture)
     if paths.offsets is not None:
         write_png(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
-    values = _values(records, front, title, teacher, metadata, paths)
+    pick = advise(front, teacher, budgets)
+    values = _values(records, front, title, teacher, metadata, paths) | {
+        "pick": pick,
+        "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
+        "progress": progress_sentence(records, progress),
+    }
     if search_dir is not None:
         section, files = _search(search_dir, out_dir, records, title)
         values["search"] = section
@@ -141,7 +154,6 @@ def _values(
 ) -> dict[str, object]:
     """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
-    pick = advise(front, teacher)
     with_streaming = has_streaming_students(records)
     # Students of clips have their other metrics in their records; they are shown where the teacher's stand beside.
     with_secondary = with_streaming or (teacher is not None and bool(teacher.secondary))
@@ -150,8 +162,6 @@ def _values(
         "started": sorted(record.started_at for record in records if record.started_at),
         "any_complete": any(record.state == "complete" for record in records),
         "tiles": sections.tiles(records, front),
-        "pick": pick,
-        "pick_command": sections.export_command(run, pick.pick.number) if pick else "",
         "summary": summarise(records, front, teacher),
         "front": None,
         "streaming": None,

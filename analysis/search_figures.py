@@ -18,7 +18,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from nas_kd.analysis.cost_axis import CostAxis
-from nas_kd.analysis.figures import FRONT_COLOR, KNEE_COLOR, OTHER_COLOR, TEACHER_COLOR, cost_ticks, printable
+from nas_kd.analysis.figures import FRONT_COLOR, OTHER_COLOR, PICK_COLOR, TEACHER_COLOR, cost_ticks, printable
 from nas_kd.analysis.interactive import empty_chart, plain
 from nas_kd.analysis.search_files import Search, SearchResult
 from nas_kd.analysis.search_numbers import (
@@ -283,7 +283,7 @@ def cost_chart(result: SearchResult) -> go.Figure:
     figure.add_scatter(x=x, y=x, mode="lines", name="budget", line=line, hoverinfo="skip")
     for name, costs, color in (
         ("expected", [entry.expected_cost for entry in result.budgets], FRONT_COLOR),
-        ("derived", [entry.cost for entry in result.budgets], KNEE_COLOR),
+        ("derived", [entry.cost for entry in result.budgets], PICK_COLOR),
     ):
         y = [result.scaled(cost) for cost in costs]
         hover = [f"{name}: {axis.text(b)}, {b / a * 100:.0f} % of the budget" for a, b in zip(x, y, strict=True)]
@@ -358,8 +358,8 @@ def idle_chart(result: SearchResult) -> go.Figure:
     for name, values, color, dash in (
         ("idle, expected", [s.operators for s in shares], FRONT_COLOR, "dot"),
         ("idle, derived", [s.chosen_operators for s in shares], FRONT_COLOR, "solid"),
-        ("left out, expected", [s.skipped for s in shares], KNEE_COLOR, "dot"),
-        ("left out, derived", [s.chosen_skipped for s in shares], KNEE_COLOR, "solid"),
+        ("left out, expected", [s.skipped for s in shares], PICK_COLOR, "dot"),
+        ("left out, derived", [s.chosen_skipped for s in shares], PICK_COLOR, "solid"),
     ):
         if any(value is not None for value in values):
             hover = [

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
+from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.statistics import (
+    MIN_PAIRS,
     estimate_mean,
     group_by_arch,
     paired_difference,
@@ -27,10 +29,12 @@ from nas_kd.analysis.text import (
     flops_label,
     in_percent,
     metric_text,
+    range_text,
     si,
     signed_text,
 )
-from nas_kd.trials.record import TrialRecord
+from nas_kd.analysis.uncertainty import Uncertain
+from nas_kd.trials.record import Metric, TrialRecord
 
 _MAX_ERROR_CHARS = 4000
 _MAX_ERRORS = 12
@@ -68,7 +72,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
         cells = [
             trial_cell(record, front),
             number_cell(metric_text(record.score(front.split, front.stage), record.metric)),
-            number_cell(interval_text(front.estimate(record), record.metric)),
+            _interval_cell(front.interval(record), record.metric),
             number_cell(_gain(previous, record, front)),
             number_cell(metric_text(record.score("test", front.stage), record.metric)),
         ]
@@ -88,7 +92,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
     headers = [
         "trial",
         f"validation {metric}",
-        "95 % interval (n seeds)",
+        "95 % interval, over",
         f"gain over the row above{unit}",
         f"test {metric} *",
     ]
@@ -110,7 +114,7 @@ class Architecture:
 
     Attributes:
         heading: the trial, what it reaches and what it costs.
-        is_knee: whether it is the recommended trial.
+        is_pick: whether it is the recommended trial.
         tally: how often each choice was made.
         choices: one line a cell.
         space: name of the space.
@@ -121,7 +125,7 @@ class Architecture:
     """
 
     heading: str
-    is_knee: bool
+    is_pick: bool
     tally: str
     choices: Pairs
     space: str
@@ -143,7 +147,7 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str) -> Architect
     is_other_shape = bool(arch) and not choices and not settings
     return Architecture(
         heading=f"trial {record.number}: {value} at {cost}, architecture {record.arch_id or 'unnamed'}",
-        is_knee=front.knee is not None and front.knee.number == record.number,
+        is_pick=front.pick is not None and front.pick.number == record.number,
         tally=", ".join(f"{number} × {choice}" for choice, number in tally.most_common()),
         choices=_grouped(choices),
         space=str(arch.get("space", "")),
@@ -180,8 +184,8 @@ def correlations(records: Sequence[TrialRecord]) -> Table:
     rows = [
         [
             Cell(f"{earlier} → {later}"),
-            number_cell(_correlation(result.kendall)),
-            number_cell(_correlation(result.spearman)),
+            number_cell(_correlation(result.kendall if result.num_pairs >= MIN_PAIRS else None)),
+            number_cell(_correlation(result.spearman if result.num_pairs >= MIN_PAIRS else None)),
             number_cell(str(result.num_pairs)),
         ]
         for (earlier, later), result in stage_correlations(records).items()
@@ -234,13 +238,8 @@ class Failure:
 
 def failures(records: Sequence[TrialRecord]) -> list[Failure]:
     """The ways in which trials failed, the most frequent first."""
-    groups: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        if record.state == "failed":
-            groups.setdefault(error_headline(record.error) or "no error text", []).append(record)
-    ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
     found = []
-    for reason, group in ranked[:_MAX_ERRORS]:
+    for reason, group in failure_groups(records)[:_MAX_ERRORS]:
         text = group[0].error or "The trial left no error text."
         cut = text if len(text) <= _MAX_ERROR_CHARS else "… " + text[-_MAX_ERROR_CHARS:]
         numbers = ", ".join(str(record.number) for record in group)
@@ -268,7 +267,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial in the table of all trials; `place` is `knee` or `front` where the trial is that."""
+    """A trial in the table of all trials; `place` is `pick` or `front` where the trial is that."""
 
     number: int
     place: str | None
@@ -363,6 +362,13 @@ def environment(records: Sequence[TrialRecord], metadata: Mapping[str, str]) -> 
     if records:
         pairs["configurations"] = f"{hashes} ({records[0].config_hash})" if hashes == 1 else str(hashes)
     return list(pairs.items())
+
+
+def _interval_cell(interval: Uncertain | None, metric: Metric) -> Cell:
+    """An interval, and below it what it rests on."""
+    if interval is None:
+        return Cell("none", note="one training", is_number=True)
+    return Cell(range_text(interval.low, interval.high, metric), note=interval.basis, is_number=True)
 
 
 def _sortable_cell(value: float | None, pattern: str) -> Cell:

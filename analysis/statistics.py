@@ -1,6 +1,8 @@
 """Statistics over repeated runs: intervals over seeds, differences, and rank correlation of stages.
 
-One run has no interval. What the data do not determine is None, never zero.
+One run has no interval, and neither have two: Student's would be 25 standard errors wide. Rank correlations need five
+pairs: of four values 2 of 24 orders agree or disagree in full, so no agreement is unlikely to be chance. What the data
+do not determine is None, never zero.
 
 References:
     Student (1908). The probable error of a mean. Biometrika 6(1), 1-25.
@@ -22,6 +24,8 @@ from scipy import stats
 
 from nas_kd.trials.record import Split, Stage, TrialRecord
 
+MIN_VALUES = 3  # of an interval of a mean
+MIN_PAIRS = 5  # of a rank correlation
 STAGE_PAIRS: tuple[tuple[Stage, Stage], ...] = (("gated", "derived"), ("derived", "retrained"), ("gated", "retrained"))
 
 
@@ -33,8 +37,8 @@ class Estimate:
         mean: in the unit of the values.
         num_values: how many values it rests on.
         std: sample standard deviation (n - 1); None for a single value.
-        low: lower end of the confidence interval of the mean; None for a single value.
-        high: upper end; None for a single value.
+        low: lower end of the confidence interval of the mean; None for fewer than `MIN_VALUES` values.
+        high: upper end; None for fewer than `MIN_VALUES` values.
         confidence: nominal coverage of the interval.
     """
 
@@ -47,7 +51,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """(low, high), or None where there is one value only."""
+        """(low, high), or None where there are fewer than `MIN_VALUES` values."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def overlaps(self, other: Estimate) -> bool | None:
@@ -58,7 +62,7 @@ class Estimate:
 
 
 def estimate_mean(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """Mean with Student's interval over independent repeats, `mean ± t(n - 1) · s / sqrt(n)`.
+    """Mean with Student's interval over independent repeats, `mean ± t(n - 1) · s / sqrt(n)`, from three values on.
 
     Args:
         values: one finite value a seed, at least one.
@@ -75,8 +79,9 @@ def estimate_mean(values: Sequence[float], *, confidence: float = 0.95) -> Estim
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), but got {confidence}; 0.95 is usual.")
     mean = float(sample.mean())
-    if len(sample) == 1:
-        return Estimate(mean, 1, None, None, None, confidence)
+    if len(sample) < MIN_VALUES:
+        std = float(sample.std(ddof=1)) if len(sample) > 1 else None
+        return Estimate(mean, len(sample), std, None, None, confidence)
     with _nearly_equal_values_allowed():
         low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
     return Estimate(mean, len(sample), float(sample.std(ddof=1)), float(low), float(high), confidence)
@@ -102,7 +107,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, confid
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """mean(first) − mean(second) of independent samples, with Welch's interval; none where either has one value.
+    """mean(first) − mean(second) of independent samples, with Welch's interval; none where either has too few values.
 
     `num_values` is the smaller of both numbers, `std` is None.
 
@@ -116,7 +121,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float], *, confide
     """
     a, b = estimate_mean(first, confidence=confidence), estimate_mean(second, confidence=confidence)
     mean, number = a.mean - b.mean, min(a.num_values, b.num_values)
-    if number == 1:
+    if number < MIN_VALUES:
         return Estimate(mean, number, None, None, None, confidence)
     with _nearly_equal_values_allowed():
         low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
@@ -134,6 +139,8 @@ def _nearly_equal_values_allowed() -> Iterator[None]:
 @dataclass(frozen=True)
 class RankCorrelation:
     """Agreement of two rankings, in [-1, 1]; None where fewer than two values, or equal ones, leave no ranking.
+
+    Fewer than `MIN_PAIRS` pairs say nothing about the agreement of other pairs.
 
     Attributes:
         kendall: tau-b, which allows for ties.

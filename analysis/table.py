@@ -11,6 +11,7 @@ from nas_kd.analysis.cost_axis import FLOPS
 from nas_kd.analysis.front import ParetoFront
 from nas_kd.analysis.offsets import SPLITS, offset_scores, offsets_of
 from nas_kd.analysis.text import error_headline
+from nas_kd.analysis.uncertainty import uncertainty
 from nas_kd.trials.record import TrialRecord
 
 COLUMNS: dict[str, str] = {
@@ -35,10 +36,11 @@ COLUMNS: dict[str, str] = {
     "derived_val": "validation metric of the derived student before it is trained again",
     "retrained_val": "validation metric of the trained student",
     "num_seeds": "number of repeats of the trained student",
-    "val_low": "lower end of the 95 % interval of the validation mean over repeats",
+    "val_low": "lower end of the 95 % interval of the validation value, over items and repeats as far as known",
     "val_high": "upper end of that interval",
     "on_front": "whether no other complete trial beats it",
-    "knee": "whether it is the recommended trial",
+    "pick": "whether it is the recommended trial",
+    "knee": "whether the front bends most there",
     "hv_contribution": "share of the hypervolume's box that only this trial dominates",
     "arch_id": "content hash of the architecture",
     "duration_s": "total duration",
@@ -81,7 +83,7 @@ def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None
 
 
 def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
-    estimate = front.estimate(record)
+    estimate, interval = front.estimate(record), uncertainty(record, front.split, front.stage)
     cost = record.cost
     return {
         "trial": record.number,
@@ -99,9 +101,10 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
         "derived_val": record.score("val", "derived"),
         "retrained_val": record.score("val", "retrained"),
         "num_seeds": estimate.num_values if estimate else None,
-        "val_low": estimate.low if estimate else None,
-        "val_high": estimate.high if estimate else None,
+        "val_low": interval.low if interval else None,
+        "val_high": interval.high if interval else None,
         "on_front": record.number in front.numbers,
+        "pick": front.pick is not None and record.number == front.pick.number,
         "knee": front.knee is not None and record.number == front.knee.number,
         "hv_contribution": front.contributions.get(record.number),
         "arch_id": record.arch_id,

@@ -57,11 +57,23 @@ def metric_text(value: float | None, metric: Metric) -> str:
     return f"{value:.4g}"
 
 
+def range_text(low: float, high: float, metric: Metric) -> str:
+    """The ends of an interval of a metric: `92.1 – 93.4 %`."""
+    if in_percent(metric) and max(abs(low), abs(high)) <= 1:
+        return f"{low * 100:.1f} – {high * 100:.1f} %"
+    return f"{low:.4g} – {high:.4g}"
+
+
 def difference_text(value: float, metric: Metric) -> str:
     """The size of a difference between two values: `1.2 points` for percentages, else three significant digits."""
     if in_percent(metric) and abs(value) <= 1.0:
         return f"{abs(value) * 100:.1f} points"
     return f"{abs(value):.3g}"
+
+
+def fewer_or_more(saving: float) -> str:
+    """How a cost compares with a teacher's that is `saving` times as high: `9.25× fewer`, `2.46× more`."""
+    return f"{saving:.3g}× fewer" if saving >= 1 else f"{1 / saving:.3g}× more"
 
 
 def signed_text(value: float, metric: Metric) -> str:

@@ -18,6 +18,12 @@ CONVENTION = (
     "additions and subtractions of delta layers are"
 )
 
+TOLERANCE_HELP = (
+    "Recommend the cheapest student that is at most so much worse than the best one, in the metric's unit: 0.01 is a "
+    "point of a metric in percent. Default: a point, or 1 % of the best value of another metric; or one standard error "
+    "of the best, where that is more."
+)
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -114,12 +120,13 @@ def search(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report; `report` in the run's by default.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
 ) -> None:
     """Write the Pareto-front report of a run: one HTML file that works offline, CSV and PNG."""
     with plain_errors():
         from nas_kd import campaign as campaigns
 
-        paths = campaigns.report(run, out)
+        paths = campaigns.report(run, out, tolerance=tolerance)
         if paths.search_headline:
             say(paths.search_headline)
         for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials, *paths.search):
@@ -189,12 +196,14 @@ def export(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="Export the most accurate student within this predicted latency.")
     ] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Export the student where the front bends most.")] = False,
+    tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
 ) -> None:
-    """Export a student and compare the files with the trained one; by default the knee of the front."""
+    """Export a student and compare the files with the trained one; by default the one that the report recommends."""
     with plain_errors():
         from nas_kd import campaign as campaigns
         from nas_kd.config.sections import parse_flops
@@ -204,6 +213,8 @@ def export(
             trial=trial,
             max_flops=None if max_flops is None else parse_flops(max_flops),
             max_latency_ms=max_latency_ms,
+            knee=knee,
+            tolerance=tolerance,
             formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
         )

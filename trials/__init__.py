@@ -9,7 +9,7 @@ from nas_kd.trials.events import Event, OnEvent
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
 from nas_kd.trials.known_cost import KnownCostSampler
 from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial
+from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
 from nas_kd.trials.progress import Progress
 from nas_kd.trials.record import (
@@ -64,6 +64,7 @@ __all__ = [
     "TrialStopped",
     "build_sampler",
     "default_objectives",
+    "is_driven",
     "objective_values",
     "parse_knobs",
     "proposal_seed",

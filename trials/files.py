@@ -95,6 +95,21 @@ class FileLock:
             self._descriptor = None
 
 
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file now; the file is left as it is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_s: float, message: str) -> Iterator[None]:
     """Hold the lock file `path` in a `with` block.

@@ -31,7 +31,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas_kd.trials.files import FileLock
+from nas_kd.trials.files import FileLock, is_locked
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
@@ -41,6 +41,7 @@ from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
 
 COST_CONVENTION = "one multiply-accumulate is one FLOP"
 LEDGER_FORMAT = 1
+DRIVER_LOCK = ".driver.lock"  # in the folder of a run
 
 _STATES: Mapping[str, TrialState] = {
     "complete": TrialState.COMPLETE,
@@ -58,6 +59,11 @@ class ProposedTrial:
     number: int
     knobs: Mapping[str, KnobValue]
     seed: int | None = None
+
+
+def is_driven(run_dir: Path) -> bool:
+    """Whether a process of this machine drives the run now."""
+    return is_locked(run_dir / DRIVER_LOCK)
 
 
 class Ledger:
@@ -104,7 +110,7 @@ class Ledger:
             ValueError: The stored study ranks by something else.
         """
         run_dir = run_dir.resolve()
-        lock = FileLock(run_dir / ".driver.lock")
+        lock = FileLock(run_dir / DRIVER_LOCK)
         if not lock.acquire():
             raise RuntimeError(
                 f"a run has one driver at a time, but process {lock.owner()} drives {run_dir}; "

@@ -15,15 +15,10 @@ from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import (
-    KnobValue,
-    Ledger,
-    Split,
-    TrialRecord,
-)
+from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_driven
 
 if TYPE_CHECKING:
-    from nas_kd.analysis import PivotTable, ReportPaths
+    from nas_kd.analysis import PivotTable, ReportPaths, RunProgress
     from nas_kd.analysis.cost_axis import CostAxis
 
 
@@ -33,20 +28,40 @@ def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
     Raises:
         ValueError: the folder holds no run.
     """
+    config, ledger = _open_run(run_dir)
+    return config, ledger.records()
+
+
+def _open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
     run_dir = Path(run_dir)
     if not (run_dir / CONFIG_NAME).is_file():
         raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
     config = load_config(run_dir / CONFIG_NAME)
-    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
-    return config, ledger.records()
+    return config, Ledger.load(run_dir, storage=config.storage, name=config.name)
 
 
-def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPaths:
+def _run_progress(run_dir: Path, config: CampaignConfig, ledger: Ledger) -> RunProgress:
+    """How far the campaign of a run is."""
+    from nas_kd.analysis import RunProgress
+    from nas_kd.analysis.search_files import RESULT_NAME
+
+    stage = ""
+    if not (run_dir / "teacher" / "teacher.json").is_file():
+        stage = "the teacher is not ready"
+    elif config.search.shared and not (run_dir / SEARCH_FOLDER / RESULT_NAME).is_file():
+        stage = "the search before the trials has not ended"
+    known = ledger.count("queued", "running", "complete", "failed", "stopped")
+    return RunProgress(max(config.trials, known), ledger.count("running"), is_driven(run_dir), stage)
+
+
+def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance: float | None = None) -> ReportPaths:
     """Write the report of a run: HTML, CSV and PNG.
 
     Args:
         run_dir: the run's folder.
         out_dir: where to; `report` in the run's folder by default.
+        tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
+            unit (0.01 is one point of a metric in percent).
 
     Raises:
         ValueError: the folder holds no run.
@@ -57,7 +72,8 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
     )
 
     run_dir = Path(run_dir)
-    config, records = load_run(run_dir)
+    config, ledger = _open_run(run_dir)
+    records = ledger.records()
     metric = find_task(config.task).metric
     manifest = run_dir / "teacher" / "teacher.json"
     teacher = None
@@ -71,8 +87,10 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
             test=float(known[f"test/{metric}"]),
             params=int(known["params"]),
             secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
+            evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
             by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
         )
+    options = config.budget.options
     facts = {
         "run": str(run_dir),
         "data": config.data.source,
@@ -88,6 +106,9 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None) -> ReportPath
         teacher=teacher,
         metadata=facts,
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
+        budgets=options if isinstance(options, tuple) else (),
+        tolerance=tolerance,
+        progress=_run_progress(run_dir, config, ledger),
     )
 
 
@@ -148,21 +169,33 @@ def pick(
     trial: int | None = None,
     max_flops: int | None = None,
     max_latency_ms: float | None = None,
+    knee: bool = False,
+    tolerance: float | None = None,
 ) -> TrialRecord:
-    """The trial to export: the one named, the most accurate one within a budget, or the knee of the front.
+    """The trial to export: the one named, the most accurate one within a budget, the knee, or the recommended one.
+
+    The recommended one is that of the report, by the same rule: the cheapest within a tolerance of the best.
 
     Args:
         records: of the run.
         trial: number of the trial.
         max_flops: budget in FLOPs.
         max_latency_ms: budget of the predicted latency, for a campaign with a budget of latency.
+        knee: take the point where the front bends most.
+        tolerance: how much worse than the best the recommended one may be, in the metric's unit.
 
     Raises:
         ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
     """
     from nas_kd.analysis import FLOPS, LATENCY, ParetoFront
 
-    given = {"trial": trial, "max_flops": max_flops, "max_latency_ms": max_latency_ms}
+    given = {
+        "trial": trial,
+        "max_flops": max_flops,
+        "max_latency_ms": max_latency_ms,
+        "knee": knee or None,
+        "tolerance": tolerance,
+    }
     named = [f"{name} = {value}" for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
@@ -178,9 +211,11 @@ def pick(
         return _best_within(complete, max_flops, FLOPS)
     if max_latency_ms is not None:
         return _best_within(complete, max_latency_ms, LATENCY)
-    knee = ParetoFront.from_records(complete).knee
-    assert knee is not None, "a front with a complete trial has a knee"
-    return knee
+    front = ParetoFront.from_records(complete, tolerance=tolerance)
+    picked = front.knee if knee else front.pick
+    if picked is None:
+        raise ValueError("no complete trial has a validation value of a trained student; pick by trial")
+    return picked
 
 
 def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis) -> TrialRecord:
@@ -210,6 +245,8 @@ def export(
     trial: int | None = None,
     max_flops: int | None = None,
     max_latency_ms: float | None = None,
+    knee: bool = False,
+    tolerance: float | None = None,
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     out_dir: Path | str | None = None,
 ) -> tuple[Path, ExportRecord]:
@@ -224,7 +261,14 @@ def export(
     """
     run_dir = Path(run_dir)
     config, records = load_run(run_dir)
-    record = pick(records, trial=trial, max_flops=max_flops, max_latency_ms=max_latency_ms)
+    record = pick(
+        records,
+        trial=trial,
+        max_flops=max_flops,
+        max_latency_ms=max_latency_ms,
+        knee=knee,
+        tolerance=tolerance,
+    )
     bundle = run_dir / "trials" / f"{record.number:04d}"
     space = own_space(config, run_dir, read_info(bundle))
     folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")

@@ -27,7 +27,7 @@ from nas_kd.teachers import TEACHERS
 
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
-MIN_TRAININGS = 3  # fewer tell nothing about the spread: with two, the interval is 13 standard errors wide
+MIN_TRAININGS = 3  # fewer tell nothing about the spread: with two, it is 25 standard errors wide
 
 
 class OverSeeds(BaseModel):

@@ -179,7 +179,7 @@ def stream(
 
 
 def stream_run() -> list[TrialRecord]:
-    """Three streams on the front, a dominated one, a failed one. The knee is trial 1, with three seeds, K = 3."""
+    """Three streams on the front, a dominated one, a failed one. Trial 1 has three seeds, K = 3."""
     seeds = [(0.76, 0.75, 0.72), (0.77, 0.75, 0.73), (0.78, 0.75, 0.74)]
     on_test = [[value - 0.01 * seed for value in row] for seed, row in enumerate(seeds)]
     steady = {"temporal_consistency": 0.885, "label_stability": 0.91, "loss": 0.4321}

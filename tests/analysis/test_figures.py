@@ -59,11 +59,11 @@ def test_static_front_draws_line_points_and_labels() -> None:
     step = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert step.get_xdata()[:-1].tolist() == front.points[:, 0].tolist()  # type: ignore[union-attr]
     texts = [text.get_text() for text in axes.texts]
-    assert front.knee is not None
-    assert any(text.startswith(f"trial {front.knee.number}: ") for text in texts)
+    assert front.pick is not None
+    assert any(text.startswith(f"trial {front.pick.number}: ") for text in texts)
     assert "teacher: R3D, width 64" in texts
     labels = axes.get_legend_handles_labels()[1]
-    assert labels == ["front", "95 % interval over seeds", "knee, the suggested pick", "dominated trial", "budget"]
+    assert labels == ["front", "95 % interval", "suggested pick", "dominated trial", "budget"]
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_interactive_front_holds_every_comparable_trial_once() -> None:
     assert sorted(numbers) == [r.number for r, _, _ in comparable(records)]
     assert set(traces["front"]["customdata"]) == front.numbers
     assert sorted(traces["front"]["x"]) == front.points[:, 0].tolist()
-    knee = next(trace for name, trace in traces.items() if name and name.startswith("knee"))
-    assert front.knee is not None
-    assert knee["customdata"] == [front.knee.number]
+    pick = next(trace for name, trace in traces.items() if name and name.startswith("pick"))
+    assert front.pick is not None
+    assert pick["customdata"] == [front.pick.number]
     assert (traces["teacher: R3D, width 64"]["x"], traces["teacher: R3D, width 64"]["y"]) == ([1_910_000_000], [0.957])
-    bars = traces["95 % interval over seeds"]
+    bars = traces["95 % interval"]
     assert len(bars["x"]) == 3 * len(front.records)
     assert figure["layout"]["xaxis"]["type"] == "log"
     assert not any("hovertemplate" in trace for trace in figure["data"])
@@ -114,12 +114,12 @@ def test_interactive_front_holds_every_comparable_trial_once() -> None:
 
 def test_hover_says_value_interval_test_and_cost() -> None:
     metrics = {"retrained": {"val": {"accuracy": 0.8}, "test": {"accuracy": 0.7}}}
-    repeats = {"retrained/val/accuracy": (0.79, 0.81)}
+    repeats = {"retrained/val/accuracy": (0.79, 0.80, 0.81)}
     knobs = {"max_flops": 13_000_000, "rate": 0.123456, "a<b": "<i>"}
     one = record(3, 12_000_000, metrics=metrics, repeats=repeats, knobs=knobs)
     text = hover_text(one, ParetoFront.from_records([one]))
     for part in (
-        "<b>trial 3</b>", "validation accuracy: 80.0 %", "over 2 seeds: 67.3 % to 92.7 % (95 %)",
+        "<b>trial 3</b>", "validation accuracy: 80.0 %", "95 % interval over 3 seeds: 77.5 % to 82.5 %",
         "test, not used for selection: 70.0 %", "12 M FLOPs, 1.2 M parameters", "max_flops = 13 M", "rate = 0.1235",
         "a&lt;b = &lt;i&gt;",
     ):  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from synthetic import TEACHER, record, run
 
-from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise
+from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise, uncertainty
+from nas_kd.analysis.failures import failure_groups
+from nas_kd.analysis.summary import RunProgress, progress_sentence
 from nas_kd.analysis.text import difference_text, error_headline, flops_label, metric_text, si
-from nas_kd.trials.record import Cost, Metric, TrialRecord
+from nas_kd.trials.record import Cost, Evaluated, Metric, TrialRecord
 
 LOSS = Metric(name="loss", maximize=False)
 
@@ -95,19 +99,94 @@ def test_knee_uses_orders_of_magnitude_and_survives_zero_flops() -> None:
     assert ParetoFront.from_records([]).knee is None
 
 
-def test_advice_names_pick_price_and_alternatives() -> None:
-    records = [record(0, 4_000_000, 0.60), record(7, 12_000_000, 0.90), record(9, 96_000_000, 0.95)]
-    advice = advise(ParetoFront.from_records(records), TeacherPoint("big", 1_200_000_000, 0.96))
+def measured(
+    number: int, flops: int, value: float, *, clips: int = 400, majority: float = 0.25, **fields: Any
+) -> TrialRecord:
+    """A trial with the normal interval of its share over so many clips."""
+    half = 1.96 * float(np.sqrt(value * (1 - value) / clips))
+    evaluated = {"val": {"num_items": clips, "low": value - half, "high": value + half, "majority": majority}}
+    return record(number, flops, value, evaluated=evaluated, **fields)
+
+
+def test_the_pick_is_the_cheapest_within_a_tolerance_of_the_best() -> None:
+    records = [record(0, 4_000_000, 0.60), record(7, 12_000_000, 0.944), record(9, 96_000_000, 0.95)]
+    advice = advise(ParetoFront.from_records(records), TeacherPoint("big", 1_200_000_000, 0.95), [5e6, 1e7, 1e8, 1e6])
     assert advice is not None
     assert advice.pick.number == 7
     assert advice.sentence == (
-        "Pick trial 7: 90.0 % at 12 M FLOPs, because the front bends there: the next step up, trial 9, costs 8× the "
-        "FLOPs and is 5.0 points better, and the next step down, trial 0, saves 67 % of the FLOPs but is 30.0 "
-        "points worse. It needs 100× fewer FLOPs than the teacher and is 6.0 points worse than it."
+        "Pick trial 7: 94.4 % at 12 M FLOPs, the cheapest student within 1.0 points (tolerance) of the best, trial 9, "
+        "95.0 % at 96 M FLOPs."
     )
-    assert advice.better == "trial 9, 95.0 % at 96 M FLOPs"
-    assert advice.cheaper == "trial 0, 60.0 % at 4 M FLOPs"
+    assert advice.beside == "It needs 100× fewer FLOPs than the teacher and is 0.6 points worse than it on validation."
+    assert dict(advice.alternatives) == {
+        "Most accurate": "trial 9, 95.0 % at 96 M FLOPs",
+        "Cheapest": "trial 0, 60.0 % at 4 M FLOPs",
+        "Cheapest within 1.0 points of the teacher": "trial 7, 94.4 % at 12 M FLOPs",
+        "Best within each budget (FLOPs)": (
+            "1 M: none; 5 M: trial 0 (60.0 %); 10 M: trial 0 (60.0 %); 100 M: trial 9 (95.0 %)"
+        ),
+    }
     assert "rests on one training run" in advice.caveats[0]
+    picks = {tolerance: ParetoFront.from_records(records, tolerance=tolerance).pick for tolerance in (0, 0.01, 0.5)}
+    assert {tolerance: pick.number for tolerance, pick in picks.items() if pick} == {0: 9, 0.01: 7, 0.5: 0}
+    with pytest.raises(ValueError, match="at least 0, but got -1"):
+        ParetoFront.from_records(records, tolerance=-1)
+
+
+def test_one_standard_error_of_the_best_counts_where_it_is_more_than_the_tolerance() -> None:
+    records = [measured(0, 10, 0.60), measured(1, 20, 0.73), measured(2, 40, 0.75)]
+    front = ParetoFront.from_records(records)
+    assert front.allowed_loss == pytest.approx(np.sqrt(0.75 * 0.25 / 400), rel=1e-3)  # 2.2 points
+    advice = advise(front)
+    assert advice is not None
+    assert advice.pick.number == 1
+    assert "within 2.2 points (one standard error of the best, over 400 clips) of the best" in advice.sentence
+    assert advice.caveats[0] == (
+        "The data (400 clips) cannot tell trial 1 and trial 2 apart: the 95 % interval of the difference includes zero."
+    )
+    # The largest of three normal values is expected 0.85 standard deviations above their mean (Blom: 0.87).
+    assert "the best of 3 equally good ones would look 1.9 points better than it is" in advice.caveats[-1]
+    many = ParetoFront.from_records([measured(0, 10, 0.73, clips=10**6), measured(2, 40, 0.75, clips=10**6)])
+    assert many.pick is not None
+    assert many.pick.number == 2
+
+
+def test_seeds_and_clips_widen_the_interval_together() -> None:
+    values = (0.70, 0.72, 0.74)
+    one = measured(0, 10, 0.72, repeats={"retrained/val/accuracy": values})
+    found = uncertainty(one)
+    assert found is not None
+    clips, seeds = 1.96 * np.sqrt(0.72 * 0.28 / 400), 4.302653 * 0.02 / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((0.72 - np.hypot(clips, seeds), 0.72 + np.hypot(clips, seeds)))
+    assert found.basis == "400 clips and 3 seeds"
+    assert uncertainty(record(0, 10, 0.5)) is None
+
+
+def test_students_and_teachers_at_chance_are_not_called_good() -> None:
+    teacher = TeacherPoint("t", 100, 0.27, evaluated={"val": Evaluated(num_items=100, low=0.19, high=0.36)})
+    front = ParetoFront.from_records([measured(0, 10, 0.26, clips=100), measured(1, 50, 0.28, clips=100)])
+    advice = advise(front, teacher)
+    assert advice is not None
+    assert "No student is shown to be better than always giving the most frequent answer (25.0 %)" in advice.caveats[0]
+    assert "The teacher itself, 27.0 %, is not shown to be better" in advice.caveats[1]
+    good = advise(ParetoFront.from_records([measured(0, 10, 0.9, clips=100)]), None)
+    assert good is not None
+    assert not any("most frequent" in caveat for caveat in good.caveats)
+
+
+def test_the_test_value_stands_beside_what_validation_selected() -> None:
+    metrics = {"retrained": {"val": {"accuracy": 0.8}, "test": {"accuracy": 0.75}}}
+    advice = advise(ParetoFront.from_records([record(0, 10, metrics=metrics)]), TeacherPoint("t", 100, 0.8, 0.79))
+    assert advice is not None
+    assert advice.beside.endswith(
+        "equal to it on validation. On the test split, which selected nothing, it reaches 75.0 %, the teacher 79.0 %."
+    )
+
+
+def test_a_student_that_costs_more_is_not_called_cheaper() -> None:
+    advice = advise(ParetoFront.from_records([record(0, 200, 0.5)]), TeacherPoint("t", 100, 0.5))
+    assert advice is not None
+    assert "It needs 2× more FLOPs than the teacher" in advice.beside
 
 
 def test_advice_for_short_fronts() -> None:
@@ -115,37 +194,26 @@ def test_advice_for_short_fronts() -> None:
     single = advise(ParetoFront.from_records([record(3, 10, 0.5)]))
     assert single is not None
     assert "no other complete trial is cheaper or better" in single.sentence
-    assert (single.better, single.cheaper) == (None, None)
+    assert single.alternatives == ()
     pair = advise(ParetoFront.from_records([record(3, 10, 0.5), record(4, 20, 0.6)]))
     assert pair is not None
     assert pair.pick.number == 4
-    assert "has no bend" in pair.sentence
+    assert "the best one; no cheaper student is within 1.0 points of it (tolerance)" in pair.sentence
 
 
 def test_a_copy_of_the_pick_is_no_alternative() -> None:
     advice = advise(ParetoFront.from_records([record(0, 10, 0.5), record(1, 10, 0.5)]))
     assert advice is not None
-    assert (advice.pick.number, advice.better, advice.cheaper) == (0, None, None)
+    assert (advice.pick.number, advice.alternatives) == (0, ())
 
 
 def test_a_better_cheaper_student_is_said_to_be_so_whatever_the_direction() -> None:
     good = record(0, 10, 0.2, metric=LOSS)
     advice = advise(ParetoFront.from_records([good]), TeacherPoint("t", 100, 0.3))
     assert advice is not None
-    assert "10× fewer FLOPs than the teacher and is 0.1 better than it" in advice.sentence
-
-
-def test_overlapping_intervals_are_a_caveat() -> None:
-    def repeated(number: int, flops: int, values: tuple[float, ...]) -> TrialRecord:
-        return record(number, flops, float(np.mean(values)), repeats={"retrained/val/accuracy": values})
-
-    close = [repeated(0, 10, (0.50, 0.54, 0.52)), repeated(1, 20, (0.51, 0.55, 0.53))]
-    apart = [repeated(0, 10, (0.50, 0.51, 0.52)), repeated(1, 20, (0.80, 0.81, 0.82))]
-    doubtful, clear = (advise(ParetoFront.from_records(pair)) for pair in (close, apart))
-    assert doubtful is not None
-    assert clear is not None
-    assert "trials 1 and 0 overlap (n = 3 and 3 seeds)" in doubtful.caveats[0]
-    assert clear.caveats == ()
+    assert "10× fewer FLOPs than the teacher and is 0.1 better than it" in advice.beside
+    minimised = [record(0, 10, 0.201, metric=LOSS), record(1, 20, 0.2, metric=LOSS)]
+    assert ParetoFront.from_records(minimised).pick is minimised[0]  # within 1 % of the best
 
 
 def test_summary_counts_states_reasons_and_architectures() -> None:
@@ -200,6 +268,37 @@ def test_a_lower_bound_of_the_teachers_flops_gives_no_ratio() -> None:
     assert teacher.cost(front.axis) is None
     advice = advise(front, teacher)
     assert advice is not None
-    sentence = advice.sentence
+    sentence = advice.beside
     assert "needs at least 1,200,000,000 FLOPs (uncounted: prim::PythonOp.F, aten::fft_rfft)" in sentence
     assert "fewer" not in sentence
+
+
+def test_equal_failures_are_one_group_whatever_they_name() -> None:
+    texts = [
+        "ValueError: width 12 of 'abc' in /tmp/a/b.py is wrong",
+        "ValueError: width 480 of 'x y' in /home/c.py is wrong",
+        "ValueError: arch 3fa9c01b77d2 has no layer",
+        "ValueError: arch 00ab34cd99ef has no layer",
+        "OSError: disk",
+    ]
+    records = [record(number, state="failed", error=text) for number, text in enumerate(texts)]
+    groups = {reason: [r.number for r in group] for reason, group in failure_groups(records)}
+    assert groups == {texts[0]: [0, 1], texts[2]: [2, 3], texts[4]: [4]}
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (RunProgress(3), ""),
+        (None, ""),
+        (RunProgress(5, 1, True), "This campaign is running: 3 of 5 trials ended, 1 running, 1 left. Report again"),
+        (
+            RunProgress(5, 1, False),
+            "This campaign was interrupted: 3 of 5 trials ended, 2 left. The same `nas-kd",
+        ),
+    ],
+)
+def test_a_campaign_that_has_not_ended_says_what_is_left(progress: RunProgress | None, expected: str) -> None:
+    sentence = progress_sentence([record(n, state="stopped") for n in range(3)], progress)
+    assert sentence.startswith(expected)
+    assert bool(sentence) == bool(expected)

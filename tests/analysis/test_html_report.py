@@ -67,9 +67,10 @@ def report(
     out_dir: Path,
     title: str = "Title",
     teacher: TeacherPoint | None = None,
+    tolerance: float | None = None,
     **metadata: str,
 ) -> tuple[ReportPaths, Page]:
-    paths = write_report(records, out_dir, title=title, teacher=teacher, metadata=metadata)
+    paths = write_report(records, out_dir, title=title, teacher=teacher, metadata=metadata, tolerance=tolerance)
     page = Page()
     page.feed(paths.report.read_text(encoding="utf-8"))
     page.close()
@@ -104,8 +105,8 @@ def test_report_of_a_good_run(tmp_path: Path) -> None:
     paths, page = report(records, tmp_path / "new" / "dir", "Students", TEACHER, run="runs/demo", campaign="demo.yaml")
     check_harmless(page)
     front = ParetoFront.from_records(records)
-    assert front.knee is not None
-    number = front.knee.number
+    assert front.pick is not None
+    number = front.pick.number
     for part in (
         "30 trials: 22 complete, 3 failed, 5 stopped early.",
         f"Pick trial {number}: ",

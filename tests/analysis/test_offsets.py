@@ -32,16 +32,17 @@ from nas_kd.analysis.offsets import offsets_of, secondary_names
 from nas_kd.analysis.text import bytes_text, signed_text
 from nas_kd.trials.record import Metric, TrialRecord
 
+TWO_POINTS = 0.02  # trial 1, with three seeds, is the cheapest so close to the best
 K_3 = "teacher at K = 3: framewise"
 # Student's t for 95 % and two degrees of freedom.
 T_2 = 4.302653
 
 
 def test_the_run_has_the_front_that_these_tests_count_on() -> None:
-    front = ParetoFront.from_records(stream_run())
+    front = ParetoFront.from_records(stream_run(), tolerance=TWO_POINTS)
     assert [r.number for r in front.records] == [0, 1, 2]
-    assert front.knee is not None
-    assert front.knee.number == 1
+    assert front.pick is not None
+    assert front.pick.number == 1
 
 
 def test_offsets_are_read_from_names_in_numeric_order() -> None:
@@ -99,7 +100,7 @@ def test_mean_of_delta_frames_leaves_the_key_frame_out() -> None:
 
 
 def test_secondary_metrics_are_named_once_with_steadiness_first() -> None:
-    front = ParetoFront.from_records(stream_run())
+    front = ParetoFront.from_records(stream_run(), tolerance=TWO_POINTS)
     assert secondary_names(front, None) == ["label_stability", "temporal_consistency", "loss"]
     extra = TeacherPoint("t", 1, 0.5, secondary={"val/f1": 0.1, "val/miou": 0.2, "val/miou@1": 0.3, "train/x": 0.4})
     assert secondary_names(front, extra) == ["label_stability", "temporal_consistency", "f1", "loss"]
@@ -150,21 +151,21 @@ def test_axes_say_that_the_cost_is_amortised() -> None:
 
 
 def test_interactive_offsets_hold_a_line_a_front_trial_and_the_teacher() -> None:
-    front = ParetoFront.from_records(stream_run())
+    front = ParetoFront.from_records(stream_run(), tolerance=TWO_POINTS)
     figure = json.loads(offsets_chart(front, teacher=STREAM_TEACHER).to_json())
     lines = {trace["name"]: trace for trace in figure["data"] if "name" in trace}
     assert list(lines) == [
         "teacher at K = 2: framewise", "teacher at K = 3: framewise", "trial 0, 14 G FLOPs",
-        "knee: trial 1, 17 G FLOPs", "trial 2, 34 G FLOPs",
+        "pick: trial 1, 17 G FLOPs", "trial 2, 34 G FLOPs",
     ]  # fmt: skip
     assert lines["teacher at K = 2: framewise"]["y"] == [0.77, 0.78]
     assert lines["teacher at K = 3: framewise"]["y"] == [0.77, 0.78, 0.79]
-    knee = lines["knee: trial 1, 17 G FLOPs"]
-    assert (knee["x"], knee["customdata"]) == ([0, 1, 2], [1, 1, 1])
-    assert knee["y"] == pytest.approx([0.77, 0.75, 0.73])
+    pick = lines["pick: trial 1, 17 G FLOPs"]
+    assert (pick["x"], pick["customdata"]) == ([0, 1, 2], [1, 1, 1])
+    assert pick["y"] == pytest.approx([0.77, 0.75, 0.73])
     assert lines["trial 2, 34 G FLOPs"]["y"] == [0.77, 0.76]
-    assert "2 frames after the key frame<br>validation miou: 73.0 %<br>over 3 seeds: " in knee["hovertext"][2]
-    assert "key frame<br>" in knee["hovertext"][0]
+    assert "2 frames after the key frame<br>validation miou: 73.0 %<br>over 3 seeds: " in pick["hovertext"][2]
+    assert "key frame<br>" in pick["hovertext"][0]
 
     bars = [trace for trace in figure["data"] if "name" not in trace]
     assert len(bars) == 1  # trial 1 alone was repeated
@@ -182,27 +183,27 @@ def test_interactive_offsets_hold_a_line_a_front_trial_and_the_teacher() -> None
 
 
 def test_static_offsets_have_a_panel_a_split() -> None:
-    front = ParetoFront.from_records(stream_run())
+    front = ParetoFront.from_records(stream_run(), tolerance=TWO_POINTS)
     validation, test = offsets_figure(front, title="T", teacher=STREAM_TEACHER).axes
     assert (validation.get_title(), test.get_title()) == ("validation miou", "test miou")
     for axes, last, knee in ((validation, 0.79, [0.77, 0.75, 0.73]), (test, 0.78, [0.76, 0.74, 0.72])):
         level = next(line for line in axes.lines if str(line.get_label()) in (K_3, "teacher: framewise"))
         assert list(level.get_ydata()) == [last - 0.02, last - 0.01, last]
-        line = next(line for line in axes.lines if str(line.get_label()).startswith("knee: trial 1"))
+        line = next(line for line in axes.lines if str(line.get_label()).startswith("pick: trial 1"))
         assert list(line.get_ydata()) == pytest.approx(knee)
     assert len(offsets_figure(ParetoFront.from_records([stream(0, 9, 1, [(0.5, 0.4)])])).axes) == 1
 
 
-def test_a_long_front_names_the_knee_only() -> None:
+def test_a_long_front_names_the_pick_only() -> None:
     records = [stream(n, 10**9, 10**7 * (n + 1) ** 2, [(0.5 + 0.05 * math.log(n + 1), 0.4)]) for n in range(20)]
     front = ParetoFront.from_records(records)
     assert len(front.records) == 20
-    assert front.knee is not None
+    assert front.pick is not None
     traces = json.loads(offsets_chart(front).to_json())["data"]
     named = [trace["name"] for trace in traces if trace["showlegend"]]
     assert len(traces) == 20
     assert len(named) == 1
-    assert named[0].startswith(f"knee: trial {front.knee.number},")
+    assert named[0].startswith(f"pick: trial {front.pick.number},")
     assert len(offsets_figure(front).legends[0].get_texts()) == 1
 
 
@@ -212,7 +213,7 @@ def cells_after(page: Page, heading: str) -> str:
 
 def test_report_of_streams(tmp_path: Path) -> None:
     records = stream_run()
-    paths, page = report(records, tmp_path, teacher=STREAM_TEACHER)
+    paths, page = report(records, tmp_path, teacher=STREAM_TEACHER, tolerance=TWO_POINTS)
     check_harmless(page)
     for part in (
         "From offset 0 to offset 2, the validation miou of trial 1 changes by −4.0 points (95 % interval −4.0 to −4.0 "
@@ -224,7 +225,7 @@ def test_report_of_streams(tmp_path: Path) -> None:
     ):
         assert part in page.text, part
     # Trial 1: link, badge, K, amortised, key, delta, worst, teacher's / amortised, state, latencies.
-    cost = "1 knee" + "3" + "17.0 G" + "41.0 G" + "5.00 G" + "41.0 G" + "2.35×" + "6.3 MB" + "2" + "5" + "0.5"
+    cost = "1 pick" + "3" + "17.0 G" + "41.0 G" + "5.00 G" + "41.0 G" + "2.35×" + "6.3 MB" + "2" + "5" + "0.5"
     assert cost in cells_after(page, "Streams")
     offsets = cells_after(page, "miou per offset from the key frame")
     assert "teachersame frames, K = 378.0 %77.0 %78.0 %79.0 %+2.0" in offsets

@@ -119,7 +119,7 @@ def test_differences_pair_by_seed_and_are_welch_where_seeds_differ() -> None:
 
 
 def test_pairs_agree_in_all_other_knobs_of_a_pooled_cell() -> None:
-    values = {("a", 1): 0.5, ("a", 2): 0.9, ("b", 1): 0.6, ("b", 2): 0.95}
+    values = {("a", 1): 0.5, ("a", 2): 0.9, ("a", 3): 0.9, ("b", 1): 0.6, ("b", 2): 0.95, ("b", 3): 0.975}
     records = [
         trained(n, (value,), knobs={"loss": loss, "budget": budget})
         for n, ((loss, budget), value) in enumerate(values.items())
@@ -131,20 +131,20 @@ def test_pairs_agree_in_all_other_knobs_of_a_pooled_cell() -> None:
     extra = [r.model_copy(update={"knobs": {**r.knobs, "col": 0}}) for r in records]
     table = pivot(extra, ["loss"], ["col"], against={"loss": "a"})
     cell = table.cells[("b",), (0,)]
-    assert cell.trials == (2, 3)
+    assert cell.trials == (3, 4, 5)
     assert cell.difference is not None
     assert cell.difference.mean == pytest.approx(0.075)
-    assert cell.difference.low == pytest.approx(0.075 - stats.t.ppf(0.975, 1) * 0.025)
+    assert cell.difference.low == pytest.approx(0.075 - stats.t.ppf(0.975, 2) * 0.025 / math.sqrt(3))
     assert any("which differ in budget" in note for note in table.notes)
 
 
 def test_welch_is_scipys_and_knows_its_limits() -> None:
     rng = np.random.default_rng(0)
-    for a, b in ((rng.normal(0, 1, 4), rng.normal(1, 3, 7)), (rng.normal(0, 0.1, 2), rng.normal(1, 9, 2))):
+    for a, b in ((rng.normal(0, 1, 4), rng.normal(1, 3, 7)), (rng.normal(0, 0.1, 3), rng.normal(1, 9, 3))):
         expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
         assert welch_difference(a.tolist(), b.tolist()).interval == pytest.approx((expected.low, expected.high))
-    assert welch_difference([1.0, 1.0], [0.5, 0.5]).interval == (0.5, 0.5)
-    assert welch_difference([1.0], [0.5, 0.7]).interval is None
+    assert welch_difference([1.0] * 3, [0.5] * 3).interval == (0.5, 0.5)
+    assert welch_difference([1.0, 1.1], [0.5, 0.7, 0.6]).interval is None
 
 
 def test_what_is_missing_is_said() -> None:
@@ -232,7 +232,7 @@ def test_other_metrics_are_shown_in_their_own_unit() -> None:
         ([1.5, 1.6, 1.7], "1.60 ± 0.25"),
         ([0.07, 0.08, 0.05], "0.067 ± 0.038"),
         ([1234, 1300, 1250], "1261 ± 86"),
-        ([2.0, 2.0], "2 ± 0"),
+        ([2.0, 2.0, 2.0], "2 ± 0"),
         ([1.23456], "1.235"),
     ],
 )

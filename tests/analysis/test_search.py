@@ -95,7 +95,7 @@ def test_numbers_of_a_search(tmp_path: Path) -> None:
 
 
 def test_the_report_of_a_search_with_a_hostile_gate(tmp_path: Path) -> None:
-    repeats = {"retrained/val/accuracy": (0.4, 0.5)}
+    repeats = {"retrained/val/accuracy": (0.4, 0.45, 0.5)}
     trial = record(7, 900, 0.45, arch_id="aa", repeats=repeats)
     source = folder(tmp_path / "search", "=" + HOSTILE)
     paths = write_report([trial], tmp_path / "out", title="t", teacher=None, metadata={}, search_dir=source)
@@ -108,7 +108,7 @@ def test_the_report_of_a_search_with_a_hostile_gate(tmp_path: Path) -> None:
     assert any(title.startswith("=&lt;/script&gt;") for title in titles)
     tables = {path.name: list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for path in paths.search[1:]}
     first, second = tables["search.csv"]
-    assert (first["trial"], first["retrained_metric"], first["num_seeds"]) == ("7", "0.45", "2")
+    assert (first["trial"], first["retrained_metric"], first["num_seeds"]) == ("7", "0.45", "3")
     assert float(first["retrained_low"]) < 0.4 < 0.5 < float(first["retrained_high"])
     assert (second["trial"], second["idle_operators_derived"]) == ("", "0.5")
     probabilities = tables["search_probabilities.csv"]

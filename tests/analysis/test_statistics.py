@@ -39,7 +39,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 def test_equal_values_have_an_interval_of_one_point() -> None:
-    assert estimate_mean([0.5, 0.5]).interval == (0.5, 0.5)
+    assert estimate_mean([0.5, 0.5, 0.5]).interval == (0.5, 0.5)
     assert estimate_mean([0.0, 0.0, 0.0]).interval == (0.0, 0.0)
 
 
@@ -62,7 +62,8 @@ def test_paired_difference_cancels_what_the_seeds_share() -> None:
 
 def test_overlap_is_unknown_without_an_interval() -> None:
     assert estimate_mean([1.0]).overlaps(estimate_mean([1.0, 1.1])) is None
-    assert estimate_mean([1.0, 1.1]).overlaps(estimate_mean([5.0, 5.1])) is False
+    assert estimate_mean([1.0, 1.1]).interval is None  # two values say next to nothing about their spread
+    assert estimate_mean([1.0, 1.1, 1.0]).overlaps(estimate_mean([5.0, 5.1, 5.0])) is False
     assert Estimate(1, 2, 1, 0.0, 1.0).overlaps(Estimate(2, 2, 1, 1.0, 3.0)) is True
 
 

@@ -24,7 +24,7 @@ def test_values_of_a_complete_and_a_failed_trial() -> None:
         4,
         90,
         metrics=metrics,
-        repeats={"retrained/val/accuracy": (0.79, 0.81)},
+        repeats={"retrained/val/accuracy": (0.79, 0.80, 0.81)},
         knobs={"max_flops": 100.0, "frames": 8},
         arch_id="abc",
         durations_s={"search": 1.5, "retrain": 2.0},
@@ -40,8 +40,8 @@ def test_values_of_a_complete_and_a_failed_trial() -> None:
     row = table.iloc[1]
     expected = {
         "state": "complete", "max_flops": 100, "flops": 90, "params": 9, "val_metric": 0.8, "test_metric": 0.7,
-        "gated_val": 0.5, "derived_val": 0.4, "retrained_val": 0.8, "num_seeds": 2, "on_front": True, "knee": True,
-        "arch_id": "abc", "duration_s": 3.5, "num_warnings": 1, "knobs.frames": 8,
+        "gated_val": 0.5, "derived_val": 0.4, "retrained_val": 0.8, "num_seeds": 3, "on_front": True, "pick": True,
+        "knee": True, "arch_id": "abc", "duration_s": 3.5, "num_warnings": 1, "knobs.frames": 8,
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     assert row["val_low"] < 0.8 < row["val_high"]

@@ -235,13 +235,15 @@ def record(
     )
 
 
-def test_pick_takes_the_trial_the_budget_or_the_knee() -> None:
+def test_pick_takes_the_trial_the_budget_the_knee_or_what_the_report_recommends() -> None:
     records = [record(0, 100, 0.3), record(1, 200, 0.8), record(2, 300, 0.7), record(3, 1000, 0.85)]
     records.append(record(4, 50, 0.99, "failed"))
     assert pick(records, trial=2).number == 2
     assert pick(records, max_flops=999).number == 1  # not trial 2, which costs more and is worse
     assert pick(records, max_flops=199).number == 0
-    assert pick(records).number == 1
+    assert pick(records).number == 3  # as in the report: no cheaper one is within a point of the best
+    assert pick(records, tolerance=0.05).number == 1
+    assert pick(records, knee=True).number == 1
     for arguments, sentence in (
         ({"max_flops": 99}, "no complete trial costs at most 99 FLOPs; the cheapest costs 100"),
         ({"trial": 4}, "trial 4 is not among the complete ones: 0, 1, 2, 3"),

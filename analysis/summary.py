@@ -1,0 +1,94 @@
+"""A run in a few sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas_kd.analysis.failures import failure_groups
+from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.statistics import group_by_arch
+from nas_kd.analysis.text import count, metric_text, si
+from nas_kd.trials.record import TrialRecord
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a campaign is.
+
+    Attributes:
+        planned: trials that it is to have.
+        running: trials that have begun and not ended.
+        is_driven: whether a process works on it now; None where that is not known.
+        stage: what it does before its first trial, in words; empty once trials have begun.
+    """
+
+    planned: int
+    running: int = 0
+    is_driven: bool | None = None
+    stage: str = ""
+
+
+def progress_sentence(records: Sequence[TrialRecord], progress: RunProgress | None) -> str:
+    """What is done and left of a campaign that has not ended; empty for one that has, or where it is not known."""
+    if progress is None or (len(records) >= progress.planned and not progress.running):
+        return ""
+    words = {True: "is running", False: "was interrupted", None: "is not complete"}[progress.is_driven]
+    words = f"This campaign {words}: {len(records)} of {count(progress.planned, 'trial')} ended"
+    left = progress.planned - len(records)
+    if progress.running and progress.is_driven is not False:
+        words += f", {progress.running} running"
+        left -= progress.running
+    words += f", {max(left, 0)} left"
+    if progress.stage and not records:
+        words += f" ({progress.stage})"
+    way = "Report again for newer results" if progress.is_driven else "The same `nas-kd search` resumes it"
+    return f"{words}. {way}."
+
+
+def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None = None) -> list[str]:
+    """The run in a few sentences: what happened to the trials, what the front spans, what it covers."""
+    states = Counter(record.state for record in records)
+    sentences = [
+        f"{count(len(records), 'trial')}: {states['complete']} complete, {states['failed']} failed, "
+        f"{states['stopped']} stopped early."
+    ]
+    reasons = failure_groups(records)
+    if reasons:
+        listed = "; ".join(f"{len(group)} × {reason}" for reason, group in reasons[:3])
+        others = f"; and {count(len(reasons) - 3, 'other reason')}" if len(reasons) > 3 else ""
+        sentences.append(f"Why trials failed: {listed}{others}.")
+    architectures = group_by_arch(records)
+    with_arch = sum(len(group) for group in architectures.values())
+    if with_arch:
+        unique = count(len(architectures), "unique architecture")
+        sentences.append(f"{count(with_arch, 'trial')} chose an architecture: {unique}.")
+    unplaced = states["complete"] - len(front.placed)
+    if unplaced:
+        sentences.append(
+            f"{count(unplaced, 'complete trial')} without a {front.stage} validation value cannot be placed."
+        )
+    if front.records:
+        sentences += _front_sentences(front)
+    if teacher is not None:
+        metric = records[0].metric if records else None
+        value = metric_text(teacher.value, metric) if metric else f"{teacher.value:.4g}"
+        cost = "; what it costs is not known" if teacher.flops is None else f" at {si(teacher.flops)} FLOPs"
+        sentences.append(f"The teacher, {teacher.name}, reaches {value}{cost}.")
+    return sentences
+
+
+def _front_sentences(front: ParetoFront) -> list[str]:
+    metric, axis = front.records[0].metric, front.axis
+    first, last = front.points[0], front.points[-1]
+    span = f"{metric_text(first[1], metric)} at {axis.text(first[0])}"
+    if len(front.records) > 1:
+        span = f"from {span} to {metric_text(last[1], metric)} at {axis.text(last[0])}"
+    (worst_cost, worst), (best_cost, best) = front.reference, front.ideal
+    return [
+        f"The front has {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
+        f"Hypervolume {front.hypervolume:.4f}: the share that the front covers of the box between the reference point "
+        f"({axis.text(worst_cost)}, {metric_text(worst, metric)}) and the ideal ({axis.text(best_cost)}, "
+        f"{metric_text(best, metric)}). Compare it only between runs with the same reference point.",
+    ]
