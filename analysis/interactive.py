@@ -33,6 +33,12 @@ from nas_kd.trials.record import Metric, Stage, TrialRecord
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
 _MAX_KNOBS = 8
 _MAX_FAILURES = 12
+_MAX_MARKS = 500  # of a picture of trials; more are too many to be told apart
+STAGE_WORDS: dict[Stage, str] = {
+    "gated": "the supernet with its gates",
+    "derived": "the derived student",
+    "retrained": "the trained student",
+}
 
 
 def plain(text: object, max_length: int = 80) -> str:
@@ -40,8 +46,11 @@ def plain(text: object, max_length: int = 80) -> str:
     return html.escape(printable(str(text), max_length), quote=False)
 
 
-def hover_text(record: TrialRecord, front: ParetoFront) -> str:
-    """The hover text of a point, lines separated by `<br>`; everything from the record is escaped."""
+def hover_text(record: TrialRecord, front: ParetoFront, *, brief: bool = False) -> str:
+    """The hover text of a point, lines separated by `<br>`; everything from the record is escaped.
+
+    A brief one leaves out what the table of all trials has too: the knobs.
+    """
     value, test = record.score(front.split, front.stage), record.score("test", front.stage)
     lines = [f"<b>trial {record.number}</b>"]
     lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")
@@ -64,6 +73,8 @@ def hover_text(record: TrialRecord, front: ParetoFront) -> str:
             lines.append(f"{record.cost.predicted_latency_ms:.3g} ms predicted")
         if record.cost.latency_ms is not None:
             lines.append(f"{record.cost.latency_ms:.3g} ms measured")
+    if brief:
+        return "<br>".join(lines)
     shown = list(record.knobs.items())[:_MAX_KNOBS]
     lines += [f"{plain(name, 40)} = {plain(_knob_text(name, value), 40)}" for name, value in shown]
     if len(record.knobs) > len(shown):
@@ -148,7 +159,7 @@ def _points(rows: Sequence[Placed], front: ParetoFront, name: str, marker: dict[
             name=name,
             marker=marker,
             hoverinfo="text",
-            hovertext=[hover_text(record, front) for record, _, _ in rows],
+            hovertext=[hover_text(record, front, brief=len(rows) > _MAX_MARKS) for record, _, _ in rows],
         )
     ]
 
@@ -220,6 +231,9 @@ def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis,
 def hypervolume_chart(front: ParetoFront) -> go.Figure:
     """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?"""
     history = hypervolume_history(front)
+    if len(history) > _MAX_MARKS:  # a line between the trials at which it changes
+        changes = [row for row, before in zip(history[1:], history, strict=False) if row[1] != before[1]]
+        history = [history[0], *changes, history[-1]]
     figure = empty_chart("hypervolume (share of the box)", None, [])
     figure.update_xaxes(title_text="trial")
     figure.add_scatter(
@@ -235,20 +249,32 @@ def hypervolume_chart(front: ParetoFront) -> go.Figure:
     return figure
 
 
-def stage_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
-    """Each complete trial's validation metric from stage to stage: what deriving costs and training wins back."""
+def measured_stages(records: Sequence[TrialRecord]) -> tuple[Stage, ...]:
+    """The stages that any complete trial was measured at: a campaign need not have a search in each trial."""
     complete = [record for record in records if record.state == "complete"]
-    lines = [(record, [record.score("val", stage) for stage in _STAGES]) for record in complete]
+    return tuple(stage for stage in _STAGES if any(record.score("val", stage) is not None for record in complete))
+
+
+def stage_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure:
+    """Each complete trial's validation metric from stage to stage: what deriving costs and training wins back.
+
+    Of many trials off the front, an even sample is drawn.
+    """
+    stages = measured_stages(records)
+    complete = [record for record in records if record.state == "complete"]
+    lines = [(record, [record.score("val", stage) for stage in stages]) for record in complete]
     lines = [(record, steps) for record, steps in lines if sum(step is not None for step in steps) > 1]
     values = [step for _, steps in lines for step in steps if step is not None]
     metric = records[0].metric if records else None
     figure = empty_chart(metric_label(metric, "val"), metric, values)
-    figure.update_xaxes(title_text="stage", type="category", range=[-0.15, 2.15])
+    figure.update_xaxes(title_text="stage", type="category", range=[-0.15, len(stages) - 0.85])
     for on_front, name, color, opacity in ((False, "dominated", OTHER_COLOR, 0.45), (True, "front", FRONT_COLOR, 0.9)):
         # One trace a group, broken by None between trials: hundreds of traces would make the page slow.
         group = [(record, steps) for record, steps in lines if (record.number in front.numbers) is on_front]
+        if not on_front:
+            group = group[:: -(-len(group) // _MAX_MARKS) or 1]
         figure.add_scatter(
-            x=[stage for _ in group for stage in (*_STAGES, None)],
+            x=[stage for _ in group for stage in (*stages, None)],
             y=[step for _, steps in group for step in (*steps, None)],
             mode="lines+markers",
             name=name,
@@ -259,7 +285,7 @@ def stage_chart(records: Sequence[TrialRecord], front: ParetoFront) -> go.Figure
             hovertext=[
                 f"trial {record.number}, {stage}: {metric_text(step, record.metric)}"
                 for record, steps in group
-                for stage, step in zip((*_STAGES, ""), (*steps, None), strict=True)
+                for stage, step in zip((*stages, ""), (*steps, None), strict=True)
             ],
         )
     return figure

@@ -10,7 +10,15 @@ from nas_kd.analysis import offset_sections, sections
 from nas_kd.analysis.advice import advise
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
-from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
+from nas_kd.analysis.interactive import (
+    STAGE_WORDS,
+    failure_chart,
+    front_chart,
+    hypervolume_chart,
+    measured_stages,
+    stage_chart,
+)
+from nas_kd.analysis.latencies import Latencies
 from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
 from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
@@ -62,6 +70,7 @@ def write_report(
     budgets: Sequence[float] = (),
     tolerance: float | None = None,
     progress: RunProgress | None = None,
+    latencies: Latencies | None = None,
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -82,6 +91,7 @@ def write_report(
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
             unit; see `ParetoFront`.
         progress: how far the campaign is; a report of one that has not ended says so.
+        latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
 
     Returns:
         The paths of the files.
@@ -110,7 +120,10 @@ def write_report(
         "pick": pick,
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
+        "latency_note": latencies.note if latencies is not None else "",
     }
+    if front.records:
+        values["front_table"] = sections.front_table(front, teacher, latencies)
     if search_dir is not None:
         section, files = _search(search_dir, out_dir, records, title)
         values["search"] = section
@@ -186,19 +199,24 @@ def _front_values(
     records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None, run: str, paths: ReportPaths
 ) -> dict[str, object]:
     picture = paths.picture.read_bytes()
+    stages = measured_stages(records)
     return {
         "front": {
             "chart": chart(
                 "front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture
             ),
-            "table": sections.front_table(front, teacher),
             "architectures": [sections.architecture(record, front, run) for record in front.records],
         },
         "correlations": sections.correlations(records),
         "repeated": sections.repeated_architectures(records),
+        "stage_words": " and ".join(STAGE_WORDS[stage] for stage in stages),
         "stage_chart": chart(
-            "stages", stage_chart(records, front), "From gated supernet to trained student, one line a trial."
-        ),
+            "stages",
+            stage_chart(records, front),
+            f"From {STAGE_WORDS[stages[0]]} to {STAGE_WORDS[stages[-1]]}, one line a trial.",
+        )
+        if len(stages) > 1
+        else None,
         "history_chart": chart(
             "history",
             hypervolume_chart(front),

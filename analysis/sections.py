@@ -7,11 +7,15 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from markupsafe import Markup
 
 from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.latencies import Latencies
+from nas_kd.analysis.page import json_for_html, visible
 from nas_kd.analysis.statistics import (
     MIN_PAIRS,
     estimate_mean,
@@ -38,6 +42,7 @@ from nas_kd.trials.record import Metric, TrialRecord
 
 _MAX_ERROR_CHARS = 4000
 _MAX_ERRORS = 12
+_MAX_NUMBERS = 20  # of trials that are named
 _MAX_REPEATED = 12
 
 Pairs = list[tuple[str, str]]  # names and what they stand for
@@ -61,9 +66,16 @@ def tiles(records: Sequence[TrialRecord], front: ParetoFront) -> Pairs:
     ]
 
 
-def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
-    """The front by increasing cost, with intervals and the paired gain over the next cheaper point."""
+def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Latencies | None = None) -> Table:
+    """The front by increasing cost, with intervals and the paired gain over the next cheaper point.
+
+    Args:
+        front: its trials.
+        teacher: for how many times cheaper they are.
+        latencies: for the spread of those in the records.
+    """
     axis = front.axis
+    with_latency = any(record.cost is not None and record.cost.latency_ms is not None for record in front.records)
     rows = []
     previous: TrialRecord | None = None
     for record in front.records:
@@ -82,7 +94,10 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
             number_cell(si(cost.flops, trim=False)),
             saving_cell(teacher, cost.flops),
             number_cell(si(cost.params, trim=False)),
-            number_cell(MISSING if cost.latency_ms is None else f"{cost.latency_ms:.3g}"),
+        ]
+        if with_latency:
+            cells.append(_latency_cell(record, latencies))
+        cells += [
             number_cell(f"{front.contributions[record.number]:.4f}"),
         ]
         rows.append(cells)
@@ -102,7 +117,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
         "FLOPs",
         "teacher's FLOPs / its own",
         "parameters",
-        "latency, ms",
+        *(["latency, ms"] if with_latency else []),
         "hypervolume contribution",
     ]
     return Table(headers, rows)
@@ -180,7 +195,7 @@ def _value_text(name: str, value: object) -> str:
 
 
 def correlations(records: Sequence[TrialRecord]) -> Table:
-    """How well each stage ranks the trials for the next."""
+    """How well each stage ranks the trials for the next, for stages that were measured."""
     rows = [
         [
             Cell(f"{earlier} → {later}"),
@@ -189,6 +204,7 @@ def correlations(records: Sequence[TrialRecord]) -> Table:
             number_cell(str(result.num_pairs)),
         ]
         for (earlier, later), result in stage_correlations(records).items()
+        if result.num_pairs
     ]
     return Table(["stages", "Kendall's tau-b", "Spearman's rho", "trials"], rows)
 
@@ -242,7 +258,9 @@ def failures(records: Sequence[TrialRecord]) -> list[Failure]:
     for reason, group in failure_groups(records)[:_MAX_ERRORS]:
         text = group[0].error or "The trial left no error text."
         cut = text if len(text) <= _MAX_ERROR_CHARS else "… " + text[-_MAX_ERROR_CHARS:]
-        numbers = ", ".join(str(record.number) for record in group)
+        numbers = ", ".join(str(record.number) for record in group[:_MAX_NUMBERS])
+        if len(group) > _MAX_NUMBERS:
+            numbers += f" and {len(group) - _MAX_NUMBERS} more"
         found.append(Failure(f"{count(len(group), 'trial')} ({numbers}): {reason}", cut))
     return found
 
@@ -259,10 +277,11 @@ def warnings(records: Sequence[TrialRecord]) -> list[tuple[str, list[int]]]:
 
 @dataclass(frozen=True)
 class Header:
-    """A column that can be sorted: its name, and what is shown when it is pointed at."""
+    """A column that can be sorted: its name, what is shown when it is pointed at, and how it is drawn."""
 
     name: str
     title: str
+    kind: Literal["text", "badge", "code", "long"] = "text"
 
 
 @dataclass(frozen=True)
@@ -276,18 +295,47 @@ class Row:
 
 @dataclass(frozen=True)
 class TrialTable:
-    """All trials in one table that sorts by any column and filters by text."""
+    """All trials in one table that sorts by any column and filters by text.
+
+    The page draws its rows from data: 10,000 rows in the document would take a browser half a minute.
+    """
 
     headers: Sequence[Header]
     rows: Sequence[Row]
+
+    @property
+    def data(self) -> Markup:
+        """Columns and rows as JSON for `script.js`. A number is its text and what it is sorted by."""
+        columns = [{"name": header.name, "kind": header.kind} for header in self.headers]
+        rows = []
+        for row in self.rows:
+            rows.append({"number": row.number, "place": row.place, "cells": [_as_json(cell) for cell in row.cells]})
+        return json_for_html(json.dumps({"columns": columns, "rows": rows}, separators=(",", ":")))
+
+
+def _as_json(cell: Cell) -> str | list[str | float | None]:
+    text = visible(cell.text)
+    if not cell.is_number:
+        return text
+    return [text, None if cell.sort_key == "" else cell.sort_key]
+
+
+def _without_empty_columns(table: TrialTable) -> TrialTable:
+    """Without columns in which no trial has a value, such as those of a search that the campaign did not make."""
+    kept = [
+        index
+        for index in range(len(table.headers))
+        if any(row.cells[index].text not in ("", MISSING) for row in table.rows)
+    ]
+    rows = [Row(row.number, row.place, [row.cells[index] for index in kept]) for row in table.rows]
+    return TrialTable([table.headers[index] for index in kept], rows)
 
 
 def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable:
     """The table of all trials, by number."""
     axis = front.axis
     knobs = sorted({name for record in records for name in record.knobs if name != axis.budget})
-    named = [("trial", "trial"), ("state", "state")]
-    headers = [Header(name, COLUMNS[column]) for column, name in named]
+    headers = [Header("trial", COLUMNS["trial"]), Header("state", COLUMNS["state"], "badge")]
     headers.append(Header("budget", f"budget, in {axis.unit}"))
     if not axis.is_flops:
         headers.append(Header("predicted latency, ms", COLUMNS[axis.field]))
@@ -297,18 +345,18 @@ def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable
         ("hv_contribution", "contribution"), ("duration_s", "duration, s"), ("arch_id", "architecture"),
         ("seed", "seed"),
     ]  # fmt: skip
-    headers += [Header(name, COLUMNS[column]) for column, name in named]
+    headers += [Header(name, COLUMNS[column], "code" if column == "arch_id" else "text") for column, name in named]
     headers += [Header(name, "knob") for name in knobs]
-    headers.append(Header("error", COLUMNS["error"]))
+    headers.append(Header("error", COLUMNS["error"], "long"))
     ordered = sorted(records, key=lambda record: record.number)
-    return TrialTable(headers, [_trial_row(record, front, knobs) for record in ordered])
+    return _without_empty_columns(TrialTable(headers, [_trial_row(record, front, knobs) for record in ordered]))
 
 
 def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) -> Row:
     cost, axis, place = record.cost, front.axis, badge(record, front)
     cells = [
-        Cell(str(record.number), badge=place, is_number=True, sort_key=record.number),
-        Cell(badge=record.state),
+        Cell(str(record.number), is_number=True, sort_key=record.number),
+        Cell(record.state),
         _cost_cell(axis.budget_of(record), front),
     ]
     if not axis.is_flops:
@@ -329,7 +377,7 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
     cells += [
         _sortable_cell(front.contributions.get(record.number), "{:.4f}"),
         _sortable_cell(duration_s(record), "{:.0f}"),
-        Cell(record.arch_id or "", is_code=True),
+        Cell(record.arch_id or ""),
         _sortable_cell(record.seed, "{}"),
     ]
     for name in knobs:
@@ -338,8 +386,7 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
             cells.append(_sortable_cell(value, "{:.4g}" if isinstance(value, float) else "{}"))
         else:
             cells.append(Cell("" if value is None else str(value)))
-    error = error_headline(record.error)
-    cells.append(Cell(error, is_long=True, title=error) if error else Cell())
+    cells.append(Cell(error_headline(record.error)))
     return Row(record.number, place, cells)
 
 
@@ -362,6 +409,14 @@ def environment(records: Sequence[TrialRecord], metadata: Mapping[str, str]) -> 
     if records:
         pairs["configurations"] = f"{hashes} ({records[0].config_hash})" if hashes == 1 else str(hashes)
     return list(pairs.items())
+
+
+def _latency_cell(record: TrialRecord, latencies: Latencies | None) -> Cell:
+    """The median, and below it the range."""
+    value = record.cost.latency_ms if record.cost is not None else None
+    known = latencies.nets.get(str(record.number)) if latencies is not None else None
+    text = MISSING if value is None else f"{value:.3g}"
+    return Cell(text, note=None if known is None else known.text, is_number=True)
 
 
 def _interval_cell(interval: Uncertain | None, metric: Metric) -> Cell:

@@ -15,77 +15,216 @@ function colours(plot) {
   return changes;
 }
 
-const plots = Array.from(document.querySelectorAll(".plot"));
-
-function showTrial(number) {
-  const row = document.getElementById("trial-" + number);
-  if (!row) return;
-  document.querySelectorAll("tr.hit").forEach((other) => other.classList.remove("hit"));
-  row.classList.add("hit");
-  row.scrollIntoView({ block: "center", behavior: "smooth" });
+// On a phone a title and its ticks take more than the width that there is: the title in two lines, every second tick.
+function fit(layout, width) {
+  if (width > 480) return;
+  layout.font.size = 11;
+  layout.margin = { ...layout.margin, l: 56, r: 10, b: 74 };
+  for (const axis of Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
+    const { title, tickvals } = layout[axis];
+    if (axis.startsWith("x")) layout[axis].tickangle = 0;
+    if (axis.startsWith("x") && tickvals && tickvals.length > 5) {
+      const kept = (_, index) => index % 2 === 0;
+      layout[axis].ticktext = layout[axis].ticktext.filter(kept);
+      layout[axis].tickvals = tickvals.filter(kept);
+    }
+    if (title && title.text && title.text.length > 34) {
+      const middle = title.text.indexOf(" ", Math.floor(title.text.length / 2));
+      if (middle > 0) title.text = title.text.slice(0, middle) + "<br>" + title.text.slice(middle + 1);
+    }
+  }
 }
 
-for (const plot of plots) {
-  const figure = JSON.parse(plot.nextElementSibling.textContent);
-  const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
-  const config = { displaylogo: false, responsive: true, modeBarButtons: buttons };
-  Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
-    Plotly.relayout(plot, colours(plot));
-    plot.on("plotly_click", (event) => {
-      const number = event.points[0].customdata;
-      if (Number.isInteger(number)) showTrial(number);
+function startFigures() {
+  const plots = Array.from(document.querySelectorAll(".plot"));
+  const drawn = new Set();
+
+  function draw(plot) {
+    if (drawn.has(plot)) return;
+    drawn.add(plot);
+    const figure = JSON.parse(plot.nextElementSibling.textContent);
+    fit(figure.layout, plot.clientWidth);
+    const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
+    const config = { displaylogo: false, responsive: true, modeBarButtons: buttons };
+    Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
+      Plotly.relayout(plot, colours(plot));
+      plot.on("plotly_click", (event) => {
+        const number = event.points[0].customdata;
+        if (number !== undefined) showTrial(number);
+      });
     });
-  });
+  }
+
+  // A picture is drawn when it comes near the view, and one in a closed part of the page when that is opened.
+  const near = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
+    { rootMargin: "800px" },
+  );
+  plots.forEach((plot) => near.observe(plot));
+  window.addEventListener("beforeprint", () => plots.forEach(draw));
+
+  const repaint = () => drawn.forEach((plot) => Plotly.relayout(plot, colours(plot)));
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) {
+    window.matchMedia(query).addEventListener("change", repaint);
+  }
 }
 
-// A picture in a closed part of the page has no width until it is opened.
-for (const part of document.querySelectorAll("details")) {
-  part.addEventListener("toggle", () => {
-    if (part.open) part.querySelectorAll(".plot").forEach((plot) => Plotly.Plots.resize(plot));
-  });
-}
+// The table of all trials: rows are data, and one page of them is in the document.
+const PAGE = 100;
+let showTrial = () => {};
 
-const repaint = () => plots.forEach((plot) => Plotly.relayout(plot, colours(plot)));
-for (const query of ["(prefers-color-scheme: dark)", "print"]) {
-  window.matchMedia(query).addEventListener("change", repaint);
-}
-
-// Sorting by a column: numbers by value, everything else by its text; what is missing stays at the end.
-function sortBy(table, column, ascending) {
-  const key = (row) => {
-    const cell = row.cells[column];
-    const value = "value" in cell.dataset ? cell.dataset.value : cell.textContent;
-    return value === "" ? null : cell.classList.contains("number") ? Number(value) : value;
-  };
-  const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
-  const rows = Array.from(table.tBodies[0].rows).map((row) => [key(row), row]);
-  rows.sort(([a], [b]) => {
-    if (a === null || b === null) return (a === null) - (b === null);
-    return ascending ? compare(a, b) : compare(b, a);
-  });
-  table.tBodies[0].append(...rows.map(([, row]) => row));
-}
-
-for (const table of document.querySelectorAll("table.sortable")) {
+function startTables() {
+  const table = document.querySelector("table.trials");
+  if (!table) return;
+  const { columns, rows } = JSON.parse(document.getElementById("trials-data").textContent);
+  const search = document.querySelector("input[type=search]");
+  const [previous, next] = document.querySelectorAll(".pages button");
+  const place = document.querySelector(".pages span");
   const headers = Array.from(table.tHead.rows[0].cells);
+  let shown = rows;
+  let first = 0;
+  let texts = null;
+
+  const textOf = (cell) => (Array.isArray(cell) ? cell[0] : cell);
+  const valueOf = (cell) => (Array.isArray(cell) ? cell[1] : cell);
+
+  function badge(word) {
+    const span = document.createElement("span");
+    span.className = "badge " + word;
+    span.textContent = word;
+    return span;
+  }
+
+  function cellOf(value, column, row) {
+    const cell = document.createElement("td");
+    const text = textOf(value);
+    if (column.kind === "badge") {
+      cell.append(badge(text));
+    } else if (column.kind === "code") {
+      const code = document.createElement("code");
+      code.textContent = text;
+      cell.append(code);
+    } else {
+      cell.textContent = text;
+    }
+    if (Array.isArray(value)) cell.className = "number";
+    if (column.kind === "long") {
+      cell.className = "long";
+      cell.title = text;
+    }
+    if (column.name === "trial" && row.place) cell.append(" ", badge(row.place));
+    return cell;
+  }
+
+  function draw() {
+    const body = document.createElement("tbody");
+    for (const row of shown.slice(first, first + PAGE)) {
+      const line = document.createElement("tr");
+      line.id = "trial-" + row.number;
+      if (row.place) line.className = row.place;
+      row.cells.forEach((value, index) => line.append(cellOf(value, columns[index], row)));
+      body.append(line);
+    }
+    table.tBodies[0].replaceWith(body);
+    const last = Math.min(first + PAGE, shown.length);
+    const trials = shown.length === 1 ? " trial" : " trials";
+    place.textContent = shown.length ? first + 1 + " – " + last + " of " + shown.length + trials : "no trial";
+    previous.disabled = first === 0;
+    next.disabled = last >= shown.length;
+    previous.parentElement.classList.toggle("single", shown.length <= PAGE);
+  }
+
+  // Numbers by value, everything else by its text; what is missing stays at the end.
+  function sortBy(column, ascending) {
+    const collator = new Intl.Collator("en", { numeric: true });
+    const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b));
+    const keyed = rows.map((row) => [valueOf(row.cells[column]), row]);
+    keyed.sort(([a], [b]) => {
+      const missing = (a === null || a === "") - (b === null || b === "");
+      if (missing || a === null || a === "") return missing;
+      return ascending ? compare(a, b) : compare(b, a);
+    });
+    rows.splice(0, rows.length, ...keyed.map(([, row]) => row));
+    texts = null;
+    filter();
+  }
+
+  function filter() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (words.length) {
+      texts = texts || rows.map((row) => [...row.cells.map(textOf), row.place || ""].join(" ").toLowerCase());
+      shown = rows.filter((_, index) => words.every((word) => texts[index].includes(word)));
+    } else {
+      shown = rows;
+    }
+    first = 0;
+    draw();
+  }
+
+  showTrial = (number) => {
+    if (!shown.some((row) => row.number === number)) {
+      search.value = "";
+      filter();
+    }
+    const index = shown.findIndex((row) => row.number === number);
+    if (index < 0) return;
+    first = Math.floor(index / PAGE) * PAGE;
+    draw();
+    const row = document.getElementById("trial-" + number);
+    row.classList.add("hit");
+    row.scrollIntoView({ block: "center", behavior: "smooth" });
+  };
+
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
       const ascending = header.getAttribute("aria-sort") !== "ascending";
       headers.forEach((other) => other.removeAttribute("aria-sort"));
       header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-      sortBy(table, column, ascending);
+      sortBy(column, ascending);
     });
   });
+  search.addEventListener("input", filter);
+  previous.addEventListener("click", () => {
+    first -= PAGE;
+    draw();
+  });
+  next.addEventListener("click", () => {
+    first += PAGE;
+    draw();
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#trial-"]');
+    if (!link) return;
+    event.preventDefault();
+    showTrial(Number(link.getAttribute("href").slice("#trial-".length)));
+  });
+  draw();
 }
 
-// Filtering by text, over all trials.
-const search = document.querySelector("input[type=search]");
-if (search) {
-  search.addEventListener("input", () => {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const row of document.querySelector("table.sortable").tBodies[0].rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-    }
-  });
+// plotly's library is kept compressed in the page. The page's policy names its hash, so nothing else can run in its place.
+async function loadPlotly() {
+  const packed = document.getElementById("plotly").textContent;
+  const bytes = Uint8Array.from(atob(packed), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
 }
+
+// The page is read and its tables work before the figures are there.
+async function start() {
+  startTables();
+  try {
+    await loadPlotly();
+  } catch (error) {
+    console.warn(error);
+    document.querySelectorAll(".plot").forEach((plot) => {
+      plot.textContent = "This browser cannot unpack the figures; the folder of this page has them as pictures.";
+      plot.classList.add("empty");
+    });
+    return;
+  }
+  startFigures();
+}
+
+start();

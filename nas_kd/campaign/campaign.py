@@ -12,6 +12,7 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
+from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
@@ -100,6 +101,7 @@ class Campaign:
         self._derived: list[dict[str, KnobValue]] = []
         self._known_costs: KnownCosts | None = None
         self.ledger: Ledger | None = None
+        self._context: CampaignContext | None = None
 
     def __enter__(self) -> Campaign:
         return self
@@ -126,7 +128,7 @@ class Campaign:
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
             note(text)
-        context = build_context(config, device)
+        self._context = context = build_context(config, device)
         for text in check_fit(config, context):
             note(text)
         self._knobs = study_knobs(context)
@@ -242,7 +244,10 @@ class Campaign:
             scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
             on_event=on_event,
         )
-        return CampaignResult(self.run_dir, summary, tuple(self.ledger.records()))
+        records = tuple(self.ledger.records())
+        if self._context is not None and not summary.interrupted:
+            measure_latencies(self._context, self.run_dir, records, config.resources.threads)
+        return CampaignResult(self.run_dir, summary, records)
 
 
 def search(config: CampaignConfig, on_event: OnEvent | None = None) -> CampaignResult:

@@ -70,10 +70,12 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance:
         TeacherPoint,
         write_report,
     )
+    from nas_kd.analysis.latencies import read_latencies, with_latencies
 
     run_dir = Path(run_dir)
     config, ledger = _open_run(run_dir)
-    records = ledger.records()
+    latencies = read_latencies(run_dir)
+    records = with_latencies(ledger.records(), latencies)
     metric = find_task(config.task).metric
     manifest = run_dir / "teacher" / "teacher.json"
     teacher = None
@@ -108,6 +110,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance:
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
         budgets=options if isinstance(options, tuple) else (),
         tolerance=tolerance,
+        latencies=latencies,
         progress=_run_progress(run_dir, config, ledger),
     )
 

@@ -6,7 +6,7 @@ A new kind is a module with a subclass of `InputType`, an entry in `INPUT_TYPES`
 
 from __future__ import annotations
 
-from nas_kd.inputs.input_type import InputType, TrainingView
+from nas_kd.inputs.input_type import InputType, Passes, TrainingView
 from nas_kd.inputs.registry import (
     INPUT_TYPES,
     check_kind,
@@ -20,6 +20,7 @@ from nas_kd.inputs.registry import (
 __all__ = [
     "INPUT_TYPES",
     "InputType",
+    "Passes",
     "TrainingView",
     "check_kind",
     "check_space_name",

@@ -26,7 +26,6 @@ from nas_kd.tasks import Task
 from nas_kd.teachers.teacher import trained_outputs
 from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
-from nas_kd.training.measure import latency_ms
 
 KINDS_BY_NDIM = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
 
@@ -48,6 +47,19 @@ class TrainingView:
     batch: Batch
     key_frames: Tensor | None = None
     key_position: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is timed for the latency of a net.
+
+    Attributes:
+        parts: name of a part -> one pass of it.
+        weights: name of a part -> its weight in the latency.
+    """
+
+    parts: Mapping[str, Callable[[], Any]]
+    weights: Mapping[str, float]
 
 
 class InputType(ABC):
@@ -282,7 +294,16 @@ class InputType(ABC):
             flops: of the example.
             params: number of parameters.
         """
-        return {"flops": flops, "params": params, "latency_ms": latency_ms(student, example)}
+        return {"flops": flops, "params": params}
+
+    def latency_passes(self, student: nn.Module, example: Tensor) -> Passes:
+        """What is timed for the latency of a student.
+
+        Args:
+            student: in evaluation mode.
+            example: its input, with batch size 1.
+        """
+        return Passes({"ms": lambda: student(example)}, {"ms": 1.0})
 
     def latency_table(self, space: SearchSpace, knobs: Mapping[str, Choice], device: torch.device) -> CostTable:
         """Measured nanoseconds of every candidate, where a budget of latency is possible.

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import FrameInput, frame_by_frame
-from nas_kd.inputs.input_type import TrainingView
+from nas_kd.inputs.input_type import Passes, TrainingView
 from nas_kd.search_spaces import CostTable, DeltaBlocksSpace, DeltaNet, SearchSpace, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.delta_blocks import delta_net_of
 from nas_kd.search_spaces.delta_blocks.latency import latency_table
 from nas_kd.search_spaces.delta_blocks.residual import residual_form
+from nas_kd.search_spaces.key_frame_net import KeyFrameNet
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
@@ -123,6 +124,18 @@ class KeyFrameInput(FrameInput):
     def student_cost(self, student: nn.Module, example: Tensor, flops: int, params: int) -> dict[str, Any]:
         """Amortised a frame; `flops` is that of a whole key-frame interval."""
         return dict(streaming_cost(cast(DeltaNet, student), example[:, :, 0], flops, params))
+
+    def latency_passes(self, student: nn.Module, example: Tensor) -> Passes:
+        """A key frame and a frame after it; the latency is amortised a frame."""
+        net = cast(KeyFrameNet, student)
+        frame = example[:, :, 0].contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            _, state = net.key(frame)
+        share = 1 / net.keyframe_interval
+        return Passes(
+            {"keyframe_ms": lambda: net.key(frame)[0], "delta_ms": lambda: net.delta(frame, state)[0]},
+            {"keyframe_ms": share, "delta_ms": 1 - share},
+        )
 
     def latency_table(self, space: SearchSpace, knobs: Mapping[str, Choice], device: torch.device) -> CostTable:
         return latency_table(cast(DeltaBlocksSpace, space), knobs, device=device)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet, state_bytes
-from nas_kd.training.measure import latency_ms
 
 
 @torch.no_grad()
-def streaming_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int | float]:
+def streaming_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, params: int) -> dict[str, int]:
     """The fields of the cost of one stream.
 
     Args:
@@ -23,14 +22,9 @@ def streaming_cost(student: KeyFrameNet, frame: Tensor, interval_flops: int, par
     frame = frame.contiguous(memory_format=torch.channels_last)
     _, state = student.key(frame)
     delta = student.delta_flops(frame)
-    key_ms = latency_ms(lambda x: student.key(x)[0], frame)
-    delta_ms = latency_ms(lambda x: student.delta(x, state)[0], frame)
     return {
         "flops": -(-interval_flops // interval),
         "params": params,
-        "latency_ms": (key_ms + (interval - 1) * delta_ms) / interval,
-        "keyframe_latency_ms": key_ms,
-        "delta_latency_ms": delta_ms,
         "keyframe_flops": interval_flops - (interval - 1) * delta,
         "delta_flops": delta,
         "keyframe_interval": interval,

@@ -1,0 +1,137 @@
+"""Latency of the front's students and of their teacher, measured after the trials: one net at a time, nothing beside.
+
+All nets take turns in several rounds, so that a machine that slows down or is used by others shows in the spread of
+each and not in the order of the nets.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas_kd.deploy.bundle import load_bundle
+from nas_kd.files import write_text_atomically
+from nas_kd.inputs import Passes
+from nas_kd.teachers import is_precomputed
+from nas_kd.training.fit import OnProgress, no_progress
+from nas_kd.training.measure import environment
+from nas_kd.trial import CampaignContext
+from nas_kd.trials import TrialRecord
+
+LATENCY_NAME, TEACHER = "latency.json", "teacher"  # as in nas_kd.analysis.latencies, which reads the file
+ROUNDS, PASSES, ROUND_S, WARMUP = 5, 10, 0.5, 2
+MAX_STUDENTS = 16
+_QUANTILES = (0.5, 0.1, 0.9)
+
+
+def measure_latencies(
+    context: CampaignContext,
+    run_dir: Path,
+    records: Sequence[TrialRecord],
+    threads: int,
+    progress: OnProgress = no_progress,
+) -> None:
+    """Measure and keep the latencies in `latency.json`; nothing is measured where the front is the same as before.
+
+    Args:
+        context: with the trained teacher.
+        run_dir: the run's folder.
+        records: of the run.
+        threads: as many as a trial has.
+        progress: called with the share that is done and a text.
+    """
+    chosen = _students(records)
+    path = run_dir / LATENCY_NAME
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    where = {**environment(str(context.device)), "threads": str(threads)}
+    names = [TEACHER, *(str(record.number) for record in chosen)]
+    if not chosen or (known.get("environment") == where and set(names) <= set(known.get("nets", {}))):
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        nets = _passes(context, run_dir, chosen)
+        times, waited = _timed(nets, context.device, progress)
+    finally:
+        torch.set_num_threads(before)
+    content = {
+        "environment": where,
+        "waited_share": waited,
+        "passes": ROUNDS * PASSES,
+        "nets": {name: _summary(parts, nets[name]) for name, parts in times.items()},
+    }
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def _students(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The students of the front, or an even choice of them with both ends and the pick."""
+    from nas_kd.analysis import ParetoFront  # a second of plotting libraries, which all before the end does without
+
+    front = ParetoFront.from_records(records)
+    if len(front.records) <= MAX_STUDENTS:
+        return list(front.records)
+    places = np.linspace(0, len(front.records) - 1, MAX_STUDENTS - 1).round().astype(int)
+    numbers = {front.records[place].number for place in places}
+    if front.pick is not None:
+        numbers.add(front.pick.number)
+    return [record for record in front.records if record.number in numbers]
+
+
+def _passes(context: CampaignContext, run_dir: Path, records: Sequence[TrialRecord]) -> dict[str, Passes]:
+    """Name of a net -> its passes. A student of other settings than the campaign file now has is left out."""
+    found = {}
+    teacher = context.teacher_model
+    if not is_precomputed(teacher):
+        example = context.teacher_example()
+        found[TEACHER] = Passes({"ms": lambda: teacher(example)}, {"ms": 1.0})
+    for record in records:
+        try:
+            student, info = load_bundle(run_dir / "trials" / f"{record.number:04d}", context.space)
+        except ValueError:
+            continue
+        example = torch.zeros(1, *info.input_shape, device=context.device)
+        found[str(record.number)] = context.input_type.latency_passes(student.to(context.device), example)
+    return found
+
+
+@torch.no_grad()
+def _timed(
+    nets: Mapping[str, Passes], device: torch.device, progress: OnProgress
+) -> tuple[dict[str, dict[str, list[float]]], float]:
+    """(net -> part -> milliseconds of each pass, share of the time in which the process did not run)."""
+    finish: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in net.parts} for name, net in nets.items()}
+    wall, cpu = 0.0, 0.0
+    for turn in range(ROUNDS):
+        for place, (name, net) in enumerate(nets.items()):
+            progress((turn + place / len(nets)) / ROUNDS, "latency of the front's students and the teacher")
+            for part, run in net.parts.items():
+                for _ in range(WARMUP):
+                    run()
+                finish()
+                begun, begun_cpu = time.perf_counter(), time.process_time()
+                for _ in range(PASSES):
+                    start = time.perf_counter()
+                    run()
+                    finish()
+                    times[name][part].append((time.perf_counter() - start) * 1e3)
+                    if time.perf_counter() - begun > ROUND_S:
+                        break
+                wall += time.perf_counter() - begun
+                cpu += time.process_time() - begun_cpu
+    waited = max(0.0, 1 - cpu / wall) if wall > 0 and device.type == "cpu" else 0.0
+    return times, waited
+
+
+def _summary(parts: Mapping[str, Sequence[float]], net: Passes) -> dict[str, float]:
+    """Median of the net's latency with its 10 % and 90 % quantiles, and the medians of its parts."""
+    quantiles = {part: np.quantile(values, _QUANTILES) for part, values in parts.items()}
+    ms, low, high = np.sum([net.weights[part] * values for part, values in quantiles.items()], axis=0)
+    found = {"ms": float(ms), "low": float(low), "high": float(high)}
+    return found | {part: float(values[0]) for part, values in quantiles.items() if part != "ms"}
