@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ def _passes(context: CampaignContext, run_dir: Path, records: Sequence[TrialReco
     found = {}
     teacher = context.teacher_model
     if not is_precomputed(teacher):
-        example = context.teacher_example()
-        found[TEACHER] = Passes({"ms": lambda: teacher(example)}, {"ms": 1.0})
+        found[TEACHER] = Passes({"ms": partial(teacher, context.teacher_example())}, {"ms": 1.0})
     for record in records:
         try:
             student, info = load_bundle(run_dir / "trials" / f"{record.number:04d}", context.space)
