@@ -13,7 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nas_kd.data.sample import DecodeError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif"}
+)
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, cut short, too large to be sane, or of another kind."""
 _ANIMATED = ("PNG", "WEBP", "GIF", "TIFF")
@@ -117,7 +119,8 @@ def _broken_reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "not a readable image (its content is of no known format)"
-    # Pillow's own text names the path, which the caller does.
-    text = getattr(error, "strerror", None) or type(error).__name__
-    return f"not a readable image ({text})"
+        return "not a readable image (of no known format; convert it to JPEG or PNG)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"the image is too large: it must have at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    # Pillow's own text may name the path, which the caller does.
+    return f"not a readable image ({getattr(error, 'strerror', None) or 'it is damaged or cut short'})"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from nas_kd.data import FolderConfig, MemoryDataset
-from nas_kd.data.fingerprint import changing_item, fingerprint, spread
+from nas_kd.data.fingerprint import changing_item, content_hash, fingerprint, spread
 
 
 def items(**changes: object) -> MemoryDataset:
@@ -52,6 +53,33 @@ def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> No
     assert (tmp_path / "7" / "0.png").stat().st_size == stat.st_size
     os.utime(tmp_path / "7" / "0.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert len({first, swapped, current()}) == 3
+
+
+def test_the_identity_of_a_folder_is_the_content_of_all_its_files_wherever_it_lies(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    splits = ["train"] * 40 + ["val", "val", "test", "test"]
+    for number in range(len(splits)):
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(root / f"{number}.bmp")
+    rows = [f"{number}.bmp,{number % 2},{split}" for number, split in enumerate(splits)]
+    (root / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+
+    def current(folder: Path) -> str:
+        config = FolderConfig(root=folder, frames=1, size=4, memory_gb=0, cache_dir=tmp_path / "cache")
+        return content_hash(config.load(seed=0).weights.base)
+
+    first = current(root)
+    shutil.copytree(root, tmp_path / "moved")
+    assert current(tmp_path / "moved") == first
+    changed = set()
+    for number in range(7, 12):  # of 40 items 16 are read, and these are neighbours
+        path = tmp_path / "moved" / f"{number}.bmp"
+        stat, content = path.stat(), path.read_bytes()
+        path.write_bytes(content[:-3] + b"\xff\xff\xff")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        changed.add(current(tmp_path / "moved"))
+        path.write_bytes(content)
+    assert len(changed - {first}) == 5
 
 
 class Windows:

@@ -102,6 +102,16 @@ def test_every_kind_of_image_shows_its_colours(tmp_path, name):
     assert np.abs(clip.astype(int) - np.reshape(colour, (3, 1, 1, 1))).max() <= 3
 
 
+def test_images_that_are_cut_short_are_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for suffix in ("jpg", "png", "webp", "bmp"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DecodeError, match=r"not a readable image \(it is damaged or cut short\)"):
+            read_clip(path, 1, 8, 8, "crop")
+
+
 def test_images_of_an_unknown_range_are_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 3.5, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DecodeError, match="8 or 16 bits a channel, but its mode is F of 32 bits"):
