@@ -99,7 +99,7 @@ def checks(lab: Lab, seed: int, number: int, num_trainings: int) -> dict[str, fl
     with count_supernets() as meter:
         search.train()
     one, *_ = costs = [derivation_compute(lab, search, budget) for budget in search.budgets]
-    arch, _ = search.derive(lab.setting.equal_cost, lab.config.search.candidates)
+    arch, _ = search.compare(lab.setting.equal_cost, lab.config.search.candidates)[0]
     chosen = fresh(lab, arch, num_trainings)
     equal, spread = list(pool(lab, "equal", number)), list(pool(lab, "range", number))
     others = [fresh(lab, other, num_trainings) for other in equal]

@@ -121,7 +121,7 @@ def shared(lab: Lab, seed: int) -> Iterator[Point]:
     spent.total += meter.total
     queue: dict[str, ArchSpec] = {}
     for budget in search.budgets:
-        arch, _ = search.derive(budget, context.config.search.candidates)
+        arch, _ = search.compare(budget, context.config.search.candidates)[0]
         spent.total += derivation_compute(lab, search, budget)
         queue[arch.arch_id] = arch
 

@@ -44,7 +44,6 @@ _MAX_TRIES = 2000  # draws for a trial within the range of costs
 class _Candidate:
     knobs: dict[str, Any]
     cost: float  # NaN where unknown
-    prior: float  # NaN where there is none
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class _History:
     running: list[_Candidate]
     unsuccessful: list[_Candidate]
     counts: Mapping[tuple[Any, ...], int]  # how often each key was proposed
+    maximize: bool  # whether the loss is a metric with the other sign
 
 
 class KnownCostSampler(BaseSampler):
@@ -126,7 +126,7 @@ class KnownCostSampler(BaseSampler):
             else:
                 unsuccessful.append(candidate)
         losses, costs = np.array(values, dtype=np.float64).reshape(-1, 2).T
-        return _History(complete, losses, costs, running, unsuccessful, counts)
+        return _History(complete, losses, costs, running, unsuccessful, counts, maximize=signs[0] < 0)
 
     def _propose(self, history: _History, pool: _Pool) -> _Candidate:
         if self._encoding.size() <= _MAX_LISTED:
@@ -157,8 +157,9 @@ class KnownCostSampler(BaseSampler):
         candidates = pool.candidates
         others = [*history.complete, *history.running, *history.unsuccessful]
         if self._known is not None and self._known.prior is not None:
-            values = [(candidate.prior, candidate.cost) for candidate in candidates]
-            candidates = [candidates[i] for i in front(values, (True, False))]
+            priors = self._known.prior([candidate.knobs for candidate in candidates])
+            values = [(prior, candidate.cost) for prior, candidate in zip(priors, candidates, strict=True)]
+            candidates = [candidates[i] for i in front(values, (history.maximize, False))]
         if not others:
             return candidates[self._rng.integers(len(candidates))]
         everything = self._points([*candidates, *others])
@@ -181,7 +182,8 @@ class KnownCostSampler(BaseSampler):
     def _points(self, candidates: Sequence[_Candidate]) -> Points:
         known = [[] for _ in candidates] if self._known is None else [[_log(c.cost)] for c in candidates]
         if self._known is not None and self._known.prior is not None:
-            known = [[*row, candidate.prior] for row, candidate in zip(known, candidates, strict=True)]
+            priors = self._known.prior([candidate.knobs for candidate in candidates])
+            known = [[*row, prior] for row, prior in zip(known, priors, strict=True)]
         features = np.array(known, dtype=np.float64).reshape(len(candidates), -1)
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
@@ -330,10 +332,7 @@ class _Pool:
 
 
 def _candidate(knobs: dict[str, Any], known: KnownCosts | None) -> _Candidate:
-    if known is None:
-        return _Candidate(knobs, math.nan, math.nan)
-    prior = math.nan if known.prior is None else float(known.prior(knobs))
-    return _Candidate(knobs, float(known.cost(knobs)), prior)
+    return _Candidate(knobs, math.nan if known is None else float(known.cost(knobs)))
 
 
 def _log(cost: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,9 @@ class KnownCosts:
         cost: knobs -> the exact value of the study's second objective, in its unit. It must be finite.
         canonical: knobs -> the same knobs with a fixed value wherever a choice has no effect, so that equal nets have
             equal knobs. It is idempotent and does not change the cost.
-        prior: knobs -> a guess of the first objective, in its unit, for example the accuracy with inherited weights.
-            Only a linear relation to the result is assumed, so its scale and offset may be wrong.
+        prior: knobs of several trials -> for each a guess of the first objective, in its unit, for example the accuracy
+            with inherited weights. Only a linear relation to the result is assumed, so its scale and offset may be
+            wrong. Called a few times a proposal.
         sample: draws knobs at random, by preference some within the range of costs; without it they are uniform.
         within_limits: knobs -> whether a trial is within the limits of other figures; without it all are.
         min_cost: cheapest trial that may be proposed.
@@ -37,7 +38,7 @@ class KnownCosts:
 
     cost: Callable[[Knobs], float]
     canonical: Callable[[Knobs], Knobs] | None = None
-    prior: Callable[[Knobs], float] | None = None
+    prior: Callable[[Sequence[Knobs]], Sequence[float]] | None = None
     sample: Callable[[np.random.Generator], Knobs] | None = None
     within_limits: Callable[[Knobs], bool] | None = None
     min_cost: float = -math.inf

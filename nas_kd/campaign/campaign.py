@@ -16,7 +16,7 @@ from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
-from nas_kd.campaign.shared import arch_knobs, known_costs, prepare_search
+from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
@@ -54,14 +54,13 @@ def study_knobs(context: CampaignContext) -> dict[str, Knob]:
     options = config.budget.options
     knobs: dict[str, Knob] = {}
     if context.shares_search:
-        knobs |= arch_knobs(space)
-    elif isinstance(options, BudgetRange):
-        knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
+        knobs |= searched_knobs(space)
     else:
-        knobs[config.budget.knob] = ChoiceKnob(values=options)
-    for name, values in space.knobs.items():
-        if len(values) > 1:
-            knobs[name] = ChoiceKnob(values=values)
+        if isinstance(options, BudgetRange):
+            knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
+        else:
+            knobs[config.budget.knob] = ChoiceKnob(values=options)
+        knobs |= {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
     return {**knobs, **parse_knobs(config.knobs)}
 
 
@@ -157,8 +156,8 @@ class Campaign:
         for warning in known.get("warnings", []):
             note(warning)
         if context.shares_search:
-            self._derived = prepare_search(context, self.run_dir, progress)
-            self._known_costs = known_costs(context)
+            found = prepare_search(context, self.run_dir, progress)
+            self._derived, self._known_costs = found.derived, known_costs(context, found)
             note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
         if others:

@@ -145,7 +145,7 @@ class _Rehearsal:
         if self.context.shares_search:
             with self._stage("search", "change space, search or search.objective"):
                 small.latencies = self.context.latencies
-                derived = prepare_search(small, self.folder)
+                derived = prepare_search(small, self.folder).derived
                 search = SharedSearch(worker)
                 search.load(self.folder / FOLDER)
             done["search"] = self._seconds()

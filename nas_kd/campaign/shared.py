@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from nas_kd.campaign.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.training.fit import OnProgress, log_epoch, no_progress
@@ -18,13 +21,34 @@ from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
 TRAINING_SHARE = 0.8  # of the stage's time, roughly; the rest goes into comparing derived architectures
 
 
-def arch_knobs(space: SearchSpace) -> dict[str, Knob]:
-    """The variables of the space as knobs of the study; those with one choice are left out."""
-    return {PREFIX + name: ChoiceKnob(values=values) for name, values in space.variables.items() if len(values) > 1}
+@dataclass(frozen=True)
+class SearchFound:
+    """What a finished search leaves to the study.
+
+    Attributes:
+        derived: for each budget the values of the study for the derived architecture; each architecture once.
+        compared: values of the study for every compared architecture, with its metric with inherited weights.
+        gates: probabilities of all choices.
+    """
+
+    derived: list[dict[str, KnobValue]]
+    compared: list[tuple[dict[str, KnobValue], float]]
+    gates: GateTable
 
 
-def known_costs(context: CampaignContext) -> KnownCosts:
-    """The cost of an architecture, known before it is trained, in the unit of the ranked objective."""
+def searched_knobs(space: SearchSpace) -> dict[str, Knob]:
+    """The variables and knobs of the space as knobs of the study; those with one choice are left out."""
+    knobs: dict[str, Knob] = {PREFIX + n: ChoiceKnob(values=v) for n, v in space.variables.items() if len(v) > 1}
+    return knobs | {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
+
+
+def known_costs(context: CampaignContext, found: SearchFound | None = None) -> KnownCosts:
+    """The cost of an architecture, known before it is trained, in the unit of the ranked objective.
+
+    Args:
+        context: of the campaign.
+        found: by the search; where it has compared enough architectures, they give a prior of the metric.
+    """
     budget = context.config.budget
     space, factor = context.space, 1e-6 if budget.is_latency else 1.0
     tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}
@@ -48,40 +72,39 @@ def known_costs(context: CampaignContext) -> KnownCosts:
                 result[PREFIX + name] = options[0]
         return result
 
+    prior = None
+    if found is not None and len(found.compared) >= LEAST_COMPARED:
+        prior = InheritedPrior(
+            found.compared,
+            searched_knobs(space),
+            lambda values: cost(values) / factor,
+            found.gates,
+            maximize=context.task.maximize,
+        )
     return KnownCosts(
         cost=cost,
         canonical=canonical,
+        prior=prior,
         within_limits=within_limits if budget.limits else None,
         max_cost=float(budget.highest),
     )
 
 
-def prepare_search(
-    context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress
-) -> list[dict[str, KnobValue]]:
+def prepare_search(context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress) -> SearchFound:
     """Search, or read what an earlier run of the same campaign found.
 
     Writes `search/` into the run's folder: `supernet.safetensors`, `log.jsonl` with the mean terms of each epoch,
-    `gates.jsonl` with the probabilities of all gates at each knot after each epoch, and `search.json` with them, the
-    expected cost and the derived architecture at each budget. `nas_kd.analysis.search_files` reads them.
-
-    Returns:
-        For each budget the values of the study for the derived architecture; each architecture once.
+    `gates.jsonl` with the probabilities of all gates at each knot after each epoch, and `search.json` with the final
+    ones, and at each budget the expected cost and the compared architectures. `nas_kd.analysis.search_files` reads
+    them.
 
     Raises:
-        ValueError: the folder holds the search of another campaign file.
+        ValueError: the folder holds the search of another campaign file, or `search.json` is damaged.
     """
     folder, config = run_dir / FOLDER, context.config
     manifest = folder / "search.json"
     digest = config.digest("data", "teacher", "task", "space", "search", "budget")
-    if manifest.is_file():
-        known = json.loads(manifest.read_text())
-        if known["digest"] != digest:
-            raise ValueError(
-                f"{run_dir} was begun with another search, space or budget; give the campaign another name, or restore "
-                "the sections space, search and budget"
-            )
-    else:
+    if not manifest.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         search = SharedSearch(context)
         search.train(
@@ -90,7 +113,7 @@ def prepare_search(
             log=partial(_log, search, folder),
         )
         search.save(folder)
-        known = {
+        left = {
             "digest": digest,
             "cost_unit": "ns" if config.budget.is_latency else "FLOPs",
             "variables": {
@@ -98,14 +121,38 @@ def prepare_search(
                 for name, choices in context.space.variables.items()
             },
             "budgets": _derived(search, progress),
+            "gate_table": gate_table(search),
         }
-        write_text_atomically(manifest, json.dumps(known, indent=1) + "\n")
+        write_text_atomically(manifest, json.dumps(left, indent=1) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-    found: dict[str, dict[str, KnobValue]] = {}
+    try:
+        known = json.loads(manifest.read_text())
+        same = known["digest"] == digest
+        found = _found(known, context.space) if same else None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{manifest} is damaged ({type(error).__name__}); delete the folder {folder}, and the same command "
+            "searches anew"
+        ) from error
+    if found is None:
+        raise ValueError(
+            f"{run_dir} was begun with another search, space or budget; give the campaign another name, or restore "
+            "the sections space, search and budget"
+        )
+    return found
+
+
+def _found(known: Mapping[str, Any], space: SearchSpace) -> SearchFound:
+    """From the content of `search.json`."""
+    derived: dict[str, dict[str, KnobValue]] = {}
+    compared: dict[str, tuple[dict[str, KnobValue], float]] = {}
     for entry in known["budgets"]:
         arch = ArchSpec.from_dict(entry["arch"])
-        found.setdefault(arch.arch_id, study_values(arch, context.space))
-    return list(found.values())
+        derived.setdefault(arch.arch_id, study_values(arch, space))
+        for other in entry["compared"]:
+            arch = ArchSpec.from_dict(other["arch"])
+            compared.setdefault(arch.arch_id, (study_values(arch, space), float(other["inherited"])))
+    return SearchFound(list(derived.values()), list(compared.values()), GateTable.of(space, known["gate_table"]))
 
 
 def _log(search: SharedSearch, folder: Path, epoch: int, means: Mapping[str, float]) -> None:
@@ -128,7 +175,8 @@ def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, objec
             done = TRAINING_SHARE + (1 - TRAINING_SHARE) * (i + share) / len(budgets)
             progress(done, f"deriving students, budget {i + 1}/{len(budgets)}")
 
-        arch, score = search.derive(cost, config.search.candidates, on_share)
+        compared = search.compare(cost, config.search.candidates, on_share)
+        arch, score = compared[0]
         knobs = search.context.space.knobs_of(arch)
         with search.at(knobs, cost) as supernet:
             gates = {name: p.tolist() for name, p in supernet.probabilities().items()}
@@ -140,6 +188,7 @@ def _derived(search: SharedSearch, progress: OnProgress) -> list[dict[str, objec
                 "arch_id": arch.arch_id,
                 "cost": search.context.table(knobs).cost(arch.choices),
                 "inherited": score,
+                "compared": [{"arch": other.as_dict(), "inherited": metric} for other, metric in compared],
                 "expected_cost": expected,
                 "knobs": search.knob_probabilities(cost),
                 "gates": gates,

@@ -234,26 +234,25 @@ class SharedSearch:
         metrics = self.context.evaluate_student(self.student(arch), self.context.splits.gates, knobs)
         return float(metrics[self.context.task.metric])
 
-    def derive(
+    def compare(
         self, budget: float, number: int, progress: Callable[[float], None] = lambda share: None
-    ) -> tuple[ArchSpec, float]:
-        """The best of the candidates at a budget, by the metric of inherited weights; of equally good ones the first.
+    ) -> list[tuple[ArchSpec, float]]:
+        """The candidates at a budget with their metric with inherited weights, the best first.
+
+        Of equally good ones the more probable one comes first.
 
         Args:
             budget: in the units of the cost table.
             number: candidates to compare.
             progress: told the share that is done.
-
-        Returns:
-            The architecture and its metric.
         """
         candidates = self.candidates(budget, number)
         scores = []
         for i, arch in enumerate(candidates):
             scores.append(self.inherited_score(arch))
             progress((i + 1) / len(candidates))
-        best = scores.index(max(scores) if self.context.task.maximize else min(scores))
-        return candidates[best], scores[best]
+        sign = -1.0 if self.context.task.maximize else 1.0
+        return sorted(zip(candidates, scores, strict=True), key=lambda pair: sign * pair[1])
 
     def knob_probabilities(self, budget: float) -> list[dict[str, object]]:
         """All combinations of knobs with their probability at a budget, in the units of the cost table."""

@@ -163,7 +163,7 @@ def test_probable_architectures_of_all_knobs_are_compared_and_the_best_one_is_de
     assert all(space.cost(arch) <= 150_000 and space.figure("params", arch) <= 2_200 for arch in found)
     scores = {arch.arch_id: [0.2, 0.5, 0.1, 0.5][i % 4] for i, arch in enumerate(found)}
     monkeypatch.setattr(search, "inherited_score", lambda arch: scores[arch.arch_id])
-    assert search.derive(150_000, 12) == (found[1], 0.5)  # of equal ones the more probable
+    assert search.compare(150_000, 12)[0] == (found[1], 0.5)  # of equal ones the more probable
 
 
 def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:

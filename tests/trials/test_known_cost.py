@@ -197,7 +197,9 @@ def test_a_small_space_is_exhausted_before_anything_is_repeated() -> None:
 
 
 def test_a_prior_leads_the_first_proposals_and_a_wrong_one_is_given_up() -> None:
-    right, wrong = (KnownCosts(cost, prior=lambda knobs, s=s: s * metric(knobs)) for s in (0.2, -1.0))  # type: ignore[misc]
+    right, wrong = (
+        KnownCosts(cost, prior=lambda rows, s=s: [s * metric(knobs) for knobs in rows]) for s in (0.2, -1.0)
+    )  # type: ignore[misc]
     assert regret(search(6, right)) < 0.5 * regret(search(6, KnownCosts(cost)))
     assert regret(search(28, wrong)) < 0.5 * regret(search(28, sampler="random"))
 
