@@ -186,6 +186,7 @@ def plain(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/bench-search"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds the real data sets")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
@@ -197,7 +198,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings: dict[str, Any] = {}
     for name in options.settings:
-        lab = Lab(SETTINGS[name], options.work / name)
+        lab = Lab(SETTINGS[name].at(options.data), options.work / name)
         print(f"{name}: an arm has {lab.compute:.3g} FLOPs; results are kept in {lab.folder}", flush=True)
         found: dict[str, Any] = {"seeds": options.seeds, "checks": options.checks}
         each = [checks(lab, seed, options.pool, options.trainings) for seed in range(options.checks)]

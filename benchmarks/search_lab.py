@@ -39,6 +39,13 @@ class Setting:
     search_of_a_trial: Mapping[str, Any]
     num_trainings: int = 40
 
+    def at(self, data: Path) -> Setting:
+        """The same with the data sets in this folder, in place of `data`."""
+        section = dict(self.campaign["data"])
+        if "root" in section:
+            section["root"] = str(data / Path(section["root"]).name)
+        return replace(self, campaign={**self.campaign, "data": section})
+
 
 SETTINGS: Mapping[str, Setting] = {
     "generated": Setting(
@@ -65,6 +72,38 @@ SETTINGS: Mapping[str, Setting] = {
         },
         equal_cost=1_500_000,
         search_of_a_trial={"shared": False, "epochs": 12, "gates": {"split_share": 0.5}},
+    ),
+    # VGG features of the frames of UCF101 videos, made hard: half of the frames are those of other videos.
+    "ucf101_features": Setting(
+        campaign={
+            "task": "multilabel",
+            "data": {
+                "source": "features",
+                "root": "data/ucf101-14-vggfeat",
+                "multi_label": True,
+                "train_share": 0.3,
+                "distractors": 0.5,
+                "noise": 1.0,
+                "seed": 0,
+            },
+            "teacher": {
+                "model": "frame_sequence",
+                "settings": {"family": "h_rnn", "h_rnn": {"lower": 128, "upper": 128, "block_length": 5}},
+                "fit": {"epochs": 60, "batch_size": 32, "lr": 3e-3},
+            },
+            "space": {
+                "name": "frame_sequence",
+                "frames": [2, 3, 5, 8, 12],
+                "family": ["h_rnn"],
+                "h_rnn": {"lower": [16, 32, 64, 128], "upper": [16, 32, 64, 128], "block_length": [2, 3, 4]},
+                "head": ["linear", "moe"],
+            },
+            "budget": {"max_flops": [120_000, 184_000, 282_000, 433_000, 665_000, 1_020_000, 1_565_000, 2_400_000]},
+            "search": {"shared": True, "epochs": 80, "batch_size": 32, "lr": 3e-3, "gates": {"split_share": 0.25}},
+            "retrain": {"epochs": 40, "batch_size": 32, "lr": 3e-3},
+        },
+        equal_cost=600_000,
+        search_of_a_trial={"shared": False, "epochs": 40, "gates": {"split_share": 0.5}},
     ),
 }
 
