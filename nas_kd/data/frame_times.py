@@ -28,7 +28,7 @@ def positions_in_time(
     """[wanted] numbers of frames, ascending: those shown at the middles of `wanted` equal parts of the time.
 
     A frame is shown until the next one comes. Frames at equal distances, but for the rounding of times, are taken by
-    `sample_positions`, which is the same without the rounding. So are frames whose times do not ascend (AVI with
+    `sample_positions`, which is the same without the rounding. So are frames whose times descend (AVI with
     B-frames, recordings that were joined).
 
     Args:
@@ -40,9 +40,9 @@ def positions_in_time(
     count = len(times)
     shown = np.asarray(times, dtype=np.float64)
     distances = np.diff(shown)
-    if count < 2 or distances.min() <= 0:
+    usual = float(np.median(distances)) if count > 1 else 0.0
+    if usual <= 0 or distances.min() < 0:
         return sample_positions(count, wanted)
-    usual = float(np.median(distances))
     rounding = min(max(tick, _ROUNDING_S), usual / 4)
     even = np.linspace(shown[0], shown[-1], count)
     if np.abs(shown - even).max() <= rounding and last_duration <= usual + rounding:

@@ -129,7 +129,7 @@ def _positions(times: Iterable[int | None], last_duration: int, wanted: int, sca
         return sample_positions(len(listed), wanted)
     seconds = np.asarray(known, dtype=np.float64) * scan.tick
     distances = np.diff(seconds)
-    if scan.has_breaks and distances.size and distances.min() > 0:
+    if scan.has_breaks and distances.size and distances.min() >= 0:
         distances[distances > _LONGEST_GAP_S] = np.median(distances)
         seconds = seconds[0] + np.concatenate([[0.0], np.cumsum(distances)])
     return positions_in_time(seconds.tolist(), last_duration * scan.tick, wanted, scan.tick)
@@ -186,16 +186,19 @@ def _scan(path: Path) -> _Scan:
         track = _main_track(container, tracks, entries)
         found = entries[track.index]
         has_index = "mov" in names
-        missing = max(0, len(track.index_entries) - len(found)) + cut[track.index] if has_index else 0
+        missing = cut[track.index] if has_index else 0
+        if has_index and len(track.index_entries) > len(found):  # there may be empty ones, for "as before"
+            missing += max(0, sum(entry.size > 0 for entry in track.index_entries) - len(found))
+        shortfall = declared - latest
         return _Scan(
             index=track.index,
             entries=found,
             tick=ticks[track.index],
             missing=missing,
             has_index=has_index,
-            can_seek=bool(names & {"mov", "matroska"}) and not missing,
+            can_seek=bool(names & {"mov", "matroska"}) and not missing and shortfall <= _ROUNDED_S,
             has_breaks=Flags.ts_discont in Flags(container.format.flags),
-            shortfall=declared - latest,
+            shortfall=shortfall,
         )
 
 
