@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import av
@@ -25,12 +24,12 @@ class Turn(NamedTuple):
     mirror_y: bool = False
 
 
-def turn_of(matrix: Sequence[int]) -> Turn:
+def turn_of(matrix: Sequence[float]) -> Turn:
     """The turn that a display matrix asks for, to the nearest right angle.
 
     Args:
-        matrix: Nine numbers, as FFmpeg keeps them (libavutil/display.h): the stored pixel (x, y) is shown at
-            (m0·x + m3·y, m1·x + m4·y), with y downwards, but for a shift.
+        matrix: At least its numbers m0 to m4, as FFmpeg keeps them (libavutil/display.h): the stored pixel (x, y) is
+            shown at (m0·x + m3·y, m1·x + m4·y), with y downwards, but for a shift.
     """
     if abs(matrix[0]) + abs(matrix[4]) >= abs(matrix[1]) + abs(matrix[3]):
         return Turn(False, matrix[0] < 0, matrix[4] < 0)
@@ -74,12 +73,12 @@ class Scaler:
         self.height, self.width, self.fit = height, width, fit
         self._reformatter = VideoReformatter()
 
-    def __call__(self, frame: av.VideoFrame, pixel_aspect: Fraction | None = None, turn: Turn | None = None) -> Frames:
+    def __call__(self, frame: av.VideoFrame, pixel_aspect: float = 1.0, turn: Turn | None = None) -> Frames:
         """Scale, crop and turn one frame.
 
         Args:
             frame: Of any size and pixel format; its colour space and range are those it is tagged with.
-            pixel_aspect: Width of a stored pixel divided by its height; None for square pixels.
+            pixel_aspect: Width of a stored pixel divided by its height; 0 where it is not known.
             turn: What makes the frame upright; None where it is.
 
         Returns:
@@ -88,7 +87,7 @@ class Scaler:
         turn = turn or Turn()
         height, width = (self.width, self.height) if turn.transpose else (self.height, self.width)
         shown_width = frame.width
-        if pixel_aspect and 1 / _ODDEST_ASPECT <= pixel_aspect <= _ODDEST_ASPECT:
+        if 1 / _ODDEST_ASPECT <= pixel_aspect <= _ODDEST_ASPECT:
             shown_width = max(1, round(frame.width * pixel_aspect))
         scaled_height, scaled_width, top, left = scaled_window(frame.height, shown_width, height, width, self.fit)
         scaled = self._reformatter.reformat(

@@ -9,6 +9,7 @@ frame, decoding begins at the key frame before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,10 +268,18 @@ def _decode(path: Path, scan: _Scan, by_time: Collection[int], by_number: Collec
 
 
 def _convert(frame: av.VideoFrame, stream: VideoStream, scaler: Scaler) -> Frames:
-    side_data: Any = frame.side_data  # its type says that values are objects
-    matrix = side_data.get("DISPLAYMATRIX")
-    turn = Turn() if matrix is None else turn_of(np.frombuffer(bytes(matrix), dtype=np.int32).tolist())
-    return scaler(frame, stream.sample_aspect_ratio, turn)
+    return scaler(frame, float(stream.sample_aspect_ratio or 0), _turn(frame))
+
+
+def _turn(frame: av.VideoFrame) -> Turn:
+    try:
+        side_data: Any = frame.side_data  # its type says that values are objects
+        matrix = side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # A kind of side data that this PyAV does not know, such as the EXIF of JPEG frames, hides all the others.
+        angle = math.radians(frame.rotation)
+        return turn_of([math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle)])
+    return Turn() if matrix is None else turn_of(np.frombuffer(bytes(matrix), dtype=np.int32).tolist())
 
 
 def _check_complete(decoded: _Decoded, scan: _Scan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 from small_sets import write_table
 
 from nas_kd.data import FolderConfig, load, video
@@ -70,6 +72,14 @@ def decoded(path: Path) -> list[int]:
     with av.open(str(path)) as container:
         shown = [frame.to_ndarray(format="rgb24")[24:, 20:].mean() for frame in container.decode(video=0)]
     return [round((float(level) - 20) / 4) for level in shown]
+
+
+def red_corners(path: Path, is_portrait: bool) -> list[tuple[int, int]]:
+    """The red corners of the first frame as (low, right)."""
+    height, width = (WIDTH, HEIGHT) if is_portrait else (HEIGHT, WIDTH)
+    frame = read_clip(path, 1, height, width, "crop")[:, 0].astype(int)
+    quarters = {(y, x): frame[:, y * (height - 1), x * (width - 1)] for y in (0, 1) for x in (0, 1)}
+    return [place for place, (red, green, _) in quarters.items() if red - green > 150]
 
 
 def uniform(shown: list[int], frames: int) -> list[int]:
@@ -200,6 +210,25 @@ def test_the_video_is_not_the_cover(tmp_path):
     assert numbers(path, 4) == [2, 7, 12, 17]
 
 
+def test_the_default_track_is_taken_and_longer_sound_does_not_count(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        tracks = [out.add_stream("libx264", rate=25, options=H264) for _ in range(2)]
+        for track in tracks:
+            track.height, track.width, track.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        tracks[0].disposition, tracks[1].disposition = Disposition(0), Disposition.default
+        audio = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for number in range(20):
+            for track, first in zip(tracks, (0, 30), strict=True):
+                out.mux(track.encode(av.VideoFrame.from_ndarray(grey(first + number), format="rgb24")))
+        quiet = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.int16), format="s16", layout="mono")
+        quiet.sample_rate = 8000
+        out.mux(audio.encode(quiet))
+        for stream in (*tracks, audio):
+            out.mux(stream.encode(None))
+    assert numbers(path, 4) == [32, 37, 42, 47]
+
+
 def test_files_without_a_video_say_so(tmp_path):
     sound(tmp_path / "a.wav")
     (tmp_path / "drawing.mp4").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
@@ -237,10 +266,25 @@ def test_files_without_a_video_say_so(tmp_path):
 def test_rotated_videos_are_upright(tmp_path, turn, corner):
     """Angles are counterclockwise; `corner` is (low, right) of the stored upper left corner, as FFmpeg shows it."""
     path = write(tmp_path / "a.mp4", EVEN[:2], prepare=lambda stream: stream.set_display_rotation(*turn))
-    height, width = (WIDTH, HEIGHT) if abs(turn[0]) == 90 else (HEIGHT, WIDTH)
-    frame = read_clip(path, 1, height, width, "crop")[:, 0]
-    quarters = {(y, x): frame[:, y * (height - 1), x * (width - 1)].astype(int) for y in (0, 1) for x in (0, 1)}
-    assert [place for place, (red, green, _) in quarters.items() if red - green > 150] == [corner]
+    assert red_corners(path, abs(turn[0]) == 90) == [corner]
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (1, 1)), (6, (0, 1)), (8, (1, 0))])
+def test_videos_of_photos_are_upright(tmp_path, orientation, corner):
+    """Motion JPEG, of which each frame has an EXIF orientation."""
+    photo, tags = io.BytesIO(), Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(grey(10)).save(photo, "JPEG", exif=tags)
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        out.start_encoding()
+        for number in range(3):
+            packet = av.Packet(photo.getvalue())
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 1000), True
+            packet.pts = packet.dts = 40 * number
+            out.mux(packet)
+    assert red_corners(tmp_path / "a.mkv", orientation > 4) == [corner]
 
 
 def test_pixels_need_not_be_square(tmp_path):
