@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,20 @@ def plain_errors() -> Iterator[None]:
 
 
 @contextmanager
+def termination_is_interrupt() -> Iterator[None]:
+    """SIGTERM, which `kill` and batch systems send, ends a campaign as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
     """A bar with ETA on a terminal; on anything else a line for each quarter."""
     if not console.is_terminal:
@@ -90,7 +105,7 @@ def search(
     ] = None,
 ) -> None:
     """Launch a campaign, or resume it: the same command after any crash goes on with what is missing."""
-    with plain_errors():
+    with plain_errors(), termination_is_interrupt():
         from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
         from nas_kd.config import load_config
         from nas_kd.trials import Progress as TrialsProgress
@@ -114,6 +129,22 @@ def search(
         raise typer.Exit(130)
     if result.summary.num_complete == 0:
         raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    file: Annotated[Path | None, typer.Argument(help="Campaign file (YAML); without it, the embedded default.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key of the file; repeatable.")
+    ] = None,
+) -> None:
+    """Check a campaign file and print what it means, before anything is decoded or trained."""
+    with plain_errors():
+        from nas_kd.campaign.overview import overview
+        from nas_kd.config import load_config
+
+        for line in overview(load_config(file, overrides or ())):
+            say(line)
 
 
 @app.command()

@@ -60,6 +60,12 @@ class SearchSpace(ABC):
         """Zeros of the student's input shape, with batch size 1."""
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Layers that the space was asked for or could have and leaves as they are -> why; none, unless a space says
+        otherwise."""
+        return {}
+
+    @property
     def structural_knobs(self) -> tuple[str, ...]:
         """Knobs that decide which net there is; the others change what students see or cost. All, unless a space says
         otherwise."""

@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -166,7 +167,10 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         _remove_session_of_killed_driver(run_dir)
         (run_dir / _SESSION_NAME).write_text(temporary, encoding="utf-8")
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
+    on_termination = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
     try:
         yield
     finally:

@@ -16,7 +16,8 @@ class Resources(BaseModel):
         executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
         cpus_per_trial: CPU cores; a fraction lets trials share one. Its whole part, at least 1, is the number of
             threads that the libraries of a trial use.
-        gpus_per_trial: GPUs; a fraction lets trials share one. Memory is not divided: see that they fit together.
+        gpus_per_trial: 1 for a GPU of its own, a fraction to share one, 0 for none. Memory is not divided: see that
+            they fit together.
         max_concurrent: at most so many trials at a time; null for as many as fit.
         address: of a running Ray cluster, such as `auto`; without it a local one is started. The run's folder must be
             at the same path on all machines.
@@ -42,9 +43,12 @@ class Resources(BaseModel):
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _whole_above_one(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError(f"must be whole above 1, but got {value:g}; GPUs are shared in parts of one")
+    def _one_at_most(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(
+                f"must be at most 1, but got {value:g}: a trial computes on one GPU, and several GPUs run several "
+                "trials; set it to 1, or to a part of one"
+            )
         return value
 
     @model_validator(mode="after")

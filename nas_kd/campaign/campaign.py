@@ -11,9 +11,10 @@ import torch
 import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas_kd.campaign.checks import check_budget, check_fit, check_machine, check_shared, grid_cells
+from nas_kd.campaign.checks import check_budget, check_items, check_machine, check_nets, check_shared, grid_cells
 from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
+from nas_kd.campaign.overview import describe_left_out
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs
@@ -25,6 +26,7 @@ from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import CampaignContext, TrialFunction, build_context
+from nas_kd.trial.context import with_decoded_data
 from nas_kd.trials import (
     SAMPLERS,
     ChoiceKnob,
@@ -127,8 +129,13 @@ class Campaign:
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
             note(text)
-        self._context = context = build_context(config, device)
-        for text in check_fit(config, context):
+        context = build_context(config, device, decode=False)
+        sentences = check_nets(config, context)
+        outlined, context = context, with_decoded_data(context)
+        self._context = context
+        if context.splits.info != outlined.splits.info or context.splits.skipped != outlined.splits.skipped:
+            sentences = check_nets(config, context)
+        for text in [*check_items(context), *sentences, *describe_left_out(context.space.left_out)]:
             note(text)
         self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)

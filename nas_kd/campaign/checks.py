@@ -139,7 +139,25 @@ def _check_value(name: str, value: Value, allowed: Sequence[Choice | float] | Bu
 
 
 def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
-    """Raise where data, teacher, space, budget and objective do not go together.
+    """`check_nets` and `check_items`."""
+    return [*check_nets(config, context), *check_items(context)]
+
+
+def check_items(context: CampaignContext) -> list[str]:
+    """Raise where the items of a split do not have what the task needs.
+
+    Returns:
+        Sentences about what can be used, but may not be meant.
+
+    Raises:
+        DataError: the split, what its items lack, and the way out.
+    """
+    context.task.check_splits(context.splits)
+    return context.task.hints(context.splits)
+
+
+def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
+    """Raise where data, teacher, space, budget and objective do not go together. Reads no item of the data.
 
     Returns:
         Sentences about what works, but may not be meant.
@@ -165,8 +183,7 @@ def check_fit(config: CampaignConfig, context: CampaignContext) -> list[str]:
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, context)
     _check_objective(config, context)
-    context.task.check_splits(context.splits)
-    return [*context.task.hints(context.splits), *_enlarged(context.space, info)]
+    return _enlarged(context.space, info)
 
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:

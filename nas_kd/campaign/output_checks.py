@@ -25,15 +25,16 @@ _SMALL = 0.05  # half of an interval that is too wide to compare students by
 _SUM = 1e-3  # how far from 1 probabilities of a float16 teacher may add up
 
 
-def describe_classes(names: Sequence[str], manifest: Path) -> str:
+def describe_classes(names: Sequence[str], manifest: Path | None = None) -> str:
     """Which output stands for which class, in one line.
 
     Args:
         names: by the number of the output.
-        manifest: the file that lists all of them.
+        manifest: the file that lists all of them; without it they are all in the line.
     """
-    shown = ", ".join(f"{index} = {name}" for index, name in enumerate(names[:_LISTED]))
-    return f"classes: {shown}" + (f", … ({len(names)}, all in {manifest})" if len(names) > _LISTED else "")
+    listed = names if manifest is None else names[:_LISTED]
+    shown = ", ".join(f"{index} = {name}" for index, name in enumerate(listed))
+    return f"classes: {shown}" + (f", … ({len(names)}, all in {manifest})" if len(names) > len(listed) else "")
 
 
 def describe_certainty(evaluated: Mapping[str, Any], value: float, *, is_share: bool) -> str:

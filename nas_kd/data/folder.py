@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -48,6 +48,8 @@ from nas_kd.data.table import (
 class FolderConfig(LabelledConfig):
     """A folder of videos or frame images with a csv file of labels and splits."""
 
+    decodes: ClassVar[bool] = True
+
     source: Literal["folder"] = "folder"
     frames: int = Field(default=8, ge=1, description="Frames a clip, taken uniformly over the whole video.")
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
@@ -80,6 +82,9 @@ class FolderConfig(LabelledConfig):
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_folder(self, seed=seed, gate_share=gate_share)
+
+    def outline(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_folder(self, seed=seed, gate_share=gate_share, decode=False)
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,14 @@ class _Decoder:
         return self.cache.fill(entries, self.config.decode_threads)
 
 
-def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, decode: bool = True) -> Splits:
     """Read the csv, check and decode every file, and make the splits.
 
     Args:
         config: Where the data lie and how clips are taken from them.
         seed: Seed of the split in weights and gates, and of a carved validation split.
         gate_share: Share of the training clips that fits gates.
+        decode: Whether all files are decoded now; else each when it is read.
 
     Raises:
         UnusableRowsError: Rows cannot be used and `on_error` is "fail".
@@ -169,7 +175,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
     csv_path = config.root / config.labels
     table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
-    failed = _Decoder(config).decode_all(rows)
+    failed = _Decoder(config).decode_all(rows) if decode else {}
     unreadable = [(row, failed[row.key]) for row in rows if row.key in failed]
     problems += [(_relative(row.path, config), str(error)) for row, error in unreadable]
     if problems and config.on_error == "fail":
@@ -201,7 +207,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5) -> 
         flip_safe=config.flip_safe,
     )
     train, val, test = (
-        stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb) for name in SPLITS
+        stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb if decode else 0.0)
+        for name in SPLITS
     )
     groups = {name: groups_of(parts[name], config.group) for name in SPLITS}
     return make_splits(

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -156,11 +157,16 @@ class CameraDataset:
 class SequencesConfig(SequenceOptions):
     """A folder of labelled frames of videos with a csv file."""
 
+    decodes: ClassVar[bool] = True
+
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_sequences(self, seed=seed, gate_share=gate_share)
 
+    def outline(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_sequences(self, seed=seed, gate_share=gate_share, decode=False)
 
-def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.5) -> Splits:
+
+def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.5, decode: bool = True) -> Splits:
     """Read the csv, check and decode every frame and its labels, and make the splits.
 
     Training sequences stay whole where there are at least two: each fits either weights or gates.
@@ -169,6 +175,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         config: Where the data lie and how windows are taken from them.
         seed: Seed of the split in weights and gates, and of a carved validation split.
         gate_share: Share of the training windows that fits gates.
+        decode: Whether all files are decoded now; else each when it is read.
 
     Raises:
         UnusableRowsError: Frames or label images cannot be used.
@@ -188,7 +195,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     stores = {name: FrameStore(by_split[name], config, name) for name in SPLITS}
     pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
     cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
-    failed = cache.fill([entry for entry, _ in pairs], config.decode_threads, "frames")
+    failed = cache.fill([entry for entry, _ in pairs], config.decode_threads, "frames") if decode else {}
     root = config.root.resolve()
     problems += [
         (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed
@@ -198,14 +205,15 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
 
     sets: dict[str, ClipDataset] = {}
     for name, store in stores.items():
-        store.hold()
+        if decode:
+            store.hold()
         if config.camera_of(name) is None:
             sets[name] = WindowDataset(store, starts[name], config)
         else:
             moving = CameraDataset(store, config, name)
             clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
             # Motions do not change from epoch to epoch, so each clip is made once where there is room.
-            sets[name] = stack_small(moving, clip_bytes, config.memory_gb)
+            sets[name] = stack_small(moving, clip_bytes, config.memory_gb if decode else 0.0)
     sequences_of: dict[str, list[str]] = {}
     for name in stores:
         camera = config.camera_of(name)

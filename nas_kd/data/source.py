@@ -17,11 +17,13 @@ class SourceConfig(BaseModel):
 
     Attributes:
         gives_features: whether items are frame features instead of clips.
+        decodes: whether `load` decodes files, which `outline` does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gives_features: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
@@ -34,6 +36,20 @@ class SourceConfig(BaseModel):
         Raises:
             DataError: The data cannot be used; one sentence says why and what to do.
         """
+
+    def outline(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        """The same before files are decoded: an item is decoded when it is read, so do not read many.
+
+        Files that turn out not to be readable may leave items out later, where the section allows it.
+
+        Args:
+            seed: As for `load`.
+            gate_share: As for `load`.
+
+        Raises:
+            DataError: As by `load`.
+        """
+        return self.load(seed=seed, gate_share=gate_share)
 
 
 class LabelledConfig(SourceConfig):

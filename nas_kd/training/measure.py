@@ -37,6 +37,36 @@ def latency_ms(module: Callable[[Tensor], Any], example: Tensor, *, repeats: int
     return statistics.median(times) * 1e3
 
 
+def step_bytes(net: nn.Module, example: Tensor, batch_size: int) -> int:
+    """Bytes that a training step takes, roughly: what autograd keeps for the backward pass of a batch, and four numbers
+    for each parameter (weight, gradient, two moments of Adam).
+
+    Measured with two items and scaled to the batch.
+
+    Args:
+        net: put into training mode; its BatchNorm statistics change.
+        example: one input, with batch size 1.
+        batch_size: of the step.
+    """
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no other tensor gets its place
+        return tensor
+
+    alive: list[Tensor] = []
+    inputs = example.expand(2, *example.shape[1:]).contiguous()
+    net.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(inputs)
+    of_weights = 16 * sum(p.numel() for p in net.parameters())
+    return of_weights + sum(kept.values()) * batch_size // 2
+
+
 def part_flops(net: nn.Module, example: Tensor) -> dict[str, int]:
     """Name of a figure -> FLOPs of a part, for nets that report parts of their FLOPs (`Parted`).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -195,13 +195,22 @@ class CampaignContext:
         return self.loader(dataset, FitConfig(), seed=0, train=False)
 
 
-def build_context(config: CampaignConfig, device: str) -> CampaignContext:
+def build_context(config: CampaignConfig, device: str, *, decode: bool = True) -> CampaignContext:
     """Data, space and an untrained teacher.
+
+    Args:
+        config: of the campaign.
+        device: of all nets and batches.
+        decode: whether files are decoded now; else an item is when it is read, see `SourceConfig.outline`.
 
     Raises:
         ValueError: something of the config does not fit the data, in one sentence.
     """
-    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    share = config.search.gates.split_share
+    if decode:
+        splits = load(config.data, seed=config.seed, gate_share=share)
+    else:
+        splits = config.data.outline(seed=config.seed, gate_share=share)
     task = make_task(config.task, splits.info, config.task_options)
     teacher_kinds = {name: (entry.reads, entry.gives) for name, entry in TEACHERS.items()}
     check_kind("teacher.model", config.teacher.model, teacher_kinds, task, config.task, config.data.source)
@@ -212,6 +221,21 @@ def build_context(config: CampaignConfig, device: str) -> CampaignContext:
     space = _space(config, splits, task, model)
     input_type = choose_input_type(splits.info, type(task), space, config.normalize.mean, config.normalize.std)
     return CampaignContext(config, torch.device(device), splits, task, space, input_type, model)
+
+
+def with_decoded_data(context: CampaignContext) -> CampaignContext:
+    """A context of which `build_context` did not decode the files, with its files decoded.
+
+    Raises:
+        DataError: files cannot be decoded.
+    """
+    config = context.config
+    if not config.data.decodes:
+        return context
+    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    if splits.info == context.splits.info:
+        return replace(context, splits=splits)
+    return build_context(config, str(context.device))  # items that were left out may have taken a class along
 
 
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:

@@ -108,7 +108,7 @@ class SearchTrial(Trial):
             pass  # there was no choice to remark upon
         elif cost < BUDGET_SHARE * self.budget:
             most = most_expensive_within(table, self.budget)
-            reason = f"of the space, the dearest one within it costs {text(most)}"
+            reason = f"the most expensive student of the space within it costs {text(most)}"
             if limits and most >= BUDGET_SHARE * self.budget:
                 reason = f"the limits of {', '.join(limits)} rule out those that cost more"
             self.warnings.append(
@@ -117,7 +117,7 @@ class SearchTrial(Trial):
             )
         elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(
-                f"left alone, the gates would choose {text(free)} for a budget of {text(self.budget)}: the search was "
-                "too short for the choice to follow the probabilities, so the knapsack decided more than it should"
+                f"the most probable choices of all gates cost {text(free)}, far from the budget of {text(self.budget)}: "
+                "the budget decided more of this student than the gates did; raise search.epochs"
             )
         return arch

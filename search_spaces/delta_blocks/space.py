@@ -55,6 +55,10 @@ class DeltaBlocksSpace(SearchSpace):
 
     name = "delta_blocks"
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return self.plan.left_out
+
     def __init__(
         self,
         settings: DeltaBlocksSettings,

@@ -79,7 +79,7 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"resources": {"executor": "inline", "max_concurrent": 4}}, "resources: max_concurrent must be 1 or null"),
         (
             {"resources": {"executor": "ray", "gpus_per_trial": 1.5, "address": "auto"}},
-            "resources.gpus_per_trial: must be whole above 1, but got 1.5",
+            "resources.gpus_per_trial: must be at most 1, but got 1.5",
         ),
         ({"resources": {"cpus_per_trial": True}}, "resources.cpus_per_trial: must be a number, but got true"),
     ],
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
     [
         ({"sampler": "guess"}, "sampler: 'guess' is unknown; choose from tpe"),
         ({"resources": {"cpus_per_trial": 4096}}, "resources.cpus_per_trial: this machine has"),
-        ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: torch finds"),
+        ({"resources": {"gpus_per_trial": 1}}, "resources.gpus_per_trial: torch finds "),
         ({"storage": "no URL"}, "storage: the database cannot be used"),
         ({"storage": "sqlite:////no/such/folder/x.db"}, "storage: the database cannot be used"),
         (

@@ -126,7 +126,7 @@ def test_a_budget_that_the_space_cannot_use_is_warned_of(tiny: Callable[..., Cam
     record = trial(ready(tiny()), tmp_path / "a", max_flops=100_000_000).run()
     assert record.cost is not None
     assert record.cost.flops < 95_000_000
-    assert any("of the space, the dearest one within it costs" in warning for warning in record.warnings)
+    assert any("the most expensive student of the space within it costs" in warning for warning in record.warnings)
 
 
 def test_early_stopping_ends_a_bad_trial_after_its_rung(

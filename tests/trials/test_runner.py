@@ -355,7 +355,7 @@ def test_wrong_arguments(tmp_path: Path, options: dict[str, Any], message: str) 
         ({"cpus_per_trial": 0}, "greater than 0"),
         ({"cpus_per_trial": True}, "must be a number, but got true"),
         ({"gpus_per_trial": -1}, "greater than or equal to 0"),
-        ({"gpus_per_trial": 1.5}, "must be whole above 1, but got 1.5"),
+        ({"gpus_per_trial": 1.5}, "must be at most 1, but got 1.5"),
         ({"max_concurrent": 0}, "greater than or equal to 1"),
         ({"max_failures": -1}, "greater than or equal to 0"),
         ({"executor": "inline", "max_concurrent": 2}, "max_concurrent must be 1 or null with executor inline"),

@@ -1,0 +1,176 @@
+"""What a campaign file means, before anything is decoded or trained: data, classes, teacher, students, taps, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from nas_kd.campaign.checks import check_machine, check_nets, check_shared
+from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
+from nas_kd.campaign.output_checks import describe_classes
+from nas_kd.campaign.proposals import proposals
+from nas_kd.config import CampaignConfig
+from nas_kd.objectives import DistillationLoss
+from nas_kd.search_spaces import count_params
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.knapsack import cost_range
+from nas_kd.teachers import is_precomputed
+from nas_kd.training.fit import FitConfig
+from nas_kd.training.measure import step_bytes
+from nas_kd.trial import CampaignContext, build_context
+
+ALL_KNOBS = 64  # combinations of knobs whose costs are counted; of more, each value is with the first of the others
+NAMED_LAYERS = 4
+NAMED_PAIRS = 8
+SAVING = 1.5  # students that cannot be cheaper by more than this are remarked upon
+
+
+def overview(config: CampaignConfig) -> list[str]:
+    """Lines about a campaign that could be started.
+
+    Decodes no file, trains nothing and writes nothing.
+
+    Args:
+        config: of the campaign.
+
+    Raises:
+        ConfigError, ValueError: the campaign cannot work; what `nas-kd search` would say too.
+    """
+    check_shared(config)
+    check_machine(config)
+    context = build_context(config, "cpu", decode=False)
+    notes = check_nets(config, context)
+    lines = [_splits(context), *context.splits.notes]
+    if context.splits.skipped:
+        lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
+    if context.task.class_names:
+        lines.append(describe_classes(context.task.class_names))
+    lines += [*notes, _teacher(context), *_costs(context), *describe_left_out(context.space.left_out)]
+    nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
+    return [*lines, *_taps(context, nets), *_memory(context, nets)]
+
+
+def _splits(context: CampaignContext) -> str:
+    splits = context.splits
+    parts = [f"train {len(splits.retrain)} (weights {len(splits.weights)}, gates {len(splits.gates)})"]
+    for name in ("val", "test"):
+        groups = splits.groups.get(name)
+        of = f" of {len(set(groups))} groups" if groups else ""
+        parts.append(f"{name} {len(getattr(splits, name))}{of}")
+    return f"data: {splits.info.name}, {', '.join(parts)}"
+
+
+def _teacher(context: CampaignContext) -> str:
+    config, model = context.config.teacher, context.teacher_model
+    if is_precomputed(model):
+        return f"teacher: {config.model}, whose answers come with the data"
+    flops, uncounted = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
+    least = "at least " if uncounted else ""
+    origin = f"weights of {config.weights}" if config.weights else f"trained for {config.fit.epochs} epochs"
+    missing = f" (uncounted: {', '.join(uncounted)})" if uncounted else ""
+    return (
+        f"teacher: {config.model}, {count_params(model):,} parameters, {least}{flops:,} FLOPs a "
+        f"{context.input_type.unit}{missing}, {origin}"
+    )
+
+
+def _costs(context: CampaignContext) -> list[str]:
+    """The cheapest and the most expensive student at each value of each knob, in FLOPs."""
+    space, unit = context.space, context.input_type.unit
+    ranges = {tuple(knobs.values()): cost_range(space.cost_table(knobs)) for knobs in _knobs(space.knobs)}
+    low, high = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
+    lines = [f"students: {low:,} to {high:,} FLOPs a {unit}"]
+    for place, (name, values) in enumerate(space.knobs.items()):
+        if len(values) < 2:
+            continue
+        for value in values:
+            mine = [costs for key, costs in ranges.items() if key[place] == value]
+            lines.append(
+                f"  {name} {value}: cheapest {min(costs[0] for costs in mine):,}, most expensive "
+                f"{max(costs[1] for costs in mine):,}"
+            )
+    budget = context.config.budget
+    if not budget.is_latency:
+        lines.append(f"budgets: {budget.lowest:,.0f} to {budget.highest:,.0f} FLOPs a {unit}")
+        if budget.lowest >= high:
+            lines.append(f"the lowest budget allows every student; lower budget.{budget.knob} to below {high:,}")
+    if not is_precomputed(context.teacher_model):
+        flops, uncounted = context.input_type.teacher_flops(context.teacher_model, context.teacher_example(), space)
+        if not uncounted and low * SAVING > flops:
+            lines.append(
+                f"the cheapest student has {flops / max(low, 1):.2f} times fewer FLOPs than the teacher"
+                if low < flops
+                else "no student has fewer FLOPs than the teacher"
+            )
+    return lines
+
+
+def _knobs(knobs: Mapping[str, tuple[Choice, ...]]) -> list[dict[str, Choice]]:
+    number = 1
+    for values in knobs.values():
+        number *= len(values)
+    if number <= ALL_KNOBS:
+        return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
+    first = {name: values[0] for name, values in knobs.items()}
+    return [{**first, name: value} for name, values in knobs.items() for value in values]
+
+
+def describe_left_out(left_out: Mapping[str, str]) -> list[str]:
+    """The layers that a space leaves as they are, in one line a reason.
+
+    Args:
+        left_out: layer -> why.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        shown = ", ".join(names[:NAMED_LAYERS]) + (f", … ({len(names)})" if len(names) > NAMED_LAYERS else "")
+        lines.append(f"layers left out: {shown}: {reason}")
+    return lines
+
+
+def _taps(context: CampaignContext, nets: TrialNets) -> list[str]:
+    """What is distilled: the modules of both nets."""
+    config = context.config
+    lines = []
+    for section, objective, net in (
+        ("search.objective", config.search.objective, nets.supernet),
+        ("objective", config.objective, nets.students[0]),
+    ):
+        built = build_objective(context, objective, nets, net)
+        terms = ", ".join(objective.active_terms) or "the labels alone"
+        lines.append(f"{section}: {terms}{_pairs(built)}")
+    return lines
+
+
+def _pairs(objective: DistillationLoss) -> str:
+    student, teacher = objective.student_taps, objective.teacher_taps
+    if not student and not teacher:
+        return ""
+    if len(student) == len(teacher):
+        pairs = [f"{mine} from {theirs}" for mine, theirs in zip(student, teacher, strict=True)]
+        more = f", … ({len(pairs)})" if len(pairs) > NAMED_PAIRS else ""
+        return f"; student's modules from the teacher's: {', '.join(pairs[:NAMED_PAIRS])}{more}"
+    return f"; {len(student)} modules of the student, {len(teacher)} of the teacher"
+
+
+def _memory(context: CampaignContext, nets: TrialNets) -> list[str]:
+    """Roughly what a step takes: what autograd keeps of a batch, weights, gradients and the optimizer's state."""
+    config = context.config
+    steps: list[tuple[str, FitConfig, nn.Module, Tensor]] = [
+        ("search", config.search, nets.supernet, nets.example),
+        ("retrain", config.retrain, nets.students[0], nets.example),
+    ]
+    if config.teacher.weights is None and not is_precomputed(context.teacher_model):
+        steps.insert(0, ("teacher.fit", config.teacher.fit, context.teacher_model, context.teacher_example()))
+    parts = []
+    for name, fit, net, example in steps:
+        with torch.random.fork_rng(devices=[]):
+            found = step_bytes(net, example, fit.batch_size)
+        parts.append(f"{name} {found / 1e6:,.0f} MB at batch_size {fit.batch_size}")
+    return [f"memory of a step, roughly: {', '.join(parts)}"]
