@@ -117,7 +117,7 @@ class SearchTrial(Trial):
             )
         elif abs(math.log(free / self.budget)) > math.log(1.5):
             self.warnings.append(
-                f"the most probable choices of the gates cost {text(free)}, not near the budget of {text(self.budget)}: "
-                "the budget decided more of this student than the gates did; raise search.epochs"
+                f"the most probable choices of the gates cost {text(free)}, the budget is {text(self.budget)}: the "
+                "budget decided more of this student than the gates did; raise search.epochs"
             )
         return arch
