@@ -20,6 +20,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.trial.context import CampaignContext, build_context
 from nas_kd.trial.learner import Learner
 
+NUM_DRAWS = 1000  # of architectures, before cheaper ones are taken
 FORWARD_AND_BACKWARD = 3  # a backward pass costs two forward passes
 
 
@@ -95,7 +96,12 @@ SETTINGS: Mapping[str, Setting] = {
                 "name": "frame_sequence",
                 "frames": [2, 3, 5, 8, 12],
                 "family": ["h_rnn"],
-                "h_rnn": {"lower": [16, 32, 64, 128], "upper": [16, 32, 64, 128], "block_length": [2, 3, 4]},
+                "selector": ["uniform", "first", "middle"],
+                "h_rnn": {
+                    "lower": [16, 24, 32, 48, 64, 96, 128],
+                    "upper": [16, 24, 32, 48, 64, 96, 128],
+                    "block_length": [2, 3, 4],
+                },
                 "head": ["linear", "moe"],
             },
             "budget": {"max_flops": [120_000, 184_000, 282_000, 433_000, 665_000, 1_020_000, 1_565_000, 2_400_000]},
@@ -209,11 +215,13 @@ class Lab:
         return self.context.table(self.knobs(arch)).cost(arch.choices)
 
     def random_arch(self, rng: np.random.Generator, low: float, high: float) -> ArchSpec:
-        """Drawn uniformly among the choices until the cost lies between the two."""
+        """Drawn uniformly among the choices until the cost lies between the two; where no net does, from further below."""
         while True:
-            arch = self.context.space.sample(rng)
-            if low <= self.cost(arch) <= high:
-                return arch
+            for _ in range(NUM_DRAWS):
+                arch = self.context.space.sample(rng)
+                if low <= self.cost(arch) <= high:
+                    return arch
+            low *= 0.9
 
     def train(self, arch: ArchSpec, seed: int, derived: nn.Module | None = None, init: str = "fresh") -> Result:
         """Train a student as the campaign does, or read what an earlier run kept.
