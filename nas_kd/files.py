@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import IO
 
 
+def umask() -> int:
+    """The permissions that the user takes from new files. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of `path` at the end of the `with` block; after an error nothing does.
@@ -21,7 +28,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         durable: whether the content is on disk before it is renamed, so that it survives a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask()
     handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -29,7 +36,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(mode)  # mkstemp makes it private, which would hide results from a shared group
+        Path(temporary).chmod(mode)  # mkstemp makes it private, whatever the user's umask
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -44,7 +44,7 @@ class _FlockLock(JournalFileOpenLock):
 
     def acquire(self) -> bool:
         if self._descriptor is None:
-            self._descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         return True
 

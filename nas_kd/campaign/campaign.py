@@ -225,7 +225,7 @@ class Campaign:
 
     def _write_config(self) -> None:
         path = self.run_dir / CONFIG_NAME
-        path.touch(mode=0o600 if self.config.storage else 0o644)  # a database's URL may hold a password
+        path.touch(mode=0o600 if self.config.storage else 0o666)  # a database's URL may hold a password
         write_text_atomically(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nas_kd.campaign.identity import check_identity, identity
@@ -17,7 +17,7 @@ from nas_kd.campaign.output_checks import OutputChecks, changed_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
-from nas_kd.files import write_text_atomically
+from nas_kd.files import atomic_file, write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
@@ -110,7 +110,8 @@ def prepare_teacher(
         if warnings := checks.doubts(trained_here=config.teacher.weights is None):
             known["warnings"] = warnings
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, folder / "teacher.safetensors")
+        with atomic_file(folder / "teacher.safetensors") as file:
+            file.write(save(state))
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()

@@ -16,7 +16,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from scipy import stats
 from torch import Tensor, nn
 
 from nas_kd.files import atomic_file, write_text_atomically
@@ -52,6 +51,8 @@ class OverSeeds(BaseModel):
         """Mean and interval of the values of the trainings."""
         mean, low, high = fmean(values), None, None
         if len(values) >= MIN_TRAININGS:
+            from scipy import stats  # here: it costs seconds that users of exported students need not wait
+
             half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
             low, high = mean - half, mean + half
         return cls(mean=mean, low=low, high=high, values=tuple(values))

@@ -20,6 +20,7 @@ from nas_kd.deploy.record import (
     Parity,
     batch_dim,
     need_onnx,
+    save_program,
     third_party_warnings,
 )
 from nas_kd.search_spaces import SearchSpace, count_flops
@@ -102,7 +103,7 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
     path = folder / "student.pt2"
     with third_party_warnings():
         program = torch.export.export(student, (torch.zeros(2, *info.input_shape),), dynamic_shapes=({0: batch_dim()},))
-        torch.export.save(program, path, extra_files={ARCH_NAME: json.dumps(info.model_dump(mode="json"))})
+        save_program(program, path, {ARCH_NAME: json.dumps(info.model_dump(mode="json"))})
         graph = torch.export.load(path).module()
         flops = count_flops(graph, torch.zeros(1, *info.input_shape)).total
     return path, _quiet(graph), flops
@@ -111,6 +112,9 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
 def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
     onnxruntime = need_onnx()
     path, name = folder / "student.onnx", "features" if len(info.input_shape) == 2 else "clip"
+    with torch.no_grad():
+        gives = student(torch.zeros(1, *info.input_shape))
+    result = "maps" if gives.ndim > 2 else "logits" if info.class_names else "outputs"
     with third_party_warnings():
         program = torch.onnx.export(
             student,
@@ -118,7 +122,7 @@ def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: Searc
             dynamo=True,
             dynamic_shapes=({0: batch_dim()},),
             input_names=[name],
-            output_names=["logits"],
+            output_names=[result],
             verbose=False,
         )
         assert program is not None
@@ -126,7 +130,7 @@ def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: Searc
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(["logits"], {name: x.numpy()})[0]))
+        return torch.from_numpy(np.asarray(session.run([result], {name: x.numpy()})[0]))
 
     return path, run, None
 

@@ -29,6 +29,7 @@ from nas_kd.deploy.record import (
     StreamRecord,
     batch_dim,
     need_onnx,
+    save_program,
     third_party_warnings,
 )
 from nas_kd.search_spaces import KeyFrameNet, SearchSpace, count_flops
@@ -160,10 +161,7 @@ def _write_pt2(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tupl
             torch.export.export(pair.delta, (pair.frame, *pair.tensors), dynamic_shapes=pair.delta_shapes()),
         )
         for program, path in zip(programs, (key, delta), strict=True):
-            # Examples of inputs are saved too: as views of a single zero, since states would be most of a file.
-            zero, (inputs, _) = torch.zeros(()), program.example_inputs
-            program.example_inputs = (tuple(zero.expand_as(tensor) for tensor in inputs), {})
-            torch.export.save(program, path, extra_files=dict(extra))
+            save_program(program, path, extra)
         first, second = (torch.export.load(path).module() for path in (key, delta))
         frame = pair.frame[:1]
         state = first(frame)[1:]

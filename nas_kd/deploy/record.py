@@ -141,6 +141,16 @@ def batch_dim() -> Any:
     return torch.export.Dim("batch", min=1, max=65536)
 
 
+def save_program(program: torch.export.ExportedProgram, path: Path, extra_files: Mapping[str, str]) -> None:
+    """Write an exported graph.
+
+    The examples of its inputs are saved too: as views of a single zero, since they could be most of the file.
+    """
+    zero, (inputs, _) = torch.zeros(()), program.example_inputs
+    program.example_inputs = (tuple(zero.expand_as(tensor) for tensor in inputs), {})
+    torch.export.save(program, path, extra_files=dict(extra_files))
+
+
 def need_onnx() -> Any:
     """onnxruntime.
 

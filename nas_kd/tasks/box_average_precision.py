@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 Array = npt.NDArray[np.float64]
 
@@ -107,6 +109,8 @@ def resampled_average_precision(
 
 def _matched(frames: Sequence[FrameBoxes], num_classes: int, max_detections: int) -> COCOeval:
     """An evaluation whose boxes are matched in every frame and class."""
+    from pycocotools.cocoeval import COCOeval  # here: exported students do without it, and matplotlib with it
+
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = COCOeval(
             _dataset([frame.truth for frame in frames], num_classes),
@@ -120,6 +124,8 @@ def _matched(frames: Sequence[FrameBoxes], num_classes: int, max_detections: int
 
 
 def _dataset(frames: Sequence[Array], num_classes: int) -> COCO:
+    from pycocotools.coco import COCO
+
     coco = COCO()
     annotations: list[dict[str, Any]] = []
     for image, rows in enumerate(frames):

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from nas_kd.data import DataInfo
 from nas_kd.tasks.item_scores import ItemScores, mean_of_items
@@ -37,6 +36,8 @@ class Classification(Task):
                 f"the task classification needs items of one class, but those of {info.name!r} may have several; "
                 "choose the task multilabel"
             )
+        from torchmetrics.classification import MulticlassAccuracy  # here: exported students do without these seconds
+
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
         self._right: list[bool] = []

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, t
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 400
@@ -109,6 +109,8 @@ def _share_interval(scores: Sequence[ItemScores], member: npt.NDArray[np.int64])
             effective = float(num_groups)
         elif variance > 0:
             effective = min(share * (1 - share) / variance, effective)
+        from scipy.stats import t  # here: it costs seconds that users of exported students need not wait
+
         quantile = (1 + CONFIDENCE) / 2  # few groups say little about their variance
         effective *= float(t.ppf(quantile, num_items - 1) / t.ppf(quantile, num_groups - 1)) ** 2
     return wilson_interval(share, effective)
@@ -121,7 +123,7 @@ def wilson_interval(share: float, number: float) -> tuple[float, float]:
         share: in [0, 1].
         number: of items, > 0.
     """
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     centre = (share + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
     return max(centre - half, 0.0), min(centre + half, 1.0)

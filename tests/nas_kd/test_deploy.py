@@ -158,6 +158,8 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
     assert record.parity[0].flops == record.parity[1].flops == record.flops
     assert record.parity[2].flops is None
     assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
+    (example,) = torch.export.load(out / "student.pt2").example_inputs[0]
+    assert example.untyped_storage().nbytes() == 4  # an example of the input could be most of the file
     assert json.loads((out / "export.json").read_text()) == record.model_dump(mode="json")
     _, info = load_bundle(out)
     x = torch.randn(5, *info.input_shape)

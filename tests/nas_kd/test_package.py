@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,8 @@ import pytest
 
 import nas_kd
 from nas_kd import analysis, cli, search_spaces
+from nas_kd.files import write_text_atomically
+from nas_kd.trials.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +42,32 @@ def test_help_states_the_convention_and_loads_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_an_exported_student_loads_without_what_trainings_need() -> None:
+    unwanted = {"torchmetrics", "matplotlib", "pycocotools", "scipy", "transformers", "pandas", "plotly", "optuna"}
+    script = (
+        f"import sys; from nas_kd import load_bundle, StreamingStudent; print(sorted({unwanted!r} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "nas_kd", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == f"nas-kd {nas_kd.__version__}" == f"nas-kd {version('nas-kd')}"
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text_atomically(tmp_path / "a", "x")
+        write_atomically(tmp_path / "b", "x")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o640, 0o640]
 
 
 @pytest.mark.parametrize("package", [nas_kd, analysis], ids=lambda package: package.__name__)
