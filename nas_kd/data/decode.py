@@ -91,6 +91,14 @@ def _read_folder(folder: Path, frames: int, scaler: Scaler) -> Frames:
     files = frame_files(folder)
     if not files:
         raise DecodeError(f"the folder holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        other = by_stem.setdefault(file.stem, file)
+        if other != file:  # such as masks beside photos
+            raise DecodeError(
+                f"each frame must be one image, but the folder holds {other.name} and {file.name}; keep those of one "
+                "kind in a folder of their own"
+            )
     positions = sample_positions(len(files), frames)
     unique: dict[int, Frames] = {}
     for position in np.unique(positions).tolist():
@@ -113,6 +121,7 @@ def _scaled(pixels: Frames, scaler: Scaler) -> Frames:
     return scaler(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
 
 
-def _natural_key(path: Path) -> list[tuple[int, int, str]]:
+def _natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    # The name itself decides between 1.png and 01.png.
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], path.name

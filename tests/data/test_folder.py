@@ -460,6 +460,11 @@ def test_images_and_folders_of_images_are_clips(tmp_path):
     (tmp_path / "clip/notes.txt").write_text("not an image")
     (tmp_path / "clip/._f1.png").write_bytes(b"left by a file manager")
     assert [path.name for path in frame_files(tmp_path / "clip")] == ["f1.png", "f2.png", "f10.png"]
+    for name in ("01.png", "1.png", "²1.png", "1.jpg"):
+        write_image(tmp_path / "mixed" / name, np.zeros((8, 8, 3), np.uint8))
+    assert [path.name for path in frame_files(tmp_path / "mixed")] == ["1.jpg", "01.png", "1.png", "²1.png"]
+    with pytest.raises(DecodeError, match=r"one image, but the folder holds 1\.jpg and 1\.png"):
+        read_clip(tmp_path / "mixed", 2, 8, 8, "crop")
     clip = read_clip(tmp_path / "clip", 3, 16, 16, "crop")
     assert np.abs(clip.mean(axis=(0, 2, 3)) - [10, 50, 90]).max() < 2
     still = read_clip(tmp_path / "odd%03d.png", 4, 16, 16, "crop")
