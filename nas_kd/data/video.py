@@ -19,7 +19,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
-from av.format import Flags
 from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
@@ -31,6 +30,7 @@ from nas_kd.data.sample import DecodeError, PartlyReadableError
 _LOST_SHARE = 0.02  # of the frames; players show what is left, and so it is here up to this share (or one frame)
 _ROUNDED_S = 0.25  # by which a sound file may be shorter than its header says
 _LONGEST_GAP_S = 10.0  # longer ones are breaks of a recorded stream (FFmpeg's dts_delta_threshold)
+_TIMES_JUMP = 0x0200  # the flag AVFMT_TS_DISCONT of a format (libavformat/avformat.h)
 _SEEK_SHARE = 0.5  # of the packets; decoding from key frames must spare at least the others
 _REORDERED = 4  # packets after a frame that a decoder may need before it gives it
 _DECLARED = {"matroska", "flv", "asf"}  # formats whose header has the length of the whole
@@ -198,7 +198,7 @@ def _scan(path: Path) -> _Scan:
             missing=missing,
             has_index=has_index,
             can_seek=bool(names & {"mov", "matroska"}) and not missing and shortfall <= _ROUNDED_S,
-            has_breaks=Flags.ts_discont in Flags(container.format.flags),
+            has_breaks=bool(container.format.flags & _TIMES_JUMP),
             shortfall=shortfall,
         )
 

@@ -147,6 +147,18 @@ def test_a_recorded_stream_may_begin_and_end_anywhere(tmp_path):
     assert numbers(tmp_path / "a.ts", 8) == uniform(shown, 8)
 
 
+def test_breaks_of_recordings_take_no_time(tmp_path):
+    """Two recordings of a second, of which the later begins ten hours later, in either order."""
+    early = write(tmp_path / "early.ts", EVEN[:25], options=gop(10)).read_bytes()
+    late = [36_000_000 + time for time in EVEN[:25]]
+    late = write(tmp_path / "late.ts", late, options=gop(10), pixels=lambda number: grey(25 + number)).read_bytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(early + late)
+    assert numbers(path, 8) == uniform(list(range(50)), 8)
+    path.write_bytes(late + early)
+    assert numbers(path, 8) == uniform([*range(25, 50), *range(25)], 8)
+
+
 def test_uniform_means_uniform_in_time(tmp_path):
     """Eight frames in eight seconds, then 42 in two."""
     times = [*range(0, 8000, 1000), *range(8000, 10000, 48)]
