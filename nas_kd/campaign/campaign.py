@@ -256,13 +256,20 @@ class Campaign:
         return CampaignResult(self.run_dir, summary, records)
 
 
-def search(config: CampaignConfig, on_event: OnEvent | None = None) -> CampaignResult:
+def search(
+    config: CampaignConfig, on_event: OnEvent | None = None, note: Callable[[str], None] = lambda text: None
+) -> CampaignResult:
     """Run or resume a campaign: the same call after any crash goes on with what is missing.
+
+    Args:
+        config: of the campaign.
+        on_event: called with every event of a trial.
+        note: called with a sentence on each decision and each doubt before the trials, such as `print`.
 
     Raises:
         ConfigError, ValueError: the config cannot work; nothing was trained.
         RuntimeError: another process drives this run.
     """
     with Campaign(config) as campaign:
-        campaign.prepare()
+        campaign.prepare(note=note)
         return campaign.run(on_event)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nas_kd.files import atomic_file, write_text_atomically
 from nas_kd.inputs import InputType, input_type_of_bundle
 from nas_kd.search_spaces import SPACES, ArchSpec, SearchSpace
+from nas_kd.search_spaces.registry import SpaceEntry
 from nas_kd.settings.mistakes import explain
 from nas_kd.teachers import TEACHERS
 
@@ -225,6 +226,17 @@ def _space_of(arch: ArchSpec) -> SearchSpace:
             f"SPACES[{arch.space!r}].make(settings, operators={{name: function}}) and pass it as "
             "load_bundle(folder, space)"
         )
+    try:
+        return _made(entry, arch, settings)
+    except ValidationError as error:
+        sentences = "; ".join(explain(error, entry.settings, settings))
+        raise ValueError(
+            f"the settings of space {arch.space!r} are not those of this nas_kd: {sentences}; use the one that wrote "
+            "the bundle"
+        ) from error
+
+
+def _made(entry: SpaceEntry, arch: ArchSpec, settings: dict[str, Any]) -> SearchSpace:
     if not entry.derived:
         return entry.make(settings)
     identity, size = settings.pop("teacher", {}), settings.pop("frame_size", ())

@@ -107,6 +107,9 @@ def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path
     refused("is damaged: flops: input should be a valid integer")
     arch_file.write_text(json.dumps({**json.loads(text), "schema_version": 99}))
     refused("schema version 99")
+    newer = ArchSpec(space.name, {**space.settings, "invented": 1}, json.loads(text)["arch"]["choices"])
+    arch_file.write_text(json.dumps({**json.loads(text), "arch": newer.as_dict(), "arch_id": newer.arch_id}))
+    refused("settings of space 'clip_cell' are not those of this nas_kd: invented: unknown key 'invented'")
     arch_file.write_text(text)
     name = next(key for key, value in weights.items() if value.ndim > 1)
     metadata = {"arch_id": json.loads(text)["arch_id"]}
