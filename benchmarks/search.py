@@ -10,9 +10,11 @@ highest one, of the student within the budget that is best on validation (0 wher
 of the chosen students with the axis of cost in logarithms. Of the shared search, too:
 
     percentile  of the derived architecture at `equal_cost` among random ones of 95 to 100 % of it, all trained from
-                fresh weights with the same seeds
-    tau         Kendall's τ of inherited and retrained metric over random architectures, half of them of equal cost and
-                half of them of all costs
+                fresh weights with the same seeds (`percentile_fresh`), or all from the search's weights, as a campaign
+                trains its students (`percentile_inherited`)
+    tau         Kendall's τ of the metric with inherited weights and that after a training from them, over random
+                architectures, half of them of equal cost and half of them of all costs; `tau_equal_cost` over the
+                first half alone, `tau_fresh` with trainings from fresh weights
     front_cost  compute of search and derivation for all budgets over that for one budget
 
 Everything that was trained is kept in `--work` and is not trained again, so the same command goes on after an
@@ -100,15 +102,17 @@ def checks(lab: Lab, seed: int, number: int, num_trainings: int) -> dict[str, fl
         search.train()
     one, *_ = costs = [derivation_compute(lab, search, budget) for budget in search.budgets]
     arch, _ = search.compare(lab.setting.equal_cost, lab.config.search.candidates)[0]
-    chosen = fresh(lab, arch, num_trainings)
     equal, spread = list(pool(lab, "equal", number)), list(pool(lab, "range", number))
-    others = [fresh(lab, other, num_trainings) for other in equal]
-    retrained = others + [fresh(lab, other, num_trainings) for other in spread]
     inherited = [search.inherited_score(other) for other in [*equal, *spread]]
+    from_fresh = [fresh(lab, other, num_trainings) for other in [*equal, *spread]]
+    from_search = [after_search(lab, search, other, seed) for other in [*equal, *spread]]
+    chosen_fresh, chosen = fresh(lab, arch, num_trainings), after_search(lab, search, arch, seed)
     found = {
-        "percentile_fresh": 100 * float(np.mean([chosen > other for other in others])),
-        "tau": float(kendalltau(inherited, retrained).statistic),
-        "tau_equal_cost": float(kendalltau(inherited[:number], others).statistic),
+        "percentile_fresh": 100 * float(np.mean([chosen_fresh > other for other in from_fresh[:number]])),
+        "percentile_inherited": 100 * float(np.mean([chosen > other for other in from_search[:number]])),
+        "tau": float(kendalltau(inherited, from_search).statistic),
+        "tau_equal_cost": float(kendalltau(inherited[:number], from_search[:number]).statistic),
+        "tau_fresh": float(kendalltau(inherited, from_fresh).statistic),
         "front_cost_ratio": (meter.total + sum(costs)) / (meter.total + one),
     }
     path.parent.mkdir(exist_ok=True)
@@ -125,6 +129,13 @@ def fresh(lab: Lab, arch: ArchSpec, num_trainings: int) -> float:
         if len(lab.results) > known:
             print(f"fresh {arch.arch_id} seed {seed}: test {results[-1].test:.3f}", flush=True)
     return float(np.mean([result.test for result in results]))
+
+
+def after_search(lab: Lab, search: SharedSearch, arch: ArchSpec, seed: int) -> float:
+    """The test metric of a student that is trained from the weights of a search, as the arm `shared` does."""
+    result = lab.train(arch, seed, derived=search.student(arch), init=f"shared-{seed}")
+    print(f"from the search {arch.arch_id} seed {seed}: test {result.test:.3f}", flush=True)
+    return result.test
 
 
 def interval(values: Sequence[float]) -> str:
@@ -146,7 +157,10 @@ def reached(points: Sequence[Point], goal: float, low: float, high: float) -> fl
 def compare(lab: Lab, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Run the arms and print their table."""
     low, high = lab.config.budget.lowest, lab.config.budget.highest
-    runs = {arm: [run_arm(lab, arm, seed) for seed in seeds] for arm in arms}
+    runs: dict[str, list[list[Point]]] = {arm: [] for arm in arms}
+    for seed in seeds:  # all arms of a seed first, so that an interrupted run can be read with fewer seeds
+        for arm in arms:
+            runs[arm].append(run_arm(lab, arm, seed))
     table: dict[str, dict[str, list[float]]] = {}
     print(f"\n{'arm':<14}" + "".join(f"{f'at {share:.0%}':>18}" for share in SHARES))
     for arm, of_seeds in runs.items():
@@ -191,7 +205,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--checks", type=int, default=5, help="shared searches that are checked")
-    parser.add_argument("--pool", type=int, default=24, help="random architectures of each kind for the checks")
+    parser.add_argument("--pool", type=int, default=12, help="random architectures of each kind for the checks")
     parser.add_argument("--trainings", type=int, default=2, help="fresh trainings of each of them")
     parser.add_argument("--result", type=Path, help="JSON file that keeps the outcome")
     options = parser.parse_args()

@@ -110,6 +110,7 @@ SETTINGS: Mapping[str, Setting] = {
         },
         equal_cost=600_000,
         search_of_a_trial={"shared": False, "epochs": 40, "gates": {"split_share": 0.5}},
+        num_trainings=32,
     ),
 }
 
@@ -215,7 +216,7 @@ class Lab:
         return self.context.table(self.knobs(arch)).cost(arch.choices)
 
     def random_arch(self, rng: np.random.Generator, low: float, high: float) -> ArchSpec:
-        """Drawn uniformly among the choices until the cost lies between the two; where no net does, from further below."""
+        """Drawn uniformly among the choices until the cost lies between the two; where none does, from further below."""
         while True:
             for _ in range(NUM_DRAWS):
                 arch = self.context.space.sample(rng)
