@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+from safetensors.torch import save
+from torch import Tensor
 
 
 def umask() -> int:
@@ -48,3 +51,25 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file in UTF-8; see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None, *, durable: bool = True
+) -> None:
+    """Write a safetensors file, see `atomic_file`. Tensors that share memory, such as tied weights, are all written.
+
+    Args:
+        tensors: by name.
+        path: its place.
+        metadata: of the file.
+        durable: whether the content is on disk before it takes its place.
+    """
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if memory in seen or own.untyped_storage().nbytes() != own.nbytes else own
+        seen.add(memory)
+    with atomic_file(path, durable=durable) as file:
+        file.write(save(plain, metadata=metadata))

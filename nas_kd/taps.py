@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,20 @@ class TapError(ValueError):
     def __init__(self, name: str, why: str, sentence: str) -> None:
         super().__init__(sentence)
         self.name, self.why = name, why
+
+
+@runtime_checkable
+class Viewed(Protocol):
+    """A net around another one, whose modules are tapped by the names that they have there."""
+
+    @property
+    def tapped(self) -> nn.Module:
+        """The inner net."""
+        ...
+
+    def as_map(self, name: str, output: Any) -> Any:
+        """The output of a module in the form in which maps are compared, called within a pass."""
+        ...
 
 
 class Taps:
@@ -72,6 +86,8 @@ class Taps:
         ]
 
     def _keep(self, name: str, output: Any) -> None:
+        if isinstance(self.module, Viewed):
+            output = self.module.as_map(name, output)
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise TapError(
@@ -121,39 +137,42 @@ class Taps:
         self.close()
 
 
-def last_maps(module: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Names of the submodules that give the last feature map of each scale, in the order of the forward pass.
-
-    A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. A module inside one that
-    leaves the scale is no candidate, and of nested modules that return the same map the outermost one is named:
-    `layers.2`, and neither `layers.2.1.relu` nor what `layers.3` does before its stride. Empty where no submodule
-    returns such a map.
-    """
-    scales: dict[str, tuple[int, int]] = {}  # in the order in which modules finish: an outer one after its inner ones
-    for name, shape in shapes_given(module, example).items():
-        if len(shape) in (4, 5) and shape[-1] * shape[-2] > 1:
-            scales[name] = (shape[-2], shape[-1])
-    last: dict[tuple[int, int], str] = {}
-    for name, scale in scales.items():
-        parts = name.split(".")
-        outer = (".".join(parts[:n]) for n in range(1, len(parts)))
-        if all(scales.get(parent, scale) == scale for parent in outer):
-            last.pop(scale, None)  # scales are ordered by their last map
-            last[scale] = name
-    return tuple(last.values())
-
-
 def shapes_given(module: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of what each submodule gives for an example, in the order in which they finish; only of those that run and
     give one tensor, and so can be tapped."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: passed.shape for name, passed in passes(module, example).items()}
 
-    def watch(name: str, output: Any) -> None:
+
+@dataclass(frozen=True)
+class Passed:
+    """What a submodule did in a forward pass.
+
+    Attributes:
+        shape: of what it gave.
+        read: height and width of the map that it read; None where it read no map.
+    """
+
+    shape: tuple[int, ...]
+    read: tuple[int, int] | None
+
+
+def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
+    """What each submodule does for an example, in the order in which they finish; only of those that run and give one
+    tensor, and so can be tapped."""
+    found: dict[str, Passed] = {}
+
+    def watch(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, Viewed):
+            output = module.as_map(name, output)
+        found.pop(name, None)
         if isinstance(output, Tensor):
-            shapes[name] = tuple(output.shape)
+            first = inputs[0] if inputs else None
+            is_map = isinstance(first, Tensor) and first.ndim in (4, 5)
+            read = (first.shape[-2], first.shape[-1]) if isinstance(first, Tensor) and is_map else None
+            found[name] = Passed(tuple(output.shape), read)
 
     hooks = [
-        child.register_forward_hook(lambda _m, _i, output, name=name: watch(name, output))
+        child.register_forward_hook(lambda _m, inputs, output, name=name: watch(name, inputs, output))
         for name, child in tappable(module).items()
         if name
     ]
@@ -165,12 +184,14 @@ def shapes_given(module: nn.Module, example: Tensor) -> dict[str, tuple[int, ...
         for hook in hooks:
             hook.remove()
         module.train(mode)
-    return shapes
+    return found
 
 
 def tappable(module: nn.Module) -> dict[str, nn.Module]:
     """Name -> submodule, the module itself as ""; of a `Supernet`, those of its network, by students' names too."""
-    return module.named_parts() if isinstance(module, Supernet) else dict(module.named_modules())
+    if isinstance(module, Supernet):
+        return module.named_parts()
+    return dict((module.tapped if isinstance(module, Viewed) else module).named_modules())
 
 
 def sketch(modules: Iterable[str], limit: int = 12) -> str:

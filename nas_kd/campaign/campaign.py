@@ -15,6 +15,7 @@ from nas_kd.campaign.checks import check_budget, check_items, check_machine, che
 from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.overview import describe_left_out
+from nas_kd.campaign.pairs import describe_pairs
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs
@@ -135,7 +136,8 @@ class Campaign:
         self._context = context
         if context.splits.info != outlined.splits.info or context.splits.skipped != outlined.splits.skipped:
             sentences = check_nets(config, context)
-        for text in [*check_items(context), *sentences, *describe_left_out(context.space.left_out)]:
+        sentences += [*describe_left_out(context.space.left_out), *describe_pairs(context.pairs)]
+        for text in [*check_items(context), *sentences]:
             note(text)
         self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)
@@ -153,6 +155,7 @@ class Campaign:
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} lists the reasons")
         known = prepare_teacher(context, self.run_dir, progress, note)
+        write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
         value = float(known[f"val/{metric.name}"])
         if known["classes"]:
             note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))

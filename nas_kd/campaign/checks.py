@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
+from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.campaign.prepare import check_outputs, check_teacher
 from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
 from nas_kd.config import CampaignConfig, ConfigError
@@ -22,7 +23,7 @@ from nas_kd.config.grid import Cell, Value, distinct
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.inputs import InputType
-from nas_kd.objectives import ModuleNameError, ObjectiveConfig
+from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, Knapsack, cost_range
@@ -182,8 +183,8 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
             raise ConfigError(str(error)) from error
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, context)
-    _check_objective(config, context)
-    return _enlarged(context.space, info)
+    left_out = _check_objective(config, context)
+    return [*context.notes, *left_out, *_enlarged(context.space, info)]
 
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:
@@ -294,9 +295,14 @@ def _check_maps(config: CampaignConfig, info: DataInfo) -> None:
             )
 
 
-def _check_objective(config: CampaignConfig, context: CampaignContext) -> None:
+def _check_objective(config: CampaignConfig, context: CampaignContext) -> list[str]:
     """Students must give what the task reads, whatever a trial may distil must exist and be comparable, and batches
-    must be large enough for the nets."""
+    must be large enough for the nets.
+
+    Returns:
+        Sentences on terms that are left out. The pairs of modules that the others compare are kept in the context.
+    """
+    sentences: dict[str, None] = {}
     asked: dict[str, tuple[Mapping[str, Choice], list[Proposal]]] = {}
     for proposal in proposals(config, context.space):
         for knobs in proposal.knobs:
@@ -325,15 +331,19 @@ def _check_objective(config: CampaignConfig, context: CampaignContext) -> None:
                     continue
                 seen.add(key)
                 try:
-                    _check_terms(context, nets, objective, over, steps)
+                    for built in _check_terms(context, nets, objective, over, steps):
+                        keep_pairs(context.pairs, section, built)
+                        sentences |= dict.fromkeys(describe_left_out_terms(section, built))
                 except ValueError as error:
                     raise ConfigError(f"{proposal.error_prefix(section)}{_at(section, str(error))}") from error
         _check_batches(context, nets, proposed)
+    return list(sentences)
 
 
 def _check_terms(
     context: CampaignContext, nets: TrialNets, objective: ObjectiveConfig, over: Sequence[nn.Module], steps: int | None
-) -> None:
+) -> list[DistillationLoss]:
+    objectives = []
     for net in over:
         try:
             built = build_objective(context, objective, nets, net)
@@ -344,6 +354,8 @@ def _check_terms(
             raise error.among(set.intersection(*each)) from error
         if steps is not None:
             built.check_steps(steps)
+        objectives.append(built)
+    return objectives
 
 
 def _at(section: str, sentence: str) -> str:
@@ -363,7 +375,7 @@ def _check_batches(context: CampaignContext, nets: TrialNets, proposed: Sequence
             ("search", config.search, min(len(splits.weights), len(splits.gates)), [nets.supernet], of_student),
             ("retrain", config.retrain, len(splits.retrain), nets.students, of_student),
         ]
-        if config.teacher.weights is None:
+        if config.teacher.trains:
             of_teacher = context.teacher_example()
             trained.append(
                 ("teacher.fit", config.teacher.fit, len(splits.retrain), [context.teacher_model], of_teacher)

@@ -1,5 +1,6 @@
-"""What a run may not change between two starts, identified by content: data and labels of each split, and the file of
-the teacher's weights. Paths and times of change do not count, so data may move.
+"""What a run may not change between two starts, identified by content: data and labels of each split, and the files of
+the teacher. Paths and times of change do not count, so data may move. The code of a teacher is known by its answers to
+a fixed input.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nas_kd.data import ClipDataset
 from nas_kd.data.fingerprint import changing_item, content_hash
 from nas_kd.data.sample import labels_of
+from nas_kd.teachers import is_precomputed
+from nas_kd.teachers.adapter import probe_input
 from nas_kd.trial import CampaignContext
 
+_ANSWERS = 64  # of the outputs for a fixed input, at most about twice as many
+_TOLERANCE = 1e-3  # of the largest answer: devices round differently
 _WORDS = {
     "weights": "another file at teacher.weights",
+    "model": "other files of teacher.model",
     "train": "other training data",
     "parts": "training data parted differently in weights and gates",
     "val": "other validation data",
@@ -36,11 +44,50 @@ def identity(context: CampaignContext) -> dict[str, Any]:
         "val": _of_split(splits.val, key),
         "test": _of_split(splits.test, key),
     }
-    path = context.config.teacher.weights
-    if path is not None:
-        with path.open("rb") as file:
-            found["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    teacher = context.config.teacher
+    if teacher.weights is not None:
+        found["weights"] = _of_file(teacher.weights)
+    if teacher.model_files:
+        found["model"] = {path.name: _of_file(path) for path in teacher.model_files}
     return found
+
+
+def _of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.no_grad()
+def answers(context: CampaignContext) -> list[float] | None:
+    """Some of the teacher's outputs for a fixed input, which tell one code of its forward pass from another.
+
+    Args:
+        context: with a teacher that has its weights.
+
+    Returns:
+        None of a teacher whose answers come with the data.
+    """
+    model = context.teacher_model
+    if is_precomputed(model):
+        return None
+    values = model.eval()(probe_input(context.teacher_example(), 2)).flatten()
+    step = max(len(values) // _ANSWERS, 1)
+    return [float(f"{float(value):.6g}") for value in values[::step]]
+
+
+def same_answers(before: list[float] | None, now: list[float] | None) -> bool:
+    """Whether two lists of answers are those of one teacher: equal but for rounding.
+
+    Args:
+        before: as `answers` gave it when the run began.
+        now: as it gives it.
+    """
+    if before is None or now is None:
+        return before is None and now is None
+    if len(before) != len(now):
+        return False
+    limit = _TOLERANCE * max(abs(value) for value in before)
+    return all(abs(old - new) <= limit for old, new in zip(before, now, strict=True))
 
 
 def check_identity(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -59,7 +106,7 @@ def check_identity(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, A
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
-        if isinstance(old, dict) and isinstance(new, dict):
+        if name != "model" and isinstance(old, dict) and isinstance(new, dict):
             same = old["items"] == new["items"]
             what = "other labels" if old["content"] == new["content"] and same else "other items"
             words += f" ({what})" if same else f" ({old['items']} items then, {new['items']} now)"

@@ -69,7 +69,9 @@ def _teacher(context: CampaignContext) -> str:
         return f"teacher: {config.model}, whose answers come with the data"
     flops, uncounted = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
     least = "at least " if uncounted else ""
-    origin = f"weights of {config.weights}" if config.weights else f"trained for {config.fit.epochs} epochs"
+    origins = [f"weights of {config.weights}"] if config.weights else []
+    origins.append(f"trained for {config.fit.epochs} epochs" if config.trains else "taken as it is")
+    origin = ", ".join(origins)
     missing = f" (uncounted: {', '.join(uncounted)})" if uncounted else ""
     return (
         f"teacher: {config.model}, {count_params(model):,} parameters, {least}{flops:,} FLOPs a "
@@ -166,7 +168,7 @@ def _memory(context: CampaignContext, nets: TrialNets) -> list[str]:
         ("search", config.search, nets.supernet, nets.example),
         ("retrain", config.retrain, nets.students[0], nets.example),
     ]
-    if config.teacher.weights is None and not is_precomputed(context.teacher_model):
+    if config.teacher.trains and not is_precomputed(context.teacher_model):
         steps.insert(0, ("teacher.fit", config.teacher.fit, context.teacher_model, context.teacher_example()))
     parts = []
     for name, fit, net, example in steps:

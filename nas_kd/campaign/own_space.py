@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import SpaceConfig
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
-from nas_kd.teachers import build_teacher_model
-from nas_kd.teachers.teacher import load_weights
+from nas_kd.teachers import TeacherView, bare, build_teacher_model, layers_of
+from nas_kd.teachers.weights import load_weights
 
 
 def own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> SearchSpace | None:
@@ -22,8 +24,11 @@ def own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> Search
     if config.space.is_derived:
         if ":" not in config.teacher.model and not config.space.own_operators:
             return None
-        teacher = build_teacher_model(config.teacher, settings["teacher"]["num_outputs"])
-        load_weights(teacher, run_dir / "teacher" / "teacher.safetensors")
-        return config.space.derive(teacher, tuple(settings["frame_size"]), settings["teacher"])
+        frame = torch.zeros(1, 3, *settings["frame_size"])
+        view = TeacherView(frame, info.input_type.item, maps=True, normalize=config.normalize)
+        own = config.teacher.model_copy(update={"weights": None})  # those of the run are the ones that it had
+        teacher = build_teacher_model(own, settings["teacher"]["num_outputs"], view=view)
+        load_weights(bare(teacher), run_dir / "teacher" / "teacher.safetensors")
+        return config.space.derive(layers_of(teacher), tuple(settings["frame_size"]), settings["teacher"])
     trained = SpaceConfig.model_validate({"name": info.arch["space"], **settings})  # the file may have changed since
     return trained.build(num_outputs) if trained.own_operators else None

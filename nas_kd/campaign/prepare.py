@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from nas_kd.campaign.identity import check_identity, identity
+from nas_kd.campaign.identity import answers, check_identity, identity, same_answers
 from nas_kd.campaign.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
 from nas_kd.campaign.output_checks import OutputChecks, changed_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
-from nas_kd.files import atomic_file, write_text_atomically
+from nas_kd.files import write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
-from nas_kd.teachers import TEACHERS, is_precomputed
+from nas_kd.teachers import TEACHERS, bare, is_precomputed
 from nas_kd.teachers.cache import open_caches
-from nas_kd.teachers.teacher import load_weights
+from nas_kd.teachers.weights import load_weights, save_weights
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.training.precision import autocast
@@ -73,45 +72,23 @@ def prepare_teacher(
         if known.get("classes") != classes:
             raise ValueError(changed_classes(run_dir, known.get("classes", []), classes))
         check_identity(run_dir, known.get("identity", {}), identity(context))
-        load_weights(model, folder / "teacher.safetensors")
+        load_weights(bare(model), folder / "teacher.safetensors")
+        if not same_answers(known.get("answers"), answers(context)):
+            note(
+                "the teacher gives other answers to a fixed input than when the run began: its code changed; its "
+                "metrics are measured again, and trials that ended before learned from another teacher"
+            )
+            known.pop("by_interval", None)
+            known |= _measured(context)
+            write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.teacher.weights is None and not is_precomputed(model):
-            loader = context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True)
-            fit(
-                model,
-                loader,
-                lambda batch: _teacher_loss(context, batch),
-                lambda terms: terms["task"],
-                config.teacher.fit,
-                seed=config.seed,
-                checkpoint=folder / "checkpoint.pt",
-                tag=digest,
-                progress=lambda share, words: progress(share, f"teacher, {words}"),
-            )
+        if config.teacher.trains and not is_precomputed(model):
+            _train(context, folder / "checkpoint.pt", progress)
         model.eval()
         known = {"digest": digest, "params": count_params(model), "classes": classes, "identity": identity(context)}
-        if not is_precomputed(model):
-            example = context.teacher_example()
-            known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
-            if uncounted:
-                known["flops_uncounted"] = list(uncounted)
-        known |= part_flops(model, context.teacher_example())
-        checks = OutputChecks(context.task)
-        evaluated: dict[str, Any] = {}
-        known["evaluated"] = evaluated
-        splits: tuple[Split, ...] = ("val", "test")
-        for split in splits:
-            seen = checks.add if split == "val" else None
-            scores: list[ItemScores] = []
-            values = context.evaluate_teacher(getattr(context.splits, split), seen, scores.append)
-            known |= {f"{split}/{name}": value for name, value in values.items()}
-            evaluated[split] = context.evaluated(split, scores).model_dump()
-        if warnings := checks.doubts(trained_here=config.teacher.weights is None):
-            known["warnings"] = warnings
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        with atomic_file(folder / "teacher.safetensors") as file:
-            file.write(save(state))
+        known |= _measured(context)
+        save_weights(bare(model), folder / "teacher.safetensors")
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     context.freeze_teacher()
@@ -132,6 +109,51 @@ def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: O
         context.evaluate_teacher(getattr(context.splits, split), metrics.add)
         found = merge(found, metrics.compute(split))
     return found
+
+
+def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> None:
+    """Train the teacher, or go on from its checkpoint."""
+    config, model = context.config, context.teacher_model
+    try:
+        fit(
+            model,
+            context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True),
+            lambda batch: _teacher_loss(context, batch),
+            lambda terms: terms["task"],
+            config.teacher.fit,
+            seed=config.seed,
+            checkpoint=checkpoint,
+            tag=config.teacher_digest,
+            progress=lambda share, words: progress(share, f"teacher, {words}"),
+        )
+    except FloatingPointError as error:
+        raise ValueError(
+            "teacher.fit: the loss of the teacher is not finite; lower teacher.fit.lr, or see whether the net divides "
+            "by zero on these data"
+        ) from error
+
+
+def _measured(context: CampaignContext) -> dict[str, Any]:
+    """What is measured of a teacher that has its weights: FLOPs, answers to a fixed input, metrics, warnings."""
+    config, model = context.config, context.teacher_model
+    known: dict[str, Any] = {"answers": answers(context)}
+    if not is_precomputed(model):
+        example = context.teacher_example()
+        known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
+        known["flops_uncounted"] = list(uncounted)
+    known |= part_flops(bare(model), context.teacher_example())
+    checks = OutputChecks(context.task)
+    evaluated: dict[str, Any] = {}
+    known["evaluated"] = evaluated
+    splits: tuple[Split, ...] = ("val", "test")
+    for split in splits:
+        seen = checks.add if split == "val" else None
+        scores: list[ItemScores] = []
+        values = context.evaluate_teacher(getattr(context.splits, split), seen, scores.append)
+        known |= {f"{split}/{name}": value for name, value in values.items()}
+        evaluated[split] = context.evaluated(split, scores).model_dump()
+    known["warnings"] = checks.doubts(trained_here=config.teacher.trains)
+    return {name: value for name, value in known.items() if value not in ([], None)}
 
 
 def describe_flops(known: Mapping[str, Any], unit: str) -> str:
@@ -201,8 +223,13 @@ def check_teacher(context: CampaignContext) -> None:
             f"stopped with {type(error).__name__}: {reason})"
         ) from error
     model.train(mode)
-    way_out = "change its settings, or choose another teacher"
+    way_out = "pick them with teacher.output and teacher.outputs, change teacher.settings, or choose another teacher"
     check_outputs(context.task, context.input_type, f"teacher.model: {name}", outputs, example, way_out)
+    if not bool(outputs.isfinite().all()):
+        raise ValueError(
+            f"teacher.model: {name} gives values that are not finite (NaN or infinity) for {context.input_type.item} "
+            "of zeros; see whether it divides by zero, or give other weights"
+        )
 
 
 def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:

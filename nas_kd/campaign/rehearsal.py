@@ -33,14 +33,14 @@ from nas_kd.deploy.export import WRITERS, ExportError, export_student
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import count_flops
 from nas_kd.tasks import Task, make_task
-from nas_kd.teachers import build_teacher_model
-from nas_kd.teachers.teacher import load_weights
+from nas_kd.teachers import bare
+from nas_kd.teachers.weights import load_weights
 from nas_kd.training.fit import evaluate, fit
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.shared_search import search_shared
 from nas_kd.trial import CampaignContext, SearchTrial, SharedSearch, Trial
 from nas_kd.trial.architecture_trial import ArchitectureTrial
-from nas_kd.trial.context import restore_teacher
+from nas_kd.trial.context import restore_teacher, teacher_of
 from nas_kd.trial.shared import FOLDER
 from nas_kd.trials import KnobValue, TrialContext
 
@@ -197,8 +197,8 @@ class _Rehearsal:
         context, config = self.context, self._small_config()
         task = make_task(config.task, context.splits.info, config.task_options)
         torch.manual_seed(config.seed)
-        model = build_teacher_model(config.teacher, task.num_outputs, context.splits.info).to(context.device)
-        if model is context.teacher_model:
+        model = teacher_of(config, task).to(context.device)
+        if bare(model) is bare(context.teacher_model):
             raise ConfigError(
                 f"teacher.model: {config.teacher.model} returns the same module at each call, but every worker needs "
                 "one of its own; build it anew in the function"

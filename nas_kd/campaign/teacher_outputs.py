@@ -20,7 +20,7 @@ from nas_kd.objectives import DistillationLoss
 from nas_kd.teachers import Teacher, is_precomputed
 from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, kept_bytes, new_manifest, remove
-from nas_kd.teachers.teacher import hash_of_weights
+from nas_kd.teachers.weights import hash_of_weights
 from nas_kd.training.fit import OnProgress
 from nas_kd.trial import CampaignContext
 

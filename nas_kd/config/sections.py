@@ -13,6 +13,7 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
 from nas_kd.settings.imports import call_function, import_function
 from nas_kd.settings.mistakes import explain
+from nas_kd.settings.normalize import NormalizeConfig as NormalizeConfig
 from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig
@@ -323,17 +324,6 @@ class EvaluationConfig(Section):
     """
 
     batch_size: int | None = Field(default=None, ge=1)
-
-
-class NormalizeConfig(Section):
-    """(clip / 255 − mean) / std, for each of R, G, B."""
-
-    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        0.225,
-        0.225,
-        0.225,
-    )
 
 
 class EarlyStoppingConfig(Section):

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nas_kd.files import atomic_file, write_text_atomically
+from nas_kd.files import save_tensors, write_text_atomically
 from nas_kd.inputs import InputType, input_type_of_bundle
 from nas_kd.search_spaces import SPACES, ArchSpec, SearchSpace
 from nas_kd.search_spaces.registry import SpaceEntry
@@ -172,9 +172,7 @@ def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> Non
     """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    with atomic_file(folder / WEIGHTS_NAME) as file:
-        file.write(save(state, metadata={"arch_id": info.arch_id}))
+    save_tensors(student.state_dict(), folder / WEIGHTS_NAME, {"arch_id": info.arch_id})
     write_text_atomically(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
 
 

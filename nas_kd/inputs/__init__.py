@@ -15,6 +15,7 @@ from nas_kd.inputs.registry import (
     input_type_of_bundle,
     input_type_of_file,
     space_settings,
+    teacher_input_type,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "input_type_of_bundle",
     "input_type_of_file",
     "space_settings",
+    "teacher_input_type",
 ]

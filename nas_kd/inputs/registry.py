@@ -33,6 +33,17 @@ def choose_input_type(info: DataInfo, task: type[Task], space: SearchSpace, mean
     return next(kind for kind in INPUT_TYPES if kind.matches(info, task, space))(info, mean, std)
 
 
+def teacher_input_type(task: Task) -> type[InputType]:
+    """The kind of input of the teacher of a task, whatever the space.
+
+    Args:
+        task: with the data.
+    """
+    if task.framewise:
+        return FrameInput
+    return FeatureInput if task.info.feature_size else ClipInput
+
+
 def input_type_of_file(task: type[Task] | None, source: object) -> type[InputType]:
     """The kind of input of a campaign file, as far as the file tells; its defaults complete the file.
 
@@ -107,10 +118,7 @@ def check_kind(
     Raises:
         ValueError: both kinds, and the names that fit.
     """
-    if task.framewise:
-        kind: type[InputType] = FrameInput
-    else:
-        kind = FeatureInput if task.info.feature_size else ClipInput
+    kind = teacher_input_type(task)
     wanted = kind.reads, "maps" if kind.outputs_are_maps(type(task)) else "logits"
     if kinds.get(name, wanted) != wanted:
         (reads, gives), (have, want) = kinds[name], wanted

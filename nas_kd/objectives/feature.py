@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from nas_kd.objectives.map_term import MapTerm, module_of_student, pairs_by_scale
+from nas_kd.objectives.map_term import LeftOut, MapTerm, NoMapsError, module_of_student, pairs_by_scale
 from nas_kd.objectives.maps import check_channels, matched_frames, resample
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
 
@@ -44,9 +44,10 @@ class FeatureConfig(TermConfig):
 
     Attributes:
         pairs: [student module, teacher module] each; without them, the last map of each scale of the one with the last
-            map of the same scale of the other, counted from the smallest. Distilling every scale is what makes a short
-            gate search work: candidates of an edge learn one function soon (Li et al., Blockwisely Supervised NAS,
-            CVPR 2020).
+            map of the same scale of the other, counted from the smallest. A teacher of one scale gives the maps of
+            evenly spaced blocks, and where the maps cannot be compared, the term is left out. Distilling every scale is
+            what makes a short gate search work: candidates of an edge learn one function soon (Li et al., Blockwisely
+            Supervised NAS, CVPR 2020).
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -60,5 +61,8 @@ class FeatureConfig(TermConfig):
                 for student_module, teacher_module in self.pairs
             )
         else:
-            pairs = pairs_by_scale(context, (key, key))
+            try:
+                pairs = pairs_by_scale(context, (key, key))
+            except NoMapsError as error:
+                return LeftOut(context, self.weight, error.reason)
         return MapTerm(context, self.weight, pairs, (key, key), feature)

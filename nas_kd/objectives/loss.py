@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.objectives.config import ObjectiveConfig
-from nas_kd.objectives.term import DistillationTerm, TermContext
+from nas_kd.objectives.term import DistillationTerm, Pairs, TermContext
 from nas_kd.settings.mistakes import nearest
 from nas_kd.taps import ModelOutput, TapError, Taps, shapes_given, sketch
 from nas_kd.tasks import Batch, Task
@@ -141,6 +141,16 @@ class DistillationLoss(nn.Module):
     def teacher_taps(self) -> tuple[str, ...]:
         """Modules of the teacher whose outputs are needed."""
         return _distinct(name for part in self._parts for name in part.teacher_taps)
+
+    @property
+    def pairs(self) -> dict[str, Pairs]:
+        """Term -> (module of the student, module of the teacher) for all that it compares."""
+        return {part.name: part.pairs for part in self._parts if part.pairs}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Term -> why it adds nothing."""
+        return {part.name: part.why_left_out for part in self._parts if part.why_left_out}
 
     @property
     def needs_previous_frame(self) -> bool:

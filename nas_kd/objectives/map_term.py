@@ -9,11 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.objectives.default_maps import last_maps, spread_maps
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.term import DistillationTerm, Pairs, TermContext
 from nas_kd.search_spaces.delta_blocks import delta_net_of
-from nas_kd.taps import ModelOutput, last_maps
+from nas_kd.taps import ModelOutput, tappable
 from nas_kd.tasks import Batch
+
+_GIVES = "gives feature maps, (N, C, H, W) or (N, C, T, H, W) of more than one pixel"
 
 Keys = tuple[str, str]
 """Keys of the `objective` section that name modules of the student and of the teacher."""
@@ -73,34 +76,84 @@ def module_of_student(student: nn.Module, name: str) -> str:
     return name if delta_net_of(student) is None or name.startswith("net.") else f"net.{name}"
 
 
+class NoMapsError(ValueError):
+    """There is nothing to compare by default.
+
+    Attributes:
+        reason: what is missing, without the key and the way out.
+    """
+
+    def __init__(self, term: str, reason: str, keys: Keys) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{term}: {reason}; set {term}.weight to 0, or name modules at {' and '.join(dict.fromkeys(keys))}"
+        )
+
+
+class LeftOut(DistillationTerm):
+    """A term that finds nothing to compare: it adds nothing to the loss.
+
+    Args:
+        context: what it is built for.
+        weight: of the term.
+        reason: why, for people.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, context: TermContext, weight: float, reason: str) -> None:
+        super().__init__(context.name, weight)
+        self.why_left_out = reason
+
+    def is_active(self, progress: float) -> bool:
+        return False
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
 def pairs_by_scale(context: TermContext, keys: Keys) -> Pairs:
-    """The last map of each scale of both nets, from the smallest up.
+    """The last map of each scale of both nets, from the smallest up; of a teacher of one scale, as transformers are,
+    the maps of evenly spaced blocks.
 
     The student runs on as many pixels as the teacher: with a small input its last map would be one pixel, which is no
-    scale, and trials of one campaign would compare different modules.
+    scale, and trials of one campaign would compare different modules. Maps of whole clips, without frames, are not
+    compared with maps that have frames.
 
     Raises:
-        ValueError: one of them has no maps.
+        NoMapsError: one of them has no maps that the other one's could be compared with.
+        ValueError: the teacher is no net with layers.
     """
-    teacher_names = _maps_of("teacher", context.teacher, context.teacher_example, context.name, keys)
     if delta_net_of(context.student) is not None:  # it has the teacher's own modules, with delta layers among them
+        teacher_names = last_maps(context.teacher, context.teacher_example)
+        if not teacher_names:
+            raise NoMapsError(context.name, f"no module of the teacher {_GIVES}", keys)
         return tuple((f"net.{name}", name) for name in teacher_names)
+    if len(tappable(context.teacher)) == 1:
+        raise ValueError(str(NoMapsError(context.name, f"no module of the teacher {_GIVES}", keys)))
     example, teacher_example = context.example, context.teacher_example
     student_names: tuple[str, ...] = ()
+    shown = example
     if example.ndim in (4, 5) and teacher_example.ndim in (4, 5):
-        enlarged = example.new_zeros(*example.shape[:-2], *teacher_example.shape[-2:])
+        shown = example.new_zeros(*example.shape[:-2], *teacher_example.shape[-2:])
         with suppress(Exception):  # a net for one size only, however it says so, has its own maps to go by
-            student_names = last_maps(context.student, enlarged)
-    student_names = student_names or _maps_of("student", context.student, example, context.name, keys)
+            student_names = last_maps(context.student, shown)
+    if not student_names:
+        shown, student_names = example, last_maps(context.student, example)
+    ndim = example.ndim if example.ndim in (4, 5) else None
+    of_all = spread_maps(context.teacher, teacher_example, len(student_names))
+    teacher_names = spread_maps(context.teacher, teacher_example, len(student_names), ndim)
+    if not of_all or not student_names:
+        who = "student" if of_all else "teacher"
+        raise NoMapsError(context.name, f"no module of the {who} {_GIVES}", keys)
+    if ndim is not None and student_names:
+        student_names = last_maps(context.student, shown, ndim) or student_names
+    if not teacher_names:
+        raise NoMapsError(
+            context.name,
+            f"the teacher's maps, such as {of_all[-1]!r}, have {'no frames' if ndim == 5 else 'frames'}, and the "
+            f"student's, such as {student_names[-1]!r}, have {'some' if ndim == 5 else 'none'}",
+            keys,
+        )
     count = min(len(student_names), len(teacher_names))
     return cast(Pairs, tuple(zip(student_names[-count:], teacher_names[-count:], strict=True)))
-
-
-def _maps_of(who: str, net: nn.Module, example: Tensor, term: str, keys: Keys) -> tuple[str, ...]:
-    names = last_maps(net, example)
-    if not names:
-        raise ValueError(
-            f"{term}: no module of the {who} gives feature maps, (N, C, H, W) or (N, C, T, H, W) of more than one "
-            f"pixel; set {term}.weight to 0, or name modules at {' and '.join(dict.fromkeys(keys))}"
-        )
-    return names

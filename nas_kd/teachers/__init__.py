@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nas_kd.teachers.adapter import AdaptedTeacher, bare, layers_of
 from nas_kd.teachers.framenet import FrameNet, FrameNetSettings
 from nas_kd.teachers.r2plus1d import R2Plus1D, R2Plus1DSettings
 from nas_kd.teachers.registry import TEACHERS, TeacherEntry
@@ -11,6 +12,7 @@ from nas_kd.teachers.teacher import (
     Precomputed,
     Teacher,
     TeacherConfig,
+    TeacherView,
     build_teacher_model,
     is_precomputed,
     teacher_example,
@@ -20,6 +22,7 @@ from nas_kd.teachers.teacher import (
 
 __all__ = [
     "TEACHERS",
+    "AdaptedTeacher",
     "FrameNet",
     "FrameNetSettings",
     "MultiBranch",
@@ -30,8 +33,11 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "TeacherEntry",
+    "TeacherView",
+    "bare",
     "build_teacher_model",
     "is_precomputed",
+    "layers_of",
     "teacher_example",
     "teacher_input",
     "trained_outputs",

@@ -2,47 +2,117 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, DataInfo
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import choose, explain
+from nas_kd.settings.normalize import NormalizeConfig
+from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput, Taps
+from nas_kd.teachers.adapter import AdaptedTeacher, InputForm, OutputForm, adapt, unwrap, with_forms
 from nas_kd.teachers.cache import TeacherCacheConfig
+from nas_kd.teachers.layouts import Layout
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS
+from nas_kd.teachers.weights import Note, load_weights, no_note
 from nas_kd.training.fit import FitConfig
 
+Side = Annotated[int, Field(ge=1)]
 
-class TeacherConfig(BaseModel):
+
+def _both_sides(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What a teacher sees in a campaign, and what is read of it.
+
+    Attributes:
+        example: one input: a clip (1, 3, T, H, W), a frame (1, 3, H, W) or features (1, T, D).
+        item: what that is, for sentences.
+        maps: whether maps (N, C, h, w) are read, and not logits (N, C).
+        normalize: of the campaign.
+        class_names: of the data, in the order of the classes.
+    """
+
+    example: Tensor
+    item: str
+    maps: bool
+    normalize: NormalizeConfig
+    class_names: tuple[str, ...] = ()
+
+
+class TeacherConfig(Section):
     """The teacher.
 
     Attributes:
-        model: `r2plus1d`, `framenet`, `frame_sequence`, `saliency`, `maps` for maps that come with the data, or your
-            own as `module:function`, called with num_classes and the settings as keywords.
+        model: `r2plus1d`, `framenet`, `frame_sequence`, `saliency`, `maps` for maps that come with the data,
+            `hugging_face` for a folder of transformers, or your own as `module:function`, called with num_classes and
+            the settings as keywords.
         settings: of the model.
-        weights: a safetensors file with the model's state dict; without it the teacher is trained at the start of the
-            campaign and kept in the run folder for all trials.
+        weights: a file with the model's state dict: safetensors, or `.pt` and `.pth` of `torch.save`.
+        train: whether the campaign trains it at its start. By default that is so where there are no weights; set it to
+            false where the function returns a trained net.
         fit: how it is trained.
+        input_layout: of clips, as the net wants them: `NCTHW`, `NTCHW`, `frames` (N · T, C, H, W), `stacked`
+            (N, T · C, H, W), `pathways` (a list of clips with fewer and with more frames), or `auto`, the one with
+            which it runs.
+        pathway_strides: of the frames, for each of the `pathways`.
+        input_size: side, or [height, width], that the net wants; clips are resized.
+        input_frames: frames that the net wants; they are taken uniformly.
+        normalize: mean and std of the net, where it is another one than the campaign's.
+        output: which output is the answer, by its name or number, with dots for nested ones; needed where several
+            could be.
+        outputs: numbers of the net's outputs that stand for the data's classes, in their order, or by their names.
         cache: how its outputs are kept for the trainings of a campaign.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "r2plus1d"
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
+    train: bool | None = None
     fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
+    input_layout: Layout | Literal["auto"] = "auto"
+    pathway_strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(4, 1), min_length=1)
+    input_size: Annotated[tuple[Side, Side], BeforeValidator(_both_sides)] | None = None
+    input_frames: int | None = Field(default=None, ge=1)
+    normalize: NormalizeConfig | None = None
+    output: int | str | None = None
+    outputs: tuple[Annotated[int, Field(ge=0)], ...] | dict[str, Annotated[int, Field(ge=0)]] | None = None
     cache: TeacherCacheConfig = TeacherCacheConfig()
+
+    @field_validator("fit", mode="before")
+    @classmethod
+    def _epochs(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("epochs") == 0:
+            raise ValueError(
+                "epochs must be at least 1, but is 0; to take a teacher as it is, set teacher.train: false"
+            )
+        return value
+
+    @property
+    def trains(self) -> bool:
+        """Whether the campaign trains it, unless its answers come with the data."""
+        if self.train is not None:
+            return self.train
+        entry = TEACHERS.get(self.model)
+        return self.weights is None and not (entry is not None and entry.has_weights(self.settings))
+
+    @property
+    def model_files(self) -> list[Path]:
+        """Files that decide the model, beside `weights`."""
+        entry = TEACHERS.get(self.model)
+        return entry.files(self.settings) if entry is not None else []
 
 
 @runtime_checkable
@@ -100,65 +170,128 @@ def trained_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     return list(model.branches(inputs).values()) if isinstance(model, MultiBranch) else [model(inputs)]
 
 
-def build_teacher_model(config: TeacherConfig, num_outputs: int, info: DataInfo | None = None) -> nn.Module:
+def build_teacher_model(
+    config: TeacherConfig,
+    num_outputs: int,
+    info: DataInfo | None = None,
+    view: TeacherView | None = None,
+    note: Note = no_note,
+) -> nn.Module:
     """The teacher's model, with the weights of its file if there is one.
+
+    A net of the user's comes as an `AdaptedTeacher`, which takes and gives what campaigns do.
 
     Args:
         config: the teacher.
         num_outputs: channels that the task needs.
         info: of the data, for what they decide about models of the package.
+        view: what it sees and what is read of it; without it, a net of the user's stays as it is.
+        note: called with a sentence on what was decided about it.
 
     Raises:
-        ValueError: unknown model, settings that do not fit, maps that the data lack, or weights that do not fit the
-            model.
+        ValueError: unknown model, settings that do not fit, maps that the data lack, a net that cannot read the data,
+            or weights that do not fit the model.
     """
+    model = _built(config, num_outputs, info)
+    foreign = ":" in config.model or TEACHERS[config.model].wants is not None
+    adapted: AdaptedTeacher | None = None
+    if foreign:
+        model = unwrap(model, note)
+    if isinstance(model, MultiBranch | Precomputed):
+        _check_not_adapted(config, "it has inputs or outputs of its own (branches, take)")
+    elif view is not None:
+        inputs = _input_form(config, model, view, note)
+        if foreign or inputs != InputForm(strides=config.pathway_strides, given=view.normalize) or _picks(config):
+            if not foreign and inputs.layout == "auto":
+                inputs = replace(inputs, layout="NCTHW")
+            outputs = _output_form(config, num_outputs, view)
+            adapted = adapt(model, config.model, inputs, outputs, view.example, view.item, note)
+    if config.weights is not None:
+        load_weights(model, config.weights, note)
+    if adapted is None or view is None:
+        return model
+    return with_forms(adapted, view.example) if foreign else adapted
+
+
+def _built(config: TeacherConfig, num_outputs: int, info: DataInfo | None) -> nn.Module:
+    """The model of a config, without the weights of a file."""
     if ":" in config.model:
-        model: Any = call_function(
-            config.model, {"num_classes": num_outputs, **config.settings}, purpose="teacher.model"
-        )
+        settings = {"num_classes": num_outputs, **config.settings}
+        try:
+            model: Any = call_function(config.model, settings, purpose="teacher.model")
+        except (RuntimeError, TypeError, AttributeError, KeyError, ImportError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"teacher.model {config.model!r}: calling it with {', '.join(settings)} failed with "
+                f"{type(error).__name__}: {reason}; change teacher.settings or the function"
+            ) from error
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"teacher.model {config.model!r} must return an nn.Module, but returns {type(model).__name__}"
             )
-    elif config.model in TEACHERS:
-        entry = TEACHERS[config.model]
-        try:
-            model = entry.build(num_outputs, entry.complete(config.settings, info))
-        except ValidationError as error:
-            sentences = explain(error, entry.settings, config.settings)
-            raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
-    else:
+        return model
+    if config.model not in TEACHERS:
         raise ValueError(
             f"unknown teacher.model {config.model!r}; {choose(config.model, list(TEACHERS))}, or give your own as "
             "module:function"
         )
-    if config.weights is not None:
-        load_weights(model, config.weights)
-    return cast(nn.Module, model)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors state dict, strictly.
-
-    Raises:
-        ValueError: the file is missing, is not safetensors, or does not fit the model.
-    """
-    if not path.is_file():
-        raise ValueError(f"teacher.weights must be a safetensors file, but there is none at {path}")
+    entry = TEACHERS[config.model]
     try:
-        model.load_state_dict(load_file(path))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights of {path} do not fit {type(model).__name__}: {reason}") from error
+        return entry.build(num_outputs, entry.complete(config.settings, info))
+    except ValidationError as error:
+        sentences = explain(error, entry.settings, config.settings)
+        raise ValueError("; ".join(f"teacher.settings: {sentence}" for sentence in sentences)) from error
 
 
-def hash_of_weights(model: nn.Module) -> str:
-    """A hash of all parameters and buffers of a model, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _picks(config: TeacherConfig) -> bool:
+    return config.output is not None or config.outputs is not None
+
+
+def _check_not_adapted(config: TeacherConfig, why: str) -> None:
+    default = TeacherConfig()
+    for name in ("input_layout", "input_size", "input_frames", "normalize", "output", "outputs"):
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(f"teacher.{name}: the model {config.model} cannot have it, since {why}; leave it out")
+
+
+def _input_form(config: TeacherConfig, model: nn.Module, view: TeacherView, note: Note) -> InputForm:
+    """What the config says about the input, completed by what the model itself says."""
+    form = InputForm(
+        layout=config.input_layout, strides=config.pathway_strides, size=config.input_size,
+        frames=config.input_frames, normalize=config.normalize, given=view.normalize,
+    )  # fmt: skip
+    wants = None if ":" in config.model else TEACHERS[config.model].wants
+    if wants is None:
+        return form
+    asked = wants(config.settings, model)
+    if form.layout == "auto":
+        form = replace(form, layout=asked.layout)
+    if form.size is None and asked.size is not None and asked.size != tuple(view.example.shape[-2:]):
+        note(f"teacher.input_size: {config.model} wants {asked.size[0]} x {asked.size[1]} pixels; clips are resized")
+        form = replace(form, size=asked.size)
+    if form.frames is None and asked.frames is not None and asked.frames != view.example.shape[2]:
+        note(f"teacher.input_frames: {config.model} wants {asked.frames} frames; they are taken uniformly")
+        form = replace(form, frames=asked.frames)
+    if form.normalize is None and asked.normalize is not None and asked.normalize != view.normalize:
+        note(f"teacher.normalize: as in the model's preprocessor_config.json, {asked.normalize.model_dump()}")
+        form = replace(form, normalize=asked.normalize)
+    return form
+
+
+def _output_form(config: TeacherConfig, num_outputs: int, view: TeacherView) -> OutputForm:
+    path = None if config.output is None else tuple(str(config.output).split("."))
+    picked = config.outputs
+    if isinstance(picked, Mapping):
+        names = view.class_names
+        if set(picked) != set(names):
+            odd = sorted(set(picked) ^ set(names))
+            listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+            raise ValueError(
+                f"teacher.outputs: must name the data's classes, {listed}, each once, but differs at "
+                f"{', '.join(odd[:4])}"
+            )
+        picked = tuple(picked[name] for name in names)
+    return OutputForm(path, picked, num_outputs, view.maps)
 
 
 class Teacher(nn.Module):

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
-from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings
+from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings, teacher_input_type
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import Limit
 from nas_kd.tasks import Task, make_task
 from nas_kd.tasks.item_scores import ItemScores, interval_over_items
-from nas_kd.teachers import TEACHERS, build_teacher_model, teacher_example, teacher_input
+from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, layers_of, teacher_example, teacher_input
 from nas_kd.teachers.cache import TeacherCache, open_caches
-from nas_kd.teachers.teacher import load_weights
+from nas_kd.teachers.weights import Note, load_weights, no_note
 from nas_kd.training.fit import FitConfig, Scored, evaluate
 from nas_kd.trials import Evaluated, Split
 
@@ -41,6 +41,9 @@ class CampaignContext:
         space: of the students.
         input_type: how the data reach teacher and students.
         teacher_model: untrained until `freeze_teacher`.
+        notes: sentences on how the teacher was taken in.
+        pairs: term of the objective -> (module of the teacher, module of the student) that it compares, once a campaign
+            was checked.
         caches: the teacher's outputs for the training items, where they are kept: augmentation -> cache.
         latencies: `latency_name` -> measured latencies, for a budget of latency.
     """
@@ -52,6 +55,8 @@ class CampaignContext:
     space: SearchSpace
     input_type: InputType
     teacher_model: nn.Module
+    notes: tuple[str, ...] = ()
+    pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     caches: dict[Augment, TeacherCache] = field(default_factory=dict)
     latencies: dict[str, CostTable] = field(default_factory=dict)
 
@@ -140,8 +145,8 @@ class CampaignContext:
 
     def untrained_teacher(self) -> nn.Module:
         """A net like the teacher with weights of its own, to be trained beside a student."""
-        config = self.config.teacher.model_copy(update={"weights": None})
-        return build_teacher_model(config, self.task.num_outputs, self.splits.info).to(self.device)
+        teacher = self.config.teacher.model_copy(update={"weights": None})
+        return teacher_of(self.config.model_copy(update={"teacher": teacher}), self.task).to(self.device)
 
     def evaluate_teacher(
         self,
@@ -217,10 +222,28 @@ def build_context(config: CampaignConfig, device: str, *, decode: bool = True) -
     kinds = {name: (entry.reads, entry.gives) for name, entry in SPACES.items() if not entry.derived}
     check_kind("space.name", config.space.name, kinds, task, config.task, config.data.source)
     torch.manual_seed(config.seed)
-    model = build_teacher_model(config.teacher, task.num_outputs, splits.info).to(device)
+    notes: list[str] = []
+    model = teacher_of(config, task, notes.append).to(device)
     space = _space(config, splits, task, model)
     input_type = choose_input_type(splits.info, type(task), space, config.normalize.mean, config.normalize.std)
-    return CampaignContext(config, torch.device(device), splits, task, space, input_type, model)
+    return CampaignContext(config, torch.device(device), splits, task, space, input_type, model, tuple(notes))
+
+
+def teacher_of(config: CampaignConfig, task: Task, note: Note = no_note) -> nn.Module:
+    """The teacher of a campaign as its config gives it: with the weights of a file, or untrained.
+
+    Args:
+        config: of the campaign.
+        task: with the data.
+        note: called with a sentence on what was decided about it.
+
+    Raises:
+        ValueError: it cannot be had, or does not fit the data.
+    """
+    kind, normalize = teacher_input_type(task), config.normalize
+    example = kind(task.info, normalize.mean, normalize.std).example()
+    view = TeacherView(example, kind.item, kind.outputs_are_maps(type(task)), normalize, task.class_names)
+    return build_teacher_model(config.teacher, task.num_outputs, task.info, view, note)
 
 
 def with_decoded_data(context: CampaignContext) -> CampaignContext:
@@ -242,7 +265,7 @@ def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Modul
     if not config.space.is_derived:
         return config.space.build(task.num_outputs, space_settings(splits.info))
     identity = {"model": config.teacher.model, "settings": config.teacher.settings, "num_outputs": task.num_outputs}
-    return config.space.derive(teacher, (splits.info.height, splits.info.width), identity)
+    return config.space.derive(layers_of(teacher), (splits.info.height, splits.info.width), identity)
 
 
 def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContext:
@@ -269,7 +292,7 @@ def _load_context(config_json: str, run_dir: Path, device: str, state: tuple[str
 
 def restore_teacher(context: CampaignContext, run_dir: Path) -> None:
     """Give a context the teacher that `prepare_teacher` left in the run's folder, with its cached outputs."""
-    load_weights(context.teacher_model, run_dir / "teacher" / "teacher.safetensors")
+    load_weights(bare(context.teacher_model), run_dir / "teacher" / "teacher.safetensors")
     context.freeze_teacher()
     context.caches = open_caches(run_dir / "teacher" / "outputs")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import Batch, ClipLoader
-from nas_kd.files import atomic_file
+from nas_kd.files import save_tensors
 from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError, SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
@@ -316,9 +316,7 @@ class SharedSearch:
         tensors = {f"policy.{n}": t for n, t in self.policy.state_dict().items()}
         for i, supernet in enumerate(self.supernets):
             tensors |= {f"{i}.{n}": t for n, t in supernet.state_dict().items()}
-        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        with atomic_file(folder / WEIGHTS_NAME) as file:
-            file.write(save(plain))
+        save_tensors(tensors, folder / WEIGHTS_NAME)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""

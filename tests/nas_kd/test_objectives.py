@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from nas_kd.data import DataInfo
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig, cross_resolution, feature, response
+from nas_kd.objectives.default_maps import last_maps
 from nas_kd.objectives.maps import Adapter, adapter_for
 from nas_kd.objectives.response import ResponseConfig
 from nas_kd.objectives.term import TermContext
-from nas_kd.taps import ModelOutput, Taps, last_maps
+from nas_kd.taps import ModelOutput, Taps
 from nas_kd.tasks import Classification
 from nas_kd.teachers import R2Plus1D, R2Plus1DSettings, Teacher
 

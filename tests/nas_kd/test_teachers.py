@@ -12,8 +12,9 @@ from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
+from nas_kd.objectives.default_maps import last_maps
 from nas_kd.search_spaces import Supernet, count_flops
-from nas_kd.taps import Taps, last_maps
+from nas_kd.taps import Taps
 from nas_kd.tasks import Segmentation
 from nas_kd.teachers import (
     FrameNet,
@@ -41,7 +42,8 @@ class Net(nn.Module):
 
 class Pair(Net):
     def forward(self, clip):
-        return super().forward(clip), None
+        logits = super().forward(clip)
+        return logits, 2 * logits
 
 def good(num_classes, **settings):
     return Net(num_classes)
@@ -136,10 +138,10 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
     )
-    torch.save(source.state_dict(), tmp_path / "pickle.pt")
+    (tmp_path / "text.pt").write_text("no weights")
     for file, classes, reason in (
         ("good.safetensors", 5, r"do not fit R2Plus1D: .*size mismatch for classifier"),
-        ("pickle.pt", 3, "do not fit R2Plus1D: "),
+        ("text.pt", 3, "neither safetensors nor a checkpoint of torch.save"),
         ("absent.safetensors", 3, "there is none at"),
     ):
         with pytest.raises(ValueError, match=reason) as caught:
@@ -150,7 +152,10 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("teacher", "sentence"),
     [
-        ({"model": "own_teachers:pair"}, r"logits of shape \(1, 4\).*but gives tuple"),
+        (
+            {"model": "own_teachers:pair"},
+            r"several outputs of the shape that the task needs \(0, 1\); name .*output: 0",
+        ),
         ({"model": "own_teachers:few"}, r"logits of shape \(1, 4\).*but gives \(1, 3\)"),
         ({"model": "own_teachers:number"}, "must return an nn.Module, but returns int"),
         ({"model": "own_teachers:nobody"}, "has no function 'nobody'"),
@@ -164,7 +169,10 @@ def test_weights_come_from_a_file_that_fits(tmp_path: Path) -> None:
             {"model": "resnet"},
             r"unknown teacher.model 'resnet'; did you mean 'framenet'\? choose from r2plus1d, framenet",
         ),
-        ({"model": "framenet"}, "teacher.model: framenet reads frames and gives maps, .* choose r2plus1d, or your own"),
+        (
+            {"model": "framenet"},
+            "teacher.model: framenet reads frames and gives maps, .* choose r2plus1d, hugging_face, or your own",
+        ),
     ],
 )
 def test_a_wrong_teacher_is_one_sentence_before_anything_trains(

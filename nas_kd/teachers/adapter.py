@@ -1,0 +1,420 @@
+"""A net of the user's as a teacher: it takes what campaigns give, gives what tasks read, and its maps can be distilled.
+
+`unwrap` takes off what a net may come wrapped in. `adapt` runs the net on a small fixed input, before any training and
+before weights are loaded, to see which layout of a clip it takes and which of its outputs is the answer; layers and
+buffers that are made in the first pass exist afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas_kd.search_spaces.frame_selectors import uniform
+from nas_kd.settings.normalize import NormalizeConfig
+from nas_kd.teachers.layouts import Inputs, Layout, lay_out
+from nas_kd.teachers.map_forms import MapForm, find_forms
+from nas_kd.teachers.outputs import Path, check_indices, describe, find, pick
+
+Note = Callable[[str], None]
+PROBE_SEED = 20_240_607
+_DEFAULT = NormalizeConfig()
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """What a teacher makes of a clip before its net sees it.
+
+    Attributes:
+        layout: `auto` tries all of them.
+        strides: of the frames of each pathway, for `pathways`.
+        size: (H, W) that the net wants; None for that of the data.
+        frames: that the net wants; None for those of the data.
+        normalize: of the net, where it is another one than the campaign's.
+        given: the campaign's.
+    """
+
+    layout: Layout | Literal["auto"] = "auto"
+    strides: tuple[int, ...] = (4, 1)
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    normalize: NormalizeConfig | None = None
+    given: NormalizeConfig = _DEFAULT
+
+    def fit(self, clip: Tensor) -> Tensor:
+        """A clip (N, 3, T, H, W), or frames (N, 3, H, W), with the numbers, frames and size that the net wants."""
+        if self.frames is not None and clip.ndim == 5 and clip.shape[2] != self.frames:
+            clip = clip[:, :, _nearest_frames(clip.shape[2], self.frames)]
+        if self.size is not None and clip.shape[-2:] != self.size:
+            frames = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
+            frames = F.interpolate(frames, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+            clip = frames.reshape(len(clip), -1, *frames.shape[1:]).transpose(1, 2) if clip.ndim == 5 else frames
+        if self.normalize is not None and self.normalize != self.given:
+            shape = (3,) + (1,) * (clip.ndim - 2)
+            mean, std, own_mean, own_std = (
+                clip.new_tensor(values).reshape(shape)
+                for values in (self.given.mean, self.given.std, self.normalize.mean, self.normalize.std)
+            )
+            clip = (clip * std + mean - own_mean) / own_std
+        return clip
+
+
+def _nearest_frames(total: int, wanted: int) -> list[int]:
+    """Frames that are taken of a clip, uniformly; where it has too few, some are repeated."""
+    return uniform(total, wanted) if wanted <= total else [i * total // wanted for i in range(wanted)]
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """Which output of a net is the answer.
+
+    Attributes:
+        path: names or numbers that lead to it; None takes the one that fits.
+        picked: outputs that stand for the task's classes, in their order; None takes all.
+        num_outputs: that the task needs.
+        maps: whether the answer is maps (N, C, h, w) and not logits (N, C).
+    """
+
+    path: Path | None
+    picked: tuple[int, ...] | None
+    num_outputs: int
+    maps: bool = False
+
+    def fits(self, value: Tensor, rows: Sequence[int]) -> bool:
+        """Whether a tensor has the shape of an answer for one of these numbers of rows."""
+        if value.ndim != (4 if self.maps else 2) or len(value) not in rows or not value.is_floating_point():
+            return False
+        return value.shape[1] > max(self.picked) if self.picked else value.shape[1] == self.num_outputs
+
+    def take(self, output: Any, rows: Sequence[int]) -> Any:
+        """The answer in what a net returned; all of it where nothing fits."""
+        if self.path is not None:
+            try:
+                output = pick(output, self.path)
+            except KeyError:  # in training, nets give other things than in evaluation
+                found = find(output, lambda value: self.fits(value, rows))
+                output = pick(output, found[0]) if found else output
+        elif not isinstance(output, Tensor) and (found := find(output, lambda value: self.fits(value, rows))):
+            output = pick(output, found[0])
+        if not isinstance(output, Tensor):
+            return output
+        if output.ndim == 2 and len(rows) > 1 and len(output) == rows[1]:  # one row a frame: the mean over frames
+            output = output.reshape(rows[0], -1, output.shape[1]).mean(1)
+        if self.picked is not None and output.ndim > 1 and output.shape[1] > max(self.picked):
+            output = output[:, list(self.picked)]
+        return output
+
+
+class AdaptedTeacher(nn.Module):
+    """A net of the user's with its inputs and outputs in the form that campaigns know.
+
+    Args:
+        net: of the user's.
+        inputs: what is made of a clip; the layout is known.
+        outputs: which output is the answer.
+        forms: module -> how its output is read as a map.
+    """
+
+    def __init__(
+        self, net: nn.Module, inputs: InputForm, outputs: OutputForm, forms: Mapping[str, MapForm] | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.inputs, self.outputs = inputs, outputs
+        self.forms: dict[str, MapForm] = dict(forms or {})
+        self._num_items = 1
+
+    @property
+    def tapped(self) -> nn.Module:
+        """The net whose modules are tapped, by their own names."""
+        return self.net
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the net itself takes and gives what campaigns do."""
+        default = InputForm(layout="NCTHW", strides=self.inputs.strides, given=self.inputs.given)
+        return self.inputs == default and self.outputs.path == () and self.outputs.picked is None
+
+    def lay_out(self, clip: Tensor) -> Inputs:
+        """What the net takes for a clip, frames or features."""
+        if clip.ndim < 4:
+            return clip
+        fitted = self.inputs.fit(clip)
+        layout = self.inputs.layout
+        assert layout != "auto", "the layout is known"
+        return fitted if clip.ndim == 4 else lay_out(fitted, layout, self.inputs.strides)
+
+    def as_map(self, name: str, output: Any) -> Any:
+        """The output of a module of the net as a map (N, C, T, H, W) or (N, C, H, W), where its form is known."""
+        form = self.forms.get(name)
+        return output if form is None else form.convert(output, self._num_items)
+
+    def forward(self, clip: Tensor) -> Any:
+        """The answer for a clip (N, 3, T, H, W), frames (N, 3, H, W) or features (N, T, D)."""
+        self._num_items = len(clip)
+        rows = (len(clip), len(clip) * (self.inputs.frames or clip.shape[2])) if clip.ndim == 5 else (len(clip),)
+        return self.outputs.take(self.net(self.lay_out(clip)), rows)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The net of the user's in an adapted teacher; any other model is itself."""
+    return model.net if isinstance(model, AdaptedTeacher) else model
+
+
+def layers_of(model: nn.Module) -> nn.Module:
+    """A teacher as a space that is made of its layers takes it: the net itself, where it needs no adapting."""
+    return model.net if isinstance(model, AdaptedTeacher) and model.is_plain else model
+
+
+def unwrap(model: nn.Module, note: Note) -> nn.Module:
+    """A net without `torch.compile`, `DataParallel` and `DistributedDataParallel`, in float32.
+
+    Args:
+        model: of the user's, changed in place.
+        note: called with a sentence on what was taken off.
+
+    Raises:
+        ValueError: it is scripted, so that its layers cannot be read, or on the meta device.
+    """
+    taken: dict[str, None] = {}
+
+    def inner(module: nn.Module) -> nn.Module:
+        while True:
+            if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
+                taken["torch.compile"], module = None, original
+            elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+                taken[type(module).__name__], module = None, module.module
+            else:
+                return module
+
+    model = inner(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (found := inner(child)) is not child:
+                setattr(parent, name, found)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"its module {name!r}" if name else "it"
+            raise ValueError(
+                f"teacher.model: {what} is scripted by torch.jit, whose layers can neither be read nor counted; return "
+                "the net as it was before torch.jit.script or torch.jit.trace"
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            taken["torch.compile"] = None
+            module._compiled_call_impl = None
+    if taken:
+        note(f"teacher.model: {' and '.join(taken)} was taken off the net")
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if kinds:
+        note(f"teacher.model: its {' and '.join(str(k).removeprefix('torch.') for k in kinds)} was cast to float32")
+        model.float()
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("teacher.model: its parameters are on the meta device, without values; build it on the CPU")
+    return model
+
+
+def probe_input(example: Tensor, items: int) -> Tensor:
+    """A fixed input: normal noise, always the same for a shape.
+
+    Args:
+        example: one input of the teacher.
+        items: how many.
+    """
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    return torch.randn((items, *example.shape[1:]), generator=generator).to(example.device)
+
+
+@dataclass
+class _Attempt:
+    """What a net gave for a layout."""
+
+    layout: Layout
+    output: Any = None
+    error: Exception | None = None
+    paths: list[Path] = field(default_factory=list)
+    answer: Tensor | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self.error is None
+
+
+def adapt(
+    net: nn.Module, name: str, inputs: InputForm, outputs: OutputForm, example: Tensor, item: str, note: Note
+) -> AdaptedTeacher:
+    """A net of the user's as a teacher, without weights yet.
+
+    Args:
+        net: in any mode.
+        name: of the model in the campaign file.
+        inputs: what the campaign file says about them.
+        outputs: what the campaign file says about them.
+        example: one input of the campaign.
+        item: what that is, for sentences.
+        note: called with a sentence on what was found.
+
+    Raises:
+        ValueError: the net cannot run, takes clips in two layouts, or gives several outputs that could be the answer.
+    """
+    if outputs.picked is not None:
+        check_indices(outputs.picked, outputs.num_outputs)
+    clips = example.ndim == 5
+    if not clips:
+        inputs = _for_other_than_clips(inputs)
+    probe = probe_input(example, 2)
+    options: Sequence[Layout] = get_args(Layout) if inputs.layout == "auto" else (inputs.layout,)
+    attempts: list[_Attempt] = []
+    for layout in options:
+        attempts.append(_try(net, layout, inputs, outputs, probe, alone=len(options) == 1))
+        if sum(bool(attempt.paths) for attempt in attempts) == 1 and len(attempts) > 1:
+            break  # one layout alone; with the first two of them, others decide
+    running = [attempt for attempt in attempts if attempt.runs]
+    fitting = [attempt for attempt in running if attempt.paths]
+    if not running:
+        raise ValueError(_cannot_read(name, item, example, inputs, attempts))
+    chosen = _choose(fitting, name) if fitting else running[0]
+    if len(chosen.paths) > 1:
+        named = ", ".join(".".join(path) for path in chosen.paths)
+        raise ValueError(
+            f"teacher.output: {name} gives several outputs of the shape that the task needs ({named}); name the one to "
+            f"distil, such as teacher.output: {'.'.join(chosen.paths[0])}"
+        )
+    if outputs.path is not None and not chosen.paths:
+        raise ValueError(
+            f"teacher.output: {name} has no output {'.'.join(outputs.path)!r} for {outputs.num_outputs} classes; it "
+            f"gives {describe(chosen.output)}"
+        )
+    path = chosen.paths[0] if chosen.paths else None
+    found = InputForm(chosen.layout, inputs.strides, inputs.size, inputs.frames, inputs.normalize, inputs.given)
+    teacher = AdaptedTeacher(net, found, OutputForm(path, outputs.picked, outputs.num_outputs, outputs.maps))
+    if clips and inputs.layout == "auto" and chosen.layout != "NCTHW":
+        note(f"teacher.input_layout: {name} takes clips as {chosen.layout}")
+    if path and outputs.path is None:
+        note(f"teacher.output: of what {name} gives, {'.'.join(path)!r} is taken as its answer")
+    if clips and chosen.answer is not None and len(chosen.answer) > 2:
+        note(f"teacher.output: {name} gives one row for each frame; the mean over the frames is its answer")
+    _run(net, lambda module: module(teacher.lay_out(probe)))  # what is made in the first pass
+    return teacher
+
+
+def _for_other_than_clips(inputs: InputForm) -> InputForm:
+    if inputs.layout not in ("auto", "NCTHW") or inputs.frames is not None or inputs.size is not None:
+        raise ValueError(
+            "teacher.input_layout, input_frames and input_size are for teachers of clips, but this one reads single "
+            "frames or features; leave them out"
+        )
+    return InputForm("NCTHW", inputs.strides, None, None, inputs.normalize, inputs.given)
+
+
+def _run(net: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
+    """A pass in evaluation mode, without gradient; modes and random numbers stay as they were."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return call(net.eval())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _try(
+    net: nn.Module, layout: Layout, inputs: InputForm, outputs: OutputForm, probe: Tensor, *, alone: bool
+) -> _Attempt:
+    """One layout, on a copy of the net: a pass that fails may leave buffers of a wrong shape behind."""
+    form = InputForm(layout, inputs.strides, inputs.size, inputs.frames, inputs.normalize, inputs.given)
+    open_output = AdaptedTeacher(net, form, outputs)
+    attempt = _Attempt(layout)
+    if probe.ndim == 5 and layout == "pathways" and min(probe.shape[2], form.frames or probe.shape[2]) < 2:
+        attempt.error = ValueError("one frame")
+        return attempt
+    try:
+        copied = net if alone else _copied(net)
+        shown = open_output.lay_out(probe)
+        attempt.output = _run(copied, lambda module: module(shown))
+    except Exception as error:
+        attempt.error = error
+        return attempt
+    frames = (form.frames or probe.shape[2]) if probe.ndim == 5 else 1
+    rows = (len(probe), len(probe) * frames) if probe.ndim == 5 else (len(probe),)
+    if outputs.path is not None:
+        try:
+            if outputs.fits(pick(attempt.output, outputs.path), rows):
+                attempt.paths = [outputs.path]
+        except KeyError:
+            pass
+    else:
+        attempt.paths = find(attempt.output, lambda value: outputs.fits(value, rows))
+    if attempt.paths:
+        attempt.answer = pick(attempt.output, attempt.paths[0])
+    return attempt
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except Exception:  # some nets cannot be copied
+        return net
+
+
+def _choose(fitting: Sequence[_Attempt], name: str) -> _Attempt:
+    """The layout of a net that runs with some of them.
+
+    A net that reshapes its input runs with several. Frames, their stack and (N, T, C, H, W) have the same order in
+    memory, so a net for which these agree reads clips frame by frame.
+    """
+    by_layout = {attempt.layout: attempt for attempt in fitting}
+    first = fitting[0]
+    other = by_layout.get("NTCHW")
+    if first.layout != "NCTHW" or other is None or _same(first, other):
+        return first
+    if any(layout in by_layout and _same(by_layout[layout], other) for layout in ("frames", "stacked")):
+        return other
+    raise ValueError(
+        f"teacher.input_layout: {name} runs on clips as (N, 3, T, H, W) and as (N, T, 3, H, W), with other answers; "
+        "set it to NCTHW or NTCHW"
+    )
+
+
+def _same(one: _Attempt, other: _Attempt) -> bool:
+    if one.answer is None or other.answer is None or one.answer.shape != other.answer.shape:
+        return False
+    return torch.allclose(one.answer, other.answer, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _cannot_read(name: str, item: str, example: Tensor, inputs: InputForm, attempts: Sequence[_Attempt]) -> str:
+    reasons = [
+        f"{attempt.layout}: {type(attempt.error).__name__}: {' '.join(str(attempt.error).split())[:120]}"
+        for attempt in attempts[:2]
+    ]
+    ways = "change its settings or the data's, or choose another teacher"
+    if example.ndim == 5:
+        ways = "set teacher.input_layout, teacher.input_size or teacher.input_frames to what it takes, or change data"
+    more = f" (and {len(attempts) - 2} more layouts)" if len(attempts) > 2 else ""
+    return (
+        f"teacher.model: {name} cannot read {item} of the data, of shape {tuple(example.shape)[1:]}; {ways} (it "
+        f"stopped with {'; '.join(reasons)}{more})"
+    )
+
+
+def with_forms(teacher: AdaptedTeacher, example: Tensor) -> AdaptedTeacher:
+    """The teacher with the forms of its maps: which modules give tokens, or maps of frames that lie in the batch.
+
+    Args:
+        teacher: with its weights.
+        example: one input of the campaign.
+    """
+    if example.ndim >= 4:
+        clip = probe_input(example, 1)
+        fitted = teacher.inputs.fit(clip)
+        teacher.forms = find_forms(
+            teacher.net, lambda clips: _run(teacher.net, lambda module: module(teacher.lay_out(clips))), clip,
+            frames=fitted.shape[2] if fitted.ndim == 5 else None, size=tuple(fitted.shape[-2:]),
+        )  # fmt: skip
+    return teacher

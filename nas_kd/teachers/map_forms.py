@@ -1,0 +1,278 @@
+"""How the output of a module is read as a feature map, where it is none by itself.
+
+Transformers give tokens (N, L, C), which lie on a grid of frames and pixels; nets that fold the frames into the batch
+give (N · T, C, H, W). Which axis is which is found by measurement: small regions at corners of a clip are changed, and
+of the axes that fit the shape, those are right under which the output changes most in the same corners. What no axes
+explain is no map.
+
+Shape legend: N clips, t, h and w frames and pixels of a map, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int, int]
+Corner = tuple[int, int, int]
+
+MAX_SPECIAL = 8  # tokens beside those of the grid, before them: of the class, of registers
+_CORNERS: tuple[Corner, ...] = ((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 1))  # 1 is the end of an axis
+_CHANGE = 4.0  # standard deviations of the clip
+_REGION = 8  # parts of a side; a region is one of them
+_ORDER = ("N", "C", "t", "h", "w")
+
+
+@dataclass(frozen=True)
+class MapForm:
+    """The axes of an output in the order of its memory.
+
+    Attributes:
+        axes: names among N, C, t, h, w. The module returns them merged: tokens, rows of a batch with frames.
+        sizes: of t, h and w.
+        special: tokens before those of the grid.
+        dim: of the output that has the tokens.
+        first: the module returns several values, of which the first is the output.
+    """
+
+    axes: tuple[str, ...]
+    sizes: tuple[tuple[str, int], ...]
+    special: int = 0
+    dim: int = 1
+    first: bool = False
+
+    def convert(self, output: Any, items: int) -> Tensor:
+        """The output of a module as (N, C, t, h, w), or (N, C, h, w) where it has no axis of frames.
+
+        Args:
+            output: of the module.
+            items: N.
+        """
+        value: Tensor = first_tensor(output) if self.first else output
+        if self.special:
+            value = value.narrow(self.dim, self.special, value.shape[self.dim] - self.special)
+        known = {**dict(self.sizes), "N": items}
+        value = value.reshape([known.get(axis, -1) for axis in self.axes])
+        return value.permute([self.axes.index(axis) for axis in _ORDER if axis in self.axes])
+
+
+def first_tensor(output: Any) -> Any:
+    """The first value of what a module returns, where it returns several."""
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()), None)
+    elif isinstance(output, tuple | list):
+        output = output[0] if output else None
+    return output
+
+
+def find_forms(
+    net: nn.Module, run: Callable[[Tensor], Any], clip: Tensor, *, frames: int | None, size: tuple[int, ...]
+) -> dict[str, MapForm]:
+    """Module -> form, for those of a net whose outputs are maps in another form.
+
+    Args:
+        net: that runs.
+        run: a pass of the net for clips.
+        clip: one input of the campaign, (1, 3, T, H, W) or (1, 3, H, W).
+        frames: that the net sees; None where it sees single frames.
+        size: (H, W) that it sees.
+    """
+    seen = _Observer(len(_CORNERS) + 1, frames, (size[0], size[1]))
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: seen.look(name, output))
+        for name, module in net.named_modules()
+        if name
+    ]
+    try:
+        run(_changed(clip))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen.forms()
+
+
+def _changed(clip: Tensor) -> Tensor:
+    """The clip, and a copy of it for each corner in which a region is changed."""
+    clips = clip.repeat(len(_CORNERS) + 1, *(1,) * (clip.ndim - 1))
+    for row, corner in enumerate(_CORNERS, start=1):
+        part = clips[row]
+        for axis in range(1, part.ndim):
+            length, end = part.shape[axis], corner[axis + 3 - part.ndim]
+            width = max(length // (4 if axis == 1 and part.ndim == 4 else _REGION), 1)
+            part = part.narrow(axis, length - width if end else 0, width)
+        part += _CHANGE
+    return clips
+
+
+class _Observer:
+    """Looks at the outputs of modules while a net runs, and keeps only what they say."""
+
+    def __init__(self, items: int, frames: int | None, size: tuple[int, int]) -> None:
+        self.items, self.frames, self.size = items, frames, size
+        self._grids: dict[Grid, None] = {}
+        self._found: dict[str, tuple[tuple[int, ...], MapForm | None, bool]] = {}
+
+    def look(self, name: str, output: Any) -> None:
+        value = first_tensor(output)
+        self._found.pop(name, None)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in (3, 4, 5):
+            return
+        several = value is not output
+        if not several and self._is_map(value):
+            self._note_grid(value)
+            return
+        options = list(self._options(value, several))
+        if not options:
+            return
+        chosen = self._best(options, output, spatial=value.ndim == 3)
+        if chosen is not None and value.ndim > 3:
+            self._note_grid(chosen.convert(output, self.items))
+        self._found[name] = (tuple(value.shape), chosen, several)
+
+    def _best(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> MapForm | None:
+        """The form that measurement confirms; None where it confirms none, or several that differ."""
+        maps = [option.convert(output, self.items) for option in options]
+        # Of a convolution's output the pixels are known, but for the place of the channels: they decide second.
+        scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in maps]
+        best = max(scores)
+        chosen = scores.index(best)
+        rivals = [one for one, score in zip(maps, scores, strict=True) if score == best]
+        alike = all(one.shape == maps[chosen].shape and torch.equal(one, maps[chosen]) for one in rivals)
+        return options[chosen] if alike and best[0] >= len(_CORNERS) - 1 else None
+
+    def forms(self) -> dict[str, MapForm]:
+        """Of all modules whose form is known, or is that of all other modules with outputs of the same shape."""
+        by_shape: dict[tuple[tuple[int, ...], bool], set[MapForm]] = {}
+        for shape, form, several in self._found.values():
+            if form is not None:
+                by_shape.setdefault((shape, several), set()).add(form)
+        found: dict[str, MapForm] = {}
+        for name, (shape, form, several) in self._found.items():
+            alike = by_shape.get((shape, several), set())
+            if form is not None:
+                found[name] = form
+            elif len(alike) == 1:
+                found[name] = next(iter(alike))
+        return found
+
+    def _is_map(self, value: Tensor) -> bool:
+        """Whether a tensor is (N, C, T, H, W), or of a net of frames (N, C, H, W), as it is."""
+        wanted = 4 if self.frames is None else 5
+        return value.ndim == wanted and len(value) == self.items and self._scaled(value.shape[-2:])
+
+    def _scaled(self, size: Sequence[int]) -> bool:
+        """Whether a size could be that of the input, at a lower scale."""
+        (h, w), (height, width) = size, self.size
+        return h <= height and w <= width and abs(h * width - w * height) <= max(height, width)
+
+    def _note_grid(self, value: Tensor) -> None:
+        t = value.shape[2] if value.ndim == 5 else 1
+        h, w = value.shape[-2], value.shape[-1]
+        while h * w > 1:
+            self._grids.setdefault((t, h, w))
+            h, w = -(-h // 2), -(-w // 2)
+
+    def _options(self, value: Tensor, several: bool) -> Iterator[MapForm]:
+        if value.ndim == 3:
+            for grid in self._grids or self._patches():
+                yield from self._tokens(value, grid, several)
+        elif value.ndim == 4:
+            yield from self._folded(value, several)
+        elif len(value) == self.items:
+            t, h, w = value.shape[1:4]
+            if self._scaled((h, w)) and h * w > 1:
+                yield _form("Nthw", (t, h, w), several)  # channels last
+            t, h, w = value.shape[2:]
+            if several and self._scaled((h, w)) and h * w > 1:
+                yield _form("NCthw", (t, h, w), several)
+
+    def _patches(self) -> dict[Grid, None]:
+        """Grids of patches that divide the input, for nets that cut them without a convolution."""
+        found: dict[Grid, None] = {}
+        frames, (height, width) = self.frames or 1, self.size
+        for patch in range(2, min(height, width)):
+            if height % patch or width % patch:
+                continue
+            for tube in (step for step in range(1, frames + 1) if frames % step == 0):
+                found.setdefault((frames // tube, height // patch, width // patch))
+        return found
+
+    def _tokens(self, value: Tensor, grid: Grid, several: bool) -> Iterator[MapForm]:
+        t, h, w = grid
+        for dim in (1, 0):
+            rows, length = value.shape[1 - dim], value.shape[dim]
+            outer = {self.items: ("N",), self.items * t: ("Nt", "tN"), self.items * h * w: ("Nhw", "hwN")}
+            for parts in outer.get(rows, ()):
+                rest = [axis for axis in "thw" if axis not in parts]
+                number = prod(dict(zip("thw", grid, strict=True))[axis] for axis in rest)
+                if not 0 <= length - number <= MAX_SPECIAL:
+                    continue
+                orders = ("thw", "hwt") if len(rest) == 3 else ("".join(rest),)
+                for order in orders:
+                    axes = parts + order if dim == 1 else order + parts
+                    yield _form(axes, grid, several, length - number, dim, frames=self.frames)
+
+    def _folded(self, value: Tensor, several: bool) -> Iterator[MapForm]:
+        rows = len(value)
+        for first in (False, True):  # channels first, channels last
+            h, w = value.shape[1:3] if first else value.shape[2:]
+            if h * w <= 1 or not self._scaled((h, w)):
+                continue
+            if self.frames is None:
+                if rows == self.items and (first or several):
+                    yield _form("Nhw" if first else "NChw", (1, h, w), several, frames=None)
+            elif rows % self.items == 0 and rows // self.items <= self.frames:
+                t = rows // self.items
+                if t == 1 and self.frames > 1:  # one map of the whole clip
+                    continue
+                for parts in ("Nt", "tN") if t > 1 else ("Nt",):
+                    yield _form(f"{parts}hw" if first else f"{parts}Chw", (t, h, w), several)
+
+
+def _form(
+    axes: str, grid: Grid, first: bool, special: int = 0, dim: int = 1, *, frames: int | None = -1
+) -> MapForm:  # fmt: skip
+    """A form from its axes; C is the last one where it is not among them, and t is left out for single frames."""
+    if "C" not in axes:
+        axes += "C"
+    sizes = dict(zip("thw", grid, strict=True))
+    if frames is None:
+        axes = axes.replace("t", "")
+        del sizes["t"]
+    elif "t" not in axes:
+        axes = axes.replace("N", "Nt", 1)
+    return MapForm(tuple(axes), tuple(sizes.items()), special, dim, first)
+
+
+def _score(maps: Tensor, *, spatial: bool) -> int:
+    """In how many of the corners a map changes most where its clip was changed.
+
+    Args:
+        maps: of the clip and of its changed copies, (N, C, t, h, w) or (N, C, h, w).
+        spatial: whether pixels count; of a convolution's output they are known, and only frames may be mixed up.
+    """
+    change = (maps[1:] - maps[:1]).abs().sum(1)
+    if change.ndim == 3:
+        change = change.unsqueeze(1)
+    right = 0
+    for corner, values in zip(_CORNERS, change, strict=True):
+        if not bool(values.isfinite().all()) or float(values.max()) == 0:
+            continue
+        t = int(values.sum((1, 2)).argmax())
+        fits = _is_in_half(t, values.shape[0], corner[0])
+        if spatial:
+            h, w = divmod(int(values.sum(0).argmax()), values.shape[2])
+            fits &= _is_in_half(h, values.shape[1], corner[1]) and _is_in_half(w, values.shape[2], corner[2])
+        right += fits
+    return right
+
+
+def _is_in_half(index: int, size: int, end: int) -> bool:
+    """Whether an index lies in the half of an axis at its start (0) or at its end (1); the middle is in both."""
+    middle = (size - 1) / 2
+    return index >= middle if end else index <= middle

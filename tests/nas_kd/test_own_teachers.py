@@ -1,0 +1,104 @@
+"""Nets of users as teachers: every kind of `own_nets` at default settings, and what their answers and maps mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+from conftest import TINY
+from own_nets import T
+from torch import nn
+
+from nas_kd.campaign.prepare import check_teacher
+from nas_kd.config import CampaignConfig, validate
+from nas_kd.search_spaces.arch import Choice
+from nas_kd.teachers import AdaptedTeacher
+from nas_kd.trial import CampaignContext, build_context
+from nas_kd.trial.learner import Learner
+
+Make = Callable[..., CampaignConfig]
+KNOBS: dict[str, Choice] = {"resolution": 16, "frames": T}
+DATA = {"frames": T, "size": 32, "num_train": 8, "num_val": 4, "num_test": 4}
+STAGES = [("stages.0", "stages.0"), ("stages", "stages.1")]
+# Net of own_nets -> layout, modules (teacher, student) that are distilled.
+NETS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "Clips": ("NCTHW", STAGES),
+    "R2Plus1D": ("NCTHW", [("layer1", "stages.0"), ("layer2", "stages.1")]),
+    "Images": ("frames", STAGES),
+    "FoldsFrames": ("NTCHW", STAGES),
+    "Tsm": ("NTCHW", [("stages.0", "stages.0"), ("stages.1", "stages.1")]),
+    "CnnLstm": ("NTCHW", STAGES),
+    "TimeSformer": ("NCTHW", [("blocks.0", "stages.0"), ("blocks.1", "stages.1")]),
+    "Tubelets": ("NTCHW", [("blocks.1", "stages.0"), ("blocks.3", "stages.1")]),
+    "TwoPathways": ("pathways", [("slow.0", "stages.0"), ("slow", "stages.1")]),
+    "ConvNeXt": ("frames", STAGES),
+    "TupleInTraining": ("NCTHW", STAGES),
+    "GivesTuple": ("NCTHW", STAGES),
+    "GivesObject": ("NCTHW", STAGES),
+    "Checkpointed": ("NCTHW", [("stages.0", "stages.0"), ("stages.1", "stages.1")]),
+    "CheckpointedAnew": ("NCTHW", [("stages.0", "stages.0"), ("stages.1", "stages.1")]),
+    "Tied": ("NCTHW", STAGES),
+    "LateBuffer": ("NCTHW", STAGES),
+    "MatrixVector": ("NCTHW", STAGES),
+    "NoMaps": ("NCTHW", []),
+    "compiled": ("NCTHW", STAGES),
+    "compiled_inside": ("NCTHW", STAGES),
+    "parallel": ("NCTHW", STAGES),
+    "half": ("NCTHW", STAGES),
+    "videomae": ("NTCHW", [("videomae.encoder.layer.1", "stages.0"), ("videomae.encoder.layer.2", "stages.1")]),
+    "timesformer": (
+        "NTCHW", [("timesformer.encoder.layer.1", "stages.0"), ("timesformer.encoder.layer.2", "stages.1")],
+    ),
+    "vivit": ("NTCHW", [("vivit.layers.1", "stages.0"), ("vivit.layers.2", "stages.1")]),
+}  # fmt: skip
+REFUSED = {
+    "NotFinite": "teacher.model: own_nets:NotFinite gives values that are not finite .* divides by zero",
+    "scripted": "teacher.model: it is scripted by torch.jit, .* return the net as it was before torch.jit.script",
+}
+
+
+def taken(tiny: Make, net: str, **teacher: Any) -> CampaignContext:
+    config = tiny(data=DATA, teacher={"model": f"own_nets:{net}", "settings": {}, **teacher})
+    return build_context(config, "cpu")
+
+
+@lru_cache(maxsize=1)
+def student_of(space: str) -> nn.Module:
+    """The widest student of the tiny space, built once."""
+    config = validate({**TINY, "space": json.loads(space)}, source="test")
+    built = config.space.build(4)
+    return built.student(built.widest(KNOBS))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint around the first layer
+@pytest.mark.parametrize("net", NETS)
+def test_every_net_is_checked_counted_trained_and_distilled_at_default_settings(tiny: Make, net: str) -> None:
+    layout, pairs = NETS[net]
+    context = taken(tiny, net)
+    teacher, config = context.teacher_model, context.config
+    assert isinstance(teacher, AdaptedTeacher)
+    assert teacher.inputs.layout == layout
+    check_teacher(context)
+    assert context.input_type.teacher_flops(teacher, context.teacher_example(), context.space)[1] == ()
+    batch = next(context.loader(context.splits.retrain, config.retrain, seed=0, train=True).epoch(0))
+    outputs, _ = context.input_type.teacher_training_view(teacher.train(), batch)
+    context.task.loss(outputs[0], batch).backward()
+    context.freeze_teacher()
+    learner = Learner(context, student_of(json.dumps(TINY["space"])), config.objective, KNOBS, cached=False)
+    assert learner.objective.pairs.get("feature", ()) == tuple((student, teacher) for teacher, student in pairs)
+    assert bool(learner.objective.left_out) == (not pairs)
+    terms = learner.loss(batch)
+    learner.objective.total(terms).backward()
+    assert set(terms) == ({"task", "feature"} if pairs else {"task"})
+    assert all(bool(value.isfinite()) for value in terms.values())
+    learner.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize("net", REFUSED)
+def test_what_cannot_be_a_teacher_is_refused_with_a_way_out(tiny: Make, net: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[net]):
+        check_teacher(taken(tiny, net))
