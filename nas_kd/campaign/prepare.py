@@ -114,23 +114,17 @@ def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: O
 def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> None:
     """Train the teacher, or go on from its checkpoint."""
     config, model = context.config, context.teacher_model
-    try:
-        fit(
-            model,
-            context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True),
-            lambda batch: _teacher_loss(context, batch),
-            lambda terms: terms["task"],
-            config.teacher.fit,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            tag=config.teacher_digest,
-            progress=lambda share, words: progress(share, f"teacher, {words}"),
-        )
-    except FloatingPointError as error:
-        raise ValueError(
-            "teacher.fit: the loss of the teacher is not finite; lower teacher.fit.lr, or see whether the net divides "
-            "by zero on these data"
-        ) from error
+    fit(
+        model,
+        context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True),
+        lambda batch: _teacher_loss(context, batch),
+        lambda terms: terms["task"],
+        config.teacher.fit,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        tag=config.teacher_digest,
+        progress=lambda share, words: progress(share, f"teacher, {words}"),
+    )
 
 
 def _measured(context: CampaignContext) -> dict[str, Any]:

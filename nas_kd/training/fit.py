@@ -135,11 +135,15 @@ class Averages:
         return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
 
 
+class NotFiniteError(FloatingPointError, ValueError):
+    """A loss is no number, so nothing can be learned from it."""
+
+
 def check_finite(total: Tensor, terms: Mapping[str, Tensor], what: str) -> None:
-    """Raise `FloatingPointError` where a loss is no number."""
+    """Raise `NotFiniteError` where a loss is no number."""
     if not torch.isfinite(total):
         values = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in terms.items())
-        raise FloatingPointError(f"the loss of {what} is not finite ({values}); lower the learning rate or a weight")
+        raise NotFiniteError(f"the loss of {what} is not finite ({values}); lower the learning rate or a weight")
 
 
 def fit(
