@@ -11,7 +11,6 @@ from nas_kd.analysis.cost_axis import FLOPS
 from nas_kd.analysis.front import ParetoFront
 from nas_kd.analysis.offsets import SPLITS, offset_scores, offsets_of
 from nas_kd.analysis.text import error_headline
-from nas_kd.analysis.uncertainty import uncertainty
 from nas_kd.trials.record import TrialRecord
 
 COLUMNS: dict[str, str] = {
@@ -83,7 +82,7 @@ def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None
 
 
 def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
-    estimate, interval = front.estimate(record), uncertainty(record, front.split, front.stage)
+    estimate, interval = front.estimate(record), front.interval(record)
     cost = record.cost
     return {
         "trial": record.number,
