@@ -81,7 +81,9 @@ def read_state(path: Path, note: Note = no_note) -> State:
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS and not the weights; fetch the file with `git lfs pull`")
+        raise ValueError(
+            f"teacher.weights: {path} is a pointer of Git LFS and not the weights; fetch the file with `git lfs pull`"
+        )
     if start[:2] in (b"PK", b"\x80\x02"):
         state = _state_of(_read_checkpoint(path), path, note)
     else:

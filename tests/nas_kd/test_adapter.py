@@ -1,0 +1,221 @@
+"""What an adapted teacher shows its net, what it takes of its outputs, and which axes of a map it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from own_nets import Clips, FoldsFrames, T, TwoPathways, videomae
+from torch import Tensor, nn
+
+from nas_kd.campaign.identity import check_identity
+from nas_kd.campaign.prepare import check_teacher, prepare_teacher
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.settings.normalize import NormalizeConfig
+from nas_kd.taps import Taps
+from nas_kd.teachers import AdaptedTeacher, TeacherConfig
+from nas_kd.teachers.layouts import lay_out
+from nas_kd.teachers.teacher import TeacherView, build_teacher_model
+from nas_kd.trial import build_context
+
+Make = Callable[..., CampaignConfig]
+NAMES = ("a", "b", "c")
+CLIP = torch.randn(2, 3, T, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def taken(net: str, notes: list[str] | None = None, **options: Any) -> AdaptedTeacher:
+    """A net of this file or of own_nets for three classes, in evaluation mode."""
+    view = TeacherView(CLIP[:1], "an item", maps=False, normalize=NormalizeConfig(), class_names=NAMES)
+    torch.manual_seed(0)
+    config = TeacherConfig(model=net if ":" in net else f"own_nets:{net}", **options)
+    teacher = build_teacher_model(config, 3, None, view, (notes if notes is not None else []).append)
+    assert isinstance(teacher, AdaptedTeacher)
+    return teacher.eval()
+
+
+def test_layouts_keep_every_frame_in_its_place() -> None:
+    clip = torch.arange(2 * 3 * 8, dtype=torch.float32).reshape(2, 3, 8, 1, 1)
+    assert torch.equal(lay_out(clip, "NTCHW", ())[1, 5], clip[1, :, 5])
+    assert torch.equal(lay_out(clip, "frames", ())[8 + 5], clip[1, :, 5])
+    assert torch.equal(lay_out(clip, "stacked", ())[1, 3 * 5 : 3 * 6], clip[1, :, 5])
+    slow, fast = lay_out(clip, "pathways", (4, 1))
+    assert fast is clip
+    assert torch.equal(slow, clip[:, :, [0, 7]])  # as in SlowFast: both ends
+
+
+@torch.no_grad()
+def test_a_net_in_another_layout_answers_as_by_itself() -> None:
+    folds, paths = taken("FoldsFrames"), taken("TwoPathways", pathway_strides=(2, 1))
+    assert isinstance(folds.net, FoldsFrames)
+    assert isinstance(paths.net, TwoPathways)
+    assert torch.equal(folds(CLIP), folds.net(CLIP.transpose(1, 2)))
+    assert torch.equal(paths(CLIP), paths.net([CLIP[:, :, [0, 3]], CLIP]))
+    frames = taken("Images")
+    by_hand = torch.stack([frames.net(CLIP[:, :, t]) for t in range(T)]).mean(0)
+    torch.testing.assert_close(frames(CLIP), by_hand)
+
+
+@torch.no_grad()
+def test_classes_are_picked_by_number_and_by_name() -> None:
+    every = taken("Clips", settings={"num_classes": 7})  # 7 outputs for 3 classes: not what the task reads
+    assert every(CLIP).shape == (2, 7)
+    listed = taken("Clips", settings={"num_classes": 7}, outputs=[5, 0, 2])
+    named = taken("Clips", settings={"num_classes": 7}, outputs={"b": 0, "c": 2, "a": 5})
+    assert torch.equal(listed(CLIP), every(CLIP)[:, [5, 0, 2]])
+    assert torch.equal(named(CLIP), listed(CLIP))
+
+
+@torch.no_grad()
+def test_size_frames_and_normalisation_are_those_of_the_net() -> None:
+    teacher = taken("Clips", input_size=16, input_frames=2, normalize={"mean": [0.5, 0.4, 0.3], "std": [0.2] * 3})
+    (shown,) = [teacher.lay_out(CLIP)]
+    assert isinstance(shown, Tensor)
+    assert shown.shape == (2, 3, 2, 16, 16)
+    bytes_of_1 = CLIP[:, :, [1, 3]] * 0.225 + 0.45  # frames at the centres of two halves
+    wanted = (bytes_of_1 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1, 1)) / 0.2
+    small = F.interpolate(wanted.transpose(1, 2).flatten(0, 1), size=(16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(shown.transpose(1, 2).flatten(0, 1), small)
+
+
+class Reshapes(nn.Module):
+    """Takes anything and tells frames from channels by nothing but the order of memory."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, num_classes)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        if clip.ndim != 5:
+            raise ValueError("five dimensions wanted")
+        flat = clip.reshape(len(clip), -1)
+        return self.head(torch.stack([flat[:, :2048].mean(1), flat[:, 2048:].std(1)], 1))
+
+
+class TwoHeads(Clips):
+    def forward(self, clip: Tensor) -> dict[str, Tensor]:
+        logits = super().forward(clip)
+        return {"main": logits, "aux": -logits}
+
+
+class Bytes(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(self.pooled(clip)[:, :3])  # a mistake in the net
+
+
+@torch.no_grad()
+def test_what_is_ambiguous_is_refused_and_the_advice_works() -> None:
+    here = __name__
+    with pytest.raises(ValueError, match=r"teacher.input_layout: .* with other answers; set it to NCTHW or NTCHW"):
+        taken(f"{here}:Reshapes")
+    assert taken(f"{here}:Reshapes", input_layout="NTCHW").inputs.layout == "NTCHW"
+    with pytest.raises(ValueError, match=r"several outputs .* \(main, aux\); name .* teacher.output: main"):
+        taken(f"{here}:TwoHeads")
+    main, aux = taken(f"{here}:TwoHeads", output="main"), taken(f"{here}:TwoHeads", output=1)
+    assert torch.equal(main(CLIP), -aux(CLIP))
+    with pytest.raises(ValueError, match=r"has no output 'logits' .* it gives dict \(main: \(2, 3\); aux: \(2, 3\)\)"):
+        taken(f"{here}:TwoHeads", output="logits")
+    with pytest.raises(ValueError, match=r"cannot read an item .* set teacher.input_layout.* RuntimeError: "):
+        taken(f"{here}:Bytes")
+    for outputs, sentence in (
+        ([0, 1], "names 2 outputs, but the task needs 3"),
+        ([0, 1, 1], "output 1 is named twice"),
+        ({"a": 0, "b": 1, "x": 2}, "must name the data's classes, a, b, c, each once, but differs at c, x"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            taken("Clips", settings={"num_classes": 7}, outputs=outputs)
+
+
+class Places(nn.Module):
+    """Tokens whose channels say where they are, in an order of axes that is chosen."""
+
+    def __init__(self, num_classes: int, order: str, special: int = 0, first: bool = True) -> None:
+        super().__init__()
+        self.patch = nn.Conv3d(3, 6, (1, 8, 8), (1, 8, 8))
+        self.tokens, self.order, self.special, self.first = nn.Identity(), order, special, first
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.patch(clip)  # (N, C, t, h, w)
+        names = "NCthw"
+        x = x.permute([names.index(axis) for axis in (*self.order, "C")])
+        if self.order[0] == "N" and self.order[1:] in ("thw", "hwt"):
+            x = x.flatten(1, 3)
+            x = torch.cat([100 * torch.ones_like(x[:, :1]).expand(-1, self.special, -1), x], 1)
+            x = x if self.first else x.transpose(0, 1)
+        else:  # rows of two axes and the other ones as tokens
+            rows = 3 if self.order.startswith("Nhw") else 2
+            x = x.flatten(0, rows - 1)
+            x = x.flatten(1, -2)
+        x = self.tokens(x)
+        return self.head(x.flatten(0, 1).mean(0, keepdim=True)).expand(len(clip), -1)
+
+
+@pytest.mark.parametrize(
+    ("order", "special", "first"),
+    [("Nthw", 0, True), ("Nthw", 1, True), ("Nhwt", 1, True), ("Nthw", 5, False), ("Nthw", 0, False),
+     ("tNhw", 0, True), ("Nhwt", 0, False)],
+)  # fmt: skip
+@torch.no_grad()
+def test_the_axes_of_tokens_are_found_by_measurement(order: str, special: int, first: bool) -> None:
+    settings = {"order": order, "special": special, "first": first}
+    teacher = taken(f"{__name__}:Places", settings=settings, input_layout="NCTHW")
+    with Taps(teacher, ["patch", "tokens"]) as taps:
+        maps = taps(CLIP).features
+    assert maps["patch"].shape == (2, 6, T, 4, 4)
+    assert torch.equal(maps["tokens"], maps["patch"])
+
+
+def test_a_teacher_as_it_is_keeps_its_weights_and_another_code_is_told(tiny: Make, tmp_path: Path) -> None:
+    data = {"frames": T, "size": 32, "num_train": 8, "num_val": 4, "num_test": 4}
+    config = tiny(data=data, teacher={"model": "own_nets:Tied", "settings": {}, "train": False, "cache": {"views": 0}})
+    context = build_context(config, "cpu")
+    before = {name: value.clone() for name, value in context.teacher_model.state_dict().items()}
+    known = prepare_teacher(context, config.run_dir)
+    assert all(torch.equal(value, before[name]) for name, value in context.teacher_model.state_dict().items())
+    notes: list[str] = []
+    again = build_context(config, "cpu")
+    assert prepare_teacher(again, config.run_dir, note=notes.append)["answers"] == known["answers"]
+    assert notes == []
+    changed = build_context(config, "cpu")
+    head = changed.teacher_model.net.head
+    head.register_forward_hook(lambda module, inputs, output: output.flip(1))
+    assert prepare_teacher(changed, config.run_dir, note=notes.append)["answers"] != known["answers"]
+    assert "gives other answers to a fixed input than when the run began: its code changed" in notes[0]
+    with pytest.raises(
+        ConfigError, match=r"epochs must be at least 1, but is 0; to take a teacher as it is, set teacher"
+    ):
+        tiny(teacher={"fit": {"epochs": 0}})
+    with pytest.raises(ValueError, match=r"begun with other files of teacher\.model"):
+        check_identity(tmp_path, {"model": {"config.json": "a"}}, {"model": {"config.json": "b"}})
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_a_folder_of_transformers_is_a_teacher(tiny: Make, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra transformers is not installed")
+    torch.manual_seed(0)
+    saved = videomae(4)
+    saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
+    data = {"frames": 2 * T, "size": 48, "num_train": 8, "num_val": 4, "num_test": 4}
+    teacher = {"model": "hugging_face", "settings": {"folder": str(tmp_path / "model")}}
+    config = tiny(data=data, space={"frames": [4]}, teacher=teacher)
+    assert not config.teacher.trains
+    context = build_context(config, "cpu")
+    check_teacher(context)
+    assert any("wants 32 x 32 pixels" in note for note in context.notes)
+    clip = torch.randn(1, 3, 2 * T, 48, 48)
+    with torch.no_grad():
+        shown = context.teacher_model.lay_out(clip)
+        assert shown.shape == (1, T, 3, 32, 32)
+        torch.testing.assert_close(context.teacher_model.eval()(clip), saved.eval()(shown).logits)
+    (tmp_path / "model/model.safetensors").unlink()
+    assert config.teacher.trains  # a config alone gives random weights
+    for folder, sentence in ((tmp_path, "there is no config.json in"), (tmp_path / "model", "")):
+        fresh = tiny(data=data, teacher={**teacher, "settings": {"folder": str(folder)}})
+        if sentence:
+            with pytest.raises(ValueError, match=sentence):
+                build_context(fresh, "cpu")
