@@ -216,7 +216,7 @@ class Lab:
         return self.context.table(self.knobs(arch)).cost(arch.choices)
 
     def random_arch(self, rng: np.random.Generator, low: float, high: float) -> ArchSpec:
-        """Drawn uniformly among the choices until the cost lies between the two; where none does, from further below."""
+        """Drawn uniformly among the choices until the cost lies between the two; where none does, from below them."""
         while True:
             for _ in range(NUM_DRAWS):
                 arch = self.context.space.sample(rng)
