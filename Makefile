@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search clean
+.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation clean
 
 install: $(STAMP)
 
@@ -54,6 +54,9 @@ bench-cache: install
 # Many hours; goes on after an interruption. For a part of it: $(BIN)/python benchmarks/search.py --help
 bench-search: install
 	$(BIN)/python benchmarks/search.py --result benchmarks/results/search.json
+
+bench-search-ablation: install
+	$(BIN)/python benchmarks/search_ablation.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
