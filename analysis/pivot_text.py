@@ -58,6 +58,12 @@ def escape_markdown(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", _plain(text))
 
 
+def pivot_lines(table: PivotTable) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, headers, lines) of each table to show: the means, and with a baseline the differences."""
+    headers = [*map(_plain, table.rows), *_headers(table)]
+    return [(title, headers, _lines(table, differences=differences)) for title, differences in _parts(table)]
+
+
 def pivot_frame(table: PivotTable) -> pd.DataFrame:
     """One row a cell that was measured, numbers in the metric's own unit: shares, not percent.
 

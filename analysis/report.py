@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nas_kd.analysis import offset_sections, sections
+from nas_kd.analysis.ablation_section import ablation_section
 from nas_kd.analysis.advice import advise
 from nas_kd.analysis.figures import front_figure, write_png
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
@@ -71,6 +72,7 @@ def write_report(
     tolerance: float | None = None,
     progress: RunProgress | None = None,
     latencies: Latencies | None = None,
+    with_grid: bool = False,
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -91,6 +93,7 @@ def write_report(
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
             unit; see `ParetoFront`.
         progress: how far the campaign is; a report of one that has not ended says so.
+        with_grid: whether the campaign has a grid, whose table of means is then shown.
         latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
 
     Returns:
@@ -120,6 +123,7 @@ def write_report(
         "pick": pick,
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
+        "ablation": ablation_section(records) if with_grid else None,
         "latency_note": latencies.note if latencies is not None else "",
     }
     if front.records:

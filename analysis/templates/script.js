@@ -20,6 +20,13 @@ function fit(layout, width) {
   if (width > 480) return;
   layout.font.size = 11;
   layout.margin = { ...layout.margin, l: 56, r: 10, b: 74 };
+  if (layout.xaxis2) {
+    // Titles of panels that stand side by side.
+    for (const note of layout.annotations || []) {
+      if (note.text.length > 16) note.text = "…" + note.text.slice(-13);
+      note.font = { ...note.font, size: 9 };
+    }
+  }
   for (const axis of Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
     const { title, tickvals } = layout[axis];
     if (axis.startsWith("x")) layout[axis].tickangle = 0;

@@ -111,6 +111,7 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance:
         budgets=options if isinstance(options, tuple) else (),
         tolerance=tolerance,
         latencies=latencies,
+        with_grid=bool(config.grid),
         progress=_run_progress(run_dir, config, ledger),
     )
 

@@ -197,6 +197,18 @@ def test_a_report_of_a_thousand_trials_is_below_five_megabytes(tmp_path: Path) -
     assert len(page.elements) < 5000  # rows of the table of all trials, 26,000 cells, are data
 
 
+def test_a_grid_has_the_table_of_its_ablation(tmp_path: Path) -> None:
+    metrics = [{"val": {"accuracy": 0.4}, "test": {"accuracy": 0.5 + n / 100}} for n in range(4)]
+    records = [record(n, 10, metrics={"retrained": metrics[n]}, knobs={"frames": n // 2}) for n in range(4)]
+    paths = write_report(records, tmp_path, title="t", teacher=None, metadata={}, with_grid=True)
+    text = paths.report.read_text(encoding="utf-8")
+    assert "<h2>Ablation</h2>" in text
+    assert "50.50" in text  # the mean of 50 and 51 % at one value of the knob
+    assert "52.50" in text
+    _, page = report(records, tmp_path)
+    assert "Ablation" not in page.text
+
+
 def test_sections_follow_what_was_measured(tmp_path: Path) -> None:
     metrics = {"retrained": {"val": {"accuracy": 0.5}}}
     _, page = report([record(n, 10 + n, metrics=metrics) for n in range(3)], tmp_path / "a")
