@@ -19,6 +19,7 @@ from nas_kd.config import CampaignConfig, load_config, validate
 from nas_kd.config.sections import (
     BudgetConfig,
     EarlyStoppingConfig,
+    EvaluationConfig,
     NormalizeConfig,
     RetrainConfig,
     SearchConfig,
@@ -121,6 +122,7 @@ def test_example_campaigns_are_valid(path: Path) -> None:
         ("campaign", RetrainConfig),
         ("campaign", Resources),
         ("campaign", EarlyStoppingConfig),
+        ("campaign", EvaluationConfig),
         ("campaign", NormalizeConfig),
         *(("search", entry.settings) for entry in SPACES.values()),
         *(("search", family.options) for family in FAMILIES.values()),

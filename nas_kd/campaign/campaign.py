@@ -147,7 +147,7 @@ class Campaign:
             prepare_latency(context, self.run_dir, config.resources.threads, progress)
             check_budget(config, context)
         if config.rehearse:
-            rehearse(context, self.run_dir, note)
+            rehearse(context, self.run_dir, note, progress)
         for text in context.splits.notes:
             note(text)
         if context.splits.skipped:

@@ -35,7 +35,7 @@ from nas_kd.search_spaces import count_flops
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import bare
 from nas_kd.teachers.weights import load_weights
-from nas_kd.training.fit import evaluate, fit
+from nas_kd.training.fit import OnProgress, evaluate, fit, no_progress
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.shared_search import search_shared
 from nas_kd.trial import CampaignContext, SearchTrial, SharedSearch, Trial
@@ -49,6 +49,8 @@ LOOKED_AT = 64  # items among which labelled ones are looked for
 LIMIT_S = 120.0  # after which no further stage is begun
 STEPS = (2, 4, 8, 16)  # lengths of the retraining that are tried until every stage of every term has a step
 RECORD_NAME = "rehearsal.json"
+
+_SHARES = {"teacher": 0.0, "search": 0.2, "trial": 0.3, "bundle": 0.5}  # of the time, roughly, when a stage begins
 
 Note = Callable[[str], None]
 
@@ -65,13 +67,19 @@ _DOING = {
 """What was going on, by the functions of a traceback; the innermost one decides."""
 
 
-def rehearse(context: CampaignContext, run_dir: Path, note: Note = lambda text: None) -> None:
+def rehearse(
+    context: CampaignContext,
+    run_dir: Path,
+    note: Note = lambda text: None,
+    progress: OnProgress = no_progress,
+) -> None:
     """Do everything once that the campaign will do. Once for each campaign file: a run that goes on is not rehearsed.
 
     Args:
         context: of the campaign, checked, with an untrained teacher; it stays as it is.
         run_dir: the run's folder, which gets a file that says what was rehearsed.
         note: called with what was rehearsed and how long it took, and with export formats that fail.
+        progress: called with the share that is done and a text.
 
     Raises:
         ConfigError: a stage failed; the sentence names it and what to change.
@@ -89,7 +97,7 @@ def rehearse(context: CampaignContext, run_dir: Path, note: Note = lambda text: 
                     f"not all objectives were rehearsed, since the first ones took {time.perf_counter() - clock:.0f} s"
                 )
                 break
-            _Rehearsal(context, proposal, Path(folder) / str(number), clock, note).run(done)
+            _Rehearsal(context, proposal, Path(folder) / str(number), clock, note, progress).run(done)
     seconds = time.perf_counter() - clock
     note(f"rehearsed on {NUM_ITEMS} items of each split in {seconds:.1f} s: {', '.join(done)}")
     stages = {stage: round(until, 2) for stage, until in done.items()}
@@ -124,6 +132,7 @@ class _Rehearsal:
         folder: of the small run.
         clock: when the rehearsal began.
         note: called with what does not fail the campaign.
+        progress: called with the share that is done and a text.
     """
 
     context: CampaignContext
@@ -131,6 +140,7 @@ class _Rehearsal:
     folder: Path
     clock: float
     note: Note
+    progress: OnProgress
 
     def run(self, done: dict[str, float]) -> None:
         """All stages; `done` gets each of them, with the seconds since the rehearsal began."""
@@ -165,6 +175,7 @@ class _Rehearsal:
             if self._seconds() > LIMIT_S:
                 self.note(f"export as {kind} was not rehearsed, since the rehearsal took more than {LIMIT_S:.0f} s")
                 continue
+            self.progress(_SHARES["bundle"], f"rehearsal, export as {kind}")
             try:
                 export_student(trial_dir, self.folder / "export", (kind,), space=space)  # type: ignore[arg-type]
             except Exception as error:  # whatever exporters raise; the campaign can do without
@@ -182,6 +193,7 @@ class _Rehearsal:
 
     @contextmanager
     def _stage(self, name: str, way_out: str) -> Iterator[None]:
+        self.progress(_SHARES[name], f"rehearsal, {name}")
         try:
             yield
         except ConfigError:
