@@ -15,20 +15,19 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
     from fvcore.nn import FlopCountAnalysis
 
+from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
 from nas_kd.search_spaces.products import PRODUCTS, Handler
 from nas_kd.search_spaces.products import shape_of as _shape
 
@@ -216,25 +215,6 @@ class Parted(Protocol):
         ...
 
 
-class _Direct:
-    """Stands for `torch.utils.checkpoint.CheckpointFunction`: without gradients there is nothing to recompute."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-@contextmanager
-def _checkpoints_run_directly() -> Iterator[None]:
-    """While it is open, `torch.utils.checkpoint.checkpoint` calls its function, whose work a tracer then sees."""
-    original = torch.utils.checkpoint.CheckpointFunction
-    torch.utils.checkpoint.CheckpointFunction = _Direct  # type: ignore[misc,assignment]
-    try:
-        yield
-    finally:
-        torch.utils.checkpoint.CheckpointFunction = original  # type: ignore[misc]
-
-
 def count_params(module: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in module.parameters())
@@ -255,7 +235,7 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     modes = [(m, m.training) for m in module.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        with _trace_lock, torch.no_grad(), _checkpoints_run_directly(), warnings.catch_warnings():
+        with _trace_lock, torch.no_grad(), checkpoints_run_directly(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
             for child, _ in modes:  # an exported program has no eval()
                 child.training = False  # in training mode the tracer would move BatchNorm's running statistics

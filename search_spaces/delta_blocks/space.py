@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
 from nas_kd.search_spaces.chain import Effect
+from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read, read_effects
 from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
@@ -223,7 +224,7 @@ def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:
             )
     other = 2 * frame.flip(-1) + 1
     try:
-        with torch.no_grad():
+        with torch.no_grad(), checkpoints_run_directly() as checkpoints:
             alone, beside = teacher(frame.clone()), teacher(torch.cat([frame, other]))
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -231,6 +232,12 @@ def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:
             f"the teacher could not run a frame {shape}, alone or in a batch of two: {reason}; set data.size (or "
             "frame_size) or change the teacher"
         ) from error
+    if checkpoints:
+        raise ValueError(
+            "the teacher uses torch.utils.checkpoint, which runs layers a second time in the backward pass, and delta "
+            "layers keep a state between passes; switch checkpointing off where teacher.model is built (it saves "
+            "memory in training alone)"
+        )
     if not isinstance(alone, Tensor):
         raise ValueError(
             f"the teacher must give one tensor for a frame {shape}, but gives a {type(alone).__name__}; wrap it in a "

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from own_nets import Clips, FoldsFrames, T, TwoPathways, videomae
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nas_kd.campaign.identity import check_identity
 from nas_kd.campaign.prepare import check_teacher, prepare_teacher
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.search_spaces import SPACES
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher, TeacherConfig
@@ -219,3 +221,19 @@ def test_a_folder_of_transformers_is_a_teacher(tiny: Make, tmp_path: Path) -> No
         if sentence:
             with pytest.raises(ValueError, match=sentence):
                 build_context(fresh, "cpu")
+
+
+class CheckpointedFrames(nn.Module):
+    def __init__(self, num_classes: int, reentrant: bool) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, num_classes, 1))
+        self.reentrant = reentrant
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.convs[2](checkpoint(self.convs[:2], frames, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_delta_layers_refuse_a_teacher_with_checkpoints(reentrant: bool) -> None:
+    with pytest.raises(ValueError, match=r"uses torch.utils.checkpoint, .* switch checkpointing off where teacher.mod"):
+        SPACES["delta_blocks"].make({}, CheckpointedFrames(4, reentrant), (32, 32), {"model": "own"})
