@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nas_kd.tasks import TASKS, Task
     from nas_kd.teachers import Teacher, TeacherConfig
     from nas_kd.training.budget import BudgetController
-    from nas_kd.training.fit import FitConfig, fit
+    from nas_kd.training.fit import TrainingConfig, fit
     from nas_kd.training.gate_search import GateConfig, search_gates
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "Edge",
     "ExportError",
     "ExportRecord",
-    "FitConfig",
     "GateConfig",
     "ModelOutput",
     "ModuleSpace",
@@ -64,6 +63,7 @@ __all__ = [
     "Task",
     "Teacher",
     "TeacherConfig",
+    "TrainingConfig",
     "count_flops",
     "export",
     "export_student",
@@ -90,7 +90,7 @@ _NAMES = {
     "nas_kd.tasks": "TASKS Task",
     "nas_kd.teachers": "Teacher TeacherConfig",
     "nas_kd.training.budget": "BudgetController",
-    "nas_kd.training.fit": "FitConfig fit",
+    "nas_kd.training.fit": "TrainingConfig fit",
     "nas_kd.training.gate_search": "GateConfig search_gates",
     "nas_kd.search_spaces": "DeltaBlocksSettings DeltaBlocksSpace Edge ModuleSpace SearchSpace Supernet count_flops",
 }

@@ -16,7 +16,7 @@ from nas_kd.settings.mistakes import explain
 from nas_kd.settings.normalize import NormalizeConfig as NormalizeConfig
 from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section as Section  # all sections are found here
-from nas_kd.training.fit import FitConfig
+from nas_kd.training.fit import FitConfig, TrainingConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
 
 
@@ -300,7 +300,7 @@ class SearchConfig(FitConfig):
         return self
 
 
-class RetrainConfig(FitConfig):
+class RetrainConfig(TrainingConfig):
     """Training of the derived student.
 
     Attributes:

@@ -24,7 +24,7 @@ from nas_kd.teachers.layouts import Layout
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS
 from nas_kd.teachers.weights import Note, load_weights, no_note
-from nas_kd.training.fit import FitConfig
+from nas_kd.training.fit import TrainingConfig
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -81,7 +81,7 @@ class TeacherConfig(Section):
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
     train: bool | None = None
-    fit: FitConfig = FitConfig(epochs=10, lr=3e-3)
+    fit: TrainingConfig = TrainingConfig(epochs=10, lr=3e-3)
     input_layout: Layout | Literal["auto"] = "auto"
     pathway_strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(4, 1), min_length=1)
     input_size: Annotated[tuple[Side, Side], BeforeValidator(_both_sides)] | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from nas_kd.data import Augment, Batch, ClipLoader
@@ -19,7 +20,12 @@ from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.task import check_finite_outputs
 from nas_kd.training.checkpoint import Checkpoint
+from nas_kd.training.kept_weights import AveragedWeights, BestEpoch, Validate
 from nas_kd.training.precision import Precision
+
+Schedule = Literal["cosine", "linear", "step", "constant", "one_cycle"]
+DECAY_AT, DECAY = (0.5, 0.75), 0.1  # of `step`: shares of the steps, and what is left of the learning rate
+ONE_CYCLE_START = 1 / 25  # of the peak
 
 
 class FitConfig(Section):
@@ -29,8 +35,11 @@ class FitConfig(Section):
         epochs: passes over the training split.
         batch_size: clips a step.
         optimizer: `adamw`, or `sgd` with momentum 0.9.
-        lr: peak learning rate, reached after the warm-up, then cosine to 0.
-        warmup: share of the steps in which the learning rate rises linearly.
+        lr: peak learning rate, reached after the warm-up.
+        schedule: of the learning rate after the warm-up: `cosine` to 0; `linear` to 0; `step`, a tenth of it after one
+            half and another tenth after three quarters of the steps; `constant`; or `one_cycle`, which also rises by a
+            cosine, from a 25th (Smith and Topin, arXiv:1708.07120, with the cosines of torch's `OneCycleLR`).
+        warmup: share of the steps in which the learning rate rises, linearly but for `one_cycle`.
         weight_decay: on weights of two or more dimensions; biases and BatchNorm have none.
         clip_norm: largest norm of the gradient; the norm is cut to it.
         augment: `none`, `flip` or `flip+crop`, equal for all frames of a clip.
@@ -42,11 +51,36 @@ class FitConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=3e-3, gt=0)
+    schedule: Schedule = "cosine"
     warmup: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=5.0, gt=0)
     augment: Augment = "none"
     precision: Precision = "float32"
+
+
+class TrainingConfig(FitConfig):
+    """How a net with one set of weights is trained, and which weights the training leaves.
+
+    Attributes:
+        accumulate: batches whose mean gradient a step takes; BatchNorm still sees one batch at a time.
+        ema: share that the average of the weights keeps at each step, such as 0.999: the training then leaves the
+            average (Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992). null: no average.
+        keep: `last`, the weights after the last epoch; or `best`, those of the epoch, the start included, that is best
+            on the validation split. Validation values of what was kept so are optimistic.
+        patience: with `keep: best`, epochs without a better value after which the training ends. null: it never does.
+    """
+
+    accumulate: int = Field(default=1, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _patience_needs_the_best(self) -> TrainingConfig:
+        if self.patience is not None and self.keep != "best":
+            raise ValueError("patience needs the weights of the best epoch: add `keep: best`, or leave patience out")
+        return self
 
 
 Loss = Callable[[Batch], Mapping[str, Tensor]]
@@ -103,11 +137,18 @@ def make_optimizer(
 
 
 def learning_rate(config: FitConfig, progress: float) -> float:
-    """Learning rate at `progress` in [0, 1]: linear warm-up, then cosine to 0."""
+    """Learning rate at `progress` in [0, 1]; see `FitConfig.schedule`."""
     if progress < config.warmup:
-        return config.lr * max(progress / config.warmup, 0.01)
-    rest = (progress - config.warmup) / max(1 - config.warmup, 1e-9)
-    return config.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
+        rising = progress / config.warmup
+        if config.schedule == "one_cycle":
+            return config.lr * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * 0.5 * (1 - cos(pi * rising)))
+        return config.lr * max(rising, 0.01)
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr * DECAY ** sum(progress >= place for place in DECAY_AT)
+    rest = min((progress - config.warmup) / max(1 - config.warmup, 1e-9), 1.0)
+    return config.lr * (1 - rest if config.schedule == "linear" else 0.5 * (1 + cos(pi * rest)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -151,9 +192,10 @@ def fit(
     loader: ClipLoader,
     loss: Loss,
     total: Callable[[Mapping[str, Tensor]], Tensor],
-    config: FitConfig,
+    config: TrainingConfig,
     *,
     seed: int,
+    validate: Validate | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     slow: Iterable[nn.Parameter] = (),
     slow_scale: float = 1.0,
@@ -163,7 +205,7 @@ def fit(
     tag: str = "",
     progress: OnProgress = no_progress,
     log: Log = no_log,
-) -> None:
+) -> int:
     """Train `module` in place. Restarts from its checkpoint at the last whole epoch, with the same result.
 
     Args:
@@ -173,6 +215,7 @@ def fit(
         total: the sum that is minimised.
         config: schedule.
         seed: of dropout and other noise; each epoch has its own state of the generator, so nothing of it is stored.
+        validate: score of `module` on the validation split, of which more is better; for `keep: best`.
         parameters: what is optimised; those of `module` by default.
         slow: further parameters, optimised at `slow_scale` times the learning rate.
         slow_scale: at most 1.
@@ -181,15 +224,34 @@ def fit(
         checkpoint: file, or None to keep nothing.
         tag: names what is trained in the checkpoint.
         progress: called after every step.
-        log: called with the mean terms after every epoch.
+        log: called with the mean terms after every epoch, and with the `validation` score where there is one.
+
+    Returns:
+        The number of epochs after which `module` had the weights that it is left with.
+
+    Raises:
+        ValueError: `keep: best` without `validate`.
     """
     chosen = list(parameters) if parameters is not None else list(module.parameters())
     later = list(slow)
     optimizer = make_optimizer(config, chosen, slow=later, slow_scale=slow_scale)
-    keeper = Checkpoint(checkpoint, tag, {"module": module, "optimizer": optimizer, **(extra_parts or {})})
+    parts = {"module": module, "optimizer": optimizer, **(extra_parts or {})}
+    average = parts["average"] = AveragedWeights(module, config.ema) if config.ema is not None else None
+    best = parts["best"] = None
+    if config.keep == "best":
+        if validate is None:
+            raise ValueError("keep: best needs a validation split; give `validate`, or take `keep: last`")
+        best = parts["best"] = BestEpoch(module, validate, config.patience)
+    keeper = Checkpoint(checkpoint, tag, {name: part for name, part in parts.items() if part is not None})
     start = keeper.restore()
-    steps = len(loader) * config.epochs
+    if best is not None and start == 0:
+        module.eval()
+        best.see(0)
+    steps, end = len(loader) * config.epochs, config.epochs
     for epoch in range(start, config.epochs):
+        if best is not None and best.has_ended:
+            end = epoch
+            break
         torch.manual_seed(seed * 100_003 + epoch)
         module.train()
         averages = Averages()
@@ -200,15 +262,32 @@ def fit(
             terms = loss(batch)
             value = total(terms)
             check_finite(value, terms, "the training")
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*chosen, *later], config.clip_norm)
-            optimizer.step()
+            first = i - i % config.accumulate  # batch of those whose gradients a step takes
+            if i == first:
+                optimizer.zero_grad(set_to_none=True)
+            number = min(config.accumulate, len(loader) - first)
+            (value / number).backward()  # type: ignore[no-untyped-call]
+            if i == first + number - 1:
+                torch.nn.utils.clip_grad_norm_([*chosen, *later], config.clip_norm)
+                optimizer.step()
+                if average is not None:
+                    average.step()
             averages.add({**terms, "total": value})
             progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
-        log(epoch, averages.means())
+        means = averages.means()
+        if best is not None:
+            module.eval()
+            with average.applied() if average is not None else nullcontext():
+                means["validation"] = best.see(epoch + 1)
+        log(epoch, means)
         keeper.save(epoch + 1)
+    if best is not None:
+        best.apply()
+        end = best.epoch
+    elif average is not None:
+        average.apply()
     module.eval()
+    return end
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
-from nas_kd.training.fit import FitConfig, Log, OnProgress, fit, no_log, no_progress
+from nas_kd.training.fit import Log, OnProgress, TrainingConfig, fit, no_log, no_progress
 from nas_kd.training.gate_search import search_gates, trained_parameters
 from nas_kd.training.precision import Precision, autocast, for_losses
 from nas_kd.trial.context import CampaignContext
@@ -165,8 +165,10 @@ class Learner:
             log=log,
         )
 
-    def fit(self, dataset: ClipDataset, config: FitConfig, *, seed: int, **options: Any) -> None:
-        """Train the net, with the objective's own parameters, on a split.
+    def fit(self, dataset: ClipDataset, config: TrainingConfig, *, seed: int, **options: Any) -> int:
+        """Train the net, with the objective's own parameters, on a split; returns the number of epochs it is left with.
+
+        With `keep: best` these are the epochs after which it is best on the validation split.
 
         Args:
             dataset: the split.
@@ -177,13 +179,16 @@ class Learner:
         loader = self.context.loader(dataset, config, seed=seed, train=True, views=self.views)
         self.objective.check_steps(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
-        fit(
+        context, metric = self.context, self.context.task.metric
+        sign = 1.0 if context.task.maximize else -1.0
+        return fit(
             self.net,
             loader,
             self.loss,
             self.objective.total,
             config,
             seed=seed,
+            validate=lambda: sign * context.evaluate_student(self.net, context.splits.val, self._knobs)[metric],
             parameters=fast,
             slow=slow,
             slow_scale=slow_scale,

@@ -152,7 +152,7 @@ class Trial(ABC):
                 self._report_rung(i, epoch, student, arch)
 
             with closing(learner):
-                learner.fit(
+                epochs = learner.fit(
                     campaign.splits.retrain,
                     config,
                     seed=seed,
@@ -161,6 +161,8 @@ class Trial(ABC):
                     progress=self._stage(self.choice_share + i * share, share),
                     log=log,
                 )
+            if config.keep == "best":
+                self.diagnostics[f"kept_epoch_{i}"] = float(epochs)
             metrics: dict[Split, dict[str, float]] = {}
             for split, of_split in scores.items():
                 metrics[split] = self._evaluate(student, getattr(campaign.splits, split), of_split.append)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from nas_kd.campaign.prepare import prepare_teacher
@@ -16,7 +18,7 @@ from nas_kd.data import Batch
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import FitConfig, fit, learning_rate
+from nas_kd.training.fit import FitConfig, TrainingConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.precision import Precision
 from nas_kd.trial import CampaignContext, Learner, build_context
@@ -46,9 +48,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_fit_continues_bit_by_bit(context: CampaignContext, tmp_path: Path, optimizer: str) -> None:
-    config = FitConfig(epochs=3, batch_size=8, optimizer=optimizer, lr=0.01)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "keys", [{}, {"optimizer": "sgd"}, {"accumulate": 4, "ema": 0.9, "keep": "best", "patience": 2}], ids=str
+)
+def test_fit_continues_bit_by_bit(context: CampaignContext, tmp_path: Path, keys: dict[str, Any]) -> None:
+    config = TrainingConfig(epochs=3, batch_size=8, lr=0.01, **keys)
 
     def run(path: Path | None, progress: Callable[[float, str], None] = lambda a, b: None) -> nn.Module:
         torch.manual_seed(1)
@@ -63,6 +67,7 @@ def test_fit_continues_bit_by_bit(context: CampaignContext, tmp_path: Path, opti
             lambda terms: terms["task"],
             config,
             seed=2,
+            validate=lambda: float(net[4].weight.detach().abs().sum()),
             checkpoint=path,
             tag="t",
             progress=progress,
@@ -73,6 +78,56 @@ def test_fit_continues_bit_by_bit(context: CampaignContext, tmp_path: Path, opti
     with pytest.raises(Killed):
         run(tmp_path / "c.pt", die_at(9))  # in the second epoch of six steps
     assert same(run(tmp_path / "c.pt"), whole)
+
+
+class Recorded:
+    """A linear net that is trained on six batches of eight clips; keeps its weights after every batch."""
+
+    def __init__(self, context: CampaignContext, scores: Sequence[float] = (), **keys: Any) -> None:
+        config = TrainingConfig(batch_size=keys.pop("batch_size", 8), optimizer="sgd", lr=0.05, warmup=0, **keys)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 16 * 16, 4))
+        left = iter(scores)
+        self.weights = [net[1].weight.detach().clone()]
+        self.epochs = fit(
+            net,
+            context.loader(context.splits.retrain, config, seed=2, train=True),
+            lambda batch: {"task": context.task.loss(net(context.input_type.read(batch)), batch)},
+            lambda terms: terms["task"],
+            config,
+            seed=2,
+            validate=lambda: next(left),
+            progress=lambda share, words: self.weights.append(net[1].weight.detach().clone()),
+        )
+        self.left = net[1].weight.detach()
+
+
+def test_gradients_of_several_batches_make_one_step(context: CampaignContext) -> None:
+    several = Recorded(context, epochs=1, accumulate=4, schedule="constant")
+    changed = [not torch.equal(a, b) for a, b in pairwise(several.weights)]
+    assert changed == [False, False, False, True, False, True]  # four batches, and the two that are left
+    one = Recorded(context, epochs=1, batch_size=32, schedule="constant")  # clips in the same order
+    torch.testing.assert_close(several.weights[4], one.weights[1])
+
+
+def test_the_average_of_the_weights_is_left(context: CampaignContext) -> None:
+    net = Recorded(context, epochs=1, ema=0.8)
+    average = net.weights[0]
+    for weight in net.weights[1:]:
+        average = 0.8 * average + 0.2 * weight
+    torch.testing.assert_close(net.left, average)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_a_training(context: CampaignContext) -> None:
+    net = Recorded(context, epochs=9, keep="best", patience=2, scores=[0.1, 0.2, 0.5, 0.3, 0.5])
+    assert net.epochs == 2
+    assert len(net.weights) == 1 + 4 * 6  # the score of the start, and four epochs
+    assert torch.equal(net.left, net.weights[2 * 6])
+    start = Recorded(context, epochs=2, keep="best", scores=[0.9, 0.2, 0.5])
+    assert start.epochs == 0
+    assert torch.equal(start.left, start.weights[0])
+    with pytest.raises(ValidationError, match=r"patience needs .* add `keep: best`"):
+        TrainingConfig(patience=2)
 
 
 def search(
@@ -171,9 +226,30 @@ def test_learning_rate_rises_and_falls() -> None:
     assert learning_rate(config, 1.0) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_schedules_of_the_learning_rate() -> None:
+    def rates(schedule: Any, places: Sequence[float]) -> list[float]:
+        return [learning_rate(FitConfig(lr=2.0, warmup=0.2, schedule=schedule), place) for place in places]
+
+    places = [0.1, 0.2, 0.49, 0.5, 0.74, 0.75, 1.0]
+    assert rates("constant", places) == pytest.approx([1, 2, 2, 2, 2, 2, 2])
+    assert rates("step", places) == pytest.approx([1, 2, 2, 0.2, 0.2, 0.02, 0.02])
+    assert rates("linear", [0.1, 0.2, 0.6, 1.0]) == pytest.approx([1, 2, 1, 0])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 2.0, total_steps=101, pct_start=0.21, final_div_factor=1e9
+    )
+    expected = []
+    for _ in range(101):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        one_cycle.step()
+    steps = [10, 20, 40, 100]
+    assert rates("one_cycle", [step / 100 for step in steps]) == pytest.approx([expected[i] for i in steps], abs=0.02)
+
+
 def test_a_loss_that_is_no_number_is_named(context: CampaignContext) -> None:
     net = nn.Linear(1, 1)
-    config = FitConfig(epochs=1, batch_size=8)
+    config = TrainingConfig(epochs=1, batch_size=8)
     loader = context.loader(context.splits.retrain, config, seed=0, train=True)
     with pytest.raises(FloatingPointError, match=r"task=nan.*lower the learning rate"):
         fit(net, loader, lambda b: {"task": net.weight.sum() * float("nan")}, lambda t: t["task"], config, seed=0)
