@@ -18,6 +18,7 @@ from nas_kd.trial.context import all_knobs
 from nas_kd.trial.shared import FOLDER, PREFIX, study_choices, study_values
 from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
 
+CHEAPEST_SHARE = 0.5  # of the lowest budget: what the sampler proposes costs at least that
 TRAINING_SHARE = 0.8  # of the stage's time, roughly; the rest goes into comparing derived architectures
 
 
@@ -86,6 +87,8 @@ def known_costs(context: CampaignContext, found: SearchFound | None = None) -> K
         canonical=canonical,
         prior=prior,
         within_limits=within_limits if budget.limits else None,
+        # Students far below the lowest budget widen the front where nobody asked for it.
+        min_cost=CHEAPEST_SHARE * float(budget.lowest) if budget.lowest < budget.highest else 0.0,
         max_cost=float(budget.highest),
     )
 

@@ -97,8 +97,10 @@ def build_hugging_face(num_outputs: int, settings: Mapping[str, Any]) -> nn.Modu
             f"teacher.settings.folder: there is no config.json in {folder}; give the folder that save_pretrained wrote"
         )
     loader = _loader(transformers, str(_read(folder / "config.json").get("model_type")), folder)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
+    messages: Any = transformers.utils.logging
+    verbosity, shows_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity(logging.ERROR)
+    messages.disable_progress_bar()
     try:
         if has_weights(settings):
             model, report = loader.from_pretrained(
@@ -117,7 +119,9 @@ def build_hugging_face(num_outputs: int, settings: Mapping[str, Any]) -> nn.Modu
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"teacher.settings.folder: transformers cannot load {folder}: {reason}") from error
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        messages.set_verbosity(verbosity)
+        if shows_bars:
+            messages.enable_progress_bar()
     return cast(nn.Module, model)
 
 

@@ -49,6 +49,17 @@ def test_the_table_of_gates_gives_the_probabilities_of_the_supernet(search: Shar
         assert table.log_probability(arch.choices, 0.1 * knots[0]) == pytest.approx(expected[0], abs=2e-3)
 
 
+def test_the_sampler_leaves_out_what_is_far_below_the_lowest_budget(search: SharedSearch) -> None:
+    budget, space, known = search.context.config.budget, search.context.space, known_costs(search.context)
+    rng = np.random.default_rng(0)
+    allowed = dict[float, bool]()
+    for _ in range(200):
+        values = study_values(space.sample(rng), space)
+        allowed[known.cost(values)] = known.allows(values)
+    assert allowed == {cost: budget.lowest / 2 <= cost <= budget.highest for cost in allowed}
+    assert {cost < budget.lowest / 2 for cost in allowed} == {True, False}
+
+
 @pytest.mark.parametrize("maximize", [True, False])
 def test_the_guess_ranks_architectures_that_were_not_compared(search: SharedSearch, maximize: bool) -> None:
     space = search.context.space
