@@ -187,6 +187,37 @@ def check_finite(total: Tensor, terms: Mapping[str, Tensor], what: str) -> None:
         raise NotFiniteError(f"the loss of {what} is not finite ({values}); lower the learning rate or a weight")
 
 
+class LaterCheck:
+    """`check_finite` without waiting for a GPU: a loss there is looked at one step later, when it is known.
+
+    Args:
+        what: is trained, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._waiting: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    def add(self, total: Tensor, terms: Mapping[str, Tensor], *, at_once: bool | None = None) -> None:
+        """Look at the loss of the step before, and on a CPU at that of this step, too.
+
+        Args:
+            total: of this step.
+            terms: of this step.
+            at_once: whether this step's is looked at now; by default on a CPU alone.
+        """
+        self.finish()
+        self._waiting = total.detach(), {name: value.detach() for name, value in terms.items()}
+        if total.device.type == "cpu" if at_once is None else at_once:
+            self.finish()
+
+    def finish(self) -> None:
+        """Look at the loss that waits, before an epoch counts as done."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            check_finite(*waiting, self._what)
+
+
 def fit(
     module: nn.Module,
     loader: ClipLoader,
@@ -247,7 +278,7 @@ def fit(
     if best is not None and start == 0:
         module.eval()
         best.see(0)
-    steps, end = len(loader) * config.epochs, config.epochs
+    steps, end, check = len(loader) * config.epochs, config.epochs, LaterCheck("the training")
     for epoch in range(start, config.epochs):
         if best is not None and best.has_ended:
             end = epoch
@@ -261,7 +292,7 @@ def fit(
             advance(done / steps)
             terms = loss(batch)
             value = total(terms)
-            check_finite(value, terms, "the training")
+            check.add(value, terms)
             first = i - i % config.accumulate  # batch of those whose gradients a step takes
             if i == first:
                 optimizer.zero_grad(set_to_none=True)
@@ -274,6 +305,7 @@ def fit(
                     average.step()
             averages.add({**terms, "total": value})
             progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
+        check.finish()
         means = averages.means()
         if best is not None:
             module.eval()

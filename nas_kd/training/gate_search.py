@@ -23,6 +23,7 @@ from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
     Averages,
     FitConfig,
+    LaterCheck,
     Log,
     Loss,
     OnProgress,
@@ -164,7 +165,7 @@ def search_gates(
         "budget": budget,
     }
     keeper = Checkpoint(checkpoint, tag, parts)
-    start = keeper.restore()
+    start, check = keeper.restore(), LaterCheck("the weights")
     for epoch in range(start, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         if supernet.control.generator is not None:
@@ -179,7 +180,7 @@ def search_gates(
             train_only(weight_parameters, gate_parameters)
             terms = loss(batch)
             value = objective.total(terms)
-            check_finite(value, terms, "the weights")
+            check.add(value, terms)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
@@ -197,6 +198,7 @@ def search_gates(
                 gate_optimizer.step()
                 budget.update(expected)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
+        check.finish()
         reached = float(supernet.expected_cost().detach())
         log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
         keeper.save(epoch + 1)

@@ -35,6 +35,7 @@ from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.fit import (
     Averages,
     FitConfig,
+    LaterCheck,
     Log,
     OnProgress,
     check_finite,
@@ -190,6 +191,7 @@ def search_shared(
         start()
     generator = torch.Generator()
     finalists: Sequence[Candidate] = ()
+    check = LaterCheck("the weights")
     for epoch in range(first_epoch, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         generator.manual_seed(seed * 100_003 + epoch)
@@ -212,7 +214,7 @@ def search_shared(
                 with _drawn(nets, policy, knots, finalists, generator) as net:
                     terms = net.loss(batch)
                 value = net.objective.total(terms)
-                check_finite(value, terms, "the weights")
+                check.add(value, terms)
                 (value / paths).backward()  # type: ignore[no-untyped-call]
                 averages.add({**terms, "total": value})
             torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
@@ -221,6 +223,7 @@ def search_shared(
                 train_only(gate_parameters, weight_parameters)
                 _gate_step(nets, policy, penalties, gate_optimizer, next(gate_batches), knots, generator, averages)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
+        check.finish()
         log(epoch, averages.means())
         keeper.save(epoch + 1)
     for net in nets:

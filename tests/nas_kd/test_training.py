@@ -18,7 +18,7 @@ from nas_kd.data import Batch
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import FitConfig, TrainingConfig, fit, learning_rate
+from nas_kd.training.fit import FitConfig, LaterCheck, NotFiniteError, TrainingConfig, fit, learning_rate
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.precision import Precision
 from nas_kd.trial import CampaignContext, Learner, build_context
@@ -253,6 +253,18 @@ def test_a_loss_that_is_no_number_is_named(context: CampaignContext) -> None:
     loader = context.loader(context.splits.retrain, config, seed=0, train=True)
     with pytest.raises(FloatingPointError, match=r"task=nan.*lower the learning rate"):
         fit(net, loader, lambda b: {"task": net.weight.sum() * float("nan")}, lambda t: t["task"], config, seed=0)
+
+
+def test_losses_on_a_gpu_are_looked_at_one_step_later() -> None:
+    check, good, bad = LaterCheck("the test"), torch.tensor(1.0), torch.tensor(float("inf"))
+    check.add(bad, {"task": bad}, at_once=False)  # as on a GPU
+    with pytest.raises(NotFiniteError, match=r"the loss of the test .*task=inf"):
+        check.add(good, {"task": good}, at_once=False)
+    check.add(bad, {"task": bad}, at_once=False)
+    with pytest.raises(NotFiniteError):
+        check.finish()  # the last one of an epoch
+    with pytest.raises(NotFiniteError):
+        check.add(bad, {"task": bad})  # on a CPU
 
 
 def test_bfloat16_is_close_to_float32_and_leaves_weights_and_losses_in_float32(
