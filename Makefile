@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: install
 # A process a core, each with one thread: nets of the tests are too small for more.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The report in a headless Chromium or Chrome; skipped where none is installed.
+test-browser: install
+	$(BIN)/python -m pytest -m browser tests/analysis/test_report_in_browser.py
 
 check: install
 	$(BIN)/ruff check .
