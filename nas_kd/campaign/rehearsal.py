@@ -208,6 +208,7 @@ class _Rehearsal:
         """The campaign with a few items, one epoch, and nets of its own."""
         context, config = self.context, self._small_config()
         task = make_task(config.task, context.splits.info, config.task_options)
+        task.prepare(context.splits)
         torch.manual_seed(config.seed)
         model = teacher_of(config, task).to(context.device)
         if bare(model) is bare(context.teacher_model):

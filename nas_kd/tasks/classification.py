@@ -7,24 +7,28 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import Tensor
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataInfo, Splits
+from nas_kd.data.sample import labels_of
+from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
 from nas_kd.tasks.item_scores import ItemScores, mean_of_items
-from nas_kd.tasks.task import Batch, NoOptions, Task, check_finite_outputs
+from nas_kd.tasks.task import Batch, Task, check_finite_outputs
 
 
 class Classification(Task):
     """Cross-entropy; `accuracy` is the share of clips classified right.
 
     Raises:
-        ValueError: items have no class, or may have several.
+        ValueError: items have no class, or may have several; or class weights do not fit the classes.
     """
 
     metric: ClassVar[str] = "accuracy"
     percent: ClassVar[tuple[str, ...]] = ("accuracy",)
+    options: ClassVar[type[BaseModel]] = CrossEntropyConfig
 
-    def __init__(self, info: DataInfo, config: NoOptions | None = None) -> None:
+    def __init__(self, info: DataInfo, config: CrossEntropyConfig | None = None) -> None:
         super().__init__(info, config)
         if info.num_classes < 2:
             raise ValueError(
@@ -36,6 +40,8 @@ class Classification(Task):
                 f"the task classification needs items of one class, but those of {info.name!r} may have several; "
                 "choose the task multilabel"
             )
+        self.config = config or CrossEntropyConfig()
+        self._weights = given_weights(self.config.class_weights, self.class_names)
         from torchmetrics.classification import MulticlassAccuracy  # here: exported students do without these seconds
 
         self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
@@ -43,8 +49,14 @@ class Classification(Task):
         self._right: list[bool] = []
         self._labels: list[int] = []
 
+    def prepare(self, splits: Splits) -> None:
+        if self.config.class_weights == "balanced":
+            labels = torch.tensor(labels_of(splits.retrain))
+            self._weights = balanced_weights(torch.bincount(labels, minlength=self.info.num_classes))
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs, batch["label"])
+        weights = None if self._weights is None else self._weights.to(outputs)
+        return F.cross_entropy(outputs, batch["label"], weights, label_smoothing=self.config.label_smoothing)
 
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
         check_finite_outputs(outputs)

@@ -9,12 +9,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nas_kd.data import DataError, DataInfo, Splits
 from nas_kd.data.sample import IGNORE, Sample
+from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
 from nas_kd.tasks.item_scores import ItemScores, Weights
 from nas_kd.tasks.occurring import absent_classes, counts_of
 from nas_kd.tasks.offsets import Offset, frames_by_offset, over_offsets
@@ -29,8 +30,8 @@ NAMED_CLASSES = 20
 _CHUNK = 2**24  # values of upsampled maps held at once: 64 MiB
 
 
-class SegmentationConfig(BaseModel):
-    """Options of segmentation.
+class SegmentationConfig(CrossEntropyConfig):
+    """Options of segmentation, with those of the cross-entropy, by pixels.
 
     Attributes:
         ohem: whether the loss looks at hard pixels only (online hard example mining).
@@ -38,14 +39,22 @@ class SegmentationConfig(BaseModel):
         ohem_min_share: at least this share of a batch's labelled pixels counts, the hardest ones.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     ohem: bool = False
     ohem_threshold: float = Field(default=0.9, gt=0, le=1)
     ohem_min_share: float = Field(default=1 / 16, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _ohem_reads_probabilities(self) -> SegmentationConfig:
+        for key in ("label_smoothing", "class_weights"):
+            if self.ohem and getattr(self, key):
+                raise ValueError(
+                    f"ohem chooses pixels by the probability of their class, which {key} changes in the loss; leave "
+                    f"out ohem or {key}"
+                )
+        return self
 
-def pixel_losses(maps: Tensor, mask: Tensor) -> Tensor:
+
+def pixel_losses(maps: Tensor, mask: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each pixel, 0 where the mask is `IGNORE`.
 
     Maps are upsampled to the mask bilinearly, with half-pixel centres, a few frames at a time. Where that takes more
@@ -54,14 +63,19 @@ def pixel_losses(maps: Tensor, mask: Tensor) -> Tensor:
     Args:
         maps: float (F, C, h, w), logits of F frames.
         mask: (F, H, W), class of each pixel.
+        weights: float32 (C,), factor of each class; None: 1.
+        label_smoothing: share of the target that is spread over all classes.
 
     Returns:
         float32 (F, H, W), in nats.
     """
     slices = list(_chunks(mask, maps.shape[1]))
     if len(slices) == 1:
-        return _losses(maps, mask)
-    losses = [checkpoint(_losses, maps[s], mask[s], use_reentrant=False, preserve_rng_state=False) for s in slices]
+        return _losses(maps, mask, weights, label_smoothing)
+    losses = []
+    for s in slices:
+        given = (maps[s], mask[s], weights, label_smoothing)
+        losses.append(checkpoint(_losses, *given, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(losses)
 
 
@@ -171,7 +185,7 @@ class Segmentation(Task):
     no part of the mean.
 
     Raises:
-        ValueError: the data have no masks.
+        ValueError: the data have no masks, or class weights do not fit the classes.
     """
 
     metric: ClassVar[str] = "miou"
@@ -189,6 +203,7 @@ class Segmentation(Task):
                 f"{len(info.mask_names)}; give masks and their names, or choose another task"
             )
         self.config = config or SegmentationConfig()
+        self._weights = given_weights(self.config.class_weights, self.class_names)
         self._clear()
 
     @property
@@ -208,6 +223,10 @@ class Segmentation(Task):
                 f"are {named[0]!r}; check classes and ignore (masks of 0 and 255 need binary: true, not ignore)"
             )
 
+    def prepare(self, splits: Splits) -> None:
+        if self.config.class_weights == "balanced":
+            self._weights = balanced_weights(counts_of(splits.retrain.base, "mask", self._pixels))
+
     def hints(self, splits: Splits) -> list[str]:
         return absent_classes(splits, "mask", self._pixels, self.class_names, "labelled pixel")
 
@@ -216,9 +235,18 @@ class Segmentation(Task):
         return torch.bincount(mask.flatten(), minlength=IGNORE + 1)[: self.num_outputs]
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over labelled pixels, or over the hard ones; 0 for a batch without a labelled pixel."""
+        """Mean cross-entropy over labelled pixels, or over the hard ones; 0 for a batch without a labelled pixel.
+
+        With class weights the mean is weighted, as that of `torch.nn.functional.cross_entropy`.
+        """
         maps, mask = self._frames(outputs, batch)
-        losses, known = pixel_losses(maps, mask).flatten(), (mask != IGNORE).flatten()
+        weights = None if self._weights is None else self._weights.to(mask.device)
+        losses = pixel_losses(maps, mask, weights, self.config.label_smoothing).flatten()
+        known = (mask != IGNORE).flatten()
+        if weights is not None:
+            of_pixels = weights[mask.flatten().long().clamp_max(len(weights) - 1)] * known
+            total = of_pixels.sum()
+            return losses.sum() / torch.where(total > 0, total, 1.0)
         if self.config.ohem:
             known = hard_pixels(losses.detach(), known, self.config.ohem_threshold, self.config.ohem_min_share)
         return (losses * known).sum() / known.sum().clamp_min(1)
@@ -322,8 +350,15 @@ def _upsample(maps: Tensor, mask: Tensor) -> Tensor:
     return F.interpolate(maps.float(), size=mask.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _losses(maps: Tensor, mask: Tensor) -> Tensor:
-    return F.cross_entropy(_upsample(maps, mask), mask.long(), ignore_index=IGNORE, reduction="none")
+def _losses(maps: Tensor, mask: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(
+        _upsample(maps, mask),
+        mask.long(),
+        weights,
+        ignore_index=IGNORE,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
 
 
 def _chunks(mask: Tensor, channels: int) -> Iterator[slice]:

@@ -108,6 +108,12 @@ class Task(ABC):
                     "items has one; mend its labels, or move other items into it"
                 )
 
+    def prepare(self, splits: Splits) -> None:  # noqa: B027  # a task may leave it out
+        """Take from the training split what the loss needs of it, such as how often classes occur; by default nothing.
+
+        It is called once, before the first `loss`, in every process that trains.
+        """
+
     def hints(self, splits: Splits) -> list[str]:
         """Sentences about data that can be used but may not be meant, such as a class that never occurs."""
         return []

@@ -217,6 +217,7 @@ def build_context(config: CampaignConfig, device: str, *, decode: bool = True) -
     else:
         splits = config.data.outline(seed=config.seed, gate_share=share)
     task = make_task(config.task, splits.info, config.task_options)
+    task.prepare(splits)
     teacher_kinds = {name: (entry.reads, entry.gives) for name, entry in TEACHERS.items()}
     check_kind("teacher.model", config.teacher.model, teacher_kinds, task, config.task, config.data.source)
     kinds = {name: (entry.reads, entry.gives) for name, entry in SPACES.items() if not entry.derived}

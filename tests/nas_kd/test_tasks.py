@@ -53,11 +53,22 @@ def test_a_task_says_what_it_is(name: str) -> None:
             {},
             rf"task: 'segment' is unknown; did you mean 'segmentation'\? choose from {', '.join(TASKS)}",
         ),
-        ("classification", INFO, {"ohem": True}, "task_options: ohem: unknown key 'ohem'; remove it"),
+        ("classification", INFO, {"ohem": True}, "task_options: ohem: unknown key 'ohem'; choose from label_smoothing"),
         ("segmentation", INFO, {"ohme": True}, "task_options: ohme: unknown key 'ohme'; did you mean 'ohem'"),
         ("segmentation", INFO, {"ohem_threshold": 2}, "task_options: ohem_threshold: .*less than or equal to 1.*got 2"),
         ("detection", INFO, {"max_detections": 0}, "task_options: max_detections: .*, but got 0"),
         ("segmentation", BARE, {}, "no masks to segment: mask_names must name at least 2 classes, but 'bare' names 0"),
+        (
+            "classification",
+            INFO,
+            {"class_weights": [1, 2, 3]},
+            "class_weights must give a weight for each of the 2 classes, in their order, but gives 3; give 2, or",
+        ),
+        ("segmentation", INFO, {"class_weights": {"cta": 2}}, "class_weights: 'cta' is no class; did you mean 'cat'"),
+        ("classification", INFO, {"class_weights": [1, 0]}, "class_weights: .*finite number above 0, but one is 0"),
+        ("classification", INFO, {"class_weights": "even"}, "class_weights: .*or balanced, but got 'even'"),
+        ("segmentation", INFO, {"ohem": True, "class_weights": "balanced"}, "leave out ohem or class_weights"),
+        ("multilabel", FEATURES, {"label_smoothing": 0.1}, "task_options: label_smoothing: unknown key"),
         ("detection", BARE, {}, "no boxes to detect: box_names must name at least 1 class, but 'bare' names none"),
     ],
 )
@@ -65,6 +76,38 @@ def test_a_wrong_task_is_one_sentence(name: str, info: DataInfo, options: dict[s
     with pytest.raises(ValueError, match=sentence) as caught:
         make_task(name, info, options)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_smoothed_and_classes_weighted() -> None:
+    outputs, labels = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
+    right, wrong = math.log(4 / 3), math.log(4)  # probabilities of the first and the second class: 3/4, 1/4
+
+    def loss(options: dict[str, object]) -> float:
+        return float(make_task("classification", INFO, options).loss(outputs, {"label": labels}))
+
+    assert loss({"class_weights": [1, 3]}) == pytest.approx((right + 3 * wrong) / 4)
+    assert loss({"class_weights": {"down": 3}}) == pytest.approx((right + 3 * wrong) / 4)
+    only_first = {"label": labels[:1]}
+    smoothed = make_task("classification", INFO, {"label_smoothing": 0.2}).loss(outputs[:1], only_first)
+    assert float(smoothed) == pytest.approx(0.9 * right + 0.1 * wrong)
+
+
+def test_balanced_weights_are_inverse_frequencies_of_the_training_split() -> None:
+    mask = torch.full((4, 4, 16, 24), 255, dtype=torch.uint8)
+    mask[:, 0, 0, 0] = torch.tensor([0, 0, 0, 1], dtype=torch.uint8)  # a "dog" never occurs
+    clips = {"clip": torch.zeros(4, *INFO.input_shape, dtype=torch.uint8), "label": torch.tensor([0, 0, 0, 1])}
+    dataset = MemoryDataset({**clips, "mask": mask})
+    splits = make_splits(dataset, dataset, dataset, INFO, seed=0)
+    logits = torch.tensor([math.log(3), 0.0])  # 3/4 and 1/4; each class has half of the weight
+    wanted = (math.log(4 / 3) + math.log(4)) / 2
+    task = make_task("classification", INFO, {"class_weights": "balanced"})
+    task.prepare(splits)
+    assert float(task.loss(logits.repeat(4, 1), clips)) == pytest.approx(wanted)
+    task = make_task("segmentation", INFO, {"class_weights": "balanced"})
+    task.prepare(splits)
+    maps = torch.cat([logits, torch.tensor([-100.0])])[:, None, None].expand(4, 4, 3, 2, 2)
+    assert float(task.loss(maps, {"mask": mask})) == pytest.approx(wanted)
+    assert float(task.loss(maps, {"mask": torch.full_like(mask, 255)})) == 0
 
 
 LABELLED = {
