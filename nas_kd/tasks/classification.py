@@ -1,4 +1,4 @@
-"""One class a clip: cross-entropy, top-1 accuracy."""
+"""One class a clip: cross-entropy, accuracy, F1 and area under the ROC curve."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Classification(Task):
     """
 
     metric: ClassVar[str] = "accuracy"
-    percent: ClassVar[tuple[str, ...]] = ("accuracy",)
+    percent: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "f1")
     options: ClassVar[type[BaseModel]] = CrossEntropyConfig
 
     def __init__(self, info: DataInfo, config: CrossEntropyConfig | None = None) -> None:
@@ -48,11 +48,26 @@ class Classification(Task):
         self._loss_sum, self._count = 0.0, 0
         self._right: list[bool] = []
         self._labels: list[int] = []
+        self._outputs: list[Tensor] = []
 
     def prepare(self, splits: Splits) -> None:
         if self.config.class_weights == "balanced":
             labels = torch.tensor(labels_of(splits.retrain))
             self._weights = balanced_weights(torch.bincount(labels, minlength=self.info.num_classes))
+
+    def hints(self, splits: Splits) -> list[str]:
+        sentences = []
+        for split, dataset in (("val", splits.val), ("test", splits.test)):
+            if not hasattr(getattr(dataset, "base", dataset), "labels"):
+                continue  # it takes reading, and so decoding, every item
+            occurring = set(labels_of(dataset))
+            absent = [name for index, name in enumerate(self.class_names) if index not in occurring]
+            if absent:
+                sentences.append(
+                    f"data: no item of {', '.join(absent)} in {split}; f1 and auc leave out "
+                    f"{'it' if len(absent) == 1 else 'them'}"
+                )
+        return sentences
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         weights = None if self._weights is None else self._weights.to(outputs)
@@ -65,6 +80,7 @@ class Classification(Task):
         self._count += len(outputs)
         self._right += (outputs.argmax(1) == batch["label"]).tolist()
         self._labels += batch["label"].tolist()
+        self._outputs.append(outputs.detach().float().cpu())
 
     def item_scores(self) -> ItemScores:
         most_frequent = int(torch.bincount(torch.tensor(self._labels)).max())
@@ -80,7 +96,36 @@ class Classification(Task):
         if self._count == 0:
             raise ValueError("metrics need at least one clip, but the split is empty")
         values = {"accuracy": float(self._accuracy.compute()), "cross_entropy": self._loss_sum / self._count}
+        values |= ranking_metrics(torch.cat(self._outputs), torch.tensor(self._labels))
         self._accuracy.reset()
         self._loss_sum, self._count = 0.0, 0
-        self._right, self._labels = [], []
+        self._right, self._labels, self._outputs = [], [], []
         return values
+
+
+def ranking_metrics(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics of a split beside accuracy.
+
+    Args:
+        outputs: float (N, C), logits.
+        labels: int64 (N,).
+
+    Returns:
+        `top5`, the share of clips whose class is among the 5 highest outputs, for more than 5 classes; `f1`, its mean
+        over the classes that occur in the labels; `auc`, the mean area under the ROC curve of one class against the
+        rest, over the same classes, without it where a single class occurs.
+    """
+    from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
+
+    values = {}
+    num_classes = outputs.shape[1]
+    if num_classes > 5:
+        values["top5"] = float((outputs.topk(5).indices == labels[:, None]).any(1).double().mean())
+    occurring = torch.bincount(labels, minlength=num_classes).nonzero().flatten()
+    f1 = multiclass_f1_score(outputs.argmax(1), labels, num_classes, average="none", validate_args=False)
+    values["f1"] = float(f1[occurring].mean())
+    if len(occurring) > 1:
+        shares = outputs.double().softmax(1)
+        areas = [float(binary_auroc(shares[:, c], labels == c, validate_args=False)) for c in occurring.tolist()]
+        values["auc"] = sum(areas) / len(areas)
+    return values

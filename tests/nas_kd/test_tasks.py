@@ -110,6 +110,29 @@ def test_balanced_weights_are_inverse_frequencies_of_the_training_split() -> Non
     assert float(task.loss(maps, {"mask": torch.full_like(mask, 255)})) == 0
 
 
+def test_metrics_of_classification_are_those_of_the_classes_that_occur() -> None:
+    info = DataInfo(6, tuple("abcdef"), 4, 16, 24, "six")
+    task = Classification(info)
+    first, second = [0.9, 0.4, 0.8, 0.3], [0.1, 0.6, 0.7, 0.5]
+    outputs = torch.full((4, 6), 0.5)
+    outputs[:, 0], outputs[:, 1] = torch.tensor(first), torch.tensor(second)
+    outputs[:, 5] = torch.tensor([0.0, 0.0, 0.0, 9.0])
+    task.update(outputs[:3], {"label": torch.tensor([0, 1, 1])})
+    task.update(outputs[3:], {"label": torch.tensor([0])})  # the lowest of six
+    values = task.compute()
+    assert (values["accuracy"], values["top5"]) == (0.5, 0.75)
+    assert values["f1"] == pytest.approx((0.5 + 2 / 3) / 2)  # precision and recall: 1/2 and 1/2; 1 and 1/2
+    assert values["auc"] == pytest.approx((0.5 + 1.0) / 2)  # pairs in the right order: 2 of 4; 4 of 4
+    task.update(outputs[:1], {"label": torch.tensor([0])})
+    assert "auc" not in task.compute()
+    clips = {"clip": torch.zeros(2, *info.input_shape, dtype=torch.uint8)}
+    whole, part = (MemoryDataset({**clips, "label": torch.tensor(labels)}) for labels in ([0, 1], [1, 1]))
+    two = Classification(INFO)
+    assert two.hints(make_splits(whole, whole, part, INFO, seed=0)) == [
+        "data: no item of up in test; f1 and auc leave out it"
+    ]
+
+
 LABELLED = {
     "segmentation": (
         INFO,
