@@ -389,10 +389,10 @@ def _same(one: _Attempt, other: _Attempt) -> bool:
 
 
 def _cannot_read(name: str, item: str, example: Tensor, inputs: InputForm, attempts: Sequence[_Attempt]) -> str:
-    reasons = [
-        f"{attempt.layout}: {type(attempt.error).__name__}: {' '.join(str(attempt.error).split())[:120]}"
-        for attempt in attempts[:2]
-    ]
+    reasons = []
+    for attempt in attempts[:2]:
+        reason = f"{type(attempt.error).__name__}: {' '.join(str(attempt.error).split())[:120]}"
+        reasons.append(reason if len(attempts) == 1 else f"{attempt.layout}: {reason}")
     ways = "change its settings or the data's, or choose another teacher"
     if example.ndim == 5:
         ways = "set teacher.input_layout, teacher.input_size or teacher.input_frames to what it takes, or change data"

@@ -103,13 +103,12 @@ def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
 ) -> None:
     (tmp_path / "own_teachers.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    context = build_context(features(teacher={"model": "own_teachers:flat"}), "cpu")
     with pytest.raises(
         ValueError,
         match=r"teacher\.model: own_teachers:flat cannot read an item of the data, of shape \(4, 12\); change its .* "
         r"another teacher \(it stopped with RuntimeError",
     ):
-        check_teacher(context)
+        build_context(features(teacher={"model": "own_teachers:flat"}), "cpu")
     context = build_context(features(teacher={"model": "own_teachers:frames"}), "cpu")
     with pytest.raises(ValueError, match=r"teacher\.model: own_teachers:frames must .* \(1, 2\) .* \(1, 48\); change"):
         check_teacher(context)
