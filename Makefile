@@ -19,9 +19,10 @@ demo: install
 	$(BIN)/nas-kd report runs/demo
 	$(BIN)/nas-kd export runs/demo
 
-# A process a core, each with one thread: nets of the tests are too small for more.
+# A process a core, each with one thread: nets of the tests are too small for more. With worksteal each process has its
+# own part of the files, so that few fixtures are made twice, and takes tests from another one when it has none left.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The report in a headless Chromium or Chrome; skipped where none is installed.
 test-browser: install

@@ -110,7 +110,7 @@ def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
     ):
         build_context(features(teacher={"model": "own_teachers:flat"}), "cpu")
     context = build_context(features(teacher={"model": "own_teachers:frames"}), "cpu")
-    with pytest.raises(ValueError, match=r"teacher\.model: own_teachers:frames must .* \(1, 2\) .* \(1, 48\); change"):
+    with pytest.raises(ValueError, match=r"teacher\.model: own_teachers:frames must .* \(1, 2\) .* \(1, 48\); pick"):
         check_teacher(context)
 
 
