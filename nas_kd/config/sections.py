@@ -291,7 +291,7 @@ class SearchConfig(FitConfig):
     shared: bool = True
     paths: int = Field(default=2, ge=1)
     candidates: int = Field(default=4, ge=1)
-    finish: float = Field(default=0.25, ge=0, lt=1)
+    finish: float = Field(default=0.5, ge=0, lt=1)
     objective: ObjectiveConfig = ObjectiveConfig.of(response=1.0, feature=10.0)
 
     @model_validator(mode="after")
