@@ -18,7 +18,7 @@ from nas_kd.campaign.overview import describe_left_out
 from nas_kd.campaign.pairs import describe_pairs
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
-from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs
+from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs, space_knobs
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
@@ -63,7 +63,7 @@ def study_knobs(context: CampaignContext) -> dict[str, Knob]:
             knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
         else:
             knobs[config.budget.knob] = ChoiceKnob(values=options)
-        knobs |= {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
+        knobs |= space_knobs(space)
     return {**knobs, **parse_knobs(config.knobs)}
 
 

@@ -37,10 +37,15 @@ class SearchFound:
     gates: GateTable
 
 
+def space_knobs(space: SearchSpace) -> dict[str, Knob]:
+    """The knobs of the space as knobs of the study; those with one choice are left out."""
+    return {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
+
+
 def searched_knobs(space: SearchSpace) -> dict[str, Knob]:
     """The variables and knobs of the space as knobs of the study; those with one choice are left out."""
     knobs: dict[str, Knob] = {PREFIX + n: ChoiceKnob(values=v) for n, v in space.variables.items() if len(v) > 1}
-    return knobs | {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
+    return knobs | space_knobs(space)
 
 
 def known_costs(context: CampaignContext, found: SearchFound | None = None) -> KnownCosts:

@@ -278,10 +278,9 @@ def fit(
     if best is not None and start == 0:
         module.eval()
         best.see(0)
-    steps, end, check = len(loader) * config.epochs, config.epochs, LaterCheck("the training")
+    steps, check = len(loader) * config.epochs, LaterCheck("the training")
     for epoch in range(start, config.epochs):
         if best is not None and best.has_ended:
-            end = epoch
             break
         torch.manual_seed(seed * 100_003 + epoch)
         module.train()
@@ -315,11 +314,10 @@ def fit(
         keeper.save(epoch + 1)
     if best is not None:
         best.apply()
-        end = best.epoch
     elif average is not None:
         average.apply()
     module.eval()
-    return end
+    return config.epochs if best is None else best.epoch
 
 
 @torch.no_grad()
