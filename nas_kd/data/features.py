@@ -276,7 +276,6 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         stack_small(FeaturesDataset(parts[name], names, config, frames, dtype, deviation), item_bytes, config.memory_gb)
         for name in SPLITS
     )
-    groups_by_part = {name: groups_of(parts[name], config.group) for name in SPLITS}
     return make_splits(
         train,
         val,
@@ -284,8 +283,7 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         info,
         seed=seed,
         gate_share=gate_share,
-        groups=groups_by_part["train"],
-        other_groups={name: found for name, found in groups_by_part.items() if found is not None and name != "train"},
+        groups={name: groups_of(parts[name], config.group) for name in SPLITS},
         skipped=problems,
         notes=notes,
     )

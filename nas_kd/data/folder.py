@@ -210,7 +210,6 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb if decode else 0.0)
         for name in SPLITS
     )
-    groups = {name: groups_of(parts[name], config.group) for name in SPLITS}
     return make_splits(
         train,
         val,
@@ -218,8 +217,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         info,
         seed=seed,
         gate_share=gate_share,
-        groups=groups["train"],
-        other_groups={name: found for name, found in groups.items() if found is not None and name != "train"},
+        groups={name: groups_of(parts[name], config.group) for name in SPLITS},
         skipped=problems,
         notes=notes,
     )

@@ -214,13 +214,13 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
             clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
             # Motions do not change from epoch to epoch, so each clip is made once where there is room.
             sets[name] = stack_small(moving, clip_bytes, config.memory_gb if decode else 0.0)
-    sequences_of: dict[str, list[str]] = {}
+    sequences_of: dict[str, list[str] | None] = {}
     for name in stores:
         camera = config.camera_of(name)
         copies = 1 if camera is None else camera.clips_per_image
         sequences_of[name] = [by_split[name][start].sequence for start in starts[name] for _ in range(copies)]
-    groups = sequences_of.pop("train")
-    if len(set(groups)) < 2:
+    if len(set(sequences_of["train"] or ())) < 2:
+        sequences_of["train"] = None
         notes.append(
             f"{csv_path.name} has one training sequence with windows: weights and gates share it, and windows of both "
             "may overlap"
@@ -232,8 +232,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         config.info,
         seed=seed,
         gate_share=gate_share,
-        groups=groups if len(set(groups)) > 1 else None,
-        other_groups=sequences_of,
+        groups=sequences_of,
         notes=notes,
     )
 

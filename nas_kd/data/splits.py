@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -189,6 +190,9 @@ def carve_val(
     return f"{len(carved)} of {len(train)} training {what} validate (stratified, seed {seed}{without})"
 
 
+NO_GROUPS: Mapping[str, Sequence[str] | None] = MappingProxyType({})
+
+
 def make_splits(
     train: ClipDataset,
     val: ClipDataset,
@@ -197,8 +201,7 @@ def make_splits(
     *,
     seed: int,
     gate_share: float = 0.5,
-    groups: Sequence[str] | None = None,
-    other_groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Mapping[str, Sequence[str] | None] = NO_GROUPS,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Splits:
@@ -211,8 +214,8 @@ def make_splits(
         info: What a model must know.
         seed: Seed of the parting, ≥ 0.
         gate_share: Share of `train` that fits the gates, in (0, 1).
-        groups: Group of each training item; those of one group fit either weights or gates, see `grouped_split`.
-        other_groups: `val` and `test` -> group of each item.
+        groups: Split -> group of each item, where it has groups. Training items of one group fit either weights or
+            gates, see `grouped_split`.
         skipped: Passed on.
         notes: Passed on.
 
@@ -227,8 +230,9 @@ def make_splits(
             f"but it holds {len(train)}"
         )
     labels = labels_of(train)
-    weights, gates = _part(labels, groups, gate_share, seed)
-    if groups is None:  # a class of one item trains weights, unless nothing would be left for gates
+    of_train = groups.get("train")
+    weights, gates = _part(labels, of_train, gate_share, seed)
+    if of_train is None:  # a class of one item trains weights, unless nothing would be left for gates
         with_classes = keep_classes(weights, gates, [[label] for label in labels])
         weights, gates = with_classes if with_classes[1] else (weights, gates)
     if not weights or not gates:
@@ -244,7 +248,7 @@ def make_splits(
         info,
         tuple(skipped),
         tuple(notes),
-        {name: tuple(names) for name, names in (other_groups or {}).items()},
+        {name: tuple(names) for name, names in groups.items() if names is not None and name != "train"},
     )
 
 
