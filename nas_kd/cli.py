@@ -33,6 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=f"Find the cheap students of a heavy video model. FLOPs: {CONVENTION}.",
 )
+WIDTH_OF_A_FILE = 10_000  # characters of a line
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -229,7 +231,9 @@ def table(
             where=_assigned(where, "--where"),
             out_dir=out,
         )
-        console.print(pivot_rich(made))
+        # Into a file or a pipe whole, however wide; a terminal gets what fits.
+        wide = console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
+        wide.print(pivot_rich(made))
         if out is not None:
             for name in ("table.md", "table.csv"):
                 say(out / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,17 +21,22 @@ from nas_kd.trials.objectives import Objective, objective_values
 from nas_kd.trials.record import Cost, KnobValue, TrialRecord
 
 _MAX_KNOBS = 6  # of a trial in a plain line
+_KNOBS_WIDTH = 36  # characters of the table's column
+_LEAST_SHARE = 0.1  # of a running trial that must be done before its pace says how long it takes
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 
 
 @dataclass
 class _Row:
     number: int
-    budget: str
+    knobs: Mapping[str, KnobValue]
     state: str = "running"
     fraction: float = 0.0
     message: str = ""
     record: TrialRecord | None = None
+    started_at: float | None = None
+    reported_at: float | None = None  # first: before it, a process starts
+    first_fraction: float = 0.0
 
 
 def format_count(value: float | None) -> str:
@@ -79,16 +85,16 @@ class Progress:
         self._console = console or Console()
         self._max_rows = max_rows
         self._rows = {record.number: _row_of(record) for record in records}
-        self._begun_at = time.monotonic()
-        self._num_ended_before = len(self._rows)
+        self._durations = [each.durations_s["total"] for each in records if "total" in each.durations_s]
+        self._most_at_once = 1
         self._num_ended = len(self._rows)
         self._num_trials = 0
+        self._message = ""
         self._live: Live | None = None
         self._quarters: dict[int, int] = {}
 
     def __enter__(self) -> Progress:
         """Start the live table, on a terminal."""
-        self._begun_at = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4)
             self._live.start()
@@ -105,20 +111,34 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         self._num_ended, self._num_trials = event.num_ended, event.num_trials
-        if event.kind == "begun":
-            self._num_ended_before = event.num_ended
+        if event.number is None or event.kind in ("started", "continued"):
+            self._message = event.message
         if event.number is not None:
-            if event.kind in ("started", "continued"):
-                self._rows[event.number] = _Row(event.number, format_count(_budget(event.knobs)))
-            row = self._rows.setdefault(event.number, _Row(event.number, format_count(_budget(event.knobs))))
-            row.message = event.message or row.message
-            if event.fraction is not None:
-                row.fraction = event.fraction
-            if event.record is not None:
-                self._rows[event.number] = _row_of(event.record)
+            self._note(event, event.number)
         if self._live is None and event.kind != "begun" and self._is_news(event):
             line = self.describe(event)
             self._console.print(Text(line), soft_wrap=True)
+
+    def _note(self, event: Event, number: int) -> None:
+        """Keep what an event of a trial says."""
+        now = time.monotonic()
+        if event.kind in ("started", "continued", "retried"):
+            self._rows[number] = _Row(number, event.knobs, message=event.message or "starting", started_at=now)
+            self._most_at_once = max(self._most_at_once, len(self._running()))
+        row = self._rows.setdefault(number, _Row(number, event.knobs))
+        row.message = event.message or row.message
+        if event.fraction is not None:
+            row.fraction = event.fraction
+            if row.reported_at is None:
+                row.reported_at, row.first_fraction = now, event.fraction
+        if event.record is not None:
+            started_at = row.started_at if row.reported_at is None else row.reported_at
+            elapsed = 0.0 if started_at is None else now - started_at
+            self._durations.append(event.record.durations_s.get("total", elapsed))
+            self._rows[number] = _row_of(event.record)
+
+    def _running(self) -> list[_Row]:
+        return [row for row in self._rows.values() if row.state == "running"]
 
     def _is_news(self, event: Event) -> bool:
         """Whether a plain log gets a line: of progress, the first report of each quarter and all with values."""
@@ -139,12 +159,29 @@ class Progress:
         return {numbers[i] for i in front(list(values.values()), [each.maximize for each in self._objectives])}
 
     def eta_s(self) -> float | None:
-        """Seconds until the campaign ends, at the pace of this run; None before a trial of it has ended."""
-        num_ended_here = self._num_ended - self._num_ended_before
-        if num_ended_here < 1 or self._num_ended >= self._num_trials:
+        """Seconds until the campaign ends; None where nothing is known of how long a trial takes.
+
+        A trial takes the mean time of those that ended, before this run too; until there is one, the time that the
+        progress of the running trials gives. As many are taken to run at once as have done so in this run.
+        """
+        running = self._running()
+        duration = self._mean_duration(running)
+        if duration is None or self._num_ended >= self._num_trials:
             return None
-        pace = (time.monotonic() - self._begun_at) / num_ended_here
-        return pace * (self._num_trials - self._num_ended)
+        left = [(1 - row.fraction) * duration for row in running]
+        num_waiting = max(self._num_trials - self._num_ended - len(running), 0)
+        return max([(sum(left) + num_waiting * duration) / self._most_at_once, *left])
+
+    def _mean_duration(self, running: Sequence[_Row]) -> float | None:
+        """Seconds that a trial takes."""
+        if self._durations:
+            return sum(self._durations) / len(self._durations)
+        paces = []
+        for row in running:
+            share = row.fraction - row.first_fraction
+            if row.reported_at is not None and share >= _LEAST_SHARE:
+                paces.append((time.monotonic() - row.reported_at) / share)
+        return sum(paces) / len(paces) if paces else None
 
     def describe(self, event: Event) -> str:
         """An event as one line of plain text."""
@@ -182,15 +219,17 @@ class Progress:
         on_front = self.front()
         metric = self._objectives[0].name if self._objectives else "score"
         table = Table(box=None, pad_edge=False)
-        for title in ("trial", "budget", "state", "progress", metric, *self._cost_names, "front", "message"):
+        for title in ("trial", "knobs", "state", "progress", metric, *self._cost_names, "front", "message"):
             table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
+        table.columns[1].max_width = _KNOBS_WIDTH
+        knobs = _telling_knobs([row.knobs for row in self._rows.values()])
         for row in self._shown(on_front):
             score = row.record.score() if row.record is not None else None
             cost = row.record.cost if row.record is not None else None
             costs = [None if cost is None else getattr(cost, name) for name in self._cost_names]
             table.add_row(
                 str(row.number),
-                row.budget,
+                Text(_values_text(row.knobs, knobs)),
                 Text(row.state, style=_STATE_STYLES[row.state]),
                 ProgressBar(total=1.0, completed=row.fraction, width=16),
                 "" if score is None or not math.isfinite(score) else f"{score:.4g}",
@@ -203,6 +242,7 @@ class Progress:
         foot += f", {hidden} not shown" if hidden else ""
         eta = self.eta_s()
         foot += f", about {format_duration(eta)} left" if eta is not None else ""
+        foot += f"; {self._message}" if self._message else ""
         return Group(table, Text(foot))
 
     def _shown(self, on_front: set[int]) -> list[_Row]:
@@ -222,15 +262,44 @@ def _knobs_text(knobs: Mapping[str, KnobValue]) -> str:
     return ", ".join(words)
 
 
-def _budget(knobs: Mapping[str, KnobValue]) -> float | None:
-    value = knobs.get("max_flops", knobs.get("max_latency_ms"))
-    return float(value) if isinstance(value, int | float) else None
+def _telling_knobs(of_trials: Sequence[Mapping[str, KnobValue]]) -> list[tuple[str, str]]:
+    """The knobs that tell trials apart, each with the shortest end of its dotted name that no other has.
+
+    An architecture has a knob for each of its choices, with one first name: where that are more than a line holds,
+    they are left out.
+    """
+    names = sorted({name for knobs in of_trials for name in knobs}, key=lambda name: (name.count("."), name))
+    families = Counter(name.partition(".")[0] for name in names)
+    if len(of_trials) > 1:
+        names = [name for name in names if len({knobs.get(name) for knobs in of_trials}) > 1]
+    names = [name for name in names if families[name.partition(".")[0]] <= _MAX_KNOBS]
+    return [(name, _short_name(name, names)) for name in names]
+
+
+def _short_name(name: str, names: Sequence[str]) -> str:
+    parts = name.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        short = ".".join(parts[start:])
+        if not any(other != name and f".{other}".endswith(f".{short}") for other in names):
+            return short
+    return name
+
+
+def _values_text(knobs: Mapping[str, KnobValue], shown: Sequence[tuple[str, str]]) -> str:
+    words = []
+    for name, short in shown:
+        value = knobs.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            words.append(f"{short}={format_count(value)}")
+        elif value is not None:
+            words.append(f"{short}={value}")
+    return ", ".join(words)
 
 
 def _row_of(record: TrialRecord) -> _Row:
     return _Row(
         record.number,
-        format_count(_budget(record.knobs)),
+        record.knobs,
         state=record.state,
         fraction=1.0 if record.state == "complete" else 0.0,
         message=record.reason() or "",

@@ -128,6 +128,7 @@ def run_trials(
         if resources.executor == "inline":
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
         elif driver.has_work():
+            driver.announce("preparing", message="starting Ray, which takes up to a minute")
             set_ray_environment()
             from nas_kd.trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
 

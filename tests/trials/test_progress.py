@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 from toy_trials import METRIC, make_record
 
-from nas_kd.trials import Event, Progress, default_objectives
+from nas_kd.trials import Event, Progress, TrialRecord, default_objectives
 from nas_kd.trials.progress import format_count, format_duration
+from nas_kd.trials.record import KnobValue
 
 OBJECTIVES = default_objectives(METRIC)
-KNOBS = {"width": 8, "rate": 0.1, "op": "conv", "max_flops": 50_000_000}
+KNOBS: dict[str, KnobValue] = {"width": 8, "rate": 0.1, "op": "conv", "max_flops": 50_000_000}
 
 
 def plain() -> tuple[io.StringIO, Console]:
@@ -89,7 +90,7 @@ def test_live_table_marks_the_front_and_survives_markup() -> None:
         console_plain.print(progress.render())
     text = console_plain.export_text()
     rows = {line.split()[0]: line for line in text.splitlines() if line and line[0].isdigit()}
-    assert "50M" in rows["2"]
+    assert "width=8" in rows["2"]
     assert "running" in rows["2"]
     assert "epoch [3] of [/bold]" in rows["2"]
     assert "*" in rows["0"]
@@ -119,18 +120,62 @@ def test_running_trials_and_the_front_are_shown_first() -> None:
     assert "5 not shown" in text
 
 
-def test_time_left_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_goes_by_the_time_of_a_trial_and_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("nas_kd.trials.progress.time.monotonic", lambda: now[0])
     _, console = plain()
-    progress = Progress(OBJECTIVES, [make_record(0, KNOBS), make_record(1, KNOBS)], console=console)
+    progress = Progress(OBJECTIVES, console=console)
+    progress(Event("preparing", 0, 8, message="starting Ray"))
+    assert progress.eta_s() is None
+    now[0] = 130.0  # Ray took 30 s, which the time left has nothing to do with
+    for number in (0, 1):
+        progress(Event("started", 0, 8, number=number, knobs=KNOBS))
+    now[0] = 140.0  # a process started for 10 s
+    for number in (0, 1):
+        progress(Event("progress", 0, 8, number=number, fraction=0.0))
+    now[0] = 150.0
+    progress(Event("progress", 0, 8, number=0, fraction=0.25))
+    assert progress.eta_s() == pytest.approx((0.75 * 40 + 40 + 6 * 40) / 2)  # a quarter took 10 s
+    now[0] = 180.0
+    record = make_record(0, KNOBS)
+    progress(Event("ended", 1, 8, number=0, knobs=KNOBS, record=record))
+    assert progress.eta_s() == pytest.approx((40 + 6 * 40) / 2)  # measured from its first report on
+    progress(Event("started", 1, 8, number=2, knobs=KNOBS))
+    progress(Event("progress", 1, 8, number=1, fraction=0.5))
+    progress(Event("progress", 1, 8, number=2, fraction=0.25))
+    assert progress.eta_s() == pytest.approx((20 + 30 + 5 * 40) / 2)
+    for number in range(1, 7):
+        progress(Event("ended", number + 1, 8, number=number, knobs=KNOBS, record=timed(number, 60.0)))
+    progress(Event("started", 7, 8, number=7, knobs=KNOBS))
+    assert progress.eta_s() == pytest.approx((40 + 6 * 60) / 7)  # the last one runs alone
+    progress(Event("ended", 8, 8, number=7, knobs=KNOBS, record=timed(7, 60.0)))
+    assert progress.eta_s() is None
+
+
+def timed(number: int, seconds: float) -> TrialRecord:
+    return make_record(number, KNOBS, durations_s={"total": seconds})
+
+
+def test_time_left_of_a_resumed_run_goes_by_the_trials_before() -> None:
+    _, console = plain()
+    progress = Progress(OBJECTIVES, [timed(0, 20.0), timed(1, 40.0)], console=console)
     progress(event("begun", 2))
-    assert progress.eta_s() is None
-    now[0] = 130.0
-    progress(ended(2, 3))
-    assert progress.eta_s() == pytest.approx(30.0)  # one trial in 30 s, one left; the earlier two do not count
-    progress(ended(3, 4))
-    assert progress.eta_s() is None
+    assert progress.eta_s() == pytest.approx(60.0)
+
+
+def test_the_live_table_tells_trials_apart_by_their_knobs() -> None:
+    _, console = plain()
+    progress = Progress(OBJECTIVES, console=console)
+    arch = {f"arch.stages.{i}.op": "conv" for i in range(20)}
+    for number, weight in enumerate((0.5, 1.0)):
+        knobs = {**arch, "a.delta.weight": weight, "a.logits.weight": number, "max_flops": 5_000_000, "same": 1}
+        progress(event("started", number=number, knobs={**knobs, "arch.stages.0.op": str(number)}))
+    recorder = Console(file=io.StringIO(), width=120, record=True)
+    recorder.print(progress.render())
+    text = recorder.export_text()
+    assert "delta.weight=0.5, logits.weight=0 " in text
+    assert "delta.weight=1, logits.weight=1 " in text
+    assert "max_flops" not in text
 
 
 @pytest.mark.parametrize(
