@@ -56,10 +56,19 @@ def streams(tmp_path: Path) -> Callable[..., CampaignConfig]:
     return make
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose teacher is trained, and read by the others."""
+    folder = tmp_path_factory.mktemp("trained")
+    context = build_context(validate({**STREAMS, "name": "streams", "runs": str(folder)}, source="test"), "cpu")
+    prepare_teacher(context, folder)
+    return folder
+
+
 @pytest.fixture
-def context(streams: Callable[..., CampaignConfig], tmp_path: Path) -> CampaignContext:
+def context(streams: Callable[..., CampaignConfig], trained: Path) -> CampaignContext:
     context = build_context(streams(), "cpu")
-    prepare_teacher(context, tmp_path)
+    prepare_teacher(context, trained)
     return context
 
 

@@ -142,13 +142,15 @@ def regression(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignC
     )
 
 
-def test_a_regression_with_a_term_of_ones_own_goes_all_the_way(
+@pytest.mark.ray
+def test_a_regression_with_a_term_of_ones_own_goes_all_the_way_in_processes_of_ray(
     tiny: Callable[..., CampaignConfig], outside: Path
 ) -> None:
     weight = f"objective.{TERM}.weight"
-    config = regression(tiny, trials=2, knobs={weight: {"type": "choice", "values": [1.0, 10.0]}})
+    knobs = {weight: {"type": "choice", "values": [1.0, 10.0]}}
+    config = regression(tiny, trials=2, knobs=knobs, resources={"executor": "ray", "max_concurrent": 1})
     result = search(config)
-    assert [record.state for record in result.records] == ["complete"] * 2
+    assert [record.state for record in result.records] == ["complete"] * 2, [each.error for each in result.records]
     assert (result.records[0].metric.name, result.records[0].metric.maximize) == ("mae", False)
     assert {record.knobs[weight] for record in result.records} <= {1.0, 10.0}
     log = (result.run_dir / "trials" / "0000" / "log.jsonl").read_text()
@@ -160,13 +162,6 @@ def test_a_regression_with_a_term_of_ones_own_goes_all_the_way(
     folder, _ = export(result.run_dir, trial=0)
     _, info = load_bundle(folder)
     assert (info.task, info.class_names) == (config.task, ("ejection_fraction",))
-
-
-@pytest.mark.ray
-def test_workers_find_modules_of_ones_own(tiny: Callable[..., CampaignConfig], outside: Path) -> None:
-    resources = {"executor": "ray", "max_concurrent": 1}
-    (record,) = search(regression(tiny, trials=1, resources=resources)).records
-    assert record.state == "complete", record.error
 
 
 def test_an_operator_of_ones_own_is_searched_and_exported(tiny: Callable[..., CampaignConfig], outside: Path) -> None:

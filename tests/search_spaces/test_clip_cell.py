@@ -30,7 +30,7 @@ def tiny(**changes: object) -> ClipCellSpace:
 SPACES = {"all candidates": tiny, "convolutions only": lambda: tiny(ops=OPS[:5])}
 
 
-@pytest.mark.parametrize(("kind", "number"), [("all candidates", 70), ("convolutions only", 15)])
+@pytest.mark.parametrize(("kind", "number"), [("all candidates", 24), ("convolutions only", 8)])
 def test_expected_table_space_and_fvcore_agree_as_integers(kind: str, number: int) -> None:
     space, rng = SPACES[kind](), np.random.default_rng(0)
     supernets = [Supernet(space, knobs) for knobs in ({"resolution": 11, "frames": 3}, {"resolution": 16, "frames": 2})]
@@ -44,7 +44,7 @@ def test_expected_table_space_and_fvcore_agree_as_integers(kind: str, number: in
 def test_expected_flops_of_one_hot_gates_are_the_integers_of_the_table() -> None:
     space, rng = ClipCellSpace(ClipCellSettings(num_classes=10)), np.random.default_rng(5)
     supernet = Supernet(space)
-    for _ in range(200):
+    for _ in range(50):
         arch = space.sample(rng)
         decide(supernet, arch, rng)
         assert supernet.expected_cost().item() == supernet.cost_table.cost(arch.choices) == space.cost(arch)

@@ -54,11 +54,11 @@ def supernet_of(family: str, frames: int = 7, estimator: str = "straight_through
 def test_expected_table_space_and_fvcore_agree_as_integers(family: str, frames: int) -> None:
     supernet, rng = supernet_of(family, frames), np.random.default_rng(0)
     seen = set()
-    for _ in range(25):
+    for _ in range(12):
         counted = check_costs(supernet, drawn_arch(supernet, rng), rng)
         assert set(counted.uncounted) <= set(supernet.cost_table.uncounted)
         seen.add(counted.total)
-    assert len(seen) > 10
+    assert len(seen) > 6
 
 
 def exportable(family: str, head: str) -> tuple[FrameSequenceSpace, ArchSpec, nn.Module]:

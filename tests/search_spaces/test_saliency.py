@@ -207,10 +207,9 @@ def test_the_exported_graph_has_the_same_flops_and_outputs(net: str, tmp_path: P
         torch.testing.assert_close(graph(clips(5, 32)), student(clips(5, 32)))
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_onnx_computes_the_same(net: str, tmp_path: Path) -> None:
+def test_onnx_computes_the_same(tmp_path: Path) -> None:
     space = tiny()
-    student = space.student(space.widest({"net": net, "side": 32})).eval()
+    student = space.student(space.widest({"net": "fused", "side": 32})).eval()  # it has all parts of the others
     scramble_batch_norm(student, torch.Generator().manual_seed(3))
     runtime = onnx_of(student, clips(2, 32), tmp_path)
     for number in (1, 3):

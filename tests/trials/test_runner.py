@@ -99,10 +99,10 @@ def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> No
     assert (events[0].kind, events[-1].kind) == ("begun", "finished")
     assert [event.num_ended for event in events if event.kind == "ended"] == [1, 2, 3]
 
-    # The same command again does nothing; more trials go on where it ended.
+    # The same command again does nothing; more trials go on where it ended, with another executor too.
     again = campaign(tmp_path, toy_trials.fail_second, 3, executor)
     assert (again.num_complete, again.num_failed) == (2, 1)
-    more = campaign(tmp_path, toy_trials.fail_second, 4, executor)
+    more = campaign(tmp_path, toy_trials.fail_second, 4, "inline")
     assert more.num_trials == 4
     assert executions(tmp_path) == [(0, "run"), (2, "run"), (3, "run")]
 
@@ -134,30 +134,44 @@ def test_stopped_is_not_complete(tmp_path: Path, executor: Executor) -> None:
         assert [trial.values is None for trial in view.get_trials()] == [False, True, True, True]
 
 
-def test_seeds_are_the_trials_own_and_repeatable(tmp_path: Path, executor: Executor) -> None:
+def test_seeds_are_the_trials_own_and_repeatable(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        campaign(tmp_path / name, toy_trials.succeed, 2, executor, seed=9)
+        campaign(tmp_path / name, toy_trials.succeed, 2, "inline", seed=9)
     first, second = (Ledger.load(tmp_path / name).records() for name in ("a", "b"))
     assert [(record.seed, record.knobs) for record in first] == [(record.seed, record.knobs) for record in second]
     assert first[0].seed != first[1].seed
 
 
-def test_written_but_untold_record_is_told_without_running(tmp_path: Path, executor: Executor) -> None:
+def test_queued_trials_keep_their_seed_and_an_untold_record_is_told_without_running(
+    tmp_path: Path, executor: Executor
+) -> None:
     with open_ledger(tmp_path) as ledger:
-        told, running = ledger.ask(SPACE), ledger.ask(SPACE)
+        ledger.enqueue([{"op": "conv"}, {"op": "delta"}, {"op": "shift"}], SPACE, seed=7)
+        told, running = ledger.ask(SPACE), ledger.ask(SPACE)  # the third is still in the queue
     directory = tmp_path / "trials" / f"{told.number:04d}"
     make_record(told.number, told.knobs).write(directory / "record.json")
     (directory / "checkpoint.pt").touch()
     kinds: list[tuple[str, int | None]] = []
-    campaign(tmp_path, toy_trials.succeed, 2, executor, on_event=lambda event: kinds.append((event.kind, event.number)))
-    assert executions(tmp_path) == [(running.number, "run")]
-    assert [kind for kind in kinds if kind[0] in ("continued", "started", "ended")] == [
+    campaign(
+        tmp_path,
+        toy_trials.succeed,
+        5,
+        executor,
+        resources=Resources(executor=executor),  # on Ray as many at a time as fit
+        on_event=lambda event: kinds.append((event.kind, event.number)),
+    )
+    assert sorted(executions(tmp_path)) == [(running.number, "run"), (2, "run"), (3, "run"), (4, "run")]
+    assert [kind for kind in kinds if kind[0] in ("continued", "started", "ended") and kind[1] in (0, 1)] == [
         ("ended", 0),
         ("continued", 1),
         ("ended", 1),
     ]
     assert not (directory / "checkpoint.pt").exists()
-    assert {record.number: record.knobs for record in Ledger.load(tmp_path).records()}[1] == running.knobs
+    records = {record.number: record for record in Ledger.load(tmp_path).records()}
+    assert records[1].knobs == running.knobs
+    assert records[2].knobs["op"] == "shift"
+    assert [records[number].seed for number in (1, 2)] == [7, 7]
+    assert len({records[number].seed for number in (2, 3, 4)}) == 3  # those of the sampler have their own
 
 
 def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, executor: Executor) -> None:
@@ -173,17 +187,6 @@ def test_error_of_the_driver_itself_comes_through_as_it_is(tmp_path: Path, execu
                 run_dir=tmp_path,
                 resources=Resources(executor=executor),
             )
-
-
-def test_queued_trials_run_with_the_seed_they_were_queued_with(tmp_path: Path, executor: Executor) -> None:
-    with open_ledger(tmp_path) as ledger:
-        ledger.enqueue([{"op": "delta"}, {"op": "conv"}], SPACE, seed=7)
-        run_trials(
-            toy_trials.succeed, ledger, SPACE, num_trials=4, run_dir=tmp_path, resources=Resources(executor=executor)
-        )
-        seeds = [record.seed for record in ledger.records()]
-    assert seeds[:2] == [7, 7]
-    assert len(set(seeds)) == 3  # those of the sampler have their own
 
 
 @pytest.mark.ray
@@ -212,11 +215,16 @@ def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Pa
 @pytest.mark.ray
 def test_worker_has_its_threads_before_torch_and_serves_many_trials(tmp_path: Path, ray_session: None) -> None:
     resources = Resources(cpus_per_trial=2)
-    campaign(tmp_path, toy_trials.tell_environment, 4, "ray", resources=resources)
-    environments = [dict(record.environment) for record in Ledger.load(tmp_path).records()]
+    campaign(tmp_path / "ray", toy_trials.tell_environment, 4, "ray", resources=resources, seed=9)
+    records = Ledger.load(tmp_path / "ray").records()
+    environments = [dict(record.environment) for record in records]
     assert len({environment.pop("pid") for environment in environments}) == 1  # one process for all four
     expected = {"threads": "2", "policy": "PASSIVE", "torch": "False", "device": "cpu", "num_cpus": "2"}
     assert environments == [expected] * 4
+    # Seeds and knobs are those of the campaign in one process.
+    campaign(tmp_path / "inline", toy_trials.succeed, 4, "inline", seed=9)
+    same = Ledger.load(tmp_path / "inline").records()
+    assert [(record.seed, record.knobs) for record in records] == [(record.seed, record.knobs) for record in same]
 
 
 @pytest.mark.ray

@@ -129,4 +129,4 @@ def tell_environment(context: TrialContext) -> TrialRecord:
         "device": context.device,
         "num_cpus": str(context.num_cpus),
     }
-    return make_record(context.number, context.knobs, environment=environment)
+    return make_record(context.number, context.knobs, seed=context.seed, environment=environment)
