@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation bench-trials clean
 
 install: $(STAMP)
 
@@ -52,6 +52,9 @@ bench-saliency: install
 
 bench-sampler: install
 	$(BIN)/python benchmarks/sampler.py $(NAS_BENCH_MACRO)
+
+bench-trials: install
+	$(BIN)/python benchmarks/trials.py
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep

@@ -58,6 +58,7 @@ class Driver:
         self._known_costs = known_costs
         self._scheduler = scheduler
         self._on_event = on_event
+        self._num_ended = 0  # counted once: a count of the ledger takes longer the more trials there are
         self._live: dict[int, Assignment] = {}
         self._left_running: deque[Assignment] = deque()
 
@@ -80,6 +81,7 @@ class Driver:
                     f"{directory} must belong to a trial of the ledger, but that knows {known} trials; restore the "
                     "ledger, or use another run folder"
                 )
+        self._num_ended = self.ledger.count("complete", "failed", "stopped")
         self.announce("begun")
         for proposal in self.ledger.running():
             assignment = self._assign(proposal)
@@ -154,7 +156,8 @@ class Driver:
     def finish(self, record: TrialRecord) -> None:
         """Add a record that is in the trial's folder already to the ledger, delete checkpoints, and announce it."""
         assignment = self._live[record.number]
-        self.ledger.tell(record)
+        if self.ledger.tell(record):
+            self._num_ended += 1
         remove_checkpoints(assignment.directory)
         del self._live[record.number]
         self.announce("ended", assignment, record=record)
@@ -191,7 +194,7 @@ class Driver:
         self._on_event(
             Event(
                 kind=kind,
-                num_ended=self.ledger.count("complete", "failed", "stopped"),
+                num_ended=self._num_ended,
                 num_trials=self.num_trials,
                 number=None if assignment is None else assignment.number,
                 knobs=knobs,

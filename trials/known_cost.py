@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_kd.trials.dominance import front
+from nas_kd.trials.dominance import front, non_dominated_ranks
 from nas_kd.trials.encoding import Encoding, draw
 from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
 from nas_kd.trials.known_costs import KnownCosts
@@ -35,6 +35,7 @@ Floats = npt.NDArray[np.float64]
 _NUM_STARTUP = 8  # complete trials before the process is used
 _NUM_RANDOM, _NUM_MUTANTS, _NUM_CROSSED = 150, 300, 100
 _NUM_ROUNDS, _NUM_BEST, _NUM_OF_EACH = 2, 6, 12  # rounds of mutating the best candidates
+_MAX_TRAINED = 500  # trials that the process rests on, for its time grows with their cube
 _FRONT_SHARE = 0.15  # of the proposals, a mutant of the front without regard to the process
 _MAX_LISTED = 512  # spaces up to this size are listed in full
 _MAX_TRIES = 2000  # draws for a trial within the range of costs
@@ -212,9 +213,10 @@ class _Model:
         unsuccessful += history.unsuccessful
         losses, costs = history.losses[~failed], history.costs[~failed]
         worst = float(losses.max())
-        points = to_points(trained)
-        self._loss = Surrogate(points, losses, rng)
-        self._cost = None if costs_known else Surrogate(points, costs, rng)
+        rows = _telling_rows(losses, costs, rng)
+        points = to_points([trained[row] for row in rows])
+        self._loss = Surrogate(points, losses[rows], rng)
+        self._cost = None if costs_known else Surrogate(points, costs[rows], rng)
         if history.running:
             running = to_points(history.running)
             losses = np.concatenate([losses, self._loss.believe(running)])
@@ -245,6 +247,16 @@ class _Model:
             bad = self._loss.similarity(points, self._unsuccessful).sum(axis=1)
             gains = gains * good / (good + bad)
         return gains
+
+
+def _telling_rows(losses: Floats, costs: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The trials that a process rests on, in order: all, or of many those nearest to the front and as many others."""
+    if len(losses) <= _MAX_TRAINED:
+        return np.arange(len(losses))
+    by_rank = np.argsort(non_dominated_ranks(np.column_stack([losses, costs])), kind="stable")
+    best, others = by_rank[: _MAX_TRAINED // 2], by_rank[_MAX_TRAINED // 2 :]
+    drawn = rng.choice(others, size=_MAX_TRAINED - len(best), replace=False)
+    return np.sort(np.concatenate([best, drawn]))
 
 
 class _Pool:

@@ -12,6 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from nas_kd.trials import KnownCosts, KnownCostSampler, build_sampler, proposal_seed
+from nas_kd.trials import known_cost as known_cost_module
+from nas_kd.trials.dominance import non_dominated_ranks
 from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.surrogate import Points, ShiftedLog, Surrogate, far_worse
@@ -238,3 +240,17 @@ def test_three_objectives_are_refused() -> None:
         study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
     with pytest.raises(ValueError, match="needs two objectives, a metric and a cost, but the study has 3"):
         ask(study, 0, None)
+
+
+def test_of_many_trials_the_process_rests_on_the_front_and_a_part_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    losses, costs = rng.random(1300), rng.random(1300)
+    losses[7], costs[900] = -1.0, -1.0  # both on the front
+    rows = known_cost_module._telling_rows(losses, costs, rng)
+    assert len(rows) == 500
+    assert (np.diff(rows) > 0).all()
+    ranks = non_dominated_ranks(np.column_stack([losses, costs]))
+    assert {7, 900} <= set(rows.tolist())
+    assert set(np.flatnonzero(ranks == 0)) <= set(rows.tolist())
+    assert (ranks[rows] > np.median(ranks)).sum() > 100
+    assert known_cost_module._telling_rows(losses[:500], costs[:500], rng).tolist() == list(range(500))

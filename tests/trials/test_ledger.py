@@ -6,12 +6,16 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
 from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
+from nas_kd.trials import ledger as ledger_module
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
+from nas_kd.trials.view import ProposalView
 
 # SQLite stands in for PostgreSQL and MySQL: the same code of Optuna's, reached by URL.
 STORAGES = ["journal", "sqlite"]
@@ -115,6 +119,44 @@ def test_nsga2_generations_survive_a_resume(tmp_path: Path) -> None:
         for trial in stored_study(tmp_path).get_trials()
     ]
     assert generations == [0] * 20 + [1] * 10
+
+
+def test_a_trial_that_has_ended_is_read_once_for_all_later_proposals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translated: list[tuple[int, str]] = []
+    real = ledger_module._translate
+
+    def counting(trial: FrozenTrial, *rest: Any) -> FrozenTrial:
+        translated.append((trial.number, trial.state.name))
+        return real(trial, *rest)
+
+    monkeypatch.setattr(ledger_module, "_translate", counting)
+    with open_ledger(tmp_path) as ledger:
+        ask_and_tell(ledger, 6)
+        assert translated == [(number, "COMPLETE") for number in range(5)]
+        narrower: KnobSpace = {**SPACE, "op": ChoiceKnob(values=("conv", "delta"))}
+        ledger.ask(narrower, sampler="random")  # other knobs: all are read again
+        assert [number for number, _ in translated[5:]] == list(range(6))
+        ledger.ask(narrower, sampler="random")
+        assert translated[11:] == [(6, "RUNNING")]
+
+
+def test_what_a_sampler_writes_while_it_proposes_is_gone_afterwards(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ask_and_tell(ledger, 3)
+        ended = ledger._trials()[:3]
+        view = ProposalView([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE], ended)
+        view.set_trial_system_attr(1, "note", 5)
+        view.set_study_system_attr(0, "cache", [1])
+        number = view.create_new_trial(0)
+        view.set_trial_param(number, "width", 7.0, IntDistribution(1, 64))
+        assert number == 3
+        assert view.get_trial(3).params == {"width": 7}
+        assert view.get_n_trials(0) == 4
+        assert view.get_trial(1).system_attrs["note"] == 5
+        assert "note" not in ended[1].system_attrs
+        assert not view.set_trial_state_values(0, TrialState.RUNNING)  # only a queued trial begins to run
 
 
 @pytest.mark.parametrize(("sampler", "storage_name"), [*((name, "journal") for name in SAMPLERS), ("tpe", "sqlite")])

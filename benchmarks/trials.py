@@ -1,0 +1,137 @@
+"""What a trial costs beyond its work: `python benchmarks/trials.py [--numbers N ...] [--executors NAME ...]`.
+
+Trials that do nothing, in this process (`inline`) and on Ray with one and two workers. Of each campaign: seconds a trial, over all and over the last tenth, so that a cost that grows with the number of trials shows;
+growth of the driver's memory over the last half; bytes of the run folder a trial; seconds to open the ledger again and
+to read its records. Ray's start is not part of a trial and stands by itself. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from nas_kd.trials import (
+    ChoiceKnob,
+    Cost,
+    Event,
+    FloatKnob,
+    IntKnob,
+    KnobSpace,
+    Ledger,
+    Metric,
+    Resources,
+    TrialContext,
+    TrialRecord,
+    run_trials,
+)
+
+METRIC = Metric(name="accuracy")
+SPACE: KnobSpace = {
+    "width": IntKnob(low=1, high=64),
+    "rate": FloatKnob(low=1e-3, high=1.0, log=True),
+    **{f"op{i}": ChoiceKnob(values=("conv", "shift", "delta")) for i in range(8)},
+}
+GOAL_S = 0.15  # a trial
+GOAL_REOPEN_S = 2.0
+EXECUTORS = {"inline": None, "ray-1": 1, "ray-2": 2}
+
+
+def no_op(context: TrialContext) -> TrialRecord:
+    """A trial whose metric and cost follow from its knobs."""
+    width = int(context.knobs["width"])
+    return TrialRecord(
+        number=context.number,
+        state="complete",
+        seed=context.seed,
+        config_hash="benchmark",
+        knobs=context.knobs,
+        metric=METRIC,
+        cost=Cost(flops=width * 1000, params=width),
+        metrics={"derived": {"val": {"accuracy": (width / 64) ** 0.5 - float(context.knobs["rate"]) / 10}}},
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def campaign(run_dir: Path, number: int, executor: str, sampler: str) -> dict[str, float]:
+    """Run `number` trials and measure."""
+    ended: list[float] = []
+    memory: list[int] = []
+
+    def note(event: Event) -> None:
+        if event.kind == "ended":
+            ended.append(time.perf_counter())
+            if len(ended) in (number // 2, number):
+                memory.append(resident_bytes())
+
+    workers = EXECUTORS[executor]
+    resources = Resources(executor="inline") if workers is None else Resources(executor="ray", max_concurrent=workers)
+    started = time.perf_counter()
+    with Ledger.open(run_dir, metric=METRIC, config_hash="benchmark") as ledger:
+        run_trials(
+            no_op,
+            ledger,
+            SPACE,
+            num_trials=number,
+            run_dir=run_dir,
+            resources=resources,
+            sampler=sampler,
+            on_event=note,
+        )
+    tail = max(number // 10, 1)
+    clock = time.perf_counter()
+    ledger = Ledger.load(run_dir)
+    reopened = time.perf_counter()
+    ledger.records()
+    read = time.perf_counter()
+    journal = run_dir / "ledger.jsonl"
+    return {
+        "first_trial_s": ended[0] - started,
+        "s_per_trial": (ended[-1] - ended[0]) / max(number - 1, 1),
+        "s_per_late_trial": (ended[-1] - ended[-1 - tail]) / tail if number > tail else ended[-1] - started,
+        "driver_growth_mb": (memory[-1] - memory[0]) / 1e6,
+        "ledger_kb_per_trial": journal.stat().st_size / number / 1e3,
+        "reopen_s": reopened - clock,
+        "records_s": read - reopened,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numbers", type=int, nargs="+", default=[200, 1000, 10000])
+    parser.add_argument("--executors", nargs="+", default=list(EXECUTORS), choices=list(EXECUTORS))
+    parser.add_argument("--samplers", nargs="+", default=["random", "known_cost"])
+    options = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    print(f"{'campaign':<32}{'s a trial':>10}{'late':>8}{'memory MB':>11}{'reopen s':>10}{'records s':>11}", flush=True)
+    for sampler in options.samplers:
+        for executor in options.executors:
+            for number in options.numbers:
+                name = f"{sampler}/{executor}/{number}"
+                with tempfile.TemporaryDirectory() as folder:
+                    row = found[name] = campaign(Path(folder) / "run", number, executor, sampler)
+                print(
+                    f"{name:<32}{row['s_per_trial']:>10.3f}{row['s_per_late_trial']:>8.3f}"
+                    f"{row['driver_growth_mb']:>11.1f}{row['reopen_s']:>10.2f}{row['records_s']:>11.2f}",
+                    flush=True,
+                )
+    slow = [name for name, row in found.items() if max(row["s_per_trial"], row["s_per_late_trial"]) > GOAL_S]
+    late = [name for name, row in found.items() if row["reopen_s"] > GOAL_REOPEN_S]
+    print(f"at most {GOAL_S} s a trial: {'held' if not slow else 'MISSED by ' + ', '.join(slow)}")
+    print(f"reopened within {GOAL_REOPEN_S:g} s: {'held' if not late else 'MISSED by ' + ', '.join(late)}")
+    rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in found.items()}
+    print(json.dumps({"trials": rounded, "hardware": f"{platform.machine()}, {os.cpu_count()} cores"}))
+
+
+if __name__ == "__main__":
+    main()
