@@ -18,10 +18,12 @@ from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_ste
 from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.campaign.prepare import check_outputs, check_teacher
 from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
-from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config import CampaignConfig, ConfigError, read_path
 from nas_kd.config.grid import Cell, Value, distinct
 from nas_kd.config.sections import BudgetRange
-from nas_kd.data import DataInfo, OwnConfig
+from nas_kd.data import Augment, DataInfo, OwnConfig
+from nas_kd.data.augment import refusal_of_features
+from nas_kd.data.augment_config import section_of
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.search_spaces import SearchSpace
@@ -213,24 +215,39 @@ def _check_frames(input_type: InputType, space: SearchSpace, info: DataInfo) -> 
 
 
 def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
-    used = [
+    used: list[tuple[str, Augment]] = [
         ("teacher.fit.augment", config.teacher.fit.augment),
         ("search.augment", config.search.augment),
         ("retrain.augment", config.retrain.augment),
     ]
     for path, definition in config.knobs.items():
-        if path.endswith(".augment"):
-            used += [(f"knobs.{path}", value) for value in definition.get("values", ())]
+        section = path.partition(".augment")[0]
+        if section in ("search", "retrain") and path.startswith(f"{section}.augment"):
+            values = definition["values"] if "values" in definition else (definition["low"], definition["high"])
+            changed = [config.with_knobs({path: value}) for value in values]
+            used += [(f"knobs.{path}", read_path(each, f"{section}.augment")) for each in changed]
     for path, value in used:
-        if info.points and "crop" in str(value):
-            raise ConfigError(
-                f"{path}: {value!r} resamples labels, but of fixation points (data.points) that loses some and doubles "
-                "others; use flip or none"
-            )
-        if not info.flip_safe and "flip" in str(value):
-            raise ConfigError(
-                f"{path}: {value!r} mirrors clips, but in this data a mirrored clip may change its class; use none"
-            )
+        _check_one_augment(path, value, info)
+
+
+def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
+    section = section_of(value)
+    if section is None:
+        return
+    shown = repr(value) if isinstance(value, str) else "flip"
+    if not info.height:
+        raise ConfigError(f"{path}: {refusal_of_features(section)}")
+    if info.points and (section.crop or section.resized_crop):
+        what = repr(value) if isinstance(value, str) else "a crop"
+        raise ConfigError(
+            f"{path}: {what} resamples labels, but of fixation points (data.points) that loses some and doubles "
+            "others; use flip or none"
+        )
+    if not info.flip_safe and section.flip:
+        way_out = "use none" if isinstance(value, str) else "set flip: false"
+        raise ConfigError(
+            f"{path}: {shown} mirrors clips, but in this data a mirrored clip may change its class; {way_out}"
+        )
 
 
 def check_budget(config: CampaignConfig, context: CampaignContext) -> None:

@@ -71,7 +71,8 @@ def proposals(config: CampaignConfig, space: SearchSpace) -> list[Proposal]:
 def _counts(path: str) -> bool:
     section, _, key = path.rpartition(".")
     of_fit = section in ("search", "retrain") and key in _FIT_KEYS
-    return of_fit or path.startswith(("objective.", "search.objective."))
+    of_augment = path.startswith(("search.augment.", "retrain.augment."))
+    return of_fit or of_augment or path.startswith(("objective.", "search.objective."))
 
 
 def _sampled(config: CampaignConfig) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from nas_kd.data import Augment, Batch, ClipLoader, Subset, Views
 from nas_kd.data.fingerprint import changing_item, fingerprint, spread
 from nas_kd.objectives import DistillationLoss
 from nas_kd.teachers import Teacher, is_precomputed
-from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, read_manifest
+from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, folder_name, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, kept_bytes, new_manifest, remove
 from nas_kd.teachers.weights import hash_of_weights
 from nas_kd.training.fit import OnProgress
@@ -59,7 +59,7 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
             "and every step runs the teacher"
         )
         wanted = {}
-    for old in [path for path in folder.glob("*") if path.is_dir() and path.name not in wanted]:
+    for old in [path for path in folder.glob("*") if path.is_dir() and path.name not in map(folder_name, wanted)]:
         remove(old)
     if not wanted:
         return
@@ -79,7 +79,7 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
         )
         with closing(Teacher(context.teacher_model, taps)) as module:
             outputs = _Outputs(context, module, Views(augment, cache_key.seed, cache_key.views))
-            room -= _prepare_cache(outputs, folder / augment, cache_key, room, progress, note)
+            room -= _prepare_cache(outputs, folder / folder_name(augment), cache_key, room, progress, note)
 
 
 def cached_taps(context: CampaignContext) -> dict[Augment, tuple[str, ...]]:
@@ -102,7 +102,7 @@ def _cached_objectives(context: CampaignContext) -> list[tuple[Augment, Distilla
         search, retrain = proposal.config.search, proposal.config.retrain
         for knobs, is_search in product(proposal.knobs, (True, False)):
             config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
-            key = (str(is_search), str(knobs), structure_key(config), fits.augment)
+            key = (str(is_search), str(knobs), structure_key(config), str(fits.augment))
             if key in found or not config.distils or config.needs_online_teacher:
                 continue
             if str(knobs) not in built:
@@ -170,7 +170,8 @@ def _prepare_cache(outputs: _Outputs, folder: Path, key: CacheKey, room: int, pr
     except (CacheError, OSError) as error:
         remove(folder)
         reason = str(error) if isinstance(error, CacheError) else f"{folder} gave {error.strerror or error}"
-        note(f"augment: {key.augment}: the teacher's outputs are not kept, and every step runs the teacher: {reason}")
+        which = folder_name(key.augment)
+        note(f"augment: {which}: the teacher's outputs are not kept, and every step runs the teacher: {reason}")
         return 0
 
 

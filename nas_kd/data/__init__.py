@@ -11,7 +11,8 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from nas_kd.data.augment import Augment, Batch, augment_batch, normalize
+from nas_kd.data.augment import Batch, augment_batch, normalize
+from nas_kd.data.augment_config import Augment, AugmentConfig
 from nas_kd.data.camera import CameraConfig
 from nas_kd.data.features import FeaturesConfig, load_features
 from nas_kd.data.folder import FolderConfig, load_folder
@@ -67,6 +68,7 @@ __all__ = [
     "IGNORE",
     "SOURCES",
     "Augment",
+    "AugmentConfig",
     "Batch",
     "CameraConfig",
     "ClipDataset",

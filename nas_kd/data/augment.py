@@ -1,46 +1,41 @@
-"""Augmentation of a batch of clips: one flip and one crop a clip, the same for all its frames and all its targets."""
+"""Augmentation of a batch of clips: one draw a clip, the same for all its frames and all its targets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
 
+from nas_kd.data.augment_config import Augment, AugmentConfig, ResizedCropConfig, check_augment, section_of
+from nas_kd.data.color import jitter
 from nas_kd.data.sample import IGNORE, DataError
 
-Augment = Literal["none", "flip", "flip+crop"]
 Batch = dict[str, Tensor]
 
 NUM_DRAWS = 4
-"""Random numbers an item: flip, zoom, vertical shift, horizontal shift."""
+"""Random numbers an item for the named augmentations: flip, size of the window, its vertical and horizontal place."""
+NUM_MORE_DRAWS = 5
+"""Those that follow for what a section may vary besides: shape of the window, and four of colour."""
 
 ZOOM = (0.75, 1.1)  # side of the cropped window in shares of the frame; above 1 it is padded
 SHIFT = 0.125  # largest offset of the window's centre, in shares of the frame
 
 
-def check_augment(how: str) -> None:
-    """Refuse an unknown augmentation.
-
-    Raises:
-        DataError: With the known ones.
-    """
-    if how not in get_args(Augment):
-        raise DataError(f"unknown augmentation {how!r}; choose from {', '.join(get_args(Augment))}")
-
-
 def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
-    """Flip and crop a batch.
+    """Flip a batch, take a window of it and change its colours.
 
-    The cropped window is resampled to the full frame: linearly for `clip` and `map.<name>`, by the nearest pixel
-    for `mask`, which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0;
-    boxes are cut at the frame and those left without area become absent.
+    The window is resampled to the full frame: linearly for `clip` and `map.<name>`, by the nearest pixel for `mask`,
+    which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0; boxes are cut
+    at the frame and those left without area become absent.
 
     Args:
         batch: Stacked samples; keys that are not of the contract pass through.
-        how: "none", "flip" (half of the clips) or "flip+crop".
-        draws: float [B, NUM_DRAWS], uniform in [0, 1); decides everything.
+        how: A name or a section of `augment_config`.
+        draws: float [B, NUM_DRAWS], of a section [B, NUM_DRAWS + NUM_MORE_DRAWS], uniform in [0, 1); decides
+            everything.
 
     Returns:
         A new dict; the tensors of `batch` are not written to.
@@ -49,25 +44,26 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
         DataError: `how` is unknown, or the items are frame features, which nothing but "none" fits.
     """
     check_augment(how)
-    if how == "none":
+    section = section_of(how)
+    if section is None:
         return dict(batch)
     if "clip" not in batch:
-        raise DataError(f"augmentation {how!r} moves pixels, which frame features lack; set augment: none")
+        raise DataError(refusal_of_features(section))
     result = dict(batch)
-    flipped = draws[:, 0] < 0.5
-    width, height = batch["clip"].shape[-1], batch["clip"].shape[-2]
-    for key in _of_pixels(result):
-        value = result[key]
-        chosen = flipped.to(value.device).view(-1, *(1,) * (value.ndim - 1))
-        result[key] = torch.where(chosen, value.flip(-1), value)
-    if "boxes" in result:
-        result["boxes"] = _flip_boxes(result["boxes"], flipped.to(result["boxes"].device), width)
-    if how == "flip+crop":
-        zoom = ZOOM[0] + (ZOOM[1] - ZOOM[0]) * draws[:, 1]
-        shift_y = (2 * draws[:, 2] - 1) * SHIFT * height
-        shift_x = (2 * draws[:, 3] - 1) * SHIFT * width
-        _crop(result, zoom, shift_y, shift_x)
+    if section.flip:
+        _flip(result, draws[:, 0] < 0.5)
+    windows = _windows(section, draws, batch["clip"].shape[-2:])
+    if windows is not None:
+        _crop(result, *windows)
+    if section.color is not None:
+        result["clip"] = jitter(result["clip"], section.color, draws[:, NUM_DRAWS + 1 : NUM_DRAWS + 5])
     return result
+
+
+def refusal_of_features(section: AugmentConfig) -> str:
+    """Why frame features cannot be augmented so."""
+    does = "changes colours" if section.parts == ("color",) else "moves pixels"
+    return f"augmentation {', '.join(section.parts)} {does}, which frame features lack; set augment: none"
 
 
 def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -91,6 +87,71 @@ def _of_pixels(batch: Batch) -> list[str]:
     return [key for key in batch if key in ("clip", "mask") or key.startswith("map.")]
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What becomes of one side of the frame, of each clip.
+
+    Attributes:
+        centre: [B], in pixels of the source, from its edge.
+        scale: [B], pixels of the source for each pixel of the result.
+        size: of the source.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    size: int
+
+    @property
+    def positions(self) -> Tensor:
+        """[B, size] position in the source, in pixel indices, of each pixel of the result."""
+        centred = torch.arange(self.size, device=self.scale.device) + 0.5 - self.size / 2
+        return centred * self.scale[:, None] + self.centre[:, None] - 0.5
+
+    def to(self, device: torch.device) -> _Window:
+        """The same on a device."""
+        return _Window(self.centre.to(device), self.scale.to(device), self.size)
+
+
+def _windows(section: AugmentConfig, draws: Tensor, size: Sequence[int]) -> tuple[_Window, _Window] | None:
+    """Of rows and of columns; None where nothing is cropped."""
+    height, width = size
+    if section.resized_crop is not None:
+        return _resized(section.resized_crop, draws, height, width)
+    if not section.crop:
+        return None
+    zoom = ZOOM[0] + (ZOOM[1] - ZOOM[0]) * draws[:, 1]
+    shift_y, shift_x = ((2 * draws[:, column] - 1) * SHIFT for column in (2, 3))
+    return (
+        _Window(height / 2 + shift_y * height, zoom, height),
+        _Window(width / 2 + shift_x * width, zoom, width),
+    )
+
+
+def _resized(config: ResizedCropConfig, draws: Tensor, height: int, width: int) -> tuple[_Window, _Window]:
+    """Windows of random size, shape and place within the frame."""
+    area = config.area[0] + (config.area[1] - config.area[0]) * draws[:, 1]
+    least, largest = (log(value) for value in config.ratio)
+    ratio = (least + (largest - least) * draws[:, 4]).exp()
+    windows = []
+    for size, share, place in (
+        (height, (area / ratio).sqrt(), draws[:, 2]),
+        (width, (area * ratio).sqrt(), draws[:, 3]),
+    ):
+        share = share.clamp_max(1.0)
+        windows.append(_Window(size * (share / 2 + place * (1 - share)), share, size))
+    return windows[0], windows[1]
+
+
+def _flip(batch: Batch, flipped: Tensor) -> None:
+    width = batch["clip"].shape[-1]
+    for key in _of_pixels(batch):
+        value = batch[key]
+        chosen = flipped.to(value.device).view(-1, *(1,) * (value.ndim - 1))
+        batch[key] = torch.where(chosen, value.flip(-1), value)
+    if "boxes" in batch:
+        batch["boxes"] = _flip_boxes(batch["boxes"], flipped.to(batch["boxes"].device), width)
+
+
 def _flip_boxes(boxes: Tensor, flipped: Tensor, width: int) -> Tensor:
     mirrored = boxes.clone()
     mirrored[..., 0] = width - boxes[..., 2]
@@ -99,54 +160,57 @@ def _flip_boxes(boxes: Tensor, flipped: Tensor, width: int) -> Tensor:
     return torch.where(chosen, mirrored, boxes)
 
 
-def _crop(batch: Batch, zoom: Tensor, shift_y: Tensor, shift_x: Tensor) -> None:
-    """Replace the values of `batch` by the window of each clip; zoom and shifts are [B]."""
-    height, width = batch["clip"].shape[-2:]
-    rows, columns = _sources(height, zoom, shift_y), _sources(width, zoom, shift_x)
+def _crop(batch: Batch, rows: _Window, columns: _Window) -> None:
+    """Replace the values of `batch` by the window of each clip."""
     for key in _of_pixels(batch):
         value = batch[key]
-        source_y, source_x = rows.to(value.device), columns.to(value.device)
+        source_y, source_x = rows.positions.to(value.device), columns.positions.to(value.device)
         if key == "mask":
             source_y, source_x = source_y.round(), source_x.round()
+        scale_y, scale_x = (torch.ones(()) if key == "mask" else each.scale for each in (rows, columns))
+        weights_y = _weights(source_y, rows.size, scale_y.to(value.device))
+        weights_x = _weights(source_x, columns.size, scale_x.to(value.device))
         # [B, everything but the frame, H, W]; two small matrix products a clip beat gathers on CPU and on GPU.
         flat = value.float().flatten(1, -3)
-        moved = _weights(source_y, height)[:, None] @ flat @ _weights(source_x, width)[:, None].mT
-        moved = moved.view(value.shape)
+        moved = weights_y[:, None] @ flat @ weights_x[:, None].mT
+        moved = moved.view(*value.shape[:-2], *moved.shape[-2:])
         if key != "clip":
-            inside = _inside(source_y, height)[:, :, None] & _inside(source_x, width)[:, None, :]
-            inside = inside.view(len(inside), *(1,) * (value.ndim - 3), height, width)
+            inside = _inside(source_y, rows.size)[:, :, None] & _inside(source_x, columns.size)[:, None, :]
+            inside = inside.view(len(inside), *(1,) * (value.ndim - 3), *inside.shape[1:])
             moved = torch.where(inside, moved, float(IGNORE) if key == "mask" else 0.0)
         batch[key] = moved.to(value.dtype) if value.is_floating_point() else moved.round_().to(value.dtype)
     if "boxes" in batch:
         device = batch["boxes"].device
-        batch["boxes"] = _crop_boxes(
-            batch["boxes"], zoom.to(device), shift_y.to(device), shift_x.to(device), height, width
-        )
+        batch["boxes"] = _crop_boxes(batch["boxes"], rows.to(device), columns.to(device))
 
 
-def _sources(size: int, zoom: Tensor, shift: Tensor) -> Tensor:
-    """[B, size] position in the source, in pixel indices, of each pixel of the result."""
-    centred = torch.arange(size, device=zoom.device) + 0.5 - size / 2
-    return centred * zoom[:, None] + shift[:, None] + size / 2 - 0.5
+def _weights(positions: Tensor, size: int, scale: Tensor) -> Tensor:
+    """[B, out, size] matrix of linear interpolation at the positions; one-hot where they are whole.
 
-
-def _weights(positions: Tensor, size: int) -> Tensor:
-    """[B, size, size] matrix of linear interpolation at the positions; one-hot where they are whole."""
+    Args:
+        positions: [B, out].
+        size: Of the source.
+        scale: [B] or a scalar, source pixels a pixel; above `ZOOM` the triangle of the filter is as many times wider.
+    """
     clamped = positions.clamp(0, size - 1)
     distance = (clamped[..., None] - torch.arange(size, device=positions.device)).abs()
-    return (1.0 - distance).clamp_min(0.0).float()
+    if not bool((scale > ZOOM[1]).any()):
+        return (1.0 - distance).clamp_min(0.0).float()
+    width = torch.where(scale > ZOOM[1], scale, 1.0).view(-1, 1, 1)
+    weights = (1.0 - distance / width).clamp_min(0.0).float()
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _inside(positions: Tensor, size: int) -> Tensor:
     return (positions >= -0.5) & (positions < size - 0.5)
 
 
-def _crop_boxes(boxes: Tensor, zoom: Tensor, shift_y: Tensor, shift_x: Tensor, height: int, width: int) -> Tensor:
+def _crop_boxes(boxes: Tensor, rows: _Window, columns: _Window) -> Tensor:
     moved = boxes.clone()
-    for first, size, shift in ((0, width, shift_x), (1, height, shift_y)):
+    for first, window in ((0, columns), (1, rows)):
         for corner in (first, first + 2):
-            centred = boxes[..., corner] - size / 2 - shift.view(-1, 1, 1)
-            moved[..., corner] = (centred / zoom.view(-1, 1, 1) + size / 2).clamp(0, size)
+            centred = boxes[..., corner] - window.centre.view(-1, 1, 1)
+            moved[..., corner] = (centred / window.scale.view(-1, 1, 1) + window.size / 2).clamp(0, window.size)
     has_area = (moved[..., 2] > moved[..., 0]) & (moved[..., 3] > moved[..., 1])
     kept = (boxes[..., 4] >= 0) & has_area
     return torch.where(kept[..., None], moved, -1.0)

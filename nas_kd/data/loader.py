@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nas_kd.data.augment import Augment, Batch, augment_batch, check_augment
+from nas_kd.data.augment import Batch, augment_batch
+from nas_kd.data.augment_config import Augment, check_augment
 from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
-from nas_kd.data.views import Views, draws_of
+from nas_kd.data.views import Views, augment_draws
 
 _RESIDENT_BYTES = 2 * 2**30
 """Sets up to this size are copied to an accelerator once, instead of batch by batch."""
@@ -37,8 +38,8 @@ class ClipLoader:
         batch_size: Items a batch; the last batch may be smaller.
         seed: Decides order and augmentation, ≥ 0.
         shuffle: Whether the items change order each epoch.
-        augment: "none", "flip" or "flip+crop", see `augment_batch`: another version of an item in each epoch. Or
-            `Views`: one of a stated number of versions in each epoch, and `view`, int64 [B], says which.
+        augment: A name or a section, see `augment_batch`: another version of an item in each epoch. Or `Views`: one of
+            a stated number of versions in each epoch, and `view`, int64 [B], says which.
         drop_last: Leave out a last batch that is not full.
         device: Where batches go; augmentation happens there.
         num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
@@ -106,7 +107,7 @@ class ClipLoader:
         rows = rows[: len(self)]
         if self.views is None:  # another version of each item in every epoch
             view = np.zeros(self._num_items, dtype=np.int64)
-            draws = draws_of(self.seed, epoch, self._num_items if self.augment != "none" else 0)[None]
+            draws = augment_draws(self.augment, self.seed, epoch, self._num_items)[None]
         else:
             view, draws = self.views.choose(self.seed, epoch, self._num_items), self._view_draws
         for positions, batch in zip(rows, self._read(rows), strict=True):

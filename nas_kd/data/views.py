@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nas_kd.data.augment import NUM_DRAWS, Augment, Batch, augment_batch, check_augment
+from nas_kd.data.augment import NUM_DRAWS, NUM_MORE_DRAWS, Batch, augment_batch
+from nas_kd.data.augment_config import Augment, AugmentConfig, check_augment
 from nas_kd.data.sample import DataError
 
 _AUGMENT = 1  # the stream of random numbers that augments; 0 is that of the order of items
 _CHOICE = 2  # the stream that says which view of an item an epoch shows
+_MORE = 3  # the stream of what a section varies besides
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Views:
     """The augmented views that there are of each item.
 
     Attributes:
-        augment: "none", "flip" or "flip+crop"; "none" has one view.
+        augment: A name or a section; "none" has one view.
         seed: Of the campaign, ≥ 0: all its trainings share the views.
         count: How many there are of each item, ≥ 1.
 
@@ -57,10 +59,8 @@ class Views:
         return (draws.astype(np.float64) * self.count).astype(np.int64)
 
     def draws(self, num_items: int) -> npt.NDArray[np.float32]:
-        """The random numbers of all views, [count, num_items, NUM_DRAWS]; empty where nothing is augmented."""
-        if self.augment == "none":
-            return np.empty((1, num_items, 0), dtype=np.float32)
-        return np.stack([draws_of(self.seed, view, num_items) for view in range(self.count)])
+        """The random numbers of all views, [count, num_items, …]; empty where nothing is augmented."""
+        return np.stack([augment_draws(self.augment, self.seed, view, num_items) for view in range(self.count)])
 
     def show(self, batch: Batch, view: int, num_items: int) -> Batch:
         """One view of a batch.
@@ -74,12 +74,26 @@ class Views:
             The batch as a loader with these views gives it, with `view`, int64 [B].
         """
         index = batch["index"]
-        if self.augment == "none":
-            shown = dict(batch)
-        else:
-            draws = torch.from_numpy(draws_of(self.seed, view, num_items)[index.cpu().numpy()])
-            shown = augment_batch(batch, self.augment, draws.to(index.device))
+        draws = augment_draws(self.augment, self.seed, view, num_items)[index.cpu().numpy()]
+        shown = augment_batch(batch, self.augment, torch.from_numpy(draws).to(index.device))
         return {**shown, "view": torch.full_like(index, view)}
+
+
+def augment_draws(augment: Augment, seed: int, number: int, num_items: int) -> npt.NDArray[np.float32]:
+    """What decides how each item is augmented, [num_items, as many as `augment_batch` reads].
+
+    Args:
+        augment: How.
+        seed: Of a training, or of the views of a campaign.
+        number: Of the epoch, or of the view.
+        num_items: How many rows.
+    """
+    if augment == "none":
+        return np.empty((num_items, 0), dtype=np.float32)
+    draws = draws_of(seed, number, num_items)
+    if not isinstance(augment, AugmentConfig):
+        return draws
+    return np.hstack([draws, draws_of(seed, number, num_items, stream=_MORE, width=NUM_MORE_DRAWS)])
 
 
 def draws_of(

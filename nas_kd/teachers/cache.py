@@ -11,6 +11,7 @@ where the teacher sees whole items.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +24,8 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from nas_kd.data import Augment, Batch, Views
+from nas_kd.data import Augment, AugmentConfig, Batch, Views
+from nas_kd.data.augment_config import read_augment
 from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput
@@ -128,7 +130,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `cache.json`."""
-        return json.dumps({"format": FORMAT, **asdict(self)}) + "\n"
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps(content, default=lambda section: section.model_dump(mode="json")) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -138,7 +141,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         if content["format"] != FORMAT:
             return None
         outputs = {name: Output(o["file"], tuple(o["shape"])) for name, o in content["outputs"].items()}
-        return Manifest(CacheKey(**content["key"]), outputs, content["block"], tuple(content["checksums"]))
+        key = CacheKey(**{**content["key"], "augment": read_augment(content["key"]["augment"])})
+        return Manifest(key, outputs, content["block"], tuple(content["checksums"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -206,6 +210,13 @@ class TeacherCache:
             found = values.index_select(0, rows.to(values.device))
             read[name] = found.to(device).float()
         return ModelOutput(read.pop("logits"), read)
+
+
+def folder_name(augment: Augment) -> str:
+    """Name of the folder with the cache of an augmentation."""
+    if not isinstance(augment, AugmentConfig):
+        return augment
+    return f"{'+'.join(augment.parts)}-{hashlib.sha256(augment.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 def open_caches(folder: Path) -> dict[Augment, TeacherCache]:

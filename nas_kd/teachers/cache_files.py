@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
-from nas_kd.teachers.cache import DTYPES, MANIFEST, CacheKey, Manifest, Output, read_manifest
+from nas_kd.teachers.cache import DTYPES, MANIFEST, CacheKey, Manifest, Output, folder_name, read_manifest
 from nas_kd.training.fit import OnProgress
 
 BLOCK_BYTES = 64 * 2**20  # of a block, at most, unless one item is larger
@@ -126,7 +126,7 @@ def fill(
                 manifest = replace(manifest, checksums=tuple(checksums))
                 write_text_atomically(folder / MANIFEST, manifest.to_json())
                 saved = time.monotonic()
-            progress((done + 1) / len(missing), f"teacher's outputs, augment: {manifest.key.augment}")
+            progress((done + 1) / len(missing), f"teacher's outputs, augment: {folder_name(manifest.key.augment)}")
     return manifest
 
 

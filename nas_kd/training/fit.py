@@ -42,7 +42,8 @@ class FitConfig(Section):
         warmup: share of the steps in which the learning rate rises, linearly but for `one_cycle`.
         weight_decay: on weights of two or more dimensions; biases and BatchNorm have none.
         clip_norm: largest norm of the gradient; the norm is cut to it.
-        augment: `none`, `flip` or `flip+crop`, equal for all frames of a clip.
+        augment: `none`, `flip`, `flip+crop`, or a section (`nas_kd.data.AugmentConfig`), equal for all frames of a
+            clip.
         precision: `float32`, or `bfloat16`, in which nets then run under autocast; weights, optimizer and losses stay
             in float32. Evaluation is always in float32.
     """

@@ -128,6 +128,15 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
             },
             "knobs.search.augment: 'flip+crop' mirrors clips",
         ),
+        (
+            {
+                "data": {"motions": ["left", "right"]},
+                "retrain": {"augment": {"color": {"hue": 0.1}}},
+                "knobs": {"retrain.augment.flip": {"type": "choice", "values": [False, True]}},
+            },
+            "knobs.retrain.augment.flip: flip mirrors clips, but in this data a mirrored clip may change its class; "
+            "set flip: false",
+        ),
     ],
 )
 def test_what_does_not_fit_is_found_before_the_teacher_is_trained(

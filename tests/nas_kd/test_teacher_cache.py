@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, validate
-from nas_kd.data import Batch, DataInfo, MemoryDataset, Splits
+from nas_kd.data import AugmentConfig, Batch, DataInfo, MemoryDataset, Splits
 from nas_kd.data.splits import make_splits
 from nas_kd.teachers import cache_files
 from nas_kd.teachers.cache import CacheKey, Manifest, TeacherCache, read_manifest
@@ -56,9 +56,11 @@ def learner_of(context: CampaignContext, augment: Any, *, cached: bool = True) -
 
 
 def test_a_student_sees_the_very_view_whose_outputs_are_cached(tiny: Make) -> None:
-    augment = "flip+crop"
-    context, _ = prepared(tiny(search={"augment": augment}, retrain={"augment": augment}))
+    augment = AugmentConfig(flip=True, resized_crop={}, color={"brightness": 0.4, "hue": 0.1})
+    section = augment.model_dump(mode="json")
+    context, _ = prepared(tiny(search={"augment": section}, retrain={"augment": section}))
     (cache,) = context.caches.values()
+    assert context.caches.keys() == {augment}
     assert cache.views.count == 4
     seen: set[tuple[int, int]] = set()
     with closing(learner_of(context, augment)) as learner, closing(learner_of(context, augment, cached=False)) as live:
