@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import ceil
 from typing import cast
 
 import torch
@@ -237,6 +238,8 @@ def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
     shown = repr(value) if isinstance(value, str) else "flip"
     if not info.height:
         raise ConfigError(f"{path}: {refusal_of_features(section)}")
+    if section.temporal is not None:
+        _check_window(f"{path}.temporal.window", section.temporal.window[0], info)
     if info.points and (section.crop or section.resized_crop):
         what = repr(value) if isinstance(value, str) else "a crop"
         raise ConfigError(
@@ -247,6 +250,16 @@ def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
         way_out = "use none" if isinstance(value, str) else "set flip: false"
         raise ConfigError(
             f"{path}: {shown} mirrors clips, but in this data a mirrored clip may change its class; {way_out}"
+        )
+
+
+def _check_window(path: str, share: float, info: DataInfo) -> None:
+    """Raise where a window in time has fewer stored frames than nets see, so that frames would repeat."""
+    stored = info.stored[0]
+    if share * stored < info.frames:
+        raise ConfigError(
+            f"{path}: {share:g} of a clip of {stored} stored frames has fewer than the {info.frames} that nets see; "
+            f"store at least {ceil(info.frames / share)} (data.stored_frames, where there is such a key), or raise it"
         )
 
 

@@ -13,6 +13,7 @@ from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
 from nas_kd.campaign.output_checks import describe_classes
 from nas_kd.campaign.proposals import proposals
 from nas_kd.config import CampaignConfig
+from nas_kd.data.sample import clip_bytes
 from nas_kd.objectives import DistillationLoss
 from nas_kd.search_spaces import count_params
 from nas_kd.search_spaces.arch import Choice
@@ -43,7 +44,7 @@ def overview(config: CampaignConfig) -> list[str]:
     check_machine(config)
     context = build_context(config, "cpu", decode=False)
     notes = check_nets(config, context)
-    lines = [_splits(context), *context.splits.notes]
+    lines = [_splits(context), *_stored(context), *context.splits.notes]
     if context.splits.skipped:
         lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
     if context.task.class_names:
@@ -61,6 +62,19 @@ def _splits(context: CampaignContext) -> str:
         of = f" of {len(set(groups))} groups" if groups else ""
         parts.append(f"{name} {len(getattr(splits, name))}{of}")
     return f"data: {splits.info.name}, {', '.join(parts)}"
+
+
+def _stored(context: CampaignContext) -> list[str]:
+    """What clips take, where more of them is stored than nets see."""
+    splits = context.splits
+    if splits.info.seen in (None, splits.info.stored):
+        return []
+    (frames, height, width), (seen_frames, seen_height, seen_width) = splits.info.stored, splits.info.seen
+    size, number = clip_bytes(splits.info), len(splits.retrain) + len(splits.val) + len(splits.test)
+    return [
+        f"clips: {frames} frames of {height} × {width} pixels are stored, of which nets see {seen_frames} of "
+        f"{seen_height} × {seen_width}; {size / 1e6:,.1f} MB a clip, {size * number / 1e9:,.2f} GB in all"
+    ]
 
 
 def _teacher(context: CampaignContext) -> str:

@@ -136,7 +136,8 @@ class _Outputs:
     def __call__(self, batch: Batch, view: int) -> Mapping[str, Tensor]:
         """Name -> outputs (N, P, …) for a view of such a batch."""
         input_type = self.context.input_type
-        shown = self.views.show(batch, view, len(self.context.splits.retrain.base))
+        splits = self.context.splits
+        shown = self.views.show(batch, view, len(splits.retrain.base), splits.info.seen)
         parts: dict[str, list[Tensor]] = {}
         for inputs in torch.split(input_type.teacher_inputs(shown), self.context.eval_batch_size):
             output = self.teacher(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import torch
@@ -11,23 +11,26 @@ from torch import Tensor
 
 from nas_kd.data.augment_config import Augment, AugmentConfig, ResizedCropConfig, check_augment, section_of
 from nas_kd.data.color import jitter
+from nas_kd.data.framing import Cut, cut_batch, middle_cut, of_pixels, pick_frames, window_frames, with_area
 from nas_kd.data.sample import IGNORE, DataError
 
 Batch = dict[str, Tensor]
 
 NUM_DRAWS = 4
 """Random numbers an item for the named augmentations: flip, size of the window, its vertical and horizontal place."""
-NUM_MORE_DRAWS = 5
-"""Those that follow for what a section may vary besides: shape of the window, and four of colour."""
+NUM_MORE_DRAWS = 7
+"""Those that follow for what a section may vary besides: shape of the window, four of colour, length and place
+of the window in time."""
 
 ZOOM = (0.75, 1.1)  # side of the cropped window in shares of the frame; above 1 it is padded
 SHIFT = 0.125  # largest offset of the window's centre, in shares of the frame
 
 
-def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
+def augment_batch(batch: Batch, how: Augment, draws: Tensor, seen: tuple[int, int, int] | None = None) -> Batch:
     """Flip a batch, take a window of it and change its colours.
 
-    The window is resampled to the full frame: linearly for `clip` and `map.<name>`, by the nearest pixel for `mask`,
+    Where nothing else is asked for, nets see T frames uniform over the stored ones, and the middle of the frame. A
+    random window is resampled to what they see: linearly for `clip` and `map.<name>`, by the nearest pixel for `mask`,
     which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0; boxes are cut
     at the frame and those left without area become absent.
 
@@ -36,6 +39,7 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
         how: A name or a section of `augment_config`.
         draws: float [B, NUM_DRAWS], of a section [B, NUM_DRAWS + NUM_MORE_DRAWS], uniform in [0, 1); decides
             everything.
+        seen: (T, H, W) that nets see of a clip, at most what is stored; by default all of it.
 
     Returns:
         A new dict; the tensors of `batch` are not written to.
@@ -45,14 +49,26 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
     """
     check_augment(how)
     section = section_of(how)
-    if section is None:
-        return dict(batch)
     if "clip" not in batch:
-        raise DataError(refusal_of_features(section))
-    result = dict(batch)
+        if section is not None:
+            raise DataError(refusal_of_features(section))
+        return dict(batch)
+    stored = batch["clip"].shape[2:]
+    cut = middle_cut(stored, seen or stored)
+    if section is None:
+        return cut_batch(batch, cut)
+    if section.temporal is not None:
+        least, largest = section.temporal.window
+        share = least + (largest - least) * draws[:, NUM_DRAWS + 5]
+        picks = window_frames(stored[0], len(cut.frames), share, draws[:, NUM_DRAWS + 6])
+        batch, cut = pick_frames(batch, picks), replace(cut, frames=tuple(range(len(cut.frames))))
+    windows = _windows(section, draws, stored[1:], cut)
+    if windows is None:
+        result = cut_batch(batch, cut)
+    else:
+        result = cut_batch(batch, replace(cut, top=0, left=0, height=stored[1], width=stored[2]))
     if section.flip:
         _flip(result, draws[:, 0] < 0.5)
-    windows = _windows(section, draws, batch["clip"].shape[-2:])
     if windows is not None:
         _crop(result, *windows)
     if section.color is not None:
@@ -62,7 +78,7 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor) -> Batch:
 
 def refusal_of_features(section: AugmentConfig) -> str:
     """Why frame features cannot be augmented so."""
-    does = "changes colours" if section.parts == ("color",) else "moves pixels"
+    does = {"color": "changes colours", "temporal": "chooses among stored frames"}.get(section.parts[0], "moves pixels")
     return f"augmentation {', '.join(section.parts)} {does}, which frame features lack; set augment: none"
 
 
@@ -82,11 +98,6 @@ def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
     return clip.float() * scale + offset
 
 
-def _of_pixels(batch: Batch) -> list[str]:
-    """Keys of values [B, ..., H, W]."""
-    return [key for key in batch if key in ("clip", "mask") or key.startswith("map.")]
-
-
 @dataclass(frozen=True)
 class _Window:
     """What becomes of one side of the frame, of each clip.
@@ -95,56 +106,69 @@ class _Window:
         centre: [B], in pixels of the source, from its edge.
         scale: [B], pixels of the source for each pixel of the result.
         size: of the source.
+        seen: of the result.
     """
 
     centre: Tensor
     scale: Tensor
     size: int
+    seen: int
 
     @property
     def positions(self) -> Tensor:
-        """[B, size] position in the source, in pixel indices, of each pixel of the result."""
-        centred = torch.arange(self.size, device=self.scale.device) + 0.5 - self.size / 2
+        """[B, seen] position in the source, in pixel indices, of each pixel of the result."""
+        centred = torch.arange(self.seen, device=self.scale.device) + 0.5 - self.seen / 2
         return centred * self.scale[:, None] + self.centre[:, None] - 0.5
 
     def to(self, device: torch.device) -> _Window:
         """The same on a device."""
-        return _Window(self.centre.to(device), self.scale.to(device), self.size)
+        return replace(self, centre=self.centre.to(device), scale=self.scale.to(device))
 
 
-def _windows(section: AugmentConfig, draws: Tensor, size: Sequence[int]) -> tuple[_Window, _Window] | None:
-    """Of rows and of columns; None where nothing is cropped."""
-    height, width = size
+def _windows(section: AugmentConfig, draws: Tensor, size: Sequence[int], middle: Cut) -> tuple[_Window, _Window] | None:
+    """Of rows and of columns; None where nothing is cropped at random.
+
+    Args:
+        section: What is varied.
+        draws: As of `augment_batch`.
+        size: (H', W') of the stored frame.
+        middle: What nets see where nothing is varied.
+    """
+    height, width = middle.height, middle.width
     if section.resized_crop is not None:
-        return _resized(section.resized_crop, draws, height, width)
+        return _resized(section.resized_crop, draws, size, (height, width))
     if not section.crop:
         return None
     zoom = ZOOM[0] + (ZOOM[1] - ZOOM[0]) * draws[:, 1]
     shift_y, shift_x = ((2 * draws[:, column] - 1) * SHIFT for column in (2, 3))
     return (
-        _Window(height / 2 + shift_y * height, zoom, height),
-        _Window(width / 2 + shift_x * width, zoom, width),
+        _Window(middle.top + height / 2 + shift_y * height, zoom, size[0], height),
+        _Window(middle.left + width / 2 + shift_x * width, zoom, size[1], width),
     )
 
 
-def _resized(config: ResizedCropConfig, draws: Tensor, height: int, width: int) -> tuple[_Window, _Window]:
+def _resized(
+    config: ResizedCropConfig, draws: Tensor, size: Sequence[int], seen: tuple[int, int]
+) -> tuple[_Window, _Window]:
     """Windows of random size, shape and place within the frame."""
+    (height, width), (seen_height, seen_width), draws = size, seen, draws.double()
     area = config.area[0] + (config.area[1] - config.area[0]) * draws[:, 1]
     least, largest = (log(value) for value in config.ratio)
-    ratio = (least + (largest - least) * draws[:, 4]).exp()
+    ratio = (least + (largest - least) * draws[:, 4]).exp() * seen_width / seen_height
+    side = (area * height * width).sqrt()
     windows = []
-    for size, share, place in (
-        (height, (area / ratio).sqrt(), draws[:, 2]),
-        (width, (area * ratio).sqrt(), draws[:, 3]),
+    for whole, cut, length, place in (
+        (height, seen_height, side / ratio.sqrt(), draws[:, 2]),
+        (width, seen_width, side * ratio.sqrt(), draws[:, 3]),
     ):
-        share = share.clamp_max(1.0)
-        windows.append(_Window(size * (share / 2 + place * (1 - share)), share, size))
+        length = length.clamp_max(whole)
+        windows.append(_Window(length / 2 + place * (whole - length), length / cut, whole, cut))
     return windows[0], windows[1]
 
 
 def _flip(batch: Batch, flipped: Tensor) -> None:
     width = batch["clip"].shape[-1]
-    for key in _of_pixels(batch):
+    for key in of_pixels(batch):
         value = batch[key]
         chosen = flipped.to(value.device).view(-1, *(1,) * (value.ndim - 1))
         batch[key] = torch.where(chosen, value.flip(-1), value)
@@ -162,7 +186,7 @@ def _flip_boxes(boxes: Tensor, flipped: Tensor, width: int) -> Tensor:
 
 def _crop(batch: Batch, rows: _Window, columns: _Window) -> None:
     """Replace the values of `batch` by the window of each clip."""
-    for key in _of_pixels(batch):
+    for key in of_pixels(batch):
         value = batch[key]
         source_y, source_x = rows.positions.to(value.device), columns.positions.to(value.device)
         if key == "mask":
@@ -210,7 +234,5 @@ def _crop_boxes(boxes: Tensor, rows: _Window, columns: _Window) -> Tensor:
     for first, window in ((0, columns), (1, rows)):
         for corner in (first, first + 2):
             centred = boxes[..., corner] - window.centre.view(-1, 1, 1)
-            moved[..., corner] = (centred / window.scale.view(-1, 1, 1) + window.size / 2).clamp(0, window.size)
-    has_area = (moved[..., 2] > moved[..., 0]) & (moved[..., 3] > moved[..., 1])
-    kept = (boxes[..., 4] >= 0) & has_area
-    return torch.where(kept[..., None], moved, -1.0)
+            moved[..., corner] = (centred / window.scale.view(-1, 1, 1) + window.seen / 2).clamp(0, window.seen)
+    return with_area(moved, boxes)

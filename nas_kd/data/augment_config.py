@@ -53,6 +53,21 @@ class ColorConfig(Section):
         return self
 
 
+class TemporalConfig(Section):
+    """Frames uniform over a window of random length and place: a random crop in time, with a random stride.
+
+    Attributes:
+        window: least and largest length, in shares of the stored clip (`data.stored_frames`).
+    """
+
+    window: tuple[Share, Share] = (0.5, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_ordered("window", self.window)
+        return self
+
+
 class AugmentConfig(Section):
     """What is varied at random. One draw a clip, the same for all its frames and all its targets.
 
@@ -61,12 +76,14 @@ class AugmentConfig(Section):
         crop: as `flip+crop`: a window with sides of 0.75 to 1.1 of the frame, near its centre.
         resized_crop: a window of random size, shape and place instead.
         color: brightness, contrast, saturation and hue.
+        temporal: frames from a window of random length and place.
     """
 
     flip: bool = False
     crop: bool = False
     resized_crop: ResizedCropConfig | None = None
     color: ColorConfig | None = None
+    temporal: TemporalConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -12,10 +12,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
 from nas_kd.data.decode import read_clip
@@ -55,6 +55,14 @@ class FolderConfig(LabelledConfig):
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=112, description="Side, or (height, width), in pixels."
     )
+    stored_frames: PositiveInt | None = Field(
+        default=None,
+        description="Frames of a clip that are kept, for temporal crops and several clips in evaluation; "
+        "by default `frames`.",
+    )
+    stored_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None, description="Side, or (height, width), of the frames that are kept, for crops; by default `size`."
+    )
     fit: Fit = Field(default="crop", description="crop: cover and cut the middle; stretch: change the aspect ratio.")
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="fail: refuse the data set if a row is unusable; skip: leave such rows out."
@@ -79,6 +87,27 @@ class FolderConfig(LabelledConfig):
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """Frames, height and width of the clips that are kept."""
+        size = self.stored_size or self.size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (self.stored_frames or self.frames, height, width)
+
+    @model_validator(mode="after")
+    def _stores_what_is_seen(self) -> Self:
+        if self.stored[0] < self.frames:
+            raise ValueError(
+                f"stored_frames must be at least frames, {self.frames}, but is {self.stored_frames}; raise it or leave "
+                "it out"
+            )
+        if self.stored[1] < self.frame_size[0] or self.stored[2] < self.frame_size[1]:
+            raise ValueError(
+                f"stored_size must be at least size in height and width, {self.frame_size}, but is {self.stored[1:]}; "
+                "raise it or leave it out"
+            )
+        return self
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_folder(self, seed=seed, gate_share=gate_share)
@@ -139,8 +168,9 @@ class _Decoder:
 
     def __init__(self, config: FolderConfig) -> None:
         self.config = config
-        self.shape = (3, config.frames, *config.frame_size)
-        self.settings = f"clip {config.frames} {config.frame_size} {config.fit}"
+        frames, *size = config.stored
+        self.shape = (3, *config.stored)
+        self.settings = f"clip {frames} {tuple(size)} {config.fit}"
         self.cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
 
     def read(self, row: Row) -> Clip:
@@ -151,7 +181,7 @@ class _Decoder:
             raise became_unreadable(row.path, error) from error
 
     def decode(self, row: Row) -> Clip:
-        return read_clip(row.path, self.config.frames, *self.config.frame_size, self.config.fit)
+        return read_clip(row.path, *self.config.stored, self.config.fit)
 
     def decode_all(self, rows: Sequence[Row]) -> dict[str, DecodeError]:
         """Bring every row into the cache; returns what is wrong with each that failed, by key."""
@@ -205,6 +235,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         width=width,
         name=config.root.resolve().name,
         flip_safe=config.flip_safe,
+        stored_frames=config.stored[0],
+        stored_size=config.stored[1:],
     )
     train, val, test = (
         stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb if decode else 0.0)

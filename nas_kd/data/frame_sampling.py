@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from nas_kd.data.augment import Batch
-
-FRAME_KEYS = {"clip": 2, "mask": 1, "boxes": 1}
-"""Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
+from nas_kd.data.framing import pick_frames
 
 
 def take_frames(batch: Batch, picks: Tensor) -> Batch:
@@ -24,15 +22,9 @@ def take_frames(batch: Batch, picks: Tensor) -> Batch:
     Returns:
         The batch, with `position`, int64 (N, k): where in its clip each frame was.
     """
-    taken = dict(batch)
+    taken = pick_frames(batch, picks)
     known = batch.get("position")
     taken["position"] = picks if known is None else known.gather(1, picks.to(known.device))
-    for key in batch:
-        if key in FRAME_KEYS or key.startswith("map."):
-            dim = FRAME_KEYS.get(key, 1)
-            value = batch[key].movedim(dim, 1)
-            rows = torch.arange(len(value), device=value.device)[:, None]
-            taken[key] = value[rows, picks.to(value.device)].movedim(1, dim)
     return taken
 
 

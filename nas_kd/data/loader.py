@@ -44,6 +44,7 @@ class ClipLoader:
         device: Where batches go; augmentation happens there.
         num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
+        seen: (T, H, W) that batches show of each clip, where more is stored; see `augment_batch`.
 
     Raises:
         DataError: A batch size below 1, an empty data set, `drop_last` with fewer items than one batch, an unknown
@@ -62,6 +63,7 @@ class ClipLoader:
         device: torch.device | str = "cpu",
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
+        seen: tuple[int, int, int] | None = None,
     ) -> None:
         self.views = augment if isinstance(augment, Views) else None
         self.augment: Augment = augment.augment if isinstance(augment, Views) else augment
@@ -81,6 +83,7 @@ class ClipLoader:
         self.drop_last = drop_last
         self.device = torch.device(device)
         self.num_workers = num_workers
+        self.seen = seen
         self.keys = None if keys is None else tuple(keys)
         self._index = (
             np.asarray(dataset.indices, dtype=np.int64) if isinstance(dataset, Subset) else np.arange(len(dataset))
@@ -112,9 +115,8 @@ class ClipLoader:
             view, draws = self.views.choose(self.seed, epoch, self._num_items), self._view_draws
         for positions, batch in zip(rows, self._read(rows), strict=True):
             index = self._index[positions]
-            if self.augment != "none":
-                chosen = torch.from_numpy(draws[view[index], index])
-                batch = augment_batch(batch, self.augment, chosen.to(self.device))
+            chosen = torch.from_numpy(draws[view[index], index])
+            batch = augment_batch(batch, self.augment, chosen.to(self.device), self.seen)
             batch["index"] = torch.from_numpy(index).to(self.device)
             if self.views is not None:
                 batch["view"] = torch.from_numpy(view[index]).to(self.device)

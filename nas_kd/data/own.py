@@ -4,7 +4,8 @@ The function returns either `Splits` (see `make_splits`) or a mapping with the d
 with `class_names`, or `num_classes` where classes have no names (0 where items have no class); `flip_safe: False` says
 that mirroring changes labels. Where samples hold `mask` or `boxes`, `mask_names` and `box_names` name their values;
 `points: True` says that the mask values above 0 are fixation points. Samples may hold `features`, those of each frame,
-in place of `clip`; where they hold `labels`, items may have several classes.
+in place of `clip`; where they hold `labels`, items may have several classes. Where clips hold more than nets are to
+see, `frames` and `size`, (height, width), say what nets see.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nas_kd.data.splits import Splits, make_splits
 
 _KNOWN_KEYS = frozenset(
     {"train", "val", "test", "class_names", "num_classes", "flip_safe", "mask_names", "box_names", "points"}
+    | {"frames", "size"}
 )
 
 
@@ -158,10 +160,22 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
             f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], or with 'features', a "
             f"float32 tensor [T, D], but it is {_describe(sample)}"
         )
+    stored_frames, *stored_size = clip.shape[1:]
+    frames, size = given.get("frames", stored_frames), given.get("size", stored_size)
+    try:
+        height, width = (int(side) for side in size)
+        frames = int(frames)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{function} must return frames as a number and size as (height, width), what nets see of a clip, but they "
+            f"are {frames!r} and {size!r}"
+        ) from error
     return DataInfo(
-        frames=clip.shape[1],
-        height=clip.shape[2],
-        width=clip.shape[3],
+        frames=frames,
+        height=height,
+        width=width,
+        stored_frames=stored_frames,
+        stored_size=(stored_size[0], stored_size[1]),
         flip_safe=bool(given.get("flip_safe", True)),
         mask_names=_names(function, given, "mask_names"),
         box_names=_names(function, given, "box_names"),

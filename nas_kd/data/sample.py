@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -76,9 +77,9 @@ class DataInfo:
     Attributes:
         num_classes: Number of classes of `label`; 0 where items have no class, such as those of a regression.
         class_names: Their names, by class index.
-        frames: T of each clip.
-        height: H in pixels; 0 where items are frame features.
-        width: W in pixels; 0 where items are frame features.
+        frames: T of each clip, as nets see it.
+        height: H in pixels, as nets see it; 0 where items are frame features.
+        width: W in pixels, as nets see it; 0 where items are frame features.
         name: Short name of the data for reports.
         flip_safe: Whether a mirrored clip keeps its label (False for "moves to the left").
         mask_names: Meaning of each value of `mask`, "background" included where there is one; empty without masks.
@@ -87,6 +88,9 @@ class DataInfo:
         map_names: Names of the precomputed maps that samples bring as `map.<name>`; empty without.
         multi_label: Whether an item may have several classes; samples then hold `labels`.
         points: Whether values of `mask` above 0 are single points, such as those of tracked eyes, instead of areas.
+        stored_frames: Frames that samples hold, of which nets see `frames`; 0: as many.
+        stored_size: (height, width) of the frames that samples hold, of which nets see `height` × `width` pixels;
+            (0, 0): as many.
     """
 
     num_classes: int
@@ -102,8 +106,20 @@ class DataInfo:
     map_names: tuple[str, ...] = ()
     multi_label: bool = False
     points: bool = False
+    stored_frames: int = 0
+    stored_size: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        for name, stored, seen in (
+            ("frames", self.stored_frames, self.frames),
+            ("height", self.stored_size[0], self.height),
+            ("width", self.stored_size[1], self.width),
+        ):
+            if stored and (stored < seen or self.feature_size):
+                raise DataError(
+                    f"samples of {self.name!r} must hold clips with at least what nets see, {seen} as {name}, but hold "
+                    f"{stored}; raise stored_frames or stored_size, or leave it out"
+                )
         if self.num_classes < 2 and self.num_classes != 0:
             raise DataError(
                 f"a data set needs at least 2 classes, or 0 where items have no class, but {self.name!r} has "
@@ -134,6 +150,17 @@ class DataInfo:
         if self.feature_size:
             return (self.frames, self.feature_size)
         return (3, self.frames, self.height, self.width)
+
+    @property
+    def seen(self) -> tuple[int, int, int] | None:
+        """(T, H, W) that nets see of a clip; None of frame features."""
+        return None if self.feature_size else (self.frames, self.height, self.width)
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """Frames, height and width of the clips that samples hold."""
+        height, width = self.stored_size
+        return (self.stored_frames or self.frames, height or self.height, width or self.width)
 
 
 class MemoryDataset:
@@ -251,9 +278,9 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
                 f"{where} must hold either pixels or frame features, but it holds {info.input_key!r} and {key!r}; "
                 f"leave {key!r} out"
             )
-    frames = (info.frames, info.height, info.width)
+    frames = info.stored
     shapes: dict[str, tuple[int, ...]] = {
-        info.input_key: info.input_shape,
+        info.input_key: info.input_shape if info.feature_size else (3, *frames),
         "label": (),
         "labels": (info.num_classes,),
         "sequence": (),
@@ -303,10 +330,10 @@ def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> N
         if key in sample and not bool(((sample[key] >= 0) & (sample[key] <= 1)).all()):
             raise DataError(f"{where}[{key!r}] must lie in [0, 1], but it does not")
     if "boxes" in sample:
-        boxes = sample["boxes"]
-        if boxes.ndim != 3 or boxes.shape[0] != info.frames or boxes.shape[2] != 5:
+        boxes, frames = sample["boxes"], info.stored
+        if boxes.ndim != 3 or boxes.shape[0] != frames[0] or boxes.shape[2] != 5:
             raise DataError(
-                f"{where}['boxes'] must have the shape ({info.frames}, max_boxes, 5), but it has {tuple(boxes.shape)}"
+                f"{where}['boxes'] must have the shape ({frames[0]}, max_boxes, 5), but it has {tuple(boxes.shape)}"
             )
         present = boxes[boxes[..., 4] >= 0]
         highest = int(present[:, 4].max()) if present.numel() else -1
@@ -331,5 +358,5 @@ def stack_small(dataset: ClipDataset, item_bytes: int, memory_gb: float) -> Clip
 
 
 def clip_bytes(info: DataInfo) -> int:
-    """Bytes of one uint8 clip."""
-    return 3 * info.frames * info.height * info.width
+    """Bytes of one uint8 clip, as samples hold it."""
+    return 3 * prod(info.stored)

@@ -121,6 +121,7 @@ class CampaignContext:
             drop_last=train,  # a last batch of one clip would upset BatchNorm
             device=self.device,
             keys=(self.input_type.key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
+            seen=self.splits.info.seen,
         )
 
     def teacher_input(self, batch: Batch) -> Tensor:

@@ -86,6 +86,47 @@ def test_a_resized_crop_is_the_scaled_window_and_targets_follow() -> None:
     assert (shown["clip"].float() - whole[..., 4:12, :]).abs().max() <= 0.51
 
 
+def numbered(frames: int, height: int, width: int) -> dict[str, Tensor]:
+    """A clip whose pixels are 16 · frame in red, the row in green and the column in blue, with a mask and a box."""
+    clip = torch.zeros(1, 3, frames, height, width, dtype=torch.uint8)
+    clip[:, 0] = 16 * torch.arange(frames, dtype=torch.uint8)[:, None, None]
+    clip[:, 1] = torch.arange(height, dtype=torch.uint8)[:, None]
+    clip[:, 2] = torch.arange(width, dtype=torch.uint8)
+    box = torch.tensor([1.0, 1.0, 5.0, 6.0, 0.0]).expand(1, frames, 1, 5)
+    return {"clip": clip, "mask": clip[:, 1] + 0, "boxes": box, "label": torch.zeros(1, dtype=torch.int64)}
+
+
+def test_of_what_is_stored_nets_see_uniform_frames_and_the_middle() -> None:
+    shown = augment_batch(numbered(8, 10, 12), "none", torch.empty(1, 0), (4, 6, 8))
+    assert (shown["clip"][0, 0, :, 0, 0] / 16).tolist() == [1, 3, 5, 7]
+    assert shown["clip"][0, 1, 0, :, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    assert shown["clip"][0, 2, 0, 0].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert shown["mask"][0, 0, :, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    assert shown["boxes"][0, :, 0].tolist() == [[0, 0, 3, 4, 0]] * 4
+    flipped = augment_batch(numbered(8, 10, 12), "flip", torch.zeros(1, NUM_DRAWS), (4, 6, 8))
+    assert torch.equal(flipped["clip"], shown["clip"].flip(-1))
+
+
+def test_a_window_in_time_has_the_frames_of_the_formula() -> None:
+    how = AugmentConfig(temporal={"window": [0.5, 1.0]})
+    batch = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in numbered(16, 4, 4).items()}
+    draws = draws_with({9: 0.0, 10: 0.0}, {9: 0.0, 10: 0.999}, {9: 1.0, 10: 0.3})
+    shown = augment_batch(batch, how, draws, (4, 4, 4))
+    # Windows of 8, 8 and 16 of 16 frames that begin at 0, 7.99 and 0.
+    frames = [[1, 3, 5, 7], [8, 10, 12, 14], [2, 6, 10, 14]]
+    assert (shown["clip"][:, 0, :, 0, 0] / 16).tolist() == frames
+    assert shown["mask"].shape == (3, 4, 4, 4)
+    assert shown["boxes"].shape == (3, 4, 1, 5)
+
+
+def test_windows_of_a_larger_stored_frame_are_scaled_to_what_nets_see() -> None:
+    clip = clips(1, 3, 1, 16, 24)
+    how = AugmentConfig(resized_crop={"area": [1, 1], "ratio": [1, 1]})
+    shown = augment_batch({"clip": clip, "label": torch.zeros(1)}, how, draws_with({}), (1, 8, 12))
+    expected = F.interpolate(clip[0].float().movedim(1, 0), size=(8, 12), mode="bilinear", antialias=True)
+    assert (shown["clip"][0, :, 0].float() - expected[0]).abs().max() <= 0.51
+
+
 def test_views_of_a_section_are_those_of_the_seed_and_the_loader_shows_them() -> None:
     how = AugmentConfig(flip=True, resized_crop={}, color={"brightness": 0.3, "hue": 0.1})
     base = MemoryDataset({"clip": clips(6, 3, 2, 8, 8), "label": torch.zeros(6, dtype=torch.int64)})
@@ -107,7 +148,7 @@ def test_features_have_no_colors() -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({}, "a section must vary something; set one of flip, crop, resized_crop, color"),
+        ({}, "a section must vary something; set one of flip, crop, resized_crop, color, temporal"),
         ({"crop": True, "resized_crop": {}}, "crop and resized_crop both take a window; leave one of them out"),
         ({"resized_crop": {"area": [0.9, 0.1]}}, r"area must be \[least, largest\], but is \[0.9, 0.1\]"),
         ({"color": {}}, "one of brightness, contrast, saturation and hue must be above 0"),

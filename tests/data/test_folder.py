@@ -70,6 +70,23 @@ def test_a_folder_gives_four_splits(root):
             assert (sample["clip"].float().mean() > 128) == bool(sample["label"])
 
 
+def test_more_can_be_stored_than_nets_see(root):
+    splits = load(config(root, frames=2, size=12, stored_frames=4, stored_size=[16, 20]), seed=0)
+    assert splits.info.input_shape == (3, 2, 12, 12)
+    assert splits.retrain.base.tensors["clip"].shape == (8, 3, 4, 16, 20)
+    stored = load(config(root, frames=4, size=(16, 20)), seed=0)  # shares the entries of the cache
+    assert len(cached(root)) == len({path.stem for path in cached(root)}) == 16
+    raw = stored.val.tensors["clip"]
+    shown = next(ClipLoader(splits.val, 4, seen=splits.info.seen).epoch(0))["clip"]
+    assert torch.equal(shown, raw[:, :, [1, 3], 2:14, 4:16])
+    for wrong, words in (
+        ({"stored_frames": 3}, "stored_frames must be at least frames, 4, but is 3"),
+        ({"stored_size": [20, 12]}, r"stored_size must be at least size in height and width, \(16, 16\), but is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config(root, **wrong)
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [

@@ -137,6 +137,11 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
             "knobs.retrain.augment.flip: flip mirrors clips, but in this data a mirrored clip may change its class; "
             "set flip: false",
         ),
+        (
+            {"data": {"frames": 8}, "retrain": {"augment": {"temporal": {"window": [0.6, 1]}}}},
+            "retrain.augment.temporal.window: 0.6 of a clip of 8 stored frames has fewer than the 8 that nets see; "
+            "store at least 14 (data.stored_frames, where there is such a key)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_found_before_the_teacher_is_trained(

@@ -1,0 +1,113 @@
+"""Frames and pixels that nets see of a stored clip, which may have more of both.
+
+Shape legend: B clips, S stored frames of H' × W' pixels, T frames of H × W pixels that nets see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas_kd.data.frame_times import sample_positions
+
+FRAME_KEYS = {"clip": 2, "mask": 1, "boxes": 1}
+"""Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a stored clip.
+
+    Attributes:
+        frames: Numbers of the frames, T of them.
+        top: First row.
+        left: First column.
+        height: H.
+        width: W.
+    """
+
+    frames: tuple[int, ...]
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def middle_cut(stored: Sequence[int], seen: Sequence[int]) -> Cut:
+    """T frames uniform over the S stored ones, and the middle of the frame.
+
+    Args:
+        stored: (S, H', W').
+        seen: (T, H, W).
+    """
+    frames = tuple(sample_positions(stored[0], seen[0]).tolist())
+    return Cut(frames, (stored[1] - seen[1]) // 2, (stored[2] - seen[2]) // 2, seen[1], seen[2])
+
+
+def cut_batch(batch: dict[str, Tensor], cut: Cut) -> dict[str, Tensor]:
+    """A part of every clip of a batch, with its targets; boxes are cut at its edges, without area they become absent.
+
+    Args:
+        batch: Stacked samples with `clip`, [B, 3, S, H', W'].
+        cut: Which part.
+    """
+    clips, _, stored, height, width = batch["clip"].shape
+    taken = dict(batch)
+    if cut.frames != tuple(range(stored)):
+        taken = pick_frames(taken, torch.tensor(cut.frames).expand(clips, -1))
+    if (cut.height, cut.width) == (height, width):
+        return taken
+    for key in of_pixels(taken):
+        taken[key] = taken[key][..., cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    if "boxes" in taken:
+        boxes = taken["boxes"].clone()
+        for first, start, size in ((0, cut.left, cut.width), (1, cut.top, cut.height)):
+            boxes[..., first : first + 3 : 2] = (boxes[..., first : first + 3 : 2] - start).clamp(0, size)
+        taken["boxes"] = with_area(boxes, taken["boxes"])
+    return taken
+
+
+def pick_frames(batch: dict[str, Tensor], picks: Tensor) -> dict[str, Tensor]:
+    """The batch with some of its frames.
+
+    Args:
+        batch: Of clips; keys without frames pass through.
+        picks: int64 (B, k), numbers of the frames of each clip.
+    """
+    taken = dict(batch)
+    for key in batch:
+        if key in FRAME_KEYS or key.startswith("map."):
+            dim = FRAME_KEYS.get(key, 1)
+            value = batch[key].movedim(dim, 1)
+            rows = torch.arange(len(value), device=value.device)[:, None]
+            taken[key] = value[rows, picks.to(value.device)].movedim(1, dim)
+    return taken
+
+
+def window_frames(stored: int, seen: int, share: Tensor, place: Tensor) -> Tensor:
+    """int64 (B, T): frames uniform over a window of the stored ones, ⌊start + (i + ½) · length / T⌋.
+
+    Args:
+        stored: S.
+        seen: T.
+        share: (B,) length of the window in shares of the stored clip.
+        place: (B,) where it lies, from 0 (at the start) to 1 (at the end).
+    """
+    length = share.double() * stored
+    start = place.double() * (stored - length)
+    middles = (torch.arange(seen, device=share.device) + 0.5) / seen
+    return (start[:, None] + middles * length[:, None]).long().clamp(0, stored - 1)
+
+
+def of_pixels(batch: dict[str, Tensor]) -> list[str]:
+    """Keys of values [B, ..., H, W]."""
+    return [key for key in batch if key in ("clip", "mask") or key.startswith("map.")]
+
+
+def with_area(moved: Tensor, before: Tensor) -> Tensor:
+    """Moved boxes, of which those without area and those that were absent are absent (−1)."""
+    has_area = (moved[..., 2] > moved[..., 0]) & (moved[..., 3] > moved[..., 1])
+    return torch.where(((before[..., 4] >= 0) & has_area)[..., None], moved, -1.0)
