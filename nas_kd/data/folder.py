@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
+from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.decode import read_clip
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
@@ -27,9 +27,8 @@ from nas_kd.data.sample import (
     PartlyReadableError,
     Sample,
     became_unreadable,
-    clip_bytes,
-    stack_small,
 )
+from nas_kd.data.shards import Clip
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
@@ -80,7 +79,6 @@ class FolderConfig(LabelledConfig):
         default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded clips are kept here."
     )
     cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest clips above this.")
-    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory as one tensor.")
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
 
     @property
@@ -136,14 +134,16 @@ class FolderDataset:
     Args:
         rows: Its items.
         class_names: By class index; a row's label is one of them.
-        config: How the files are decoded.
+        decoder: What reads and decodes the files.
     """
 
-    def __init__(self, rows: Sequence[Row], class_names: Sequence[str], config: FolderConfig) -> None:
+    reads_ahead = True
+
+    def __init__(self, rows: Sequence[Row], class_names: Sequence[str], decoder: Decoder) -> None:
         self.rows = tuple(rows)
         number = {name: index for index, name in enumerate(class_names)}
         self.labels = [number[row.label] for row in self.rows]
-        self._decoder = _Decoder(config)
+        self._decoder = decoder
 
     @property
     def identity(self) -> str:
@@ -159,11 +159,11 @@ class FolderDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> Sample:
-        clip = torch.from_numpy(self._decoder.read(self.rows[index]).copy())
+        clip = torch.from_numpy(self._decoder.read(self.rows[index]))
         return {"clip": clip, "label": torch.tensor(self.labels[index])}
 
 
-class _Decoder:
+class Decoder:
     """Files to clips of one shape, by way of the cache."""
 
     def __init__(self, config: FolderConfig) -> None:
@@ -205,7 +205,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     csv_path = config.root / config.labels
     table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
-    failed = _Decoder(config).decode_all(rows) if decode else {}
+    decoder = Decoder(config)
+    failed = decoder.decode_all(rows) if decode else {}
     unreadable = [(row, failed[row.key]) for row in rows if row.key in failed]
     problems += [(_relative(row.path, config), str(error)) for row, error in unreadable]
     if problems and config.on_error == "fail":
@@ -238,10 +239,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         stored_frames=config.stored[0],
         stored_size=config.stored[1:],
     )
-    train, val, test = (
-        stack_small(FolderDataset(parts[name], names, config), clip_bytes(info), config.memory_gb if decode else 0.0)
-        for name in SPLITS
-    )
+    train, val, test = (FolderDataset(parts[name], names, decoder) for name in SPLITS)
     return make_splits(
         train,
         val,
@@ -260,7 +258,7 @@ def _check_rows(
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rows that name a file inside the root, once, with a label and a known split; and the others with reasons."""
     root = config.root.resolve()
-    settings = _Decoder(config).settings
+    settings = Decoder(config).settings
     rows: list[Row] = []
     problems: list[tuple[str, str]] = []
     first_line: dict[Path, int] = {}

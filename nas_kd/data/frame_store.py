@@ -1,4 +1,4 @@
-"""Frames of videos with labels and maps: decoded once into the cache of clips, held in memory where there is room."""
+"""Frames of videos with labels and maps: decoded once into the cache of clips, and read from there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas_kd.data.cache import Clip, ClipCache, Entry, cache_key
+from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
 from nas_kd.data.decode import read_still
 from nas_kd.data.fingerprint import contents_of
@@ -20,6 +20,7 @@ from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, read_labels
 from nas_kd.data.sample import DecodeError, became_unreadable
 from nas_kd.data.sequence_config import SequenceOptions
+from nas_kd.data.shards import Clip
 
 PLANES = 4
 """Of a decoded frame: red, green, blue, labels; those of its maps follow."""
@@ -38,15 +39,16 @@ class Frame:
 
 
 class FrameStore:
-    """The decoded frames of one split: in memory, or read from the cache frame by frame.
+    """The decoded frames of one split, read from the cache.
 
     Args:
         frames: Ordered by sequence and number.
         config: How they are decoded.
         split: Which split they belong to; one with a camera is decoded larger.
+        cache: Where they are kept.
     """
 
-    def __init__(self, frames: Sequence[Frame], config: SequenceOptions, split: str) -> None:
+    def __init__(self, frames: Sequence[Frame], config: SequenceOptions, split: str, cache: ClipCache) -> None:
         self.frames = tuple(frames)
         self.config = config
         camera = config.camera_of(split)
@@ -54,13 +56,12 @@ class FrameStore:
         rule = LabelRule(len(config.mask_names), tuple(sorted(config.ignore)), config.is_binary, config.points)
         settings = f"labelled frame {self.size} {config.fit} {rule}"
         self._rule = rule
-        self._cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+        self._cache = cache
         self._shape = (PLANES + PLANES_OF_MAP * len(config.maps), *self.size)
-        self._keys = [
+        self.keys = [
             cache_key(frame.path, " ".join([settings, *(cache_key(path, settings) for path in _beside(frame))]))
             for frame in self.frames
         ]
-        self._held: Tensor | None = None
         # Frames of one sequence follow each other, so a new name is a new sequence.
         changes = [one.sequence != other.sequence for one, other in pairwise(self.frames)]
         self._sequences = torch.tensor([0, *changes]).cumsum(0)
@@ -68,10 +69,7 @@ class FrameStore:
     @property
     def entries(self) -> list[Entry]:
         """What the cache must hold, by frame."""
-        return [
-            Entry(key, self._shape, functools.partial(self._decode, frame))
-            for key, frame in zip(self._keys, self.frames, strict=True)
-        ]
+        return [self._entry(position) for position in range(len(self.frames))]
 
     @property
     def identity(self) -> str:
@@ -81,21 +79,7 @@ class FrameStore:
     @property
     def fingerprint(self) -> str:
         """Changes with the files and with their order."""
-        return " ".join(self._keys)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the frames are in memory."""
-        return self._held is not None
-
-    def hold(self) -> None:
-        """Read all frames into memory, if `memory_gb` allows it."""
-        shape = (self._shape[0], len(self.frames), *self.size)
-        if torch.Size(shape).numel() <= self.config.memory_gb * 1e9:
-            held = torch.empty(shape, dtype=torch.uint8)
-            for position in range(len(self.frames)):
-                held[:, position] = torch.from_numpy(self._read(position))
-            self._held = held
+        return " ".join(self.keys)
 
     def sequence(self, position: int) -> Tensor:
         """int64 scalar, the number of the sequence of a frame."""
@@ -105,23 +89,24 @@ class FrameStore:
         """What is known of n positions.
 
         Returns:
-            Frames uint8 [3, n, H, W] and labels uint8 [n, H, W], views where they are in memory; and maps float32
-            [n, H, W] by name.
+            Frames uint8 [3, n, H, W] and labels uint8 [n, H, W]; and maps float32 [n, H, W] by name.
+
+        Raises:
+            DataError: A file that must be decoded again cannot be.
         """
-        if self._held is not None:
-            planes = self._held[:, start:stop]
-        else:
-            planes = torch.from_numpy(np.stack([self._read(position) for position in range(start, stop)], axis=1))
+        frames = self._cache.read_all([self._entry(position, must=True) for position in range(start, stop)])
+        planes = torch.from_numpy(np.stack(frames, axis=1))
         first = range(PLANES, len(planes), PLANES_OF_MAP)
         maps = {n: map_values(planes[p : p + PLANES_OF_MAP]) for n, p in zip(self.config.maps, first, strict=True)}
         return planes[:3], planes[3], maps
 
-    def _read(self, position: int) -> Clip:
-        frame = self.frames[position]
+    def _entry(self, position: int, *, must: bool = False) -> Entry:
+        decode = self._decode_again if must else self._decode
+        return Entry(self.keys[position], self._shape, functools.partial(decode, self.frames[position]))
+
+    def _decode_again(self, frame: Frame) -> Clip:
         try:
-            decode = functools.partial(self._decode, frame)
-            # A copy: what the cache gives is mapped read-only, which tensors cannot be.
-            return self._cache.read(self._keys[position], self._shape, decode).copy()
+            return self._decode(frame)
         except DecodeError as error:
             raise became_unreadable(frame.path, error) from error
 

@@ -58,7 +58,9 @@ def became_unreadable(path: Path, reason: object) -> DataError:
 class ClipDataset(Protocol):
     """A map-style data set.
 
-    A sequence of ints named `labels` on it spares a read of every item where classes are counted.
+    A sequence of ints named `labels` on it spares a read of every item where classes are counted. Where `reads_ahead`
+    is there and true, items may be read by a thread beside the training: they then neither draw from the global random
+    generators nor depend on the thread.
     """
 
     def __len__(self) -> int:
@@ -348,8 +350,11 @@ def stack(dataset: ClipDataset) -> MemoryDataset:
     """Read every item once and hold them all in memory."""
     if isinstance(dataset, MemoryDataset):
         return dataset
-    items = [dataset[index] for index in range(len(dataset))]
-    return MemoryDataset({key: torch.stack([item[key] for item in items]) for key in items[0]})
+    held = {key: value.new_empty(len(dataset), *value.shape) for key, value in dataset[0].items()}
+    for index in range(len(dataset)):
+        for key, value in dataset[index].items():
+            held[key][index] = value
+    return MemoryDataset(held)
 
 
 def stack_small(dataset: ClipDataset, item_bytes: int, memory_gb: float) -> ClipDataset:

@@ -71,7 +71,6 @@ class SequenceOptions(SourceConfig):
         default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded frames are kept here."
     )
     cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest entries above this.")
-    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory.")
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
 
     @model_validator(mode="after")

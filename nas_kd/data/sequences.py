@@ -2,14 +2,17 @@
 
 Columns: `path` of a frame, `label` of its label image, `split`, the sequence it belongs to, and its frame number; more
 are allowed and ignored. Frames of one sequence and split whose numbers lie at most `max_gap` apart make a run, and
-windows of T frames are cut from runs. Each frame is decoded once, with its labels, into the cache of clips; a window is
-a slice of what its split holds, so windows that overlap take no more memory.
+windows of T frames are cut from runs. Each frame is decoded once, with its labels, into the cache of clips, from which
+windows are read; those that overlap share frames.
 
-With a `camera`, the clips of its splits are made of single frames instead, see `nas_kd.data.camera`.
+With a `camera`, the clips of its splits are made of single frames instead, see `nas_kd.data.camera`, and are kept in
+the cache, too, as their motions do not change from epoch to epoch.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas_kd.data.cache import ClipCache
+from nas_kd.data.cache import ClipCache, Entry
 from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
 from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
-from nas_kd.data.sample import ClipDataset, DataError, Sample, stack_small
+from nas_kd.data.sample import ClipDataset, DataError, Sample
 from nas_kd.data.sequence_config import SequenceOptions
+from nas_kd.data.shards import Clip
 from nas_kd.data.splits import Splits, grouped_split, make_splits
 from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, shared_groups, unknown_split
 
@@ -71,13 +75,15 @@ class WindowDataset:
         config: Length of the windows, and what is given of them.
     """
 
+    reads_ahead = True
+
     def __init__(self, store: FrameStore, starts: Sequence[int], config: SequenceOptions) -> None:
         self.store = store
         self.starts = tuple(starts)
         self.config = config
         self.labels = [0] * len(self.starts)
-        # Held boxes are a few bytes a frame, and finding them is slower than everything else about an item.
-        self._boxes = _boxes(store.read(0, len(store.frames))[1], config) if config.boxes and store.is_held else None
+        # Of frames that were read. They are a few bytes each, and finding them is slower than all else about an item.
+        self._boxes: dict[int, Tensor] = {}
 
     @property
     def identity(self) -> str:
@@ -98,8 +104,13 @@ class WindowDataset:
         sample = {"clip": clip, "label": torch.tensor(0), "mask": mask, "sequence": self.store.sequence(start)}
         sample |= {f"map.{name}": value for name, value in maps.items()}
         if self.config.boxes:
-            sample["boxes"] = _boxes(mask, self.config) if self._boxes is None else self._boxes[start:stop]
+            sample["boxes"] = torch.stack([self._boxes_of(start + i, frame) for i, frame in enumerate(mask)])
         return sample
+
+    def _boxes_of(self, position: int, mask: Tensor) -> Tensor:
+        if position not in self._boxes:
+            self._boxes[position] = _boxes(mask[None], self.config)[0]
+        return self._boxes[position]
 
 
 class CameraDataset:
@@ -111,9 +122,12 @@ class CameraDataset:
         store: The frames, decoded at the larger size.
         config: With a camera.
         split: Name of the split.
+        cache: Where the clips are kept.
     """
 
-    def __init__(self, store: FrameStore, config: SequenceOptions, split: str) -> None:
+    reads_ahead = True
+
+    def __init__(self, store: FrameStore, config: SequenceOptions, split: str, cache: ClipCache) -> None:
         camera = config.camera_of(split)
         assert camera is not None
         self.store = store
@@ -121,6 +135,12 @@ class CameraDataset:
         self.camera = camera
         self.labels = [0] * (len(store.frames) * camera.clips_per_image)
         self._split_number = SPLITS.index(split)
+        self._cache = cache
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the cache must hold beside the frames, by item."""
+        return [self._entry(index) for index in range(len(self))]
 
     @property
     def identity(self) -> str:
@@ -138,6 +158,23 @@ class CameraDataset:
     def __getitem__(self, index: int, /) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
+        (planes,) = self._cache.read_all([self._entry(index)])
+        clip, mask = torch.from_numpy(planes[:3]), torch.from_numpy(planes[3])
+        sample = {"clip": clip, "label": torch.tensor(0), "mask": mask}
+        sample["sequence"] = self.store.sequence(index // self.camera.clips_per_image)
+        if self.config.boxes:
+            sample["boxes"] = _boxes(mask, self.config)
+        return sample
+
+    def _entry(self, index: int) -> Entry:
+        """The planes of a clip, uint8 [4, T, H, W]: red, green, blue, labels."""
+        frame = self.store.keys[index // self.camera.clips_per_image]
+        size = self.config.frame_size
+        what = f"camera {frame} {self.config.frames} {size} {self.camera!r} {self._split_number} {index}"
+        key = hashlib.sha256(what.encode()).hexdigest()
+        return Entry(key, (PLANES, self.config.frames, *size), functools.partial(self._make, index))
+
+    def _make(self, index: int) -> Clip:
         position = index // self.camera.clips_per_image
         image, labels = (part.numpy() for part in self.store.read(position, position + 1)[:2])
         rng = np.random.default_rng((self.camera.seed, self._split_number, index))
@@ -146,12 +183,7 @@ class CameraDataset:
         clip = warp(image[:, 0], matrices, size)
         if self.camera.noise:
             clip = add_noise(clip, self.camera.noise, rng)
-        mask = torch.from_numpy(warp_labels(labels[0], matrices, size))
-        sample = {"clip": torch.from_numpy(clip), "label": torch.tensor(0), "mask": mask}
-        sample["sequence"] = self.store.sequence(position)
-        if self.config.boxes:
-            sample["boxes"] = _boxes(mask, self.config)
-        return sample
+        return np.concatenate([clip, warp_labels(labels[0], matrices, size)[None]])
 
 
 class SequencesConfig(SequenceOptions):
@@ -192,10 +224,11 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     by_split = {name: [frame for frame in frames if frame.split == name] for name in SPLITS}
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
-    stores = {name: FrameStore(by_split[name], config, name) for name in SPLITS}
-    pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
     cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
-    failed = cache.fill([entry for entry, _ in pairs], config.decode_threads, "frames") if decode else {}
+    stores = {name: FrameStore(by_split[name], config, name, cache) for name in SPLITS}
+    pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
+    frame_entries = [entry for entry, _ in pairs]
+    failed = cache.fill(frame_entries, config.decode_threads, "decoding frames") if decode else {}
     root = config.root.resolve()
     problems += [
         (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed
@@ -204,16 +237,16 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
 
     sets: dict[str, ClipDataset] = {}
+    moving: list[Entry] = []
     for name, store in stores.items():
-        if decode:
-            store.hold()
         if config.camera_of(name) is None:
             sets[name] = WindowDataset(store, starts[name], config)
         else:
-            moving = CameraDataset(store, config, name)
-            clip_bytes = PLANES * config.frames * torch.Size(config.frame_size).numel()
-            # Motions do not change from epoch to epoch, so each clip is made once where there is room.
-            sets[name] = stack_small(moving, clip_bytes, config.memory_gb if decode else 0.0)
+            of_camera = CameraDataset(store, config, name, cache)
+            moving += of_camera.entries
+            sets[name] = of_camera
+    if decode and moving:
+        cache.fill(moving, config.decode_threads, "making clips of a simulated camera", beside=frame_entries)
     sequences_of: dict[str, list[str] | None] = {}
     for name in stores:
         camera = config.camera_of(name)

@@ -38,7 +38,7 @@ def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> No
         lines.append(f"{number},{number % 2},{split}")
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(lines) + "\n")
-    config = FolderConfig(root=tmp_path, frames=1, size=4, memory_gb=0, cache_dir=tmp_path / "cache")
+    config = FolderConfig(root=tmp_path, frames=1, size=4, cache_dir=tmp_path / "cache")
 
     def current() -> str:
         return fingerprint(config.load(seed=0).weights.base, "clip")
@@ -65,7 +65,7 @@ def test_the_identity_of_a_folder_is_the_content_of_all_its_files_wherever_it_li
     (root / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
 
     def current(folder: Path) -> str:
-        config = FolderConfig(root=folder, frames=1, size=4, memory_gb=0, cache_dir=tmp_path / "cache")
+        config = FolderConfig(root=folder, frames=1, size=4, cache_dir=tmp_path / "cache")
         return content_hash(config.load(seed=0).weights.base)
 
     first = current(root)

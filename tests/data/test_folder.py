@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import shutil
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,13 +18,15 @@ from pydantic import ValidationError
 from small_sets import write_image, write_table, write_video
 
 from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRowsError, check_sample, load
-from nas_kd.data.cache import ClipCache, cache_key
+from nas_kd.data.ahead import map_ahead
+from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.decode import frame_files, read_clip
 from nas_kd.data.file_identity import WHOLE_BYTES, content_of
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.sample import DecodeError, labels_of
+from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
 from nas_kd.data.splits import keep_classes
 
 RISING = (20, 60, 100, 140, 180, 220)
@@ -53,8 +57,12 @@ def add_rows(root: Path, *rows: tuple[str, str, str]) -> None:
         file.writelines(",".join(row) + "\r\n" for row in rows)
 
 
-def cached(root: Path) -> list[Path]:
-    return sorted((root.parent / "cache").glob("??/*.npy"))
+def cached(root: Path) -> list[Shard]:
+    return ClipCache(root.parent / "cache", 10**9).shards
+
+
+def count(root: Path) -> int:
+    return sum(len(shard) for shard in cached(root))
 
 
 def test_a_folder_gives_four_splits(root):
@@ -132,44 +140,63 @@ def test_progress_is_told_where_there_is_no_terminal(root, capsys):
     first, last = capsys.readouterr().err.splitlines()
     assert first == "decoding clips: 16 to do"
     assert last.startswith("decoding clips: 16 of 16 in ")
+    assert last.endswith(" a second, 49.2 kB, the cache holds 49.2 kB of 20 GB")
     load(config(root), seed=0)
     assert capsys.readouterr().err == ""
 
 
-def test_memory_and_disk_give_the_same_batches(root):
-    splits = [load(config(root, memory_gb=memory), seed=0) for memory in (1.0, 0.0)]
-    assert isinstance(splits[1].test, FolderDataset)
-    batches = [next(ClipLoader(part.retrain, 8, shuffle=True, augment="flip+crop").epoch(1)) for part in splits]
-    assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0])
+def test_clips_are_read_one_batch_at_a_time_from_few_files(root):
+    """Of 16 clips in the cache, a batch holds its own two; what is read ahead is bounded, too."""
+    splits = load(config(root), seed=0)
+    (shard,) = cached(root)
+    assert len(shard) == 16
+    base, live, most = splits.retrain.base, [], 0
+    assert isinstance(base, FolderDataset)
+    for batch in ClipLoader(splits.retrain, 2).epoch(0):
+        live.append(weakref.ref(batch["clip"]))
+        del batch
+        most = max(most, sum(reference() is not None for reference in live))
+    assert (len(live), most) == (4, 1)
+    held = [value for value in gc.get_objects() if isinstance(value, np.ndarray) and value.shape == (3, 4, 16, 16)]
+    assert held == []
+    assert len(pickle.dumps(base)) < 8 * 3 * 4 * 16 * 16  # what workers receive has no clips in it
 
 
 def test_files_are_decoded_once_and_again_when_they_change(root, monkeypatch):
     load(config(root), seed=0)
-    before = {path.name: path.stat().st_ino for path in cached(root)}
-    assert len(before) == 16
+    assert count(root) == 16
     with monkeypatch.context() as patch:
         patch.setattr("nas_kd.data.folder.read_clip", lambda *_: pytest.fail("decoded again"))
         load(config(root), seed=0)
     write_video(root / "train/dark0.mp4", (250, 250, 250, 250))
     assert float(load(config(root), seed=0).retrain[0]["clip"].float().mean()) > 200
-    assert len(cached(root)) == 17
+    assert count(root) == 17
     load(config(root, frames=2), seed=0)
-    assert len(cached(root)) == 33
+    assert count(root) == 33
 
 
 def test_a_lost_or_damaged_cache_entry_is_decoded_again(root):
-    splits = load(config(root, memory_gb=0), seed=0)
+    splits = load(config(root), seed=0)
     expected = [splits.test[index]["clip"] for index in range(4)]
-    for number, path in enumerate(cached(root)):
-        if number % 2:
-            path.unlink()
+    (shard,) = cached(root)
+    content = shard.path.read_bytes()
+    bad = {"gone": None, "cut": content[:-1], "flipped": bytes([content[0] ^ 1]) + content[1:], "no shard": b"text"}
+    for name, damaged in bad.items():
+        for left in cached(root):
+            left.path.unlink()
+        shard.path.write_bytes(content)
+        again = load(config(root), seed=0)
+        if damaged is None:
+            shard.path.unlink()
         else:
-            path.write_bytes(b"not an array")
-    assert all(torch.equal(splits.test[index]["clip"], clip) for index, clip in enumerate(expected))
+            shard.path.write_bytes(damaged)
+        for splits in (again, load(config(root), seed=0)):
+            assert all(torch.equal(splits.test[index]["clip"], clip) for index, clip in enumerate(expected)), name
+            assert float(splits.retrain[0]["clip"].float().mean()) < 128, name
 
 
 def test_a_source_that_is_gone_is_named(root):
-    splits = load(config(root, memory_gb=0), seed=0)
+    splits = load(config(root), seed=0)
     shutil.rmtree(root.parent / "cache")
     (root / "test/dark0.mp4").unlink()
     with pytest.raises(DataError, match=r"dark0\.mp4 could be read .* no such file"):
@@ -319,7 +346,7 @@ def test_rows_of_one_group_stay_on_one_side(root):
     lines = (root / "labels.csv").read_text().replace(",val", ",train").split()
     grouped = [f"{lines[0]},take", *(f"{line},{number % 6}" for number, line in enumerate(lines[1:]))]
     (root / "labels.csv").write_text("\n".join(grouped))
-    splits = load(config(root, group="take", memory_gb=0), seed=0)
+    splits = load(config(root, group="take"), seed=0)
     parts = (splits.weights, splits.gates, Subset(splits.val, range(len(splits.val))))
     takes = [{part.base.rows[index].group for index in part.indices} for part in parts]
     assert all(takes)
@@ -364,36 +391,103 @@ def test_a_missing_or_binary_table_is_named(root):
 
 
 def test_a_set_larger_than_the_cache_is_refused_with_the_numbers(root):
-    with pytest.raises(DataError, match=r"allows 1e-05 GB and the set takes 5\.12e-05 GB"):
+    with pytest.raises(DataError, match=r"allows 1e-05 GB and the set takes 5e-05 GB"):
         load(config(root, cache_limit_gb=1e-5), seed=0)
     assert cached(root) == []
 
 
-def test_eviction_takes_the_oldest_and_never_the_campaigns_own(tmp_path):
-    cache = ClipCache(tmp_path, limit_bytes=5 * 1128)
-    clip = np.zeros(1000, np.uint8)
-    keys = [f"{number:02d}" * 32 for number in range(6)]
-    for age, key in enumerate(keys):
-        cache.store(key, clip)
-        moment = time.time() - 1000 + age
-        os.utime(cache.path(key), (moment, moment))
-    assert cache.has(keys[1], (1000,))
-    assert cache.evict(keep={keys[0]}, room_bytes=1128) == 2
-    left = [key for key in keys if cache.path(key).exists()]
-    assert left == [keys[0], keys[1], keys[4], keys[5]]
+def entry(number: int, size: int = 1000) -> Entry:
+    return Entry(f"{number:02d}" * 32, (size,), lambda: np.full(size, number, np.uint8))
+
+
+def unreadable() -> np.ndarray:
+    pytest.fail("decoded again")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Six shards of one clip each, the oldest first."""
+    cache = ClipCache(tmp_path, limit_bytes=10**9)
+    for number in range(6):
+        cache.store(entry(number).key, entry(number).decode())
+    for age, shard in enumerate(cache.shards):
+        os.utime(shard.path, (age, age))
+    return cache
+
+
+def test_eviction_takes_the_oldest_and_never_the_campaigns_own(cache):
+    size, keys = cache.shards[0].num_bytes, [entry(number).key for number in range(6)]
+    cache.fill([entry(1)], 1)  # it is there, and counts as used
+    cache.limit_bytes = 5 * size
+    assert cache.evict(keep={keys[0]}, room_bytes=size) == 2
+    assert [cache.has(key, (1000,)) for key in keys] == [True, True, False, False, True, True]
     assert cache.evict(keep=set(keys), room_bytes=10**9) == 0
+    assert len(cache.shards) == 4
 
 
-def test_unfinished_files_of_dead_processes_are_swept(tmp_path):
-    cache = ClipCache(tmp_path, limit_bytes=10**6)
-    cache.store("ab" * 32, np.zeros(10, np.uint8))
-    old, new = tmp_path / "ab/old.tmp", tmp_path / "ab/new.tmp"
-    for path in (old, new):
+def test_what_is_kept_moves_out_of_a_shard_of_which_the_rest_must_go(cache):
+    for shard in cache.shards:
+        shard.path.unlink()
+    cache.fill([entry(number) for number in range(10)], 1)
+    cache.limit_bytes = 5000
+    assert cache.evict(keep={entry(4).key, entry(7).key}) == 8
+    (shard,) = cache.shards
+    assert len(shard) == 2
+    assert cache.read(entry(7).key, (1000,), unreadable)[0] == 7
+
+
+def test_many_small_shards_are_written_together(cache):
+    entries = [entry(number) for number in range(40)]
+    for one in entries:
+        cache.read(one.key, one.shape, one.decode)
+    assert len(cache.shards) == 40
+    other = ClipCache(cache.folder, 10**9)
+    assert other.fill(entries, 1) == {}
+    assert len(other.shards) == 1
+    for one in (cache, other):  # the first knows the old files, and finds the new one
+        assert [int(one.read(e.key, e.shape, unreadable)[0]) for e in entries] == list(range(40))
+
+
+def test_shards_are_bounded_and_an_interruption_keeps_what_was_decoded(tmp_path, monkeypatch):
+    cache = ClipCache(tmp_path, limit_bytes=10**9)
+    monkeypatch.setattr("nas_kd.data.shards.SHARD_BYTES", 2500)
+    cache.fill([entry(number) for number in range(7)], 2)
+    assert [len(shard) for shard in cache.shards] == [3, 3, 1]
+    monkeypatch.setattr("nas_kd.data.shards.SHARD_BYTES", SHARD_BYTES)
+
+    def stop() -> np.ndarray:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill([entry(10), entry(11), Entry("ab" * 32, (1000,), stop), entry(12)], 1)
+    assert [len(shard) for shard in cache.shards] == [3, 3, 1, 2]
+    assert [cache.has(entry(number).key, (1000,)) for number in (10, 11, 12)] == [True, True, False]
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_decoding_runs_ahead_of_writing_by_a_bounded_number(tmp_path, monkeypatch):
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    seen = map_ahead(make, range(1000), threads=2, most=4)
+    assert [next(seen) for _ in range(10)] == list(range(10))
+    time.sleep(0.02)
+    assert max(made) <= 13
+    seen.close()
+
+
+def test_unfinished_files_of_dead_processes_are_swept(cache):
+    old, new, text = (cache.folder / name for name in ("old.tmp", "new.tmp", "text.clips"))
+    for path in (old, new, text):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
+    with pytest.raises(DamagedShardError):
+        Shard(text)
     cache.evict(keep=())
-    assert not old.exists()
-    assert new.exists()
+    assert [path.exists() for path in (old, new, text)] == [False, True, False]
 
 
 def test_readers_and_writers_at_once_see_whole_entries(tmp_path):
@@ -407,7 +501,8 @@ def test_readers_and_writers_at_once_see_whole_entries(tmp_path):
             if not (np.asarray(clip) == turn % 3).all():
                 failures.append(f"{number} {turn}")
             if turn % 7 == number:
-                cache.path(key).unlink(missing_ok=True)
+                for shard in cache.shards:
+                    shard.path.unlink(missing_ok=True)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -415,7 +510,7 @@ def test_readers_and_writers_at_once_see_whole_entries(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert list(tmp_path.glob("??/*.tmp")) == []
+    assert list(tmp_path.glob("*.tmp")) == []
 
 
 @pytest.mark.parametrize("kind", ["entries", "maps"])

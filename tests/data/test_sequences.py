@@ -10,9 +10,11 @@ from PIL import Image
 from pydantic import ValidationError
 from small_sets import FRAME_HEADER, rows_of, write_table
 
-from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, UnusableRowsError, check_sample, load
+from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, Subset, UnusableRowsError, check_sample, load
+from nas_kd.data.cache import ClipCache
 from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
+from nas_kd.data.sample import stack
 from nas_kd.data.sequences import CameraDataset, WindowDataset, windows
 from nas_kd.tasks import Segmentation
 
@@ -126,24 +128,22 @@ def test_windows_keep_to_runs(numbers, stride, max_gap, to_end, starts, left_out
     assert windows(frames_of(**numbers), 4, stride, max_gap, to_end=to_end) == (starts, left_out)
 
 
-def test_windows_are_views_of_what_the_split_holds(root):
-    base = load(config(root), seed=0).weights.base
-    one, two = base[0]["clip"], base[1]["clip"]
-    assert (
-        one.untyped_storage().data_ptr()
-        == two.untyped_storage().data_ptr()
-        == base[0]["mask"].untyped_storage().data_ptr()
-    )
-    again = pickle.loads(pickle.dumps(base))
-    assert torch.equal(again[3]["clip"], base[3]["clip"])
+def test_windows_hold_their_own_frames_alone(root):
+    base = load(config(root, boxes=True), seed=0).weights.base
+    clips = [base[index]["clip"] for index in range(len(base))]
+    assert max(clip.untyped_storage().nbytes() for clip in clips) == 4 * 4 * HEIGHT * WIDTH  # with the labels
+    text = pickle.dumps(base)
+    assert len(text) < 4 * HEIGHT * WIDTH * 15  # what workers receive has no frames in it
+    assert torch.equal(pickle.loads(text)[3]["clip"], clips[3])
 
 
 @pytest.mark.parametrize("camera", [None, {"splits": ["train", "val"], "clips_per_image": 2}])
 def test_memory_and_disk_and_workers_give_the_same_batches(root, camera):
-    splits = [load(config(root, boxes=True, memory_gb=memory, camera=camera), seed=0) for memory in (1.0, 0.0)]
+    part = load(config(root, boxes=True, camera=camera), seed=0).retrain
+    held = Subset(stack(part.base), part.indices)
     read = [
-        list(ClipLoader(part.retrain, 4, shuffle=True, augment="flip+crop", num_workers=workers).epoch(1))
-        for part, workers in ((splits[0], 0), (splits[1], 0), (splits[1], 1))
+        list(ClipLoader(dataset, 4, shuffle=True, augment="flip+crop", num_workers=workers).epoch(1))
+        for dataset, workers in ((held, 0), (part, 0), (part, 1))
     ]
     for batches in zip(*read, strict=True):
         for batch in batches[1:]:
@@ -152,7 +152,8 @@ def test_memory_and_disk_and_workers_give_the_same_batches(root, camera):
 
 def test_frames_are_decoded_once_and_shared_by_all_settings_of_windows(root, monkeypatch):
     load(config(root), seed=0)
-    assert len(list((root.parent / "cache").glob("??/*.npy"))) == 11  # those of d; the others are equal
+    (shard,) = ClipCache(root.parent / "cache", 10**9).shards
+    assert len(shard) == 11  # those of d; the others are equal
     with monkeypatch.context() as patch:
         patch.setattr("nas_kd.data.frame_store.read_still", lambda *_: pytest.fail("decoded again"))
         load(config(root, frames=3, stride=1, boxes=True), seed=1)
@@ -161,11 +162,11 @@ def test_frames_are_decoded_once_and_shared_by_all_settings_of_windows(root, mon
 
 
 def test_boxes_are_the_tight_boxes_of_all_classes_but_the_first(root):
-    for memory in (1.0, 0.0):
-        splits = load(config(root, boxes=True, memory_gb=memory), seed=0)
-        assert splits.info.box_names == ("road", "car")
+    splits = load(config(root, boxes=True), seed=0)
+    assert splits.info.box_names == ("road", "car")
+    check_sample(splits.val[0], splits.info, "val[0]")
+    for _ in range(2):  # found, and kept
         boxes = splits.val[0]["boxes"]
-        check_sample(splits.val[0], splits.info, "val[0]")
         for place in range(4):
             assert boxes[place].tolist() == [[0, 10, WIDTH, HEIGHT, 0], [2 + place, 12, 8 + place, 16, 1]]
     few = load(config(root, boxes=True, min_box_pixels=25), seed=0).val[0]["boxes"]
@@ -318,17 +319,21 @@ def test_a_split_without_windows_says_what_would_help(root):
     assert len(splits.test) == 11
 
 
-def test_camera_clips_are_made_of_single_frames(root):
+def test_camera_clips_are_made_of_single_frames(root, monkeypatch):
     change = {"boxes": True, "camera": {"clips_per_image": 2, "shift": 0.05, "noise": 0.02}}
     splits = load(config(root, **change), seed=0)
     assert (len(splits.retrain), len(splits.val)) == (30, 2)
     assert {len(splits.weights), len(splits.gates)} == {18, 12}
-    lazy = load(config(root, memory_gb=0, **change), seed=7).weights.base
-    assert isinstance(lazy, CameraDataset)
+    base = splits.weights.base
+    assert isinstance(base, CameraDataset)
+    again = load(config(root, cache_dir=root.parent / "other", **change), seed=7).weights.base
     for index in (0, 1, 29):
-        sample = splits.weights.base[index]
-        check_sample(sample, splits.info, "sample")
-        assert all(torch.equal(sample[key], lazy[index][key]) for key in sample)
+        check_sample(base[index], splits.info, "sample")
+        assert all(torch.equal(base[index][key], again[index][key]) for key in base[index])
+    with monkeypatch.context() as patch:
+        patch.setattr("nas_kd.data.sequences.warp", lambda *_: pytest.fail("made again"))
+        lazy = load(config(root, **change), seed=7).weights.base
+        assert torch.equal(lazy[29]["mask"], base[29]["mask"])
     assert not torch.equal(lazy[0]["clip"], lazy[1]["clip"])
     assert not torch.equal(lazy[0]["clip"][:, 0], lazy[0]["clip"][:, 3])
     with pytest.raises(IndexError):

@@ -101,17 +101,16 @@ def config(root, **change):
     return SequencesConfig.model_validate({**options, **change})
 
 
-@pytest.mark.parametrize("memory", [1.0, 0.0])
-def test_a_data_set_of_points(tmp_path, memory):
+def test_a_data_set_of_points(tmp_path):
     root = tmp_path / "set"
     write_points(root)
-    splits = load(config(root, memory_gb=memory), seed=0)
+    splits = load(config(root), seed=0)
     assert splits.info.mask_names == splits.info.class_names == ("background", "fixated")
     mask = splits.test[0]["mask"]
     for frame in range(2):
         assert where(mask[frame].numpy()) == {(0, frame), (1, 2), (2, 4), (5, 8)}
     # The same files as objects are decoded anew, and nothing of them is left.
-    objects = load(config(root, memory_gb=memory, points=False, binary=True), seed=0)
+    objects = load(config(root, points=False, binary=True), seed=0)
     assert objects.info.mask_names == ("background", "object")
     assert not torch.any(objects.test[0]["mask"])
 
