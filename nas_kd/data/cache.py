@@ -81,7 +81,7 @@ class ClipCache:
     def _forget(self) -> None:
         self._shards: dict[str, Shard] = {}
         self._places: dict[bytes, _Place] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is known of the folder, which another process finds out by itself."""
@@ -94,8 +94,9 @@ class ClipCache:
     @property
     def shards(self) -> list[Shard]:
         """Those in the folder, the oldest first."""
-        self._scan()
-        return [self._shards[name] for name in sorted(self._shards)]
+        with self._lock:
+            self._scan()
+            return [self._shards[name] for name in sorted(self._shards)]
 
     def has(self, key: str, shape: tuple[int, ...]) -> bool:
         """Whether an entry of that shape is there, as far as the folder was looked at."""
