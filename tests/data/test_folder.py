@@ -25,7 +25,7 @@ from nas_kd.data.file_identity import WHOLE_BYTES, content_of
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
 from nas_kd.data.frame_times import sample_positions
-from nas_kd.data.sample import DecodeError, labels_of
+from nas_kd.data.sample import DecodeError, labels_of, stack
 from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
 from nas_kd.data.splits import keep_classes
 
@@ -81,10 +81,10 @@ def test_a_folder_gives_four_splits(root):
 def test_more_can_be_stored_than_nets_see(root):
     splits = load(config(root, frames=2, size=12, stored_frames=4, stored_size=[16, 20]), seed=0)
     assert splits.info.input_shape == (3, 2, 12, 12)
-    assert splits.retrain.base.tensors["clip"].shape == (8, 3, 4, 16, 20)
+    assert stack(splits.retrain.base).tensors["clip"].shape == (8, 3, 4, 16, 20)
     stored = load(config(root, frames=4, size=(16, 20)), seed=0)  # shares the entries of the cache
-    assert len(cached(root)) == len({path.stem for path in cached(root)}) == 16
-    raw = stored.val.tensors["clip"]
+    assert count(root) == 16
+    raw = stack(stored.val).tensors["clip"]
     shown = next(ClipLoader(splits.val, 4, seen=splits.info.seen).epoch(0))["clip"]
     assert torch.equal(shown, raw[:, :, [1, 3], 2:14, 4:16])
     for wrong, words in (
