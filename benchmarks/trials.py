@@ -1,8 +1,9 @@
 """What a trial costs beyond its work: `python benchmarks/trials.py [--numbers N ...] [--executors NAME ...]`.
 
-Trials that do nothing, in this process (`inline`) and on Ray with one and two workers. Of each campaign: seconds a trial, over all and over the last tenth, so that a cost that grows with the number of trials shows;
-growth of the driver's memory over the last half; bytes of the run folder a trial; seconds to open the ledger again and
-to read its records. Ray's start is not part of a trial and stands by itself. The last line is one JSON object.
+Trials that do nothing, in this process (`inline`) and on Ray with one and two workers. Of each campaign: seconds a
+trial, over all and over the last tenth, where a cost that grows with the number of trials shows; growth of the driver's
+memory over the last half; size of the ledger a trial; seconds to open the ledger again and to read its records. Ray's
+start is not part of a trial and stands by itself. The last line is one JSON object.
 """
 
 from __future__ import annotations
