@@ -1,8 +1,11 @@
 """Analysis of trial records: fronts, statistics, figures, tables of ablations and the report."""
 
 from nas_kd.analysis.advice import Advice, advise
+from nas_kd.analysis.comparison import Comparison, compare
+from nas_kd.analysis.comparison import Run as ComparedRun
+from nas_kd.analysis.comparison_page import ComparisonPaths, write_comparison
 from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
-from nas_kd.analysis.figures import front_figure, write_png
+from nas_kd.analysis.figures import front_figure, write_picture
 from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
 from nas_kd.analysis.offset_figures import offsets_chart, offsets_figure
@@ -37,6 +40,9 @@ __all__ = [
     "FLOPS",
     "LATENCY",
     "Advice",
+    "ComparedRun",
+    "Comparison",
+    "ComparisonPaths",
     "CostAxis",
     "Direction",
     "Estimate",
@@ -50,6 +56,7 @@ __all__ = [
     "Uncertain",
     "advise",
     "comparable",
+    "compare",
     "cost_axis",
     "drift",
     "estimate_mean",
@@ -80,8 +87,9 @@ __all__ = [
     "trial_table",
     "uncertainty",
     "welch_difference",
+    "write_comparison",
     "write_csv",
+    "write_picture",
     "write_pivot",
-    "write_png",
     "write_report",
 ]

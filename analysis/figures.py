@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def front_figure(
     limits = cost_range(front, teacher)
     if not rows:
         axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
-    _style(axes, axis, limits, as_percent=percent_axis(metric, [value for _, _, value in rows]))
+    style_axes(axes, axis, limits, metric, [value for _, _, value in rows])
     axes.set_xlabel(axis.label(records))
     axes.set_ylabel(printable(metric_label(metric, front.split), 60), parse_math=False)
     if title:
@@ -115,11 +116,24 @@ def front_figure(
     return figure
 
 
-def write_png(figure: Figure, path: Path | str) -> None:
-    """Render a figure as PNG. A character that the font lacks is drawn as a box; that is not worth a warning."""
-    with warnings.catch_warnings():
+def write_picture(figure: Figure, path: Path | str) -> None:
+    """Render a figure in the format of the file's suffix: `.png`, or `.svg` and `.pdf`, whose text stays text.
+
+    The same figure gives the same file. A character that the font lacks is drawn as a box; that is not worth a warning.
+    """
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    metadata: dict[str, dict[str, str | None]] = {
+        "png": {"Software": "nas_kd"},
+        "svg": {"Creator": "nas_kd", "Date": None},
+        "pdf": {"Creator": "nas_kd", "CreationDate": None},
+    }
+    with (
+        warnings.catch_warnings(),
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "nas_kd", "pdf.fonttype": 42}),
+    ):
         warnings.filterwarnings("ignore", message=r".*[Gg]lyph.* missing from", category=UserWarning)
-        figure.savefig(path, format="png", metadata={"Software": "nas_kd"})
+        figure.savefig(path, format=kind, metadata=metadata[kind])
 
 
 def budgets_of(records: Sequence[TrialRecord], axis: CostAxis) -> list[float]:
@@ -133,7 +147,18 @@ def percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
     return metric is not None and in_percent(metric) and all(abs(value) <= 1 for value in values)
 
 
-def _style(axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, *, as_percent: bool) -> None:
+def style_axes(
+    axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, metric: Metric | None, values: Sequence[float]
+) -> None:
+    """The look of a picture of cost and metric.
+
+    Args:
+        axes: of the picture.
+        axis: the cost.
+        limits: of a logarithmic axis of cost; None for a linear one.
+        metric: on the other axis.
+        values: of it that are drawn, which decide whether it reads in percent.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E6EA", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -145,7 +170,7 @@ def _style(axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, *, as
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.number(value)))
-    if as_percent:
+    if percent_axis(metric, values):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
 
 

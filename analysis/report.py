@@ -9,7 +9,8 @@ from pathlib import Path
 from nas_kd.analysis import offset_sections, sections
 from nas_kd.analysis.ablation_section import ablation_section
 from nas_kd.analysis.advice import advise
-from nas_kd.analysis.figures import front_figure, write_png
+from nas_kd.analysis.figures import front_figure, write_picture
+from nas_kd.analysis.formats import check_formats, write_formats
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.interactive import (
     STAGE_WORDS,
@@ -49,6 +50,7 @@ class ReportPaths:
         offsets: None where no student of the front was measured per offset.
         search: of the shared search its picture, and its numbers as CSV; empty without one.
         search_headline: the shared search in one sentence, or what is wrong with its files; empty without one.
+        others: in the further formats that were asked for.
     """
 
     report: Path
@@ -58,6 +60,7 @@ class ReportPaths:
     offsets: Path | None = None
     search: tuple[Path, ...] = ()
     search_headline: str = ""
+    others: tuple[Path, ...] = ()
 
 
 def write_report(
@@ -73,6 +76,7 @@ def write_report(
     progress: RunProgress | None = None,
     latencies: Latencies | None = None,
     with_grid: bool = False,
+    formats: Sequence[str] = (),
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -95,14 +99,16 @@ def write_report(
         progress: how far the campaign is; a report of one that has not ended says so.
         with_grid: whether the campaign has a grid, whose table of means is then shown.
         latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
+        formats: further ones, of `nas_kd.analysis.formats.ReportFormat`.
 
     Returns:
         The paths of the files.
 
     Raises:
-        ValueError: the records do not share one primary metric.
+        ValueError: the records do not share one primary metric, or there is no such format.
         OSError: a file cannot be written.
     """
+    check_formats(formats)
     front, out_dir = ParetoFront.from_records(records, tolerance=tolerance), Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(
@@ -115,9 +121,10 @@ def write_report(
     table = trial_table(records, front)
     write_csv(table, paths.trials)
     write_csv(table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"]), paths.front)
-    write_png(front_figure(records, title=title, teacher=teacher, front=front), paths.picture)
+    picture = front_figure(records, title=title, teacher=teacher, front=front)
+    write_picture(picture, paths.picture)
     if paths.offsets is not None:
-        write_png(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
+        write_picture(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
     pick = advise(front, teacher, budgets)
     values = _values(records, front, title, teacher, metadata, paths) | {
         "pick": pick,
@@ -126,8 +133,10 @@ def write_report(
         "ablation": ablation_section(records) if with_grid else None,
         "latency_note": latencies.note if latencies is not None else "",
     }
-    if front.records:
-        values["front_table"] = sections.front_table(front, teacher, latencies)
+    front_table = sections.front_table(front, teacher, latencies) if front.records else None
+    values["front_table"] = front_table
+    others = write_formats(formats, out_dir, figure=picture, trials=table, front=front_table)
+    paths = replace(paths, others=others)
     if search_dir is not None:
         section, files = _search(search_dir, out_dir, records, title)
         values["search"] = section
@@ -149,7 +158,7 @@ def _search(
     if search is None:
         return None, ()
     picture = out_dir / "search.png"
-    write_png(gates_picture(search.result, gate_order(search.result)[:MOST_SHOWN], title), picture)
+    write_picture(gates_picture(search.result, gate_order(search.result)[:MOST_SHOWN], title), picture)
     files = [picture]
     for name, table in (
         ("search.csv", budget_table(search, records)),

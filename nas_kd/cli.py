@@ -169,20 +169,44 @@ def check(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; `report` in the run's by default.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folder of the run; several are compared on one page.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the report. Default: `report` in the run's, `comparison` beside the first of several."
+        ),
+    ] = None,
     tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Beside HTML, CSV and PNG: svg, pdf, markdown, latex, parquet; repeatable or comma-separated.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the Pareto-front report of a run: one HTML file that works offline, CSV and PNG."""
+    """Write the Pareto-front report of a run, or compare several: an HTML file that works offline, CSV and PNG."""
     with plain_errors():
         from nas_kd import campaign as campaigns
 
-        paths = campaigns.report(run, out, tolerance=tolerance)
+        if len(runs) > 1:
+            if tolerance is not None or formats:
+                raise ValueError(
+                    "--tolerance and --format are for the report of one run; leave them out to compare runs"
+                )
+            compared = campaigns.compare(runs, out)
+            for sentence in compared.headline:
+                say(sentence)
+            for path in (compared.page, compared.picture, compared.students):
+                say(path)
+            return
+        paths = campaigns.report(runs[0], out, tolerance=tolerance, formats=listed(formats))
         if paths.search_headline:
             say(paths.search_headline)
-        for path in (paths.report, paths.picture, paths.offsets, paths.front, paths.trials, *paths.search):
-            if path is not None:  # as that of offsets is, without a stream on the front
-                say(path)
+        pictures = (paths.report, paths.picture, paths.offsets, paths.front, paths.trials)
+        for written in (*pictures, *paths.search, *paths.others):
+            if written is not None:  # as that of offsets is, without a stream on the front
+                say(written)
 
 
 def _assigned(items: list[str] | None, option: str) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.results import export, load_run, pick, report, table
+from nas_kd.campaign.results import compare, export, load_run, pick, report, table
 
 __all__ = [
     "Campaign",
     "CampaignResult",
+    "compare",
     "export",
     "load_run",
     "pick",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nas_kd.campaign.campaign import CONFIG_NAME
 from nas_kd.campaign.own_space import own_space
@@ -18,7 +18,7 @@ from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_driven
 
 if TYPE_CHECKING:
-    from nas_kd.analysis import PivotTable, ReportPaths, RunProgress
+    from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress, TeacherPoint
     from nas_kd.analysis.cost_axis import CostAxis
 
 
@@ -54,7 +54,13 @@ def _run_progress(run_dir: Path, config: CampaignConfig, ledger: Ledger) -> RunP
     return RunProgress(max(config.trials, known), ledger.count("running"), is_driven(run_dir), stage)
 
 
-def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance: float | None = None) -> ReportPaths:
+def report(
+    run_dir: Path | str,
+    out_dir: Path | str | None = None,
+    *,
+    tolerance: float | None = None,
+    formats: Sequence[str] = (),
+) -> ReportPaths:
     """Write the report of a run: HTML, CSV and PNG.
 
     Args:
@@ -62,37 +68,18 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance:
         out_dir: where to; `report` in the run's folder by default.
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
             unit (0.01 is one point of a metric in percent).
+        formats: further ones: `svg`, `pdf`, `markdown`, `latex` of the front, `parquet` of the trials.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or there is no such format.
     """
-    from nas_kd.analysis import (  # a second of plotting libraries, which a search does without
-        TeacherPoint,
-        write_report,
-    )
+    from nas_kd.analysis import write_report  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.latencies import read_latencies, with_latencies
 
     run_dir = Path(run_dir)
     config, ledger = _open_run(run_dir)
     latencies = read_latencies(run_dir)
     records = with_latencies(ledger.records(), latencies)
-    metric = find_task(config.task).metric
-    manifest = run_dir / "teacher" / "teacher.json"
-    teacher = None
-    if manifest.is_file():
-        known = json.loads(manifest.read_text())
-        teacher = TeacherPoint(
-            name=config.teacher.model,
-            flops=int(known["flops"]) if "flops" in known else None,
-            uncounted=tuple(known.get("flops_uncounted", ())),
-            value=float(known[f"val/{metric}"]),
-            test=float(known[f"test/{metric}"]),
-            params=int(known["params"]),
-            secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
-            evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
-            by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
-        )
-    options = config.budget.options
     facts = {
         "run": str(run_dir),
         "data": config.data.source,
@@ -105,15 +92,89 @@ def report(run_dir: Path | str, out_dir: Path | str | None = None, *, tolerance:
         records,
         out_dir or run_dir / "report",
         title=config.name,
-        teacher=teacher,
+        teacher=_teacher_point(run_dir, config),
         metadata=facts,
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
-        budgets=options if isinstance(options, tuple) else (),
+        budgets=_budgets(config),
         tolerance=tolerance,
         latencies=latencies,
         with_grid=bool(config.grid),
         progress=_run_progress(run_dir, config, ledger),
+        formats=formats,
     )
+
+
+def _budgets(config: CampaignConfig) -> tuple[float, ...]:
+    """The budgets of a campaign; none where it draws them from a range."""
+    options = config.budget.options
+    return tuple(options) if isinstance(options, tuple) else ()
+
+
+def _teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None:
+    """What is known of the teacher of a run; None before it is ready."""
+    from nas_kd.analysis import TeacherPoint
+
+    manifest = run_dir / "teacher" / "teacher.json"
+    if not manifest.is_file():
+        return None
+    known, metric = json.loads(manifest.read_text()), find_task(config.task).metric
+    return TeacherPoint(
+        name=config.teacher.model,
+        flops=int(known["flops"]) if "flops" in known else None,
+        uncounted=tuple(known.get("flops_uncounted", ())),
+        value=float(known[f"val/{metric}"]),
+        test=float(known[f"test/{metric}"]),
+        params=int(known["params"]),
+        secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
+        evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
+        by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
+    )
+
+
+# Of a campaign file: who it is and where it runs, which does not make its results others.
+_IDENTITY = ("name", "runs", "seed", "storage", "resources")
+
+
+def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -> ComparisonPaths:
+    """Write one page that compares runs: fronts, hypervolume over seeds, students at a budget, architectures.
+
+    Args:
+        run_dirs: folders of two runs or more, with one metric; runs that differ in their seed alone are repeats.
+        out_dir: where to; `comparison` beside the first run by default.
+
+    Raises:
+        ValueError: a folder holds no run, or the runs cannot be compared.
+    """
+    from nas_kd.analysis import ComparedRun, write_comparison
+    from nas_kd.analysis.latencies import read_latencies, with_latencies
+
+    folders = [Path(folder) for folder in run_dirs]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):  # folders of one name are told apart by where they are
+        names = [str(folder) for folder in folders]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        config, records = load_run(folder)
+        settings = {
+            name: value
+            for name, value in _flat(config.model_dump(mode="json")).items()
+            if name.partition(".")[0] not in _IDENTITY
+        }
+        records = with_latencies(records, read_latencies(folder))
+        teacher = _teacher_point(folder, config)
+        runs.append(ComparedRun(name, config.seed, settings, records, _budgets(config), teacher))
+    return write_comparison(runs, out_dir or folders[0].parent / "comparison")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of nested sections."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def table(

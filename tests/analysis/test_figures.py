@@ -17,7 +17,7 @@ from nas_kd.analysis import (
     front_figure,
     hypervolume_chart,
     stage_chart,
-    write_png,
+    write_picture,
 )
 from nas_kd.analysis.figures import cost_ticks, printable
 from nas_kd.analysis.interactive import hover_text, plain
@@ -80,7 +80,7 @@ def test_static_front_draws_line_points_and_labels() -> None:
 )
 @pytest.mark.parametrize("teacher", [None, TeacherPoint(HOSTILE, 10**7, 0.9)])
 def test_any_run_can_be_drawn(records: list[TrialRecord], teacher: TeacherPoint | None, tmp_path: Path) -> None:
-    write_png(front_figure(records, title=HOSTILE, teacher=teacher), tmp_path / "front.png")
+    write_picture(front_figure(records, title=HOSTILE, teacher=teacher), tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(PNG)
     front = ParetoFront.from_records(records)
     for figure in (

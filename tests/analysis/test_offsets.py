@@ -23,7 +23,7 @@ from nas_kd.analysis import (
     offsets_chart,
     offsets_figure,
     trial_table,
-    write_png,
+    write_picture,
 )
 from nas_kd.analysis.interactive import hover_text
 from nas_kd.analysis.offset_figures import splits_with_offsets
@@ -271,7 +271,7 @@ def test_streams_off_the_front_and_without_offsets_are_explained(tmp_path: Path)
     assert paths.offsets is None
     assert "key-frame interval K" in page.text
     assert "per offset" not in page.text
-    write_png(offsets_figure(front), tmp_path / "empty.png")
+    write_picture(offsets_figure(front), tmp_path / "empty.png")
 
 
 def test_names_of_streams_never_run(tmp_path: Path) -> None:
