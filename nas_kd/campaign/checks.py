@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import ceil
 from typing import cast
 
 import torch
@@ -19,12 +18,11 @@ from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_ste
 from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.campaign.prepare import check_outputs, check_teacher
 from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
-from nas_kd.config import CampaignConfig, ConfigError, read_path
+from nas_kd.campaign.view_checks import check_views
+from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell, Value, distinct
 from nas_kd.config.sections import BudgetRange
-from nas_kd.data import Augment, DataInfo, OwnConfig
-from nas_kd.data.augment import refusal_of_features
-from nas_kd.data.augment_config import section_of
+from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.search_spaces import SearchSpace
@@ -176,7 +174,7 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
     check_teacher(context)
     info = context.splits.info
     _check_frames(context.input_type, context.space, info)
-    _check_augment(config, info)
+    mixed = check_views(config, context)
     if not is_precomputed(context.teacher_model):
         _check_maps(config, info)
     for knobs in corner_knobs(context.space):
@@ -187,7 +185,7 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, context)
     left_out = _check_objective(config, context)
-    return [*context.notes, *left_out, *_enlarged(context.space, info)]
+    return [*context.notes, *left_out, *mixed, *_enlarged(context.space, info)]
 
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:
@@ -213,54 +211,6 @@ def _check_frames(input_type: InputType, space: SearchSpace, info: DataInfo) -> 
                 f"space.{knob}: {what} at most data.frames = {have} frames, but {wanted} is asked for; lower it or "
                 "raise data.frames"
             )
-
-
-def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
-    used: list[tuple[str, Augment]] = [
-        ("teacher.fit.augment", config.teacher.fit.augment),
-        ("search.augment", config.search.augment),
-        ("retrain.augment", config.retrain.augment),
-    ]
-    for path, definition in config.knobs.items():
-        section = path.partition(".augment")[0]
-        if section in ("search", "retrain") and path.startswith(f"{section}.augment"):
-            values = definition["values"] if "values" in definition else (definition["low"], definition["high"])
-            changed = [config.with_knobs({path: value}) for value in values]
-            used += [(f"knobs.{path}", read_path(each, f"{section}.augment")) for each in changed]
-    for path, value in used:
-        _check_one_augment(path, value, info)
-
-
-def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
-    section = section_of(value)
-    if section is None:
-        return
-    shown = repr(value) if isinstance(value, str) else "flip"
-    if not info.height:
-        raise ConfigError(f"{path}: {refusal_of_features(section)}")
-    if section.temporal is not None:
-        _check_window(f"{path}.temporal.window", section.temporal.window[0], info)
-    if info.points and (section.crop or section.resized_crop):
-        what = repr(value) if isinstance(value, str) else "a crop"
-        raise ConfigError(
-            f"{path}: {what} resamples labels, but of fixation points (data.points) that loses some and doubles "
-            "others; use flip or none"
-        )
-    if not info.flip_safe and section.flip:
-        way_out = "use none" if isinstance(value, str) else "set flip: false"
-        raise ConfigError(
-            f"{path}: {shown} mirrors clips, but in this data a mirrored clip may change its class; {way_out}"
-        )
-
-
-def _check_window(path: str, share: float, info: DataInfo) -> None:
-    """Raise where a window in time has fewer stored frames than nets see, so that frames would repeat."""
-    stored = info.stored[0]
-    if share * stored < info.frames:
-        raise ConfigError(
-            f"{path}: {share:g} of a clip of {stored} stored frames has fewer than the {info.frames} that nets see; "
-            f"store at least {ceil(info.frames / share)} (data.stored_frames, where there is such a key), or raise it"
-        )
 
 
 def check_budget(config: CampaignConfig, context: CampaignContext) -> None:

@@ -41,7 +41,7 @@ class Proposal:
 
 
 def proposals(config: CampaignConfig, space: SearchSpace) -> list[Proposal]:
-    """Everything that differs in objectives, batches, epochs or augmentation.
+    """Everything that differs in objectives, batches, epochs, augmentation or mixing.
 
     Of ranges both ends are looked at, of choices all values: all combinations of all knobs where these are few, else
     each value with the others as in the campaign file. Where there is nothing but a grid, its cells alone.
@@ -71,8 +71,8 @@ def proposals(config: CampaignConfig, space: SearchSpace) -> list[Proposal]:
 def _counts(path: str) -> bool:
     section, _, key = path.rpartition(".")
     of_fit = section in ("search", "retrain") and key in _FIT_KEYS
-    of_augment = path.startswith(("search.augment.", "retrain.augment."))
-    return of_fit or of_augment or path.startswith(("objective.", "search.objective."))
+    of_views = path.startswith(("search.augment.", "retrain.augment.", "search.mix.", "retrain.mix."))
+    return of_fit or of_views or path.startswith(("objective.", "search.objective."))
 
 
 def _sampled(config: CampaignConfig) -> Iterator[dict[str, Any]]:

@@ -103,7 +103,7 @@ def _cached_objectives(context: CampaignContext) -> list[tuple[Augment, Distilla
         for knobs, is_search in product(proposal.knobs, (True, False)):
             config, fits = (search.objective, search) if is_search else (proposal.config.objective, retrain)
             key = (str(is_search), str(knobs), structure_key(config), str(fits.augment))
-            if key in found or not config.distils or config.needs_online_teacher:
+            if key in found or not config.distils or config.needs_online_teacher or fits.mix.is_on:
                 continue
             if str(knobs) not in built:
                 built[str(knobs)] = build_nets(context, knobs)

@@ -18,6 +18,7 @@ from nas_kd.data.features import FeaturesConfig, load_features
 from nas_kd.data.folder import FolderConfig, load_folder
 from nas_kd.data.generated import GeneratedConfig, GeneratedDataset, load_generated
 from nas_kd.data.loader import ClipLoader
+from nas_kd.data.mix import MixConfig
 from nas_kd.data.own import OwnConfig, load_own
 from nas_kd.data.sample import (
     IGNORE,
@@ -81,6 +82,7 @@ __all__ = [
     "GeneratedConfig",
     "GeneratedDataset",
     "MemoryDataset",
+    "MixConfig",
     "OwnConfig",
     "Sample",
     "SequencesConfig",

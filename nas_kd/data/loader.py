@@ -2,7 +2,7 @@
 
 The order of epoch e depends on (seed, e) alone, and the augmentation of an item on (seed, e, its index) alone: neither
 on what ran before, nor on the batch size, nor on the number of workers. With a stated number of views (see `views`),
-which of them an epoch shows depends on the same three.
+which of them an epoch shows depends on the same three. Which items are mixed with each other depends on the batch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 
 from nas_kd.data.augment import Batch, augment_batch
 from nas_kd.data.augment_config import Augment, check_augment
+from nas_kd.data.mix import MixConfig, mix_batch
 from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
 from nas_kd.data.views import Views, augment_draws
 
 _RESIDENT_BYTES = 2 * 2**30
 """Sets up to this size are copied to an accelerator once, instead of batch by batch."""
 
+_MIX = 4  # the stream of random numbers that mixes items of a batch
 _ORDER = 0  # the stream of random numbers of the order; `views` has the others
 
 
@@ -45,6 +47,7 @@ class ClipLoader:
         num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
         seen: (T, H, W) that batches show of each clip, where more is stored; see `augment_batch`.
+        mix: How the items of a batch are mixed, see `nas_kd.data.mix`; by default not at all.
 
     Raises:
         DataError: A batch size below 1, an empty data set, `drop_last` with fewer items than one batch, an unknown
@@ -64,6 +67,7 @@ class ClipLoader:
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
         seen: tuple[int, int, int] | None = None,
+        mix: MixConfig | None = None,
     ) -> None:
         self.views = augment if isinstance(augment, Views) else None
         self.augment: Augment = augment.augment if isinstance(augment, Views) else augment
@@ -84,6 +88,7 @@ class ClipLoader:
         self.device = torch.device(device)
         self.num_workers = num_workers
         self.seen = seen
+        self.mix = mix if mix is not None and mix.is_on else None
         self.keys = None if keys is None else tuple(keys)
         self._index = (
             np.asarray(dataset.indices, dtype=np.int64) if isinstance(dataset, Subset) else np.arange(len(dataset))
@@ -113,11 +118,14 @@ class ClipLoader:
             draws = augment_draws(self.augment, self.seed, epoch, self._num_items)[None]
         else:
             view, draws = self.views.choose(self.seed, epoch, self._num_items), self._view_draws
+        mixing = np.random.default_rng((self.seed, epoch, _MIX))
         for positions, batch in zip(rows, self._read(rows), strict=True):
             index = self._index[positions]
             chosen = torch.from_numpy(draws[view[index], index])
             batch = augment_batch(batch, self.augment, chosen.to(self.device), self.seen)
             batch["index"] = torch.from_numpy(index).to(self.device)
+            if self.mix is not None:
+                batch = mix_batch(batch, self.mix, mixing)
             if self.views is not None:
                 batch["view"] = torch.from_numpy(view[index]).to(self.device)
             yield batch

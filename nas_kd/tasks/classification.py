@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from nas_kd.data import DataInfo, Splits
+from nas_kd.data.mix import PARTNER, SHARE
 from nas_kd.data.sample import labels_of
 from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
 from nas_kd.tasks.item_scores import ItemScores, mean_of_items
@@ -27,6 +28,7 @@ class Classification(Task):
     metric: ClassVar[str] = "accuracy"
     percent: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "f1")
     options: ClassVar[type[BaseModel]] = CrossEntropyConfig
+    mixes: ClassVar[bool] = True
 
     def __init__(self, info: DataInfo, config: CrossEntropyConfig | None = None) -> None:
         super().__init__(info, config)
@@ -70,8 +72,20 @@ class Classification(Task):
         return sentences
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean over items, weighted by class where classes have weights.
+
+        A mixed clip counts as an item of its own class and one of its partner's, weighted by their shares.
+        """
         weights = None if self._weights is None else self._weights.to(outputs)
-        return F.cross_entropy(outputs, batch["label"], weights, label_smoothing=self.config.label_smoothing)
+        smoothing, labels = self.config.label_smoothing, batch["label"]
+        if PARTNER not in batch:
+            return F.cross_entropy(outputs, labels, weights, label_smoothing=smoothing)
+        sums, counts = [], []
+        for of_part, share in ((labels, batch[SHARE]), (labels[batch[PARTNER]], 1 - batch[SHARE])):
+            each = F.cross_entropy(outputs, of_part, weights, reduction="none", label_smoothing=smoothing)
+            sums.append((share * each).sum())
+            counts.append((share if weights is None else share * weights[of_part]).sum())
+        return (sums[0] + sums[1]) / (counts[0] + counts[1])
 
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
         check_finite_outputs(outputs)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nas_kd.data import DataInfo, Sample
+from nas_kd.data.mix import PARTNER, SHARE, blend
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.multilabel_metrics import (
     global_average_precision,
@@ -57,6 +58,7 @@ class Multilabel(Task):
     keys: ClassVar[tuple[str, ...]] = ("labels",)
     needs: ClassVar[str] = "a class"
     options: ClassVar[type[BaseModel]] = MultilabelConfig
+    mixes: ClassVar[bool] = True
 
     def __init__(self, info: DataInfo, config: MultilabelConfig | None = None) -> None:
         super().__init__(info, config)
@@ -72,9 +74,11 @@ class Multilabel(Task):
         return bool(sample["labels"].any())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Binary cross-entropies, summed over classes, mean over items."""
-        labels = self._labels(outputs, batch)
-        return F.binary_cross_entropy_with_logits(outputs.float(), labels.float(), reduction="sum") / len(outputs)
+        """Binary cross-entropies, summed over classes, mean over items; labels of mixed items are mixed alike."""
+        labels = self._labels(outputs, batch).float()
+        if PARTNER in batch:
+            labels = blend(labels, batch[PARTNER], batch[SHARE])
+        return F.binary_cross_entropy_with_logits(outputs.float(), labels, reduction="sum") / len(outputs)
 
     @torch.no_grad()
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:

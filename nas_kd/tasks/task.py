@@ -51,6 +51,8 @@ class Task(ABC):
         defaults: of a campaign file with this task, where its kind of input has none; what the file says goes before.
         outputs: what they are: `multiclass` logits of classes of which one holds, `multilabel` logits of classes of
             which several may hold, `other` for anything else, such as values to be regressed.
+        mixes: whether `loss` weighs the labels of mixed clips, where a batch holds `mix_partner` and `mix_share`
+            (`nas_kd.data.mix`).
 
     Raises:
         ValueError: the data have no labels for this task.
@@ -66,6 +68,7 @@ class Task(ABC):
     extra_outputs: ClassVar[int] = 0
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     outputs: ClassVar[Outputs] = "multiclass"
+    mixes: ClassVar[bool] = False
     options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, info: DataInfo, config: BaseModel | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from nas_kd.data import Augment, Batch, ClipLoader
+from nas_kd.data import Augment, Batch, ClipLoader, MixConfig
 from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
@@ -44,6 +44,8 @@ class FitConfig(Section):
         clip_norm: largest norm of the gradient; the norm is cut to it.
         augment: `none`, `flip`, `flip+crop`, or a section (`nas_kd.data.AugmentConfig`), equal for all frames of a
             clip.
+        mix: whether and how the clips of a batch are mixed. Teacher and student see the same mixed clip, so the teacher
+            runs in every step.
         precision: `float32`, or `bfloat16`, in which nets then run under autocast; weights, optimizer and losses stay
             in float32. Evaluation is always in float32.
     """
@@ -57,6 +59,7 @@ class FitConfig(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=5.0, gt=0)
     augment: Augment = "none"
+    mix: MixConfig = MixConfig()
     precision: Precision = "float32"
 
 

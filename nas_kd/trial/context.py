@@ -101,7 +101,7 @@ class CampaignContext:
     def loader(
         self, dataset: ClipDataset, fit_config: FitConfig, *, seed: int, train: bool, views: Views | None = None
     ) -> ClipLoader:
-        """Batches of a split: shuffled and augmented for training, in order and complete otherwise.
+        """Batches of a split: shuffled, augmented and mixed for training, in order and complete otherwise.
 
         Args:
             dataset: the split.
@@ -122,6 +122,7 @@ class CampaignContext:
             device=self.device,
             keys=(self.input_type.key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
             seen=self.splits.info.seen,
+            mix=fit_config.mix if train else None,
         )
 
     def teacher_input(self, batch: Batch) -> Tensor:

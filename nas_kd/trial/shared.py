@@ -148,7 +148,7 @@ class SharedSearch:
                 supernet,
                 config.objective,
                 supernet.knobs,
-                cached=True,
+                cached=not config.mix.is_on,
                 augment=config.augment,
                 varying=True,
                 precision=config.precision,

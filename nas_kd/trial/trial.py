@@ -230,7 +230,7 @@ class Trial(ABC):
             net,
             config,
             self.knobs,
-            cached=True,
+            cached=not fit_config.mix.is_on,
             augment=fit_config.augment,
             varying=varying_width,
             precision=fit_config.precision,

@@ -1,0 +1,101 @@
+"""Checks of how trainings show the data: augmentation and mixed clips."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from nas_kd.campaign.proposals import proposals
+from nas_kd.config import CampaignConfig, ConfigError, read_path
+from nas_kd.data import Augment, DataInfo
+from nas_kd.data.augment import refusal_of_features
+from nas_kd.data.augment_config import section_of
+from nas_kd.teachers import is_precomputed
+from nas_kd.trial import CampaignContext
+
+
+def check_views(config: CampaignConfig, context: CampaignContext) -> list[str]:
+    """Raise where the data cannot be shown as the trainings ask for.
+
+    Returns:
+        Sentences about what works, but may not be meant.
+
+    Raises:
+        ConfigError: the key, the rule and the way out.
+    """
+    _check_augment(config, context.splits.info)
+    return _check_mix(config, context)
+
+
+def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
+    used: list[tuple[str, Augment]] = [
+        ("teacher.fit.augment", config.teacher.fit.augment),
+        ("search.augment", config.search.augment),
+        ("retrain.augment", config.retrain.augment),
+    ]
+    for path, definition in config.knobs.items():
+        section = path.partition(".augment")[0]
+        if section in ("search", "retrain") and path.startswith(f"{section}.augment"):
+            values = definition["values"] if "values" in definition else (definition["low"], definition["high"])
+            changed = [config.with_knobs({path: value}) for value in values]
+            used += [(f"knobs.{path}", read_path(each, f"{section}.augment")) for each in changed]
+    for path, value in used:
+        _check_one_augment(path, value, info)
+
+
+def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
+    section = section_of(value)
+    if section is None:
+        return
+    shown = repr(value) if isinstance(value, str) else "flip"
+    if not info.height:
+        raise ConfigError(f"{path}: {refusal_of_features(section)}")
+    if section.temporal is not None:
+        _check_window(f"{path}.temporal.window", section.temporal.window[0], info)
+    if info.points and (section.crop or section.resized_crop):
+        what = repr(value) if isinstance(value, str) else "a crop"
+        raise ConfigError(
+            f"{path}: {what} resamples labels, but of fixation points (data.points) that loses some and doubles "
+            "others; use flip or none"
+        )
+    if not info.flip_safe and section.flip:
+        way_out = "use none" if isinstance(value, str) else "set flip: false"
+        raise ConfigError(
+            f"{path}: {shown} mirrors clips, but in this data a mirrored clip may change its class; {way_out}"
+        )
+
+
+def _check_mix(config: CampaignConfig, context: CampaignContext) -> list[str]:
+    """Raise where clips are to be mixed whose labels or stored maps cannot be.
+
+    Returns:
+        A sentence for each training that runs the teacher in every step, because outputs of mixed clips are not kept.
+    """
+    used = {"teacher.fit": config.teacher.fit.mix}
+    for proposal in proposals(config, context.space):
+        for section, mix in (("search", proposal.config.search.mix), ("retrain", proposal.config.retrain.mix)):
+            if mix.is_on or section not in used:
+                used[section] = mix
+    info, sentences = context.splits.info, []
+    for section, mix in used.items():
+        if not mix.is_on:
+            continue
+        if not context.task.mixes:
+            raise ConfigError(f"{section}.mix: the task {config.task} cannot mix its labels; leave mix out")
+        if info.map_names or is_precomputed(context.teacher_model):
+            raise ConfigError(f"{section}.mix: maps that come with the data are those of whole clips; leave mix out")
+        if mix.cutmix and not info.height:
+            raise ConfigError(f"{section}.mix.cutmix: it pastes pixels, which frame features lack; take mixup")
+        objective = config.objective if section == "retrain" else config.search.objective
+        if section != "teacher.fit" and objective.distils:
+            sentences.append(f"{section}.mix: teacher outputs of mixed clips are not kept; each step runs the teacher")
+    return sentences
+
+
+def _check_window(path: str, share: float, info: DataInfo) -> None:
+    """Raise where a window in time has fewer stored frames than nets see, so that frames would repeat."""
+    stored = info.stored[0]
+    if share * stored < info.frames:
+        raise ConfigError(
+            f"{path}: {share:g} of a clip of {stored} stored frames has fewer than the {info.frames} that nets see; "
+            f"store at least {ceil(info.frames / share)} (data.stored_frames, where there is such a key), or raise it"
+        )
