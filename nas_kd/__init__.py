@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
+    from nas_kd.deploy.predictor import Predictor, load
     from nas_kd.deploy.streaming import StreamingStudent, StreamState
     from nas_kd.objectives import DistillationLoss, ObjectiveConfig
     from nas_kd.search_spaces import (
@@ -55,6 +56,7 @@ __all__ = [
     "ModelOutput",
     "ModuleSpace",
     "ObjectiveConfig",
+    "Predictor",
     "SearchSpace",
     "StreamState",
     "StreamingStudent",
@@ -68,6 +70,7 @@ __all__ = [
     "export",
     "export_student",
     "fit",
+    "load",
     "load_bundle",
     "load_config",
     "load_run",
@@ -84,6 +87,7 @@ _NAMES = {
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",
+    "nas_kd.deploy.predictor": "Predictor load",
     "nas_kd.deploy.streaming": "StreamState StreamingStudent",
     "nas_kd.objectives": "DistillationLoss ObjectiveConfig",
     "nas_kd.taps": "ModelOutput Taps",

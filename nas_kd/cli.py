@@ -1,7 +1,9 @@
-"""The command line `nas-kd`: search, report, table, export."""
+"""The command line `nas-kd`: search, check, report, table, export, predict."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,11 @@ TOLERANCE_HELP = (
     "Recommend the cheapest student that is at most so much worse than the best one, in the metric's unit: 0.01 is a "
     "point of a metric in percent. Default: a point, or 1 % of the best value of another metric; or one standard error "
     "of the best, where that is more."
+)
+
+BACKEND_HELP = (
+    "safetensors: PyTorch, from the weights; pt2: the graph of torch.export; onnx: ONNX Runtime. Default: safetensors, "
+    "or a graph where the student needs code of your own."
 )
 
 app = typer.Typer(
@@ -90,6 +97,10 @@ def termination_is_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def no_progress(share: float, words: str) -> None:
+    """Shows nothing."""
 
 
 @contextmanager
@@ -301,6 +312,53 @@ def export(
                 f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
                 f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
             )
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an exported student.")],
+    source: Annotated[
+        str, typer.Argument(help="A video, an image, a folder of images, a folder of videos, or camera (camera:1, …).")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for predictions.json and, of students that answer for frames, arrays and overlays; those "
+            "write to `predictions` by default, others nothing."
+        ),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help=BACKEND_HELP)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    top: Annotated[int, typer.Option(min=1, help="Labels that are given of a clip.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    overlay: Annotated[bool, typer.Option(help="Write videos with what was found in them.")] = True,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Of a camera: end after so many frames.")] = None,
+) -> None:
+    """Run an exported student on videos: labels with scores, or overlay videos and arrays."""
+    with plain_errors():
+        from nas_kd.data.live import camera, live_frames
+        from nas_kd.deploy.predict_files import files_to_read, predict_files, predict_live
+        from nas_kd.deploy.predictor import load
+
+        student = load(bundle, backend=backend, device=device)
+        folder = out or (Path("predictions") if student.has_maps else None)
+        name, _, which = source.partition(":")
+        if name == "camera":
+            frames = live_frames(*camera(which))
+            results = [predict_live(student, frames, "camera", folder, overlay=overlay, max_frames=max_frames)]
+        else:
+            paths, quiet = files_to_read(Path(source)), contextlib.nullcontext(no_progress)
+            with quiet if as_json else progress_bar() as progress:
+                results = predict_files(student, paths, folder, Path(source), overlay=overlay, progress=progress)
+        if as_json:
+            say(json.dumps([result.as_dict(top) for result in results], indent=2))
+        else:
+            for note in student.notes:
+                say(note)
+            for line in (line for result in results for line in result.lines(top)):
+                say(line)
+    if any(result.error is not None for result in results):
+        raise typer.Exit(1)
 
 
 def main() -> None:

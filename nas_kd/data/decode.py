@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 
 from nas_kd.data.frame_times import positions_in_time, sample_positions
-from nas_kd.data.geometry import Fit, Frames, Scaler
+from nas_kd.data.geometry import Fit, Frames, Scaler, Turn
 from nas_kd.data.sample import DecodeError
 from nas_kd.data.still_image import IMAGE_SUFFIXES, read_frames, read_rgb
-from nas_kd.data.video import StillImageError, read_video
+from nas_kd.data.video import ShownFrame, StillImageError, every_frame, read_video
 
 POLICY = 2
 """Raise it when the same file and settings would decode to other bytes; part of the key of cached clips."""
@@ -47,19 +48,56 @@ def read_clip(path: Path, frames: int, height: int, width: int, fit: Fit) -> Fra
         DecodeError: The file is missing, empty, damaged, or no video or image.
     """
     scaler = Scaler(height, width, fit)
-    try:
+    with _readable(path):
         if path.is_dir():
             return _read_folder(path, frames, scaler)
-        if not path.is_file():
-            raise DecodeError("no such file")
-        if path.stat().st_size == 0:
-            raise DecodeError("the file is empty (0 bytes)")
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _read_image(path, frames, scaler)
         try:
             return read_video(path, frames, scaler)
         except StillImageError:
             return _read_image(path, frames, scaler)
+
+
+def read_all_frames(path: Path) -> Iterator[ShownFrame]:
+    """All frames of a video, an image or a folder of images, one at a time, in the order in which they are shown.
+
+    Args:
+        path: As for `read_clip`.
+
+    Raises:
+        PartlyReadableError: After the last frame, where more than 2 % of a video's frames are lost.
+        DecodeError: As by `read_clip`.
+    """
+    with _readable(path):
+        if path.is_dir():
+            files = _single_images(path)
+            for file in files:
+                yield _shown(_named(file))
+            return
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            try:
+                yield from every_frame(path)
+                return
+            except StillImageError:
+                pass
+        for pixels in read_frames(path, lambda times, last_duration: range(len(times))):
+            yield _shown(pixels)
+
+
+def _shown(pixels: Frames) -> ShownFrame:
+    return ShownFrame(None, av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"), 1.0, Turn())
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is told as a `DecodeError`."""
+    try:
+        if not path.exists():
+            raise DecodeError("no such file")
+        if path.is_file() and path.stat().st_size == 0:
+            raise DecodeError("the file is empty (0 bytes)")
+        yield
     except DecodeError:
         raise
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
@@ -87,7 +125,12 @@ def read_still(path: Path, height: int, width: int, fit: Fit) -> tuple[Frames, t
     return _scaled(pixels, Scaler(height, width, fit)), (pixels.shape[0], pixels.shape[1])
 
 
-def _read_folder(folder: Path, frames: int, scaler: Scaler) -> Frames:
+def _single_images(folder: Path) -> list[Path]:
+    """The images of a folder, one a frame.
+
+    Raises:
+        DecodeError: There is none, or two are of one frame.
+    """
     files = frame_files(folder)
     if not files:
         raise DecodeError(f"the folder holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -99,13 +142,23 @@ def _read_folder(folder: Path, frames: int, scaler: Scaler) -> Frames:
                 f"each frame must be one image, but the folder holds {other.name} and {file.name}; keep those of one "
                 "kind in a folder of their own"
             )
+    return files
+
+
+def _named(file: Path) -> Frames:
+    """The pixels of an image of a folder; errors name it."""
+    try:
+        return read_rgb(file)
+    except DecodeError as error:
+        raise DecodeError(f"{file.name}: {error}") from error
+
+
+def _read_folder(folder: Path, frames: int, scaler: Scaler) -> Frames:
+    files = _single_images(folder)
     positions = sample_positions(len(files), frames)
     unique: dict[int, Frames] = {}
     for position in np.unique(positions).tolist():
-        try:
-            unique[position] = _scaled(read_rgb(files[position]), scaler)
-        except DecodeError as error:
-            raise DecodeError(f"{files[position].name}: {error}") from error
+        unique[position] = _scaled(_named(files[position]), scaler)
     return np.stack([unique[int(position)] for position in positions], axis=1)
 
 

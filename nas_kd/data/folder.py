@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.decode import read_clip
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import (
@@ -106,6 +107,12 @@ class FolderConfig(LabelledConfig):
                 "raise it or leave it out"
             )
         return self
+
+    @property
+    def decoding(self) -> FileDecoding:
+        """How files become clips."""
+        stored = None if self.stored == (self.frames, *self.frame_size) else self.stored
+        return FileDecoding(fit=self.fit, stored=stored)
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_folder(self, seed=seed, gate_share=gate_share)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from nas_kd.data.camera import CameraConfig
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import SourceConfig
@@ -115,6 +116,11 @@ class SequenceOptions(SourceConfig):
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def decoding(self) -> FileDecoding:
+        """How files become clips."""
+        return FileDecoding(sampling="consecutive", fit=self.fit)
 
     @property
     def mask_names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
 
@@ -24,6 +25,11 @@ class SourceConfig(BaseModel):
 
     gives_features: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
+
+    @property
+    def decoding(self) -> FileDecoding | None:
+        """How files become items; None where items are not made from videos or images."""
+        return None
 
     @abstractmethod
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:

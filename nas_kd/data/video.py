@@ -41,6 +41,22 @@ class StillImageError(Exception):
     """The file holds a still image, whatever it is called."""
 
 
+class ShownFrame(NamedTuple):
+    """A frame of a video as it is stored, and what shows it upright.
+
+    Attributes:
+        time: In seconds from the first frame on; None where the file does not say.
+        image: The stored frame.
+        pixel_aspect: Width of a stored pixel divided by its height; 0 where it is not known.
+        turn: What makes it upright.
+    """
+
+    time: float | None
+    image: av.VideoFrame
+    pixel_aspect: float
+    turn: Turn
+
+
 class _Entry(NamedTuple):
     """A packet with data: time and duration in ticks, whether decoding may begin there, whether it shows a frame."""
 
@@ -120,6 +136,30 @@ def read_video(path: Path, frames: int, scaler: Scaler) -> Frames:
     if not set(numbers) <= decoded.pixels.keys():
         decoded = _decode(path, scan, (), set(numbers), scaler)
     return np.stack([decoded.pixels[number] for number in numbers], axis=1)
+
+
+def every_frame(path: Path) -> Iterator[ShownFrame]:
+    """All frames of a video in the order in which they are shown, one at a time.
+
+    Raises:
+        StillImageError: It is a still image.
+        PartlyReadableError: After the last frame, where more than 2 % of the frames are missing or damaged.
+        DecodeError: It has no video track, or no frame can be decoded.
+        av.FFmpegError: FFmpeg cannot open it.
+    """
+    scan = _scan(path)
+    decoded = _Decoded()
+    first: int | None = None
+    with _open(path) as container:
+        stream = _track(container, scan)
+        for number, frame in enumerate(_frames(_packets(container, [stream]), stream, scan, decoded)):
+            decoded.times.append(frame.pts)
+            decoded.corrupt += frame.is_corrupt and number > 0
+            if first is None:
+                first = frame.pts
+            time = None if frame.pts is None or first is None else (frame.pts - first) * scan.tick
+            yield ShownFrame(time, frame, float(stream.sample_aspect_ratio or 0), _turn(frame))
+    _check_complete(decoded, scan)
 
 
 def _positions(times: Iterable[int | None], last_duration: int, wanted: int, scan: _Scan) -> npt.NDArray[np.int64]:

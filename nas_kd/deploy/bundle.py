@@ -1,10 +1,13 @@
 """A student on disk: `student.safetensors` and `arch.json`, free of classes and of code.
 
-`arch.json` says everything that is needed to build the net again, to prepare its input and to read its output.
+`arch.json` says everything that is needed to build the net again, to prepare its input and to read its output. It has
+the SHA-256 of the other files and one of its own content, so that damaged, exchanged and edited files are found. Who
+writes all of them anew can still make a bundle that fits itself: the hashes are no signature.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.deploy.student_view import StudentView
 from nas_kd.files import save_tensors, write_text_atomically
 from nas_kd.inputs import InputType, input_type_of_bundle
 from nas_kd.search_spaces import SPACES, ArchSpec, SearchSpace
@@ -28,6 +33,10 @@ from nas_kd.teachers import TEACHERS
 WEIGHTS_NAME, ARCH_NAME = "student.safetensors", "arch.json"
 SCHEMA_VERSION = 1
 MIN_TRAININGS = 3  # fewer tell nothing about the spread: with two, it is 25 standard errors wide
+
+
+class NeedsCodeError(ValueError):
+    """The net of a bundle can only be built with code of the user's, which loading a bundle does not import."""
 
 
 class OverSeeds(BaseModel):
@@ -84,8 +93,26 @@ class SeveralTrainings(BaseModel):
         return cls(chosen=chosen, metrics=metrics)
 
 
+class Measured(BaseModel):
+    """What a metric of a bundle rests on.
+
+    Attributes:
+        num_items: items of the split.
+        num_groups: groups that they come from, such as recordings; None where items are independent.
+        low: lower end of the 95 % interval of the primary metric over items; None where there is none.
+        high: its upper end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_items: int
+    num_groups: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class BundleInfo(BaseModel):
-    """What stands in `arch.json`.
+    """What stands in `arch.json`, beside `digest`, the SHA-256 of all of it.
 
     Attributes:
         schema_version: of this file.
@@ -98,19 +125,28 @@ class BundleInfo(BaseModel):
         source_frames: frames of a clip as the teacher sees it, from which the student's are taken, uniformly unless
             the architecture names another selector.
         source_size: (H, W) of such a clip; the student's input is its bilinear resampling. (0, 0) for features.
+        decoding: how files became clips of `source_frames` and `source_size`; None where the data were no files.
+        view: what the student reads of a normalised clip; None where only its space can tell.
         class_names: meaning of the logits.
         task: what the student was trained for.
+        task_options: options of the task.
+        data: short name of the data that it was trained on.
+        teacher: the teacher's name, as in the campaign file.
         trial: its trial, or None.
         seed: of the training of these weights.
         flops: of one clip; of a student that runs frame by frame, amortised a frame, rounded up.
         params: number of parameters.
         metrics: split -> metric -> value of these weights.
+        measured: split -> what the metrics rest on.
         trainings: of a student that was trained with several seeds.
+        license: of the weights, where somebody has stated one.
+        intended_use: what the student is meant for, where somebody has stated it.
         keyframe_interval: K of a student that runs frame by frame; None for others, as all that follows.
         keyframe_flops: of a key frame.
         delta_flops: of a frame after a key frame.
         state_bytes: of one stream.
         form: of the delta layers; None is `delta`.
+        files: name of each other file of the bundle -> SHA-256 of its bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,19 +159,28 @@ class BundleInfo(BaseModel):
     std: tuple[float, float, float] | None
     source_frames: int
     source_size: tuple[int, int]
+    decoding: FileDecoding | None = None
+    view: StudentView | None = None
     class_names: tuple[str, ...]
     task: str
+    task_options: Mapping[str, Any] = Field(default_factory=dict)
+    data: str = ""
+    teacher: str = ""
     trial: int | None = None
     seed: int
     flops: int
     params: int
     metrics: Mapping[str, Mapping[str, float]]
+    measured: Mapping[str, Measured] = Field(default_factory=dict)
     trainings: SeveralTrainings | None = None
+    license: str = ""
+    intended_use: str = ""
     keyframe_interval: int | None = None
     keyframe_flops: int | None = None
     delta_flops: int | None = None
     state_bytes: int | None = None
     form: Literal["delta", "residual"] | None = None
+    files: Mapping[str, str] = Field(default_factory=dict)
 
     @property
     def input_type(self) -> type[InputType]:
@@ -152,7 +197,7 @@ class BundleInfo(BaseModel):
             items: clips, uint8 (N, 3, T, H, W), or frames, uint8 (N, 3, H, W), where the student sees single ones; or
                 frame features (N, T, D) of any floating-point type. T is `source_frames` in training; what the
                 student's space allows, else.
-            space: needed where the student's space is your own, as by `load_bundle`.
+            space: needed where the bundle states no `view` and the student's space is your own, as by `load_bundle`.
 
         Returns:
             float32 (N, *input_shape); for a student that runs frame by frame of as many frames as were given.
@@ -163,6 +208,8 @@ class BundleInfo(BaseModel):
         read = self.input_type.prepare(items, self.input_shape, self.mean, self.std)
         if not self.input_type.students_fit_items:
             return read
+        if self.view is not None and read.shape[1 if read.ndim == 3 else 2] == self.source_frames:
+            return self.view.of(read)
         arch = ArchSpec.from_dict(self.arch)
         space = space or _space_of(arch)
         return space.fit_input(read, space.knobs_of(arch))
@@ -173,7 +220,46 @@ def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> Non
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(student.state_dict(), folder / WEIGHTS_NAME, {"arch_id": info.arch_id})
-    write_text_atomically(folder / ARCH_NAME, json.dumps(info.model_dump(mode="json"), indent=2) + "\n")
+    write_info(folder, info, (WEIGHTS_NAME,))
+
+
+def write_info(folder: Path | str, info: BundleInfo, files: Sequence[str]) -> BundleInfo:
+    """Write `arch.json` with the hashes of files that are in the folder already; returns what was written."""
+    hashes = {name: sha256_of(Path(folder) / name) for name in files}
+    info = info.model_copy(update={"files": hashes})
+    content = info.model_dump(mode="json")
+    content["digest"] = digest_of(content)
+    write_text_atomically(Path(folder) / ARCH_NAME, json.dumps(content, indent=2) + "\n")
+    return info
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what stands in an `arch.json`, whatever its line breaks and the order of its keys."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_file(folder: Path | str, info: BundleInfo, name: str) -> Path:
+    """The path of a file of a bundle.
+
+    Raises:
+        ValueError: the bundle does not have it, or it is not the file that was written with the bundle.
+    """
+    path = Path(folder) / name
+    if name not in info.files or not path.is_file():
+        raise ValueError(f"the bundle {folder} has no {name}, but {', '.join(info.files)}; export it again with it")
+    if sha256_of(path) != info.files[name]:
+        raise ValueError(
+            f"{path} is not the file that was written with {ARCH_NAME}: its SHA-256 differs, so it was damaged, cut "
+            "short or exchanged; export the bundle again"
+        )
+    return path
 
 
 def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[nn.Module, BundleInfo]:
@@ -208,6 +294,7 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {folder} do not fit architecture {arch.arch_id}: {reason}") from error
+    check_file(folder, info, WEIGHTS_NAME)
     if info.form is not None:
         student = info.input_type.student_in_form(student, info.form)
     return student.eval(), info
@@ -216,10 +303,13 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
 def _space_of(arch: ArchSpec) -> SearchSpace:
     """The space of an architecture, from its settings alone."""
     if arch.space not in SPACES:
-        raise ValueError(f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space)")
+        raise NeedsCodeError(
+            f"the student's space {arch.space!r} is your own: pass it as load_bundle(folder, space), or run the "
+            "bundle's graphs, which need no code (backend pt2 or onnx)"
+        )
     entry, settings = SPACES[arch.space], arch.as_dict()["settings"]
     if own := entry.own_operators(settings):
-        raise ValueError(
+        raise NeedsCodeError(
             f"the student may have operators of your own, {', '.join(own)}: build its space with "
             f"SPACES[{arch.space!r}].make(settings, operators={{name: function}}) and pass it as "
             "load_bundle(folder, space)"
@@ -239,7 +329,7 @@ def _made(entry: SpaceEntry, arch: ArchSpec, settings: dict[str, Any]) -> Search
         return entry.make(settings)
     identity, size = settings.pop("teacher", {}), settings.pop("frame_size", ())
     if identity.get("model") not in TEACHERS:
-        raise ValueError(
+        raise NeedsCodeError(
             f"the student was derived from a teacher of your own, {identity.get('model')!r}: build its space with "
             f"{entry.build.__name__}(settings, teacher, frame_size, identity) and pass it as load_bundle(folder, space)"
         )
@@ -267,7 +357,14 @@ def read_info(folder: Path | str) -> BundleInfo:
         raise ValueError(
             f"{path} has schema version {version}, but this nas_kd reads {SCHEMA_VERSION}; use the one that wrote it"
         )
+    digest = content.pop("digest", None)
     try:
-        return BundleInfo.model_validate(content)
+        info = BundleInfo.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{path} is damaged: {'; '.join(explain(error, BundleInfo, content))}") from error
+    if digest != digest_of(content):
+        raise ValueError(
+            f"{path} was changed after it was written: its digest is not that of its content; take the bundle from its "
+            "trial again"
+        )
+    return info

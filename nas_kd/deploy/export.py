@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.record import (
     BATCHES,
@@ -85,6 +85,7 @@ def export_student(
         parity=tuple(parity),
         environment=environment("cpu"),
     )
+    write_info(out_dir, info, [entry.file for entry in parity])
     (out_dir / "export.json").write_text(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
     return record
 

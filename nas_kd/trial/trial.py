@@ -15,7 +15,8 @@ from torch import nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
-from nas_kd.deploy.bundle import BundleInfo, SeveralTrainings, save_bundle
+from nas_kd.deploy.bundle import BundleInfo, Measured, SeveralTrainings, save_bundle
+from nas_kd.deploy.student_view import view_of
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops, count_params
 from nas_kd.search_spaces.arch import Choice
@@ -38,11 +39,13 @@ class Training:
         student: in evaluation mode.
         seed: of weights, order and augmentation.
         metrics: split -> metric -> value of these weights.
+        scores: split -> what its metrics are made of; without those that a task does not tell.
     """
 
     student: nn.Module
     seed: int
     metrics: Mapping[Split, Mapping[str, float]]
+    scores: Mapping[Split, Sequence[ItemScores]] = field(default_factory=dict)
 
 
 @dataclass
@@ -164,9 +167,11 @@ class Trial(ABC):
             if config.keep == "best":
                 self.diagnostics[f"kept_epoch_{i}"] = float(epochs)
             metrics: dict[Split, dict[str, float]] = {}
+            own: dict[Split, list[ItemScores]] = {"val": [], "test": []}
             for split, of_split in scores.items():
-                metrics[split] = self._evaluate(student, getattr(campaign.splits, split), of_split.append)
-            trainings.append(Training(student, seed, metrics))
+                metrics[split] = self._evaluate(student, getattr(campaign.splits, split), own[split].append)
+                of_split += own[split]
+            trainings.append(Training(student, seed, metrics, own))
         self.durations_s["retrain"] = time.perf_counter() - clock
         self.evaluated = {split: campaign.evaluated(split, found) for split, found in scores.items()}
         return trainings
@@ -198,6 +203,11 @@ class Trial(ABC):
     def _save(self, trainings: Sequence[Training], chosen: int, arch: ArchSpec, cost: Cost) -> None:
         """Write the weights of one training with its own metrics, and those of all trainings beside them."""
         info, kept = self.campaign.splits.info, trainings[chosen]
+        input_type, space = self.campaign.input_type, self.campaign.space
+        measured = self.evaluated
+        if len(trainings) > 1:
+            measured = {split: self.campaign.evaluated(split, found) for split, found in kept.scores.items()}
+        fields = set(Measured.model_fields)
         shape = tuple(self.campaign.space.example_input(self.knobs).shape[1:])
         save_bundle(
             self.context.directory,
@@ -208,13 +218,19 @@ class Trial(ABC):
                 input_shape=shape,
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
+                decoding=self.config.data.decoding,
+                view=view_of(space, self.knobs, info.input_shape) if input_type.students_fit_items else None,
                 class_names=self.campaign.task.class_names,
                 task=self.config.task,
+                task_options=dict(self.config.task_options),
+                data=info.name,
+                teacher=self.config.teacher.model,
                 trial=self.context.number,
                 seed=kept.seed,
                 flops=cost.flops,
                 params=cost.params,
                 metrics={split: dict(values) for split, values in kept.metrics.items()},
+                measured={split: Measured(**each.model_dump(include=fields)) for split, each in measured.items()},
                 trainings=SeveralTrainings.of(seed_values(trainings), chosen) if len(trainings) > 1 else None,
                 **self.campaign.input_type.bundle_fields(cost.model_dump()),
             ),

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import nas_kd
 from nas_kd.campaign import load_run, pick
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy import export as exporting
-from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.backends import BACKENDS
+from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
 from nas_kd.trials import Cost, Metric, TrialRecord
@@ -76,10 +78,10 @@ def test_a_bundle_from_before_a_setting_of_its_space_is_read_with_the_default(tm
     plain = SPACES["clip_cell"].make(older.as_dict()["settings"])  # with a stem of 8, the default
     student = bundle(tmp_path, plain, arch=ArchSpec("clip_cell", plain.settings, sampled.choices))
     content = json.loads((tmp_path / "arch.json").read_text())
-    content |= {"arch": older.as_dict(), "arch_id": older.arch_id}
-    (tmp_path / "arch.json").write_text(json.dumps(content))
     weights = load_file(tmp_path / "student.safetensors")
     save_file(weights, tmp_path / "student.safetensors", metadata={"arch_id": older.arch_id})
+    sealed = {**content, "arch": older.as_dict(), "arch_id": older.arch_id}
+    write_info(tmp_path, BundleInfo(**{k: v for k, v in sealed.items() if k != "digest"}), ["student.safetensors"])
     again, info = load_bundle(tmp_path)
     x = torch.randn(2, *info.input_shape)
     assert torch.equal(again(x), student(x))
@@ -108,7 +110,8 @@ def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path
     arch_file.write_text(json.dumps({**json.loads(text), "schema_version": 99}))
     refused("schema version 99")
     newer = ArchSpec(space.name, {**space.settings, "invented": 1}, json.loads(text)["arch"]["choices"])
-    arch_file.write_text(json.dumps({**json.loads(text), "arch": newer.as_dict(), "arch_id": newer.arch_id}))
+    of_newer = {**json.loads(text), "arch": newer.as_dict(), "arch_id": newer.arch_id}
+    arch_file.write_text(json.dumps({**of_newer, "digest": digest_of(of_newer)}))
     refused("settings of space 'clip_cell' are not those of this nas_kd: invented: unknown key 'invented'")
     arch_file.write_text(text)
     name = next(key for key, value in weights.items() if value.ndim > 1)
@@ -117,6 +120,12 @@ def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path
     refused(f"do not fit architecture .*Missing key.*{name}")
     save_file({**weights, name: torch.zeros(1)}, weights_file, metadata)
     refused(f"do not fit architecture .*size mismatch for {name}")
+    save_file({**weights, name: weights[name] + 1}, weights_file, metadata)  # of another training
+    refused(r"student\.safetensors is not the file that was written with arch\.json: its SHA-256 differs")
+    for key, value in {"mean": [0.0, 0.0, 0.0], "class_names": ["b", "a", "c", "d"], "task": "multilabel"}.items():
+        arch_file.write_text(json.dumps({**json.loads(text), key: value}))
+        refused("was changed after it was written")
+    arch_file.write_text(text)
     save_file(weights, weights_file, {"arch_id": "another"})
     refused("they were trained for architecture another")
     weights_file.write_bytes(b"no safetensors")
@@ -171,6 +180,17 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.split() == []
+
+    clips = torch.randint(0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8)
+    for name in BACKENDS:
+        outputs = nas_kd.load(out, backend=name).outputs(clips)
+        torch.testing.assert_close(outputs, student(info.prepare(clips)).detach(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="no backend 'tflite'; choose from safetensors, pt2, onnx"):
+        nas_kd.load(out, backend="tflite")
+    for file in ("student.onnx", "student.pt2"):
+        (out / file).write_bytes((out / file).read_bytes()[:-100])
+        with pytest.raises(ValueError, match=rf"{file} is not the file that was written .* cut short or exchanged"):
+            nas_kd.load(out, backend=file.rpartition(".")[2])
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,28 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import nas_kd
+from nas_kd.data.decode import read_clip
 from nas_kd.deploy import export_stream as exporting
+from nas_kd.deploy.backends import BACKENDS
 from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.deploy.export_stream import Exported
+from nas_kd.deploy.predict_files import predict_files
+from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import ExportRecord, third_party_warnings
 from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
+from tests.data.small_sets import write_video
 
 SIZE = (16, 24)
 SETTINGS: dict[str, Any] = {"widths": [8], "depths": [2], "head_width": 8}
@@ -152,6 +159,33 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.split() == []
+
+    clips = torch.randint(0, 256, (2, 3, 5, *SIZE), dtype=torch.uint8)  # 5 frames at K = 3: two key frames
+    _, info = load_bundle(out)
+    with torch.no_grad():
+        expected = student(info.prepare(clips))
+    for name in BACKENDS:
+        predictor = nas_kd.load(out, backend=name)
+        torch.testing.assert_close(predictor.outputs(clips), expected, atol=1e-3, rtol=1e-3)
+        check_video(predictor, tmp_path / name)
+
+
+def check_video(predictor: Predictor, folder: Path) -> None:
+    """A student reads a video frame by frame with its state, and writes what it finds."""
+    path = folder / "clip.mp4"
+    write_video(path, [20, 80, 140, 200, 90, 30, 250], height=32, width=64)
+    clip = torch.from_numpy(read_clip(path, 7, *SIZE, "crop"))[None]
+    maps = predictor.outputs(clip)[0]
+    raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
+    (result,) = predict_files(predictor, [path], folder / "out", folder)
+    with np.load(folder / "out" / "clip.mp4.npz") as arrays:
+        share = (torch.from_numpy(arrays["classes"]) == raised.argmax(1)).float().mean()
+    assert result.num_frames == 7
+    assert share > 0.999  # a pixel between two classes may be either
+    with av.open(str(folder / "out" / "clip.mp4.overlay.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert [(frame.height, frame.width) for frame in frames] == [(240, 480)] * 7
+    assert [round(frame.time * 25) for frame in frames] == list(range(7))
 
 
 def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpace, tmp_path: Path) -> None:

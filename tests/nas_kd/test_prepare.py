@@ -12,6 +12,7 @@ import torch
 
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, load_bundle
+from nas_kd.deploy.student_view import StudentView, view_of
 from nas_kd.search_spaces import Supernet
 from nas_kd.trial import CampaignContext, SearchTrial, build_context
 from nas_kd.trial.trial import Training
@@ -39,6 +40,7 @@ def test_clips_are_normalised_thinned_and_resampled(tiny: Callable[..., Campaign
     assert info.mean == (0.4, 0.5, 0.6)
     assert seen.shape[1:] == (3, 2, 12, 12)
     assert torch.equal(info.prepare(clips), seen)
+    assert info.view == StudentView(frames=(1, 3), size=(12, 12))
     with pytest.raises(ValueError, match=r"reads clips, .* in bytes .* but got \(16, 3, 4, 16, 16\) of torch\.float32"):
         info.prepare(clips.float())
 
@@ -55,7 +57,7 @@ def test_of_features_the_selector_takes_frames_and_nothing_is_normalised(
         {
             "data": {"source": "features", "root": str(tmp_path)},
             "teacher": {"settings": {"h_rnn": sizes}},
-            "space": {"frames": [2, 3], "selector": ["uniform", "last"], "h_rnn": small},
+            "space": {"frames": [2, 3], "selector": ["uniform", "last", "random"], "h_rnn": small},
         }
     )
     context = build_context(config, "cpu")
@@ -63,6 +65,9 @@ def test_of_features_the_selector_takes_frames_and_nothing_is_normalised(
     assert (info.mean, info.std) == (None, None)
     assert torch.equal(info.prepare(features), seen)
     assert torch.equal(seen, features[:, 4:].float())
+    assert info.view == StudentView(frames=(4, 5, 6), size=None)
+    drawn = view_of(context.space, {**context.space.knobs_with(), "frames": 3, "selector": "random"}, (7, 8))
+    assert drawn is None  # which frames it takes differs from item to item
     with pytest.raises(ValueError, match=r"reads frame features, \(N, T, 8\) .* but got \(2, 7, 9\)"):
         info.prepare(torch.zeros(2, 7, 9))
 

@@ -1,0 +1,118 @@
+"""`nas_kd.load` and `nas-kd predict`: files are read as the data of the campaign were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nas_kd
+from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
+from nas_kd.deploy.bundle import BundleInfo, save_bundle
+from nas_kd.deploy.student_view import view_of
+from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
+from nas_kd.tasks import Classification
+from nas_kd.training.fit import evaluate
+from tests.data.small_sets import write_table, write_video
+from tests.nas_kd.commands import cli, succeed
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def saved(folder: Path, space: SearchSpace, info: DataInfo, config: FolderConfig) -> nn.Module:
+    """A student of random weights with two frames of 12 × 12 pixels, and its bundle."""
+    torch.manual_seed(0)
+    knobs = {"frames": 2, "resolution": 12}
+    arch = space.sample(np.random.default_rng(0))
+    student = space.student(arch).eval()
+    for parameter in student.parameters():
+        parameter.data.normal_(0, 0.5)
+    example = space.example_input(knobs)
+    save_bundle(
+        folder,
+        student,
+        BundleInfo(
+            arch=arch.as_dict(),
+            arch_id=arch.arch_id,
+            input_shape=tuple(example.shape[1:]),
+            source_frames=info.frames,
+            source_size=(info.height, info.width),
+            decoding=config.decoding,
+            view=view_of(space, knobs, info.input_shape),
+            class_names=info.class_names,
+            task="classification",
+            seed=0,
+            flops=count_flops(student, example).total,
+            params=sum(p.numel() for p in student.parameters()),
+            metrics={},
+            mean=MEAN,
+            std=STD,
+        ),
+    )
+    return student
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> FolderConfig:
+    """Videos of growing brightness in two classes; files of val differ in number of frames and in shape."""
+    rows = []
+    for number in range(12):
+        split = ("train", "val", "val", "test")[number % 4]
+        name = f"v{number:02d}.mp4"
+        levels = [(17 * number + 9 * t) % 250 for t in range(5 + number)]
+        write_video(tmp_path / "clips" / name, levels, height=32 + 4 * (number % 3), width=48)
+        rows.append((name, "ab"[number // 4 % 2], split))
+    write_table(tmp_path / "clips", rows)
+    return FolderConfig(
+        root=tmp_path / "clips", frames=4, size=16, stored_frames=6, stored_size=20, cache_dir=tmp_path / "cache"
+    )
+
+
+def test_predictions_on_files_are_those_of_the_evaluation(clips: FolderConfig, tmp_path: Path) -> None:
+    splits = load(clips, seed=0)
+    settings = {"num_classes": 2, "stem_width": 4, "widths": [[4, 6]], "depths": [[1]], "strides": [1], "frames": [2]}
+    space = SPACES["clip_cell"].make({**settings, "resolution": [12], "ops": ["conv2d_k3", "shift_k1"]})
+    student = saved(tmp_path / "bundle", space, splits.info, clips)
+    logits: list[torch.Tensor] = []
+
+    def run(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits.append(student(space.fit_input(inputs, {"frames": 2, "resolution": 12})))
+        return logits[-1]
+
+    metrics = evaluate(
+        run,
+        ClipLoader(splits.val, 1, seen=splits.info.seen),
+        Classification(splits.info),
+        lambda batch: nas_kd.data.normalize(batch["clip"], MEAN, STD),
+    )
+    rows = [line.split(",") for line in (clips.root / "labels.csv").read_text().split()[1:]]
+    val = [(clips.root / path, label) for path, label, split in rows if split == "val"]
+    predictor = nas_kd.load(tmp_path / "bundle")
+    answers = [predictor.classify(path) for path, _ in val]
+    for answer, expected in zip(answers, logits, strict=True):
+        scores = [dict(answer.labels)[name] for name in splits.info.class_names]
+        assert torch.equal(torch.tensor(scores), expected.softmax(1)[0])
+    right = [answer.labels[0][0] == label for answer, (_, label) in zip(answers, val, strict=True)]
+    assert metrics["accuracy"] == np.float32(sum(right) / len(right))  # the metric is computed in float32
+    assert len({answer.labels[0][1] for answer in answers}) == len(answers)  # so that the comparison says something
+
+    output = succeed("predict", tmp_path / "bundle", clips.root, "--out", tmp_path / "out")
+    assert output.count(" ms)") == 12
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    by_path = {Path(entry["path"]): entry["labels"][0] for entry in found["files"]}
+    for answer in answers:
+        assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
+
+    (clips.root / "v00.mp4").write_bytes(b"")
+    code, output = cli("predict", tmp_path / "bundle", clips.root, "--json")
+    assert code == 1
+    entries = json.loads(output)
+    assert entries[0] == {"path": str(clips.root / "v00.mp4"), "error": "the file is empty (0 bytes)"}
+    assert "error" not in entries[1]
+    code, output = cli("predict", tmp_path / "bundle", tmp_path / "nothing.mp4")
+    assert (code, output) == (2, f"nas-kd: there is no file or folder {tmp_path / 'nothing.mp4'}\n")
