@@ -33,6 +33,7 @@ class Uncertain:
         high: upper end.
         num_items: items that it was measured on; None where the interval does not cover them.
         num_seeds: trainings that it is the mean of; None where the interval does not cover them.
+        views: of each item, whose outputs were averaged.
     """
 
     value: float
@@ -40,6 +41,7 @@ class Uncertain:
     high: float
     num_items: int | None = None
     num_seeds: int | None = None
+    views: int = 1
 
     @property
     def standard_error(self) -> float:
@@ -51,7 +53,8 @@ class Uncertain:
         """What it rests on, in words: `384 clips and 3 seeds`."""
         parts = []
         if self.num_items is not None:
-            parts.append(count(self.num_items, "clip"))
+            of_each = f" in {self.views} views each" if self.views > 1 else ""
+            parts.append(count(self.num_items, "clip") + of_each)
         if self.num_seeds is not None:
             parts.append(count(self.num_seeds, "seed"))
         return " and ".join(parts)
@@ -89,6 +92,7 @@ def uncertainty(record: TrialRecord, split: Split = "val", stage: Stage = "retra
         low=value - math.hypot(*(value - low for low, _ in known)),
         high=value + math.hypot(*(high - value for _, high in known)),
         num_items=items.num_items if items is not None and of_items is not None else None,
+        views=items.views if items is not None else 1,
         num_seeds=seeds.num_values if seeds is not None and of_seeds is not None else None,
     )
 

@@ -141,6 +141,7 @@ class Evaluated(BaseModel):
     Attributes:
         num_items: clips, or sequences of features, of the split.
         num_groups: groups that they come from, such as recordings; None where items are independent.
+        views: clips and crops of each item whose outputs are averaged; costs are those of one.
         low: lower end of the 95 % interval of the primary metric over items (over groups, where there are any). It
             says how far another set of items would move the metric, not how far another training would: that is in
             `repeats`. With several trainings it is the interval of their mean. None where it is not known.
@@ -153,6 +154,7 @@ class Evaluated(BaseModel):
 
     num_items: int = Field(ge=1)
     num_groups: int | None = Field(default=None, ge=1)
+    views: int = Field(default=1, ge=1)
     low: float | None = None
     high: float | None = None
     majority: float | None = None

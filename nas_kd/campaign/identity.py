@@ -28,6 +28,7 @@ _WORDS = {
     "parts": "training data parted differently in weights and gates",
     "val": "other validation data",
     "test": "other test data",
+    "evaluation": "another evaluation (clips, window or crops)",
 }
 
 
@@ -44,7 +45,9 @@ def identity(context: CampaignContext) -> dict[str, Any]:
         "val": _of_split(splits.val, key),
         "test": _of_split(splits.test, key),
     }
-    teacher = context.config.teacher
+    teacher, evaluation = context.config.teacher, context.config.evaluation
+    if not evaluation.is_plain:
+        found["evaluation"] = evaluation.model_dump(mode="json", include={"clips", "window", "crops"})
     if teacher.weights is not None:
         found["weights"] = _of_file(teacher.weights)
     if teacher.model_files:
@@ -106,7 +109,7 @@ def check_identity(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, A
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
-        if name != "model" and isinstance(old, dict) and isinstance(new, dict):
+        if name in ("train", "val", "test") and isinstance(old, dict) and isinstance(new, dict):
             same = old["items"] == new["items"]
             what = "other labels" if old["content"] == new["content"] and same else "other items"
             words += f" ({what})" if same else f" ({old['items']} items then, {new['items']} now)"

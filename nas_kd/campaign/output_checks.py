@@ -53,6 +53,8 @@ def describe_certainty(evaluated: Mapping[str, Any], value: float, *, is_share: 
         return ""
     number, groups = evaluated["num_items"], evaluated.get("num_groups")
     of = f"{number} items" + (f" of {groups} groups" if groups else "")
+    if evaluated.get("views", 1) > 1:
+        of += f" in {evaluated['views']} views each"
     half = (high - low) / 2
     text = f"validation: 95 % interval of the teacher's metric {low:.3f} to {high:.3f} over {of}"
     if evaluated.get("majority") is not None:

@@ -1,4 +1,4 @@
-"""Checks of how trainings show the data: augmentation and mixed clips."""
+"""Checks of how the data are shown: augmentation, mixed clips, clips and crops of the evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import ceil
 
 from nas_kd.campaign.proposals import proposals
 from nas_kd.config import CampaignConfig, ConfigError, read_path
-from nas_kd.data import Augment, DataInfo
+from nas_kd.data import Augment, DataError, DataInfo
 from nas_kd.data.augment import refusal_of_features
 from nas_kd.data.augment_config import section_of
 from nas_kd.teachers import is_precomputed
@@ -23,7 +23,7 @@ def check_views(config: CampaignConfig, context: CampaignContext) -> list[str]:
         ConfigError: the key, the rule and the way out.
     """
     _check_augment(config, context.splits.info)
-    return _check_mix(config, context)
+    return [*_check_mix(config, context), *_check_evaluation(config, context)]
 
 
 def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
@@ -94,8 +94,34 @@ def _check_mix(config: CampaignConfig, context: CampaignContext) -> list[str]:
 def _check_window(path: str, share: float, info: DataInfo) -> None:
     """Raise where a window in time has fewer stored frames than nets see, so that frames would repeat."""
     stored = info.stored[0]
-    if share * stored < info.frames:
+    if share * stored < info.frames - 1e-9:
         raise ConfigError(
             f"{path}: {share:g} of a clip of {stored} stored frames has fewer than the {info.frames} that nets see; "
-            f"store at least {ceil(info.frames / share)} (data.stored_frames, where there is such a key), or raise it"
+            f"store at least {ceil(info.frames / share - 1e-9)} (data.stored_frames, where it is a key), or raise it"
         )
+
+
+def _check_evaluation(config: CampaignConfig, context: CampaignContext) -> list[str]:
+    """Raise where clips and crops of the evaluation cannot be had of these data, or their outputs not be averaged.
+
+    Returns:
+        A sentence on what is evaluated, where it is not the clip as a whole.
+    """
+    evaluation = config.evaluation
+    if evaluation.is_plain:
+        return []
+    if context.splits.info.seen is None:
+        raise ConfigError("evaluation: frame features are seen whole; leave out clips, window and crops")
+    if context.input_type.outputs_are_maps(type(context.task)):
+        raise ConfigError(
+            f"evaluation: outputs of the task {config.task} are maps, and those of other frames and crops cannot be "
+            "averaged; leave out clips, window and crops"
+        )
+    try:
+        number = len(context.evaluation_cuts)
+    except DataError as error:
+        raise ConfigError(f"evaluation: {error}") from error
+    return [
+        f"evaluation: the logits of {number} views of each item are averaged, {evaluation.clips} clips × "
+        f"{evaluation.crops} crops; FLOPs and latencies are those of one view"
+    ]

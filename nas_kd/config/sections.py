@@ -321,9 +321,25 @@ class EvaluationConfig(Section):
         batch_size: items of a batch in evaluation (of frame-wise tasks, clips, and frames that a net sees at once), and
             inputs of the teacher at once where its outputs are cached. null: as `retrain.batch_size`, at most 64, of
             frame-wise tasks 8.
+        clips: windows in time of each item, whose logits are averaged; of teacher and students alike.
+        window: their length, in shares of the stored clip; 1: each clip spans all of it, with other frames.
+        crops: windows of the frame of each, 1 (the middle) or 3 (along the longer side).
     """
 
     batch_size: int | None = Field(default=None, ge=1)
+    clips: int = Field(default=1, ge=1)
+    window: float = Field(default=1.0, gt=0, le=1)
+    crops: Literal[1, 3] = 1
+
+    @property
+    def views(self) -> int:
+        """How many views of each item are averaged."""
+        return self.clips * self.crops
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nets see one view of each item: frames from all of it, and the middle."""
+        return self.views == 1 and self.window == 1
 
 
 class EarlyStoppingConfig(Section):

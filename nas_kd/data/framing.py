@@ -6,12 +6,14 @@ Shape legend: B clips, S stored frames of H' × W' pixels, T frames of H × W pi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from nas_kd.data.frame_times import sample_positions
+from nas_kd.data.sample import DataError
 
 FRAME_KEYS = {"clip": 2, "mask": 1, "boxes": 1}
 """Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
@@ -45,6 +47,54 @@ def middle_cut(stored: Sequence[int], seen: Sequence[int]) -> Cut:
     """
     frames = tuple(sample_positions(stored[0], seen[0]).tolist())
     return Cut(frames, (stored[1] - seen[1]) // 2, (stored[2] - seen[2]) // 2, seen[1], seen[2])
+
+
+def evaluation_cuts(
+    stored: Sequence[int], seen: Sequence[int], *, clips: int = 1, window: float = 1.0, crops: int = 1
+) -> tuple[Cut, ...]:
+    """The parts of a stored clip that are evaluated: `crops` windows of the frame for each of `clips` windows in time.
+
+    Windows in time of a share w < 1 begin at equal distances from the start to the end of the clip, a single one in its
+    middle, and frames are those in the middles of T equal parts. With w = 1, frame i of clip j of N is
+    ⌊(i + (j + ½) / N) · S / T⌋, so the clips interleave. Three crops lie along the side that is longer than needed by
+    more: at its start, in its middle and at its end.
+
+    Args:
+        stored: (S, H', W').
+        seen: (T, H, W).
+        clips: N.
+        window: w.
+        crops: 1 or 3.
+
+    Raises:
+        DataError: Fewer frames or pixels are stored than different clips or crops need.
+    """
+    needed = clips * seen[0] if window == 1 else ceil(seen[0] / window - 1e-9)
+    if stored[0] < needed:
+        raise DataError(
+            f"{clips} clips of {seen[0]} frames from {window:g} of the stored clip need {needed} stored frames, but "
+            f"there are {stored[0]}; raise data.stored_frames, or change evaluation.clips or window"
+        )
+    excess = (stored[1] - seen[1], stored[2] - seen[2])
+    if crops > 1 and not any(excess):
+        raise DataError(
+            f"{crops} crops of {seen[1]} × {seen[2]} pixels need a larger stored frame, but it has as many; set "
+            f"data.stored_size, such as [{seen[1]}, {ceil(4 / 3 * seen[2])}], or evaluation.crops to 1"
+        )
+    middle = middle_cut(stored, seen)
+    corners = [(middle.top, middle.left)]
+    if crops > 1:
+        along_rows = excess[0] > excess[1]
+        places = (0, excess[0] // 2, excess[0]) if along_rows else (0, excess[1] // 2, excess[1])
+        corners = [(place, middle.left) if along_rows else (middle.top, place) for place in places]
+    length = window * stored[0]
+    cuts = []
+    for number in range(clips):
+        start = (stored[0] - length) * (number / (clips - 1) if clips > 1 else 0.5)
+        phase = (number + 0.5) / clips if window == 1 else 0.5
+        frames = [int(start + (i + phase) * length / seen[0]) for i in range(seen[0])]
+        cuts += [replace(middle, frames=tuple(frames), top=top, left=left) for top, left in corners]
+    return tuple(cuts)
 
 
 def cut_batch(batch: dict[str, Tensor], cut: Cut) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from nas_kd.data.augment import Batch, augment_batch
 from nas_kd.data.augment_config import Augment, check_augment
+from nas_kd.data.framing import Cut, cut_batch
 from nas_kd.data.mix import MixConfig, mix_batch
 from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
 from nas_kd.data.views import Views, augment_draws
@@ -47,6 +48,7 @@ class ClipLoader:
         num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
         seen: (T, H, W) that batches show of each clip, where more is stored; see `augment_batch`.
+        cuts: Parts of each stored clip that `evaluation` shows; then `seen` is not needed.
         mix: How the items of a batch are mixed, see `nas_kd.data.mix`; by default not at all.
 
     Raises:
@@ -67,6 +69,7 @@ class ClipLoader:
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
         seen: tuple[int, int, int] | None = None,
+        cuts: Sequence[Cut] = (),
         mix: MixConfig | None = None,
     ) -> None:
         self.views = augment if isinstance(augment, Views) else None
@@ -87,7 +90,7 @@ class ClipLoader:
         self.drop_last = drop_last
         self.device = torch.device(device)
         self.num_workers = num_workers
-        self.seen = seen
+        self.seen, self.cuts = seen, tuple(cuts)
         self.mix = mix if mix is not None and mix.is_on else None
         self.keys = None if keys is None else tuple(keys)
         self._index = (
@@ -101,6 +104,11 @@ class ClipLoader:
         """Number of batches an epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
+
+    def evaluation(self) -> Iterator[list[Batch]]:
+        """The batches of the first epoch, each as all views of its items: one for each of `cuts`, or one."""
+        for batch in self.epoch(0):
+            yield [cut_batch(batch, cut) for cut in self.cuts] or [batch]
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch.

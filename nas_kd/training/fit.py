@@ -334,7 +334,9 @@ def evaluate(
     seen: Callable[[Tensor, Batch], None] | None = None,
     scored: Scored | None = None,
 ) -> dict[str, float]:
-    """Metrics of `predict` over a split.
+    """Metrics of `predict` over a split. Of items that the loader shows in several views, outputs are averaged.
+
+    They are averaged before any softmax: logits, not probabilities.
 
     Args:
         predict: model input -> outputs; the caller puts the model into evaluation mode.
@@ -348,8 +350,9 @@ def evaluate(
     Raises:
         ValueError: an output is not finite, or the primary metric is missing.
     """
-    for batch in loader.epoch(0):
-        outputs = predict(clip(batch))
+    for views in loader.evaluation():
+        batch, each = views[0], [predict(clip(view)) for view in views]
+        outputs = each[0] if len(each) == 1 else torch.stack(each).mean(0)
         check_finite_outputs(outputs)
         task.update(outputs, batch, offsets)
         if seen is not None:

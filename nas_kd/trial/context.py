@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
+from nas_kd.data.framing import Cut, evaluation_cuts
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings, teacher_input_type
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
@@ -67,6 +68,18 @@ class CampaignContext:
         return asked or min(self.input_type.eval_batch_size, self.config.retrain.batch_size)
 
     @property
+    def evaluation_cuts(self) -> tuple[Cut, ...]:
+        """The parts of each clip that nets are evaluated on; empty where they see one view, as without any views.
+
+        Raises:
+            DataError: too little of a clip is stored.
+        """
+        config, info = self.config.evaluation, self.splits.info
+        if config.is_plain or info.seen is None:
+            return ()
+        return evaluation_cuts(info.stored, info.seen, clips=config.clips, window=config.window, crops=config.crops)
+
+    @property
     def shares_search(self) -> bool:
         """Whether trials share one search: `search.shared` is on, and the space has choices beside its knobs."""
         if not self.config.search.shared:
@@ -112,6 +125,7 @@ class CampaignContext:
         """
         assert views is None or views.augment == fit_config.augment, "views are those of the training's augmentation"
         batch_size = min(fit_config.batch_size, len(dataset))
+        cuts = () if train else self.evaluation_cuts
         return ClipLoader(
             dataset,
             batch_size if train else min(self.eval_batch_size, len(dataset)),
@@ -121,7 +135,8 @@ class CampaignContext:
             drop_last=train,  # a last batch of one clip would upset BatchNorm
             device=self.device,
             keys=(self.input_type.key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
-            seen=self.splits.info.seen,
+            seen=None if cuts else self.splits.info.seen,
+            cuts=cuts,
             mix=fit_config.mix if train else None,
         )
 
@@ -192,6 +207,7 @@ class CampaignContext:
         fields: dict[str, Any] = {
             "num_items": len(getattr(self.splits, split)),
             "num_groups": None if groups is None else len(set(groups)),
+            "views": self.config.evaluation.views,
         }
         if scores:
             low, high = interval_over_items(scores, groups) or (None, None)

@@ -140,7 +140,7 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
         (
             {"data": {"frames": 8}, "retrain": {"augment": {"temporal": {"window": [0.6, 1]}}}},
             "retrain.augment.temporal.window: 0.6 of a clip of 8 stored frames has fewer than the 8 that nets see; "
-            "store at least 14 (data.stored_frames, where there is such a key)",
+            "store at least 14 (data.stored_frames, where it is a key)",
         ),
     ],
 )

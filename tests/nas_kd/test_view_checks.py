@@ -60,3 +60,27 @@ def test_what_cannot_be_mixed_is_refused(
     context.splits = replace(context.splits, info=replace(context.splits.info, **info))
     with pytest.raises(ConfigError, match=sentence):
         check_views(config, context)
+
+
+def test_views_of_the_evaluation_are_checked_and_kept(tiny: Make) -> None:
+    config = tiny(evaluation={"clips": 2, "crops": 3})
+    context = build_context(config, "cpu")
+    info = context.splits.info
+    with pytest.raises(
+        ConfigError, match=rf"evaluation: 2 clips of {info.frames} frames .* need {2 * info.frames} stored"
+    ):
+        check_views(config, context)
+    stored = replace(info, stored_frames=2 * info.frames, stored_size=(info.height, info.width + 3))
+    context.splits = replace(context.splits, info=stored)
+    assert check_views(config, context) == [
+        "evaluation: the logits of 6 views of each item are averaged, 2 clips × 3 crops; FLOPs and latencies are those "
+        "of one view"
+    ]
+    assert [cut.left for cut in context.evaluation_cuts] == [0, 1, 3] * 2
+    assert context.evaluated("val", []).views == 6
+    features = replace(info, height=0, width=0, feature_size=4, mask_names=(), box_names=())
+    context.splits = replace(context.splits, info=features)
+    with pytest.raises(
+        ConfigError, match="evaluation: frame features are seen whole; leave out clips, window and crops"
+    ):
+        check_views(config, context)
