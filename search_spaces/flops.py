@@ -15,13 +15,15 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
@@ -232,33 +234,23 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         UncountedOpError: an operator is neither counted nor free by convention.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    modes = [(m, m.training) for m in module.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        with _trace_lock, torch.no_grad(), checkpoints_run_directly(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
-            for child, _ in modes:  # an exported program has no eval()
-                child.training = False  # in training mode the tracer would move BatchNorm's running statistics
-            torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
-            analysis = _Analysis(module, inputs).set_op_handle(**HANDLERS)
-            counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
-            if counted:
-                analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
-            if counted:
-                overhead = analysis.by_module()
-                for operator in COUNTED_OPS:  # those outside of the counted modules are free, as everywhere
-                    by_operator.pop(operator.removeprefix("aten::"), None)
-                by_operator["counted_elementwise"] = sum(int(overhead[name]) for name in counted)
-            if isinstance(module, torch.fx.GraphModule) and (nodes := _counted_nodes(module)):
-                by_operator["counted_elementwise"] = _Elements(module, nodes).count(inputs)
-            total = sum(by_operator.values())
-            unsupported: Counter[str] = analysis.unsupported_ops()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for child, mode in modes:
-            child.training = mode
+    with _in_evaluation(module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
+        analysis = _Analysis(module, inputs).set_op_handle(**HANDLERS)
+        counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
+        if counted:
+            analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
+        if counted:
+            overhead = analysis.by_module()
+            for operator in COUNTED_OPS:  # those outside of the counted modules are free, as everywhere
+                by_operator.pop(operator.removeprefix("aten::"), None)
+            by_operator["counted_elementwise"] = sum(int(overhead[name]) for name in counted)
+        if isinstance(module, torch.fx.GraphModule) and (nodes := _counted_nodes(module)):
+            by_operator["counted_elementwise"] = _Elements(module, nodes).count(inputs)
+        total = sum(by_operator.values())
+        unsupported: Counter[str] = analysis.unsupported_ops()
     count = FlopCount(total, by_operator, dict(unsupported))
     if strict and count.unknown:
         raise UncountedOpError(
@@ -266,3 +258,35 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
             "nas_kd.search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
         )
     return count
+
+
+def count_products(module: nn.Module, inputs: Tensor | tuple[Any, ...]) -> int:
+    """FLOPs of the matrix products, convolutions and fused attention of `module(*inputs)`, in evaluation mode.
+
+    A lower bound for modules that cannot be traced: it runs them as they are, by the counter of torch.
+
+    Args:
+        module: any module.
+        inputs: its positional inputs, at the shapes that matter.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    with _in_evaluation(module), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2  # torch counts multiplications and additions
+
+
+@contextmanager
+def _in_evaluation(module: nn.Module) -> Iterator[None]:
+    """No gradients, all parts in evaluation mode, and the work of fused layers visible; as it was, afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        with _trace_lock, torch.no_grad(), checkpoints_run_directly():
+            for child, _ in modes:  # an exported program has no eval()
+                child.training = False  # in training mode the tracer would move BatchNorm's running statistics
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer hides its products
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for child, mode in modes:
+            child.training = mode

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.search_spaces import CostTable, SearchSpace, Supernet, count_flops
 from nas_kd.search_spaces.arch import Choice
+from nas_kd.search_spaces.flops import count_products
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.teacher import trained_outputs
@@ -273,7 +274,11 @@ class InputType(ABC):
             example: one input of it, with batch size 1.
             space: of the campaign.
         """
-        count = count_flops(teacher, example, strict=False)
+        try:
+            count = count_flops(teacher, example, strict=False)
+        except Exception as error:  # whatever a net raises that cannot be traced, though it runs
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            return count_products(teacher, example), (f"all but products and convolutions; not traceable, {reason}",)
         return count.total, count.unknown
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:

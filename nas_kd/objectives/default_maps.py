@@ -10,24 +10,25 @@ from torch import Tensor, nn
 from nas_kd.taps import Passed, passes, tappable
 
 Scale = tuple[int, int]
-_NUMBERED = re.compile(r"(.+)\.(\d+)")
+_NUMBERED = re.compile(r".+\.\d+")
 
 
 def last_maps(module: nn.Module, example: Tensor, ndim: int | None = None) -> tuple[str, ...]:
     """Names of the submodules that give the last feature map of each scale, in the order of the forward pass.
 
     A feature map is a 4-D or 5-D output of more than one pixel, a scale its height and width. A module inside one that
-    leaves the scale which it read is no candidate, and of nested modules that return the same map the outermost one is
-    named: `layers.2`, and neither `layers.2.1.relu` nor what `layers.3` does before its stride. Of pathways with
-    different numbers of frames at one scale, the one with the most channels counts. Empty where no submodule returns
-    such a map.
+    leaves the scale which it read is no candidate, unless it is the last of a row of equal blocks, and of nested
+    modules that return the same map the outermost one is named: `layers.2`, and neither `layers.2.1.relu` nor what
+    `layers.3` does before its stride, but `layers.3.blocks.1` where a stage of transformer blocks merges its patches
+    at its end. Of pathways with different numbers of frames at one scale, the one with the most channels counts. Empty
+    where no submodule returns such a map.
 
     Args:
         module: any module.
         example: its input.
         ndim: of the maps that count; None for 4 and 5.
     """
-    return tuple(_last_of_scales(_maps(module, example, ndim)).values())
+    return tuple(_last_of_scales(_maps(module, example, ndim), tappable(module)).values())
 
 
 def spread_maps(module: nn.Module, example: Tensor, count: int, ndim: int | None = None) -> tuple[str, ...]:
@@ -40,11 +41,11 @@ def spread_maps(module: nn.Module, example: Tensor, count: int, ndim: int | None
         count: how many maps can be compared.
         ndim: of the maps that count; None for 4 and 5.
     """
-    maps = _maps(module, example, ndim)
-    last = _last_of_scales(maps)
+    maps, modules = _maps(module, example, ndim), tappable(module)
+    last = _last_of_scales(maps, modules)
     if len(last) != 1:
         return tuple(last.values())
-    blocks = _row_of_blocks(maps, tappable(module), next(iter(last)))
+    blocks = _row_of_blocks(maps, modules, next(iter(last)))
     if not blocks:
         return tuple(last.values())
     wanted = min(max(count, 1), len(blocks))
@@ -57,7 +58,9 @@ def _maps(module: nn.Module, example: Tensor, ndim: int | None) -> dict[str, Pas
     return {
         name: passed
         for name, passed in passes(module, example).items()
-        if len(passed.shape) in allowed and _scale(passed)[0] * _scale(passed)[1] > 1
+        if len(passed.shape) in allowed
+        and passed.shape[0] == len(example)
+        and _scale(passed)[0] * _scale(passed)[1] > 1
     }
 
 
@@ -69,11 +72,13 @@ def _frames(passed: Passed) -> int:
     return passed.shape[2] if len(passed.shape) == 5 else 1
 
 
-def _last_of_scales(maps: Mapping[str, Passed]) -> dict[Scale, str]:
+def _last_of_scales(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module]) -> dict[Scale, str]:
     """Scale -> its last map, ordered by their time."""
     last: dict[Scale, dict[int, str]] = {}  # by frames: pathways differ in them
+    ends = {row[-1] for row in _rows(maps, modules)}
     for name, passed in maps.items():  # in the order in which modules finish: an outer one after its inner ones
-        if any(_hides(maps[outer], passed) for outer in _outer(name) if outer in maps):
+        outer = [maps[each] for each in _outer(name) if each in maps]
+        if name not in ends and any(_hides(each, passed, _is_block(name, modules)) for each in outer):
             continue
         scale, frames = _scale(passed), _frames(passed)
         at_scale = last.pop(scale, {})  # scales are ordered by their last map
@@ -91,25 +96,36 @@ def _outer(name: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def _hides(outer: Passed, inner: Passed) -> bool:
-    """Whether an outer module leaves the scale of an inner one, which it read: what comes before its stride."""
+def _hides(outer: Passed, inner: Passed, is_block: bool) -> bool:
+    """Whether an outer module leaves the scale of an inner one, which it read: what comes before its stride.
+
+    Of what reads tokens the scale is not known; then blocks within it are taken for stages of their own.
+    """
     scale = _scale(inner)
-    return scale != _scale(outer) and (outer.read is None or outer.read == scale)
+    return scale != _scale(outer) and (outer.read == scale or (outer.read is None and not is_block))
+
+
+def _is_block(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is an item of a list, and no single layer."""
+    return _NUMBERED.fullmatch(name) is not None and bool(list(modules[name].children()))
+
+
+def _rows(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Names of the numbered modules of one class and one parent that give maps of one shape, at least two in a row."""
+    rows: dict[tuple[str, type[nn.Module], tuple[int, ...]], list[str]] = {}
+    for name, passed in maps.items():
+        if _is_block(name, modules):
+            rows.setdefault((name.rpartition(".")[0], type(modules[name]), passed.shape), []).append(name)
+    return [names for names in rows.values() if len(names) > 1]
 
 
 def _row_of_blocks(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module], scale: Scale) -> list[str]:
-    """Names of the numbered modules of one class that give maps of one shape at a scale: the outermost and longest row
-    of at least two; empty where there is none."""
-    rows: dict[tuple[str, type[nn.Module], tuple[int, ...]], list[str]] = {}
-    for name, passed in maps.items():
-        match = _NUMBERED.fullmatch(name)
-        if match is not None and _scale(passed) == scale:
-            rows.setdefault((match[1], type(modules[name]), passed.shape), []).append(name)
+    """The outermost and longest row of blocks at a scale; empty where there is none."""
     best: list[str] = []
-    for (parent, _, _), names in rows.items():
-        if len(names) < 2 or not list(modules[names[0]].children()):  # single layers are no blocks
+    for names in _rows(maps, modules):
+        if _scale(maps[names[0]]) != scale:
             continue
-        depth = parent.count(".")
+        depth = names[0].rpartition(".")[0].count(".")
         if not best or (-depth, len(names)) >= (-best[0].rpartition(".")[0].count("."), len(best)):
             best = names
     return best

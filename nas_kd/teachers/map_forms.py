@@ -11,7 +11,7 @@ Shape legend: N clips, t, h and w frames and pixels of a map, L tokens, C channe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -25,7 +25,10 @@ MAX_SPECIAL = 8  # tokens beside those of the grid, before them: of the class, o
 _CORNERS: tuple[Corner, ...] = ((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 1))  # 1 is the end of an axis
 _CHANGE = 4.0  # standard deviations of the clip
 _REGION = 8  # parts of a side; a region is one of them
+_NOT_CONTRADICTED = 2  # corners in which a form fits that other modules have; of forms that are wrong, fewer do
+_NEAR = 0.4  # of the length of an axis
 _ORDER = ("N", "C", "t", "h", "w")
+_PLAIN = (_ORDER, ("N", "C", "h", "w"))  # axes of what is a map as it is
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,30 @@ def _changed(clip: Tensor) -> Tensor:
     return clips
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the output of a module says.
+
+    Attributes:
+        shape: of the output.
+        several: whether it is the first of several values.
+        form: that measurement confirms; None where it confirms none, or several that differ.
+        possible: forms that fit the shape, without `first` -> in how many corners each fits the changes.
+    """
+
+    shape: tuple[int, ...]
+    several: bool
+    form: MapForm | None
+    possible: Mapping[MapForm, int]
+
+
 class _Observer:
     """Looks at the outputs of modules while a net runs, and keeps only what they say."""
 
     def __init__(self, items: int, frames: int | None, size: tuple[int, int]) -> None:
         self.items, self.frames, self.size = items, frames, size
         self._grids: dict[Grid, None] = {}
-        self._found: dict[str, tuple[tuple[int, ...], MapForm | None, bool]] = {}
+        self._found: dict[str, _Seen] = {}
 
     def look(self, name: str, output: Any) -> None:
         value = first_tensor(output)
@@ -123,19 +143,21 @@ class _Observer:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in (3, 4, 5):
             return
         several = value is not output
-        if not several and self._is_map(value):
+        options = list(self._options(value, several))
+        if not several and self._is_map(value) and all(option.axes in _PLAIN for option in options):
             self._note_grid(value)
             return
-        options = list(self._options(value, several))
         if not options:
             return
-        chosen = self._best(options, output, spatial=value.ndim == 3)
-        if chosen is not None and value.ndim > 3:
-            self._note_grid(chosen.convert(output, self.items))
-        self._found[name] = (tuple(value.shape), chosen, several)
+        # Of maps whose axes could be read in several ways, as with as many channels as pixels, all places must fit.
+        spatial = value.ndim == 3 or (value.ndim == 5 and len(options) > 1)
+        seen = self._measured(options, output, spatial=spatial)
+        if seen.form is not None and value.ndim > 3:
+            self._note_grid(seen.form.convert(output, self.items))
+        self._found[name] = seen
 
-    def _best(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> MapForm | None:
-        """The form that measurement confirms; None where it confirms none, or several that differ."""
+    def _measured(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> _Seen:
+        """What measurement says about the forms that fit a shape."""
         maps = [option.convert(output, self.items) for option in options]
         # Of a convolution's output the pixels are known, but for the place of the channels: they decide second.
         scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in maps]
@@ -143,21 +165,28 @@ class _Observer:
         chosen = scores.index(best)
         rivals = [one for one, score in zip(maps, scores, strict=True) if score == best]
         alike = all(one.shape == maps[chosen].shape and torch.equal(one, maps[chosen]) for one in rivals)
-        return options[chosen] if alike and best[0] >= len(_CORNERS) - 1 else None
+        form = options[chosen] if alike and best[0] >= len(_CORNERS) - 1 else None
+        possible = {replace(option, first=False): first for option, (first, _) in zip(options, scores, strict=True)}
+        return _Seen(tuple(first_tensor(output).shape), options[0].first, form, possible)
 
     def forms(self) -> dict[str, MapForm]:
-        """Of all modules whose form is known, or is that of all other modules with outputs of the same shape."""
-        by_shape: dict[tuple[tuple[int, ...], bool], set[MapForm]] = {}
-        for shape, form, several in self._found.values():
-            if form is not None:
-                by_shape.setdefault((shape, several), set()).add(form)
+        """Of all modules whose form is known, or is that of all other modules with outputs of the same shape.
+
+        The latter only where it is not contradicted: some nets keep their tokens in another order within a stage.
+        """
+        by_shape: dict[tuple[int, ...], set[MapForm]] = {}
+        for seen in self._found.values():
+            if seen.form is not None:
+                by_shape.setdefault(seen.shape, set()).add(replace(seen.form, first=False))
         found: dict[str, MapForm] = {}
-        for name, (shape, form, several) in self._found.items():
-            alike = by_shape.get((shape, several), set())
-            if form is not None:
+        for name, seen in self._found.items():
+            alike, form = by_shape.get(seen.shape, set()), seen.form
+            if form is None and len(alike) == 1:
+                (common,) = alike
+                if seen.possible.get(common, 0) >= _NOT_CONTRADICTED:
+                    form = replace(common, first=seen.several)
+            if form is not None and (seen.several or form.axes not in _PLAIN):
                 found[name] = form
-            elif len(alike) == 1:
-                found[name] = next(iter(alike))
         return found
 
     def _is_map(self, value: Tensor) -> bool:
@@ -184,12 +213,11 @@ class _Observer:
         elif value.ndim == 4:
             yield from self._folded(value, several)
         elif len(value) == self.items:
-            t, h, w = value.shape[1:4]
-            if self._scaled((h, w)) and h * w > 1:
-                yield _form("Nthw", (t, h, w), several)  # channels last
-            t, h, w = value.shape[2:]
-            if several and self._scaled((h, w)) and h * w > 1:
-                yield _form("NCthw", (t, h, w), several)
+            readings = {"NthwC": (1, 2, 3), "NCthw": (2, 3, 4), "NtChw": (1, 3, 4)}
+            for axes, places in readings.items():
+                t, h, w = (value.shape[place] for place in places)
+                if t <= (self.frames or 1) and self._scaled((h, w)) and h * w > 1:
+                    yield _form(axes, (t, h, w), several)
 
     def _patches(self) -> dict[Grid, None]:
         """Grids of patches that divide the input, for nets that cut them without a convolution."""
@@ -224,7 +252,7 @@ class _Observer:
             if h * w <= 1 or not self._scaled((h, w)):
                 continue
             if self.frames is None:
-                if rows == self.items and (first or several):
+                if rows == self.items:
                     yield _form("Nhw" if first else "NChw", (1, h, w), several, frames=None)
             elif rows % self.items == 0 and rows // self.items <= self.frames:
                 t = rows // self.items
@@ -264,15 +292,15 @@ def _score(maps: Tensor, *, spatial: bool) -> int:
         if not bool(values.isfinite().all()) or float(values.max()) == 0:
             continue
         t = int(values.sum((1, 2)).argmax())
-        fits = _is_in_half(t, values.shape[0], corner[0])
+        fits = _is_near(t, values.shape[0], corner[0])
         if spatial:
             h, w = divmod(int(values.sum(0).argmax()), values.shape[2])
-            fits &= _is_in_half(h, values.shape[1], corner[1]) and _is_in_half(w, values.shape[2], corner[2])
+            fits &= _is_near(h, values.shape[1], corner[1]) and _is_near(w, values.shape[2], corner[2])
         right += fits
     return right
 
 
-def _is_in_half(index: int, size: int, end: int) -> bool:
-    """Whether an index lies in the half of an axis at its start (0) or at its end (1); the middle is in both."""
-    middle = (size - 1) / 2
-    return index >= middle if end else index <= middle
+def _is_near(index: int, size: int, end: int) -> bool:
+    """Whether an index lies in the part of an axis at its start (0) or at its end (1); of short axes, the half."""
+    distance = size - 1 - index if end else index
+    return distance <= (size - 1) * (0.5 if size <= 4 else _NEAR)

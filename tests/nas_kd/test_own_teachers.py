@@ -54,6 +54,18 @@ NETS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "vivit": ("NTCHW", [("vivit.layers.1", "stages.0"), ("vivit.layers.2", "stages.1")]),
 }  # fmt: skip
+BLOCKS_OF_STAGES = [("layers.1.blocks.1", "stages.0"), ("norm", "stages.1")]
+# Of multiscale_nets, and small nets of images from transformers.
+MULTISCALE: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "MViT": ("NCTHW", [("blocks.2", "stages.0"), ("norm", "stages.1")]),
+    "VideoSwin": ("NCTHW", [("features.2", "stages.0"), ("norm", "stages.1")]),
+    "VideoSwinOfMaps": ("NCTHW", BLOCKS_OF_STAGES),
+    "Swin": ("frames", [("layers.0.blocks.1", "stages.0"), ("norm", "stages.1")]),
+    "swin": ("frames", [("swin.encoder.layers.0.blocks.1", "stages.0"), ("swin", "stages.1")]),
+    # Within its stages, the tokens of Hiera have another order; those of its end are in place.
+    "hiera": ("frames", [("hiera.embeddings", "stages.0"), ("hiera", "stages.1")]),
+    "pvt": ("frames", [("pvt.encoder.block.0.1", "stages.0"), ("pvt", "stages.1")]),
+}
 REFUSED = {
     "NotFinite": "teacher.model: own_nets:NotFinite gives values that are not finite .* divides by zero",
     "scripted": "teacher.model: it is scripted by torch.jit, .* return the net as it was before torch.jit.script",
@@ -61,7 +73,7 @@ REFUSED = {
 
 
 def taken(tiny: Make, net: str, **teacher: Any) -> CampaignContext:
-    config = tiny(data=DATA, teacher={"model": f"own_nets:{net}", "settings": {}, **teacher})
+    config = tiny(data=DATA, teacher={"model": net, "settings": {}, **teacher})
     return build_context(config, "cpu")
 
 
@@ -74,9 +86,11 @@ def student_of(space: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint around the first layer
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net", [*(f"own_nets:{name}" for name in NETS), *(f"multiscale_nets:{name}" for name in MULTISCALE)]
+)
 def test_every_net_is_checked_counted_trained_and_distilled_at_default_settings(tiny: Make, net: str) -> None:
-    layout, pairs = NETS[net]
+    layout, pairs = {**NETS, **MULTISCALE}[net.partition(":")[2]]
     context = taken(tiny, net)
     teacher, config = context.teacher_model, context.config
     assert isinstance(teacher, AdaptedTeacher)
@@ -101,4 +115,4 @@ def test_every_net_is_checked_counted_trained_and_distilled_at_default_settings(
 @pytest.mark.parametrize("net", REFUSED)
 def test_what_cannot_be_a_teacher_is_refused_with_a_way_out(tiny: Make, net: str) -> None:
     with pytest.raises(ValueError, match=REFUSED[net]):
-        check_teacher(taken(tiny, net))
+        check_teacher(taken(tiny, f"own_nets:{net}"))

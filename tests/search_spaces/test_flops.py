@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from nas_kd.search_spaces import UncountedOpError, count_flops
+from nas_kd.search_spaces.flops import count_products
 
 N, LENGTH, WIDTH, HIDDEN = 2, 5, 8, 6
 
@@ -165,3 +166,20 @@ def test_the_module_is_left_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         count_flops(module, torch.randn(2, 5, 8, 8))
     assert [m.training for m in module.modules()] == modes
+
+
+def test_products_of_what_cannot_be_traced() -> None:
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.inner = nn.Conv1d(WIDTH, WIDTH, 3), Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            side = round(x.shape[-1] ** 0.5)  # a tracer has tensors here, which cannot be rounded
+            x = self.conv(x)[..., :side]
+            return self.inner(x, x, x)  # type: ignore[no-any-return]
+
+    x = torch.zeros(N, WIDTH, 9)
+    with pytest.raises(TypeError, match="__round__"):
+        count_flops(Square(), x)
+    assert count_products(Square().train(), x) == N * (7 * 3 * WIDTH * WIDTH + WIDTH * WIDTH * 6)
