@@ -154,6 +154,7 @@ class Campaign:
             listed = self.run_dir / "skipped.json"
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} lists the reasons")
+        context.tell_pace = note
         known = prepare_teacher(context, self.run_dir, progress, note)
         write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
         value = float(known[f"val/{metric.name}"])

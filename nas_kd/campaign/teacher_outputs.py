@@ -130,8 +130,8 @@ class _Outputs:
     def items(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Batches of training items in the given order, not augmented."""
         part = Subset(self.context.splits.retrain.base, indices)
-        keys = (self.context.input_type.key,)
-        return ClipLoader(part, batch_size, device=self.context.device, keys=keys).epoch(0)
+        keys, workers = (self.context.input_type.key,), self.context.config.data.workers
+        return ClipLoader(part, batch_size, device=self.context.device, keys=keys, num_workers=workers).epoch(0)
 
     def __call__(self, batch: Batch, view: int) -> Mapping[str, Tensor]:
         """Name -> outputs (N, P, …) for a view of such a batch."""

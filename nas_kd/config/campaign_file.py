@@ -322,13 +322,13 @@ class CampaignConfig(Section):
     def digest(self, *sections: str) -> str:
         """A short hash of some sections; of all that influences a trial's result if none is named."""
         names = sections or (*TEACHER_SECTIONS, "space", "objective", "search", "retrain")
-        content = self.model_dump(mode="json")
+        content = {**self.model_dump(mode="json"), "data": self.data.content}
         return _short_hash({name: content[name] for name in names})
 
     @property
     def teacher_digest(self) -> str:
         """A short hash of what decides the teacher; how its outputs are kept does not."""
-        content = self.model_dump(mode="json")
+        content = {**self.model_dump(mode="json"), "data": self.data.content}
         del content["teacher"]["cache"]
         return _short_hash({name: content[name] for name in TEACHER_SECTIONS})
 

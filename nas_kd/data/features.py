@@ -131,6 +131,8 @@ class FeaturesDataset:
         deviation: [D] standard deviation of each feature; needed for noise.
     """
 
+    reads_ahead = True
+
     def __init__(
         self,
         rows: Sequence[Row],

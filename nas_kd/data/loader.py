@@ -7,19 +7,21 @@ which of them an epoch shows depends on the same three. Which items are mixed wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from nas_kd.data.augment import Batch, augment_batch
 from nas_kd.data.augment_config import Augment, check_augment
 from nas_kd.data.framing import Cut, cut_batch
 from nas_kd.data.mix import MixConfig, mix_batch
-from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Sample, Subset
+from nas_kd.data.pace import Pace, PaceMeter
+from nas_kd.data.reader import BatchReader, Read, Rows, select
+from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Subset
 from nas_kd.data.views import Views, augment_draws
 
 _RESIDENT_BYTES = 2 * 2**30
@@ -45,11 +47,13 @@ class ClipLoader:
             a stated number of versions in each epoch, and `view`, int64 [B], says which.
         drop_last: Leave out a last batch that is not full.
         device: Where batches go; augmentation happens there.
-        num_workers: Processes that read items, for sets that are not in memory; 0 reads here.
+        num_workers: Processes that read items ahead, for sets that are not in memory; 0: a thread does where the data
+            set says `reads_ahead`, and else items are read when they are needed. See `reader`.
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
         seen: (T, H, W) that batches show of each clip, where more is stored; see `augment_batch`.
         cuts: Parts of each stored clip that `evaluation` shows; then `seen` is not needed.
         mix: How the items of a batch are mixed, see `nas_kd.data.mix`; by default not at all.
+        on_pace: Called once, with how fast the first batches were read and used.
 
     Raises:
         DataError: A batch size below 1, an empty data set, `drop_last` with fewer items than one batch, an unknown
@@ -71,6 +75,7 @@ class ClipLoader:
         seen: tuple[int, int, int] | None = None,
         cuts: Sequence[Cut] = (),
         mix: MixConfig | None = None,
+        on_pace: Callable[[Pace], None] | None = None,
     ) -> None:
         self.views = augment if isinstance(augment, Views) else None
         self.augment: Augment = augment.augment if isinstance(augment, Views) else augment
@@ -99,6 +104,8 @@ class ClipLoader:
         self._num_items = int(self._index.max()) + 1
         self._view_draws = np.empty((0, 0, 0), np.float32) if self.views is None else self.views.draws(self._num_items)
         self._resident: dict[str, Tensor] | None = None
+        self._reader: BatchReader | None = None
+        self._meter = None if on_pace is None else PaceMeter(on_pace, max(num_workers, 1))
 
     def __len__(self) -> int:
         """Number of batches an epoch."""
@@ -127,7 +134,9 @@ class ClipLoader:
         else:
             view, draws = self.views.choose(self.seed, epoch, self._num_items), self._view_draws
         mixing = np.random.default_rng((self.seed, epoch, _MIX))
-        for positions, batch in zip(rows, self._read(rows), strict=True):
+        asked = time.perf_counter()
+        for positions, (batch, read_s) in zip(rows, self._read(rows, epoch), strict=True):
+            got = time.perf_counter()
             index = self._index[positions]
             chosen = torch.from_numpy(draws[view[index], index])
             batch = augment_batch(batch, self.augment, chosen.to(self.device), self.seen)
@@ -137,60 +146,39 @@ class ClipLoader:
             if self.views is not None:
                 batch["view"] = torch.from_numpy(view[index]).to(self.device)
             yield batch
+            if self._meter is not None:
+                wait_s, asked = got - asked, time.perf_counter()
+                self._meter.add(len(positions), read_s, wait_s, asked - got)
 
-    def _read(self, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+    def _read(self, rows: list[npt.NDArray[np.int64]], epoch: int) -> Iterator[Read]:
+        """The items of each batch, on the device, and the seconds that reading them took."""
         base = self.dataset.base if isinstance(self.dataset, Subset) else self.dataset
         if isinstance(base, MemoryDataset):
             yield from self._read_memory(base, rows)
-        elif self.num_workers > 0:
-            reader: DataLoader[Batch] = DataLoader(
-                self.dataset,  # type: ignore[arg-type]  # map-style by its methods, not by inheritance
-                batch_sampler=[positions.tolist() for positions in rows],
-                num_workers=self.num_workers,
-                collate_fn=_Collate(self.keys),
-                pin_memory=self.device.type == "cuda",
-            )
-            for batch in reader:
-                yield self._to_device(batch)
-        else:
-            collate = _Collate(self.keys)
-            for positions in rows:
-                yield self._to_device(collate([self.dataset[int(position)] for position in positions]))
+            return
+        if self._reader is None:
+            pin = self.device.type == "cuda"
+            self._reader = BatchReader(self.dataset, self.keys, self.num_workers, pin=pin)
+        seeded = [Rows(positions, (self.seed, epoch, number)) for number, positions in enumerate(rows)]
+        for batch, seconds in self._reader.read(seeded):
+            yield Read(self._to_device(batch), seconds)
 
-    def _read_memory(self, base: MemoryDataset, rows: list[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-        tensors = _select(base.tensors, self.keys)
+    def _read_memory(self, base: MemoryDataset, rows: list[npt.NDArray[np.int64]]) -> Iterator[Read]:
+        tensors = select(base.tensors, self.keys)
         if self.device.type != "cpu" and self._resident is None:
             size_bytes = sum(value[0].nbytes * len(self._index) for value in tensors.values())
             if size_bytes <= _RESIDENT_BYTES:
                 mine = torch.from_numpy(self._index)
                 self._resident = {key: value[mine].to(self.device) for key, value in tensors.items()}
         for positions in rows:
+            begin = time.perf_counter()
             if self._resident is not None:
                 where = torch.from_numpy(positions).to(self.device)
-                yield {key: value[where] for key, value in self._resident.items()}
+                batch = {key: value[where] for key, value in self._resident.items()}
             else:
                 where = torch.from_numpy(self._index[positions])
-                yield self._to_device({key: value[where] for key, value in tensors.items()})
+                batch = self._to_device({key: value[where] for key, value in tensors.items()})
+            yield Read(batch, time.perf_counter() - begin)
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-
-
-class _Collate:
-    """Stacks samples; a class and not a closure, since worker processes must receive it."""
-
-    def __init__(self, keys: tuple[str, ...] | None) -> None:
-        self.keys = keys
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        chosen = [_select(sample, self.keys) for sample in samples]
-        return {key: torch.stack([sample[key] for sample in chosen]) for key in chosen[0]}
-
-
-def _select(tensors: Mapping[str, Tensor], keys: tuple[str, ...] | None) -> dict[str, Tensor]:
-    if keys is None:
-        return dict(tensors)
-    for key in keys:
-        if key not in tensors:
-            raise DataError(f"the data set has no {key!r}; choose from {', '.join(tensors)}")
-    return {key: tensors[key] for key in keys}

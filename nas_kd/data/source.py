@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
+
+_READING_KEYS = (
+    *("workers", "decode_threads", "memory_gb"),
+    *("cache_dir", "cache_limit_gb", "index_dir"),
+)
 
 
 class SourceConfig(BaseModel):
@@ -25,6 +30,23 @@ class SourceConfig(BaseModel):
 
     gives_features: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
+
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that read items ahead of a training, of sets that are not in memory; 0: a thread reads "
+        "ahead, and items of `own` are read when they are needed.",
+    )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The section as JSON values without the keys that change how fast items are read, but not the items."""
+        return self.model_dump(mode="json", exclude=set(_READING_KEYS))
+
+    @property
+    def reading_hint(self) -> str:
+        """What to do where a training waits for data."""
+        return f"raise data.workers ({self.workers} now), or take a smaller size or fewer frames"
 
     @property
     def decoding(self) -> FileDecoding | None:

@@ -136,6 +136,8 @@ class RecordDataset:
         frames: T.
     """
 
+    reads_ahead = True
+
     def __init__(self, items: Sequence[Item], num_classes: int, use: Sequence[str], frames: int) -> None:
         self.items = tuple(items)
         self.num_classes = num_classes

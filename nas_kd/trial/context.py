@@ -17,6 +17,7 @@ from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
 from nas_kd.data.framing import Cut, evaluation_cuts
+from nas_kd.data.pace import Pace
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings, teacher_input_type
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
@@ -47,6 +48,7 @@ class CampaignContext:
             was checked.
         caches: the teacher's outputs for the training items, where they are kept: augmentation -> cache.
         latencies: `latency_name` -> measured latencies, for a budget of latency.
+        tell_pace: called once with a sentence on how fast data are read, in the first training from now on.
     """
 
     config: CampaignConfig
@@ -60,6 +62,7 @@ class CampaignContext:
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     caches: dict[Augment, TeacherCache] = field(default_factory=dict)
     latencies: dict[str, CostTable] = field(default_factory=dict)
+    tell_pace: Callable[[str], None] | None = None
 
     @property
     def eval_batch_size(self) -> int:
@@ -138,7 +141,15 @@ class CampaignContext:
             seen=None if cuts else self.splits.info.seen,
             cuts=cuts,
             mix=fit_config.mix if train else None,
+            num_workers=self.config.data.workers,
+            on_pace=self._tell_pace if train and self.tell_pace is not None else None,
         )
+
+    def _tell_pace(self, pace: Pace) -> None:
+        """Say how fast data are read beside a training step, once for all trainings."""
+        tell, self.tell_pace = self.tell_pace, None
+        if tell is not None:
+            tell(pace.describe(self.config.data.reading_hint))
 
     def teacher_input(self, batch: Batch) -> Tensor:
         """What the teacher sees of a batch of whole items."""

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import random
+import threading
+
+import numpy as np
 import pytest
 import torch
 
 from nas_kd.data import ClipLoader, DataError, MemoryDataset, Subset, Views, augment_batch, normalize
 from nas_kd.data.augment import NUM_DRAWS
+from nas_kd.data.pace import PaceMeter
 
 
 def make_set(items=10, frames=2, height=8, width=12):
@@ -33,16 +38,105 @@ def same(first, second):
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later, of the worker process
+class Ahead(Lazy):
+    """The same, which a thread may read."""
+
+    reads_ahead = True
+
+
 @pytest.mark.parametrize("augment", ["none", "flip", "flip+crop"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_memory_lazy_and_worker_reads_agree(augment, workers):
+def test_memory_lazy_and_ahead_reads_agree(augment):
     memory = make_set()
     options = {"seed": 4, "shuffle": True, "augment": augment}
     fast = list(ClipLoader(memory, 4, **options).epoch(2))
-    slow = list(ClipLoader(Lazy(memory), 4, num_workers=workers, **options).epoch(2))
-    same(fast, slow)
+    for dataset in (Lazy(memory), Ahead(memory)):
+        same(fast, list(ClipLoader(dataset, 4, **options).epoch(2)))
     assert [len(batch["label"]) for batch in fast] == [4, 4, 2]
+
+
+class Noisy(Lazy):
+    """Items with a random part, of which the one labelled 2 cannot be read where it is said."""
+
+    def __init__(self, base, broken=False):
+        super().__init__(base)
+        self.broken = broken
+
+    def __getitem__(self, index):
+        sample = self.base[index]
+        if self.broken and sample["label"] == 2:
+            raise DataError("a damaged file")
+        draws = [torch.rand(()), torch.tensor(random.random()), torch.tensor(np.random.random())]
+        return {**sample, "noise": torch.stack([draw.float() for draw in draws])}
+
+
+def test_workers_give_the_same_batches_in_every_epoch_and_their_noise_follows_seed_and_epoch():
+    memory = make_set()
+    options = {"seed": 4, "shuffle": True, "augment": "flip+crop"}
+    state = torch.random.get_rng_state()
+    loader = ClipLoader(Noisy(memory), 4, num_workers=2, **options)
+    next(loader.epoch(1))  # an epoch that is not read to its end
+    noise = []
+    for epoch in (2, 0, 2):
+        batches = list(loader.epoch(epoch))
+        noise.append(torch.cat([batch.pop("noise") for batch in batches]))
+        same(batches, list(ClipLoader(memory, 4, **options).epoch(epoch)))
+    assert torch.equal(noise[0], noise[2])
+    assert len(torch.cat(noise[:2]).flatten().unique()) == 60
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(DataError, match=r"^a damaged file$"):
+        list(ClipLoader(Noisy(memory, broken=True), 4, num_workers=1).epoch(0))
+    with pytest.raises(DataError, match=r"data.workers needs data sets that can be sent .* set data.workers: 0"):
+        next(ClipLoader(Noisy(memory, broken=lambda: None), 4, num_workers=1).epoch(0))
+
+
+def test_a_thread_reads_a_bounded_number_of_batches_ahead_and_passes_errors_on():
+    read, third = [], threading.Event()
+
+    class Watched(Ahead):
+        def __getitem__(self, index):
+            read.append(index)
+            if index == 5:
+                third.set()
+            if index == 20:
+                raise DataError("a damaged file")
+            return self.base[index]
+
+    batches = ClipLoader(Watched(make_set(30)), 2).epoch(0)
+    next(batches)
+    next(batches)
+    assert third.wait(10)  # the third batch was read before it is asked for
+    assert max(read) <= 7
+    with pytest.raises(DataError, match="a damaged file"):
+        list(batches)
+    assert max(read) <= 23
+    batches = ClipLoader(Watched(make_set(30)), 2).epoch(0)
+    next(batches)
+    batches.close()
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
+
+
+def test_the_pace_of_reading_is_told_once_beside_that_of_training():
+    told = []
+    meter = PaceMeter(told.append, readers=2)
+    for number in range(20):
+        slow = number < 2  # the first batches do not count
+        meter.add(16, read_s=9.0 if slow else 0.4, wait_s=9.0 if slow else 0.15, step_s=0.05)
+    (pace,) = told
+    assert (pace.batch_size, round(pace.read_per_s), round(pace.step_s, 6)) == (16, 80, 0.05)
+    assert round(pace.waiting, 6) == 0.75
+    assert pace.describe("do this") == (
+        "reading: 80 items a second; a training step of 16 items takes 50 ms, so it uses 320 items a second, and waits "
+        "for data for 75% of the time: do this"
+    )
+    meter = PaceMeter(told.append, readers=1)
+    for _ in range(10):
+        meter.add(4, read_s=0.004, wait_s=0.001, step_s=0.1)
+    assert told[1].describe("do this").endswith("takes 100 ms, so it uses 40 items a second")
+    seen = []
+    loader = ClipLoader(make_set(), 2, on_pace=seen.append)
+    for epoch in range(3):
+        list(loader.epoch(epoch))
+    assert [pace.batch_size for pace in seen] == [2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

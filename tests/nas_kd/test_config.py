@@ -12,6 +12,7 @@ import yaml
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError, load_config, validate
 from nas_kd.config.sections import parse_flops
+from nas_kd.data import FolderConfig
 
 FLOAT = {"type": "float", "low": 0.1, "high": 1.0}
 
@@ -207,6 +208,15 @@ def test_knobs_fill_their_sections_and_leave_the_others(tiny: Callable[..., Camp
     assert filled.digest("teacher", "data") == config.digest("teacher", "data")
     with pytest.raises(ConfigError, match=r"knobs: objective\.response\.weight: input should be greater"):
         config.with_knobs({"objective.response.weight": -1.0})
+
+
+def test_how_data_are_read_is_no_part_of_what_a_campaign_is(tiny: Callable[..., CampaignConfig]) -> None:
+    changes = ({}, {"workers": 3, "cache_dir": "elsewhere", "decode_threads": 2}, {"size": 64})
+    folders = [FolderConfig.model_validate({"root": "clips", **change}) for change in changes]
+    one, other, smaller = (tiny().model_copy(update={"data": folder}) for folder in folders)
+    assert (one.digest(), one.teacher_digest) == (other.digest(), other.teacher_digest)
+    assert one.digest() != smaller.digest()
+    assert one.teacher_digest != smaller.teacher_digest
 
 
 def test_what_is_dumped_reads_back_equal(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
