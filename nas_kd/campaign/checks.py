@@ -18,6 +18,7 @@ from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_ste
 from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.campaign.prepare import check_outputs, check_teacher
 from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
+from nas_kd.campaign.start_checks import check_start
 from nas_kd.campaign.view_checks import check_views
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell, Value, distinct
@@ -185,7 +186,8 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
     if config.budget.max_latency_ms is None:  # latencies are measured when nothing else can be wrong
         check_budget(config, context)
     left_out = _check_objective(config, context)
-    return [*context.notes, *left_out, *mixed, *_enlarged(context.space, info)]
+    start = check_start(config, context)
+    return [*context.notes, *left_out, *mixed, *start, *_enlarged(context.space, info)]
 
 
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:

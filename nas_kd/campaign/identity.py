@@ -23,6 +23,7 @@ _ANSWERS = 64  # of the outputs for a fixed input, at most about twice as many
 _TOLERANCE = 1e-3  # of the largest answer: devices round differently
 _WORDS = {
     "weights": "another file at teacher.weights",
+    "start": "another file at retrain.weights",
     "model": "other files of teacher.model",
     "train": "other training data",
     "parts": "training data parted differently in weights and gates",
@@ -50,6 +51,9 @@ def identity(context: CampaignContext) -> dict[str, Any]:
         found["evaluation"] = evaluation.model_dump(mode="json", include={"clips", "window", "crops"})
     if teacher.weights is not None:
         found["weights"] = _of_file(teacher.weights)
+    start = context.config.retrain.weights
+    if start is not None:
+        found["start"] = _of_file(start)
     if teacher.model_files:
         found["model"] = {path.name: _of_file(path) for path in teacher.model_files}
     return found

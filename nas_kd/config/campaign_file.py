@@ -205,6 +205,8 @@ class CampaignConfig(Section):
         """Raise where trials cannot vary what stands at this path of the file."""
         if path == "search.gates.split_share":
             raise ValueError(f"{where}: all trials share the splits, so it cannot vary; set it in search.gates")
+        if path == "retrain.weights":
+            raise ValueError(f"{where}: all trials start from one file, so it cannot vary; set it in retrain")
         section = path.split(".")[0]
         if section not in VARIED_SECTIONS or path == section:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -304,14 +305,33 @@ class RetrainConfig(TrainingConfig):
     """Training of the derived student.
 
     Attributes:
-        init: `inherit` the supernet's weights, or start `fresh`.
+        init: `inherit` the supernet's weights, or start `fresh`, which is the default with `weights`.
+        weights: a file, safetensors or a checkpoint of `torch.save`, that students start from where its tensors have
+            the name and the shape of theirs.
         num_seeds: trainings with different seeds; the report shows the interval over them, and the weights of the best
             one on the validation split are exported.
     """
 
     lr: float = Field(default=5e-3, gt=0)
     init: Literal["inherit", "fresh"] = "inherit"
+    weights: Path | None = None
     num_seeds: int = Field(default=1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fresh_with_weights(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("weights") is not None and value.get("init") is None:
+            return {**value, "init": "fresh"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.weights is not None and self.init == "inherit":
+            raise ValueError(
+                "weights start students from a file, and init: inherit from the search; set init: fresh, or leave "
+                "weights out"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -1,4 +1,4 @@
-"""Weights of a teacher: read from a file of the user's, kept in the run's folder, hashed.
+"""Weights in files of the user's, of a teacher whole and of a student's start in part; kept in a run's folder, hashed.
 
 A file is safetensors, or a checkpoint of `torch.save`, which is read with `weights_only=True`, so that nothing in it
 runs. Checkpoints come in many shapes: the state dict may lie under a key such as `state_dict`, and wrappers
@@ -11,6 +11,7 @@ import hashlib
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nas_kd.files import save_tensors
 State = dict[str, Tensor]
 Note = Callable[[str], None]
 
+KEY = "teacher.weights"
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "teacher", "weights")
 _WRAPPERS = ("module", "_orig_mod")  # components of names that DataParallel and torch.compile add
 _MAX_PREFIXES = 3
@@ -66,72 +68,123 @@ def load_weights(model: nn.Module, path: Path, note: Note = no_note) -> None:
     _check_finite(model, state, path)
 
 
-def read_state(path: Path, note: Note = no_note) -> State:
+@dataclass(frozen=True)
+class Match:
+    """The tensors of a file that have the name and the shape of one of a net's.
+
+    Attributes:
+        tensors: name -> value.
+        other_shape: names that both have, with other shapes.
+        missing: tensors of the net that the file lacks.
+        share: of the net's parameters, in numbers, that the file gives.
+    """
+
+    tensors: State
+    other_shape: tuple[str, ...]
+    missing: tuple[str, ...]
+    share: float
+
+    @property
+    def text(self) -> str:
+        """What was found, in words."""
+        found = f"{len(self.tensors)} tensors, {self.share:.0%} of the parameters"
+        parts = _counted("of another shape", self.other_shape) + _counted("not in the file", self.missing)
+        return "; ".join([found, *parts])
+
+
+def match_weights(model: nn.Module, path: Path, key: str, note: Note = no_note) -> Match:
+    """What a file has for a net, by name and shape; the net stays as it is.
+
+    Args:
+        model: the net.
+        path: safetensors, or a checkpoint of `torch.save`.
+        key: of the campaign file, for messages.
+        note: called with a sentence on what was done to the names or the numbers.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or has numbers that are not finite.
+    """
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = _without_prefixes(read_state(path, note, key), own.keys(), path, note, key)
+    found = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    _check_finite(model, found, path, key)
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    given = sum(size for name, size in sizes.items() if name in found)
+    return Match(
+        found,
+        tuple(name for name in state if name in own and name not in found),
+        tuple(name for name in own if name not in state),
+        given / max(sum(sizes.values()), 1),
+    )
+
+
+def read_state(path: Path, note: Note = no_note, key: str = KEY) -> State:
     """The state dict of a file, in float32 where it is half precision.
 
     Args:
         path: safetensors, or a checkpoint of `torch.save`.
         note: called with a sentence on what was done.
+        key: of the campaign file, for messages.
 
     Raises:
         ValueError: the file is missing or cannot be read.
     """
     if not path.is_file():
-        raise ValueError(f"teacher.weights must be a file with a state dict, but there is none at {path}")
+        raise ValueError(f"{key} must be a file with a state dict, but there is none at {path}")
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(
-            f"teacher.weights: {path} is a pointer of Git LFS and not the weights; fetch the file with `git lfs pull`"
+            f"{key}: {path} is a pointer of Git LFS and not the weights; fetch the file with `git lfs pull`"
         )
     if start[:2] in (b"PK", b"\x80\x02"):
-        state = _state_of(_read_checkpoint(path), path, note)
+        state = _state_of(_read_checkpoint(path, key), path, note, key)
     else:
         try:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"teacher.weights: {path} is neither safetensors nor a checkpoint of torch.save, or it is damaged; "
+                f"{key}: {path} is neither safetensors nor a checkpoint of torch.save, or it is damaged; "
                 "give a file of safetensors.torch.save_file(model.state_dict(), path)"
             ) from error
     halves = {value.dtype for value in state.values() if value.dtype in (torch.float16, torch.bfloat16)}
     if halves:
         kinds = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in halves))
-        note(f"teacher.weights: {kinds} in {path} was cast to float32")
+        note(f"{key}: {kinds} in {path} was cast to float32")
     return {name: value.float() if value.dtype in halves else value for name, value in state.items()}
 
 
-def _read_checkpoint(path: Path) -> Any:
+def _read_checkpoint(path: Path, key: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of archives of torch.jit, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"teacher.weights: {path} holds more than tensors, or is damaged, and nothing is unpickled that could run "
+            f"{key}: {path} holds more than tensors, or is damaged, and nothing is unpickled that could run "
             "code; write it again with torch.save(model.state_dict(), path) where it can be loaded"
         ) from error
 
 
-def _state_of(content: Any, path: Path, note: Note) -> State:
+def _state_of(content: Any, path: Path, note: Note, key: str) -> State:
     """The state dict in the content of a checkpoint."""
     keys: list[str] = []
     while isinstance(content, Mapping):
-        nested = {str(key): value for key, value in content.items() if _holds_tensors(value)}
-        chosen = next((key for key in _NESTED if key in nested), None)
+        nested = {str(name): value for name, value in content.items() if _holds_tensors(value)}
+        chosen = next((name for name in _NESTED if name in nested), None)
         if chosen is None and not any(isinstance(value, Tensor) for value in content.values()):
             if len(nested) != 1:
                 break
             chosen = next(iter(nested))
         if chosen is None:
             if keys:
-                note(f"teacher.weights: took the state dict at {'.'.join(keys)!r} of {path}")
-            return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+                note(f"{key}: took the state dict at {'.'.join(keys)!r} of {path}")
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         keys.append(chosen)
         content = nested[chosen]
     found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
     raise ValueError(
-        f"teacher.weights: {path} must hold a state dict, or one under a key such as state_dict, but has "
+        f"{key}: {path} must hold a state dict, or one under a key such as state_dict, but has "
         f"{found or 'nothing'}; write it with torch.save(model.state_dict(), path)"
     )
 
@@ -143,7 +196,7 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(inner, Tensor) or _holds_tensors(inner) for inner in value.values())
 
 
-def _without_prefixes(state: State, wanted: Iterable[str], path: Path, note: Note) -> State:
+def _without_prefixes(state: State, wanted: Iterable[str], path: Path, note: Note, key: str = KEY) -> State:
     """The state dict under the names of the model, where they differ by a prefix that all of them have."""
     wanted = set(wanted)
     if wanted == state.keys():
@@ -170,7 +223,7 @@ def _without_prefixes(state: State, wanted: Iterable[str], path: Path, note: Not
         if fitting > most and len(set(renamed.values())) == len(renamed):
             best, words, most = renamed, text, fitting
     if words:
-        note(f"teacher.weights: {words} of {path}")
+        note(f"{key}: {words} of {path}")
     return {best[name]: value for name, value in state.items()}
 
 
@@ -191,7 +244,7 @@ def _counted(word: str, names: Iterable[str]) -> list[str]:
     return [f"{len(listed)} {word} ({', '.join(listed[:_LISTED])}{dots})"]
 
 
-def _check_finite(model: nn.Module, state: State, path: Path) -> None:
+def _check_finite(model: nn.Module, state: State, path: Path, key: str = KEY) -> None:
     """Raise where weights are not finite; buffers may be infinite, as masks of attention are."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in state.items():
@@ -199,7 +252,7 @@ def _check_finite(model: nn.Module, state: State, path: Path) -> None:
             continue
         if bool(value.isnan().any()) or (name in parameters and not bool(value.isfinite().all())):
             raise ValueError(
-                f"teacher.weights: {name} of {path} has values that are not finite (NaN or infinity); give the weights "
+                f"{key}: {name} of {path} has values that are not finite (NaN or infinity); give the weights "
                 "of a training that did not diverge"
             )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -21,6 +22,7 @@ from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops, count_params
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks.item_scores import ItemScores
+from nas_kd.teachers.weights import match_weights
 from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
@@ -147,6 +149,8 @@ class Trial(ABC):
             student = campaign.space.student(arch).to(campaign.device)
             if config.init == "inherit" and self.is_open:
                 student.load_state_dict(derived.state_dict())
+            if config.weights is not None:
+                self._start_from(student, config.weights)
             learner = self._learner(student, self.config.objective, config)
             share = (1 - self.choice_share) / config.num_seeds
 
@@ -175,6 +179,15 @@ class Trial(ABC):
         self.durations_s["retrain"] = time.perf_counter() - clock
         self.evaluated = {split: campaign.evaluated(split, found) for split, found in scores.items()}
         return trainings
+
+    def _start_from(self, student: nn.Module, path: Path) -> None:
+        """Give a student what a file has for it."""
+        match = match_weights(student, path, "retrain.weights")
+        student.load_state_dict(match.tensors, strict=False)
+        self.diagnostics["started_share"] = match.share
+        warning = f"retrain.weights: no parameter of {path} has the name and the shape of one of this student's"
+        if match.share == 0 and warning not in self.warnings:
+            self.warnings.append(warning)
 
     def _best(self, trainings: Sequence[Training]) -> int:
         """Which training is kept: the best on the validation split, the first of equal ones."""
