@@ -1,4 +1,4 @@
-"""The command line `nas-kd`: search, check, report, table, export, predict."""
+"""The command line `nas-kd`: search, check, report, table, export, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -290,6 +290,9 @@ def export(
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
+    data: Annotated[
+        bool, typer.Option(help="Compare outputs on the validation split, and measure its metric from each file.")
+    ] = True,
 ) -> None:
     """Export a student and compare the files with the trained one; by default the one that the report recommends."""
     with plain_errors():
@@ -305,6 +308,7 @@ def export(
             tolerance=tolerance,
             formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
+            with_data=data,
         )
         say(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}")
         for item in record.parity:
@@ -312,6 +316,52 @@ def export(
                 f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
                 f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
             )
+        for form in record.validation:
+            say(
+                f"  {' + '.join(form.files)}: {form.metric} {form.value:.4f} on {record.validated_on} "
+                f"({form.measured.num_items} items)"
+            )
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an exported student.")],
+    data: Annotated[
+        Path, typer.Argument(help="Campaign file or folder of a run; or a folder with labels.csv (path,label).")
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="val or test. Default: test of a campaign, all rows of a folder.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help=BACKEND_HELP)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Items at once.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Measure an exported student on labelled data, from any of its files."""
+    with plain_errors():
+        from nas_kd import campaign as campaigns
+
+        quiet = contextlib.nullcontext(no_progress)
+        with quiet if as_json else progress_bar() as progress:
+            found = campaigns.evaluate(
+                bundle,
+                data,
+                split=split,  # type: ignore[arg-type]  # others are refused with a sentence
+                backend=backend,
+                device=device,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        if as_json:
+            say(json.dumps(found.model_dump(mode="json"), indent=2))
+            return
+        rests = found.measured
+        groups = "" if rests.num_groups is None else f" of {rests.num_groups} groups"
+        interval = "" if rests.low is None else f", 95 % interval {rests.low:.4f} to {rests.high:.4f}"
+        say(f"{found.metric} {found.value:.4f} on {rests.num_items} items{groups}{interval} ({', '.join(found.files)})")
+        for name, value in found.metrics.items():
+            if name != found.metric:
+                say(f"  {name} {value:.4f}")
 
 
 @app.command()

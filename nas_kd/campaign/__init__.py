@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.results import compare, export, load_run, pick, report, table
+from nas_kd.campaign.results import compare, evaluate, export, load_run, pick, report, table
 
 __all__ = [
     "Campaign",
     "CampaignResult",
     "compare",
+    "evaluate",
     "export",
     "load_run",
     "pick",

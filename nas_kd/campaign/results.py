@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_kd.campaign.campaign import CONFIG_NAME
+from nas_kd.campaign.labelled import campaign_split, labelled_set
 from nas_kd.campaign.own_space import own_space
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.config.sections import parse_flops
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
+from nas_kd.deploy.measure import measure
+from nas_kd.deploy.predictor import load
+from nas_kd.deploy.record import FileMetrics
 from nas_kd.tasks import find_task
+from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_driven
 
@@ -314,14 +319,26 @@ def export(
     tolerance: float | None = None,
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     out_dir: Path | str | None = None,
+    with_data: bool = True,
 ) -> tuple[Path, ExportRecord]:
     """Export the student of a run; see `pick` for which one.
+
+    Args:
+        run_dir: the run's folder.
+        trial: see `pick`, as the four that follow.
+        max_flops: see `pick`.
+        max_latency_ms: see `pick`.
+        knee: see `pick`.
+        tolerance: see `pick`.
+        formats: what to write.
+        out_dir: where to; `export/trial-NNNN` in the run's folder by default.
+        with_data: whether outputs are compared on the validation split and its metric is measured from each form.
 
     Returns:
         The folder with the files, and the record of the comparison.
 
     Raises:
-        ValueError: nothing to export.
+        ValueError: nothing to export, or the data cannot be read.
         ExportError: what was written does not compute what was trained.
     """
     run_dir = Path(run_dir)
@@ -337,4 +354,43 @@ def export(
     bundle = run_dir / "trials" / f"{record.number:04d}"
     space = own_space(config, run_dir, read_info(bundle))
     folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
-    return folder, export_student(bundle, folder, formats, space=space)
+    validation = None
+    if with_data:
+        try:
+            validation = campaign_split(config, "val")
+        except ValueError as error:
+            raise ValueError(
+                f"an export measures the student on the validation split, but {error}; or export without the data "
+                "(--no-data), which compares outputs on random inputs alone"
+            ) from error
+    return folder, export_student(bundle, folder, formats, space=space, validation=validation)
+
+
+def evaluate(
+    bundle: Path | str,
+    data: Path | str,
+    *,
+    split: Split | None = None,
+    backend: str | None = None,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    progress: OnProgress = no_progress,
+) -> FileMetrics:
+    """The metrics of an exported student on labelled data.
+
+    Args:
+        bundle: folder of the student.
+        data: a campaign file or the folder of a run, whose split is taken; or a folder with labels.csv of the columns
+            `path,label`.
+        split: `val` or `test`; by default `test` of a campaign, and all rows of a folder.
+        backend: as for `nas_kd.load`.
+        device: such as `cpu` or `cuda`.
+        batch_size: items at once; as in a campaign by default.
+        progress: called after each batch.
+
+    Raises:
+        ValueError: the bundle or the data cannot be read, or they do not fit.
+    """
+    student = load(bundle, backend=backend, device=device)
+    labelled = labelled_set(Path(data), split, student.info)
+    return measure([student], labelled, batch_size=batch_size, progress=progress)[0]

@@ -23,6 +23,7 @@ from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import (
+    DataError,
     DataInfo,
     DecodeError,
     PartlyReadableError,
@@ -258,6 +259,37 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         skipped=problems,
         notes=notes,
     )
+
+
+def load_labelled(config: FolderConfig, split: str | None) -> FolderDataset:
+    """The clips of one split, or of all rows of a csv that needs no column `split`.
+
+    Args:
+        config: Where the data lie and how clips are taken from them; it lists the classes.
+        split: Which rows are read; None reads all.
+
+    Raises:
+        UnusableRowsError: A row cannot be used, or its label is none of the classes.
+        DataError: The csv cannot be used.
+    """
+    csv_path, names = config.root / config.labels, config.listed_classes()
+    assert names is not None, "the classes are listed"
+    table = read_csv(csv_path, ("path", "label") if split is None else ("path", "label", "split"))
+    if split is not None:
+        table = [(line, entry) for line, entry in table if entry["split"] == split]
+        if not table:
+            raise DataError(f"{csv_path} must have rows with split={split}, but it has none")
+    rows, problems = _check_rows([(line, {**entry, "split": split or "test"}) for line, entry in table], config)
+    decoder = Decoder(config)
+    failed = decoder.decode_all(rows)
+    for row in rows:
+        if row.label not in names:
+            problems.append((_relative(row.path, config), f"its label {row.label!r} is none of the student's classes"))
+        elif row.key in failed:
+            problems.append((_relative(row.path, config), str(failed[row.key])))
+    if problems:
+        raise UnusableRowsError(csv_path, len(table), problems, "mend or remove them")
+    return FolderDataset(rows, names, decoder)
 
 
 def _check_rows(

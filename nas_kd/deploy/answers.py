@@ -23,7 +23,8 @@ from nas_kd.tasks import TASKS, decode
 Arrays = dict[str, npt.NDArray[Any]]
 Picture = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
-_TINT = 0.55  # share of the colour where a class or saliency is drawn over a picture
+_TINT = 0.55  # share of the colour where a class is drawn over a picture
+_HEAT = 0.8  # share of the colour where saliency is 1
 _OUTSIDE = 0.45  # brightness of what the student did not see
 _DRAWN_SCORE = 0.3  # boxes below are in the arrays only
 _IN_LEGEND = 0.002  # share of the pixels from which a class is named
@@ -132,8 +133,9 @@ class SaliencyMap(FrameAnswer):
         share = _resized(grey, window, Image.Resampling.BILINEAR).astype(np.float32) / 255
         drawn = _darkened_outside(picture, window)
         inside = _inside(drawn, window)
-        mixed = inside * (1 - _TINT * share[..., None]) + _TINT * share[..., None] * np.array(_COLOURS[5])
-        inside[:] = mixed.astype(np.uint8)
+        heat = np.stack([np.full_like(share, 255), 255 * share**2, np.zeros_like(share)], axis=-1)  # red to yellow
+        covered = _HEAT * share[..., None]
+        inside[:] = (inside * (1 - covered) + covered * heat).astype(np.uint8)
         return drawn
 
 
@@ -164,7 +166,8 @@ def colour_of(number: int) -> tuple[int, int, int]:
     """The colour of a class."""
     if number < len(_COLOURS):
         return _COLOURS[number]
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.65, 0.95)
+    value = (0.95, 0.6)[number % 2]  # neighbouring hues differ in brightness
+    red, green, blue = colorsys.hsv_to_rgb((number * 0.618 + 0.3) % 1, 0.85, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -188,13 +191,14 @@ def _font(height: int) -> Any:
 
 
 def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Any, font: Any) -> None:
-    """Dark text on its colour, above a place, or below where there is no room."""
+    """Text on its colour, above a place, or below where there is no room."""
     left, _, right, bottom = font.getbbox(text)
     width, height = right - left + 6, bottom + 4
     x = min(max(0.0, place[0]), max(0.0, pen.im.size[0] - width))
     y = place[1] - height if place[1] >= height else place[1]
     pen.rectangle((x, y, x + width, y + height), fill=colour)
-    pen.text((x + 3, y + 1), text, fill=(0, 0, 0), font=font)
+    brightness = 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2]
+    pen.text((x + 3, y + 1), text, fill=(0, 0, 0) if brightness > 110 else (255, 255, 255), font=font)
 
 
 def _with_legend(picture: Picture, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Picture:

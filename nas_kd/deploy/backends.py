@@ -30,10 +30,12 @@ class Backend(ABC):
     Attributes:
         name: of the backend, a key of `BACKENDS`.
         files: of the bundle, that it runs.
+        interval: frames from key frame to key frame, of students that keep a state; None of others.
     """
 
     name: str
     files: tuple[str, ...]
+    interval: int | None
 
     @abstractmethod
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class WeightsBackend(Backend):
     def __init__(self, folder: Path, info: BundleInfo, device: str, space: SearchSpace | None) -> None:
         student, _ = load_bundle(folder, space)
         self.student = student.to(device)
-        self.device = device
+        self.device, self.interval = device, info.keyframe_interval
         self._runtime: StreamingStudent | None = None
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,12 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas_kd.deploy.backends import open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
+from nas_kd.deploy.measure import LabelledSet, differs, measure
+from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import (
     BATCHES,
+    RECORD_NAME,
+    TOLERANCE,
     ExportError,
     ExportRecord,
+    FileMetrics,
     Format,
     Parity,
     batch_dim,
@@ -23,8 +30,12 @@ from nas_kd.deploy.record import (
     save_program,
     third_party_warnings,
 )
+from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import SearchSpace, count_flops
+from nas_kd.tasks import TASKS
 from nas_kd.training.measure import environment
+
+SCRIPT, SCRIPT_NAME = Path(__file__).parent / "run_bundle.py", "run.py"
 
 __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
 
@@ -36,38 +47,74 @@ def export_student(
     *,
     space: SearchSpace | None = None,
     seed: int = 0,
+    validation: LabelledSet | None = None,
 ) -> ExportRecord:
     """Write the student of a bundle in the formats asked for, read each again and compare.
+
+    Outputs are compared on random inputs and, with `validation`, on real ones, on which the metric is measured again
+    from each form; it must be the one that the bundle states.
 
     A student that keeps a state between frames becomes two graphs, one for key frames and one for the others:
     `export_stream`.
 
     Args:
         bundle: folder of the trained student.
-        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and `export.json`;
-            of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`.
+        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and
+            `verification.json`; of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`. With
+            ONNX `run.py`, which runs it on videos without torch, where the bundle states all that it needs.
         formats: what to write; the batch dimension of graphs is dynamic.
         space: needed where the student's space is your own, as by `load_bundle`.
-        seed: of the inputs that are compared.
+        seed: of the random inputs that are compared.
+        validation: the validation split of the student's campaign.
 
     Raises:
         ValueError: the bundle cannot be read, or a format is unknown.
-        ExportError: an output or a FLOP count differs, or a package is missing; the file in question is removed.
+        ExportError: an output, a FLOP count or the metric differs, or a package is missing; the file in question is
+            removed.
     """
     for name in formats:
         if name not in WRITERS:
             raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
     student, info = load_bundle(bundle, space)
     out_dir = Path(out_dir)
-    if info.input_type.students_keep_a_state:
-        return export_stream(student, info, out_dir, formats, space=space, seed=seed)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / RECORD_NAME).unlink(missing_ok=True)
+    write = export_stream if info.input_type.students_keep_a_state else _export_clip_student
+    record = write(student, info, out_dir, formats, space=space, seed=seed)
+    files = [entry.file for entry in record.parity]
+    if "onnx" in formats and _runs_alone(info):
+        shutil.copyfile(SCRIPT, out_dir / SCRIPT_NAME)
+        files.append(SCRIPT_NAME)
+    info = write_info(out_dir, info, files)
+    if validation is not None:
+        found = _validated(out_dir, info, formats, validation, space)
+        record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})
+    content = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
+    write_text_atomically(out_dir / RECORD_NAME, content)
+    return record
+
+
+def _runs_alone(info: BundleInfo) -> bool:
+    """Whether the script that needs no torch can prepare the student's input and read its output."""
+    is_stated = info.view is not None or not info.input_type.students_fit_items
+    return info.mean is not None and is_stated and info.task in TASKS
+
+
+def _export_clip_student(
+    student: nn.Module,
+    info: BundleInfo,
+    out_dir: Path,
+    formats: Sequence[Format],
+    *,
+    space: SearchSpace | None,
+    seed: int,
+) -> ExportRecord:
+    """Of a student without a state; arguments as of `export_stream`."""
     generator = torch.Generator().manual_seed(seed)
     inputs = [torch.randn(n, *info.input_shape, generator=generator) for n in BATCHES]
     with torch.no_grad():
         expected = [student(x) for x in inputs]
     largest = max(float(y.abs().max()) for y in expected)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "export.json").unlink(missing_ok=True)
     parity = []
     for name in dict.fromkeys(("safetensors", *formats)):
         path, run, flops = WRITERS[name](student, info, out_dir, space)
@@ -77,7 +124,7 @@ def export_student(
             path.unlink()
             raise ExportError(f"{path.name} costs {flops:,} FLOPs, but the trained student {info.flops:,}; not kept")
         parity.append(entry)
-    record = ExportRecord(
+    return ExportRecord(
         arch_id=info.arch_id,
         trial=info.trial,
         flops=info.flops,
@@ -85,9 +132,35 @@ def export_student(
         parity=tuple(parity),
         environment=environment("cpu"),
     )
-    write_info(out_dir, info, [entry.file for entry in parity])
-    (out_dir / "export.json").write_text(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
-    return record
+
+
+def _validated(
+    folder: Path, info: BundleInfo, formats: Sequence[Format], validation: LabelledSet, space: SearchSpace | None
+) -> list[FileMetrics]:
+    """The metrics of each form of a student; one that differs is removed.
+
+    Raises:
+        ExportError: outputs on real items differ, or the metric is not the one that the bundle states.
+    """
+    names = dict.fromkeys(("safetensors", *formats))
+    backends = [open_backend(folder, info, name, "cpu", space) for name in names]
+    found = measure([Predictor(folder, info, backend, space) for backend in backends], validation)
+    for form in found:
+        files = " and ".join(form.files)
+        expected = info.metrics.get("val", {}).get(form.metric)
+        reason = ""
+        if not (form.max_abs_difference or 0.0) <= TOLERANCE * max(1.0, form.largest_output):
+            reason = f"an output differs from that of the weights by {form.max_abs_difference:.3g}"
+        elif expected is not None and differs(form.value, expected, form.measured.num_items):
+            reason = (
+                f"its {form.metric} is {form.value:.4f}, but the trial measured {expected:.4f}; if the data were "
+                "changed since, export without them"
+            )
+        if reason:
+            for file in (*form.files, ARCH_NAME if WEIGHTS_NAME in form.files else form.files[0]):
+                (folder / file).unlink(missing_ok=True)
+            raise ExportError(f"{files} on {validation.name}: {reason}; not kept")
+    return found
 
 
 Run = Callable[[Tensor], Tensor]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
+from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of
 from nas_kd.deploy.record import (
     BATCHES,
@@ -53,7 +53,7 @@ def export_stream(
         student: as loaded from its bundle.
         info: of the bundle.
         out_dir: gets `student.safetensors` + `arch.json` (always), `key.pt2` and `delta.pt2`, `key.onnx` and
-            `delta.onnx`, and `export.json`.
+            `delta.onnx`.
         formats: what to write; the batch dimension of graphs is open.
         space: needed where the student's space is your own.
         seed: of the frames that are compared.
@@ -71,7 +71,6 @@ def export_stream(
         expected = [student(clip) for clip in clips]
     largest = max(float(y.abs().max()) for y in expected)
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "export.json").unlink(missing_ok=True)
 
     save_bundle(out_dir, student, info)
     again, _ = load_bundle(out_dir, space)
@@ -97,7 +96,7 @@ def export_stream(
 
     frame = torch.zeros(1, 3, *shape[2:])
     delta_flops = student.delta_flops(frame)
-    record = ExportRecord(
+    return ExportRecord(
         arch_id=info.arch_id,
         trial=info.trial,
         flops=info.flops,
@@ -114,9 +113,6 @@ def export_stream(
         ),
         environment=environment("cpu"),
     )
-    write_info(out_dir, info, [entry.file for entry in parity])
-    (out_dir / "export.json").write_text(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
-    return record
 
 
 class Exported:

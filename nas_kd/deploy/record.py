@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from nas_kd.deploy.bundle import Measured
 from nas_kd.search_spaces import CONVENTION
 
 Format = Literal["safetensors", "pt2", "onnx"]
+RECORD_NAME = "verification.json"
 BATCHES = (1, 3)  # both are compared, so that a batch size frozen into a graph is found
 TOLERANCE = 1e-3  # largest difference of an output, relative to the largest output (at least 1)
 
@@ -65,6 +67,36 @@ class Parity(BaseModel):
         )
 
 
+class FileMetrics(BaseModel):
+    """What one form of a student reached on labelled data.
+
+    Attributes:
+        backend: that ran it.
+        files: of the bundle that were run.
+        metric: name of the primary metric.
+        metrics: name -> value.
+        measured: number of items, and the interval of the primary metric.
+        max_abs_difference: largest difference of an output to that of the weights on these items; None where nothing
+            was compared.
+        largest_output: largest absolute output there, to judge the difference by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: str
+    files: tuple[str, ...]
+    metric: str
+    metrics: Mapping[str, float]
+    measured: Measured
+    max_abs_difference: float | None = None
+    largest_output: float
+
+    @property
+    def value(self) -> float:
+        """Of the primary metric."""
+        return self.metrics[self.metric]
+
+
 class StateTensor(BaseModel):
     """One tensor that the key graph gives and the delta graph takes.
 
@@ -108,7 +140,7 @@ class StreamRecord(BaseModel):
 
 
 class ExportRecord(BaseModel):
-    """What stands in `export.json`.
+    """What stands in `verification.json`.
 
     Attributes:
         arch_id: of the student.
@@ -118,6 +150,8 @@ class ExportRecord(BaseModel):
         compared_batches: batch sizes at which outputs were compared.
         seed: of the compared inputs.
         parity: one entry a file.
+        validated_on: the labelled data on which each form of the student was measured again; empty where it was not.
+        validation: metrics on these data from each form, and its largest difference to the weights there.
         stream: of a student that runs frame by frame.
         environment: versions and hardware.
     """
@@ -132,6 +166,8 @@ class ExportRecord(BaseModel):
     compared_batches: tuple[int, ...] = BATCHES
     seed: int
     parity: tuple[Parity, ...]
+    validated_on: str = ""
+    validation: tuple[FileMetrics, ...] = ()
     stream: StreamRecord | None = None
     environment: Mapping[str, str]
 

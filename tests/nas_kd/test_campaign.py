@@ -134,6 +134,10 @@ def test_a_path_is_printed_in_one_line(tiny: Callable[..., CampaignConfig], tmp_
     assert f"run folder: {config.run_dir}\n" in output
 
 
+def records_of(config: CampaignConfig, trial: int) -> str:
+    return (config.run_dir / "trials" / f"{trial:04d}" / "record.json").read_text()
+
+
 def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     config = tiny()
     file = tmp_path / "tiny.yaml"
@@ -153,11 +157,18 @@ def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp
     assert {p.name for p in (config.run_dir / "report").iterdir()} >= {"report.html", "front.png", "front.csv"}
 
     output = succeed("export", config.run_dir, "--trial", 1)
-    record = json.loads((config.run_dir / "export" / "trial-0001" / "export.json").read_text())
+    record = json.loads((config.run_dir / "export" / "trial-0001" / "verification.json").read_text())
     assert [p["file"] for p in record["parity"]] == ["student.safetensors", "student.pt2", "student.onnx"]
     assert record["parity"][0]["max_abs_difference"] == 0.0
     assert record["parity"][1]["flops"] == record["flops"]
     assert all(p["max_abs_difference"] < 1e-4 for p in record["parity"])
+    trained = json.loads(records_of(config, 1))["metrics"]["retrained"]["val"]["accuracy"]
+    assert [form["backend"] for form in record["validation"]] == ["safetensors", "pt2", "onnx"]
+    assert [form["metrics"]["accuracy"] for form in record["validation"]] == [trained] * 3
+    assert all(0 <= form["max_abs_difference"] < 1e-4 for form in record["validation"])
+    assert record["validation"][0]["measured"]["num_items"] == 24
+    output = succeed("evaluate", config.run_dir / "export" / "trial-0001", config.run_dir, "--split", "val")
+    assert f"accuracy {trained:.4f} on 24 items, 95 % interval" in output
 
     code, output = cli("export", config.run_dir, "--max-flops", "1k")
     assert code == 2

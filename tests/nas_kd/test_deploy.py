@@ -19,12 +19,15 @@ from torch import Tensor, nn
 import nas_kd
 from nas_kd.campaign import load_run, pick
 from nas_kd.config import CampaignConfig
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy import export as exporting
 from nas_kd.deploy.backends import BACKENDS
 from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.deploy.student_view import view_of
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
 from nas_kd.trials import Cost, Metric, TrialRecord
+from tests.data.small_sets import write_video
 
 
 def bundle(folder: Path, space: SearchSpace, seed: int = 0, arch: ArchSpec | None = None) -> nn.Module:
@@ -44,6 +47,8 @@ def bundle(folder: Path, space: SearchSpace, seed: int = 0, arch: ArchSpec | Non
         std=(0.2, 0.2, 0.2),
         source_frames=4,
         source_size=(16, 16),
+        decoding=FileDecoding(stored=(5, 18, 20)),
+        view=view_of(space, {name: arch.choices[name] for name in space.knobs}, (3, 4, 16, 16)),
         class_names=("a", "b", "c", "d"),
         task="classification",
         trial=3,
@@ -162,6 +167,16 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in ("nas_kd", "
 """
 
 
+ALONE = """
+import runpy, sys
+for name in ("torch", "ray", "optuna", "nas_kd", "pandas", "scipy", "PIL"):
+    sys.modules[name] = None  # importing it fails
+folder, video = sys.argv[1:]
+sys.argv = ["run.py", video]
+runpy.run_path(folder + "/run.py", run_name="__main__")
+"""
+
+
 def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: Path) -> None:
     source, out = tmp_path / "trial", tmp_path / "out"
     student = bundle(source, space, seed=1)
@@ -172,7 +187,7 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
     assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
     (example,) = torch.export.load(out / "student.pt2").example_inputs[0]
     assert example.untyped_storage().nbytes() == 4  # an example of the input could be most of the file
-    assert json.loads((out / "export.json").read_text()) == record.model_dump(mode="json")
+    assert json.loads((out / "verification.json").read_text()) == record.model_dump(mode="json")
     _, info = load_bundle(out)
     x = torch.randn(5, *info.input_shape)
     torch.save((x, student(x).detach()), out / "pair.pt")
@@ -187,6 +202,17 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
         torch.testing.assert_close(outputs, student(info.prepare(clips)).detach(), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="no backend 'tflite'; choose from safetensors, pt2, onnx"):
         nas_kd.load(out, backend="tflite")
+    video = tmp_path / "clip.mp4"
+    write_video(video, range(20, 240, 11), height=40, width=32)
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE, str(out), str(video)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    scores = json.loads(result.stdout)["scores"]
+    expected = nas_kd.load(out, backend="onnx").classify(video).labels
+    assert list(scores) == [name for name, _ in expected]
+    assert list(scores.values()) == pytest.approx([score for _, score in expected], abs=1e-5)
+
     for file in ("student.onnx", "student.pt2"):
         (out / file).write_bytes((out / file).read_bytes()[:-100])
         with pytest.raises(ValueError, match=rf"{file} is not the file that was written .* cut short or exchanged"):
@@ -221,7 +247,7 @@ def test_a_wrong_export_is_not_kept(
     with pytest.raises(ExportError, match=sentence):
         export_student(tmp_path / "trial", out, ("pt2",))
     assert not (out / "student.pt2").exists()
-    assert not (out / "export.json").exists()
+    assert not (out / "verification.json").exists()
 
 
 def test_a_missing_package_and_an_unknown_format_are_named(

@@ -111,7 +111,7 @@ import json, sys
 import onnxruntime, torch
 folder = sys.argv[1]
 clip, expected = torch.load(folder + "/pair.pt")
-record = json.load(open(folder + "/export.json"))["stream"]
+record = json.load(open(folder + "/verification.json"))["stream"]
 names = [tensor["name"] for tensor in record["state"]]
 key, delta = (torch.export.load(f"{folder}/{name}.pt2").module() for name in ("key", "delta"))
 key_onnx, delta_onnx = (onnxruntime.InferenceSession(f"{folder}/{name}.onnx") for name in ("key", "delta"))
@@ -151,7 +151,7 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for parts in state.values() for t in parts}
     assert stream.state_bytes == sum(t.bytes for t in stream.state) == sum(sizes.values())
     assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
-    assert json.loads((out / "export.json").read_text()) == record.model_dump(mode="json")
+    assert json.loads((out / "verification.json").read_text()) == record.model_dump(mode="json")
     clip = torch.randn(2, 3, 5, *SIZE)
     with torch.no_grad():
         torch.save((clip, student(clip)), out / "pair.pt")
@@ -168,6 +168,11 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
         predictor = nas_kd.load(out, backend=name)
         torch.testing.assert_close(predictor.outputs(clips), expected, atol=1e-3, rtol=1e-3)
         check_video(predictor, tmp_path / name)
+    video, expected = tmp_path / "onnx" / "clip.mp4", tmp_path / "onnx" / "out" / "clip.mp4.npz"
+    subprocess.run([sys.executable, str(out / "run.py"), str(video)], check=True, capture_output=True)
+    maps = torch.from_numpy(np.load(f"{video}.npz")["outputs"])
+    raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
+    assert (raised.argmax(1).numpy() == np.load(expected)["classes"]).mean() > 0.999
 
 
 def check_video(predictor: Predictor, folder: Path) -> None:
@@ -319,7 +324,7 @@ def test_a_wrong_export_is_not_kept(space: DeltaBlocksSpace, tmp_path: Path, mon
         with pytest.raises(ExportError, match=sentence):
             export_student(tmp_path / "trial", out, ("pt2",))
         assert not (out / "delta.pt2").exists()
-        assert not (out / "export.json").exists()
+        assert not (out / "verification.json").exists()
     bundle(tmp_path / "trial", space, flops=1)
     with pytest.raises(ExportError, match=r"student\.safetensors cost .* FLOPs, but the trained student 1; not kept"):
         export_student(tmp_path / "trial", out, ("pt2",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 import nas_kd
+from nas_kd import campaign as campaigns
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
-from nas_kd.deploy.bundle import BundleInfo, save_bundle
+from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
+from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.student_view import view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
 from nas_kd.tasks import Classification
@@ -72,10 +76,16 @@ def clips(tmp_path: Path) -> FolderConfig:
     )
 
 
-def test_predictions_on_files_are_those_of_the_evaluation(clips: FolderConfig, tmp_path: Path) -> None:
-    splits = load(clips, seed=0)
+@pytest.fixture
+def space() -> SearchSpace:
     settings = {"num_classes": 2, "stem_width": 4, "widths": [[4, 6]], "depths": [[1]], "strides": [1], "frames": [2]}
-    space = SPACES["clip_cell"].make({**settings, "resolution": [12], "ops": ["conv2d_k3", "shift_k1"]})
+    return SPACES["clip_cell"].make({**settings, "resolution": [12], "ops": ["conv2d_k3", "shift_k1"]})
+
+
+def test_predictions_on_files_are_those_of_the_evaluation(
+    clips: FolderConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    splits = load(clips, seed=0)
     student = saved(tmp_path / "bundle", space, splits.info, clips)
     logits: list[torch.Tensor] = []
 
@@ -101,10 +111,20 @@ def test_predictions_on_files_are_those_of_the_evaluation(clips: FolderConfig, t
     assert metrics["accuracy"] == np.float32(sum(right) / len(right))  # the metric is computed in float32
     assert len({answer.labels[0][1] for answer in answers}) == len(answers)  # so that the comparison says something
 
+    found = campaigns.evaluate(tmp_path / "bundle", clips.root, split="val", batch_size=1)
+    assert found.metrics == metrics
+    assert found.measured.num_items == 6
+    every_row = campaigns.evaluate(tmp_path / "bundle", clips.root)
+    assert every_row.measured.num_items == 12
+    table = (clips.root / "labels.csv").read_text()
+    (clips.root / "labels.csv").write_text(table.replace("v01.mp4,a", "v01.mp4,dog"))
+    with pytest.raises(ValueError, match=r"v01\.mp4: its label 'dog' is none of the student's classes"):
+        campaigns.evaluate(tmp_path / "bundle", clips.root)
+
     output = succeed("predict", tmp_path / "bundle", clips.root, "--out", tmp_path / "out")
     assert output.count(" ms)") == 12
-    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    by_path = {Path(entry["path"]): entry["labels"][0] for entry in found["files"]}
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    by_path = {Path(entry["path"]): entry["labels"][0] for entry in written["files"]}
     for answer in answers:
         assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
 
@@ -116,3 +136,33 @@ def test_predictions_on_files_are_those_of_the_evaluation(clips: FolderConfig, t
     assert "error" not in entries[1]
     code, output = cli("predict", tmp_path / "bundle", tmp_path / "nothing.mp4")
     assert (code, output) == (2, f"nas-kd: there is no file or folder {tmp_path / 'nothing.mp4'}\n")
+
+
+def test_an_export_states_the_metric_of_its_files_or_stops(
+    clips: FolderConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    splits = load(clips, seed=0)
+    student = saved(tmp_path / "trial", space, splits.info, clips)
+    right = LabelledSet("val", splits.val, ["x", "x", "y", "y", "z", "z"], splits.info, lambda: task_of(splits.info))
+    record = export_student(tmp_path / "trial", tmp_path / "out", ("safetensors",), validation=right)
+    (form,) = record.validation
+    assert form.measured.num_groups == 3
+    assert json.loads((tmp_path / "out" / "verification.json").read_text())["validation"][0] == form.model_dump(
+        mode="json"
+    )
+    info = read_info(tmp_path / "trial").model_copy(update={"metrics": {"val": {"accuracy": form.value - 0.4}}})
+    save_bundle(tmp_path / "trial", student, info)
+    with pytest.raises(ExportError, match=r"student\.safetensors on val: its accuracy is .*, but the trial measured"):
+        export_student(tmp_path / "trial", tmp_path / "out", ("safetensors",), validation=right)
+    assert not list((tmp_path / "out").iterdir())
+    other = LabelledSet("val", splits.val, None, replace(splits.info, class_names=("a", "cat")), right.make_task)
+    foreign = replace(other, make_task=lambda: task_of(other.info))
+    with pytest.raises(ValueError, match=r"must be those of the student, a, b, in this order, but it has no 'cat'"):
+        measure([nas_kd.load(tmp_path / "trial")], foreign)
+    shorter = replace(right, info=replace(splits.info, frames=3))
+    with pytest.raises(ValueError, match=r"items of 3 frames of 16 × 16 pixels, but the student was trained on 4"):
+        measure([nas_kd.load(tmp_path / "trial")], shorter)
+
+
+def task_of(info: DataInfo) -> Classification:
+    return Classification(info)

@@ -276,6 +276,6 @@ def test_a_campaign_of_saliency(tiny: Callable[..., CampaignConfig], tmp_path: A
     assert (config.run_dir / "report" / "report.html").is_file()
     succeed("export", config.run_dir, "--trial", record["number"], "--format", "safetensors")
     (folder,) = (config.run_dir / "export").iterdir()
-    exported = json.loads((folder / "export.json").read_text())
+    exported = json.loads((folder / "verification.json").read_text())
     assert [p["file"] for p in exported["parity"]] == ["student.safetensors"]
     assert exported["parity"][0]["max_abs_difference"] == 0.0

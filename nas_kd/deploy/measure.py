@@ -1,0 +1,123 @@
+"""The metrics of an exported student on labelled data, from any of its files, and how the files differ there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas_kd.data import ClipDataset, ClipLoader, DataInfo
+from nas_kd.deploy.bundle import BundleInfo, Measured
+from nas_kd.deploy.predictor import Predictor
+from nas_kd.deploy.record import FileMetrics
+from nas_kd.tasks import Task
+from nas_kd.tasks.item_scores import interval_over_items
+
+TOLERANCE = 2e-3  # of a metric measured again, relative to its value (at least 1); one item's share where that is more
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Items with labels.
+
+    Attributes:
+        name: such as the split, for messages.
+        dataset: the items.
+        groups: group of each item; None where they are independent.
+        info: what is known of the data.
+        make_task: a new instance of the task, which keeps its own metrics.
+    """
+
+    name: str
+    dataset: ClipDataset
+    groups: Sequence[str] | None
+    info: DataInfo
+    make_task: Callable[[], Task]
+
+
+def measure(
+    predictors: Sequence[Predictor],
+    labelled: LabelledSet,
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[float, str], None] = lambda share, words: None,
+) -> list[FileMetrics]:
+    """The metrics of a student in each form, all on the same batches.
+
+    Args:
+        predictors: the same student from several files; outputs are compared with those of the first one.
+        labelled: the data.
+        batch_size: items at once; as in a campaign by default.
+        progress: called after each batch.
+
+    Raises:
+        ValueError: the data are not of the kind that the student was trained on, or have other classes.
+    """
+    info = predictors[0].info
+    _check_fits(info, labelled)
+    tasks = [labelled.make_task() for _ in predictors]
+    key = info.input_type.key
+    size = min(batch_size or min(info.input_type.eval_batch_size, 16), len(labelled.dataset))
+    loader = ClipLoader(labelled.dataset, size, keys=(key, *tasks[0].keys), seen=labelled.info.seen)
+    offsets = None
+    interval = predictors[0].backend.interval
+    if interval is not None:
+        offsets = [number % interval for number in range(labelled.info.frames)]
+    apart, largest = [0.0] * len(predictors), 0.0
+    with torch.random.fork_rng(devices=[]):  # a space may choose frames at random: the same ones as in its trial
+        torch.manual_seed(0)
+        for number, batch in enumerate(loader.epoch(0)):
+            state = torch.get_rng_state()
+            first: Tensor | None = None
+            for i, (predictor, task) in enumerate(zip(predictors, tasks, strict=True)):
+                torch.set_rng_state(state)
+                outputs = predictor.outputs(batch[key])
+                first = outputs if first is None else first
+                largest = max(largest, float(outputs.abs().max()))
+                apart[i] = max(apart[i], float((outputs - first).abs().max()))
+                task.update(outputs, batch, offsets)
+            progress((number + 1) / len(loader), f"measuring on {labelled.name}")
+    results = []
+    for predictor, task, difference in zip(predictors, tasks, apart, strict=True):
+        scores = task.item_scores()
+        low, high = (interval_over_items([scores], labelled.groups) if scores is not None else None) or (None, None)
+        groups = None if labelled.groups is None else len(set(labelled.groups))
+        results.append(
+            FileMetrics(
+                backend=predictor.backend.name,
+                files=predictor.backend.files,
+                metric=task.metric,
+                metrics=task.compute(),
+                measured=Measured(num_items=len(labelled.dataset), num_groups=groups, low=low, high=high),
+                max_abs_difference=difference if len(predictors) > 1 else None,
+                largest_output=largest,
+            )
+        )
+    return results
+
+
+def differs(found: float, expected: float, num_items: int) -> bool:
+    """Whether a metric that was measured again is another one, and not the same but for rounding.
+
+    An item whose best classes are nearly equal may change sides.
+    """
+    return not abs(found - expected) <= max(TOLERANCE * max(1.0, abs(expected)), 1.0 / num_items + 1e-6)
+
+
+def _check_fits(info: BundleInfo, labelled: LabelledSet) -> None:
+    task, data = labelled.make_task(), labelled.info
+    if task.class_names != info.class_names:
+        foreign = [name for name in task.class_names if name not in info.class_names]
+        which = f"it has no {', '.join(map(repr, foreign[:5]))}" if foreign else "their order or number differs"
+        raise ValueError(
+            f"the classes of the data must be those of the student, {', '.join(info.class_names[:10])}, in this order, "
+            f"but {which}; list them as data.classes"
+        )
+    have, want = (data.frames, (data.height, data.width)), (info.source_frames, info.source_size)
+    if have != want:
+        raise ValueError(
+            f"the data give items of {have[0]} frames of {have[1][0]} × {have[1][1]} pixels, but the student was "
+            f"trained on {want[0]} frames of {want[1][0]} × {want[1][1]}; set frames and size of the data to these"
+        )
