@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.data import DataInfo, SourceConfig, check_sample
+from nas_kd.data.mix import PARTNER, SHARE
 from nas_kd.objectives import DistillationLoss, DistillationTerm, ObjectiveConfig, TermConfig
 from nas_kd.search_spaces import ClipCellSettings, ClipCellSpace, SearchSpace, Supernet, count_flops
 from nas_kd.search_spaces.arch import ArchSpec, Choice
@@ -61,6 +62,8 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
     assert isinstance(loss, Tensor), f"{name}.loss must give a tensor, but gives {_described(loss)}"
     assert loss.ndim == 0, f"{name}.loss must give a scalar, but gives a tensor of shape {tuple(loss.shape)}"
     assert math.isfinite(float(loss.detach())), f"{name}.loss must be finite, but is {float(loss.detach())}"
+    if task.mixes:
+        _check_mixed(task, outputs, batch, float(loss.detach()))
     (gradient,) = torch.autograd.grad(loss, outputs, allow_unused=True)
     assert gradient is not None, f"{name}.loss must depend on the outputs, but has no gradient to them"
     assert bool(gradient.isfinite().all()), f"{name}.loss must have a finite gradient, but it is not"
@@ -94,6 +97,29 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
         _check_offsets(task, outputs, batch)
     for key, tensor in batch.items():
         assert torch.equal(tensor, kept[key]), f"{name} must not write to its batch, but changed {key!r}"
+
+
+def _check_mixed(task: Task, outputs: Tensor, batch: Batch, plain: float) -> None:
+    """A loss of mixed items is that of the items where all of each is its own, and else depends on the shares."""
+    name, number = type(task).__name__, len(outputs)
+    partner = {PARTNER: torch.arange(number).roll(1)}
+    own, half = (
+        float(
+            _run(f"{name}.loss", task.loss, outputs, {**batch, **partner, SHARE: torch.full((number,), share)}).detach()
+        )
+        for share in (1.0, 0.5)
+    )
+    assert math.isclose(own, plain, rel_tol=1e-4, abs_tol=1e-6), (
+        f"{name}.mixes: where mix_share is 1, the loss must be that of the plain batch, {plain}, but is {own}"
+    )
+    assert not math.isclose(half, plain, rel_tol=1e-6) or _are_alike(task, batch), (
+        f"{name}.mixes: the loss must weigh the labels of mix_partner by mix_share, but does not depend on it"
+    )
+
+
+def _are_alike(task: Task, batch: Batch) -> bool:
+    """Whether all items have the same labels, so that mixing changes nothing."""
+    return all(torch.equal(batch[key], batch[key].roll(1, 0)) for key in task.keys)
 
 
 class _OnlyKeys(dict[str, Tensor]):

@@ -73,7 +73,7 @@ def _stored(context: CampaignContext) -> list[str]:
     size, number = clip_bytes(splits.info), len(splits.retrain) + len(splits.val) + len(splits.test)
     return [
         f"clips: {frames} frames of {height} × {width} pixels are stored, of which nets see {seen_frames} of "
-        f"{seen_height} × {seen_width}; {size / 1e6:,.1f} MB a clip, {size * number / 1e9:,.2f} GB in all"
+        f"{seen_height} × {seen_width}; {size / 1e6:.3g} MB a clip, {size * number / 1e9:.3g} GB in all"
     ]
 
 

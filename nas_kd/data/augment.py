@@ -214,11 +214,12 @@ def _weights(positions: Tensor, size: int, scale: Tensor) -> Tensor:
     Args:
         positions: [B, out].
         size: Of the source.
-        scale: [B] or a scalar, source pixels a pixel; above `ZOOM` the triangle of the filter is as many times wider.
+        scale: [B] or a scalar, source pixels a pixel. Where the source is larger than the result and the scale above
+            that of `ZOOM`, the triangle of the filter is as many times wider.
     """
     clamped = positions.clamp(0, size - 1)
     distance = (clamped[..., None] - torch.arange(size, device=positions.device)).abs()
-    if not bool((scale > ZOOM[1]).any()):
+    if positions.shape[1] >= size:
         return (1.0 - distance).clamp_min(0.0).float()
     width = torch.where(scale > ZOOM[1], scale, 1.0).view(-1, 1, 1)
     weights = (1.0 - distance / width).clamp_min(0.0).float()

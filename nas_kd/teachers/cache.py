@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nas_kd.data import Augment, AugmentConfig, Batch, Views
 from nas_kd.data.augment_config import read_augment
+from nas_kd.data.mix import PARTNER
 from nas_kd.settings.sizes import parse_size
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput
@@ -190,8 +191,10 @@ class TeacherCache:
             Outputs (N, …); of frames (K · N, …): those of all first frames, then of all second ones, and so on.
 
         Raises:
-            ValueError: the batch does not say which views it shows.
+            ValueError: the batch does not say which views it shows, or is mixed.
         """
+        if PARTNER in batch:
+            raise ValueError("cached outputs are those of whole clips, but the batch is mixed; run the teacher on it")
         needed = ("view", "position") if self._positions > 1 else ("view",)
         for name in needed:
             if name not in batch:

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from nas_kd.data import ClipLoader, DataError, MemoryDataset, Subset, Views, augment_batch, normalize
+from nas_kd.data import (
+    AugmentConfig,
+    ClipLoader,
+    DataError,
+    MemoryDataset,
+    MixConfig,
+    Subset,
+    Views,
+    augment_batch,
+    normalize,
+)
 from nas_kd.data.augment import NUM_DRAWS
 from nas_kd.data.pace import PaceMeter
 
@@ -140,9 +150,21 @@ def test_the_pace_of_reading_is_told_once_beside_that_of_training():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_batches():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "flip+crop"},
+        {
+            "augment": AugmentConfig(flip=True, resized_crop={}, color={"hue": 0.2, "contrast": 0.3}, temporal={}),
+            "seen": (1, 6, 8),
+            "mix": MixConfig(cutmix=1),
+        },
+        {"mix": MixConfig(mixup=1)},
+    ],
+)
+def test_a_gpu_gives_the_same_batches(options):
     part = Subset(make_set(), [8, 1, 6, 3])
-    options = {"seed": 4, "shuffle": True, "augment": "flip+crop"}
+    options = {"seed": 4, "shuffle": True, **options}
     expected = list(ClipLoader(part, 3, **options).epoch(1))
     for dataset in (part, Lazy(part)):
         for batch, cpu in zip(ClipLoader(dataset, 3, device="cuda", **options).epoch(1), expected, strict=True):

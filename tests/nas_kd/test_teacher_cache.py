@@ -80,6 +80,8 @@ def test_a_student_sees_the_very_view_whose_outputs_are_cached(tiny: Make) -> No
                 seen |= set(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True))
     assert {view for _, view in seen} == set(range(cache.views.count))
     assert len(seen) > 0.7 * 48 * 4
+    with pytest.raises(ValueError, match="cached outputs are those of whole clips, but the batch is mixed"):
+        cache({**batch, "mix_partner": batch["index"]})
     plain = next(context.loader(context.splits.retrain, context.config.retrain, seed=3, train=True).epoch(0))
     with pytest.raises(ValueError, match="the batch has no 'view'; take batches from a loader with the views"):
         cache(plain)
