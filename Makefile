@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-search bench-search-ablation bench-trials clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials clean
 
 install: $(STAMP)
 
@@ -33,7 +33,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache
+bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader
 
 bench-step: install
 	$(BIN)/python benchmarks/step.py
@@ -58,6 +58,9 @@ bench-trials: install
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep
+
+bench-loader: install
+	$(BIN)/python benchmarks/loader.py --keep
 
 # Many hours; goes on after an interruption. For a part of it: $(BIN)/python benchmarks/search.py --help
 bench-search: install

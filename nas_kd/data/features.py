@@ -37,7 +37,7 @@ from nas_kd.data.table import (
     class_names,
     groups_of,
     locate,
-    read_csv,
+    read_table,
     shared_groups,
     unknown_split,
 )
@@ -229,7 +229,7 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         DataError: The csv or the set as a whole cannot be used.
     """
     csv_path = config.root / config.labels
-    table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
+    table = read_table(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     located, problems = _check_rows(table, config)
     rows, size, dtype, unfit = _check_items(located, config)
     problems += unfit

@@ -40,7 +40,7 @@ from nas_kd.data.table import (
     class_names,
     groups_of,
     locate,
-    read_csv,
+    read_table,
     shared_groups,
     unknown_split,
 )
@@ -211,7 +211,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         DataError: The csv or the set as a whole cannot be used.
     """
     csv_path = config.root / config.labels
-    table = read_csv(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
+    table = read_table(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
     rows, problems = _check_rows(table, config)
     decoder = Decoder(config)
     failed = decoder.decode_all(rows) if decode else {}

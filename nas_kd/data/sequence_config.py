@@ -20,7 +20,7 @@ class SequenceOptions(SourceConfig):
 
     source: Literal["sequences"] = "sequences"
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
-    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    labels: str = Field(default="labels.csv", description="The csv or Parquet file, relative to `root`.")
     frames: int = Field(default=8, ge=1, description="Frames a window.")
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=112, description="Side, or (height, width), in pixels."

@@ -32,7 +32,7 @@ from nas_kd.data.sample import ClipDataset, DataError, Sample
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
 from nas_kd.data.splits import Splits, grouped_split, make_splits
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_csv, shared_groups, unknown_split
+from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_table, shared_groups, unknown_split
 
 _REMEDY = "mend the files or remove the rows"
 
@@ -214,7 +214,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         DataError: The csv or the set as a whole cannot be used.
     """
     csv_path = config.root / config.labels
-    table = read_csv(csv_path, ("path", "label", "split", config.sequence, config.order))
+    table = read_table(csv_path, ("path", "label", "split", config.sequence, config.order))
     frames, problems = _check_rows(table, config)
     frames.sort(key=lambda frame: (frame.sequence, frame.number))
     sequences = {name: [frame.sequence for frame in frames if frame.split == name] for name in SPLITS}

@@ -84,7 +84,7 @@ class LabelledConfig(SourceConfig):
     """The `data` section of a source whose csv has a class for each row."""
 
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
-    labels: str = Field(default="labels.csv", description="The csv file, relative to `root`.")
+    labels: str = Field(default="labels.csv", description="The csv or Parquet file, relative to `root`.")
     classes: tuple[str, ...] | str | None = Field(
         default=None,
         description="All labels by class index, as the teacher counts them: a list, or a text file relative to `root` "

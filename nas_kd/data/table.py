@@ -1,5 +1,5 @@
-"""The csv file that describes a folder of data: reading it, finding files inside the root, listing what is wrong, and
-what its rows say of splits and classes.
+"""The csv or Parquet file that describes a folder of data: reading it, finding files inside the root, listing what is
+wrong, and what its rows say of splits and classes.
 """
 
 from __future__ import annotations
@@ -56,24 +56,21 @@ class UnusableRowsError(DataError):
         )
 
 
-def read_csv(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and texts of each row; blank lines are no rows.
+def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Number and texts of each row of a csv file or, where it is called .parquet, of a Parquet file.
+
+    Args:
+        path: The file.
+        needed: Columns that are read.
+
+    Returns:
+        The line of each row in a csv file, of which blank lines are no rows, or its number from 1 in a Parquet file;
+        and its text in each column of `needed`, empty where a cell is.
 
     Raises:
         DataError: The file cannot be read, lacks a column of `needed`, or has no row.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or []
-            table = [
-                (reader.line_num, {key: value.strip() for key, value in row.items() if isinstance(value, str)})
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    columns, table = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, needed)
     absent = [name for name in needed if name not in columns]
     if absent:
         raise DataError(
@@ -83,6 +80,45 @@ def read_csv(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str
     if not table:
         raise DataError(f"{path} must list at least one clip, but it has no row below its header")
     return table
+
+
+def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+    """Names of the columns, and the rows."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = reader.fieldnames or []
+            wanted = [name for name in needed if name in columns]
+            return columns, [(reader.line_num, {name: row[name].strip() for name in wanted}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def _parquet(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
+    """Names of the columns, and the rows."""
+    import pyarrow as pa  # here: it takes a while that users of csv files need not wait
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(path).names
+        wanted = [name for name in needed if name in columns]
+        texts = [["" if cell is None else str(cell).strip() for cell in column] for column in _columns(path, wanted)]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"labels must be a readable csv or Parquet file, but {path} gave: "
+            f"{getattr(error, 'strerror', None) or ' '.join(str(error).split())}"
+        ) from error
+    rows = zip(*texts, strict=True)
+    return columns, [(number, dict(zip(wanted, row, strict=True))) for number, row in enumerate(rows, start=1)]
+
+
+def _columns(path: Path, names: Sequence[str]) -> list[list[object]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=list(names))
+    return [table.column(name).to_pylist() for name in names]
 
 
 def locate(root: Path, name: str) -> tuple[Path, str]:

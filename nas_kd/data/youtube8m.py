@@ -29,7 +29,7 @@ from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
-from nas_kd.data.table import SPLITS, UnusableRowsError, read_csv
+from nas_kd.data.table import SPLITS, UnusableRowsError, read_table
 from nas_kd.data.tfrecord import WireError, read_record
 
 _SCALE, _OFFSET = np.float32(4 / 255), np.float32(4 / 512 - 2)
@@ -371,7 +371,7 @@ def _class_names(config: YouTube8MConfig) -> tuple[str, ...]:
     named: dict[int, str] = {}
     if config.class_names is not None:
         path = config.root / config.class_names
-        for line, entry in read_csv(path, _VOCABULARY):
+        for line, entry in read_table(path, _VOCABULARY):
             index, name = (entry[column] for column in _VOCABULARY)
             if not (index.isascii() and index.isdigit() and len(index) < 8) or int(index) in named:
                 raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas
 import pytest
 import torch
 from pydantic import ValidationError
@@ -379,6 +380,27 @@ def test_a_table_that_cannot_serve_is_one_sentence(root, table, words):
 def test_config_refuses(root, change):
     with pytest.raises(ValidationError):
         config(root, **change)
+
+
+def test_a_parquet_file_lists_clips_as_a_csv_file_does(root):
+    expected = load(config(root), seed=0)
+    table = pandas.read_csv(root / "labels.csv")
+    table["take"] = range(len(table))
+    table.to_parquet(root / "clips.parquet")
+    splits = load(config(root, labels="clips.parquet", group="take"), seed=0)
+    assert splits.info == expected.info
+    assert [(row.path, row.label) for row in splits.test.rows] == [(row.path, row.label) for row in expected.test.rows]
+    assert [row.group for row in splits.test.rows] == ["6", "7", "14", "15"]
+    table.loc[3, "label"] = None
+    table.to_parquet(root / "clips.parquet")
+    with pytest.raises(UnusableRowsError, match=r"1 of 16 are not .*: the label is empty"):
+        load(config(root, labels="clips.parquet"), seed=0)
+    table.drop(columns="split").to_parquet(root / "clips.parquet")
+    with pytest.raises(DataError, match="must have the columns path,label,split, but it lacks split"):
+        load(config(root, labels="clips.parquet"), seed=0)
+    (root / "clips.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"labels must be a readable csv or Parquet file, but .* gave: [^\n]*$"):
+        load(config(root, labels="clips.parquet"), seed=0)
 
 
 def test_a_missing_or_binary_table_is_named(root):
