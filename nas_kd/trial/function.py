@@ -10,6 +10,7 @@ import torch
 
 from nas_kd.trial.architecture_trial import ArchitectureTrial
 from nas_kd.trial.context import load_context
+from nas_kd.trial.memory import release_memory
 from nas_kd.trial.search_trial import SearchTrial
 from nas_kd.trial.shared import load_search
 from nas_kd.trials import TrialContext, TrialRecord
@@ -33,6 +34,12 @@ class TrialFunction:
         """Run the trial of `context`, or continue it from its checkpoints."""
         os.chdir(self.working_dir)
         torch.set_num_threads(context.num_cpus)
+        try:
+            return self._run(context)
+        finally:
+            release_memory()
+
+    def _run(self, context: TrialContext) -> TrialRecord:
         campaign = load_context(self.config_json, self.run_dir, context.device)
         config = campaign.config.with_knobs(context.knobs)
         if not campaign.shares_search:

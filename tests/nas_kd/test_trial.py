@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from nas_kd.config import CampaignConfig
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.tasks.item_scores import wilson_interval
 from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
-from nas_kd.trials import TrialContext, TrialRecord
+from nas_kd.trial.memory import release_memory
+from nas_kd.trials import Event, TrialContext, TrialRecord
 
 SPACE = """
 import torch
@@ -145,13 +148,38 @@ def test_early_stopping_ends_a_bad_trial_after_its_rung(
         budget={"max_flops": budgets},
         space={"resolution": [16]},
     )
-    result = search(config)
+    live: list[int] = []  # tensors when a trial has ended
+
+    def count(event: Event) -> None:
+        if event.kind == "ended":
+            live.append(sum(isinstance(found, Tensor) for found in gc.get_objects()))
+
+    result = search(config, count)
     states = [record.state for record in result.records]
     assert states[0] == "complete"
     assert set(states) == {"complete", "stopped"}
+    assert len(live) == 6
+    assert max(live[3:]) < 1.2 * max(live[:3]), "what a trial has made is freed"
     stopped = next(record for record in result.records if record.state == "stopped")
     lines = log(config.run_dir / "trials" / f"{stopped.number:04d}")
     assert [line["epoch"] for line in lines if line["stage"] == "retrain-0"] == [1]
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    status = Path("/proc/self/status")
+    if not status.is_file() or platform.libc_ver()[0] != "glibc":
+        pytest.skip("needs Linux with glibc")
+
+    def resident() -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+
+    blocks = [bytes([1]) * 64_000 for _ in range(2000)]
+    blocks = blocks[::100]  # those in use hold the others' place
+    held = resident()
+    release_memory()
+    assert held - resident() > 100e6
+    assert len(blocks) == 20
 
 
 def test_an_own_space_runs_a_campaign_and_is_exported(
