@@ -274,7 +274,7 @@ def load_labelled(config: FolderConfig, split: str | None) -> FolderDataset:
     """
     csv_path, names = config.root / config.labels, config.listed_classes()
     assert names is not None, "the classes are listed"
-    table = read_csv(csv_path, ("path", "label") if split is None else ("path", "label", "split"))
+    table = read_table(csv_path, ("path", "label") if split is None else ("path", "label", "split"))
     if split is not None:
         table = [(line, entry) for line, entry in table if entry["split"] == split]
         if not table:
