@@ -24,7 +24,7 @@ import numpy as np
 
 from nas_kd.data.ahead import map_ahead
 from nas_kd.data.decode import POLICY, frame_files
-from nas_kd.data.file_identity import state_of
+from nas_kd.data.file_identity import content_of, state_of
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DecodeError
 from nas_kd.data.shards import ENTRY_BYTES, SUFFIX, Clip, DamagedShardError, Shard, write_shard
@@ -46,12 +46,13 @@ class _Place(NamedTuple):
     row: int
 
 
-def cache_key(path: Path, settings: str) -> str:
+def cache_key(path: Path, settings: str, content: Callable[[Path], str] = content_of) -> str:
     """Hash of a file's content and of how it is decoded; neither its name nor its place counts.
 
     Args:
         path: A file, or a folder of images, which count in their order.
         settings: Everything else that decides the decoded bytes.
+        content: Gives the hash of a file's content.
 
     Raises:
         OSError: The file is missing or cannot be read.
@@ -59,7 +60,7 @@ def cache_key(path: Path, settings: str) -> str:
     files = frame_files(path) if path.is_dir() else [path]
     digest = hashlib.sha256(f"{POLICY}\n{settings}\n{path.is_dir()}\n".encode())
     for file in files:
-        digest.update(f"{state_of(file)}\n".encode())
+        digest.update(f"{state_of(file, content)}\n".encode())
     return digest.hexdigest()
 
 

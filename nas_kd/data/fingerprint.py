@@ -63,18 +63,19 @@ def _hash_of_items(
     return digest.hexdigest()
 
 
-def contents_of(paths: Iterable[Path]) -> str:
+def contents_of(paths: Iterable[Path], content: Callable[[Path], str] = content_of) -> str:
     """A hash of the content of files (`content_of`) in their order, that of the images of a folder for a folder.
 
     Args:
         paths: Of files or folders, in the order of the items; one that is named again counts again.
+        content: Gives the hash of a file's content.
     """
     digest = hashlib.sha256()
     known: dict[Path, str] = {}
     for path in paths:
         if path not in known:
             files = frame_files(path) if path.is_dir() else [path]
-            known[path] = f"{[content_of(file) for file in files]}\n"
+            known[path] = f"{[content(file) for file in files]}\n"
         digest.update(known[path].encode())
     return digest.hexdigest()
 

@@ -20,6 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.file_identity import KnownFiles
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import (
@@ -156,7 +157,7 @@ class FolderDataset:
     @property
     def identity(self) -> str:
         """Changes with the content of the files and with their order, not with their places."""
-        return contents_of(row.path for row in self.rows)
+        return contents_of((row.path for row in self.rows), self._decoder.known.content_of)
 
     @property
     def fingerprint(self) -> str:
@@ -180,6 +181,7 @@ class Decoder:
         self.shape = (3, *config.stored)
         self.settings = f"clip {frames} {tuple(size)} {config.fit}"
         self.cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+        self.known = KnownFiles(self.cache.folder, config.root)
 
     def read(self, row: Row) -> Clip:
         """The clip of a row that could be decoded before; decoded again should the cache have lost it."""
@@ -194,7 +196,9 @@ class Decoder:
     def decode_all(self, rows: Sequence[Row]) -> dict[str, DecodeError]:
         """Bring every row into the cache; returns what is wrong with each that failed, by key."""
         entries = [Entry(row.key, self.shape, functools.partial(self.decode, row)) for row in rows]
-        return self.cache.fill(entries, self.config.decode_threads)
+        failed = self.cache.fill(entries, self.config.decode_threads)
+        self.known.save()
+        return failed
 
 
 def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, decode: bool = True) -> Splits:
@@ -212,8 +216,8 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     """
     csv_path = config.root / config.labels
     table = read_table(csv_path, ("path", "label", "split", *([config.group] if config.group else [])))
-    rows, problems = _check_rows(table, config)
     decoder = Decoder(config)
+    rows, problems = _check_rows(table, decoder)
     failed = decoder.decode_all(rows) if decode else {}
     unreadable = [(row, failed[row.key]) for row in rows if row.key in failed]
     problems += [(_relative(row.path, config), str(error)) for row, error in unreadable]
@@ -279,8 +283,8 @@ def load_labelled(config: FolderConfig, split: str | None) -> FolderDataset:
         table = [(line, entry) for line, entry in table if entry["split"] == split]
         if not table:
             raise DataError(f"{csv_path} must have rows with split={split}, but it has none")
-    rows, problems = _check_rows([(line, {**entry, "split": split or "test"}) for line, entry in table], config)
     decoder = Decoder(config)
+    rows, problems = _check_rows([(line, {**entry, "split": split or "test"}) for line, entry in table], decoder)
     failed = decoder.decode_all(rows)
     for row in rows:
         if row.label not in names:
@@ -293,11 +297,11 @@ def load_labelled(config: FolderConfig, split: str | None) -> FolderDataset:
 
 
 def _check_rows(
-    table: Sequence[tuple[int, dict[str, str]]], config: FolderConfig
+    table: Sequence[tuple[int, dict[str, str]]], decoder: Decoder
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rows that name a file inside the root, once, with a label and a known split; and the others with reasons."""
+    config = decoder.config
     root = config.root.resolve()
-    settings = Decoder(config).settings
     rows: list[Row] = []
     problems: list[tuple[str, str]] = []
     first_line: dict[Path, int] = {}
@@ -313,12 +317,12 @@ def _check_rows(
                 reason = unknown_split(entry["split"])
         if not reason:
             try:
-                key = cache_key(path, settings)
+                key = cache_key(path, decoder.settings, decoder.known.content_of)
             except OSError as error:  # a folder that may not be listed
                 reason = f"the path cannot be read ({error.strerror or error})"
             else:
                 first_line[path] = line
-                group = entry[config.group] if config.group else ""
+                group = entry.get(config.group, "") if config.group else ""
                 rows.append(Row(path, entry["label"], entry["split"], group, key))
                 continue
         problems.append((name, reason))

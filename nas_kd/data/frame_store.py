@@ -15,6 +15,7 @@ from torch import Tensor
 from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.camera import source_size
 from nas_kd.data.decode import read_still
+from nas_kd.data.file_identity import KnownFiles
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.frame_maps import PLANES_OF_MAP, map_values, read_map
 from nas_kd.data.label_image import LabelRule, read_labels
@@ -46,9 +47,12 @@ class FrameStore:
         config: How they are decoded.
         split: Which split they belong to; one with a camera is decoded larger.
         cache: Where they are kept.
+        known: Hashes of files.
     """
 
-    def __init__(self, frames: Sequence[Frame], config: SequenceOptions, split: str, cache: ClipCache) -> None:
+    def __init__(
+        self, frames: Sequence[Frame], config: SequenceOptions, split: str, cache: ClipCache, known: KnownFiles
+    ) -> None:
         self.frames = tuple(frames)
         self.config = config
         camera = config.camera_of(split)
@@ -57,11 +61,9 @@ class FrameStore:
         settings = f"labelled frame {self.size} {config.fit} {rule}"
         self._rule = rule
         self._cache = cache
+        self._known = known
         self._shape = (PLANES + PLANES_OF_MAP * len(config.maps), *self.size)
-        self.keys = [
-            cache_key(frame.path, " ".join([settings, *(cache_key(path, settings) for path in _beside(frame))]))
-            for frame in self.frames
-        ]
+        self.keys = [self._key(frame, settings) for frame in self.frames]
         # Frames of one sequence follow each other, so a new name is a new sequence.
         changes = [one.sequence != other.sequence for one, other in pairwise(self.frames)]
         self._sequences = torch.tensor([0, *changes]).cumsum(0)
@@ -74,7 +76,8 @@ class FrameStore:
     @property
     def identity(self) -> str:
         """Changes with the content of the files and with their order, not with their places."""
-        return contents_of(path for frame in self.frames for path in (frame.path, *_beside(frame)))
+        paths = (path for frame in self.frames for path in (frame.path, *_beside(frame)))
+        return contents_of(paths, self._known.content_of)
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +102,11 @@ class FrameStore:
         first = range(PLANES, len(planes), PLANES_OF_MAP)
         maps = {n: map_values(planes[p : p + PLANES_OF_MAP]) for n, p in zip(self.config.maps, first, strict=True)}
         return planes[:3], planes[3], maps
+
+    def _key(self, frame: Frame, settings: str) -> str:
+        content = self._known.content_of
+        beside = [cache_key(path, settings, content) for path in _beside(frame)]
+        return cache_key(frame.path, " ".join([settings, *beside]), content)
 
     def _entry(self, position: int, *, must: bool = False) -> Entry:
         decode = self._decode_again if must else self._decode

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nas_kd.data.cache import ClipCache, Entry
 from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
+from nas_kd.data.file_identity import KnownFiles
 from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
@@ -225,10 +226,13 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
     cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
-    stores = {name: FrameStore(by_split[name], config, name, cache) for name in SPLITS}
+    known = KnownFiles(cache.folder, config.root)
+    stores = {name: FrameStore(by_split[name], config, name, cache, known) for name in SPLITS}
     pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
     frame_entries = [entry for entry, _ in pairs]
     failed = cache.fill(frame_entries, config.decode_threads, "decoding frames") if decode else {}
+    if decode:
+        known.save()
     root = config.root.resolve()
     problems += [
         (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed

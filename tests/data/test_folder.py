@@ -22,7 +22,7 @@ from nas_kd.data import ClipLoader, DataError, FolderConfig, Subset, UnusableRow
 from nas_kd.data.ahead import map_ahead
 from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.decode import frame_files, read_clip
-from nas_kd.data.file_identity import WHOLE_BYTES, content_of
+from nas_kd.data.file_identity import WHOLE_BYTES, KnownFiles, content_of
 from nas_kd.data.folder import FolderDataset
 from nas_kd.data.frame_maps import read_map
 from nas_kd.data.frame_times import sample_positions
@@ -650,6 +650,50 @@ def test_large_files_are_told_apart_by_pieces_and_by_the_time_of_change(tmp_path
         os.utime(path, (1, 1))
         assert content_of(path) != first
         assert cache_key(path, "a") != key
+
+
+def test_files_that_are_known_are_not_read_again_unless_anything_of_them_changed(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    read: list[str] = []
+    real = content_of
+    monkeypatch.setattr("nas_kd.data.file_identity.content_of", lambda path: (read.append(path.name), real(path))[1])
+    monkeypatch.setattr("nas_kd.data.file_identity._SETTLED_NS", -(10**12))  # as if all had lain there for long
+    rows = [(f"{number}.png", str(number % 2), split) for number, split in enumerate(("train",) * 4 + ("test",) * 2)]
+    for number, (path, *_) in enumerate(rows):
+        write_image(root / path, np.full((8, 8, 3), number, np.uint8))
+    write_table(root, rows)
+    first = load(config(root, val_share=0.5), seed=0).test
+    identity = first.identity
+    assert sorted(read) == [path for path, *_ in rows]  # once each, for the keys and for the identity
+    read.clear()
+    again = load(config(root, size=8, val_share=0.5), seed=0).test
+    assert again.identity == identity
+    assert read == []
+    stat = (root / "4.png").stat()
+    write_image(root / "4.png", np.full((8, 8, 3), 77, np.uint8))
+    os.utime(root / "4.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (root / "5.png").rename(root / "other.png")
+    shutil.copyfile(root / "other.png", root / "5.png")
+    changed = load(config(root, val_share=0.5), seed=0).test
+    assert read == ["4.png", "5.png"]
+    assert [one.key == other.key for one, other in zip(first.rows, changed.rows, strict=True)] == [False, True]
+    assert changed.identity != identity
+    for damaged in ("", "[1]", '{"a": 1}'):
+        read.clear()
+        next((tmp_path / "cache").glob("files-*.json")).write_text(damaged)
+        assert load(config(root, val_share=0.5), seed=0).test.identity == changed.identity
+        assert len(read) == 6
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    known = KnownFiles(tmp_path, tmp_path)
+    before = known.content_of(path)
+    os.utime(path, (1, 1))
+    assert known.content_of(path) == before
+    known.save()
+    assert list(tmp_path.glob("files-*")) == []
 
 
 def test_weizmann4_reads(tmp_path):
