@@ -290,6 +290,8 @@ def export(
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
+    license: Annotated[str, typer.Option(help="License of the weights, for the model card.")] = "",
+    intended_use: Annotated[str, typer.Option(help="What the student is meant for, for the model card.")] = "",
     data: Annotated[
         bool, typer.Option(help="Compare outputs on the validation split, and measure its metric from each file.")
     ] = True,
@@ -309,6 +311,8 @@ def export(
             formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
             with_data=data,
+            license=license,
+            intended_use=intended_use,
         )
         say(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}")
         for item in record.parity:

@@ -320,6 +320,8 @@ def export(
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     out_dir: Path | str | None = None,
     with_data: bool = True,
+    license: str = "",
+    intended_use: str = "",
 ) -> tuple[Path, ExportRecord]:
     """Export the student of a run; see `pick` for which one.
 
@@ -333,6 +335,8 @@ def export(
         formats: what to write.
         out_dir: where to; `export/trial-NNNN` in the run's folder by default.
         with_data: whether outputs are compared on the validation split and its metric is measured from each form.
+        license: of the weights, for the model card.
+        intended_use: what the student is meant for, for the model card.
 
     Returns:
         The folder with the files, and the record of the comparison.
@@ -363,7 +367,16 @@ def export(
                 f"an export measures the student on the validation split, but {error}; or export without the data "
                 "(--no-data), which compares outputs on random inputs alone"
             ) from error
-    return folder, export_student(bundle, folder, formats, space=space, validation=validation)
+    made = export_student(
+        bundle,
+        folder,
+        formats,
+        space=space,
+        validation=validation,
+        license=license,
+        intended_use=intended_use,
+    )
+    return folder, made
 
 
 def evaluate(

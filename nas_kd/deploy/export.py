@@ -15,6 +15,7 @@ from nas_kd.deploy.backends import open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.measure import LabelledSet, differs, measure
+from nas_kd.deploy.model_card import CARD_NAME, model_card
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import (
     BATCHES,
@@ -48,6 +49,8 @@ def export_student(
     space: SearchSpace | None = None,
     seed: int = 0,
     validation: LabelledSet | None = None,
+    license: str = "",
+    intended_use: str = "",
 ) -> ExportRecord:
     """Write the student of a bundle in the formats asked for, read each again and compare.
 
@@ -59,13 +62,15 @@ def export_student(
 
     Args:
         bundle: folder of the trained student.
-        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx` and
-            `verification.json`; of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`. With
+        out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx`, `verification.json`
+            and `MODEL_CARD.md`; of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`. With
             ONNX `run.py`, which runs it on videos without torch, where the bundle states all that it needs.
         formats: what to write; the batch dimension of graphs is dynamic.
         space: needed where the student's space is your own, as by `load_bundle`.
         seed: of the random inputs that are compared.
         validation: the validation split of the student's campaign.
+        license: of the weights, for the model card.
+        intended_use: what the student is meant for, for the model card.
 
     Raises:
         ValueError: the bundle cannot be read, or a format is unknown.
@@ -76,9 +81,12 @@ def export_student(
         if name not in WRITERS:
             raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
     student, info = load_bundle(bundle, space)
+    stated = {"license": license or info.license, "intended_use": intended_use or info.intended_use}
+    info = info.model_copy(update=stated)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / RECORD_NAME).unlink(missing_ok=True)
+    for file in (RECORD_NAME, CARD_NAME):  # of an earlier export
+        (out_dir / file).unlink(missing_ok=True)
     write = export_stream if info.input_type.students_keep_a_state else _export_clip_student
     record = write(student, info, out_dir, formats, space=space, seed=seed)
     files = [entry.file for entry in record.parity]
@@ -91,6 +99,7 @@ def export_student(
         record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})
     content = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
     write_text_atomically(out_dir / RECORD_NAME, content)
+    write_text_atomically(out_dir / CARD_NAME, model_card(info, record))
     return record
 
 

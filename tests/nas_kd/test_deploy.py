@@ -149,6 +149,8 @@ def test_a_student_of_an_own_space_needs_the_space(tmp_path: Path) -> None:
     student = bundle(tmp_path, own)
     with pytest.raises(ValueError, match=r"'mine' is your own: pass it as load_bundle\(folder, space\)"):
         load_bundle(tmp_path)
+    with pytest.raises(ValueError, match=r"or run the bundle's graphs, which need no code"):
+        nas_kd.load(tmp_path)  # it has none
     again, info = load_bundle(tmp_path, own)
     x = torch.randn(2, *info.input_shape)
     assert torch.equal(again(x), student(x))

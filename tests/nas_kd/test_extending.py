@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas_kd import export, load_bundle, load_config, report, search
+from nas_kd import export, load, load_bundle, load_config, report, search
 from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
 from nas_kd.search_spaces import SPACES
@@ -178,6 +178,7 @@ def test_an_operator_of_ones_own_is_searched_and_exported(tiny: Callable[..., Ca
     assert [file.flops for file in proof.parity if file.flops is not None] == [record.cost.flops] * 2
     with pytest.raises(ValueError, match=f"the student may have operators of your own, {name}: build its space with"):
         load_bundle(folder)
+    assert load(folder).backend.files == ("student.pt2",)  # which needs no code
     function = importlib.import_module("large_kernel").large_kernel
     space = SPACES["clip_cell"].make(record.arch["settings"], operators={name: function})
     student, info = load_bundle(folder, space)

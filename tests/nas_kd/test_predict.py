@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import nas_kd
 from nas_kd import campaign as campaigns
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
-from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.measure import LabelledSet, measure
+from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.student_view import view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
 from nas_kd.tasks import Classification
@@ -144,12 +147,18 @@ def test_an_export_states_the_metric_of_its_files_or_stops(
     splits = load(clips, seed=0)
     student = saved(tmp_path / "trial", space, splits.info, clips)
     right = LabelledSet("val", splits.val, ["x", "x", "y", "y", "z", "z"], splits.info, lambda: task_of(splits.info))
-    record = export_student(tmp_path / "trial", tmp_path / "out", ("safetensors",), validation=right)
+    only: tuple[Format, ...] = ("safetensors",)
+    record = export_student(tmp_path / "trial", tmp_path / "out", only, validation=right, license="CC BY 4.0")
     (form,) = record.validation
     assert form.measured.num_groups == 3
-    assert json.loads((tmp_path / "out" / "verification.json").read_text())["validation"][0] == form.model_dump(
-        mode="json"
-    )
+    written = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert written["validation"] == [form.model_dump(mode="json")]
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert f"| student.safetensors | accuracy | {form.value:.4f} |  |" in card  # there is no other file to compare with
+    assert "4 RGB frames of 16 × 16 pixels" in card
+    assert "reads frames [1, 3] of these, resampled bilinearly to 12 × 12" in card
+    assert "## License of the weights\n\nCC BY 4.0" in card
+    assert "## Intended use\n\nnot stated" in card
     info = read_info(tmp_path / "trial").model_copy(update={"metrics": {"val": {"accuracy": form.value - 0.4}}})
     save_bundle(tmp_path / "trial", student, info)
     with pytest.raises(ExportError, match=r"student\.safetensors on val: its accuracy is .*, but the trial measured"):
@@ -162,6 +171,31 @@ def test_an_export_states_the_metric_of_its_files_or_stops(
     shorter = replace(right, info=replace(splits.info, frames=3))
     with pytest.raises(ValueError, match=r"items of 3 frames of 16 × 16 pixels, but the student was trained on 4"):
         measure([nas_kd.load(tmp_path / "trial")], shorter)
+
+
+def test_a_graph_that_only_unpickling_could_load_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "student.pt2"
+
+    def write(**entries: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("student/archive_format", "pt2")
+            for name, content in entries.items():
+                archive.writestr(f"student/data/{name}", content)
+
+    plain = b'{"config": {"w": {"use_pickle": false}}}'
+    write(**{"weights/model_weights_config.json": plain, "weights/weight_0": b"00"})
+    check_graph(path)
+    for name, content in {
+        "constants/opaque_obj_0": pickle.dumps(object),
+        "weights/model_weights_config.json": plain.replace(b"false", b"true"),
+        "sample_inputs/model.pt": pickle.dumps(print),
+    }.items():
+        write(**{name: content})
+        with pytest.raises(ValueError, match=rf"holds 'data/{name}', which could run code when it is loaded"):
+            check_graph(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="is no graph of torch, or it was cut short"):
+        check_graph(path)
 
 
 def task_of(info: DataInfo) -> Classification:
