@@ -170,6 +170,7 @@ class ClipCache:
             with contextlib.closing(clips):
                 while self._write(clips):
                     pass
+            self._merge(needed)  # by the process that decoded; others at the same time would do it again
         return failed
 
     def check_room(self, needed_bytes: int) -> None:
@@ -187,8 +188,7 @@ class ClipCache:
     def evict(self, keep: Collection[str], room_bytes: int = 0) -> int:
         """Delete the shards unused for longest until the folder and `room_bytes` more fit the limit.
 
-        Where that does not suffice, entries to be kept are moved out of shards that hold others, too, and many small
-        shards are written together.
+        Where that does not suffice, entries to be kept are moved out of shards that hold others, too.
 
         Args:
             keep: Keys that stay whatever happens.
@@ -198,13 +198,7 @@ class ClipCache:
             How many entries were deleted.
         """
         self._sweep()
-        kept = {bytes.fromhex(key) for key in keep}
-        mine: dict[str, list[int]] = {}  # shard -> its rows that stay
-        for key in kept:
-            place = self._places.get(key)
-            if place is not None:
-                mine.setdefault(place.shard.path.name, []).append(place.row)
-        shards = self.shards
+        shards, mine = self.shards, self._rows_of(keep)
         excess = sum(shard.num_bytes for shard in shards) + room_bytes - self.limit_bytes
         deleted = 0
         for shard in sorted(shards, key=lambda shard: _last_use(shard.path)):
@@ -222,12 +216,26 @@ class ClipCache:
                 break
             moving.append(shard)
             excess -= foreign[shard]
-        small = [shard for shard in remaining if not shard.is_full]
-        if len(small) > _MOST_SMALL:
-            moving += [shard for shard in small if shard not in moving]
         deleted += sum(len(shard) - len(remaining[shard]) for shard in moving)
         self._move([(shard, remaining[shard]) for shard in moving])
         return deleted
+
+    def _rows_of(self, keys: Collection[str]) -> dict[str, list[int]]:
+        """Name of a shard -> the rows of it that have one of the keys."""
+        rows: dict[str, list[int]] = {}
+        for key in keys:
+            place = self._places.get(bytes.fromhex(key))
+            if place is not None:
+                rows.setdefault(place.shard.path.name, []).append(place.row)
+        return rows
+
+    def _merge(self, keep: Collection[str]) -> None:
+        """Write entries that lie in many small shards together."""
+        rows = self._rows_of(keep)
+        small = [shard for shard in self.shards if shard.path.name in rows and not shard.is_full]
+        whole = [shard for shard in small if len(rows[shard.path.name]) == len(shard)]  # others belong to others, too
+        if len(whole) > _MOST_SMALL:
+            self._move([(shard, rows[shard.path.name]) for shard in whole])
 
     def _decoded(
         self, missing: Sequence[Entry], threads: int, what: str, failed: dict[str, DecodeError]

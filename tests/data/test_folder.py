@@ -464,10 +464,13 @@ def test_many_small_shards_are_written_together(cache):
         cache.read(one.key, one.shape, one.decode)
     assert len(cache.shards) == 40
     other = ClipCache(cache.folder, 10**9)
+    assert other.fill(entries, 1) == {}  # nothing is decoded: a worker that starts moves nothing
+    assert len(other.shards) == 40
+    entries.append(entry(40))
     assert other.fill(entries, 1) == {}
     assert len(other.shards) == 1
     for one in (cache, other):  # the first knows the old files, and finds the new one
-        assert [int(one.read(e.key, e.shape, unreadable)[0]) for e in entries] == list(range(40))
+        assert [int(one.read(e.key, e.shape, unreadable)[0]) for e in entries] == list(range(41))
 
 
 def test_shards_are_bounded_and_an_interruption_keeps_what_was_decoded(tmp_path, monkeypatch):
