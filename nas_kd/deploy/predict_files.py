@@ -15,7 +15,7 @@ import numpy as np
 from nas_kd.data.decode import frame_files
 from nas_kd.data.sample import DecodeError, PartlyReadableError
 from nas_kd.data.video import ShownFrame
-from nas_kd.deploy.answers import Arrays
+from nas_kd.deploy.answers import Arrays, Window
 from nas_kd.deploy.overlay import Canvas, VideoWriter
 from nas_kd.deploy.predictor import FrameResult, Predictor
 from nas_kd.files import atomic_file, write_text_atomically
@@ -37,6 +37,8 @@ class FileResult:
         num_frames: frames that were answered for.
         seconds: for all of it, with decoding and writing.
         student_seconds: of the student alone.
+        picture: height and width of the pictures of the overlay; None where there are none.
+        window: where in these pictures the student looked.
         written: files that were written.
         note: what is wrong with the file, although something could be read of it.
         error: why nothing could be read; None where it could.
@@ -47,6 +49,8 @@ class FileResult:
     num_frames: int = 0
     seconds: float = 0.0
     student_seconds: float = 0.0
+    picture: tuple[int, int] | None = None
+    window: Window | None = None
     written: list[Path] = field(default_factory=list)
     note: str = ""
     error: str | None = None
@@ -82,6 +86,8 @@ class FileResult:
             entry["labels"] = [{"label": name, "score": score} for name, score in self.labels[:top]]
         if self.num_frames:
             entry |= {"frames": self.num_frames, "student_fps": self.num_frames / max(self.student_seconds, 1e-9)}
+        if self.picture is not None and self.window is not None:
+            entry |= {"picture": list(self.picture), "window": self.window._asdict()}
         entry |= {"seconds": round(self.seconds, 4), "written": [str(path) for path in self.written]}
         return {**entry, "note": self.note} if self.note else entry
 
@@ -98,7 +104,8 @@ def files_to_read(path: Path) -> list[Path]:
         raise ValueError(f"there is no file or folder {path}")
     below = sorted(entry for entry in path.rglob("*") if not any(part.startswith(".") for part in entry.parts[1:]))
     found = [entry for entry in below if entry.suffix.lower() in {*VIDEO_SUFFIXES, ".npy", ".npz"} and entry.is_file()]
-    folders = [entry for entry in (path, *below) if entry.is_dir() and frame_files(entry)]
+    with_videos = {entry.parent for entry in found}  # images beside videos are their covers, and no clip
+    folders = [e for e in (path, *below) if e.is_dir() and e not in with_videos and frame_files(e)]
     if not found and not folders:
         raise ValueError(f"{path} holds no video and no image; name a file to read it whatever its ending is")
     return sorted([*found, *folders])
@@ -146,18 +153,22 @@ def predict_files(
         results.append(result)
     progress(1.0, "predicting")
     if out is not None:
-        info = predictor.info
-        content = {
-            "bundle": str(predictor.folder),
-            "arch_id": info.arch_id,
-            "trial": info.trial,
-            "task": info.task,
-            "backend": predictor.backend.name,
-            "files": [result.as_dict() for result in results],
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(out / "predictions.json", json.dumps(content, indent=2) + "\n")
+        _write_list(predictor, results, out)
     return results
+
+
+def _write_list(predictor: Predictor, results: Sequence[FileResult], out: Path) -> None:
+    info = predictor.info
+    content = {
+        "bundle": str(predictor.folder),
+        "arch_id": info.arch_id,
+        "trial": info.trial,
+        "task": info.task,
+        "backend": predictor.backend.name,
+        "files": [result.as_dict() for result in results],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(out / "predictions.json", json.dumps(content, indent=2) + "\n")
 
 
 def predict_live(
@@ -174,6 +185,8 @@ def predict_live(
     frames = predictor.frames(islice(shown, max_frames))
     _predict_frames(predictor, frames, result, out, name, overlay, lambda words: None)
     result.seconds = time.perf_counter() - begin
+    if out is not None:
+        _write_list(predictor, [result], out)
     return result
 
 
@@ -199,6 +212,7 @@ def _predict_frames(
                 found.append(each.arrays)
             if canvas is None:
                 canvas = Canvas(each.shown, predictor.info, predictor.decoding.fit)
+                result.picture, result.window = (canvas.height, canvas.width), canvas.window
             if writer is not None:
                 drawn = predictor.answer.draw(canvas.picture(each.shown), each.arrays, canvas.window, predictor.info)
                 writer.write(drawn, each.time)

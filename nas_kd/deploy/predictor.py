@@ -87,10 +87,8 @@ class Predictor:
         self.decoding = info.decoding or FileDecoding()
         self.notes: tuple[str, ...] = ()
         if info.decoding is None and info.mean is not None:
-            self.notes = (
-                "the student was not trained on files: they are read as those of source folder are by default "
-                f"(frames uniform over the whole file, {self.decoding.fit})",
-            )
+            how = self.decoding.fit if self.has_maps else f"frames uniform over the whole file, {self.decoding.fit}"
+            self.notes = (f"the student was not trained on files: they are read as those of source folder are ({how})",)
         self.answer: FrameAnswer = FRAME_ANSWERS.get(info.task, Maps())
 
     @property

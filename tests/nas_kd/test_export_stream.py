@@ -31,6 +31,7 @@ from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
 from nas_kd.teachers import FrameNet, FrameNetSettings
 from tests.data.small_sets import write_video
+from tests.nas_kd.commands import cli, succeed
 
 SIZE = (16, 24)
 SETTINGS: dict[str, Any] = {"widths": [8], "depths": [2], "head_width": 8}
@@ -171,6 +172,10 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
     video, expected = tmp_path / "onnx" / "clip.mp4", tmp_path / "onnx" / "out" / "clip.mp4.npz"
     subprocess.run([sys.executable, str(out / "run.py"), str(video)], check=True, capture_output=True)
     maps = torch.from_numpy(np.load(f"{video}.npz")["outputs"])
+    camera = "camera:lavfi:testsrc=size=64x48:rate=10"
+    assert "camera: 4 frames" in succeed("predict", out, camera, "--max-frames", 4, "--out", tmp_path / "live")
+    assert np.load(tmp_path / "live" / "camera.npz")["classes"].shape == (4, *SIZE)
+    assert cli("predict", out, "camera:lavfi:nothing")[0] == 2
     raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
     assert (raised.argmax(1).numpy() == np.load(expected)["classes"]).mean() > 0.999
 
@@ -191,6 +196,9 @@ def check_video(predictor: Predictor, folder: Path) -> None:
         frames = list(container.decode(video=0))
     assert [(frame.height, frame.width) for frame in frames] == [(240, 480)] * 7
     assert [round(frame.time * 25) for frame in frames] == list(range(7))
+    (entry,) = json.loads((folder / "out" / "predictions.json").read_text())["files"]
+    assert (entry["frames"], entry["picture"]) == (7, [240, 480])
+    assert entry["window"] == {"top": 0, "left": 60, "height": 240, "width": 360}  # 2:3 out of 1:2
 
 
 def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpace, tmp_path: Path) -> None:
