@@ -266,10 +266,10 @@ class Supernet(nn.Module):
         if arch is not None and (max_cost is not None or limits):
             raise ValueError("derive takes max_cost or arch, but got both; give the one that decides")
         arch = arch if arch is not None else self.arch(max_cost, limits=limits)
-        student = self.space.student(arch)
-        self.space.inherit(self.network, student, arch.choices)
         reference = next(self.network.parameters())
-        return student.to(device=reference.device, dtype=reference.dtype).train(self.training)
+        student = self.space.student(arch).to(device=reference.device, dtype=reference.dtype)
+        self.space.inherit(self.network, student, arch.choices)
+        return student.train(self.training)
 
     @contextmanager
     def pinned(self, arch: ArchSpec) -> Iterator[Supernet]:
