@@ -10,6 +10,8 @@ batch, so that items with random parts depend on seed, epoch and batch alone.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import pickle
 import random
 import threading
@@ -97,6 +99,7 @@ class BatchReader:
                 num_workers=self.workers,
                 prefetch_factor=BATCHES_AHEAD,
                 collate_fn=_as_it_is,
+                worker_init_fn=end_with_parent,
                 multiprocessing_context=context,
                 persistent_workers=True,
                 pin_memory=self._pin,
@@ -142,6 +145,22 @@ class _Stacked(Dataset["Read | DataError"]):
             return self.read(rows.positions)
         except DataError as error:
             return DataError(str(error))
+
+
+def end_with_parent(_: int) -> None:
+    """End this worker process when the process that it reads for has died.
+
+    torch's own watch looks at the parent in the sense of the system, which is the server that forks workers; and that
+    server lives as long as a worker does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "workers have a parent"
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def select(tensors: Mapping[str, Tensor], keys: tuple[str, ...] | None) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 import random
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from nas_kd.data import (
 )
 from nas_kd.data.augment import NUM_DRAWS
 from nas_kd.data.pace import PaceMeter
+from nas_kd.data.reader import end_with_parent
 
 
 def make_set(items=10, frames=2, height=8, width=12):
@@ -97,6 +100,17 @@ def test_workers_give_the_same_batches_in_every_epoch_and_their_noise_follows_se
         list(ClipLoader(Noisy(memory, broken=True), 4, num_workers=1).epoch(0))
     with pytest.raises(DataError, match=r"data.workers needs data sets that can be sent .* set data.workers: 0"):
         next(ClipLoader(Noisy(memory, broken=lambda: None), 4, num_workers=1).epoch(0))
+
+
+def test_a_worker_ends_with_the_process_that_it_reads_for(monkeypatch):
+    mine, its = multiprocessing.Pipe()
+    ended = threading.Event()
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(sentinel=mine))
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    end_with_parent(0)
+    assert not ended.wait(0.02)
+    its.close()  # as the system does when a process dies
+    assert ended.wait(10)
 
 
 def test_a_thread_reads_a_bounded_number_of_batches_ahead_and_passes_errors_on():
