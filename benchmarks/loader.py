@@ -3,9 +3,11 @@
 For 8, 16 and 32 frames of 112 × 112 pixels: clips a second that are decoded from H.264 files of 320 × 240 pixels, and
 clips a second from the cache of decoded clips, by the thread and by one and two worker processes; beside them one step
 (forward, backward, optimizer) of the teacher `r2plus1d` with its default widths, alone and while a thread reads ahead.
+Values that end in `_cpu` count processor seconds of the process, so that other work on the machine does not count; the
+others are by the clock.
 
-Then `--clips` (100,000) tiny clips are brought into a cache and an epoch of them is read: seconds, files, and how much
-the memory of the process grew. The last line is one JSON object, which `--keep` writes to
+Before that `--clips` (100,000) tiny clips are brought into a cache and an epoch of them is read: seconds, files, and how
+much the memory of the process grew. The last line is one JSON object, which `--keep` writes to
 `benchmarks/results/loader.json`.
 """
 
@@ -89,17 +91,17 @@ class Repeated:
         return self.base[index % len(self.base)]
 
 
-def clips_per_s(loader: ClipLoader, seconds: float) -> float:
-    """Clips a second, after four batches in which processes start."""
+def clips_per_s(loader: ClipLoader, seconds: float) -> tuple[float, float]:
+    """Clips a second by the clock and a processor second, after four batches in which processes start."""
     batches = loader.epoch(0)
     for _ in range(4):
         next(batches)
-    read, begin = 0, time.perf_counter()
+    read, begin, begin_cpu = 0, time.perf_counter(), time.process_time()
     for batch in batches:
         read += len(batch["label"])
         if time.perf_counter() - begin > seconds:
             break
-    return read / (time.perf_counter() - begin)
+    return read / (time.perf_counter() - begin), read / (time.process_time() - begin_cpu)
 
 
 def step_of(net: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -115,37 +117,38 @@ def step_of(net: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], None]:
 
 
 def step_s(loader: ClipLoader, step: Callable[[torch.Tensor, torch.Tensor], None], number: int) -> tuple[float, float]:
-    """Seconds of a step on a batch that is there, and of one that reads on; medians."""
+    """Processor seconds of a step on a batch that is there, and of one with the reading of the next batch; medians."""
     alone: list[float] = []
     reading: list[float] = []
     batch = next(loader.epoch(0))
     for _ in range(number):
-        begin = time.perf_counter()
+        begin = time.process_time()
         step(batch["clip"], batch["label"])
-        alone.append(time.perf_counter() - begin)
-    epoch = 0
-    while len(reading) < number:
-        begin = time.perf_counter()
-        for batch in loader.epoch(epoch):
-            step(batch["clip"], batch["label"])
-            reading.append(time.perf_counter() - begin)
-            begin = time.perf_counter()
-        epoch += 1
+        alone.append(time.process_time() - begin)
+    for batch in loader.epoch(0):
+        begin = time.process_time()
+        step(batch["clip"], batch["label"])
+        reading.append(time.process_time() - begin)
+        if len(reading) == number:
+            break
     return float(np.median(alone)), float(np.median(reading))
 
 
 def measure(root: Path, frames: int, seconds: float) -> dict[str, Any]:
     """Clips a second of each way of reading, and the seconds of a step."""
     config = FolderConfig(root=root, frames=frames, size=SIZE, cache_dir=root / "cache", decode_threads=1)
-    begin = time.perf_counter()
+    begin = time.process_time()
     stored = load(config, seed=0).retrain
-    fill_s = time.perf_counter() - begin
+    fill_s = time.process_time() - begin
     decoding = Decoding(sorted(root.glob("*.mp4")), frames)
-    row: dict[str, Any] = {"fill_clips_per_s": round(len(decoding) / fill_s, 1)}
+    row: dict[str, Any] = {"fill_cpu": round(len(decoding) / fill_s, 1)}
     for name, dataset in (("decoded", decoding), ("cache", stored)):
         for workers in (0, 1, 2):
             loader = ClipLoader(Repeated(dataset), BATCH, num_workers=workers)
-            row[f"{name}_{workers}_workers"] = round(clips_per_s(loader, seconds), 1)
+            wall, cpu = clips_per_s(loader, seconds)
+            row[f"{name}_{workers}_workers"] = round(wall, 1)
+            if workers == 0:
+                row[f"{name}_cpu"] = round(cpu, 1)
     teacher = build_context(
         validate(
             {
@@ -159,8 +162,8 @@ def measure(root: Path, frames: int, seconds: float) -> dict[str, Any]:
         "cpu",
     ).teacher_model.train()
     alone, reading = step_s(ClipLoader(stored, BATCH), step_of(teacher), 3)
-    row |= {"step_s": round(alone, 3), "step_while_reading_s": round(reading, 3)}
-    row["step_clips_per_s"] = round(BATCH / alone, 1)
+    row |= {"step_cpu_s": round(alone, 3), "step_while_reading_cpu_s": round(reading, 3)}
+    row["step_cpu"] = round(BATCH / alone, 1)
     return row
 
 
@@ -194,23 +197,23 @@ def anonymous_mb() -> float:
 
 def many_clips(folder: Path, number: int) -> dict[str, Any]:
     """Fill a cache with many clips and read an epoch of them."""
-    before, begin = anonymous_mb(), time.perf_counter()
+    before, begin = anonymous_mb(), time.process_time()
     tiny = Tiny(folder, number)
     tiny.cache.fill([tiny.entry(index) for index in range(number)], threads=1)
-    filled, fill_s = anonymous_mb(), time.perf_counter() - begin
-    begin, most = time.perf_counter(), 0.0
+    filled, fill_s = anonymous_mb(), time.process_time() - begin
+    begin, most = time.process_time(), 0.0
     wrong = 0
     for count, batch in enumerate(ClipLoader(tiny, 64, shuffle=True).epoch(0)):
         wrong += int((batch["clip"][:, 0, 0, 0, 0] != batch["index"] % 251).sum())
         if count % 100 == 0:
             most = max(most, anonymous_mb())
     assert wrong == 0, f"{wrong} clips are not those that were written"
-    epoch_s = time.perf_counter() - begin
+    epoch_s = time.process_time() - begin
     return {
         "clips": number,
         "files": len(tiny.cache.shards),
-        "fill_s": round(fill_s, 1),
-        "epoch_s": round(epoch_s, 1),
+        "fill_cpu_s": round(fill_s, 1),
+        "epoch_cpu_s": round(epoch_s, 1),
         "grown_mb_after_filling": round(filled - before, 1),
         "grown_mb_while_reading": round(most - before, 1),
         "clips_mb": round(number * 3 * 2 * 8 * 8 / 1e6, 1),
@@ -224,15 +227,15 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        many = many_clips(Path(folder), options.clips)
+        print(", ".join(f"{name} {value:,}" for name, value in many.items()), flush=True)
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), 34)
         for frames in FRAMES:
             row = rows[f"{frames} frames"] = measure(Path(folder), frames, options.seconds)
             print(f"{frames} frames: " + ", ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        many = many_clips(Path(folder), options.clips)
-        print(", ".join(f"{name} {value:,}" for name, value in many.items()), flush=True)
     text = json.dumps(
         {
             "benchmark": "loader",
