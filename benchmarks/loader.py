@@ -6,7 +6,7 @@ clips a second from the cache of decoded clips, by the thread and by one and two
 Values that end in `_cpu` count processor seconds of the process, so that other work on the machine does not count; the
 others are by the clock.
 
-Before that `--clips` (100,000) tiny clips are brought into a cache and an epoch of them is read: seconds, files, and how
+Before that `--clips` (100,000) tiny clips go into a cache and an epoch of them is read: seconds, files, and how
 much the memory of the process grew. The last line is one JSON object, which `--keep` writes to
 `benchmarks/results/loader.json`.
 """
