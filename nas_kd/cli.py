@@ -80,9 +80,18 @@ def plain_errors() -> Iterator[None]:
         yield
     except typer.Exit:  # a RuntimeError too
         raise
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        errors.print(f"nas-kd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
+    except (ValueError, OSError, RuntimeError) as error:
+        from nas_kd.trials import masked
+
+        errors.print(f"nas-kd: {masked(_sentence(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1) from error
+
+
+def _sentence(error: Exception) -> str:
+    """An error in words; one of the system begins with the file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
 
 
 @contextmanager

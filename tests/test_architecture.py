@@ -22,7 +22,8 @@ ALLOWED = {
 # and a trial fills in the record that the ledger keeps.
 FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign/")
 TYPES = {
-    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.resources"},
+    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.passwords", "trials.resources"},
+    "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
     "nas_kd/trial/trial.py": {"trials.record", "trials.TrialContext"},
     "nas_kd/trial/function.py": {"trials.record", "trials.TrialContext"},

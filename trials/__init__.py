@@ -11,6 +11,7 @@ from nas_kd.trials.known_cost import KnownCostSampler
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+from nas_kd.trials.passwords import has_password, masked
 from nas_kd.trials.progress import Progress
 from nas_kd.trials.record import (
     SCHEMA_VERSION,
@@ -27,6 +28,7 @@ from nas_kd.trials.resources import Executor, Resources
 from nas_kd.trials.runner import Summary, run_trials
 from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler, should_stop
+from nas_kd.trials.storage import DamagedJournalError, StorageError, check_url
 
 __all__ = [
     "COST_CONVENTION",
@@ -34,6 +36,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ChoiceKnob",
     "Cost",
+    "DamagedJournalError",
     "Evaluated",
     "Event",
     "Executor",
@@ -57,14 +60,18 @@ __all__ = [
     "RungScheduler",
     "Split",
     "Stage",
+    "StorageError",
     "Summary",
     "TrialContext",
     "TrialFn",
     "TrialRecord",
     "TrialStopped",
     "build_sampler",
+    "check_url",
     "default_objectives",
+    "has_password",
     "is_driven",
+    "masked",
     "objective_values",
     "parse_knobs",
     "proposal_seed",

@@ -12,18 +12,13 @@ from pathlib import Path
 from nas_kd.trials.context import RECORD_NAME, Report
 from nas_kd.trials.events import Event, EventKind, OnEvent
 from nas_kd.trials.execution import Assignment
-from nas_kd.trials.files import remove_checkpoints
+from nas_kd.trials.files import remove_checkpoints, trial_directory
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger, ProposedTrial
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler
-
-
-def trial_directory(run_dir: Path, number: int) -> Path:
-    """The folder of a trial: `trials/0003` in the run's folder."""
-    return run_dir / "trials" / f"{number:04d}"
 
 
 class Driver:
@@ -68,19 +63,7 @@ class Driver:
         return len(self._live)
 
     def recover(self) -> None:
-        """Finish what an earlier driver left: record results that were written, and queue trials that were running.
-
-        Raises:
-            ValueError: There are folders of trials that the ledger does not know; their checkpoints and records
-                belong to another campaign.
-        """
-        known = len(self.ledger)
-        for directory in sorted((self._run_dir / "trials").glob("[0-9]*")):
-            if int(directory.name) >= known:
-                raise ValueError(
-                    f"{directory} must belong to a trial of the ledger, but that knows {known} trials; restore the "
-                    "ledger, or use another run folder"
-                )
+        """Finish what an earlier driver left: record results that were written, and queue trials that were running."""
         self._num_ended = self.ledger.count("complete", "failed", "stopped")
         self.announce("begun")
         for proposal in self.ledger.running():
@@ -113,7 +96,11 @@ class Driver:
         else:
             return None
         self._live[assignment.number] = assignment
-        self.announce(kind, assignment)
+        # The record of an earlier run would have ended the trial in `recover`.
+        has_damaged_record = (assignment.directory / RECORD_NAME).exists()
+        self.announce(
+            kind, assignment, message="its record.json is damaged, so it starts again" if has_damaged_record else ""
+        )
         return assignment
 
     def report(self, number: int, report: Report) -> bool:

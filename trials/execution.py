@@ -54,11 +54,14 @@ class Assignment:
         )
 
     def written_record(self) -> TrialRecord | None:
-        """The record that an earlier run of this trial wrote and the ledger does not have, where there is one."""
-        path = self.directory / RECORD_NAME
-        if not path.exists():
+        """The record that an earlier run of this trial wrote and the ledger does not have.
+
+        None where there is none, or a damaged one or that of another trial: then the trial has to run again.
+        """
+        try:
+            record = TrialRecord.read(self.directory / RECORD_NAME)
+        except (ValueError, OSError):
             return None
-        record = TrialRecord.read(path)
         return record if (record.number, record.knobs) == (self.number, dict(self.knobs)) else None
 
 

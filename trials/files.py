@@ -45,6 +45,21 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def trial_directory(run_dir: Path, number: int) -> Path:
+    """The folder of a trial: `trials/0003` in the run's folder."""
+    return run_dir / "trials" / f"{number:04d}"
+
+
+def trial_folders(run_dir: Path) -> list[tuple[int, Path]]:
+    """The folders of trials in a run's folder with their numbers, in order; other files and folders are passed over."""
+    found = []
+    for folder in (run_dir / "trials").glob("[0-9]*"):
+        name = folder.name
+        if name.isascii() and name.isdigit() and folder == trial_directory(run_dir, int(name)) and folder.is_dir():
+            found.append((int(name), folder))
+    return sorted(found)
+
+
 class FileLock:
     """An exclusive `flock` on a file. The kernel drops it when the process dies, however it dies.
 

@@ -11,6 +11,9 @@ trials count as having had it), go or change its type. Trials that the present s
 and on its front; the sampler no longer learns from them. In the stored study, for Optuna's own tools, a knob whose
 definition became incompatible goes on as `NAME~2`, `NAME~3`, ...; the plain knobs stand in the attribute `knobs`.
 
+**Loss.** Folders of trials that the ledger does not know, as after its file was lost or damaged, are taken in when a
+driver opens it: the record in a folder holds all that the ledger needs of a trial that has ended.
+
 **States.** complete -> COMPLETE with values; stopped -> PRUNED without values, so that a low rung never enters a
 sampler as final; failed -> FAIL; proposed and not recorded yet -> RUNNING; queued -> WAITING, and if withdrawn with the
 attribute `withdrawn`, since Optuna deletes nothing.
@@ -31,13 +34,25 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas_kd.trials.files import FileLock, is_locked
+from nas_kd.trials.context import RECORD_NAME
+from nas_kd.trials.database import WAIT_S, Database
+from nas_kd.trials.files import FileLock, is_locked, trial_folders
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+from nas_kd.trials.passwords import masked
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
-from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
+from nas_kd.trials.storage import (
+    JOURNAL_NAME,
+    STUDY_FILE,
+    DamagedJournalError,
+    open_storage,
+    repair_journal,
+    set_aside,
+    storage_errors,
+    study_name,
+)
 from nas_kd.trials.view import STUDY_NAME, ProposalView
 
 COST_CONVENTION = "one multiply-accumulate is one FLOP"
@@ -70,10 +85,12 @@ def is_driven(run_dir: Path) -> bool:
 class Ledger:
     """The trials of one campaign. Make one with `Ledger.open` to drive it, or with `Ledger.load` to read it."""
 
-    def __init__(self, storage: BaseStorage, name: str, run_dir: Path, lock: FileLock | None) -> None:
+    def __init__(self, storage: BaseStorage | Database, name: str, run_dir: Path, lock: FileLock | None) -> None:
         self.run_dir = run_dir
         self.name = name
-        self._storage = storage
+        self.repairs: tuple[str, ...] = ()
+        """What was mended when the ledger was opened, a sentence each."""
+        self._storage: BaseStorage | Database = storage
         self._lock = lock
         self._study_id = storage.get_study_id_from_name(name)
         self._translated: dict[int, FrozenTrial] = {}  # of trials that have ended, in the terms of a space
@@ -108,11 +125,13 @@ class Ledger:
             objectives: What to rank by; by default the primary metric and `flops`, minimized.
             config_hash: Of the campaign's config; goes into records that the driver has to write by itself.
             storage: An SQLAlchemy URL of PostgreSQL or MySQL; by default a journal file in `run_dir`.
-            name: Of the study, unique in its database; by default the name of the folder.
+            name: Of the campaign; by default the name of the folder. See `storage.study_name`.
 
         Raises:
             RuntimeError: Another driver holds the run.
-            ValueError: The stored study ranks by something else.
+            StorageError: The database cannot be used.
+            ValueError: The stored study ranks by something else, the folder is a copy of another run's, or has trials
+                of another campaign.
         """
         run_dir = run_dir.resolve()
         lock = FileLock(run_dir / DRIVER_LOCK)
@@ -122,16 +141,16 @@ class Ledger:
                 "wait for it to end, stop it, or use another run folder"
             )
         try:
-            repair_journal(run_dir / JOURNAL_NAME)
             wanted = tuple(objectives) or default_objectives(metric)
             if len(wanted) < 2:
                 raise ValueError(f"`objectives` must hold two or more, but got {_listed(wanted)}; add flops")
-            name = name or run_dir.name
-            opened = open_storage(run_dir, storage)
-            with quiet_optuna():
+            opened, repairs = _open_or_renew(run_dir, storage)
+            with quiet_optuna(), storage_errors(storage):
+                own_name = _only_study(opened) if storage is None else None
+                own_name = own_name or study_name(run_dir, storage, name or run_dir.name, make=True)
                 study = optuna.create_study(
                     storage=opened,
-                    study_name=name,
+                    study_name=own_name,
                     directions=_directions(wanted),
                     load_if_exists=True,
                 )
@@ -140,7 +159,9 @@ class Ledger:
                 study.set_user_attr("objectives", [objective.model_dump() for objective in wanted])
                 study.set_user_attr("convention", COST_CONVENTION)
                 study.set_user_attr("format", LEDGER_FORMAT)
-            ledger = cls(opened, name, run_dir, lock)
+            own = opened if storage is None else Database(opened, storage, wait_s=WAIT_S)
+            ledger = cls(own, study.study_name, run_dir, lock)
+            ledger._check_place()
             if not ledger.metric.is_same_as(metric) or ledger.objectives != wanted:
                 raise ValueError(
                     f"{run_dir} ranks by {_listed(ledger.objectives)} with {ledger.metric.name!r} as its metric, but "
@@ -149,6 +170,7 @@ class Ledger:
                 )
             if ledger.metadata.get("config_hash") != config_hash:
                 ledger.set_metadata("config_hash", config_hash)
+            ledger.repairs = (*repairs, *ledger._take_in_folders())
             return ledger
         except BaseException:
             lock.release()
@@ -160,16 +182,88 @@ class Ledger:
 
         Raises:
             FileNotFoundError: There is no such study.
+            StorageError: The database cannot be used.
+            DamagedJournalError: The journal cannot be read.
         """
         run_dir = run_dir.resolve()
         name = name or run_dir.name
-        missing = f"no trials in {run_dir}: there is no study {name!r} in {storage or JOURNAL_NAME}; search first"
-        if storage is None and not (run_dir / JOURNAL_NAME).exists():
+        place = JOURNAL_NAME if storage is None else masked(storage)
+        missing = f"no trials in {run_dir}: there is no study {name!r} in {place}; search first"
+        own_name = study_name(run_dir, storage, name)
+        if own_name is None or (storage is None and not (run_dir / JOURNAL_NAME).exists()):
             raise FileNotFoundError(missing)
         try:
-            return cls(open_storage(run_dir, storage), name, run_dir, None)
+            with storage_errors(storage):
+                opened = open_storage(run_dir, storage)
+                if storage is None:
+                    _check_sound(opened, run_dir / JOURNAL_NAME)
+                    own_name = _only_study(opened) or name
+                return cls(opened if storage is None else Database(opened, storage), own_name, run_dir, None)
         except KeyError as error:
             raise FileNotFoundError(missing) from error
+        except DamagedJournalError as error:
+            raise DamagedJournalError(
+                f"{error}; the same `nas-kd search` command makes it anew from the records in {run_dir / 'trials'}"
+            ) from error
+
+    def _check_place(self) -> None:
+        """Raise where two folders, one of them a copy, would write to one study; else note where the run is."""
+        here, there = str(self.run_dir), self.metadata.get("run_dir")
+        if there == here:
+            return
+        other = Path(there or here) / STUDY_FILE
+        if there is not None and other.is_file() and other.read_text(errors="replace").strip() == self.name:
+            raise ValueError(
+                f"{here} is a copy of {there}, and both would write to one study of the database; delete "
+                f"{self.run_dir / STUDY_FILE}, and the copy gets a study of its own"
+            )
+        self.set_metadata("run_dir", here)
+
+    def _take_in_folders(self) -> list[str]:
+        """Add the trials of folders that the ledger does not know; see the module.
+
+        Trials without a record, which had not ended, give their numbers up: others run in their place.
+
+        Returns:
+            A sentence where there were any.
+
+        Raises:
+            ValueError: A record is of another campaign.
+        """
+        known = len(self)
+        unknown = {number: folder for number, folder in trial_folders(self.run_dir) if number >= known}
+        if not unknown:
+            return []
+        records: dict[int, TrialRecord] = {}
+        damaged = []
+        for number, folder in unknown.items():
+            path = folder / RECORD_NAME
+            try:
+                record = TrialRecord.read(path)
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                damaged.append(str(path))
+                continue
+            if record.number != number or not record.metric.is_same_as(self.metric):
+                raise ValueError(
+                    f"{path} is of another campaign ({record.metric.name!r} of trial {record.number}), and the ledger "
+                    "does not know it; move that folder away, or use another run folder"
+                )
+            records[number] = record
+        templates = []
+        for number in range(known, max(unknown) + 1):
+            if number in records:
+                templates.append(_recorded_trial(records[number], self.objectives))
+            else:
+                templates.append(create_trial(state=TrialState.WAITING, user_attrs={"queued": {}, "withdrawn": True}))
+        with self._driving():
+            for template in templates:
+                self._storage.create_new_trial(self._study_id, template_trial=template)
+        text = f"{len(records)} trials that the ledger did not know were taken in from their records in trials/"
+        if damaged:
+            text += f"; these records are damaged and were left out: {', '.join(damaged)}"
+        return [text]
 
     def close(self) -> None:
         """Release the run, so that another driver can open it."""
@@ -346,15 +440,18 @@ class Ledger:
             check_values(values, space)
         with self._driving():
             known: dict[object, FrozenTrial] = {}
+            taken_in = []  # what they were queued with is not known
             for trial in self._trials():
                 if "queued" in trial.user_attrs:
                     known.setdefault(_key(trial.user_attrs["queued"], trial.user_attrs.get("seed")), trial)
+                elif trial.user_attrs.get("taken_in"):
+                    taken_in.append(trial)
             numbers: dict[object, int] = {}
             for values in wanted:
                 key = _key(values, seed)
                 if key in numbers:
                     continue
-                earlier = known.get(key)
+                earlier = known.get(key) or _take_fitting(taken_in, values, seed)
                 if earlier is not None:
                     numbers[key] = earlier.number
                     if earlier.state == TrialState.WAITING and not _is_queued(earlier):
@@ -443,7 +540,8 @@ class Ledger:
         ]
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._study_id, deepcopy=False)
+        trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return trials
 
     @contextmanager
     def _driving(self) -> Iterator[None]:
@@ -451,6 +549,59 @@ class Ledger:
             raise RuntimeError(f"the ledger of {self.run_dir} is open for reading only; use `Ledger.open` to write")
         with quiet_optuna():
             yield
+
+
+def _open_or_renew(run_dir: Path, storage: str | None) -> tuple[BaseStorage, list[str]]:
+    """The storage of a run for its driver, and what was mended: a damaged journal is set aside."""
+    path = run_dir / JOURNAL_NAME
+    try:
+        repair_journal(path)
+        opened = open_storage(run_dir, storage)
+        if storage is None:
+            _check_sound(opened, path)
+        return opened, []
+    except DamagedJournalError as error:
+        kept = set_aside(path)
+        return open_storage(run_dir, storage), [f"{error}; it is kept as {kept.name}, and a new one was made"]
+
+
+def _check_sound(storage: BaseStorage, path: Path) -> None:
+    """Raise where lines of a journal are missing, so that trials lack what they were written with."""
+    for study in storage.get_all_studies():
+        if "format" in study.user_attrs and not {"metric", "objectives"} <= study.user_attrs.keys():
+            raise DamagedJournalError(f"{path} is damaged: lines on the study are missing")
+        for trial in storage.get_all_trials(study._study_id, deepcopy=False):
+            lacking = (trial.state.is_finished() and "record" not in trial.user_attrs) or (
+                trial.state == TrialState.RUNNING and "knobs" not in trial.user_attrs
+            )
+            if lacking:
+                raise DamagedJournalError(f"{path} is damaged: lines on trial {trial.number} are missing")
+
+
+def _only_study(storage: BaseStorage) -> str | None:
+    """The name of the study in a journal, which has one alone; None where it is new."""
+    names = [study.study_name for study in storage.get_all_studies()]
+    return names[0] if names else None
+
+
+def _recorded_trial(record: TrialRecord, objectives: Sequence[Objective]) -> FrozenTrial:
+    """A trial that has ended, as the ledger stores it, from its record."""
+    return create_trial(
+        state=_STATES[record.state],
+        values=list(objective_values(record, objectives)) if record.state == "complete" else None,
+        user_attrs={"knobs": dict(record.knobs), "record": json.loads(record.to_json()), "taken_in": True},
+    )
+
+
+def _take_fitting(trials: list[FrozenTrial], values: Mapping[str, KnobValue], seed: int | None) -> FrozenTrial | None:
+    """The first of the trials that may have been queued with these values; it is taken from the list."""
+    for trial in trials:
+        record = trial.user_attrs["record"]
+        same_seed = seed is None or record["seed"] == seed
+        if same_seed and values.items() <= trial.user_attrs["knobs"].items():
+            trials.remove(trial)
+            return trial
+    return None
 
 
 def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:

@@ -24,14 +24,36 @@ two repairs below, since Optuna's own
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from nas_kd.trials.files import write_atomically
+from nas_kd.trials.passwords import masked
 
 JOURNAL_NAME = "ledger.jsonl"
+STUDY_FILE = "study"  # in the folder of a run that has its ledger in a database: the name of its study there
+
+_CONNECT_TIMEOUT_S = 10
+_DRIVERS_WITH_CONNECT_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+
+
+class StorageError(ValueError):
+    """A database cannot be used. The message holds no password."""
+
+
+class DamagedJournalError(ValueError):
+    """The journal of a run cannot be read; the message names the file, and the line where it is known."""
 
 
 class _FlockLock(JournalFileOpenLock):
@@ -58,30 +80,141 @@ class _FlockLock(JournalFileOpenLock):
             _close(self._descriptor)
 
 
+class _JournalFile(JournalFileBackend):
+    """Optuna's reader of a journal, with an error that names the file and the line."""
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        number = log_number_from
+        try:
+            for content in super().read_logs(log_number_from):
+                number += 1
+                if not isinstance(content, dict):
+                    raise ValueError("a line holds an object of JSON")
+                yield content
+        except ValueError as error:  # of the decoder, in its words
+            raise DamagedJournalError(f"{self._file_path} is damaged in line {number + 1}") from error
+
+
 def repair_journal(path: Path) -> int:
-    """Cut off a last line that a crash left unfinished. Call it as the only writer.
+    """Cut off what a crash left at the end: an unfinished line, a line that holds no JSON. Call it as the only writer.
 
     Returns:
         How many bytes were cut.
+
+    Raises:
+        DamagedJournalError: More than that is damaged at the end.
     """
     if not path.exists():
         return 0
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:  # backwards in blocks: a journal may be long, its last line is not
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
+        end = _last_newline(file, size) + 1
+        for lines_cut in range(2):  # a disk that lost power may have zeros there
+            begin = _last_newline(file, end - 1) + 1
+            file.seek(begin)
+            if end == 0 or _is_json(file.read(end - begin)):
                 break
-            end = start
+            if lines_cut == 1:
+                raise DamagedJournalError(f"{path} is damaged in its last lines")
+            end = begin
         if end < size:
             file.truncate(end)
             file.flush()
             os.fsync(file.fileno())
     return size - end
+
+
+def _last_newline(file: BinaryIO, end: int) -> int:
+    """The place of the last newline before `end`; -1 where there is none."""
+    while end > 0:  # backwards in blocks: a journal may be long, its last line is not
+        start = max(0, end - 65536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline
+        end = start
+    return -1
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file a name that is free, beside its place, and return it."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(kept)
+
+
+def check_url(url: str | None) -> None:
+    """Raise where a storage is no URL of a database that can be reached from here; nothing is connected.
+
+    Raises:
+        StorageError: What is wrong.
+    """
+    if url is not None:
+        with storage_errors(url):
+            make_url(url).get_dialect()
+
+
+@contextmanager
+def storage_errors(url: str | None) -> Iterator[None]:
+    """Errors of a database as one sentence without a password."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        if isinstance(error, StorageError | DamagedJournalError) or url is None:
+            raise
+        # Not `from error`: a traceback of that one may show the URL.
+        raise StorageError(_sentence(error, url)) from None
+
+
+def _sentence(error: Exception, url: str) -> str:
+    if isinstance(error, ImportError):
+        return (
+            f"storage: the driver of {masked(url)} is not installed; for PostgreSQL: pip install 'nas-kd[postgresql]'"
+        )
+    if isinstance(error, ArgumentError) or not isinstance(error, SQLAlchemyError | StorageInternalError):
+        return (
+            f"storage: the database cannot be used: {masked(url)} is no URL of a database; give one such as "
+            "postgresql://user:password@host/name, with %40 for an @ in the password"
+        )
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
+    reason = str(cause).strip().splitlines()[0]
+    return f"storage: the database cannot be used: {masked(reason, url)}"
+
+
+def study_name(run_dir: Path, url: str | None, name: str, *, make: bool = False) -> str | None:
+    """Under which name the study of a run is stored.
+
+    A database serves many runs, so a run's study has a name of its own there, `NAME-` and eight random digits, which is
+    kept in the run's folder: two folders never share trials, and a folder that was moved goes on. A journal file holds
+    one study alone.
+
+    Args:
+        run_dir: The run's folder.
+        url: Of the database, if there is one.
+        name: Of the campaign.
+        make: Whether a name is made where the folder has none.
+
+    Returns:
+        The name; None where there is none yet.
+    """
+    if url is None:
+        return name
+    path = run_dir / STUDY_FILE
+    known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if known or not make:
+        return known or None
+    made = f"{name}-{secrets.token_hex(4)}"
+    write_atomically(path, made + "\n")
+    return made
 
 
 def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
@@ -92,9 +225,18 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
         url: An SQLAlchemy URL: `postgresql://...`, `mysql://...` or `sqlite:///...`.
 
     Raises:
-        ImportError: The driver of the database is not installed.
+        StorageError: The database cannot be used.
+        DamagedJournalError: The journal cannot be read.
     """
     if url is None:
         path = run_dir / JOURNAL_NAME
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_FlockLock(path)))
-    return RDBStorage(url)
+        try:
+            return JournalStorage(_JournalFile(str(path), lock_obj=_FlockLock(path)))
+        except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:  # while it is replayed
+            raise DamagedJournalError(f"{path} is damaged: lines of it are missing or were changed") from error
+    with storage_errors(url):
+        options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been started again
+        parsed = make_url(url)
+        if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT and "connect_timeout" not in parsed.query:
+            options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
+        return RDBStorage(url, engine_kwargs=options)

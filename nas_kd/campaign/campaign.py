@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from sqlalchemy.exc import SQLAlchemyError
 
 from nas_kd.campaign.checks import check_budget, check_items, check_machine, check_nets, check_shared, grid_cells
 from nas_kd.campaign.latencies import measure_latencies
@@ -40,8 +39,11 @@ from nas_kd.trials import (
     Objective,
     OnEvent,
     RungScheduler,
+    StorageError,
     Summary,
     TrialRecord,
+    check_url,
+    has_password,
     parse_knobs,
     proposal_seed,
     run_trials,
@@ -127,6 +129,10 @@ class Campaign:
             raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
         check_shared(config)
         check_machine(config)
+        try:
+            check_url(config.storage)
+        except StorageError as error:
+            raise ConfigError(str(error)) from None
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
             note(text)
@@ -143,6 +149,8 @@ class Campaign:
         cells = grid_cells(config, context.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
+        for text in self.ledger.repairs:
+            note(text)
         if config.budget.max_latency_ms is not None:
             prepare_latency(context, self.run_dir, config.resources.threads, progress)
             check_budget(config, context)
@@ -219,18 +227,17 @@ class Campaign:
                 storage=config.storage,
                 name=config.name,
             )
-        except ImportError as error:
-            raise ConfigError(
-                "storage: its driver is not installed; for PostgreSQL: pip install 'nas-kd[postgresql]'"
-            ) from error
-        except SQLAlchemyError as error:  # the URL may hold a password, so it is not repeated
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"storage: the database cannot be used: {reason}") from error
+        except StorageError as error:
+            raise ConfigError(str(error)) from None
 
     def _write_config(self) -> None:
         path = self.run_dir / CONFIG_NAME
-        path.touch(mode=0o600 if self.config.storage else 0o666)  # a database's URL may hold a password
-        write_text_atomically(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        if has_password(self.config.storage):  # the file keeps its mode when it is replaced
+            path.touch(mode=0o600)
+            path.chmod(0o600)
+        # The end is marked, since a YAML file that was cut may still be one.
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+        write_text_atomically(path, text)
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
         """Run the trials that the ledger lacks.
@@ -242,7 +249,8 @@ class Campaign:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")
         config, stopping = self.config, self.config.early_stopping
         summary = run_trials(
-            TrialFunction(config.model_dump_json(), self.run_dir),
+            # Trials do not see the database, so its password does not travel.
+            TrialFunction(config.model_copy(update={"storage": None}).model_dump_json(), self.run_dir),
             self.ledger,
             self._knobs,
             num_trials=self._num_trials,

@@ -38,6 +38,7 @@ from nas_kd.settings.mistakes import choose, explain, fields
 from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
+from nas_kd.trials.passwords import masked
 from nas_kd.trials.resources import Resources
 
 
@@ -358,19 +359,27 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Campa
         try:
             data = yaml.safe_load(path.read_text()) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: a campaign file holds keys and values, but this one is a {type(data).__name__}")
         data.setdefault("name", path.stem)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set takes dotted.path=value, but got {override!r}")
+            raise ConfigError(masked(f"--set takes dotted.path=value, but got {override!r}"))
         try:
             set_path(data, key, yaml.safe_load(text))
         except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {override}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"--set {masked(override)}: {_yaml_problem(error)}") from None
     return validate(data, source=source)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML text, without the lines that the parser would show: one may hold a password."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem}, in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def set_path(data: dict[str, Any], path: str, value: Any) -> None:
@@ -392,4 +401,5 @@ def validate(data: Mapping[str, Any], *, source: str) -> CampaignConfig:
     try:
         return CampaignConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error, CampaignConfig, data))) from error
+        lines = [masked(f"{source}: {line}") for line in explain(error, CampaignConfig, data)]
+        raise ConfigError("\n".join(lines)) from None  # pydantic's own text holds the values

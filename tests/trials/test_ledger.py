@@ -1,20 +1,34 @@
 from __future__ import annotations
 
 import json
+import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
 from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
 from nas_kd.trials import ledger as ledger_module
+from nas_kd.trials.passwords import masked
 from nas_kd.trials.samplers import quiet_optuna
-from nas_kd.trials.storage import JOURNAL_NAME, open_storage, repair_journal
+from nas_kd.trials.storage import (
+    JOURNAL_NAME,
+    STUDY_FILE,
+    DamagedJournalError,
+    StorageError,
+    open_storage,
+    repair_journal,
+    study_name,
+)
 from nas_kd.trials.view import ProposalView
 
 # SQLite stands in for PostgreSQL and MySQL: the same code of Optuna's, reached by URL.
@@ -37,7 +51,8 @@ def ask_and_tell(ledger: Ledger, count: int, space: KnobSpace = SPACE, **options
 
 def stored_study(run_dir: Path, storage: str | None = None) -> optuna.Study:
     with quiet_optuna():
-        return optuna.load_study(storage=open_storage(run_dir, storage), study_name=run_dir.name)
+        name = study_name(run_dir, storage, run_dir.name)
+        return optuna.load_study(storage=open_storage(run_dir, storage), study_name=name)
 
 
 def test_records_come_back_after_reopening(tmp_path: Path, storage: str | None) -> None:
@@ -343,9 +358,211 @@ def test_loading_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no trials in .*search first"):
         Ledger.load(tmp_path)
     assert not list(tmp_path.iterdir())
-    open_ledger(tmp_path).close()
+    (tmp_path / JOURNAL_NAME).touch()  # a driver was killed right after it made the file
     with pytest.raises(FileNotFoundError, match="there is no study 'other'"):
         Ledger.load(tmp_path, name="other")
+
+
+def test_two_folders_of_one_name_do_not_share_a_study(tmp_path: Path) -> None:
+    """Two users, one database, one campaign name."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+    first, second = tmp_path / "a" / "clips", tmp_path / "b" / "clips"
+    for run_dir, count in ((first, 2), (second, 1)):
+        with open_ledger(run_dir, storage=storage) as ledger:
+            ask_and_tell(ledger, count)
+    assert Ledger.load(first, storage=storage).count("complete") == 2
+    assert Ledger.load(second, storage=storage).count("complete") == 1
+    names = {study_name(run_dir, storage, "clips") for run_dir in (first, second)}
+    assert len(names) == 2
+    assert all(str(name).startswith("clips-") for name in names)
+
+
+@pytest.mark.parametrize("in_database", [False, True])
+def test_a_moved_folder_goes_on_under_any_name(tmp_path: Path, in_database: bool) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db" if in_database else None
+    with open_ledger(tmp_path / "old", storage=storage) as ledger:
+        ask_and_tell(ledger, 2)
+        told = ledger.records()
+    (tmp_path / "old").rename(tmp_path / "new")
+    for name in (None, "other"):
+        with open_ledger(tmp_path / "new", storage=storage, name=name) as ledger:
+            assert ledger.records() == told
+            assert ledger.repairs == ()
+
+
+def test_a_copied_folder_gets_a_study_of_its_own(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    with open_ledger(tmp_path / "run", storage=storage) as ledger:
+        proposal = ledger.ask(SPACE)
+        record = make_record(proposal.number, proposal.knobs)
+        record.write(tmp_path / "run" / "trials" / "0000" / "record.json")
+        ledger.tell(record)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(ValueError, match=rf"is a copy of {tmp_path}/run.*delete {tmp_path}/copy/study"):
+        open_ledger(tmp_path / "copy", storage=storage)
+    (tmp_path / "copy" / STUDY_FILE).unlink()
+    with open_ledger(tmp_path / "copy", storage=storage) as ledger:
+        ask_and_tell(ledger, 1)
+        assert ledger.records()[0] == record
+        assert ledger.count("complete") == 2
+    assert Ledger.load(tmp_path / "run", storage=storage).count("complete") == 1
+
+
+def _damage(lines: list[bytes], how: str) -> None:
+    if how == "character":
+        lines[5] = b'{"op_code": 4, "\x01": 1}\n'
+    elif how == "zeros":
+        lines[5] = bytes(len(lines[5]) - 1) + b"\n"
+    elif how == "cut":
+        lines[5] = lines[5][:20] + b"\n"
+    elif how == "missing":
+        del lines[1]
+    elif how == "record missing":
+        lines[:] = [line for line in lines if b'"record"' not in line]
+    elif how == "zeros at the end":
+        lines += [bytes(512) + b"\n"] * 3
+    else:
+        lines[5] = b"[]\n"
+
+
+@pytest.mark.parametrize(
+    "how", ["character", "zeros", "cut", "missing", "record missing", "zeros at the end", "no object"]
+)
+def test_a_damaged_journal_is_named_and_made_anew_from_the_records(tmp_path: Path, how: str) -> None:
+    with open_ledger(tmp_path) as ledger:
+        grid = ledger.enqueue([{"op": "conv"}, {"op": "delta"}], SPACE)
+        for _ in range(4):
+            proposal = ledger.ask(SPACE)
+            folder = tmp_path / "trials" / f"{proposal.number:04d}"
+            folder.mkdir(parents=True)
+            if proposal.number != 2:  # killed while it ran
+                record = make_record(proposal.number, proposal.knobs)
+                record.write(folder / "record.json")
+                ledger.tell(record)
+        told = ledger.records()
+    path = tmp_path / JOURNAL_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    _damage(lines, how)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DamagedJournalError, match=r"ledger\.jsonl is damaged.*the same `nas-kd search` command"):
+        Ledger.load(tmp_path)
+    with open_ledger(tmp_path) as ledger:
+        assert "it is kept as ledger.jsonl.damaged-1" in ledger.repairs[0]
+        assert "3 trials that the ledger did not know were taken in" in ledger.repairs[1]
+        assert ledger.records() == told
+        assert ledger.running() == []
+        assert ledger.enqueue([{"op": "conv"}, {"op": "delta"}], SPACE) == grid  # they have run
+        assert ledger.ask(SPACE).number == 4
+    assert open_ledger(tmp_path).repairs == ()
+
+
+def test_folders_that_are_no_trials_are_passed_over(tmp_path: Path) -> None:
+    for name in ("0003 (copy)", "4.bak", "00007", "12", "\u0663\u0663\u0663\u0663", "abc"):
+        (tmp_path / "trials" / name).mkdir(parents=True)
+    (tmp_path / "trials" / "0009").touch()
+    with open_ledger(tmp_path) as ledger:
+        assert len(ledger) == 0
+        assert ledger.repairs == ()
+
+
+PASSWORD = "Geheim%40rt"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (f"postgresql+nodriver://anna:{PASSWORD}@db/x", "no URL of a database"),
+        (f"postgresql://anna:{PASSWORD}@db@elsewhere:5432/x", "no URL of a database"),
+        ("sqlite:////no/such/folder/x.db", "unable to open database file"),
+        (f"anna:{PASSWORD}", "no URL of a database"),
+        ("http://anna:Geheim@rt@db/x", "no URL of a database"),
+    ],
+)
+def test_no_password_in_errors_of_a_database(tmp_path: Path, url: str, words: str) -> None:
+    for use in (open_ledger, Ledger.load):
+        (tmp_path / STUDY_FILE).write_text("clips-1")
+        with pytest.raises(StorageError, match="storage: ") as raised:
+            use(tmp_path, storage=url)
+        error: BaseException | None = raised.value
+        assert words in str(error) or "is not installed" in str(error)
+        assert "\n" not in str(error)
+        printed = "".join(traceback.format_exception(error))
+        assert "Geheim" not in printed.replace(url, "") or url.startswith("anna")
+        assert "heim" not in str(error) or url.startswith("anna")
+
+
+@pytest.mark.parametrize("method", ["get_all_trials", "get_study_id_from_name", "get_study_user_attrs", "__init__"])
+def test_no_password_where_a_database_ends_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Without a server: errors of SQLAlchemy and Optuna that quote the URL, plain and decoded."""
+    url, sqlite = f"postgresql://anna:{PASSWORD}@db/x", f"sqlite:///{tmp_path}/study.db"
+    open_ledger(tmp_path, storage=sqlite).close()
+
+    def down(*_: object, **__: object) -> None:
+        try:
+            raise OperationalError(f"SELECT 1 -- {url} Geheim@rt", None, Exception(f"cannot connect with {url}"))
+        except OperationalError as error:
+            raise StorageInternalError(f"failed at {url}") from error
+
+    monkeypatch.setattr(f"optuna.storages.RDBStorage.{method}", down)
+    monkeypatch.setattr("nas_kd.trials.ledger.open_storage", lambda run_dir, _: open_storage(run_dir, sqlite))
+    with pytest.raises(StorageError, match=r"the database cannot be used: .*cannot connect") as raised:
+        Ledger.load(tmp_path, storage=url).records()
+    assert "heim" not in str(raised.value)
+
+
+def test_a_driver_waits_for_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database answers again at the third question, and after a write whose answer was lost."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.setattr("nas_kd.trials.database._PAUSE_S", 0.001)
+    failures = dict.fromkeys(("create_new_trial", "set_trial_user_attr", "set_trial_state_values"), 2)
+    for name in failures:
+        own = getattr(RDBStorage, name)
+
+        def flaky(*arguments: Any, name: str = name, own: Any = own, **options: Any) -> Any:
+            failures[name] -= 1
+            if failures[name] == 1:
+                raise OperationalError("", None, Exception("the server is starting up"))
+            result = own(*arguments, **options)
+            if failures[name] == 0:
+                raise OperationalError("", None, Exception("the connection was lost"))
+            return result
+
+        monkeypatch.setattr(RDBStorage, name, flaky)
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ask_and_tell(ledger, 2)
+        assert [record.number for record in ledger.records()] == [0, 1]
+        assert len(ledger) == ledger.count("complete") == 2
+
+        def away(*_: object, **__: object) -> None:
+            raise OperationalError("", None, Exception("no route to host"))
+
+        monkeypatch.setattr(RDBStorage, "get_all_trials", away)
+        monkeypatch.setattr(ledger._storage, "wait_s", 0.01)
+        with pytest.raises(StorageError, match=r"no route to host.*when it is back, the same command goes on"):
+            ledger.records()
+
+
+def test_no_password_where_the_study_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no study .* in postgresql://anna:\*\*\*@db/x"):
+        Ledger.load(tmp_path, storage=f"postgresql://anna:{PASSWORD}@db/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://anna:pw@db/x, line 1", "at postgresql://anna:***@db/x, line 1"),
+        ("postgresql+psycopg2://anna:p@w:1/2@db:5432/x", "postgresql+psycopg2://anna:***@db:5432/x"),
+        ("mysql://db/x?user=anna&password=pw&ssl=1", "mysql://db/x?user=anna&password=***&ssl=1"),
+        ("'mysql://:pw@db/x'", "'mysql://:***@db/x'"),
+        ("postgresql://anna@db:5432/x", "postgresql://anna@db:5432/x"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("ray://host:10001 and a@b", "ray://host:10001 and a@b"),
+    ],
+)
+def test_passwords_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
 
 
 @pytest.mark.parametrize("tail", [b'{"op_code": 4, "worker', b"x" * 200_000])
@@ -367,7 +584,7 @@ def test_torn_journal_is_repaired(tmp_path: Path, tail: bytes) -> None:
 def test_repair_cuts_the_torn_tail_only(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     assert repair_journal(path) == 0
-    for content, cut in ((b"", 0), (b"a\nb\n", 0), (b"a\nbc", 2), (b"abc", 3)):
+    for content, cut in ((b"", 0), (b"1\n2\n", 0), (b"1\n2c", 2), (b"abc", 3), (b'1\n"\x01"\n', 4)):
         path.write_bytes(content)
         assert repair_journal(path) == cut
         assert path.read_bytes() == content[: len(content) - cut]

@@ -336,11 +336,29 @@ def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeyp
     assert campaign(tmp_path, toy_trials.succeed, 1, "inline").num_complete == 1
 
 
-def test_trials_of_a_lost_ledger_are_not_mistaken_for_ours(tmp_path: Path) -> None:
+def test_trials_of_a_lost_ledger_come_back_and_those_of_others_are_refused(tmp_path: Path) -> None:
     campaign(tmp_path, toy_trials.succeed, 1, "inline")
     (tmp_path / "ledger.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"trials/0000 must belong to a trial of the ledger, but that knows 0 trials"):
-        campaign(tmp_path, toy_trials.succeed, 1, "inline")
+    assert campaign(tmp_path, toy_trials.succeed, 2, "inline").num_complete == 2
+    assert [number for number, _ in executions(tmp_path)] == [0, 1]
+    (tmp_path / "ledger.jsonl").unlink()
+    path = tmp_path / "trials" / "0000" / "record.json"
+    path.write_text(path.read_text().replace('"accuracy"', '"miou"'))
+    with pytest.raises(ValueError, match=r"trials/0000/record.json is of another campaign \('miou' of trial 0\)"):
+        campaign(tmp_path, toy_trials.succeed, 2, "inline")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"number": 0, "st', b"\xff\x00", b"[]"])
+def test_a_damaged_record_of_a_running_trial_starts_it_again(tmp_path: Path, content: bytes) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.ask(toy_trials.SPACE)
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    (tmp_path / "trials" / "0000" / "record.json").write_bytes(content)
+    events: list[Event] = []
+    assert campaign(tmp_path, toy_trials.succeed, 1, "inline", on_event=events.append).num_complete == 1
+    assert [event.message for event in events if event.kind == "continued"] == [
+        "its record.json is damaged, so it starts again"
+    ]
 
 
 @pytest.mark.parametrize(
