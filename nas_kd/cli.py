@@ -299,6 +299,9 @@ def export(
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
+    with_preprocessing: Annotated[
+        bool, typer.Option(help="Write student_uint8.onnx too, which reads the bytes of clips and gives scores.")
+    ] = False,
     license: Annotated[str, typer.Option(help="License of the weights, for the model card.")] = "",
     intended_use: Annotated[str, typer.Option(help="What the student is meant for, for the model card.")] = "",
     data: Annotated[
@@ -320,6 +323,7 @@ def export(
             formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
             out_dir=out,
             with_data=data,
+            with_preprocessing=with_preprocessing,
             license=license,
             intended_use=intended_use,
         )

@@ -320,6 +320,7 @@ def export(
     formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
     out_dir: Path | str | None = None,
     with_data: bool = True,
+    with_preprocessing: bool = False,
     license: str = "",
     intended_use: str = "",
 ) -> tuple[Path, ExportRecord]:
@@ -335,6 +336,7 @@ def export(
         formats: what to write.
         out_dir: where to; `export/trial-NNNN` in the run's folder by default.
         with_data: whether outputs are compared on the validation split and its metric is measured from each form.
+        with_preprocessing: whether an ONNX graph that reads the bytes of clips is written too.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
 
@@ -373,6 +375,7 @@ def export(
         formats,
         space=space,
         validation=validation,
+        with_preprocessing=with_preprocessing,
         license=license,
         intended_use=intended_use,
     )

@@ -17,6 +17,7 @@ from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.measure import LabelledSet, differs, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
 from nas_kd.deploy.predictor import Predictor
+from nas_kd.deploy.preprocessed import Preprocessed, write_preprocessed
 from nas_kd.deploy.record import (
     BATCHES,
     RECORD_NAME,
@@ -49,6 +50,7 @@ def export_student(
     space: SearchSpace | None = None,
     seed: int = 0,
     validation: LabelledSet | None = None,
+    with_preprocessing: bool = False,
     license: str = "",
     intended_use: str = "",
 ) -> ExportRecord:
@@ -69,6 +71,7 @@ def export_student(
         space: needed where the student's space is your own, as by `load_bundle`.
         seed: of the random inputs that are compared.
         validation: the validation split of the student's campaign.
+        with_preprocessing: whether `student_uint8.onnx` is written too, which reads the bytes of clips.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
 
@@ -83,12 +86,17 @@ def export_student(
     student, info = load_bundle(bundle, space)
     stated = {"license": license or info.license, "intended_use": intended_use or info.intended_use}
     info = info.model_copy(update=stated)
+    if with_preprocessing:
+        Preprocessed(student, info)  # raises before anything is written where it cannot be
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     for file in (RECORD_NAME, CARD_NAME):  # of an earlier export
         (out_dir / file).unlink(missing_ok=True)
     write = export_stream if info.input_type.students_keep_a_state else _export_clip_student
     record = write(student, info, out_dir, formats, space=space, seed=seed)
+    if with_preprocessing:
+        made = write_preprocessed(student, info, out_dir, seed)
+        record = record.model_copy(update={"parity": (*record.parity, made)})
     files = [entry.file for entry in record.parity]
     if "onnx" in formats and _runs_alone(info):
         shutil.copyfile(SCRIPT, out_dir / SCRIPT_NAME)

@@ -47,7 +47,7 @@ class StudentView(BaseModel):
             return items
         frames = items.transpose(1, 2).flatten(0, 1)
         frames = F.interpolate(frames, size=self.size, mode="bilinear", align_corners=False)
-        return frames.reshape(len(items), -1, *frames.shape[1:]).transpose(1, 2)
+        return frames.reshape(-1, items.shape[2], *frames.shape[1:]).transpose(1, 2)
 
 
 def view_of(space: SearchSpace, knobs: Mapping[str, Choice], item_shape: Sequence[int]) -> StudentView | None:

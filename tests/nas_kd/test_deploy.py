@@ -24,6 +24,7 @@ from nas_kd.deploy import export as exporting
 from nas_kd.deploy.backends import BACKENDS
 from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.deploy.preprocessed import Preprocessed
 from nas_kd.deploy.student_view import view_of
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
 from nas_kd.trials import Cost, Metric, TrialRecord
@@ -182,8 +183,10 @@ runpy.run_path(folder + "/run.py", run_name="__main__")
 def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: Path) -> None:
     source, out = tmp_path / "trial", tmp_path / "out"
     student = bundle(source, space, seed=1)
-    record = export_student(source, out)
-    assert [p.file for p in record.parity] == ["student.safetensors", "student.pt2", "student.onnx"]
+    record = export_student(source, out, with_preprocessing=True)
+    files = ["student.safetensors", "student.pt2", "student.onnx", "student_uint8.onnx"]
+    assert [p.file for p in record.parity] == files
+    assert record.parity[3].max_abs_difference < 1e-5
     assert record.parity[0].flops == record.parity[1].flops == record.flops
     assert record.parity[2].flops is None
     assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
@@ -199,6 +202,9 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
     assert result.stdout.split() == []
 
     clips = torch.randint(0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8)
+    scores = Preprocessed(student, info)(clips)
+    assert torch.equal(scores.argmax(1), student(info.prepare(clips)).argmax(1))
+    torch.testing.assert_close(scores.sum(1), torch.ones(3))
     for name in BACKENDS:
         outputs = nas_kd.load(out, backend=name).outputs(clips)
         torch.testing.assert_close(outputs, student(info.prepare(clips)).detach(), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,95 @@
+"""An ONNX graph that reads the bytes of clips and gives scores: what comes before and after the net is part of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas_kd.deploy.answers import has_maps, scores_of
+from nas_kd.deploy.bundle import BundleInfo
+from nas_kd.deploy.record import BATCHES, Parity, batch_dim, need_onnx, third_party_warnings
+
+FILE_NAME = "student_uint8.onnx"
+
+
+class Preprocessed(nn.Module):
+    """Bytes (N, 3, T, H, W), of a student of single frames (N, 3, H, W) -> scores (N, C), or maps as the student's.
+
+    Args:
+        student: in evaluation mode.
+        info: of its bundle.
+
+    Raises:
+        ValueError: the bundle does not state all that comes before the net, or the student keeps a state.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, student: nn.Module, info: BundleInfo) -> None:
+        super().__init__()
+        if info.mean is None or info.std is None:
+            raise ValueError("frame features are read as they are: there is no preprocessing to put into a graph")
+        if info.input_type.students_keep_a_state or (info.view is None and info.input_type.students_fit_items):
+            raise ValueError(
+                "preprocessing is put into the graph of a student without a state whose bundle states its view; leave "
+                "out with_preprocessing, and prepare frames as arch.json says"
+            )
+        self.student, self.info = student, info
+        single = info.input_type.reads == "frames"
+        shape = (3, 1, 1) if single else (3, 1, 1, 1)
+        mean, std = (torch.tensor(values).reshape(shape) for values in (info.mean, info.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("offset", -mean / std)
+        frames = () if single else (info.source_frames,)
+        self.shape = (3, *frames, *info.source_size)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Scores, or maps."""
+        read = clips.float() * self.scale + self.offset
+        outputs: Tensor = self.student(read if self.info.view is None else self.info.view.of(read))
+        return outputs if has_maps(self.info) else scores_of(outputs, self.info)
+
+
+def write_preprocessed(student: nn.Module, info: BundleInfo, folder: Path, seed: int) -> Parity:
+    """Write the graph, read it again and compare it with the student on random bytes.
+
+    Args:
+        student: in evaluation mode.
+        info: of its bundle.
+        folder: gets `student_uint8.onnx`, with a dynamic batch: input `clips`, output `scores` or `maps`.
+        seed: of the bytes.
+
+    Raises:
+        ValueError: as by `Preprocessed`.
+        ExportError: an output differs, or a package is missing; the file is removed.
+    """
+    module, onnxruntime, path = Preprocessed(student, info).eval(), need_onnx(), folder / FILE_NAME
+    result = "maps" if has_maps(info) else "scores"
+    with third_party_warnings(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, *module.shape, dtype=torch.uint8),),
+            dynamo=True,
+            dynamic_shapes=({0: batch_dim()},),
+            input_names=["clips"],
+            output_names=[result],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator, difference, largest = torch.Generator().manual_seed(seed), 0.0, 0.0
+    for batch in BATCHES:
+        clips = torch.randint(0, 256, (batch, *module.shape), dtype=torch.uint8, generator=generator)
+        with torch.no_grad():
+            outputs = student(info.prepare(clips))
+        expected = outputs if has_maps(info) else scores_of(outputs, info)
+        found = torch.from_numpy(np.asarray(session.run([result], {"clips": clips.numpy()})[0]))
+        difference = max(difference, float((found - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    return Parity.of(path, difference, largest, None)
