@@ -3,11 +3,6 @@
 A module is built at its largest sizes; a smaller one computes with leading slices of its weights (Yu et al., Slimmable
 neural networks, ICLR 2019). Kernels are cropped around their centre (Cai et al., Once-for-all, ICLR 2020). Channels
 that were joined from several parts take the leading slice of each part.
-
-A slice is scaled to the size that the weights of a module of its own sizes begin with. Most layers draw their first
-weights in proportion to 1 / sqrt(inputs): a slice of a wide layer would answer more weakly than the narrow layer that
-is trained by itself, and where no normalisation follows, a search would take narrow layers for worse than they are.
-The papers above normalise after each layer, which hides the difference.
 """
 
 from __future__ import annotations
@@ -27,14 +22,9 @@ Block = tuple[tuple[slice, ...], ...]
 """For each dimension of a tensor, the ranges that a smaller module uses."""
 
 
-# Of two first weights, both random: a ratio nearer to 1 than this is none.
-_LEAST_RATIO = 1.05
-
-
 class _Narrow(NamedTuple):
     shell: nn.Module  # the structure at these sizes; its tensors are on the meta device and never used
     blocks: dict[str, Block]  # name of a parameter or buffer -> its part of the largest one
-    scales: dict[str, float]  # name of a parameter -> what its slice is multiplied by; without those that stay
 
 
 class Sliced(nn.Module):
@@ -42,7 +32,7 @@ class Sliced(nn.Module):
 
     The smaller module is built like any other, on the meta device, and given views of the large weights: whatever
     `build` returns works, as long as each of its parameters at a smaller size is a block of that at a larger one.
-    BatchNorm statistics are views too, so they are updated in place; weights are views times a constant.
+    BatchNorm statistics are views too, so they are updated in place.
 
     Args:
         build: sizes -> module.
@@ -55,7 +45,6 @@ class Sliced(nn.Module):
         self.build, self.widest, self.centred = build, widest, frozenset(centred)
         self.full = build(*widest)
         self._narrow: dict[tuple[Size, ...], _Narrow] = {}
-        self._first: dict[str, float] = {}  # root mean square of the first weights at the largest sizes
 
     def forward(self, x: Tensor, *sizes: Size) -> Tensor:
         """The module of these sizes, applied to x."""
@@ -71,7 +60,7 @@ class Sliced(nn.Module):
         return cast(Tensor, output)
 
     def narrowed(self, *sizes: Size) -> dict[str, Tensor]:
-        """State dict of the module of these sizes: copies of the slices, scaled."""
+        """State dict of the module of these sizes: copies of the slices."""
         return {name: tensor.detach().clone() for name, tensor in self._slices(self._at(sizes)).items()}
 
     def _at(self, sizes: tuple[Size, ...]) -> _Narrow:
@@ -84,24 +73,8 @@ class Sliced(nn.Module):
                 blocks[name] = tuple(
                     self._ranges(sizes, causes.get((name, d)), n, int(full[d])) for d, n in enumerate(part.shape)
                 )
-            self._narrow[sizes] = _Narrow(shell, blocks, self._scales(sizes))
+            self._narrow[sizes] = _Narrow(shell, blocks)
         return self._narrow[sizes]
-
-    def _scales(self, sizes: tuple[Size, ...]) -> dict[str, float]:
-        """By how much the first weights of a module of these sizes are larger than those of the largest one.
-
-        Measured on modules that are built for it with a seed of their own, so that it is the same in every process.
-        """
-        if sizes == self.widest:
-            return {}
-        if not self._first:
-            self._first = _first_weights(self.build, self.widest)
-        scales = {}
-        for name, own in _first_weights(self.build, sizes).items():
-            ratio = own / self._first[name] if self._first[name] > 0 else 1.0
-            if max(ratio, 1 / ratio if ratio > 0 else 1.0) >= _LEAST_RATIO:
-                scales[name] = ratio
-        return scales
 
     def _shell(self, sizes: tuple[Size, ...]) -> nn.Module:
         with torch.device("meta"):
@@ -137,8 +110,7 @@ class Sliced(nn.Module):
 
     def _slices(self, narrow: _Narrow) -> dict[str, Tensor]:
         full = self._full()
-        own = {name: _block(full[name], block) for name, block in narrow.blocks.items()}
-        return {name: tensor * narrow.scales[name] if name in narrow.scales else tensor for name, tensor in own.items()}
+        return {name: _block(full[name], block) for name, block in narrow.blocks.items()}
 
     def _keep_statistics(self, narrow: _Narrow, own: dict[str, Tensor]) -> None:
         """Buffers that are no views, since they were joined from parts, are written back."""
@@ -155,14 +127,6 @@ class Sliced(nn.Module):
         clone.__dict__ = {key: copy.deepcopy(v, memo) for key, v in self.__dict__.items() if key != "_narrow"}
         clone._narrow = {}
         return clone
-
-
-def _first_weights(build: Callable[..., nn.Module], sizes: tuple[Size, ...]) -> dict[str, float]:
-    """Root mean square of each parameter of two or more dimensions of a new module."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(0)
-        module = build(*sizes)
-    return {name: float(p.detach().square().mean().sqrt()) for name, p in module.named_parameters() if p.dim() > 1}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

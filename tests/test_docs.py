@@ -87,7 +87,12 @@ def test_the_streaming_example_of_the_readme_runs_what_its_campaign_exports(tmp_
         "runs": str(tmp_path),
         "trials": 1,
         "data": {"num_train": 24, "num_val": 8, "num_test": 8, "frames": 12},
-        "search": {"epochs": 1, "objective": {"delta": {"weight": 1}}},
+        "search": {
+            "epochs": 1,
+            "objective": {"delta": {"weight": 1}},
+            "local": {"steps": 4, "probes": 1},
+            "candidates": 2,
+        },
         "retrain": {"epochs": 1},
         "rehearse": False,
         "resources": {"executor": "inline"},

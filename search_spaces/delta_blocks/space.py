@@ -124,7 +124,8 @@ class DeltaBlocksSpace(SearchSpace):
 
     def inherit(self, network: nn.Module, student: nn.Module, choices: Mapping[str, Choice]) -> None:
         source, target = cast(DeltaNet, network).layers(), cast(DeltaNet, student).layers()
-        weights = {n: w for n, w in network.state_dict().items() if n in student.state_dict()}
+        own = student.state_dict().keys()
+        weights = {name: weight for name, weight in network.state_dict().items() if name in own}
         student.load_state_dict(weights, strict=False)
         for name, layer in target.items():
             if layer.student is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import cast
 
 import pytest
 import torch
@@ -49,9 +50,8 @@ def torch_twin(lstm: Lstm, inputs: int, hidden: int) -> nn.LSTM:
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 9, 50, None])
 def test_the_lstm_is_that_of_pytorch_on_each_block(hidden: int, inputs: int, length: int | None) -> None:
     sliced, x = Sliced(partial(Lstm, block_length=length), 5, 7).double(), features(3, 9, inputs)
-    scrambled(sliced.full)
-    lstm = Lstm(inputs, hidden).double()
-    lstm.load_state_dict(sliced.narrowed(inputs, hidden))
+    lstm = cast(Lstm, sliced.full)
+    scrambled(lstm)
     twin = torch_twin(lstm, inputs, hidden)
     blocks = x.split(length or 9, dim=1)
     expected = torch.stack([twin(block)[1][0][0] for block in blocks], dim=1)
