@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from nas_kd.campaign.checks import check_budget, check_items, check_machine, check_nets, check_shared, grid_cells
+from nas_kd.campaign.checks import (
+    check_budget,
+    check_items,
+    check_machine,
+    check_nets,
+    check_shared,
+    grid_cells,
+    nets_depend_on,
+)
 from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.overview import describe_left_out
@@ -140,7 +148,7 @@ class Campaign:
         sentences = check_nets(config, context)
         outlined, context = context, with_decoded_data(context)
         self._context = context
-        if context.splits.info != outlined.splits.info or context.splits.skipped != outlined.splits.skipped:
+        if nets_depend_on(context) != nets_depend_on(outlined):
             sentences = check_nets(config, context)
         sentences += [*describe_left_out(context.space.left_out), *describe_pairs(context.pairs)]
         for text in [*check_items(context), *sentences]:

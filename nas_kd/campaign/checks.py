@@ -190,6 +190,12 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
     return [*context.notes, *left_out, *mixed, *start, *_enlarged(context.space, info)]
 
 
+def nets_depend_on(context: CampaignContext) -> tuple[DataInfo, int, int]:
+    """What `check_nets` reads of the data: what is known of them, and how many items train weights and gates."""
+    splits = context.splits
+    return splits.info, len(splits.weights), len(splits.gates)
+
+
 def _enlarged(space: SearchSpace, info: DataInfo) -> list[str]:
     """More pixels than the data have hold no more of the scene; that scale alone may help, so it is allowed."""
     longest = max(info.height, info.width)  # 0 of frame features

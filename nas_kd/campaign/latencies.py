@@ -57,7 +57,7 @@ def measure_latencies(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        nets = _passes(context, run_dir, chosen)
+        nets = passes_of_nets(context, run_dir, [record.number for record in chosen])
         times, waited = _timed(nets, context.device, progress)
     finally:
         torch.set_num_threads(before)
@@ -84,19 +84,25 @@ def _students(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [record for record in front.records if record.number in numbers]
 
 
-def _passes(context: CampaignContext, run_dir: Path, records: Sequence[TrialRecord]) -> dict[str, Passes]:
-    """Name of a net -> its passes. A student of other settings than the campaign file now has is left out."""
+def passes_of_nets(context: CampaignContext, run_dir: Path, numbers: Sequence[int]) -> dict[str, Passes]:
+    """Name of a net -> its passes. A student of other settings than the campaign file now has is left out.
+
+    Args:
+        context: with the trained teacher.
+        run_dir: the run's folder.
+        numbers: of the students' trials.
+    """
     found = {}
     teacher = context.teacher_model
     if not is_precomputed(teacher):
         found[TEACHER] = Passes({"ms": partial(teacher, context.teacher_example())}, {"ms": 1.0})
-    for record in records:
+    for number in numbers:
         try:
-            student, info = load_bundle(run_dir / "trials" / f"{record.number:04d}", context.space)
+            student, info = load_bundle(run_dir / "trials" / f"{number:04d}", context.space)
         except ValueError:
             continue
         example = torch.zeros(1, *info.input_shape, device=context.device)
-        found[str(record.number)] = context.input_type.latency_passes(student.to(context.device), example)
+        found[str(number)] = context.input_type.latency_passes(student.to(context.device), example)
     return found
 
 

@@ -12,6 +12,7 @@ from nas_kd.campaign.checks import check_machine, check_nets, check_shared
 from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
 from nas_kd.campaign.output_checks import describe_classes
 from nas_kd.campaign.proposals import proposals
+from nas_kd.campaign.teacher_outputs import bytes_on_disk
 from nas_kd.config import CampaignConfig
 from nas_kd.data.sample import clip_bytes
 from nas_kd.objectives import DistillationLoss
@@ -51,7 +52,23 @@ def overview(config: CampaignConfig) -> list[str]:
         lines.append(describe_classes(context.task.class_names))
     lines += [*notes, _teacher(context), *_costs(context), *describe_left_out(context.space.left_out)]
     nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
-    return [*lines, *_taps(context, nets), *_memory(context, nets)]
+    return [*lines, *_taps(context, nets), *_disk(context), *_memory(context, nets)]
+
+
+def _disk(context: CampaignContext) -> list[str]:
+    """What the caches take: decoded files, and the teacher's outputs."""
+    config, parts = context.config, []
+    if decoded := config.data.decoded_bytes(context.splits):
+        parts.append(f"decoded files {_size(decoded)}")
+    if outputs := sum(bytes_on_disk(context).values()):
+        most = config.teacher.cache.max_bytes
+        limit = f", more than teacher.cache.max_bytes {_size(most)}, so not all are kept" if outputs > most else ""
+        parts.append(f"the teacher's outputs {_size(outputs)}{limit}")
+    return [f"caches on disk, at most: {', '.join(parts)}"] if parts else []
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 
 def _splits(context: CampaignContext) -> str:

@@ -114,7 +114,6 @@ def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: O
 def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> None:
     """Train the teacher, or go on from its checkpoint."""
     config, model, metric = context.config, context.teacher_model, context.task.metric
-    sign = 1.0 if context.task.maximize else -1.0
     fit(
         model,
         context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True),
@@ -122,7 +121,7 @@ def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> 
         lambda terms: terms["task"],
         config.teacher.fit,
         seed=config.seed,
-        validate=lambda: sign * context.evaluate_teacher(context.splits.val)[metric],
+        validate=lambda: context.task.gain(context.evaluate_teacher(context.splits.val)[metric]),
         checkpoint=checkpoint,
         tag=config.teacher_digest,
         progress=lambda share, words: progress(share, f"teacher, {words}"),

@@ -97,7 +97,7 @@ class InheritedPrior:
         knobs: of the study.
         cost: values of the study -> cost in the units of the gates' knots.
         gates: of the search.
-        maximize: whether a larger metric is better.
+        gain: `Task.gain`, which is its own inverse.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class InheritedPrior:
         cost: Callable[[Values], float],
         gates: GateTable,
         *,
-        maximize: bool,
+        gain: Callable[[float], float],
     ) -> None:
         self._encoding = Encoding({name: knob.distribution() for name, knob in knobs.items()})
-        self._cost, self._gates, self._sign = cost, gates, -1.0 if maximize else 1.0
+        self._cost, self._gates, self._gain = cost, gates, gain
         points = self._points([values for values, _ in compared])
-        losses = np.array([self._sign * metric for _, metric in compared])
+        losses = np.array([-gain(metric) for _, metric in compared])
         self._surrogate = Surrogate(points, losses, np.random.default_rng(0))
 
     def _points(self, rows: Sequence[Values]) -> Any:
@@ -126,4 +126,4 @@ class InheritedPrior:
     def __call__(self, rows: Sequence[Values]) -> list[float]:
         """The guess for each."""
         mean, _ = self._surrogate.predict(self._points(rows))
-        return [float(value) for value in self._sign * self._surrogate.scale.from_scale(mean)]
+        return [self._gain(-float(loss)) for loss in self._surrogate.scale.from_scale(mean)]

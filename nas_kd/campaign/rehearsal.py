@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from nas_kd.campaign.latencies import passes_of_nets
 from nas_kd.campaign.nets import build_nets, build_objective
 from nas_kd.campaign.own_space import own_space
 from nas_kd.campaign.prepare import prepare_teacher
@@ -50,7 +51,13 @@ LIMIT_S = 120.0  # after which no further stage is begun
 STEPS = (2, 4, 8, 16)  # lengths of the retraining that are tried until every stage of every term has a step
 RECORD_NAME = "rehearsal.json"
 
-_SHARES = {"teacher": 0.0, "search": 0.2, "trial": 0.3, "bundle": 0.5}  # of the time, roughly, when a stage begins
+_SHARES = {
+    "teacher": 0.0,
+    "search": 0.2,
+    "trial": 0.3,
+    "latency": 0.45,
+    "bundle": 0.5,
+}  # of the time, roughly, when a stage begins
 
 Note = Callable[[str], None]
 
@@ -167,6 +174,11 @@ class _Rehearsal:
         with self._stage("trial", "change space, objective, search or retrain"):
             trial.run()
         done["trial"] = self._seconds()
+        with self._stage("latency", "change teacher.model or space"), torch.no_grad():
+            nets = passes_of_nets(worker, self.folder, [0])
+            for run in [run for net in nets.values() for run in net.parts.values()]:
+                run()
+        done["latency"] = self._seconds()
         if done.keys() & WRITERS.keys():  # the student of another objective is exported as that of the first one is
             return
         with self._stage("bundle", "change space"):

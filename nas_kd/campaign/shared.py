@@ -85,7 +85,7 @@ def known_costs(context: CampaignContext, found: SearchFound | None = None) -> K
             searched_knobs(space),
             lambda values: cost(values) / factor,
             found.gates,
-            maximize=context.task.maximize,
+            gain=context.task.gain,
         )
     return KnownCosts(
         cost=cost,

@@ -17,6 +17,7 @@ from nas_kd.campaign.proposals import proposals, structure_key
 from nas_kd.data import Augment, Batch, ClipLoader, Subset, Views
 from nas_kd.data.fingerprint import changing_item, fingerprint, spread
 from nas_kd.objectives import DistillationLoss
+from nas_kd.taps import Taps
 from nas_kd.teachers import Teacher, is_precomputed
 from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, folder_name, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, kept_bytes, new_manifest, remove
@@ -80,6 +81,25 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
         with closing(Teacher(context.teacher_model, taps)) as module:
             outputs = _Outputs(context, module, Views(augment, cache_key.seed, cache_key.views))
             room -= _prepare_cache(outputs, folder / folder_name(augment), cache_key, room, progress, note)
+
+
+def bytes_on_disk(context: CampaignContext) -> dict[Augment, int]:
+    """What `prepare_caches` would keep of each augmentation, whatever the limit.
+
+    Args:
+        context: checked, with a teacher that need not be trained. No item is read.
+    """
+    config, found = context.config.teacher.cache, dict[Augment, int]()
+    if config.views == 0 or is_precomputed(context.teacher_model):
+        return found
+    items = len(context.splits.retrain.base) * context.input_type.positions
+    for augment, taps in cached_taps(context).items():
+        with closing(Taps(context.teacher_model.eval(), taps)) as tapped, torch.no_grad():
+            output = tapped(context.teacher_example())
+        values = sum(value.numel() for value in (output.logits, *output.features.values()))
+        views = 1 if augment == "none" else config.views
+        found[augment] = items * views * values * DTYPES[config.dtype].itemsize
+    return found
 
 
 def cached_taps(context: CampaignContext) -> dict[Augment, tuple[str, ...]]:

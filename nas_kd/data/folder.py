@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ class FolderConfig(LabelledConfig):
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def decoded_bytes(self, splits: Splits) -> int:
+        items = sum(map(len, (splits.weights, splits.gates, splits.val, splits.test)))
+        return 3 * math.prod(self.stored) * items
 
     @property
     def stored(self) -> tuple[int, int, int]:

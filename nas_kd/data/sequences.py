@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -191,6 +192,10 @@ class SequencesConfig(SequenceOptions):
     """A folder of labelled frames of videos with a csv file."""
 
     decodes: ClassVar[bool] = True
+
+    def decoded_bytes(self, splits: Splits) -> int:
+        windows = sum(map(len, (splits.weights, splits.gates, splits.val, splits.test)))
+        return PLANES * self.frames * math.prod(self.frame_size) * windows
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_sequences(self, seed=seed, gate_share=gate_share)

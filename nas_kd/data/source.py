@@ -53,6 +53,14 @@ class SourceConfig(BaseModel):
         """How files become items; None where items are not made from videos or images."""
         return None
 
+    def decoded_bytes(self, splits: Splits) -> int:
+        """Most that the cache of decoded files can take for these splits; 0 where there is none.
+
+        Args:
+            splits: of this section.
+        """
+        return 0
+
     @abstractmethod
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         """The splits that the section describes.

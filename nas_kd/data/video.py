@@ -25,6 +25,7 @@ from av.video.stream import VideoStream
 
 from nas_kd.data.frame_times import positions_in_time, sample_positions
 from nas_kd.data.geometry import Frames, Scaler, Turn, turn_of
+from nas_kd.data.packets import is_damaged, length_size
 from nas_kd.data.sample import DecodeError, PartlyReadableError
 
 _LOST_SHARE = 0.02  # of the frames; players show what is left, and so it is here up to this share (or one frame)
@@ -76,7 +77,8 @@ class _Scan:
         tick: Seconds of a unit of time.
         missing: Packets that should be there and are not, or not whole.
         has_index: Whether the file itself lists its packets.
-        can_seek: Whether decoding may begin at any key frame.
+        can_seek: Whether decoding may begin at any key frame; not where packets are lost or damaged, so that the whole
+            is decoded and what is left is counted.
         has_breaks: Whether the format allows jumps of the time.
         shortfall: Seconds by which the file is shorter than its header says.
     """
@@ -215,6 +217,8 @@ def _scan(path: Path) -> _Scan:
         ticks = {stream.index: float(stream.time_base or 0) for stream in container.streams}
         entries: dict[int, list[_Entry]] = {track.index: [] for track in tracks}
         cut = dict.fromkeys(entries, 0)
+        prefixes = {track.index: length_size(track) for track in tracks}
+        damaged: set[int] = set()
         latest = 0.0
         for packet in _packets(container, list(container.streams) if declared else tracks):
             duration = packet.duration or 0
@@ -224,6 +228,8 @@ def _scan(path: Path) -> _Scan:
                 entry = _Entry(packet.pts, duration, packet.is_keyframe, not packet.is_discard)
                 entries[packet.stream_index].append(entry)
                 cut[packet.stream_index] += packet.is_corrupt
+                if packet.stream_index not in damaged and is_damaged(packet, prefixes[packet.stream_index]):
+                    damaged.add(packet.stream_index)
         track = _main_track(container, tracks, entries)
         found = entries[track.index]
         has_index = "mov" in names
@@ -237,7 +243,10 @@ def _scan(path: Path) -> _Scan:
             tick=ticks[track.index],
             missing=missing,
             has_index=has_index,
-            can_seek=bool(names & {"mov", "matroska"}) and not missing and shortfall <= _ROUNDED_S,
+            can_seek=bool(names & {"mov", "matroska"})
+            and not missing
+            and track.index not in damaged
+            and shortfall <= _ROUNDED_S,
             has_breaks=bool(container.format.flags & _TIMES_JUMP),
             shortfall=shortfall,
         )

@@ -24,6 +24,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.flops import count_products
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
+from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.teacher import trained_outputs
 from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
 from nas_kd.training.gate_search import LocalConfig
@@ -274,11 +275,15 @@ class InputType(ABC):
             example: one input of it, with batch size 1.
             space: of the campaign.
         """
+        # Of the net alone: what it takes to bring clips to its size is the campaign's work.
+        net, shown = (
+            (teacher.net, teacher.lay_out(example)) if isinstance(teacher, AdaptedTeacher) else (teacher, example)
+        )
         try:
-            count = count_flops(teacher, example, strict=False)
+            count = count_flops(net, (shown,), strict=False)
         except Exception as error:  # whatever a net raises that cannot be traced, though it runs
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            return count_products(teacher, example), (f"all but products and convolutions; not traceable, {reason}",)
+            return count_products(net, (shown,)), (f"all but products and convolutions; not traceable, {reason}",)
         return count.total, count.unknown
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:

@@ -99,9 +99,12 @@ def _outer(name: str) -> list[str]:
 def _hides(outer: Passed, inner: Passed, is_block: bool) -> bool:
     """Whether an outer module leaves the scale of an inner one, which it read: what comes before its stride.
 
-    Of what reads tokens the scale is not known; then blocks within it are taken for stages of their own.
+    Likewise what comes before a stride of time. Of what reads tokens the scale is not known; then blocks within it are
+    taken for stages of their own.
     """
     scale = _scale(inner)
+    if scale == _scale(outer) and _frames(inner) > _frames(outer):
+        return True
     return scale != _scale(outer) and (outer.read == scale or (outer.read is None and not is_block))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor
 
-from nas_kd.data import DataInfo, Splits
+from nas_kd.data import ClipDataset, DataError, DataInfo, Splits
 from nas_kd.data.mix import PARTNER, SHARE
 from nas_kd.data.sample import labels_of
 from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
@@ -54,13 +54,19 @@ class Classification(Task):
 
     def prepare(self, splits: Splits) -> None:
         if self.config.class_weights == "balanced":
+            if not _knows_labels(splits.retrain):
+                raise DataError(
+                    "task_options.class_weights: balanced counts how often classes occur, but the training data have "
+                    "no attribute labels, and every process would read every item for them; give the data set labels, "
+                    "a list with the class of each item, or list the weights"
+                )
             labels = torch.tensor(labels_of(splits.retrain))
             self._weights = balanced_weights(torch.bincount(labels, minlength=self.info.num_classes))
 
     def hints(self, splits: Splits) -> list[str]:
         sentences = []
         for split, dataset in (("val", splits.val), ("test", splits.test)):
-            if not hasattr(getattr(dataset, "base", dataset), "labels"):
+            if not _knows_labels(dataset):
                 continue  # it takes reading, and so decoding, every item
             occurring = set(labels_of(dataset))
             absent = [name for index, name in enumerate(self.class_names) if index not in occurring]
@@ -115,6 +121,11 @@ class Classification(Task):
         self._loss_sum, self._count = 0.0, 0
         self._right, self._labels, self._outputs = [], [], []
         return values
+
+
+def _knows_labels(dataset: ClipDataset) -> bool:
+    """Whether the classes of all items are known without reading the items."""
+    return hasattr(getattr(dataset, "base", dataset), "labels")
 
 
 def ranking_metrics(outputs: Tensor, labels: Tensor) -> dict[str, float]:

@@ -111,6 +111,11 @@ class Task(ABC):
                     "items has one; mend its labels, or move other items into it"
                 )
 
+    @classmethod
+    def gain(cls, value: float) -> float:
+        """A value of the primary metric as one of which more is better: negative where less of the metric is."""
+        return value if cls.maximize else -value
+
     def prepare(self, splits: Splits) -> None:  # noqa: B027  # a task may leave it out
         """Take from the training split what the loss needs of it, such as how often classes occur; by default nothing.
 

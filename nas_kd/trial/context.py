@@ -246,7 +246,8 @@ def build_context(config: CampaignConfig, device: str, *, decode: bool = True) -
     else:
         splits = config.data.outline(seed=config.seed, gate_share=share)
     task = make_task(config.task, splits.info, config.task_options)
-    task.prepare(splits)
+    if decode:  # without, nothing is trained, and preparing may read many items
+        task.prepare(splits)
     teacher_kinds = {name: (entry.reads, entry.gives) for name, entry in TEACHERS.items()}
     check_kind("teacher.model", config.teacher.model, teacher_kinds, task, config.task, config.data.source)
     kinds = {name: (entry.reads, entry.gives) for name, entry in SPACES.items() if not entry.derived}
@@ -277,16 +278,16 @@ def teacher_of(config: CampaignConfig, task: Task, note: Note = no_note) -> nn.M
 
 
 def with_decoded_data(context: CampaignContext) -> CampaignContext:
-    """A context of which `build_context` did not decode the files, with its files decoded.
+    """A context of which `build_context` did not decode the files, with its files decoded and its task prepared.
 
     Raises:
         DataError: files cannot be decoded.
     """
-    config = context.config
-    if not config.data.decodes:
-        return context
-    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    config, splits = context.config, context.splits
+    if config.data.decodes:
+        splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
     if splits.info == context.splits.info:
+        context.task.prepare(splits)
         return replace(context, splits=splits)
     return build_context(config, str(context.device))  # items that were left out may have taken a class along
 

@@ -180,7 +180,10 @@ class Learner:
         self.objective.check_steps(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         context, metric = self.context, self.context.task.metric
-        sign = 1.0 if context.task.maximize else -1.0
+
+        def gain() -> float:
+            return context.task.gain(context.evaluate_student(self.net, context.splits.val, self._knobs)[metric])
+
         return fit(
             self.net,
             loader,
@@ -188,7 +191,7 @@ class Learner:
             self.objective.total,
             config,
             seed=seed,
-            validate=lambda: sign * context.evaluate_student(self.net, context.splits.val, self._knobs)[metric],
+            validate=gain,
             parameters=fast,
             slow=slow,
             slow_scale=slow_scale,

@@ -251,8 +251,7 @@ class SharedSearch:
         for i, arch in enumerate(candidates):
             scores.append(self.inherited_score(arch))
             progress((i + 1) / len(candidates))
-        sign = -1.0 if self.context.task.maximize else 1.0
-        return sorted(zip(candidates, scores, strict=True), key=lambda pair: sign * pair[1])
+        return sorted(zip(candidates, scores, strict=True), key=lambda pair: -self.context.task.gain(pair[1]))
 
     def knob_probabilities(self, budget: float) -> list[dict[str, object]]:
         """All combinations of knobs with their probability at a budget, in the units of the cost table."""

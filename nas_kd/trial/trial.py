@@ -192,8 +192,8 @@ class Trial(ABC):
     def _best(self, trainings: Sequence[Training]) -> int:
         """Which training is kept: the best on the validation split, the first of equal ones."""
         task = self.campaign.task
-        values = [training.metrics["val"][task.metric] for training in trainings]
-        return values.index(max(values) if task.maximize else min(values))
+        gains = [task.gain(training.metrics["val"][task.metric]) for training in trainings]
+        return gains.index(max(gains))
 
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
         example = self.campaign.space.example_input(self.knobs).to(self.campaign.device)

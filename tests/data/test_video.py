@@ -368,6 +368,19 @@ def test_a_partly_readable_video_is_refused_with_what_is_left(noisy, tmp_path, k
         read_clip(path, frames, 16, 16, "crop")
 
 
+@pytest.mark.parametrize("content", ["zeros", "noise"])
+def test_damage_between_the_kept_frames_counts(noisy, tmp_path, content):
+    """Two frames, before and after the damage, would be decoded from their key frames."""
+    path, whole = tmp_path / "a.mp4", noisy["mp4"]
+    start, end = int(0.3 * len(whole)), int(0.45 * len(whole))
+    lost = np.random.default_rng(0).integers(0, 256, end - start, dtype=np.uint8).tobytes()
+    path.write_bytes(whole[:start] + (lost if content == "noise" else bytes(end - start)) + whole[end:])
+    with pytest.raises(PartlyReadableError, match=r"^only 8\d of 100 frames \(3\.[3-5] of 4\.0 s\) can be decoded"):
+        read_clip(path, 2, 16, 16, "crop")
+    path.write_bytes(whole)
+    assert read_clip(path, 2, 16, 16, "crop").shape == (3, 2, 16, 16)
+
+
 def test_skipping_counts_partly_readable_videos(noisy, tmp_path):
     rows = []
     for number, split in enumerate(("train", "train", "val", "test", "train")):

@@ -49,8 +49,8 @@ class R2Plus1D(nn.Module):
             nn.Conv3d(3, 8, (1, 5, 5), (1, 4, 4), (0, 2, 2)), nn.Conv3d(8, 12, (3, 1, 1), padding=(1, 0, 0)), nn.ReLU()
         )
         self.layer2 = nn.Sequential(
-            nn.Conv3d(12, 16, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
-            nn.Conv3d(16, 24, (3, 1, 1), (2, 1, 1), (1, 0, 0)),
+            nn.Conv3d(12, 32, (1, 3, 3), (1, 2, 2), (0, 1, 1)),  # more channels between the two than after them
+            nn.Conv3d(32, 24, (3, 1, 1), (2, 1, 1), (1, 0, 0)),
             nn.ReLU(),
         )
         self.fc = nn.Linear(24, num_classes)

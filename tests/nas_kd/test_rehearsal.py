@@ -159,7 +159,7 @@ def test_a_rehearsal_changes_nothing_and_is_done_once(
     assert context.splits is splits
     for name, value in context.teacher_model.state_dict().items():
         assert torch.equal(value, before[name])
-    stages = ["teacher", *(["search"] if shared else []), "trial", "safetensors"]
+    stages = ["teacher", *(["search"] if shared else []), "trial", "latency", "safetensors"]
     assert notes[0].startswith("rehearsed on 2 items of each split in ")
     assert notes[0].endswith(f" s: {', '.join(stages)}")
     assert list(json.loads((run_dir / rehearsal.RECORD_NAME).read_text())["seconds_until"]) == stages

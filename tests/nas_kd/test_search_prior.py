@@ -78,7 +78,7 @@ def test_the_guess_ranks_architectures_that_were_not_compared(search: SharedSear
         searched_knobs(space),
         costs.cost,
         gates,
-        maximize=maximize,
+        gain=lambda value: sign * value,
     )
     others = rows[40:]
     assert kendalltau(prior(others), [metric(values) for values in others]).statistic > 0.5

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nas_kd.data import DataError, DataInfo, MemoryDataset, make_splits
+from nas_kd.data import DataError, DataInfo, MemoryDataset, Sample, Splits, Subset, make_splits
 from nas_kd.tasks import TASKS, Classification, Detection, Segmentation, make_task
 from nas_kd.tasks.offsets import frames_by_offset, over_offsets
 
@@ -92,6 +92,19 @@ def test_labels_are_smoothed_and_classes_weighted() -> None:
     assert float(smoothed) == pytest.approx(0.9 * right + 0.1 * wrong)
 
 
+class Unread:
+    """A data set of the user's without labels, none of whose items may be read."""
+
+    def __init__(self, dataset: MemoryDataset) -> None:
+        self._number = len(dataset)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int, /) -> Sample:
+        raise AssertionError(f"item {index} was read")
+
+
 def test_balanced_weights_are_inverse_frequencies_of_the_training_split() -> None:
     mask = torch.full((4, 4, 16, 24), 255, dtype=torch.uint8)
     mask[:, 0, 0, 0] = torch.tensor([0, 0, 0, 1], dtype=torch.uint8)  # a "dog" never occurs
@@ -103,6 +116,9 @@ def test_balanced_weights_are_inverse_frequencies_of_the_training_split() -> Non
     task = make_task("classification", INFO, {"class_weights": "balanced"})
     task.prepare(splits)
     assert float(task.loss(logits.repeat(4, 1), clips)) == pytest.approx(wanted)
+    unread = Unread(dataset)
+    with pytest.raises(DataError, match=r"balanced counts how often classes occur, .*; give the data set labels"):
+        task.prepare(Splits(Subset(unread, [0, 1]), Subset(unread, [2, 3]), dataset, dataset, INFO))
     task = make_task("segmentation", INFO, {"class_weights": "balanced"})
     task.prepare(splits)
     maps = torch.cat([logits, torch.tensor([-100.0])])[:, None, None].expand(4, 4, 3, 2, 2)
