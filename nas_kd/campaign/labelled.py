@@ -28,7 +28,8 @@ def campaign_split(config: CampaignConfig, split: Split) -> LabelledSet:
         return task
 
     name = {"val": "the validation split", "test": "the test split"}[split]
-    return LabelledSet(name, getattr(splits, split), splits.groups.get(split), splits.info, make)
+    cuts = config.evaluation.cuts(splits.info)
+    return LabelledSet(name, getattr(splits, split), splits.groups.get(split), splits.info, make, cuts)
 
 
 def labelled_set(data: Path, split: Split | None, info: BundleInfo) -> LabelledSet:

@@ -118,7 +118,7 @@ def _check_evaluation(config: CampaignConfig, context: CampaignContext) -> list[
             "averaged; leave out clips, window and crops"
         )
     try:
-        number = len(context.evaluation_cuts)
+        number = len(evaluation.cuts(context.splits.info))
     except DataError as error:
         raise ConfigError(f"evaluation: {error}") from error
     return [

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from torch import nn
 
+from nas_kd.data import DataInfo
+from nas_kd.data.framing import Cut, evaluation_cuts
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
 from nas_kd.settings.imports import call_function, import_function
@@ -360,6 +362,19 @@ class EvaluationConfig(Section):
     def is_plain(self) -> bool:
         """Whether nets see one view of each item: frames from all of it, and the middle."""
         return self.views == 1 and self.window == 1
+
+    def cuts(self, info: DataInfo) -> tuple[Cut, ...]:
+        """The parts of each clip that nets are evaluated on; empty where they see one view, as without these keys.
+
+        Args:
+            info: of the data.
+
+        Raises:
+            DataError: too little of a clip is stored.
+        """
+        if self.is_plain or info.seen is None:
+            return ()
+        return evaluation_cuts(info.stored, info.seen, clips=self.clips, window=self.window, crops=self.crops)
 
 
 class EarlyStoppingConfig(Section):

@@ -99,6 +99,7 @@ class Measured(BaseModel):
     Attributes:
         num_items: items of the split.
         num_groups: groups that they come from, such as recordings; None where items are independent.
+        views: clips and crops of each item whose outputs are averaged.
         low: lower end of the 95 % interval of the primary metric over items; None where there is none.
         high: its upper end.
     """
@@ -107,6 +108,7 @@ class Measured(BaseModel):
 
     num_items: int
     num_groups: int | None = None
+    views: int = 1
     low: float | None = None
     high: float | None = None
 

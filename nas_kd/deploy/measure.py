@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from nas_kd.data import ClipDataset, ClipLoader, DataInfo
+from nas_kd.data.framing import Cut
 from nas_kd.deploy.bundle import BundleInfo, Measured
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import FileMetrics
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import interval_over_items
+from nas_kd.training.fit import mean_of_views
 
 TOLERANCE = 2e-3  # of a metric measured again, relative to its value (at least 1); one item's share where that is more
 
@@ -28,6 +30,7 @@ class LabelledSet:
         groups: group of each item; None where they are independent.
         info: what is known of the data.
         make_task: a new instance of the task, which keeps its own metrics.
+        cuts: views of each item whose outputs are averaged; empty where it is one.
     """
 
     name: str
@@ -35,6 +38,7 @@ class LabelledSet:
     groups: Sequence[str] | None
     info: DataInfo
     make_task: Callable[[], Task]
+    cuts: tuple[Cut, ...] = ()
 
 
 def measure(
@@ -60,7 +64,8 @@ def measure(
     tasks = [labelled.make_task() for _ in predictors]
     key = info.input_type.key
     size = min(batch_size or min(info.input_type.eval_batch_size, 16), len(labelled.dataset))
-    loader = ClipLoader(labelled.dataset, size, keys=(key, *tasks[0].keys), seen=labelled.info.seen)
+    seen = None if labelled.cuts else labelled.info.seen
+    loader = ClipLoader(labelled.dataset, size, keys=(key, *tasks[0].keys), seen=seen, cuts=labelled.cuts)
     offsets = None
     interval = predictors[0].backend.interval
     if interval is not None:
@@ -68,16 +73,16 @@ def measure(
     apart, largest = [0.0] * len(predictors), 0.0
     with torch.random.fork_rng(devices=[]):  # a space may choose frames at random: the same ones as in its trial
         torch.manual_seed(0)
-        for number, batch in enumerate(loader.epoch(0)):
+        for number, views in enumerate(loader.evaluation()):
             state = torch.get_rng_state()
             first: Tensor | None = None
             for i, (predictor, task) in enumerate(zip(predictors, tasks, strict=True)):
                 torch.set_rng_state(state)
-                outputs = predictor.outputs(batch[key])
+                outputs = mean_of_views([predictor.outputs(view[key]) for view in views])
                 first = outputs if first is None else first
                 largest = max(largest, float(outputs.abs().max()))
                 apart[i] = max(apart[i], float((outputs - first).abs().max()))
-                task.update(outputs, batch, offsets)
+                task.update(outputs, views[0], offsets)
             progress((number + 1) / len(loader), f"measuring on {labelled.name}")
     results = []
     for predictor, task, difference in zip(predictors, tasks, apart, strict=True):
@@ -90,7 +95,13 @@ def measure(
                 files=predictor.backend.files,
                 metric=task.metric,
                 metrics=task.compute(),
-                measured=Measured(num_items=len(labelled.dataset), num_groups=groups, low=low, high=high),
+                measured=Measured(
+                    num_items=len(labelled.dataset),
+                    num_groups=groups,
+                    views=len(labelled.cuts) or 1,
+                    low=low,
+                    high=high,
+                ),
                 max_abs_difference=difference if len(predictors) > 1 else None,
                 largest_output=largest,
             )

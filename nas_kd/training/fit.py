@@ -324,6 +324,11 @@ def fit(
     return config.epochs if best is None else best.epoch
 
 
+def mean_of_views(outputs: Sequence[Tensor]) -> Tensor:
+    """The outputs for items, from those for each of their views."""
+    return outputs[0] if len(outputs) == 1 else torch.stack(list(outputs)).mean(0)
+
+
 @torch.no_grad()
 def evaluate(
     predict: Callable[[Tensor], Tensor],
@@ -352,7 +357,7 @@ def evaluate(
     """
     for views in loader.evaluation():
         batch, each = views[0], [predict(clip(view)) for view in views]
-        outputs = each[0] if len(each) == 1 else torch.stack(each).mean(0)
+        outputs = mean_of_views(each)
         check_finite_outputs(outputs)
         task.update(outputs, batch, offsets)
         if seen is not None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
-from nas_kd.data.framing import Cut, evaluation_cuts
 from nas_kd.data.pace import Pace
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings, teacher_input_type
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
@@ -71,18 +70,6 @@ class CampaignContext:
         return asked or min(self.input_type.eval_batch_size, self.config.retrain.batch_size)
 
     @property
-    def evaluation_cuts(self) -> tuple[Cut, ...]:
-        """The parts of each clip that nets are evaluated on; empty where they see one view, as without any views.
-
-        Raises:
-            DataError: too little of a clip is stored.
-        """
-        config, info = self.config.evaluation, self.splits.info
-        if config.is_plain or info.seen is None:
-            return ()
-        return evaluation_cuts(info.stored, info.seen, clips=config.clips, window=config.window, crops=config.crops)
-
-    @property
     def shares_search(self) -> bool:
         """Whether trials share one search: `search.shared` is on, and the space has choices beside its knobs."""
         if not self.config.search.shared:
@@ -128,7 +115,7 @@ class CampaignContext:
         """
         assert views is None or views.augment == fit_config.augment, "views are those of the training's augmentation"
         batch_size = min(fit_config.batch_size, len(dataset))
-        cuts = () if train else self.evaluation_cuts
+        cuts = () if train else self.config.evaluation.cuts(self.splits.info)
         return ClipLoader(
             dataset,
             batch_size if train else min(self.eval_batch_size, len(dataset)),

@@ -76,7 +76,7 @@ def test_views_of_the_evaluation_are_checked_and_kept(tiny: Make) -> None:
         "evaluation: the logits of 6 views of each item are averaged, 2 clips × 3 crops; FLOPs and latencies are those "
         "of one view"
     ]
-    assert [cut.left for cut in context.evaluation_cuts] == [0, 1, 3] * 2
+    assert [cut.left for cut in config.evaluation.cuts(stored)] == [0, 1, 3] * 2
     assert context.evaluated("val", []).views == 6
     features = replace(info, height=0, width=0, feature_size=4, mask_names=(), box_names=())
     context.splits = replace(context.splits, info=features)

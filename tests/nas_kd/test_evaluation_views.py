@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from nas_kd.data import ClipLoader, DataError, DataInfo, MemoryDataset
 from nas_kd.data.framing import Cut, evaluation_cuts, middle_cut
+from nas_kd.deploy.measure import LabelledSet, measure
+from nas_kd.inputs.clips import ClipInput
 from nas_kd.tasks import make_task
 from nas_kd.training.fit import evaluate
 
@@ -67,5 +70,11 @@ def test_logits_of_the_views_are_averaged_before_the_softmax() -> None:
     logits = sum(net(part) for part in parts) / 6
     assert found["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    # An export measures the same from its files.
+    info = SimpleNamespace(class_names=("a", "b", "c"), source_frames=4, source_size=(8, 10), input_type=ClipInput)
+    backend = SimpleNamespace(name="stub", files=("stub",), interval=None)
+    predictor: Any = SimpleNamespace(info=info, backend=backend, outputs=net)
+    (again,) = measure([predictor], LabelledSet("val", data, None, task.info, lambda: task, cuts), batch_size=2)
+    assert (again.metrics, again.measured.views) == (found, 6)
     other = F.nll_loss((sum(net(part).softmax(1) for part in parts) / 6).log(), labels).item()
     assert found["cross_entropy"] != pytest.approx(other, rel=1e-3)
