@@ -16,11 +16,13 @@ from torch import nn
 import nas_kd
 from nas_kd import campaign as campaigns
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
+from nas_kd.data.decode import read_clip
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.pt2_archive import check_graph
-from nas_kd.deploy.student_view import view_of
+from nas_kd.deploy.student_view import StudentView, view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
 from nas_kd.tasks import Classification
 from nas_kd.training.fit import evaluate
@@ -171,6 +173,47 @@ def test_an_export_states_the_metric_of_its_files_or_stops(
     shorter = replace(right, info=replace(splits.info, frames=3))
     with pytest.raises(ValueError, match=r"items of 3 frames of 16 × 16 pixels, but the student was trained on 4"):
         measure([nas_kd.load(tmp_path / "trial")], shorter)
+
+
+def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path) -> None:
+    space = SPACES["saliency"].make({"net": ["fused"], "side": [32]})
+    knobs = space.knobs_with()
+    arch = space.sample(np.random.default_rng(0))
+    torch.manual_seed(0)
+    student = space.student(arch).eval()
+    example = space.example_input(knobs)
+    info = BundleInfo(
+        arch=arch.as_dict(),
+        arch_id=arch.arch_id,
+        input_shape=tuple(example.shape[1:]),
+        mean=MEAN,
+        std=STD,
+        source_frames=4,
+        source_size=(24, 40),
+        decoding=FileDecoding(sampling="consecutive", fit="stretch"),
+        view=view_of(space, knobs, (3, 4, 24, 40)),
+        class_names=("saliency",),
+        task="saliency",
+        seed=0,
+        flops=1,
+        params=1,
+        metrics={},
+    )
+    assert info.view == StudentView(frames=(0, 1), size=(32, 32))
+    save_bundle(tmp_path, student, info)
+    video = tmp_path / "clip.mp4"
+    write_video(video, range(10, 251, 21), height=32, width=64)  # 12 frames, more than are seen together
+    frames = torch.from_numpy(read_clip(video, 12, 24, 40, "stretch"))
+    found = list(nas_kd.load(tmp_path).frames(video))
+    assert [frame.number for frame in found] == list(range(12))
+    for frame in found:
+        window = frames[:, [frame.number, min(frame.number + 1, 11)]][None]  # the last frame stands for the next one
+        with torch.no_grad():
+            maps = student(space.fit_input(nas_kd.data.normalize(window, MEAN, STD), knobs))
+        raised = torch.nn.functional.interpolate(maps, size=(24, 40), mode="bilinear").clamp(0, 1)
+        np.testing.assert_allclose(frame.arrays["saliency"], raised[0, 0], atol=2e-3)  # of 16 bits
+    with pytest.raises(ValueError, match="a student of saliency answers for each frame: take frames"):
+        nas_kd.load(tmp_path).classify(video)
 
 
 def test_a_graph_that_only_unpickling_could_load_is_refused(tmp_path: Path) -> None:
