@@ -1,10 +1,11 @@
-"""The command line `nas-kd`: search, check, report, table, export, evaluate, predict."""
+"""The command line `nas-kd`: search, status, check, report, table, export, evaluate, predict."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -227,6 +229,34 @@ def report(
         for written in (*pictures, *paths.search, *paths.others):
             if written is not None:  # as that of offsets is, without a stream on the front
                 say(written)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again until the campaign ends or stops.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON and nothing else.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Of --watch: seconds between two looks.")] = 5.0,
+) -> None:
+    """Say how a campaign stands, while it runs or after: trials, front, hypervolume, time left."""
+    with plain_errors():
+        from nas_kd import campaign as campaigns
+        from nas_kd.campaign.status import render
+
+        with contextlib.suppress(KeyboardInterrupt):
+            shown = Live(console=console) if watch and console.is_terminal and not as_json else contextlib.nullcontext()
+            with shown as live:
+                while True:
+                    found = campaigns.status(run)
+                    if as_json:
+                        say(found.to_json())
+                    elif live is not None:
+                        live.update(render(found), refresh=True)
+                    else:
+                        console.print(render(found))
+                    if not watch or found.state in ("complete", "interrupted"):
+                        break
+                    time.sleep(interval)
 
 
 def _assigned(items: list[str] | None, option: str) -> dict[str, str]:

@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+
+class DamagedFileError(ValueError):
+    """A file that nas-kd wrote cannot be read any more."""
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """The object in a JSON file that nas-kd wrote.
+
+    Args:
+        path: the file.
+        way_out: what to do where it is damaged, for the sentence.
+
+    Raises:
+        DamagedFileError: it is cut, empty, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is damaged ({_damage(path)}); {way_out}")
+    return content
+
+
+def check_tensors(path: Path, way_out: str) -> None:
+    """Raise where a safetensors file that nas-kd wrote is missing or damaged; its tensors are not read.
+
+    Args:
+        path: the file.
+        way_out: what to do then, for the sentence.
+
+    Raises:
+        DamagedFileError: the file and the way out.
+    """
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing; {way_out}")
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged ({_damage(path)}); {way_out}") from error
+
+
+def _damage(path: Path) -> str:
+    return "it is empty" if path.stat().st_size == 0 else "it was cut or overwritten"
 
 
 def umask() -> int:

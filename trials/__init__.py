@@ -12,7 +12,7 @@ from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
 from nas_kd.trials.passwords import has_password, masked
-from nas_kd.trials.progress import Progress
+from nas_kd.trials.progress import Progress, time_left
 from nas_kd.trials.record import (
     SCHEMA_VERSION,
     Cost,
@@ -25,7 +25,7 @@ from nas_kd.trials.record import (
     TrialRecord,
 )
 from nas_kd.trials.resources import Executor, Resources
-from nas_kd.trials.runner import Summary, run_trials
+from nas_kd.trials.runner import Summary, check_cluster, run_trials
 from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler, should_stop
 from nas_kd.trials.storage import DamagedJournalError, StorageError, check_url
@@ -67,6 +67,7 @@ __all__ = [
     "TrialRecord",
     "TrialStopped",
     "build_sampler",
+    "check_cluster",
     "check_url",
     "default_objectives",
     "has_password",
@@ -77,4 +78,5 @@ __all__ = [
     "proposal_seed",
     "run_trials",
     "should_stop",
+    "time_left",
 ]

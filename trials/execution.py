@@ -15,6 +15,7 @@ from nas_kd.trials.files import locked
 from nas_kd.trials.objectives import Objective, objective_values
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 
+LOCK_NAME = ".lock"  # in the folder of a trial
 _WAIT_FOR_PREDECESSOR_S = 60.0
 
 
@@ -78,7 +79,7 @@ def run_assignment(
     assignment.directory.mkdir(parents=True, exist_ok=True)
     # After a driver was killed its workers may outlive it for a moment; two runs of one trial would share checkpoints.
     message = f"trial {assignment.number} is still being run by process {{owner}} in {assignment.directory}"
-    with locked(assignment.directory / ".lock", timeout_s=_WAIT_FOR_PREDECESSOR_S, message=message):
+    with locked(assignment.directory / LOCK_NAME, timeout_s=_WAIT_FOR_PREDECESSOR_S, message=message):
         record = assignment.written_record()
         if record is not None:
             return record

@@ -59,6 +59,18 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def time_left(duration: float, left: Sequence[float], num_waiting: int, *, at_once: int) -> float:
+    """Seconds until the last trial of a campaign ends.
+
+    Args:
+        duration: Of a trial, in seconds.
+        left: Seconds that each running trial still takes.
+        num_waiting: How many trials have not begun.
+        at_once: How many run at a time.
+    """
+    return max([(sum(left) + num_waiting * duration) / at_once, *left])
+
+
 class Progress:
     """Shows events. Give it to `run_trials` as `on_event`, inside its `with` block.
 
@@ -170,7 +182,7 @@ class Progress:
             return None
         left = [(1 - row.fraction) * duration for row in running]
         num_waiting = max(self._num_trials - self._num_ended - len(running), 0)
-        return max([(sum(left) + num_waiting * duration) / self._most_at_once, *left])
+        return time_left(duration, left, num_waiting, at_once=self._most_at_once)
 
     def _mean_duration(self, running: Sequence[_Row]) -> float | None:
         """Seconds that a trial takes."""

@@ -168,7 +168,13 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         (run_dir / _SESSION_NAME).write_text(temporary, encoding="utf-8")
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
     on_termination = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, TimeoutError) as error:
+        raise ValueError(
+            f"resources.address: no cluster of Ray can be joined at {resources.address} "
+            f"({' '.join(str(error).split())[:150]}); start it with `ray start --head`, or drop the address"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
     try:
@@ -206,6 +212,16 @@ def _places(resources: Resources) -> int:
                     f"a trial asks for {wanted} {name}, but the machines have {there:g}; ask for less in `resources`"
                 )
     return places
+
+
+def check_places(resources: Resources) -> None:
+    """Join the cluster and leave it again.
+
+    Raises:
+        ValueError: It cannot be joined, or has no place for a trial.
+    """
+    with _quiet_tune(), _session(resources, Path()):
+        _places(resources)
 
 
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:

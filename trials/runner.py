@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nas_kd.trials.cluster import check_address
 from nas_kd.trials.context import TrialFn
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.events import OnEvent
@@ -72,6 +73,21 @@ def set_ray_environment() -> None:
     """Set what Ray reads from the environment when it is imported; call it before `import ray`."""
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def check_cluster(resources: Resources) -> None:
+    """Raise where no trial could run on the cluster that `resources` name; without an address nothing is done.
+
+    Raises:
+        ValueError: Nothing answers at the address, or no machine of the cluster has what a trial asks for.
+    """
+    if resources.executor != "ray" or resources.address is None:
+        return
+    check_address(resources.address)
+    set_ray_environment()
+    from nas_kd.trials.ray_executor import check_places  # after its settings, and only where Ray is used
+
+    check_places(resources)
 
 
 def run_trials(

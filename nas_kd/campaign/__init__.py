@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
 from nas_kd.campaign.results import compare, evaluate, export, load_run, pick, report, table
+from nas_kd.campaign.status import RunStatus, status
 
 __all__ = [
     "Campaign",
     "CampaignResult",
+    "RunStatus",
     "compare",
     "evaluate",
     "export",
@@ -15,6 +17,7 @@ __all__ = [
     "pick",
     "report",
     "search",
+    "status",
     "study_knobs",
     "table",
 ]

@@ -50,6 +50,7 @@ from nas_kd.trials import (
     StorageError,
     Summary,
     TrialRecord,
+    check_cluster,
     check_url,
     has_password,
     parse_knobs,
@@ -58,6 +59,7 @@ from nas_kd.trials import (
 )
 
 CONFIG_NAME = "campaign.yaml"
+CONFIG_END = "..."  # that of a YAML document
 
 
 def study_knobs(context: CampaignContext) -> dict[str, Knob]:
@@ -139,7 +141,8 @@ class Campaign:
         check_machine(config)
         try:
             check_url(config.storage)
-        except StorageError as error:
+            check_cluster(config.resources)
+        except ValueError as error:
             raise ConfigError(str(error)) from None
         device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         if device == "cpu" and (text := describe_check()):
@@ -173,6 +176,11 @@ class Campaign:
         context.tell_pace = note
         known = prepare_teacher(context, self.run_dir, progress, note)
         write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
+        if f"val/{metric.name}" not in known:
+            raise ValueError(
+                f"{self.run_dir} was begun with another task: its teacher has no {metric.name}; restore `task`, or "
+                "give the campaign another name"
+            )
         value = float(known[f"val/{metric.name}"])
         if known["classes"]:
             note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))

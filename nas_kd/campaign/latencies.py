@@ -6,6 +6,7 @@ each and not in the order of the nets.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from nas_kd.deploy.bundle import load_bundle
-from nas_kd.files import write_text_atomically
+from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
@@ -49,7 +50,9 @@ def measure_latencies(
     """
     chosen = _students(records)
     path = run_dir / LATENCY_NAME
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, DamagedFileError):  # they are measured again
+        known = read_json(path, "")
     where = {**environment(str(context.device)), "threads": str(threads)}
     names = [TEACHER, *(str(record.number) for record in chosen)]
     if not chosen or (known.get("environment") == where and set(names) <= set(known.get("nets", {}))):

@@ -11,8 +11,8 @@ from nas_kd.config.sections import SpaceConfig
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task
-from nas_kd.teachers import TeacherView, bare, build_teacher_model, layers_of
-from nas_kd.teachers.weights import load_weights
+from nas_kd.teachers import TeacherView, build_teacher_model, layers_of
+from nas_kd.trial.context import load_kept_teacher
 
 
 def own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> SearchSpace | None:
@@ -28,7 +28,7 @@ def own_space(config: CampaignConfig, run_dir: Path, info: BundleInfo) -> Search
         view = TeacherView(frame, info.input_type.item, maps=True, normalize=config.normalize)
         own = config.teacher.model_copy(update={"weights": None})  # those of the run are the ones that it had
         teacher = build_teacher_model(own, settings["teacher"]["num_outputs"], view=view)
-        load_weights(bare(teacher), run_dir / "teacher" / "teacher.safetensors")
+        load_kept_teacher(teacher, run_dir)
         return config.space.derive(layers_of(teacher), tuple(settings["frame_size"]), settings["teacher"])
     trained = SpaceConfig.model_validate({"name": info.arch["space"], **settings})  # the file may have changed since
     return trained.build(num_outputs) if trained.own_operators else None

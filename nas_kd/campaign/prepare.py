@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +17,18 @@ from nas_kd.campaign.output_checks import OutputChecks, changed_classes
 from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
-from nas_kd.files import write_text_atomically
+from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers import TEACHERS, bare, is_precomputed
 from nas_kd.teachers.cache import open_caches
-from nas_kd.teachers.weights import load_weights, save_weights
+from nas_kd.teachers.weights import save_weights
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.training.precision import autocast
-from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name
+from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name, load_kept_teacher
 from nas_kd.trials import Split
 
 
@@ -62,8 +63,8 @@ def prepare_teacher(
     manifest = folder / "teacher.json"
     check_teacher(context)
     classes = list(context.task.class_names)
-    if manifest.is_file():
-        known: dict[str, Any] = json.loads(manifest.read_text())
+    known = _known(folder, note)
+    if known is not None:
         if known.get("digest") != digest:
             raise ValueError(
                 f"{run_dir} was begun with another teacher or other data; give the campaign another name, or restore "
@@ -72,7 +73,7 @@ def prepare_teacher(
         if known.get("classes") != classes:
             raise ValueError(changed_classes(run_dir, known.get("classes", []), classes))
         check_identity(run_dir, known.get("identity", {}), identity(context))
-        load_weights(bare(model), folder / "teacher.safetensors")
+        _load_kept(context, folder, note)
         if not same_answers(known.get("answers"), answers(context)):
             note(
                 "the teacher gives other answers to a fixed input than when the run began: its code changed; its "
@@ -83,7 +84,9 @@ def prepare_teacher(
             write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if config.teacher.trains and not is_precomputed(model):
+        if manifest.is_file():  # damaged
+            _load_kept(context, folder, note)
+        elif config.teacher.trains and not is_precomputed(model):
             _train(context, folder / "checkpoint.pt", progress)
         model.eval()
         known = {"digest": digest, "params": count_params(model), "classes": classes, "identity": identity(context)}
@@ -98,6 +101,34 @@ def prepare_teacher(
     prepare_caches(context, folder / "outputs", progress, note)
     context.caches = open_caches(folder / "outputs")
     return known
+
+
+def _known(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """What is known of the teacher of a run; None before it is ready, and where its file is damaged."""
+    manifest = folder / "teacher.json"
+    try:
+        return read_json(manifest, "the teacher is measured again with its weights; see that the data are the same")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        note(str(error))
+        return None
+
+
+def _load_kept(context: CampaignContext, folder: Path, note: Callable[[str], None]) -> None:
+    """Give the teacher the weights that the run keeps; those of a file that the user gave are kept once more.
+
+    Raises:
+        DamagedFileError: they cannot be read.
+    """
+    model = context.teacher_model
+    try:
+        load_kept_teacher(model, folder.parent)
+    except DamagedFileError:
+        if context.config.teacher.trains and not is_precomputed(model):
+            raise
+        note("the run's weights of the teacher are missing or damaged; they were written again from the given ones")
+        save_weights(bare(model), folder / "teacher.safetensors")
 
 
 def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: OnProgress) -> ByInterval:
@@ -244,7 +275,9 @@ def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progr
         key = json.loads(json.dumps({**place, "space": context.space.settings}))
         for i, knobs in enumerate(tables):
             path = latency_file(context.space, knobs, run_dir)
-            known = json.loads(path.read_text()) if path.is_file() else {}
+            known: dict[str, Any] = {}
+            with contextlib.suppress(FileNotFoundError, DamagedFileError):  # it is measured again
+                known = read_json(path, "")
             if known.get("of") != key:
                 at = ", ".join(f"{name} {value}" for name, value in knobs.items())
                 progress(i / len(tables), f"latency of candidates, {at}")

@@ -7,6 +7,7 @@ touched: the nets are built anew, and all generators of random numbers are as th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -31,7 +32,7 @@ from nas_kd.config.sections import BudgetConfig
 from nas_kd.data import ClipDataset, Sample, Splits, Subset
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import WRITERS, ExportError, export_student
-from nas_kd.files import write_text_atomically
+from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.search_spaces import count_flops
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import bare
@@ -93,8 +94,9 @@ def rehearse(
     """
     record = run_dir / RECORD_NAME
     key = f"{context.config.digest()} {torch.__version__}"
-    if record.is_file() and json.loads(record.read_text()).get("of") == key:
-        return
+    with contextlib.suppress(FileNotFoundError, DamagedFileError):
+        if read_json(record, "").get("of") == key:
+            return
     clock = time.perf_counter()
     done: dict[str, float] = {}
     with TemporaryDirectory(prefix="nas-kd-rehearsal-") as folder, generators_kept(context.device):

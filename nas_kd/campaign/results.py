@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas_kd.campaign.campaign import CONFIG_NAME
+from nas_kd.campaign.campaign import CONFIG_END, CONFIG_NAME
 from nas_kd.campaign.labelled import campaign_split, labelled_set
 from nas_kd.campaign.own_space import own_space
-from nas_kd.config import CampaignConfig, load_config
+from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.config.sections import parse_flops
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.deploy.measure import measure
 from nas_kd.deploy.predictor import load
 from nas_kd.deploy.record import FileMetrics
+from nas_kd.files import DamagedFileError, read_json
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
@@ -33,19 +33,53 @@ def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
     Raises:
         ValueError: the folder holds no run.
     """
-    config, ledger = _open_run(run_dir)
+    config, ledger = open_run(run_dir)
     return config, ledger.records()
 
 
-def _open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
+def is_run(run_dir: Path) -> bool:
+    """Whether a folder is that of a run that was prepared."""
+    return (run_dir / CONFIG_NAME).is_file()
+
+
+def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
+    """The config of a run, and its ledger for reading.
+
+    Raises:
+        ValueError: the folder holds no run, or a file of it is damaged.
+    """
     run_dir = Path(run_dir)
-    if not (run_dir / CONFIG_NAME).is_file():
+    if not is_run(run_dir):
         raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
-    config = load_config(run_dir / CONFIG_NAME)
-    return config, Ledger.load(run_dir, storage=config.storage, name=config.name)
+    config = _kept_config(run_dir / CONFIG_NAME)
+    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
+    task = find_task(config.task)
+    if task.metric != ledger.metric.name:
+        raise ValueError(
+            f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {task.metric}, but the trials are "
+            f"ranked by {ledger.metric.name}; restore it: the `nas-kd search` command of the run writes it"
+        )
+    return config, ledger
 
 
-def _run_progress(run_dir: Path, config: CampaignConfig, ledger: Ledger) -> RunProgress:
+def _kept_config(path: Path) -> CampaignConfig:
+    """The config that a run keeps.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
+    way_out = "the `nas-kd search` command of the run writes it again"
+    try:
+        if not path.read_text(encoding="utf-8").rstrip().endswith(CONFIG_END):
+            raise DamagedFileError(f"{path} is damaged (its end is missing); {way_out}")
+        return load_config(path)
+    except UnicodeDecodeError:
+        raise DamagedFileError(f"{path} is damaged (it is no text); {way_out}") from None
+    except ConfigError as error:
+        raise DamagedFileError(f"{' '.join(str(error).split())}; {way_out}") from None
+
+
+def run_progress(run_dir: Path, config: CampaignConfig, ledger: Ledger) -> RunProgress:
     """How far the campaign of a run is."""
     from nas_kd.analysis import RunProgress
     from nas_kd.analysis.search_files import RESULT_NAME
@@ -82,7 +116,7 @@ def report(
     from nas_kd.analysis.latencies import read_latencies, with_latencies
 
     run_dir = Path(run_dir)
-    config, ledger = _open_run(run_dir)
+    config, ledger = open_run(run_dir)
     latencies = read_latencies(run_dir)
     records = with_latencies(ledger.records(), latencies)
     facts = {
@@ -104,7 +138,7 @@ def report(
         tolerance=tolerance,
         latencies=latencies,
         with_grid=bool(config.grid),
-        progress=_run_progress(run_dir, config, ledger),
+        progress=run_progress(run_dir, config, ledger),
         formats=formats,
     )
 
@@ -122,7 +156,13 @@ def _teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None
     manifest = run_dir / "teacher" / "teacher.json"
     if not manifest.is_file():
         return None
-    known, metric = json.loads(manifest.read_text()), find_task(config.task).metric
+    known = read_json(manifest, "the `nas-kd search` command of the run measures the teacher again")
+    metric = find_task(config.task).metric
+    if not {f"val/{metric}", f"test/{metric}", "params"} <= known.keys():
+        raise ValueError(
+            f"{manifest} has no {metric}, the metric of the task {config.task}; restore `task` in "
+            f"{run_dir / CONFIG_NAME}"
+        )
     return TeacherPoint(
         name=config.teacher.model,
         flops=int(known["flops"]) if "flops" in known else None,

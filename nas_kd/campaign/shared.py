@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nas_kd.campaign.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
-from nas_kd.files import write_text_atomically
+from nas_kd.files import check_tensors, read_json, write_text_atomically
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.training.fit import OnProgress, log_epoch, no_progress
 from nas_kd.trial import CampaignContext, SharedSearch
 from nas_kd.trial.context import all_knobs
-from nas_kd.trial.shared import FOLDER, PREFIX, study_choices, study_values
+from nas_kd.trial.shared import FOLDER, PREFIX, WEIGHTS_NAME, study_choices, study_values
 from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
 
 CHEAPEST_SHARE = 0.5  # of the lowest budget: what the sampler proposes costs at least that
@@ -133,15 +133,14 @@ def prepare_search(context: CampaignContext, run_dir: Path, progress: OnProgress
         }
         write_text_atomically(manifest, json.dumps(left, indent=1) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
+    way_out = f"delete the folder {folder}, and the same command searches anew"
+    check_tensors(folder / WEIGHTS_NAME, way_out)
+    known = read_json(manifest, way_out)
     try:
-        known = json.loads(manifest.read_text())
         same = known["digest"] == digest
         found = _found(known, context.space) if same else None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{manifest} is damaged ({type(error).__name__}); delete the folder {folder}, and the same command "
-            "searches anew"
-        ) from error
+        raise ValueError(f"{manifest} is damaged ({type(error).__name__}); {way_out}") from error
     if found is None:
         raise ValueError(
             f"{run_dir} was begun with another search, space or budget; give the campaign another name, or restore "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, *, tag: str) -> dict[str, Any] | None:
-    """What was saved under the same tag, or None where there is nothing.
+    """What was saved under the same tag, or None where there is nothing, or nothing that can be read.
 
     Args:
         path: the file.
@@ -26,8 +27,31 @@ def load_checkpoint(path: Path, *, tag: str) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content if content.get("tag") == tag else None
+    content = _read(path)
+    return content if content is not None and content.get("tag") == tag else None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether there is a checkpoint that cannot be read."""
+    return path.is_file() and _read(path) is None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None of a file that is cut, empty, or something else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 class Checkpoint:
@@ -42,10 +66,19 @@ class Checkpoint:
     def __init__(self, path: Path | str | None, tag: str, parts: Mapping[str, Any]) -> None:
         self.path, self.tag, self.parts = None if path is None else Path(path), tag, dict(parts)
 
-    def restore(self) -> int:
-        """Load the parts; returns the epoch to go on with, 0 where there is no file."""
+    def restore(self, progress: Callable[[float, str], None] = lambda share, words: None) -> int:
+        """Load the parts.
+
+        Args:
+            progress: told of a damaged file.
+
+        Returns:
+            The epoch to go on with; 0 where there is no file, or a damaged one.
+        """
         content = load_checkpoint(self.path, tag=self.tag) if self.path else None
         if content is None:
+            if self.path is not None and is_damaged(self.path):
+                progress(0.0, f"starts again, since {self.path.name} is damaged")
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])

@@ -278,7 +278,7 @@ def fit(
             raise ValueError("keep: best needs a validation split; give `validate`, or take `keep: last`")
         best = parts["best"] = BestEpoch(module, validate, config.patience)
     keeper = Checkpoint(checkpoint, tag, {name: part for name, part in parts.items() if part is not None})
-    start = keeper.restore()
+    start = keeper.restore(progress)
     if best is not None and start == 0:
         module.eval()
         best.see(0)

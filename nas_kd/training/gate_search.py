@@ -165,7 +165,7 @@ def search_gates(
         "budget": budget,
     }
     keeper = Checkpoint(checkpoint, tag, parts)
-    start, check = keeper.restore(), LaterCheck("the weights")
+    start, check = keeper.restore(progress), LaterCheck("the weights")
     for epoch in range(start, fit.epochs):
         torch.manual_seed(seed * 100_003 + epoch)
         if supernet.control.generator is not None:

@@ -186,7 +186,7 @@ def search_shared(
     ]
     gate_optimizer = torch.optim.Adam(groups, lr=gate_lr, betas=(0.5, 0.999))
     keeper = Checkpoint(checkpoint, tag, _parts(nets, policy, penalties, optimizer, gate_optimizer))
-    first_epoch = keeper.restore()
+    first_epoch = keeper.restore(progress)
     if first_epoch == 0:
         start()
     generator = torch.Generator()

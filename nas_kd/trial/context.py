@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
 from nas_kd.data.pace import Pace
+from nas_kd.files import check_tensors, read_json
 from nas_kd.inputs import InputType, check_kind, choose_input_type, space_settings, teacher_input_type
 from nas_kd.search_spaces import SPACES, CostTable, SearchSpace
 from nas_kd.search_spaces.arch import Choice
@@ -303,16 +303,32 @@ def _load_context(config_json: str, run_dir: Path, device: str, state: tuple[str
     restore_teacher(context, run_dir)
     if context.config.budget.max_latency_ms is not None:
         for knobs in all_knobs(context.space):
-            content = json.loads(latency_file(context.space, knobs, run_dir).read_text())
+            path = latency_file(context.space, knobs, run_dir)
+            content = read_json(path, "start the campaign again to have it measured")
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(content["table"])
     return context
 
 
 def restore_teacher(context: CampaignContext, run_dir: Path) -> None:
     """Give a context the teacher that `prepare_teacher` left in the run's folder, with its cached outputs."""
-    load_weights(bare(context.teacher_model), run_dir / "teacher" / "teacher.safetensors")
+    load_kept_teacher(context.teacher_model, run_dir)
     context.freeze_teacher()
     context.caches = open_caches(run_dir / "teacher" / "outputs")
+
+
+def load_kept_teacher(model: nn.Module, run_dir: Path) -> None:
+    """Give a teacher the weights that a run keeps.
+
+    Raises:
+        DamagedFileError: they cannot be read.
+    """
+    path = run_dir / "teacher" / "teacher.safetensors"
+    check_tensors(
+        path,
+        f"restore it, or delete the folder {path.parent}: the same `nas-kd search` command then trains the teacher "
+        "again, but trials that have ended learned from the one that is lost",
+    )
+    load_weights(bare(model), path)
 
 
 def all_knobs(space: SearchSpace) -> list[dict[str, Choice]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from nas_kd.trials import (
     Summary,
     TrialContext,
     TrialFn,
+    check_cluster,
     run_trials,
 )
 from nas_kd.trials.files import FileLock
@@ -346,6 +348,33 @@ def test_trials_of_a_lost_ledger_come_back_and_those_of_others_are_refused(tmp_p
     path.write_text(path.read_text().replace('"accuracy"', '"miou"'))
     with pytest.raises(ValueError, match=r"trials/0000/record.json is of another campaign \('miou' of trial 0\)"):
         campaign(tmp_path, toy_trials.succeed, 2, "inline")
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", "no cluster answers at 127.0.0.1:1 (connection refused); start it with `ray start --head`"),
+        ("ray://[::1]:1", "no cluster answers at ray://[::1]:1 ("),
+        ("10.0.0.1:6379", "no cluster answers at 10.0.0.1:6379 (no answer in time)"),
+        ("no such host:6379", "must be `auto`, host:port or ray://host:port"),
+        ("head", "must be `auto`, host:port or ray://host:port"),
+        ("head:99999", "must be `auto`, host:port or ray://host:port"),
+    ],
+)
+def test_an_address_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch, address: str, sentence: str) -> None:
+    connect = socket.create_connection
+
+    def connected(place: tuple[str, int], timeout: float) -> socket.socket:
+        assert timeout <= 5
+        if place[0].startswith("10."):
+            raise TimeoutError
+        return connect(place, timeout)
+
+    monkeypatch.setattr(socket, "create_connection", connected)
+    with pytest.raises(ValueError, match=r"^resources\.address") as raised:
+        check_cluster(Resources(address=address))
+    assert sentence in str(raised.value)
+    check_cluster(Resources(address=address, executor="inline"))  # which does not use it
 
 
 @pytest.mark.parametrize("content", [b"", b'{"number": 0, "st', b"\xff\x00", b"[]"])

@@ -1,0 +1,37 @@
+"""The address of a Ray cluster, looked at before anything waits for it: Ray itself tries for minutes."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+_TIMEOUT_S = 5.0
+_FOUND_BY_RAY = ("auto", "local")
+_ADDRESS = re.compile(r"(?:ray://)?(?:\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[^\s:/@]+)):(?P<port>\d{1,5})")
+
+
+def check_address(address: str) -> None:
+    """Raise where nothing answers at an address of a cluster, within five seconds.
+
+    Args:
+        address: `host:port` or `ray://host:port`; `auto` is left to Ray, which looks on this machine.
+
+    Raises:
+        ValueError: It is no address, or nothing answers there.
+    """
+    if address in _FOUND_BY_RAY:
+        return
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ValueError(
+            f"resources.address must be `auto`, host:port or ray://host:port, but is {address!r}; `ray status` on a "
+            "machine of the cluster prints it"
+        )
+    try:
+        socket.create_connection((match["v6"] or match["host"], int(match["port"])), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        raise ValueError(
+            f"resources.address: no cluster answers at {address} ({reason}); start it with `ray start --head`, see to "
+            "the firewall, or drop the address to run on this machine"
+        ) from error
