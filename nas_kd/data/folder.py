@@ -43,6 +43,7 @@ from nas_kd.data.table import (
     groups_of,
     locate,
     read_table,
+    shared_contents,
     shared_groups,
     unknown_split,
 )
@@ -235,6 +236,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     if config.group:
         groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
         notes += shared_groups(groups_by_split, config.group, csv_path)
+    contents = {name: {row.key: _relative(row.path, config) for row in part} for name, part in parts.items()}
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         labels = [[number[row.label]] for row in parts["train"]]
@@ -244,6 +246,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         partly = sum(isinstance(error, PartlyReadableError) for _, error in unreadable)
         damaged = f", {partly} of them because only a part of the video can be decoded" if partly else ""
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out{damaged}")
+    notes += shared_contents(contents, csv_path)
     height, width = config.frame_size
     info = DataInfo(
         num_classes=len(names),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -15,6 +16,9 @@ from nas_kd.data.sample import DataError
 SPLITS = ("train", "val", "test")
 LISTED = 10
 """How many names a message shows before it says how many more there are."""
+
+
+_MISSING = {"nan", "none", "null", "na", "n/a"}  # as programs write a missing value
 
 
 class _Row(Protocol):
@@ -196,6 +200,51 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
     return sentences
 
 
+def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -> list[str]:
+    """A sentence where splits of a csv share clips under other names: scores are then too good.
+
+    Args:
+        contents: Name of a split to the contents of its rows, by any identity, each with the name of a file.
+        csv_path: The csv file.
+    """
+    sentences = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(contents[one].keys() & contents[other].keys(), key=contents[other].__getitem__)
+        if both:
+            pairs = [f"{contents[other][content]} is {contents[one][content]}" for content in both[:LISTED]]
+            more = ", …" if len(both) > LISTED else ""
+            sentences.append(
+                f"warning: {len(both)} files of {csv_path.name} in {other} have the content of files in {one}, so "
+                f"scores may be too good: {', '.join(pairs)}{more}"
+            )
+    return sentences
+
+
+def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
+    """Sentences on labels that may be meant as one class, or as no label.
+
+    Args:
+        names: Labels that are classes of their own.
+        csv_path: The csv file.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        alike.setdefault(str(float(text)) if _is_whole(text) else text, []).append(name)
+    sentences = []
+    if doubles := [" and ".join(map(ascii, several)) for several in alike.values() if len(several) > 1]:
+        sentences.append(
+            f"warning: labels of {csv_path.name} that differ in case, spaces, form of their letters or of their number "
+            f"alone are classes of their own: {', '.join(doubles[:LISTED])}; mend the file unless that is meant"
+        )
+    if missing := [name for text, several in alike.items() if text in _MISSING for name in several]:
+        sentences.append(
+            f"warning: {', '.join(map(repr, missing))} is a class of {csv_path.name}, but may stand for a missing "
+            "label; remove such rows unless it is meant"
+        )
+    return sentences
+
+
 def class_names(
     labels: Mapping[str, Iterable[str]],
     csv_path: Path,
@@ -230,6 +279,8 @@ def class_names(
             f"labels of {csv_path.name} are whole numbers but not 0 to {len(names) - 1}: {names[0]!r} is class 0 and "
             f"{names[-1]!r} class {len(names) - 1}; list all classes as data.classes where a teacher counts otherwise"
         )
+    if given is None and notes is not None:
+        notes += doubtful_labels(names, csv_path)
     absent = [name for name in names if name not in found]
     if absent and notes is not None:
         more = ", …" if len(absent) > LISTED else ""

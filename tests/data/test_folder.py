@@ -29,6 +29,7 @@ from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.sample import DecodeError, labels_of, stack
 from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
 from nas_kd.data.splits import keep_classes
+from nas_kd.data.table import doubtful_labels
 
 RISING = (20, 60, 100, 140, 180, 220)
 
@@ -341,6 +342,28 @@ def test_groups_that_splits_of_the_csv_share_are_named(root):
     (note,) = load(config(root, group="subject"), seed=0).notes
     assert note.startswith("warning: 1 values of the column subject of labels.csv are in train and in val")
     assert note.endswith(": a")
+
+
+def test_one_clip_under_two_names_in_two_splits_is_named(root):
+    header, *rows = (root / "labels.csv").read_text().splitlines()
+    train = next(row.split(",") for row in rows if row.endswith(",train"))
+    copy = f"copy-{Path(train[0]).name}"
+    shutil.copy(root / train[0], root / copy)
+    (root / "labels.csv").write_text("\n".join([header, *rows, f"{copy},{train[1]},test"]))
+    (note,) = load(config(root), seed=0).notes
+    assert note.startswith("warning: 1 files of labels.csv in test have the content of files in train, so scores may")
+    assert note.endswith(f": {copy} is {train[0]}")
+
+
+def test_labels_that_may_be_meant_as_one_are_named():
+    def sentences(*names: str) -> list[str]:
+        return doubtful_labels(names, Path("labels.csv"))
+
+    assert sentences("run", "runs", "0", "1", "10") == []
+    assert "'run' and 'Run', 'a  b' and 'a b'" in sentences("run", "Run", "a  b", "a b")[0]
+    assert r"'\xe9' and 'e\u0301'" in sentences("\u00e9", "e\u0301")[0]
+    assert "'1' and '01' and '1.0'" in sentences("1", "01", "1.0", "2")[0]
+    assert sentences("nan", "run")[0].startswith("warning: 'nan' is a class of labels.csv, but may stand for a missing")
 
 
 def test_rows_of_one_group_stay_on_one_side(root):
