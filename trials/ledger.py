@@ -4,11 +4,7 @@ What a driver must know after any crash is read from here, so nothing else needs
 they run, records before they are announced. Every write is one durable step, in an order that leaves a running trial
 running until its record is safe. Where it is stored, and why there, stands in `nas_kd.trials.storage`.
 
-**Proposals come from a view.** Optuna refuses a categorical knob whose choices changed, and its samplers propose
-jointly only what all trials share. So the sampler does not look at the stored study but at one in memory, made from
-it in the terms of the present space: a choice may gain and lose values, a knob may appear (with a `default`, earlier
-trials count as having had it), go or change its type. Trials that the present space does not hold stay in the ledger
-and on its front; the sampler no longer learns from them. In the stored study, for Optuna's own tools, a knob whose
+What samplers see of it stands in `nas_kd.trials.translation`: in the stored study, for Optuna's own tools, a knob whose
 definition became incompatible goes on as `NAME~2`, `NAME~3`, ...; the plain knobs stand in the attribute `knobs`.
 
 **Loss.** Folders of trials that the ledger does not know, as after its file was lost or damaged, are taken in when a
@@ -29,43 +25,34 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas_kd.trials.context import RECORD_NAME
 from nas_kd.trials.database import WAIT_S, Database
-from nas_kd.trials.files import FileLock, is_locked, trial_folders
+from nas_kd.trials.files import FileLock, is_locked
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, default_objectives, objective_values
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
+from nas_kd.trials.recovery import check_sound, open_or_renew, trials_of_folders
 from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
 from nas_kd.trials.storage import (
     JOURNAL_NAME,
     STUDY_FILE,
     DamagedJournalError,
     open_storage,
-    repair_journal,
-    set_aside,
     storage_errors,
     study_name,
 )
-from nas_kd.trials.view import STUDY_NAME, ProposalView
+from nas_kd.trials.translation import FIXED, STATES, Translation, is_queued
 
 COST_CONVENTION = "one multiply-accumulate is one FLOP"
 LEDGER_FORMAT = 1
 DRIVER_LOCK = ".driver.lock"  # in the folder of a run
 
-_STATES: Mapping[str, TrialState] = {
-    "complete": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-    "stopped": TrialState.PRUNED,
-}
 _MAX_PROPOSALS = 10  # of a sampler that knows no costs, for one that is within their range
-_FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
 
 
 @dataclass(frozen=True)
@@ -93,10 +80,7 @@ class Ledger:
         self._storage: BaseStorage | Database = storage
         self._lock = lock
         self._study_id = storage.get_study_id_from_name(name)
-        self._translated: dict[int, FrozenTrial] = {}  # of trials that have ended, in the terms of a space
-        self._translated_for: KnobSpace = {}
-        self._stored_distributions: dict[str, BaseDistribution] = {}  # by the names of the stored study
-        self._with_stored_distributions: set[int] = set()  # trials that have ended and are in it
+        self._translation = Translation()
         stored = self.metadata
         if stored.get("format") != LEDGER_FORMAT:
             raise ValueError(
@@ -144,7 +128,7 @@ class Ledger:
             wanted = tuple(objectives) or default_objectives(metric)
             if len(wanted) < 2:
                 raise ValueError(f"`objectives` must hold two or more, but got {_listed(wanted)}; add flops")
-            opened, repairs = _open_or_renew(run_dir, storage)
+            opened, repairs = open_or_renew(run_dir, storage)
             with quiet_optuna(), storage_errors(storage):
                 own_name = _only_study(opened) if storage is None else None
                 own_name = own_name or study_name(run_dir, storage, name or run_dir.name, make=True)
@@ -196,7 +180,7 @@ class Ledger:
             with storage_errors(storage):
                 opened = open_storage(run_dir, storage)
                 if storage is None:
-                    _check_sound(opened, run_dir / JOURNAL_NAME)
+                    check_sound(opened, run_dir / JOURNAL_NAME)
                     own_name = _only_study(opened) or name
                 return cls(opened if storage is None else Database(opened, storage), own_name, run_dir, None)
         except KeyError as error:
@@ -220,50 +204,12 @@ class Ledger:
         self.set_metadata("run_dir", here)
 
     def _take_in_folders(self) -> list[str]:
-        """Add the trials of folders that the ledger does not know; see the module.
-
-        Trials without a record, which had not ended, give their numbers up: others run in their place.
-
-        Returns:
-            A sentence where there were any.
-
-        Raises:
-            ValueError: A record is of another campaign.
-        """
-        known = len(self)
-        unknown = {number: folder for number, folder in trial_folders(self.run_dir) if number >= known}
-        if not unknown:
-            return []
-        records: dict[int, TrialRecord] = {}
-        damaged = []
-        for number, folder in unknown.items():
-            path = folder / RECORD_NAME
-            try:
-                record = TrialRecord.read(path)
-            except FileNotFoundError:
-                continue
-            except ValueError:
-                damaged.append(str(path))
-                continue
-            if record.number != number or not record.metric.is_same_as(self.metric):
-                raise ValueError(
-                    f"{path} is of another campaign ({record.metric.name!r} of trial {record.number}), and the ledger "
-                    "does not know it; move that folder away, or use another run folder"
-                )
-            records[number] = record
-        templates = []
-        for number in range(known, max(unknown) + 1):
-            if number in records:
-                templates.append(_recorded_trial(records[number], self.objectives))
-            else:
-                templates.append(create_trial(state=TrialState.WAITING, user_attrs={"queued": {}, "withdrawn": True}))
+        """Add the trials of folders that the ledger does not know; a sentence where there were any."""
+        templates, text = trials_of_folders(self.run_dir, len(self), self.metric, self.objectives)
         with self._driving():
             for template in templates:
                 self._storage.create_new_trial(self._study_id, template_trial=template)
-        text = f"{len(records)} trials that the ledger did not know were taken in from their records in trials/"
-        if damaged:
-            text += f"; these records are damaged and were left out: {', '.join(damaged)}"
-        return [text]
+        return [text] if text else []
 
     def close(self) -> None:
         """Release the run, so that another driver can open it."""
@@ -294,10 +240,10 @@ class Ledger:
 
     def count(self, *states: str) -> int:
         """How many trials are in any of the states `queued`, `running`, `complete`, `failed`, `stopped`."""
-        names = {**_STATES, "running": TrialState.RUNNING}
+        names = {**STATES, "running": TrialState.RUNNING}
         others = tuple(names[state] for state in states if state != "queued")
         number = self._storage.get_n_trials(self._study_id, state=others) if others else 0
-        return number + (sum(map(_is_queued, self._trials())) if "queued" in states else 0)
+        return number + (sum(map(is_queued, self._trials())) if "queued" in states else 0)
 
     def ask(
         self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0, known_costs: KnownCosts | None = None
@@ -317,7 +263,7 @@ class Ledger:
         """
         with self._driving():
             trials = self._trials()
-            waiting = next((trial for trial in trials if _is_queued(trial)), None)
+            waiting = next((trial for trial in trials if is_queued(trial)), None)
             if waiting is not None:
                 check_values(waiting.user_attrs["queued"], space)
             number = len(trials) if waiting is None else waiting.number
@@ -350,30 +296,14 @@ class Ledger:
         return view.get_trials(deepcopy=False)[number]
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
-        """The stored study in the terms of `space`, in memory; see the module.
-
-        It is made anew for each proposal: a study that lives on keeps caches, which made NSGA-II propose otherwise
-        after a resume. Trials that have ended are translated once.
-        """
-        if self._translated_for != space:
-            self._translated_for, self._translated = dict(space), {}
-        distributions = to_distributions(space)
-        translated = []
-        for trial in trials:
-            seen = self._translated.get(trial.number)
-            if seen is None:
-                seen = _translate(trial, space, distributions)
-                seen.number = seen._trial_id = trial.number
-                if trial.state.is_finished():
-                    self._translated[trial.number] = seen
-            translated.append(seen)
-        return optuna.Study(STUDY_NAME, ProposalView(_directions(self.objectives), translated))
+        """What a sampler sees of these trials; see `nas_kd.trials.translation`."""
+        return self._translation.view(trials, space, _directions(self.objectives))
 
     def _write_proposal(
         self, proposed: FrozenTrial, trials: Sequence[FrozenTrial], waiting: FrozenTrial | None
     ) -> None:
-        stored_names = self._stored_names(proposed.distributions, trials)
-        attributes = {key: value for key, value in proposed.system_attrs.items() if key != _FIXED}
+        stored_names = self._translation.stored_names(proposed.distributions, trials)
+        attributes = {key: value for key, value in proposed.system_attrs.items() if key != FIXED}
         if waiting is None:
             # One write: a kill leaves either no trial or one that knows all its knobs.
             template = create_trial(
@@ -395,25 +325,6 @@ class Ledger:
             self._storage.set_trial_system_attr(trial_id, key, value)
         self._storage.set_trial_user_attr(trial_id, "knobs", dict(proposed.params))
         self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-
-    def _stored_names(
-        self, distributions: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]
-    ) -> dict[str, str]:
-        """Under which name each knob goes into the stored study: its own, or `NAME~2` and on where that is taken."""
-        known = self._stored_distributions
-        for trial in trials:
-            if trial.number not in self._with_stored_distributions:
-                known.update(trial.distributions)
-                if trial.state.is_finished():
-                    self._with_stored_distributions.add(trial.number)
-        names: dict[str, str] = {}
-        for name, distribution in distributions.items():
-            version, candidate = 1, name
-            while candidate in known and not _compatible(known[candidate], distribution):
-                version += 1
-                candidate = f"{name}~{version}"
-            names[name] = candidate
-        return names
 
     def enqueue(
         self, cells: Iterable[Mapping[str, KnobValue]], space: KnobSpace, *, seed: int | None = None
@@ -454,7 +365,7 @@ class Ledger:
                 earlier = known.get(key) or _take_fitting(taken_in, values, seed)
                 if earlier is not None:
                     numbers[key] = earlier.number
-                    if earlier.state == TrialState.WAITING and not _is_queued(earlier):
+                    if earlier.state == TrialState.WAITING and not is_queued(earlier):
                         self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
                     continue
                 attributes = {"queued": values} | ({} if seed is None else {"seed": seed})
@@ -473,7 +384,7 @@ class Ledger:
             How many were withdrawn.
         """
         with self._driving():
-            unwanted = [trial for trial in self._trials() if _is_queued(trial) and trial.number not in keep]
+            unwanted = [trial for trial in self._trials() if is_queued(trial) and trial.number not in keep]
             for trial in unwanted:
                 self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
             return len(unwanted)
@@ -520,7 +431,7 @@ class Ledger:
             complete = record.state == "complete"
             values = objective_values(record, self.objectives) if complete else None
             self._storage.set_trial_user_attr(trial._trial_id, "record", json.loads(record.to_json()))
-            self._storage.set_trial_state_values(trial._trial_id, _STATES[record.state], values)
+            self._storage.set_trial_state_values(trial._trial_id, STATES[record.state], values)
             return True
 
     def running(self) -> list[ProposedTrial]:
@@ -551,46 +462,10 @@ class Ledger:
             yield
 
 
-def _open_or_renew(run_dir: Path, storage: str | None) -> tuple[BaseStorage, list[str]]:
-    """The storage of a run for its driver, and what was mended: a damaged journal is set aside."""
-    path = run_dir / JOURNAL_NAME
-    try:
-        repair_journal(path)
-        opened = open_storage(run_dir, storage)
-        if storage is None:
-            _check_sound(opened, path)
-        return opened, []
-    except DamagedJournalError as error:
-        kept = set_aside(path)
-        return open_storage(run_dir, storage), [f"{error}; it is kept as {kept.name}, and a new one was made"]
-
-
-def _check_sound(storage: BaseStorage, path: Path) -> None:
-    """Raise where lines of a journal are missing, so that trials lack what they were written with."""
-    for study in storage.get_all_studies():
-        if "format" in study.user_attrs and not {"metric", "objectives"} <= study.user_attrs.keys():
-            raise DamagedJournalError(f"{path} is damaged: lines on the study are missing")
-        for trial in storage.get_all_trials(study._study_id, deepcopy=False):
-            lacking = (trial.state.is_finished() and "record" not in trial.user_attrs) or (
-                trial.state == TrialState.RUNNING and "knobs" not in trial.user_attrs
-            )
-            if lacking:
-                raise DamagedJournalError(f"{path} is damaged: lines on trial {trial.number} are missing")
-
-
 def _only_study(storage: BaseStorage) -> str | None:
     """The name of the study in a journal, which has one alone; None where it is new."""
     names = [study.study_name for study in storage.get_all_studies()]
     return names[0] if names else None
-
-
-def _recorded_trial(record: TrialRecord, objectives: Sequence[Objective]) -> FrozenTrial:
-    """A trial that has ended, as the ledger stores it, from its record."""
-    return create_trial(
-        state=_STATES[record.state],
-        values=list(objective_values(record, objectives)) if record.state == "complete" else None,
-        user_attrs={"knobs": dict(record.knobs), "record": json.loads(record.to_json()), "taken_in": True},
-    )
 
 
 def _take_fitting(trials: list[FrozenTrial], values: Mapping[str, KnobValue], seed: int | None) -> FrozenTrial | None:
@@ -609,40 +484,9 @@ def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:
     return known_costs is None or known_costs.allows(proposed.params)
 
 
-def _is_queued(trial: FrozenTrial) -> bool:
-    """Whether a trial waits to be proposed and was not withdrawn."""
-    return trial.state == TrialState.WAITING and not trial.user_attrs.get("withdrawn", False)
-
-
 def _key(values: Mapping[str, KnobValue], seed: int | None) -> object:
     """Equal for trials that were queued with equal values and the same seed."""
     return frozenset(values.items()), seed
-
-
-def _translate(trial: FrozenTrial, space: KnobSpace, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """A stored trial as the view holds it, under the same number."""
-    if trial.state == TrialState.WAITING:
-        if not _is_queued(trial):
-            return create_trial(state=TrialState.FAIL)  # withdrawn: samplers pass over it
-        return create_trial(state=trial.state, system_attrs={_FIXED: trial.user_attrs["queued"]})
-    knobs = {name: trial.user_attrs["knobs"].get(name, knob.default) for name, knob in space.items()}
-    if not all(knob.contains(knobs[name]) for name, knob in space.items()):
-        return create_trial(state=TrialState.FAIL)  # outside of the space: samplers pass over it
-    return create_trial(
-        state=trial.state,
-        values=trial.values,
-        params=knobs,
-        distributions=dict(distributions),
-        system_attrs=dict(trial.system_attrs),
-    )
-
-
-def _compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
-    try:
-        check_distribution_compatibility(old, new)
-    except ValueError:
-        return False
-    return True
 
 
 def _directions(objectives: Sequence[Objective]) -> list[StudyDirection]:

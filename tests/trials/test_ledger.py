@@ -16,8 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
-from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective
-from nas_kd.trials import ledger as ledger_module
+from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective, translation
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.storage import (
@@ -140,13 +139,13 @@ def test_a_trial_that_has_ended_is_read_once_for_all_later_proposals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     translated: list[tuple[int, str]] = []
-    real = ledger_module._translate
+    real = translation._translate
 
     def counting(trial: FrozenTrial, *rest: Any) -> FrozenTrial:
         translated.append((trial.number, trial.state.name))
         return real(trial, *rest)
 
-    monkeypatch.setattr(ledger_module, "_translate", counting)
+    monkeypatch.setattr(translation, "_translate", counting)
     with open_ledger(tmp_path) as ledger:
         ask_and_tell(ledger, 6)
         assert translated == [(number, "COMPLETE") for number in range(5)]
