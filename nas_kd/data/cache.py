@@ -275,11 +275,12 @@ class ClipCache:
 
     def _write(self, clips: Iterator[tuple[bytes, Clip]]) -> bool:
         """Write one shard; False where there is nothing left to write."""
-        shard = write_shard(self.folder, clips)
-        if shard is not None:
-            with self._lock:
-                self._add(shard)
-        return shard is not None
+        path = write_shard(self.folder, clips)
+        if path is not None:
+            # Another process that needs room may have deleted it by now; its entries are then missing again.
+            with self._lock, contextlib.suppress(FileNotFoundError):
+                self._add(Shard(path))
+        return path is not None
 
     def _add(self, shard: Shard) -> None:
         self._shards[shard.path.name] = shard

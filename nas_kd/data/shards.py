@@ -114,7 +114,7 @@ class Shard:
         return clip
 
 
-def write_shard(folder: Path, clips: Iterator[tuple[bytes, Clip]]) -> Shard | None:
+def write_shard(folder: Path, clips: Iterator[tuple[bytes, Clip]]) -> Path | None:
     """Take clips from an iterator until a shard is full, and write them.
 
     Where the iterator is interrupted, by Ctrl-C or by an error, what it gave before is kept.
@@ -124,7 +124,7 @@ def write_shard(folder: Path, clips: Iterator[tuple[bytes, Clip]]) -> Shard | No
         clips: Key, 32 bytes, and content of each.
 
     Returns:
-        The shard; None where the iterator has ended.
+        The file of the shard; None where the iterator has ended.
 
     Raises:
         DataError: The folder cannot be written, or the disk is full.
@@ -155,4 +155,4 @@ def write_shard(folder: Path, clips: Iterator[tuple[bytes, Clip]]) -> Shard | No
         file.write(_TRAILER.pack(_MARK, len(rows), zlib.crc32(index)))
     if interruption is not None:
         raise interruption
-    return Shard(path)
+    return path

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.campaign.checks import _check_augment
+from nas_kd.campaign.view_checks import _check_augment
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.data import DataError, DataInfo, MemoryDataset, SequencesConfig, load, make_splits
 from nas_kd.data.sample import IGNORE
