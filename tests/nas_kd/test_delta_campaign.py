@@ -35,7 +35,7 @@ STREAMS: dict[str, Any] = {
     "teacher": {"fit": {"epochs": 1}, "settings": {"widths": [8, 12], "depths": [1, 1], "head_width": 8}},
     "space": {"keyframe_interval": [3], "candidates": ["zero", "split2", "pointwise2", "pair4", "full"]},
     "budget": {"max_flops": ["105k"]},
-    "search": {"epochs": 2},
+    "search": {"epochs": 2, "local": {"steps": 8, "probes": 2}},
     "retrain": {"epochs": 2},
     "trials": 1,
     "rehearse": False,

@@ -125,7 +125,7 @@ def test_the_page_shows_the_examples() -> None:
 
 def regression(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignConfig:
     """A campaign of seconds on the task and the term of the examples."""
-    kept = tiny().model_dump(mode="json", include={"runs", "space", "budget", "resources"})
+    kept = tiny().model_dump(mode="json", include={"runs", "space", "budget", "resources", "rehearse"})
     teacher = {"settings": {"widths": [4, 8], "blocks": [1, 1], "strides": [1, 2]}, "fit": {"epochs": 1}}
     return validate(
         {
@@ -159,7 +159,7 @@ def test_a_regression_with_a_term_of_ones_own_goes_all_the_way_in_processes_of_r
     assert saved.objective == config.objective
     assert saved.digest() == config.digest()
     assert report(result.run_dir).report.is_file()
-    folder, _ = export(result.run_dir, trial=0)
+    folder, _ = export(result.run_dir, trial=0, formats=("safetensors",))
     _, info = load_bundle(folder)
     assert (info.task, info.class_names) == (config.task, ("ejection_fraction",))
 
