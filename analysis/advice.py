@@ -153,10 +153,10 @@ def _by_budget(front: ParetoFront, budgets: Sequence[float]) -> str:
     parts = []
     ordered = sorted(set(budgets))
     for budget in ordered[:_MOST_LISTED]:
-        within = [record for record in front.records if (front.axis.of(record) or 0) <= budget]
-        if within:
-            value = metric_text(within[-1].score(front.split, front.stage), within[-1].metric)
-            parts.append(f"{front.axis.number(budget)}: trial {within[-1].number} ({value})")
+        best = front.best_within(budget)
+        if best is not None:
+            value = metric_text(best.score(front.split, front.stage), best.metric)
+            parts.append(f"{front.axis.number(budget)}: trial {best.number} ({value})")
         else:
             parts.append(f"{front.axis.number(budget)}: none")
     more = f"; and {len(ordered) - _MOST_LISTED} more" if len(ordered) > _MOST_LISTED else ""

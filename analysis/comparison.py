@@ -61,11 +61,7 @@ class Group:
 
     def best_within(self, cost: float) -> list[TrialRecord | None]:
         """Of each campaign the student that is best on validation among those that cost no more; None without one."""
-        found = []
-        for front in self.fronts:
-            rows = [i for i, value in enumerate(front.points[:, 0].tolist()) if value <= cost]
-            found.append(front.records[rows[-1]] if rows else None)  # on a front, what costs more is better
-        return found
+        return [front.best_within(cost) for front in self.fronts]
 
 
 @dataclass(frozen=True)
@@ -152,10 +148,7 @@ class Comparison:
 
     def setting_differences(self) -> dict[str, list[Any]]:
         """Dotted paths of the campaign files whose values are not those of all groups -> the value of each group."""
-        settings = [group.runs[0].settings for group in self.groups]
-        names = dict.fromkeys(name for each in settings for name in each)
-        values = {name: [each.get(name) for each in settings] for name in names}
-        return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+        return _what_differs([group.runs[0].settings for group in self.groups])
 
     def choice_differences(self, cost: float) -> dict[str, list[Any]]:
         """Choices in which the students of the groups' first campaigns within a cost differ -> those of each group."""
@@ -163,9 +156,7 @@ class Comparison:
         for group in self.groups:
             record = group.best_within(cost)[0]
             choices.append(dict((record.arch or {}).get("choices") or {}) if record is not None else {})
-        names = dict.fromkeys(name for each in choices for name in each)
-        values = {name: [each.get(name) for each in choices] for name in names}
-        return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+        return _what_differs(choices)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -211,6 +202,13 @@ def compare(runs: Sequence[Run]) -> Comparison:
         name = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more seeds"
         groups.append(Group(name, tuple(members), fronts, hypervolumes))
     return Comparison(tuple(groups), metric, axis, box)
+
+
+def _what_differs(of_groups: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Names whose values are not those of all groups -> the value of each group, None where it has none."""
+    names = dict.fromkeys(name for each in of_groups for name in each)
+    values = {name: [each.get(name) for each in of_groups] for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
 def _score(record: TrialRecord, split: Split) -> float | None:

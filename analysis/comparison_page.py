@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nas_kd.analysis.cells import Cell, Table, interval_text, number_cell
 from nas_kd.analysis.comparison import Comparison, Run, compare
-from nas_kd.analysis.figures import cost_ticks, metric_label, printable, style_axes, write_picture
+from nas_kd.analysis.figures import cost_ticks, metric_label, printable, style_axes, with_room, write_picture
 from nas_kd.analysis.interactive import empty_chart, hover_text, plain
 from nas_kd.analysis.page import chart, render
 from nas_kd.analysis.statistics import Estimate
@@ -283,9 +283,5 @@ def fronts_chart(made: Comparison) -> go.Figure:
 
 
 def _limits(made: Comparison) -> tuple[float, float] | None:
-    """Of a logarithmic axis of cost over all fronts, with room at both ends; None where something costs nothing."""
-    costs = [float(cost) for group in made.groups for front in group.fronts for cost in front.points[:, 0]]
-    if min(costs) <= 0:
-        return None
-    room = max((max(costs) / min(costs)) ** 0.06, 1.1)
-    return min(costs) / room, max(costs) * room
+    """Of the axis of cost over all fronts; see `with_room`."""
+    return with_room([float(cost) for group in made.groups for front in group.fronts for cost in front.points[:, 0]])

@@ -54,6 +54,11 @@ def cost_range(front: ParetoFront, teacher: TeacherPoint | None) -> tuple[float,
     teacher_cost = None if teacher is None else teacher.cost(front.axis)
     if teacher_cost is not None:
         values.append(float(teacher_cost))
+    return with_room(values)
+
+
+def with_room(values: Sequence[float]) -> tuple[float, float] | None:
+    """Limits of a logarithmic axis with room at both ends; None without values, or with one at zero."""
     if not values or min(values) <= 0:
         return None
     room = max((max(values) / min(values)) ** 0.06, 1.1)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nas_kd.analysis.cells import Cell, Table
 from nas_kd.analysis.figures import printable, write_picture
-from nas_kd.analysis.pivot_text import escape_markdown
+from nas_kd.analysis.pivot_text import markdown_line
 
 ReportFormat = Literal["svg", "pdf", "parquet", "markdown", "latex"]
 
@@ -102,9 +102,9 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 def table_markdown(table: Table) -> str:
     """A table of the page in Markdown, numbers to the right, small print in parentheses."""
-    lines = [_markdown_line(table.headers)]
+    lines = [markdown_line(table.headers)]
     lines.append("|" + "|".join("---:" if table.is_number(i) else "---" for i in range(len(table.headers))) + "|")
-    lines += [_markdown_line([_text(cell) for cell in row]) for row in table.rows]
+    lines += [markdown_line([_text(cell) for cell in row]) for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
@@ -131,10 +131,6 @@ def _text(cell: Cell) -> str:
         f"({cell.note})" if cell.note else "",
     ]
     return printable(" ".join(word for word in words if word), _MAX_CELL)
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
 def _latex_line(cells: Sequence[str]) -> str:

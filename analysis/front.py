@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -232,10 +233,13 @@ class ParetoFront:
     @property
     def best(self) -> TrialRecord | None:
         """The trial with the best value; None for an empty front."""
-        if not self.records:
-            return None
-        values = self.points[:, 1].tolist()
-        return self.records[int(values.index(values[-1]))]  # on a front, what costs more is better; of copies the first
+        return self.best_within(math.inf)
+
+    def best_within(self, cost: float) -> TrialRecord | None:
+        """The best trial among those that cost no more; of copies the first. None where each costs more."""
+        costs = self.points[:, 0].tolist()
+        within = [value for value in costs if value <= cost]
+        return self.records[costs.index(within[-1])] if within else None  # on a front, what costs more is better
 
     @cached_property
     def best_interval(self) -> Uncertain | None:

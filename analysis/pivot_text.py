@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def pivot_markdown(table: PivotTable) -> str:
     for title, differences in _parts(table):
         names = [_plain(name) for name in table.rows]
         lines += [f"**{escape_markdown(title)}**", ""]
-        lines.append(_markdown_line([*names, *_headers(table)]))
+        lines.append(markdown_line([*names, *_headers(table)]))
         lines.append("|" + "---|" * len(names) + "---:|" * len(table.column_keys))
-        lines += [_markdown_line(line) for line in _lines(table, differences=differences)]
+        lines += [markdown_line(line) for line in _lines(table, differences=differences)]
         lines.append("")
     lines += [f"- {escape_markdown(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
@@ -180,5 +181,6 @@ def _spelt(text: str) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def _markdown_line(cells: list[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"

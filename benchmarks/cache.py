@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept_result import print_result
 from torch import nn
 
 from nas_kd.campaign.prepare import prepare_teacher
@@ -204,12 +201,6 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def commit() -> str:
-    """Of the checkout, with a mark where it has changes."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULT.parent.parent).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
@@ -228,22 +219,13 @@ def main() -> None:
             ratios = f"{cached['median']:>8.3f} ({spread}){online['median']:>12.2f}"
             print(f"{name + ', ' + augment:<28}{times}{ratios}", flush=True)
             results[f"{name}, {augment}"] = row
-    text = json.dumps(
-        {
-            "benchmark": "cache",
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": f"{platform.machine()}, one thread, torch {torch.__version__}",
-            "rounds": options.rounds,
-            "goal": GOAL,
-            "met": all(row["cached_ratio"]["median"] <= GOAL for row in results.values()),
-            "settings": results,
-        }
-    )
-    if options.keep:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(text + "\n")
-    print(text)
+    found = {
+        "rounds": options.rounds,
+        "goal": GOAL,
+        "met": all(row["cached_ratio"]["median"] <= GOAL for row in results.values()),
+        "settings": results,
+    }
+    print_result("cache", found, threads="one thread", keep=RESULT if options.keep else None)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
-from cache import commit
+from kept_result import print_result
 from torch import nn
 
 from nas_kd.config import validate
@@ -236,21 +233,8 @@ def main() -> None:
         for frames in FRAMES:
             row = rows[f"{frames} frames"] = measure(Path(folder), frames, options.seconds)
             print(f"{frames} frames: " + ", ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
-    text = json.dumps(
-        {
-            "benchmark": "loader",
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": f"{platform.machine()}, one thread for nets, torch {torch.__version__}",
-            "batch_size": BATCH,
-            "settings": rows,
-            "many_clips": many,
-        }
-    )
-    if options.keep:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(text + "\n")
-    print(text)
+    found = {"batch_size": BATCH, "settings": rows, "many_clips": many}
+    print_result("loader", found, threads="one thread for nets", keep=RESULT if options.keep else None)
 
 
 if __name__ == "__main__":

@@ -339,14 +339,13 @@ def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis)
             f"no trial has a {axis.field}, since the campaign's budget is max_flops; pick by max_flops instead of "
             f"{axis.budget}"
         )
-    front = ParetoFront.from_records(complete, axis=axis)
-    within = [record for record in front.records if (axis.of(record) or 0) <= budget]
-    if not within:
+    best = ParetoFront.from_records(complete, axis=axis).best_within(budget)
+    if best is None:
         raise ValueError(
             f"no complete trial costs at most {budget:,} {axis.unit}; the cheapest costs {min(known):,}; raise the "
             "budget or pick by trial"
         )
-    return max(within, key=lambda record: axis.of(record) or 0)  # on a front, what costs more is better
+    return best
 
 
 def export(
