@@ -1,21 +1,27 @@
-"""The command line `nas-kd`: search, status, check, report, table, export, evaluate, predict."""
+"""The command line `nas-kd`: search, status, report, table, export, evaluate, predict, and what comes before a run."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas_kd import cli_start
+from nas_kd.console import (
+    console,
+    listed,
+    no_progress,
+    plain_errors,
+    progress_bar,
+    say,
+    termination_is_interrupt,
+)
 
 # As nas_kd.search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
 CONVENTION = (
@@ -44,9 +50,6 @@ app = typer.Typer(
 )
 WIDTH_OF_A_FILE = 10_000  # characters of a line
 
-console = Console()
-errors = Console(stderr=True)
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -65,87 +68,11 @@ def options(
     """Options of all commands."""
 
 
-def say(text: object) -> None:
-    """Print text as it is, without markup and in one line, so that a path can be copied."""
-    console.print(str(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def listed(items: list[str] | None) -> list[str]:
-    """The values of a repeatable option, each of which may list several, separated by commas."""
-    return [name for item in items or () for name in item.split(",")]
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Mistakes of the user are printed as a sentence, with exit code 2; failures of the machine have exit code 1."""
-    try:
-        yield
-    except typer.Exit:  # a RuntimeError too
-        raise
-    except (ValueError, OSError, RuntimeError) as error:
-        from nas_kd.trials import masked
-
-        errors.print(f"nas-kd: {masked(_sentence(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1) from error
-
-
-def _sentence(error: Exception) -> str:
-    """An error in words; one of the system begins with the file."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return str(error)
-
-
-@contextmanager
-def termination_is_interrupt() -> Iterator[None]:
-    """SIGTERM, which `kill` and batch systems send, ends a campaign as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def no_progress(share: float, words: str) -> None:
-    """Shows nothing."""
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar with ETA on a terminal; on anything else a line for each quarter."""
-    if not console.is_terminal:
-        said: set[tuple[str, int]] = set()
-
-        def line(share: float, words: str) -> None:
-            quarter = (words.partition(",")[0], int(share * 4))
-            if quarter not in said:
-                said.add(quarter)
-                say(f"{words}: {share:.0%}")
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("preparing", total=1.0)
-        yield lambda share, words: bar.update(task, completed=share, description=escape(words))
+cli_start.add_to(app)
 
 
 @app.command()
-def search(
-    file: Annotated[Path | None, typer.Argument(help="Campaign file (YAML); without it, the embedded default.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key of the file; repeatable.")
-    ] = None,
-) -> None:
+def search(file: cli_start.CampaignFile = None, overrides: cli_start.Overrides = None) -> None:
     """Launch a campaign, or resume it: the same command after any crash goes on with what is missing."""
     with plain_errors(), termination_is_interrupt():
         from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
@@ -171,22 +98,6 @@ def search(
         raise typer.Exit(130)
     if result.summary.num_complete == 0:
         raise typer.Exit(1)
-
-
-@app.command()
-def check(
-    file: Annotated[Path | None, typer.Argument(help="Campaign file (YAML); without it, the embedded default.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key of the file; repeatable.")
-    ] = None,
-) -> None:
-    """Check a campaign file and print what it means, before anything is decoded or trained."""
-    with plain_errors():
-        from nas_kd.campaign.overview import overview
-        from nas_kd.config import load_config
-
-        for line in overview(load_config(file, overrides or ())):
-            say(line)
 
 
 @app.command()

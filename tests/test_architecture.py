@@ -20,7 +20,7 @@ ALLOWED = {
 }
 # The front door of nas_kd composes all four packages. Beside it, the campaign file is typed with the knobs of a trial,
 # and a trial fills in the record that the ledger keeps.
-FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/campaign/")
+FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/console.py", "nas_kd/campaign/")
 TYPES = {
     "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.passwords", "trials.resources"},
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
@@ -38,7 +38,7 @@ GENERIC = (
         for part in ("config", "trial", "campaign", "settings", "deploy")
         for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
     ),
-    *("nas_kd/cli.py", "nas_kd/files.py", "nas_kd/taps.py"),
+    *("nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/files.py", "nas_kd/taps.py"),
     *(f"nas_kd/data/{name}.py" for name in ("augment", "loader", "splits", "views")),
     *(f"nas_kd/objectives/{name}.py" for name in ("config", "loss", "maps", "term")),
     *(f"nas_kd/teachers/{name}.py" for name in ("cache", "cache_files")),
@@ -84,7 +84,7 @@ EXCEPTIONS = {
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
     *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
-    *("trial", "campaign", "cli", "__main__", "testing"),
+    *("trial", "campaign", "console", "completion", "cli_start", "cli", "__main__", "testing"),
 )
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]

@@ -17,10 +17,16 @@ from nas_kd.trials.record import KnobValue
 
 
 class _Knob(BaseModel):
+    """A hyperparameter that the study proposes.
+
+    Attributes:
+        default: the value that trials from before this knob existed ran with. Without it the sampler cannot learn from
+            them.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     default: KnobValue | None = None
-    """The value that trials from before this knob existed ran with. Without it the sampler cannot learn from them."""
 
     def distribution(self) -> BaseDistribution:
         """The definition of the knob for Optuna's samplers."""
@@ -41,7 +47,11 @@ class _Knob(BaseModel):
 
 
 class ChoiceKnob(_Knob):
-    """One of a list, without order."""
+    """One of a list, without order.
+
+    Attributes:
+        values: that may be proposed.
+    """
 
     type: Literal["choice"] = "choice"
     values: tuple[KnobValue, ...] = Field(min_length=1)
@@ -63,7 +73,14 @@ class ChoiceKnob(_Knob):
 
 
 class IntKnob(_Knob):
-    """A whole number between two bounds, both included."""
+    """A whole number between two bounds, both included.
+
+    Attributes:
+        low: the smallest one.
+        high: the largest one.
+        step: between neighbours, counted from `low`.
+        log: whether it is proposed on a logarithmic scale.
+    """
 
     type: Literal["int"] = "int"
     low: int
@@ -94,7 +111,13 @@ class IntKnob(_Knob):
 
 
 class FloatKnob(_Knob):
-    """A real number between two bounds, both included."""
+    """A real number between two bounds, both included.
+
+    Attributes:
+        low: the smallest one.
+        high: the largest one.
+        log: whether it is proposed on a logarithmic scale.
+    """
 
     type: Literal["float"] = "float"
     low: float = Field(allow_inf_nan=False)

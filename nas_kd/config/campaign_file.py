@@ -117,6 +117,17 @@ class CampaignConfig(Section):
             the file does not say.
         sampler: which Optuna sampler proposes the knobs.
         storage: URL of a database for the ledger (postgresql://…); without it the ledger is in the run's folder.
+        data: clips or features, with their labels and splits.
+        normalize: how bytes become numbers.
+        teacher: the model that students learn from.
+        space: the architectures that students may have.
+        budget: what a student may cost.
+        objective: the loss of the derived student's training.
+        search: the search by gradient.
+        retrain: training of the derived student.
+        evaluation: how nets are evaluated.
+        early_stopping: which trials end before their last epoch; without it none does.
+        resources: where trials run, and with what.
         knobs: what the study varies besides the budget and the space's own knobs (those with several values): dotted
             paths into `objective`, `search` and `retrain`, each with a definition such as
             `{type: float, low: 0.1, high: 3, log: true}`.

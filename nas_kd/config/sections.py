@@ -17,7 +17,7 @@ from nas_kd.search_spaces import SPACES, DataShape, SearchSpace
 from nas_kd.settings.imports import call_function, import_function
 from nas_kd.settings.mistakes import explain
 from nas_kd.settings.normalize import NormalizeConfig as NormalizeConfig
-from nas_kd.settings.sizes import parse_size
+from nas_kd.settings.sizes import SizeText, parse_size
 from nas_kd.settings.strict import Section as Section  # all sections are found here
 from nas_kd.training.fit import FitConfig, TrainingConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig
@@ -30,11 +30,16 @@ def parse_flops(value: Any) -> Any:
 
 LATENCY_FIGURE = "latency_ns"  # of a latency that is a limit, among the figures
 
-Flops = Annotated[int, BeforeValidator(parse_flops), Field(gt=0)]
+Flops = Annotated[int, BeforeValidator(parse_flops, json_schema_input_type=SizeText), Field(gt=0)]
 
 
 class BudgetRange(Section):
-    """Budgets between two bounds, proposed on a logarithmic scale: in milliseconds, where nothing else is said."""
+    """Budgets between two bounds, proposed on a logarithmic scale: in milliseconds, where nothing else is said.
+
+    Attributes:
+        low: the tightest budget.
+        high: the loosest one.
+    """
 
     low: float = Field(gt=0)
     high: float = Field(gt=0)
@@ -57,11 +62,16 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+Latency = Annotated[float, Field(gt=0)]
+_OneOrMoreFlops = BeforeValidator(_listed, json_schema_input_type=SizeText | tuple[SizeText, ...])
+_OneOrMoreLatencies = BeforeValidator(_listed, json_schema_input_type=Latency | tuple[Latency, ...])
+
+
 _RANGE_OR_LIST = Discriminator(lambda value: "range" if isinstance(value, dict | BudgetRange) else "list")
 
 
 def _count(what: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse_size(value, what, "200k"))
+    return BeforeValidator(lambda value: parse_size(value, what, "200k"), json_schema_input_type=SizeText)
 
 
 Params = Annotated[int, _count("parameters"), Field(gt=0)]
@@ -85,13 +95,12 @@ class BudgetConfig(Section):
     """
 
     max_flops: Annotated[
-        Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], BeforeValidator(_listed), Tag("list")],
+        Annotated[FlopsRange, Tag("range")] | Annotated[tuple[Flops, ...], _OneOrMoreFlops, Tag("list")],
         _RANGE_OR_LIST,
     ] = (2_000_000, 3_000_000, 5_000_000, 8_000_000)
     max_latency_ms: (
         Annotated[
-            Annotated[BudgetRange, Tag("range")]
-            | Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Tag("list")],
+            Annotated[BudgetRange, Tag("range")] | Annotated[tuple[Latency, ...], _OneOrMoreLatencies, Tag("list")],
             _RANGE_OR_LIST,
         ]
         | None
@@ -187,7 +196,11 @@ _GIVEN = ("num_classes",)  # by the task
 
 
 class SpaceConfig(BaseModel):
-    """The search space: a name of the registry, or `module:function`; the other keys are its settings."""
+    """The search space: a name of the registry, or `module:function`; the other keys are its settings.
+
+    Attributes:
+        name: a space of the package, or your own as `module:function`, which returns a `SearchSpace`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -99,7 +99,7 @@ class LabelledConfig(SourceConfig):
         "with one a line. By default those of the training split, by value where all are whole numbers, else by text.",
     )
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", mode="before", json_schema_input_type=tuple[str | int, ...] | str | None)
     @classmethod
     def _numbers_are_labels(cls, value: object) -> object:
         """YAML reads [0, 1, 10] as numbers; labels are text."""

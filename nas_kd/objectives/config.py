@@ -24,7 +24,11 @@ from nas_kd.settings.strict import Section
 
 
 class TaskLossConfig(Section):
-    """The task's own loss on the labels."""
+    """The task's own loss on the labels.
+
+    Attributes:
+        weight: in the sum of all terms.
+    """
 
     weight: float = Field(default=1.0, ge=0)
 

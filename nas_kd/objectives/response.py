@@ -85,7 +85,11 @@ def _class_dim(logits: Tensor) -> int:
 
 
 class ResponseConfig(TermConfig):
-    """Distillation of the teacher's logits."""
+    """Distillation of the teacher's logits.
+
+    Attributes:
+        kd_temperature: by which both nets' logits are divided.
+    """
 
     free_options: ClassVar[tuple[str, ...]] = ("kd_temperature",)
 

@@ -12,7 +12,12 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class NormalizeConfig(Section):
-    """(clip / 255 − mean) / std, for each of R, G, B."""
+    """(clip / 255 − mean) / std, for each of R, G, B.
+
+    Attributes:
+        mean: of R, G, B, in shares of full brightness.
+        std: standard deviation of R, G, B, in the same unit.
+    """
 
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[Positive, Positive, Positive] = (0.225, 0.225, 0.225)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+_PATTERN = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*"
+
+SizeText = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=f"^{_PATTERN}$")]
+"""What such a number may be in a campaign file, for its JSON schema."""
 
 
 def parse_size(value: Any, what: str, example: str) -> Any:
@@ -23,7 +31,7 @@ def parse_size(value: Any, what: str, example: str) -> Any:
         raise ValueError(f"{what} must be a number such as {example}, but got {str(value).lower()}")
     if not isinstance(value, str):
         return round(value) if isinstance(value, float) and value == value and abs(value) < 1e30 else value
-    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?[0-9]+)?)\s*([kKmMgGtT]?)\s*", value)
+    match = re.fullmatch(_PATTERN, value)
     if match is None:
         raise ValueError(f"{what} must be a number such as {example} (suffixes k, M, G, T), but got {value!r}")
     return round(float(match[1]) * _FACTORS[match[2].lower()])

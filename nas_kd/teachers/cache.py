@@ -27,7 +27,7 @@ from torch import Tensor
 from nas_kd.data import Augment, AugmentConfig, Batch, Views
 from nas_kd.data.augment_config import read_augment
 from nas_kd.data.mix import PARTNER
-from nas_kd.settings.sizes import parse_size
+from nas_kd.settings.sizes import SizeText, parse_size
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput
 
@@ -51,7 +51,11 @@ class TeacherCacheConfig(Section):
     """
 
     views: int = Field(default=4, ge=0)
-    max_bytes: Annotated[int, BeforeValidator(lambda value: parse_size(value, "bytes", "8G")), Field(gt=0)] = 8 * 10**9
+    max_bytes: Annotated[
+        int,
+        BeforeValidator(lambda value: parse_size(value, "bytes", "8G"), json_schema_input_type=SizeText),
+        Field(gt=0),
+    ] = 8 * 10**9
     dtype: Dtype = "float16"
 
 

@@ -84,7 +84,10 @@ class TeacherConfig(Section):
     fit: TrainingConfig = TrainingConfig(epochs=10, lr=3e-3)
     input_layout: Layout | Literal["auto"] = "auto"
     pathway_strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(4, 1), min_length=1)
-    input_size: Annotated[tuple[Side, Side], BeforeValidator(_both_sides)] | None = None
+    input_size: (
+        Annotated[tuple[Side, Side], BeforeValidator(_both_sides, json_schema_input_type=Side | tuple[Side, Side])]
+        | None
+    ) = None
     input_frames: int | None = Field(default=None, ge=1)
     normalize: NormalizeConfig | None = None
     output: int | str | None = None
