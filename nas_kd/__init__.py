@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
     from nas_kd.deploy.predictor import Predictor, load
     from nas_kd.deploy.streaming import StreamingStudent, StreamState
+    from nas_kd.evaluation import evaluate
     from nas_kd.objectives import DistillationLoss, ObjectiveConfig
     from nas_kd.search_spaces import (
         DeltaBlocksSettings,
@@ -67,6 +68,7 @@ __all__ = [
     "TeacherConfig",
     "TrainingConfig",
     "count_flops",
+    "evaluate",
     "export",
     "export_student",
     "fit",
@@ -89,6 +91,7 @@ _NAMES = {
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",
     "nas_kd.deploy.predictor": "Predictor load",
     "nas_kd.deploy.streaming": "StreamState StreamingStudent",
+    "nas_kd.evaluation": "evaluate",
     "nas_kd.objectives": "DistillationLoss ObjectiveConfig",
     "nas_kd.taps": "ModelOutput Taps",
     "nas_kd.tasks": "TASKS Task",

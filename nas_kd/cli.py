@@ -297,11 +297,11 @@ def evaluate(
 ) -> None:
     """Measure an exported student on labelled data, from any of its files."""
     with plain_errors():
-        from nas_kd import campaign as campaigns
+        from nas_kd import evaluation
 
         quiet = contextlib.nullcontext(no_progress)
         with quiet if as_json else progress_bar() as progress:
-            found = campaigns.evaluate(
+            found = evaluation.evaluate(
                 bundle,
                 data,
                 split=split,  # type: ignore[arg-type]  # others are refused with a sentence

@@ -33,7 +33,7 @@ def plain_errors() -> Iterator[None]:
     except typer.Exit:  # a RuntimeError too
         raise
     except (ValueError, OSError, RuntimeError) as error:
-        from nas_kd.trials import masked
+        from nas_kd.trials.passwords import masked  # needs none of what searches need
 
         errors.print(f"nas-kd: {masked(_sentence(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1) from error

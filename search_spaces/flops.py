@@ -18,16 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
-    from fvcore.nn import FlopCountAnalysis
 
 from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
 from nas_kd.search_spaces.products import PRODUCTS, Handler
@@ -201,11 +198,21 @@ class _Elements(torch.fx.Interpreter):
         return result
 
 
-class _Analysis(FlopCountAnalysis):  # type: ignore[misc]  # fvcore has no types
-    """fvcore's, which names the parts of a graph that it does not look into instead of passing them over."""
+@cache
+def _analysis() -> Any:
+    """fvcore's analysis, which names the parts of a graph that it does not look into instead of passing them over.
 
-    def _should_ignore_node(self, node: Any) -> bool:
-        return node.kind() not in _OPAQUE and bool(super()._should_ignore_node(node))
+    It is imported when FLOPs are counted for the first time: who runs a trained student needs no fvcore.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, in parts of fvcore that are not used here
+        from fvcore.nn import FlopCountAnalysis
+
+    class Analysis(FlopCountAnalysis):  # type: ignore[misc]  # fvcore has no types
+        def _should_ignore_node(self, node: Any) -> bool:
+            return node.kind() not in _OPAQUE and bool(super()._should_ignore_node(node))
+
+    return Analysis
 
 
 @runtime_checkable
@@ -236,7 +243,7 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     with _in_evaluation(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
-        analysis = _Analysis(module, inputs).set_op_handle(**HANDLERS)
+        analysis = _analysis()(module, inputs).set_op_handle(**HANDLERS)
         counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
         if counted:
             analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))

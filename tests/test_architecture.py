@@ -84,7 +84,7 @@ EXCEPTIONS = {
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
     *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
-    *("trial", "campaign", "console", "completion", "cli_start", "cli", "__main__", "testing"),
+    *("trial", "campaign", "evaluation", "console", "completion", "cli_start", "cli", "__main__", "testing"),
 )
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]

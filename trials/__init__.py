@@ -2,33 +2,41 @@
 
 The work of a trial comes as a callable, so that a campaign runs with a toy function as well as with training. The
 bridge to Ray Tune is `nas_kd.trials.searcher`; it is not imported here, since Ray takes seconds to import.
+
+Names are imported when they are first used: a module of this package may be used without Optuna where it needs none.
 """
 
-from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
-from nas_kd.trials.events import Event, OnEvent
-from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
-from nas_kd.trials.known_cost import KnownCostSampler
-from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
-from nas_kd.trials.objectives import Objective, default_objectives, objective_values
-from nas_kd.trials.passwords import has_password, masked
-from nas_kd.trials.progress import Progress, time_left
-from nas_kd.trials.record import (
-    SCHEMA_VERSION,
-    Cost,
-    Evaluated,
-    FinalState,
-    KnobValue,
-    Metric,
-    Split,
-    Stage,
-    TrialRecord,
-)
-from nas_kd.trials.resources import Executor, Resources
-from nas_kd.trials.runner import Summary, check_cluster, run_trials
-from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
-from nas_kd.trials.scheduler import RungScheduler, should_stop
-from nas_kd.trials.storage import DamagedJournalError, StorageError, check_url
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
+    from nas_kd.trials.events import Event, OnEvent
+    from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
+    from nas_kd.trials.known_cost import KnownCostSampler
+    from nas_kd.trials.known_costs import KnownCosts
+    from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
+    from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+    from nas_kd.trials.passwords import has_password, masked
+    from nas_kd.trials.progress import Progress, time_left
+    from nas_kd.trials.record import (
+        SCHEMA_VERSION,
+        Cost,
+        Evaluated,
+        FinalState,
+        KnobValue,
+        Metric,
+        Split,
+        Stage,
+        TrialRecord,
+    )
+    from nas_kd.trials.resources import Executor, Resources
+    from nas_kd.trials.runner import Summary, check_cluster, run_trials
+    from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
+    from nas_kd.trials.scheduler import RungScheduler, should_stop
+    from nas_kd.trials.storage import DamagedJournalError, StorageError, check_url
 
 __all__ = [
     "COST_CONVENTION",
@@ -80,3 +88,30 @@ __all__ = [
     "should_stop",
     "time_left",
 ]
+
+_NAMES = {
+    "context": "Report TrialContext TrialFn TrialStopped",
+    "events": "Event OnEvent",
+    "knobs": "ChoiceKnob FloatKnob IntKnob Knob KnobSpace parse_knobs",
+    "known_cost": "KnownCostSampler",
+    "known_costs": "KnownCosts",
+    "ledger": "COST_CONVENTION Ledger ProposedTrial is_driven",
+    "objectives": "Objective default_objectives objective_values",
+    "passwords": "has_password masked",
+    "progress": "Progress time_left",
+    "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",
+    "resources": "Executor Resources",
+    "runner": "Summary check_cluster run_trials",
+    "samplers": "SAMPLERS MutationSampler build_sampler proposal_seed",
+    "scheduler": "RungScheduler should_stop",
+    "storage": "DamagedJournalError StorageError check_url",
+}
+_HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value

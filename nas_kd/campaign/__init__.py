@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.results import compare, evaluate, export, load_run, pick, report, table
+from nas_kd.campaign.results import compare, export, load_run, pick, report, table
 from nas_kd.campaign.status import RunStatus, status
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "CampaignResult",
     "RunStatus",
     "compare",
-    "evaluate",
     "export",
     "load_run",
     "pick",

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_kd.campaign.campaign import CONFIG_END, CONFIG_NAME
-from nas_kd.campaign.labelled import campaign_split, labelled_set
+from nas_kd.campaign.labelled import campaign_split
 from nas_kd.campaign.own_space import own_space
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.config.sections import parse_flops
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportRecord, Format, export_student
-from nas_kd.deploy.measure import measure
-from nas_kd.deploy.predictor import load
-from nas_kd.deploy.record import FileMetrics
 from nas_kd.files import DamagedFileError, read_json
 from nas_kd.tasks import find_task
-from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_driven
 
@@ -419,33 +415,3 @@ def export(
         intended_use=intended_use,
     )
     return folder, made
-
-
-def evaluate(
-    bundle: Path | str,
-    data: Path | str,
-    *,
-    split: Split | None = None,
-    backend: str | None = None,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    progress: OnProgress = no_progress,
-) -> FileMetrics:
-    """The metrics of an exported student on labelled data.
-
-    Args:
-        bundle: folder of the student.
-        data: a campaign file or the folder of a run, whose split is taken; or a folder with labels.csv of the columns
-            `path,label`.
-        split: `val` or `test`; by default `test` of a campaign, and all rows of a folder.
-        backend: as for `nas_kd.load`.
-        device: such as `cpu` or `cuda`.
-        batch_size: items at once; as in a campaign by default.
-        progress: called after each batch.
-
-    Raises:
-        ValueError: the bundle or the data cannot be read, or they do not fit.
-    """
-    student = load(bundle, backend=backend, device=device)
-    labelled = labelled_set(Path(data), split, student.info)
-    return measure([student], labelled, batch_size=batch_size, progress=progress)[0]

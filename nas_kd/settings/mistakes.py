@@ -72,7 +72,7 @@ def _tags(item: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    from nas_kd.trials.passwords import masked  # at a mistake only: predictions do without that package
+    from nas_kd.trials.passwords import masked
 
     text = masked(repr(value))  # before it is cut: half a URL is not known for one
     return text if len(text) <= 60 else text[:57] + "…"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 import nas_kd
-from nas_kd import campaign as campaigns
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
@@ -116,15 +121,15 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     assert metrics["accuracy"] == np.float32(sum(right) / len(right))  # the metric is computed in float32
     assert len({answer.labels[0][1] for answer in answers}) == len(answers)  # so that the comparison says something
 
-    found = campaigns.evaluate(tmp_path / "bundle", clips.root, split="val", batch_size=1)
+    found = nas_kd.evaluate(tmp_path / "bundle", clips.root, split="val", batch_size=1)
     assert found.metrics == metrics
     assert found.measured.num_items == 6
-    every_row = campaigns.evaluate(tmp_path / "bundle", clips.root)
+    every_row = nas_kd.evaluate(tmp_path / "bundle", clips.root)
     assert every_row.measured.num_items == 12
     table = (clips.root / "labels.csv").read_text()
     (clips.root / "labels.csv").write_text(table.replace("v01.mp4,a", "v01.mp4,dog"))
     with pytest.raises(ValueError, match=r"v01\.mp4: its label 'dog' is none of the student's classes"):
-        campaigns.evaluate(tmp_path / "bundle", clips.root)
+        nas_kd.evaluate(tmp_path / "bundle", clips.root)
 
     output = succeed("predict", tmp_path / "bundle", clips.root, "--out", tmp_path / "out")
     assert output.count(" ms)") == 12
@@ -141,6 +146,68 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     assert "error" not in entries[1]
     code, output = cli("predict", tmp_path / "bundle", tmp_path / "nothing.mp4")
     assert (code, output) == (2, f"nas-kd: there is no file or folder {tmp_path / 'nothing.mp4'}\n")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def site_with(names: list[str], folder: Path) -> Path:
+    """A folder of packages that holds these distributions and what they require, and nothing else."""
+    folder.mkdir()
+    done: set[str] = set()
+    while names:
+        found = distribution(names.pop())
+        if found.name in done:
+            continue
+        done.add(found.name)
+        for requirement in map(Requirement, found.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                names.append(requirement.name)
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(found.locate_file(top))))
+    return folder
+
+
+RUNTIME = """
+import sys
+import nas_kd
+from nas_kd.cli import app
+bundle, clips, campaign = sys.argv[1:]
+print(nas_kd.load(bundle).classify(clips + "/v01.mp4").labels[0][0])
+for command, code in (("predict", 0), ("evaluate", 0), ("evaluate", 2)):
+    try:
+        app([command, bundle, campaign if code else clips], prog_name="nas-kd")
+    except SystemExit as end:
+        assert end.code == code, (command, end.code)
+for name in ("ray", "optuna", "pandas", "fvcore", "scipy", "matplotlib"):
+    try:
+        __import__(name)
+        raise AssertionError(f"{name} is there, so nothing was tested")
+    except ImportError:
+        pass
+"""
+
+
+def test_exported_students_run_with_the_packages_that_the_docs_name(
+    clips: FolderConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs" / "export.md").read_text()
+    (listed,) = re.findall(r"pip install --no-deps nas-kd\n +pip install (.*)\n", text)
+    site = site_with(listed.split(), tmp_path / "site")
+    saved(tmp_path / "bundle", space, load(clips, seed=0).info, clips)
+    arguments = [str(tmp_path / "bundle"), str(clips.root), str(ROOT / "examples" / "demo.yaml")]
+    run = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", RUNTIME, *arguments],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{site}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count(" ms)") == 12
+    assert re.search(r"accuracy 0\.\d+ on 12 items", run.stdout)
+    assert "demo.yaml is a campaign file, and reading it needs" in run.stderr
 
 
 def test_an_export_states_the_metric_of_its_files_or_stops(
