@@ -4,7 +4,7 @@ from nas_kd.analysis.advice import Advice, advise
 from nas_kd.analysis.comparison import Comparison, compare
 from nas_kd.analysis.comparison import Run as ComparedRun
 from nas_kd.analysis.comparison_page import ComparisonPaths, write_comparison
-from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis, cost_axis
+from nas_kd.analysis.cost_axis import FLOPS, LATENCY, MEASURED, CostAxis, cost_axis
 from nas_kd.analysis.figures import front_figure, write_picture
 from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
@@ -39,6 +39,7 @@ __all__ = [
     "COLUMNS",
     "FLOPS",
     "LATENCY",
+    "MEASURED",
     "Advice",
     "ComparedRun",
     "Comparison",

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_kd.campaign import Campaign, CampaignResult, export, load_run, pick, report, search, table
+    from nas_kd.campaign import Campaign, CampaignResult, export, export_front, load_run, pick, report, search, table
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
@@ -70,6 +70,7 @@ __all__ = [
     "count_flops",
     "evaluate",
     "export",
+    "export_front",
     "export_student",
     "fit",
     "load",
@@ -85,7 +86,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "nas_kd.campaign": "Campaign CampaignResult export load_run pick report search table",
+    "nas_kd.campaign": "Campaign CampaignResult export export_front load_run pick report search table",
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from nas_kd.console import (
     say,
     termination_is_interrupt,
 )
+
+if TYPE_CHECKING:
+    from nas_kd.deploy.record import ExportRecord
 
 # As nas_kd.search_spaces.CONVENTION, which would bring torch along: `--help` answers at once.
 CONVENTION = (
@@ -232,9 +235,16 @@ def export(
         str | None, typer.Option(help="Export the most accurate student within these FLOPs, such as 50M.")
     ] = None,
     max_latency_ms: Annotated[
-        float | None, typer.Option(help="Export the most accurate student within this predicted latency.")
+        float | None,
+        typer.Option(
+            help="Export the most accurate student within this latency: the one measured after the trials, else the "
+            "one that a campaign with a budget of latency predicts."
+        ),
     ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Export the student where the front bends most.")] = False,
+    all_front: Annotated[
+        bool, typer.Option("--all-front", help="Export each student of the front, to a folder each, with a table.")
+    ] = False,
     tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
@@ -254,6 +264,25 @@ def export(
         from nas_kd import campaign as campaigns
         from nas_kd.config.sections import parse_flops
 
+        how: dict[str, Any] = {
+            "formats": listed(formats) or ("safetensors", "pt2", "onnx"),  # unknown names are refused with a sentence
+            "out_dir": out,
+            "with_data": data,
+            "with_preprocessing": with_preprocessing,
+            "license": license,
+            "intended_use": intended_use,
+        }
+        if all_front:
+            which = {"--trial": trial, "--max-flops": max_flops, "--max-latency-ms": max_latency_ms}
+            which |= {"--knee": knee or None, "--tolerance": tolerance}
+            named = [name for name, value in which.items() if value is not None]
+            if named:
+                raise ValueError(f"--all-front exports every student of the front; leave out {' and '.join(named)}")
+            folder, records = campaigns.export_front(run, **how)
+            for record in records:
+                _say_export(record, folder / f"trial-{record.trial:04d}")
+            say(f"table: {folder / 'index.md'}")
+            return
         folder, record = campaigns.export(
             run,
             trial=trial,
@@ -261,24 +290,24 @@ def export(
             max_latency_ms=max_latency_ms,
             knee=knee,
             tolerance=tolerance,
-            formats=listed(formats) or ("safetensors", "pt2", "onnx"),  # type: ignore[arg-type]  # unknown names are refused with a sentence
-            out_dir=out,
-            with_data=data,
-            with_preprocessing=with_preprocessing,
-            license=license,
-            intended_use=intended_use,
+            **how,
         )
-        say(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}")
-        for item in record.parity:
-            say(
-                f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
-                f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
-            )
-        for form in record.validation:
-            say(
-                f"  {' + '.join(form.files)}: {form.metric} {form.value:.4f} on {record.validated_on} "
-                f"({form.measured.num_items} items)"
-            )
+        _say_export(record, folder)
+
+
+def _say_export(record: ExportRecord, folder: Path) -> None:
+    """What was written of a student, and how it compares."""
+    say(f"trial {record.trial}, {record.flops:,} FLOPs, in {folder}")
+    for item in record.parity:
+        say(
+            f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
+            f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
+        )
+    for form in record.validation:
+        say(
+            f"  {' + '.join(form.files)}: {form.metric} {form.value:.4f} on {record.validated_on} "
+            f"({form.measured.num_items} items)"
+        )
 
 
 @app.command()

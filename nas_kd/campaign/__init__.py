@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.results import compare, export, load_run, pick, report, table
+from nas_kd.campaign.exports import export, export_front, load_measured_run, pick
+from nas_kd.campaign.results import compare, load_run, report, table
 from nas_kd.campaign.status import RunStatus, status
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "RunStatus",
     "compare",
     "export",
+    "export_front",
+    "load_measured_run",
     "load_run",
     "pick",
     "report",

@@ -1,4 +1,4 @@
-"""Results of a run: its records, the report, tables of its trials, and the export of a student."""
+"""Results of a run: its records, the report, and tables of its trials."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_kd.campaign.campaign import CONFIG_END, CONFIG_NAME
-from nas_kd.campaign.labelled import campaign_split
-from nas_kd.campaign.own_space import own_space
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.config.sections import parse_flops
-from nas_kd.deploy.bundle import read_info
-from nas_kd.deploy.export import ExportRecord, Format, export_student
 from nas_kd.files import DamagedFileError, read_json
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
@@ -20,7 +16,6 @@ from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_d
 
 if TYPE_CHECKING:
     from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress, TeacherPoint
-    from nas_kd.analysis.cost_axis import CostAxis
 
 
 def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
@@ -267,151 +262,3 @@ def table(
 def _flops_read(values: Mapping[str, KnobValue] | None) -> dict[str, KnobValue]:
     """Values of knobs, with a budget of `5M` as the number that it is."""
     return {name: parse_flops(value) if name == "max_flops" else value for name, value in (values or {}).items()}
-
-
-def pick(
-    records: Sequence[TrialRecord],
-    *,
-    trial: int | None = None,
-    max_flops: int | None = None,
-    max_latency_ms: float | None = None,
-    knee: bool = False,
-    tolerance: float | None = None,
-) -> TrialRecord:
-    """The trial to export: the one named, the most accurate one within a budget, the knee, or the recommended one.
-
-    The recommended one is that of the report, by the same rule: the cheapest within a tolerance of the best.
-
-    Args:
-        records: of the run.
-        trial: number of the trial.
-        max_flops: budget in FLOPs.
-        max_latency_ms: budget of the predicted latency, for a campaign with a budget of latency.
-        knee: take the point where the front bends most.
-        tolerance: how much worse than the best the recommended one may be, in the metric's unit.
-
-    Raises:
-        ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
-    """
-    from nas_kd.analysis import FLOPS, LATENCY, ParetoFront
-
-    given = {
-        "trial": trial,
-        "max_flops": max_flops,
-        "max_latency_ms": max_latency_ms,
-        "knee": knee or None,
-        "tolerance": tolerance,
-    }
-    named = [f"{name} = {value}" for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
-    complete = [r for r in records if r.state == "complete" and r.cost is not None]
-    if not complete:
-        raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
-    if trial is not None:
-        for record in complete:
-            if record.number == trial:
-                return record
-        raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
-    if max_flops is not None:
-        return _best_within(complete, max_flops, FLOPS)
-    if max_latency_ms is not None:
-        return _best_within(complete, max_latency_ms, LATENCY)
-    front = ParetoFront.from_records(complete, tolerance=tolerance)
-    picked = front.knee if knee else front.pick
-    if picked is None:
-        raise ValueError("no complete trial has a validation value of a trained student; pick by trial")
-    return picked
-
-
-def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis) -> TrialRecord:
-    """The most accurate trial that costs at most `budget`."""
-    from nas_kd.analysis import ParetoFront
-
-    costs = [axis.of(record) for record in complete]
-    known = [cost for cost in costs if cost is not None]
-    if not known:
-        raise ValueError(
-            f"no trial has a {axis.field}, since the campaign's budget is max_flops; pick by max_flops instead of "
-            f"{axis.budget}"
-        )
-    best = ParetoFront.from_records(complete, axis=axis).best_within(budget)
-    if best is None:
-        raise ValueError(
-            f"no complete trial costs at most {budget:,} {axis.unit}; the cheapest costs {min(known):,}; raise the "
-            "budget or pick by trial"
-        )
-    return best
-
-
-def export(
-    run_dir: Path | str,
-    *,
-    trial: int | None = None,
-    max_flops: int | None = None,
-    max_latency_ms: float | None = None,
-    knee: bool = False,
-    tolerance: float | None = None,
-    formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
-    out_dir: Path | str | None = None,
-    with_data: bool = True,
-    with_preprocessing: bool = False,
-    license: str = "",
-    intended_use: str = "",
-) -> tuple[Path, ExportRecord]:
-    """Export the student of a run; see `pick` for which one.
-
-    Args:
-        run_dir: the run's folder.
-        trial: see `pick`, as the four that follow.
-        max_flops: see `pick`.
-        max_latency_ms: see `pick`.
-        knee: see `pick`.
-        tolerance: see `pick`.
-        formats: what to write.
-        out_dir: where to; `export/trial-NNNN` in the run's folder by default.
-        with_data: whether outputs are compared on the validation split and its metric is measured from each form.
-        with_preprocessing: whether an ONNX graph that reads the bytes of clips is written too.
-        license: of the weights, for the model card.
-        intended_use: what the student is meant for, for the model card.
-
-    Returns:
-        The folder with the files, and the record of the comparison.
-
-    Raises:
-        ValueError: nothing to export, or the data cannot be read.
-        ExportError: what was written does not compute what was trained.
-    """
-    run_dir = Path(run_dir)
-    config, records = load_run(run_dir)
-    record = pick(
-        records,
-        trial=trial,
-        max_flops=max_flops,
-        max_latency_ms=max_latency_ms,
-        knee=knee,
-        tolerance=tolerance,
-    )
-    bundle = run_dir / "trials" / f"{record.number:04d}"
-    space = own_space(config, run_dir, read_info(bundle))
-    folder = Path(out_dir or run_dir / "export" / f"trial-{record.number:04d}")
-    validation = None
-    if with_data:
-        try:
-            validation = campaign_split(config, "val")
-        except ValueError as error:
-            raise ValueError(
-                f"an export measures the student on the validation split, but {error}; or export without the data "
-                "(--no-data), which compares outputs on random inputs alone"
-            ) from error
-    made = export_student(
-        bundle,
-        folder,
-        formats,
-        space=space,
-        validation=validation,
-        with_preprocessing=with_preprocessing,
-        license=license,
-        intended_use=intended_use,
-    )
-    return folder, made

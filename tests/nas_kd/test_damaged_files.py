@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from nas_kd.campaign import results
+from nas_kd.campaign import exports, results
 from nas_kd.campaign.campaign import CONFIG_NAME, Campaign
 from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
@@ -130,7 +130,7 @@ def test_a_damaged_config_of_a_run_is_named(run: CampaignConfig) -> None:
 def test_a_config_that_names_another_task_is_one_sentence(run: CampaignConfig) -> None:
     (run.run_dir / JOURNAL_NAME).unlink()
     Ledger.open(run.run_dir, metric=Metric(name="miou"), name=run.name).close()
-    for use in (results.load_run, results.report, results.table, results.export):
+    for use in (results.load_run, results.report, results.table, exports.export):
         with pytest.raises(ValueError, match=r"names the task classification, whose metric is accuracy, .* by miou"):
             use(run.run_dir)
 

@@ -1,0 +1,320 @@
+"""Exports of a run: which student is taken, and what is written of it, or of every student of the front."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas_kd.campaign.labelled import campaign_split
+from nas_kd.campaign.own_space import own_space
+from nas_kd.campaign.results import load_run
+from nas_kd.config import CampaignConfig
+from nas_kd.deploy.bundle import read_info
+from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
+from nas_kd.deploy.measure import LabelledSet
+from nas_kd.files import write_text_atomically
+from nas_kd.trials import TrialRecord
+
+if TYPE_CHECKING:
+    from nas_kd.analysis import ParetoFront
+    from nas_kd.analysis.cost_axis import CostAxis
+
+ALL_FORMATS: tuple[Format, ...] = ("safetensors", "pt2", "onnx")
+INDEX_CSV, INDEX_MD = "index.csv", "index.md"
+
+
+def pick(
+    records: Sequence[TrialRecord],
+    *,
+    trial: int | None = None,
+    max_flops: int | None = None,
+    max_latency_ms: float | None = None,
+    knee: bool = False,
+    tolerance: float | None = None,
+) -> TrialRecord:
+    """The trial to export: the one named, the most accurate one within a budget, the knee, or the recommended one.
+
+    The recommended one is that of the report, by the same rule: the cheapest within a tolerance of the best.
+
+    Args:
+        records: of the run.
+        trial: number of the trial.
+        max_flops: budget in FLOPs.
+        max_latency_ms: budget of latency: the one that was measured after the trials where the records have it
+            (`load_measured_run`), else the one that a campaign with a budget of latency predicts.
+        knee: take the point where the front bends most.
+        tolerance: how much worse than the best the recommended one may be, in the metric's unit.
+
+    Raises:
+        ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
+    """
+    from nas_kd.analysis import FLOPS, ParetoFront
+
+    given = {
+        "trial": trial,
+        "max_flops": max_flops,
+        "max_latency_ms": max_latency_ms,
+        "knee": knee or None,
+        "tolerance": tolerance,
+    }
+    named = [f"{name} = {value}" for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
+    complete = [r for r in records if r.state == "complete" and r.cost is not None]
+    if not complete:
+        raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
+    if trial is not None:
+        for record in complete:
+            if record.number == trial:
+                return record
+        raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
+    if max_flops is not None:
+        return _best_within(complete, max_flops, FLOPS)
+    if max_latency_ms is not None:
+        return _best_within(complete, max_latency_ms, _latency_axis(complete))
+    front = ParetoFront.from_records(complete, tolerance=tolerance)
+    picked = front.knee if knee else front.pick
+    if picked is None:
+        raise ValueError("no complete trial has a validation value of a trained student; pick by trial")
+    return picked
+
+
+def _latency_axis(complete: Sequence[TrialRecord]) -> CostAxis:
+    """The latency by which trials are picked: measured where it was measured, else predicted."""
+    from nas_kd.analysis import LATENCY, MEASURED
+
+    for axis in (MEASURED, LATENCY):
+        if any(axis.of(record) is not None for record in complete):
+            return axis
+    raise ValueError(
+        "no student has a latency: none was measured after the trials, and the campaign's budget is max_flops; the "
+        "`nas-kd search` command of the run measures those of the front, or pick by max_flops"
+    )
+
+
+def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis) -> TrialRecord:
+    """The most accurate trial that costs at most `budget`."""
+    from nas_kd.analysis import ParetoFront
+
+    best = ParetoFront.from_records(complete, axis=axis).best_within(budget)
+    if best is None:
+        known = [cost for record in complete if (cost := axis.of(record)) is not None]
+        raise ValueError(
+            f"no complete trial costs at most {budget:,} {axis.unit}; the cheapest costs {min(known):,}; raise the "
+            "budget or pick by trial"
+        )
+    return best
+
+
+def load_measured_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
+    """The config and the records of a run, with the latencies that were measured after its trials.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    from nas_kd.analysis.latencies import read_latencies, with_latencies
+
+    config, records = load_run(run_dir)
+    return config, with_latencies(records, read_latencies(run_dir))
+
+
+def export(
+    run_dir: Path | str,
+    *,
+    trial: int | None = None,
+    max_flops: int | None = None,
+    max_latency_ms: float | None = None,
+    knee: bool = False,
+    tolerance: float | None = None,
+    formats: Sequence[Format] = ALL_FORMATS,
+    out_dir: Path | str | None = None,
+    with_data: bool = True,
+    with_preprocessing: bool = False,
+    license: str = "",
+    intended_use: str = "",
+) -> tuple[Path, ExportRecord]:
+    """Export the student of a run; see `pick` for which one.
+
+    Args:
+        run_dir: the run's folder.
+        trial: see `pick`, as the four that follow.
+        max_flops: see `pick`.
+        max_latency_ms: see `pick`.
+        knee: see `pick`.
+        tolerance: see `pick`.
+        formats: what to write.
+        out_dir: where to; `export/trial-NNNN` in the run's folder by default.
+        with_data: whether outputs are compared on the validation split and its metric is measured from each form.
+        with_preprocessing: whether an ONNX graph that reads the bytes of clips is written too.
+        license: of the weights, for the model card.
+        intended_use: what the student is meant for, for the model card.
+
+    Returns:
+        The folder with the files, and the record of the comparison.
+
+    Raises:
+        ValueError: nothing to export, or the data cannot be read.
+        ExportError: what was written does not compute what was trained.
+    """
+    run_dir = Path(run_dir)
+    config, records = load_measured_run(run_dir)
+    record = pick(
+        records,
+        trial=trial,
+        max_flops=max_flops,
+        max_latency_ms=max_latency_ms,
+        knee=knee,
+        tolerance=tolerance,
+    )
+    folder = Path(out_dir or run_dir / "export" / _folder_name(record))
+    made = export_student(
+        _bundle_of(run_dir, record),
+        folder,
+        formats,
+        space=own_space(config, run_dir, read_info(_bundle_of(run_dir, record))),
+        validation=_validation(config) if with_data else None,
+        with_preprocessing=with_preprocessing,
+        license=license,
+        intended_use=intended_use,
+    )
+    return folder, made
+
+
+def export_front(
+    run_dir: Path | str,
+    *,
+    formats: Sequence[Format] = ALL_FORMATS,
+    out_dir: Path | str | None = None,
+    with_data: bool = True,
+    with_preprocessing: bool = False,
+    license: str = "",
+    intended_use: str = "",
+) -> tuple[Path, list[ExportRecord]]:
+    """Export every student of a run's front, each to a folder of its own, with a table of them.
+
+    Args:
+        run_dir: the run's folder.
+        formats: as for `export`, as those that follow.
+        out_dir: gets `trial-NNNN` of each student, `index.csv` and `index.md`; `export/front` in the run's folder by
+            default.
+        with_data: as for `export`.
+        with_preprocessing: as for `export`.
+        license: as for `export`.
+        intended_use: as for `export`.
+
+    Returns:
+        The folder, and the records of the comparisons by increasing cost.
+
+    Raises:
+        ValueError: nothing to export, or the data cannot be read.
+        ExportError: a student's file does not compute what was trained; the students before it are kept.
+    """
+    from nas_kd.analysis import ParetoFront
+
+    run_dir = Path(run_dir)
+    config, records = load_measured_run(run_dir)
+    front = ParetoFront.from_records([record for record in records if record.state == "complete"])
+    if not front.records:
+        raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
+    folder = Path(out_dir or run_dir / "export" / "front")
+    validation = _validation(config) if with_data else None
+    for index in (INDEX_CSV, INDEX_MD):  # of an earlier export
+        (folder / index).unlink(missing_ok=True)
+    made: list[ExportRecord] = []
+    for record in front.records:
+        bundle = _bundle_of(run_dir, record)
+        try:
+            each = export_student(
+                bundle,
+                folder / _folder_name(record),
+                formats,
+                space=own_space(config, run_dir, read_info(bundle)),
+                validation=validation,
+                with_preprocessing=with_preprocessing,
+                license=license,
+                intended_use=intended_use,
+            )
+        except ExportError as error:
+            raise ExportError(f"trial {record.number}: {error}") from error
+        made.append(each)
+    _write_index(folder, front, made)
+    return folder, made
+
+
+def _folder_name(record: TrialRecord) -> str:
+    return f"trial-{record.number:04d}"
+
+
+def _bundle_of(run_dir: Path, record: TrialRecord) -> Path:
+    return run_dir / "trials" / f"{record.number:04d}"
+
+
+def _validation(config: CampaignConfig) -> LabelledSet:
+    """The validation split.
+
+    Raises:
+        ValueError: it cannot be read; the sentence says how to export without it.
+    """
+    try:
+        return campaign_split(config, "val")
+    except ValueError as error:
+        raise ValueError(
+            f"an export measures the student on the validation split, but {error}; or export without the data "
+            "(--no-data), which compares outputs on random inputs alone"
+        ) from error
+
+
+def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord]) -> None:
+    """`index.csv`, a row for each student by increasing cost, and the same in fewer columns as `index.md`."""
+    from nas_kd.analysis.pivot_text import escape_markdown, markdown_line
+    from nas_kd.analysis.text import metric_text, range_text, si
+
+    rows: list[dict[str, object]] = []
+    name = front.records[0].metric.name
+    header = [
+        "student",
+        "FLOPs",
+        "parameters",
+        "latency, ms",
+        f"validation {name}",
+        "95 % interval",
+        f"test {name}",
+        "",
+    ]
+    lines = [markdown_line(header), "|" + "---|" * len(header)]
+    for record, exported in zip(front.records, made, strict=True):
+        cost, interval = record.cost, front.interval(record)
+        assert cost is not None, "students of a front have a cost"
+        roles = [role for role, one in (("recommended", front.pick), ("knee", front.knee)) if one is record]
+        row: dict[str, object] = {
+            "folder": _folder_name(record),
+            "trial": record.number,
+            "flops": cost.flops,
+            "params": cost.params,
+            "latency_ms": cost.latency_ms,
+            f"val_{name}": record.score("val"),
+            "val_low": interval.low if interval else None,
+            "val_high": interval.high if interval else None,
+            f"test_{name}": record.score("test"),
+            "role": " and ".join(roles),
+        }
+        row |= {f"val_{name}_of_{form.backend}": form.value for form in exported.validation}
+        rows.append(row)
+        cells = [
+            si(cost.flops),
+            si(cost.params),
+            "" if cost.latency_ms is None else f"{cost.latency_ms:.3g}",
+            metric_text(record.score("val"), record.metric),
+            "" if interval is None else range_text(interval.low, interval.high, record.metric),
+            metric_text(record.score("test"), record.metric),
+            " and ".join(roles),
+        ]
+        link = f"[{_folder_name(record)}]({_folder_name(record)}/MODEL_CARD.md)"
+        lines.append(" | ".join([f"| {link}", *map(escape_markdown, cells)]) + " |")
+    with (folder / INDEX_CSV).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text_atomically(folder / INDEX_MD, "\n".join(lines) + "\n")
