@@ -1,9 +1,14 @@
 """How the output of a module is read as a feature map, where it is none by itself.
 
 Transformers give tokens (N, L, C), which lie on a grid of frames and pixels; nets that fold the frames into the batch
-give (N · T, C, H, W). Which axis is which is found by measurement: small regions at corners of a clip are changed, and
-of the axes that fit the shape, those are right under which the output changes most in the same corners. What no axes
-explain is no map.
+give (N · T, C, H, W). Which axis is which is found by measurement: small regions of a clip are changed, and of the axes
+that fit the shape, those are right under which the output changes most in the same places. What no axes explain is no
+map.
+
+Tokens that are pooled by the maximum over an axis of the memory, as in Hiera (Ryali et al., ICML 2023), lie in another
+order than that of rows: those of each window that will be pooled come first. The axes of such an order are parts of h
+and w, from the finest to the coarsest: (h2, w2, h1, w1, h, w) before two poolings, where the row of a token is
+(h · 2 + h1) · 2 + h2.
 
 Shape legend: N clips, t, h and w frames and pixels of a map, L tokens, C channels.
 """
@@ -19,14 +24,20 @@ import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int, int]
-Corner = tuple[int, int, int]
+Place = tuple[int, float, float]
 
 MAX_SPECIAL = 8  # tokens beside those of the grid, before them: of the class, of registers
-_CORNERS: tuple[Corner, ...] = ((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 1))  # 1 is the end of an axis
+# Of the changed regions: the end of the clip (0 or 1), and the shares of its height and width where a region's centre
+# lies. Unlike corners, they are where no symmetry of a grid leads from one to another.
+_PLACES: tuple[Place, ...] = (
+    (0, 1 / 8, 5 / 8), (1, 3 / 8, 1 / 8), (0, 5 / 8, 7 / 8), (1, 7 / 8, 3 / 8), (1, 1 / 8, 7 / 8), (0, 7 / 8, 1 / 8),
+)  # fmt: skip
 _CHANGE = 4.0  # standard deviations of the clip
 _REGION = 8  # parts of a side; a region is one of them
-_NOT_CONTRADICTED = 2  # corners in which a form fits that other modules have; of forms that are wrong, fewer do
-_NEAR = 0.4  # of the length of an axis
+_CONFIRMED = 4  # places in which a form must fit
+_NOT_CONTRADICTED = 3  # places in which a form must fit that other modules have
+_NEAR = 0.3  # of the length of an axis
+_POOLINGS = 3  # of windows of 2 x 2 tokens, whose order is tried
 _ORDER = ("N", "C", "t", "h", "w")
 _PLAIN = (_ORDER, ("N", "C", "h", "w"))  # axes of what is a map as it is
 
@@ -36,8 +47,9 @@ class MapForm:
     """The axes of an output in the order of its memory.
 
     Attributes:
-        axes: names among N, C, t, h, w. The module returns them merged: tokens, rows of a batch with frames.
-        sizes: of t, h and w.
+        axes: names among N, C, t, h, w, and h1, w1, … for finer parts of h and w. The module returns them merged:
+            tokens, rows of a batch with frames.
+        sizes: of t, h and w, and of their parts.
         special: tokens before those of the grid.
         dim: of the output that has the tokens.
         first: the module returns several values, of which the first is the output.
@@ -56,12 +68,37 @@ class MapForm:
             output: of the module.
             items: N.
         """
+        return self._ordered(self._unfolded(output, items))
+
+    def changes(self, output: Any, items: int) -> Tensor:
+        """By how much the map of each item but the first differs from that of the first one, (N - 1, t, h, w).
+
+        Args:
+            output: of the module.
+            items: N.
+        """
+        value = self._unfolded(output, items)
+        item, channel = self.axes.index("N"), self.axes.index("C")
+        rest = value.narrow(item, 1, items - 1) - value.narrow(item, 0, 1)
+        changes = self._ordered(rest.abs().sum(channel, keepdim=True))[:, 0]
+        return changes if changes.ndim == 4 else changes.unsqueeze(1)
+
+    def _unfolded(self, output: Any, items: int) -> Tensor:
+        """The output with a dimension for each axis."""
         value: Tensor = first_tensor(output) if self.first else output
         if self.special:
             value = value.narrow(self.dim, self.special, value.shape[self.dim] - self.special)
         known = {**dict(self.sizes), "N": items}
-        value = value.reshape([known.get(axis, -1) for axis in self.axes])
-        return value.permute([self.axes.index(axis) for axis in _ORDER if axis in self.axes])
+        return value.reshape([known.get(axis, -1) for axis in self.axes])
+
+    def _ordered(self, value: Tensor) -> Tensor:
+        """A tensor with a dimension for each axis as a map."""
+        parts = [[axis for axis in sorted(self.axes) if axis[0] == letter] for letter in _ORDER]
+        value = value.permute([self.axes.index(axis) for part in parts for axis in part])
+        if len(self.axes) > len(_ORDER):  # parts of h, and of w, become one axis each
+            sizes = iter(value.shape)
+            value = value.reshape([prod(next(sizes) for _ in part) for part in parts if part])
+        return value
 
 
 def first_tensor(output: Any) -> Any:
@@ -85,7 +122,7 @@ def find_forms(
         frames: that the net sees; None where it sees single frames.
         size: (H, W) that it sees.
     """
-    seen = _Observer(len(_CORNERS) + 1, frames, (size[0], size[1]))
+    seen = _Observer(len(_PLACES) + 1, frames, (size[0], size[1]))
     hooks = [
         module.register_forward_hook(lambda _m, _i, output, name=name: seen.look(name, output))
         for name, module in net.named_modules()
@@ -100,14 +137,15 @@ def find_forms(
 
 
 def _changed(clip: Tensor) -> Tensor:
-    """The clip, and a copy of it for each corner in which a region is changed."""
-    clips = clip.repeat(len(_CORNERS) + 1, *(1,) * (clip.ndim - 1))
-    for row, corner in enumerate(_CORNERS, start=1):
+    """The clip, and a copy of it for each place in which a region is changed."""
+    clips = clip.repeat(len(_PLACES) + 1, *(1,) * (clip.ndim - 1))
+    for row, place in enumerate(_PLACES, start=1):
         part = clips[row]
         for axis in range(1, part.ndim):
-            length, end = part.shape[axis], corner[axis + 3 - part.ndim]
+            length, where = part.shape[axis], place[axis + 3 - part.ndim]
             width = max(length // (4 if axis == 1 and part.ndim == 4 else _REGION), 1)
-            part = part.narrow(axis, length - width if end else 0, width)
+            start = min(max(round(where * length - width / 2), 0), length - width)
+            part = part.narrow(axis, start, width)
         part += _CHANGE
     return clips
 
@@ -120,7 +158,7 @@ class _Seen:
         shape: of the output.
         several: whether it is the first of several values.
         form: that measurement confirms; None where it confirms none, or several that differ.
-        possible: forms that fit the shape, without `first` -> in how many corners each fits the changes.
+        possible: forms that fit the shape, without `first` -> in how many places each fits the changes.
     """
 
     shape: tuple[int, ...]
@@ -158,21 +196,22 @@ class _Observer:
 
     def _measured(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> _Seen:
         """What measurement says about the forms that fit a shape."""
-        maps = [option.convert(output, self.items) for option in options]
+        changes = [option.changes(output, self.items) for option in options]
         # Of a convolution's output the pixels are known, but for the place of the channels: they decide second.
-        scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in maps]
+        scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in changes]
         best = max(scores)
-        chosen = scores.index(best)
-        rivals = [one for one, score in zip(maps, scores, strict=True) if score == best]
-        alike = all(one.shape == maps[chosen].shape and torch.equal(one, maps[chosen]) for one in rivals)
-        form = options[chosen] if alike and best[0] >= len(_CORNERS) - 1 else None
+        rivals = [option for option, score in zip(options, scores, strict=True) if score == best]
+        first = rivals[0].convert(output, self.items)
+        alike = all(_equal(rival.convert(output, self.items), first) for rival in rivals[1:])
+        form = rivals[0] if alike and best[0] >= _CONFIRMED else None
         possible = {replace(option, first=False): first for option, (first, _) in zip(options, scores, strict=True)}
         return _Seen(tuple(first_tensor(output).shape), options[0].first, form, possible)
 
     def forms(self) -> dict[str, MapForm]:
         """Of all modules whose form is known, or is that of all other modules with outputs of the same shape.
 
-        The latter only where it is not contradicted: some nets keep their tokens in another order within a stage.
+        The latter only where it fits as well as any other and is not contradicted: some nets keep their tokens in
+        another order within a stage.
         """
         by_shape: dict[tuple[int, ...], set[MapForm]] = {}
         for seen in self._found.values():
@@ -183,7 +222,7 @@ class _Observer:
             alike, form = by_shape.get(seen.shape, set()), seen.form
             if form is None and len(alike) == 1:
                 (common,) = alike
-                if seen.possible.get(common, 0) >= _NOT_CONTRADICTED:
+                if seen.possible.get(common, 0) >= max(_NOT_CONTRADICTED, *seen.possible.values()):
                     form = replace(common, first=seen.several)
             if form is not None and (seen.several or form.axes not in _PLAIN):
                 found[name] = form
@@ -217,7 +256,7 @@ class _Observer:
             for axes, places in readings.items():
                 t, h, w = (value.shape[place] for place in places)
                 if t <= (self.frames or 1) and self._scaled((h, w)) and h * w > 1:
-                    yield _form(axes, (t, h, w), several)
+                    yield _form(list(axes), (t, h, w), several)
 
     def _patches(self) -> dict[Grid, None]:
         """Grids of patches that divide the input, for nets that cut them without a convolution."""
@@ -240,9 +279,8 @@ class _Observer:
                 number = prod(dict(zip("thw", grid, strict=True))[axis] for axis in rest)
                 if not 0 <= length - number <= MAX_SPECIAL:
                     continue
-                orders = ("thw", "hwt") if len(rest) == 3 else ("".join(rest),)
-                for order in orders:
-                    axes = parts + order if dim == 1 else order + parts
+                for order in _orders(rest, grid):
+                    axes = [*parts, *order] if dim == 1 else [*order, *parts]
                     yield _form(axes, grid, several, length - number, dim, frames=self.frames)
 
     def _folded(self, value: Tensor, several: bool) -> Iterator[MapForm]:
@@ -253,54 +291,83 @@ class _Observer:
                 continue
             if self.frames is None:
                 if rows == self.items:
-                    yield _form("Nhw" if first else "NChw", (1, h, w), several, frames=None)
+                    yield _form(list("Nhw" if first else "NChw"), (1, h, w), several, frames=None)
             elif rows % self.items == 0 and rows // self.items <= self.frames:
                 t = rows // self.items
                 if t == 1 and self.frames > 1:  # one map of the whole clip
                     continue
                 for parts in ("Nt", "tN") if t > 1 else ("Nt",):
-                    yield _form(f"{parts}hw" if first else f"{parts}Chw", (t, h, w), several)
+                    yield _form([*parts, *("hw" if first else "Chw")], (t, h, w), several)
+
+
+def _orders(axes: Sequence[str], grid: Grid) -> Iterator[list[str]]:
+    """Orders in which the tokens of a grid may lie.
+
+    Args:
+        axes: that the tokens have, among t, h and w.
+        grid: its sizes.
+    """
+    yield list(axes)
+    if "h" not in axes:
+        return
+    if "t" in axes:
+        yield ["h", "w", "t"]
+    finer: list[str] = []
+    for pooling in range(1, _POOLINGS + 1):
+        if grid[1] % 2**pooling or grid[2] % 2**pooling:
+            return
+        finer = [f"h{pooling}", f"w{pooling}", *finer]
+        yield [*finer, *axes]
 
 
 def _form(
-    axes: str, grid: Grid, first: bool, special: int = 0, dim: int = 1, *, frames: int | None = -1
-) -> MapForm:  # fmt: skip
+    axes: list[str], grid: Grid, first: bool, special: int = 0, dim: int = 1, *, frames: int | None = -1
+) -> MapForm:
     """A form from its axes; C is the last one where it is not among them, and t is left out for single frames."""
     if "C" not in axes:
-        axes += "C"
+        axes = [*axes, "C"]
     sizes = dict(zip("thw", grid, strict=True))
+    for axis in axes:
+        if len(axis) > 1:
+            sizes[axis] = 2
+            sizes[axis[0]] //= 2
     if frames is None:
-        axes = axes.replace("t", "")
+        axes = [axis for axis in axes if axis != "t"]
         del sizes["t"]
     elif "t" not in axes:
-        axes = axes.replace("N", "Nt", 1)
+        axes = [*axes[: axes.index("N") + 1], "t", *axes[axes.index("N") + 1 :]]
     return MapForm(tuple(axes), tuple(sizes.items()), special, dim, first)
 
 
-def _score(maps: Tensor, *, spatial: bool) -> int:
-    """In how many of the corners a map changes most where its clip was changed.
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _score(changes: Tensor, *, spatial: bool) -> int:
+    """In how many of the places a map changes most where its clip was changed.
 
     Args:
-        maps: of the clip and of its changed copies, (N, C, t, h, w) or (N, C, h, w).
+        changes: of a map, for each of the places, (N, t, h, w).
         spatial: whether pixels count; of a convolution's output they are known, and only frames may be mixed up.
     """
-    change = (maps[1:] - maps[:1]).abs().sum(1)
-    if change.ndim == 3:
-        change = change.unsqueeze(1)
     right = 0
-    for corner, values in zip(_CORNERS, change, strict=True):
+    for (end, row, column), values in zip(_PLACES, changes, strict=True):
         if not bool(values.isfinite().all()) or float(values.max()) == 0:
             continue
         t = int(values.sum((1, 2)).argmax())
-        fits = _is_near(t, values.shape[0], corner[0])
+        fits = _is_in_half(t, values.shape[0], end)
         if spatial:
             h, w = divmod(int(values.sum(0).argmax()), values.shape[2])
-            fits &= _is_near(h, values.shape[1], corner[1]) and _is_near(w, values.shape[2], corner[2])
+            fits &= _is_near(h, values.shape[1], row) and _is_near(w, values.shape[2], column)
         right += fits
     return right
 
 
-def _is_near(index: int, size: int, end: int) -> bool:
-    """Whether an index lies in the part of an axis at its start (0) or at its end (1); of short axes, the half."""
-    distance = size - 1 - index if end else index
-    return distance <= (size - 1) * (0.5 if size <= 4 else _NEAR)
+def _is_in_half(index: int, size: int, end: int) -> bool:
+    """Whether an index lies in the half of an axis at its start (0) or at its end (1)."""
+    return (size - 1 - index if end else index) <= (size - 1) / 2
+
+
+def _is_near(index: int, size: int, share: float) -> bool:
+    """Whether an index lies where this share of an axis is; neighbours count, but not of two."""
+    return abs(index + 0.5 - share * size) <= max(_NEAR * size, 0.75)

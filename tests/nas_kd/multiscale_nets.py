@@ -297,6 +297,65 @@ class Swin(nn.Module):
         return self.head(self.norm(self.layers(self.patch_embed(frames).flatten(2).transpose(1, 2))).mean(1))
 
 
+class MaskUnitAttention(nn.Module):
+    """Attention within units of tokens, whose queries may be pooled by their maximum (Ryali et al., ICML 2023)."""
+
+    def __init__(self, width: int, out: int, pooled: int, unit: int) -> None:
+        super().__init__()
+        self.pooled, self.unit = pooled, unit
+        self.qkv, self.proj = nn.Linear(width, 3 * out), nn.Linear(out, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = x.shape[1] // self.unit
+        q, k, v = self.qkv(x).unflatten(1, (self.unit, units)).transpose(1, 2).chunk(3, -1)
+        q = q.unflatten(2, (self.pooled, -1)).amax(2)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1, 2))
+
+
+class HieraBlock(nn.Module):
+    def __init__(self, width: int, out: int, pooled: int, unit: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(out)
+        self.attn = MaskUnitAttention(width, out, pooled, unit)
+        self.proj = nn.Linear(width, out) if width != out else None
+        self.pooled = pooled
+        self.mlp = nn.Sequential(nn.Linear(out, 2 * out), nn.GELU(), nn.Linear(2 * out, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        if self.proj is not None:
+            x = self.proj(normed).unflatten(1, (self.pooled, -1)).amax(1)
+        x = x + self.attn(normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class VideoHiera(nn.Module):
+    """(N, 3, T, H, W) -> logits: tokens lie in the order of the windows that are pooled, until all are."""
+
+    def __init__(self, num_classes: int, poolings: int = 2) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4))
+        self.position = nn.Parameter(torch.randn(1, 2 * 64, 8) / 4)
+        later = [HieraBlock(16, 32, 4, 4), HieraBlock(32, 32, 1, 1)] if poolings == 2 else []
+        blocks = [HieraBlock(8, 8, 1, 16), HieraBlock(8, 16, 4, 16), HieraBlock(16, 16, 1, 4), *later]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(32 if later else 16)
+        self.head = nn.Linear(32 if later else 16, num_classes)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.patch_embed(clip).flatten(2).transpose(1, 2) + self.position
+        x = x.unflatten(1, (2, 2, 2, 2, 2, 2, 2))  # t, h, h1, h2, w, w1, w2
+        x = x.permute(0, 4, 7, 3, 6, 1, 2, 5, 8).flatten(1, 7)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+def hiera_pooled_once(num_classes: int) -> nn.Module:
+    """Its last tokens too lie in the order of windows."""
+    return VideoHiera(num_classes, poolings=1)
+
+
 def swin(num_classes: int) -> Any:
     import transformers
 

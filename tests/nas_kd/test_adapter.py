@@ -143,8 +143,11 @@ class Places(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         x = self.patch(clip)  # (N, C, t, h, w)
         names = "NCthw"
-        x = x.permute([names.index(axis) for axis in (*self.order, "C")])
-        if self.order[0] == "N" and self.order[1:] in ("thw", "hwt"):
+        if self.order == "pooled":  # the order of windows of 2 x 2, then that of their places
+            x = x.unflatten(4, (2, 2)).unflatten(3, (2, 2)).permute(0, 4, 6, 2, 3, 5, 1).flatten(1, 3)
+        else:
+            x = x.permute([names.index(axis) for axis in (*self.order, "C")])
+        if self.order in ("Nthw", "Nhwt", "pooled"):
             x = x.flatten(1, 3)
             x = torch.cat([100 * torch.ones_like(x[:, :1]).expand(-1, self.special, -1), x], 1)
             x = x if self.first else x.transpose(0, 1)
@@ -159,7 +162,7 @@ class Places(nn.Module):
 @pytest.mark.parametrize(
     ("order", "special", "first"),
     [("Nthw", 0, True), ("Nthw", 1, True), ("Nhwt", 1, True), ("Nthw", 5, False), ("Nthw", 0, False),
-     ("tNhw", 0, True), ("Nhwt", 0, False)],
+     ("tNhw", 0, True), ("Nhwt", 0, False), ("pooled", 0, True), ("pooled", 1, False)],
 )  # fmt: skip
 @torch.no_grad()
 def test_the_axes_of_tokens_are_found_by_measurement(order: str, special: int, first: bool) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY
 from own_nets import T
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from nas_kd.campaign.prepare import check_teacher
 from nas_kd.config import CampaignConfig, validate
 from nas_kd.search_spaces.arch import Choice
+from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher
 from nas_kd.trial import CampaignContext, build_context
 from nas_kd.trial.learner import Learner
@@ -62,8 +64,9 @@ MULTISCALE: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "VideoSwinOfMaps": ("NCTHW", BLOCKS_OF_STAGES),
     "Swin": ("frames", [("layers.0.blocks.1", "stages.0"), ("norm", "stages.1")]),
     "swin": ("frames", [("swin.encoder.layers.0.blocks.1", "stages.0"), ("swin", "stages.1")]),
-    # Within its stages, the tokens of Hiera have another order; those of its end are in place.
-    "hiera": ("frames", [("hiera.embeddings", "stages.0"), ("hiera", "stages.1")]),
+    "hiera": ("frames", [("hiera.encoder.stages.1", "stages.0"), ("hiera", "stages.1")]),
+    "VideoHiera": ("NCTHW", [("blocks.2", "stages.0"), ("norm", "stages.1")]),
+    "hiera_pooled_once": ("NCTHW", [("blocks.0", "stages.0"), ("norm", "stages.1")]),
     "pvt": ("frames", [("pvt.encoder.block.0.1", "stages.0"), ("pvt", "stages.1")]),
 }
 REFUSED = {
@@ -85,6 +88,28 @@ def student_of(space: str) -> nn.Module:
     return built.student(built.widest(KNOBS))
 
 
+@torch.no_grad()
+def share_in_place(teacher: AdaptedTeacher, names: list[str]) -> float:
+    """The share of changed regions of a clip whose maps change most at their own place, or beside it."""
+    generator = torch.Generator().manual_seed(1)
+    clip = torch.randn(1, 3, T, 32, 32, generator=generator)
+    places = torch.randint(4, (8, 3), generator=generator)  # of a grid of 4 x 4 x 4
+    clips = clip.repeat(1 + len(places), 1, 1, 1, 1)
+    for changed, (t, h, w) in zip(clips[1:], places.tolist(), strict=True):
+        region = changed[:, :, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+        region += 1  # of all frames, since a slow pathway sees few
+        region[:, t] += 4
+    with Taps(teacher.eval(), names) as taps:
+        maps = taps(clips).features.values()
+    found = []
+    for features in maps:
+        sizes = torch.tensor(features.shape[2:])
+        for place, change in zip(places, (features[1:] - features[:1]).abs().sum(1), strict=True):
+            at = torch.stack(torch.unravel_index(change.argmax(), change.shape))
+            found.append(bool(((at + 0.5 - (place + 0.5) * sizes / 4).abs() <= (sizes / 4).clamp(min=1) + 0.5).all()))
+    return sum(found) / max(len(found), 1)
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint around the first layer
 @pytest.mark.parametrize(
     "net", [*(f"own_nets:{name}" for name in NETS), *(f"multiscale_nets:{name}" for name in MULTISCALE)]
@@ -104,6 +129,7 @@ def test_every_net_is_checked_counted_trained_and_distilled_at_default_settings(
     learner = Learner(context, student_of(json.dumps(TINY["space"])), config.objective, KNOBS, cached=False)
     assert learner.objective.pairs.get("feature", ()) == tuple((student, teacher) for teacher, student in pairs)
     assert bool(learner.objective.left_out) == (not pairs)
+    assert not pairs or share_in_place(teacher, [module for module, _ in pairs]) > 0.85
     terms = learner.loss(batch)
     learner.objective.total(terms).backward()
     assert set(terms) == ({"task", "feature"} if pairs else {"task"})
