@@ -94,8 +94,9 @@ def _input(info: BundleInfo) -> str:
     if info.view is not None and info.view.size is not None:
         (height, width), frames = info.view.size, list(info.view.frames)
         sentences.append(f"The student reads frames {frames} of these, resampled bilinearly to {height} × {width}.")
-    sentences.append(f"The net's input is float32 {('N', *info.input_shape)}.")
-    return " ".join(sentences).replace("'", "")
+    shape = ", ".join(map(str, ("N", *info.input_shape)))
+    sentences.append(f"The net's input is float32 ({shape}).")
+    return " ".join(sentences)
 
 
 def _output(info: BundleInfo) -> str:

@@ -303,6 +303,48 @@ def test_layers_that_see_several_rows_a_stream(tmp_path: Path) -> None:
             torch.testing.assert_close(delta(clip[:, :, 2], *state), expected[:, 2])
 
 
+class Windows(nn.Module):
+    """A delta layer on windows of 4 × 4 pixels, in five dimensions."""
+
+    def __init__(self, context: PassContext) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        student = LinearDelta(nn.Linear(4, 4, bias=False))
+        self.mix = DeltaLayer(nn.Linear(4, 4), student, "mix", context, (4, 6, 4, 4, 4))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.stem(frames).permute(0, 2, 3, 1)
+        windows = self.mix(x.reshape(-1, 4, 4, 6, 4, 4).transpose(2, 3))
+        return self.head(windows.transpose(2, 3).reshape(x.shape).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+def test_a_state_has_at_most_four_dimensions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = DeltaNet(Windows(PassContext()), 3).eval()
+    pair, key, delta = programs(student, tmp_path)
+    assert [(t.name, t.shape, t.bytes) for t in pair.state] == [
+        ("mix#0", (4, 6, 64), 6144),
+        ("mix#1", (4, 6, 64), 6144),
+    ]
+    clip = torch.randn(3, 3, 3, *SIZE)
+    with torch.no_grad():
+        expected = student(clip)
+        output, *state = key(clip[:, :, 0])
+        assert [tensor.ndim for tensor in state] == [4, 4]
+        torch.testing.assert_close(output, expected[:, 0])
+        torch.testing.assert_close(delta(clip[:, :, 2], *state), expected[:, 2])
+
+
+def test_no_graph_gives_back_what_it_got(exported: tuple[DeltaNet, ExportRecord, Path]) -> None:
+    onnx = pytest.importorskip("onnx")
+    for name, num_outputs in (("key", 1 + len(exported[1].stream.state)), ("delta", 1)):  # type: ignore[union-attr]
+        graph = onnx.load(exported[2] / f"{name}.onnx").graph
+        makers = {output: node.op_type for node in graph.node for output in node.output}
+        found = [makers.get(output.name) for output in graph.output]
+        assert len(found) == num_outputs
+        assert not {None, "Identity"} & set(found)
+
+
 def test_a_wrong_export_is_not_kept(space: DeltaBlocksSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle(tmp_path / "trial", space)
     out = tmp_path / "out"
@@ -347,5 +389,6 @@ def test_a_layer_that_reads_the_frame_itself_is_exported(tmp_path: Path) -> None
     clip = torch.randn(2, 3, 3, *SIZE)
     with torch.no_grad():
         _, *state = key(clip[:, :, 0])
-        assert any(torch.equal(tensor, clip[:, :, 0]) for tensor in state), "the first layer keeps the frame"
+        frame = clip[:, :, 0].flatten(2)  # of another shape, so that no graph gives back an input as it is
+        assert any(torch.equal(tensor, frame) for tensor in state), "the first layer keeps the frame"
         torch.testing.assert_close(delta(clip[:, :, 2], *state), student(clip)[:, 2])
