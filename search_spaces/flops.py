@@ -24,7 +24,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
 from nas_kd.search_spaces.products import PRODUCTS, Handler
@@ -36,28 +35,30 @@ CONVENTION = (
 )
 
 ELEMENTWISE = """
-    abs add add_ add_n addcdiv addcmul atan2 bitwise_and bitwise_or ceil celu clamp_max clamp_min clip cos div div_
-    elu erf exp exp_ expm1 feature_dropout gelu glu hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_
-    isfinite isnan le leaky_relu leaky_relu_ lerp log log1p log2 log_ log_sigmoid logical_and logical_not logical_or
-    logical_xor lt masked_fill masked_fill_ maximum minimum mish mul mul_ nan_to_num ne neg not_equal pow prelu
-    reciprocal reciprocal_ relu6 relu6_ round rsqrt rsqrt_ rsub selu sigmoid sigmoid_ sign silu silu_ sin softplus
-    softsign sqrt sqrt_ square sub sub_ tanh tanh_ tril triu trunc where xlogy
-"""
+    add_n complex feature_dropout glu hardswish log_sigmoid not_equal polar prelu relu6 softsign tril triu
+    view_as_complex view_as_real
+"""  # beside those that torch calls pointwise
 REDUCTIONS = """
-    all amax amin any argmax argmin argsort avg_pool1d avg_pool2d avg_pool3d cumprod cumsum linalg_norm
-    linalg_vector_norm log_softmax logsumexp max max_pool1d max_pool2d max_pool3d mean min norm prod softmax softmin
-    sort std std_mean sum topk var var_mean
+    all amax amin aminmax any argmax argmin argsort avg_pool1d avg_pool2d avg_pool3d cosine_similarity count_nonzero
+    cummax cummin cumprod cumsum kthvalue linalg_norm linalg_vector_norm log_softmax logcumsumexp logsumexp max_pool1d
+    max_pool2d max_pool3d mean median min mode nanmean nanmedian nansum norm pairwise_distance prod quantile
+    scatter_reduce softmax softmin sort std std_mean sum topk trace var var_mean _weight_norm
 """
 DATA_MOVEMENT = """
-    _pack_padded_sequence _pad_packed_sequence alias bernoulli broadcast_to channel_shuffle clone col2im diagonal
-    embedding embedding_bag empty_like expand_as fill fill_ flip im2col index_add index_select lift_fresh linspace
-    masked_select meshgrid movedim native_dropout new_empty new_ones normal_ one_hot ones_like pad pixel_shuffle
-    pixel_unshuffle rand randn repeat repeat_interleave scatter scatter_ scatter_add scatter_add_ squeeze_ swapaxes
-    t_ take_along_dim tensor tile transpose_ unflatten unfold_copy unsafe_chunk unsafe_split upsample_nearest1d
-    upsample_nearest3d view_as zero_
+    _pack_padded_sequence _pad_packed_sequence alias atleast_1d atleast_2d atleast_3d bernoulli block_diag
+    broadcast_tensors broadcast_to bucketize channel_shuffle clone col2im conj diag diag_embed diagonal
+    diagonal_scatter embedding embedding_bag empty_like expand_as exponential eye fill flip fliplr flipud im2col
+    imag index_add index_copy index_fill index_put index_select lift_fresh linspace logspace masked_scatter
+    masked_select meshgrid moveaxis movedim multinomial native_channel_shuffle native_dropout new_empty new_ones normal
+    numel one_hot ones_like pad pixel_shuffle pixel_unshuffle rand rand_like randint randn randn_like randperm ravel
+    real repeat repeat_interleave resolve_conj resolve_neg rot90 scatter scatter_add searchsorted select_scatter
+    slice_scatter squeeze swapaxes swapdims t take take_along_dim tensor tensor_split tile transpose tril_indices
+    triu_indices unflatten unfold unfold_copy uniform unsafe_chunk unsafe_split upsample_nearest1d upsample_nearest3d
+    view_as zero _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
 """
-FREE_OPS = frozenset(f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split())
-"""Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement."""
+FREE_OPS = {f"aten::{name}" for group in (ELEMENTWISE, REDUCTIONS, DATA_MOVEMENT) for name in group.split()}
+"""Not counted, by convention: they do no multiply-accumulates. fvcore itself already ignores most data movement. A form
+that works in place (`relu_`) is what the other one is."""
 
 _OPAQUE = frozenset(f"prim::{name}" for name in ("If", "Loop", "CallMethod", "CallFunction", "fork"))
 """Of scripted modules: what they hold runs or not, once or often."""
@@ -98,13 +99,25 @@ class FlopCount:
     @property
     def unknown(self) -> tuple[str, ...]:
         """Operators that may do work which nobody counts, sorted; with any of them the total is a lower bound."""
-        return tuple(sorted(set(self.uncounted) - FREE_OPS))
+        return tuple(sorted(name for name in self.uncounted if not _is_free(name)))
+
+    @property
+    def products(self) -> int:
+        """FLOPs of matrix products, convolutions, attention and recurrent layers alone."""
+        names = {name.removeprefix("aten::").removesuffix("_") for name in {**PRODUCTS, **RECURRENT}}
+        return sum(count for name, count in self.by_operator.items() if name.removesuffix("_") in names)
 
 
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Q Kᵀ and the weighted sum of V: n_q · n_k · (d_k + d_v) for each batch entry and head."""
-    query, key, value = (_shape(v) for v in inputs[:3])
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+def _is_free(operator: str) -> bool:
+    """Whether an operator is not counted by convention: it is listed, or torch says that it is pointwise."""
+    plain = operator.removesuffix("_")
+    return bool({operator, plain} & FREE_OPS) or _is_pointwise(operator) or _is_pointwise(plain)
+
+
+def _is_pointwise(operator: str) -> bool:
+    namespace, _, name = operator.partition("::")
+    known = getattr(torch.ops.aten, name, None) if namespace == "aten" else None
+    return known is not None and any(torch.Tag.pointwise in getattr(known, form).tags for form in known.overloads())
 
 
 def _recurrent(gates: int) -> Callable[[list[Any], list[Any]], int]:
@@ -128,15 +141,14 @@ def _pool(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(inputs[0]))
 
 
-def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of a padding by name, which is never transposed: the weights once for each pixel of the output."""
-    batch, _, *pixels = _shape(outputs[0])
-    return batch * prod(_shape(inputs[1])) * prod(pixels)
-
-
 def _norm(affine: int) -> Callable[[list[Any], list[Any]], int]:
     """As fvcore counts normalisation, for any number of dimensions: 5 FLOPs an element, 4 without weights."""
     return lambda inputs, outputs: prod(_shape(inputs[0])) * (5 if inputs[affine].isCompleteTensor() else 4)
+
+
+def _rms_norm(inputs: list[Any], outputs: list[Any]) -> int:
+    """As other norms, without the mean."""
+    return prod(_shape(inputs[0])) * (4 if inputs[2].isCompleteTensor() else 3)
 
 
 _POINTS = {0: 2, 1: 1, 2: 4}  # mode of a grid sampler (linear, nearest, cubic) -> points read in each dimension
@@ -147,13 +159,16 @@ def _grid_sampler(inputs: list[Any], outputs: list[Any]) -> int:
     return int(_POINTS[inputs[2].toIValue()] ** dimensions) * prod(_shape(outputs[0]))
 
 
-HANDLERS: dict[str, Handler] = {
-    "aten::scaled_dot_product_attention": _attention,
+RECURRENT: dict[str, Handler] = {
     "aten::gru": _recurrent(3),
     "aten::lstm": _recurrent(4),
     "aten::rnn_tanh": _recurrent(1),
     "aten::rnn_relu": _recurrent(1),
-    "aten::_convolution_mode": _convolution,
+}
+
+HANDLERS: dict[str, Handler] = {
+    **RECURRENT,
+    "aten::rms_norm": _rms_norm,
     "aten::layer_norm": _norm(2),
     "aten::group_norm": _norm(2),
     "aten::instance_norm": _norm(1),
@@ -241,9 +256,11 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         UncountedOpError: an operator is neither counted nor free by convention.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    with _in_evaluation(module), warnings.catch_warnings():
+    with in_evaluation(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
-        analysis = _analysis()(module, inputs).set_op_handle(**HANDLERS)
+        analysis = _analysis()(module, inputs).set_op_handle(
+            **HANDLERS, **{f"{name}_": handler for name, handler in HANDLERS.items()}
+        )
         counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
         if counted:
             analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
@@ -261,29 +278,15 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     count = FlopCount(total, by_operator, dict(unsupported))
     if strict and count.unknown:
         raise UncountedOpError(
-            f"the FLOPs of {type(module).__name__} would miss {', '.join(count.unknown)}; add a handler to "
-            "nas_kd.search_spaces.flops.HANDLERS or, where they do no multiply-accumulates, a name to FREE_OPS"
+            f"the FLOPs of {type(module).__name__} would miss {', '.join(count.unknown)}; in a module of yours "
+            "that the campaign file names, add a handler to nas_kd.search_spaces.flops.HANDLERS or, where they do no "
+            "multiply-accumulates, the name to FREE_OPS"
         )
     return count
 
 
-def count_products(module: nn.Module, inputs: Tensor | tuple[Any, ...]) -> int:
-    """FLOPs of the matrix products, convolutions and fused attention of `module(*inputs)`, in evaluation mode.
-
-    A lower bound for modules that cannot be traced: it runs them as they are, by the counter of torch.
-
-    Args:
-        module: any module.
-        inputs: its positional inputs, at the shapes that matter.
-    """
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    with _in_evaluation(module), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return int(counter.get_total_flops()) // 2  # torch counts multiplications and additions
-
-
 @contextmanager
-def _in_evaluation(module: nn.Module) -> Iterator[None]:
+def in_evaluation(module: nn.Module) -> Iterator[None]:
     """No gradients, all parts in evaluation mode, and the work of fused layers visible; as it was, afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()

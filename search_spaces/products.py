@@ -1,8 +1,9 @@
 """FLOPs of matrix products, counted from the shapes of their operands as integers; one multiply-accumulate is one FLOP.
 
-A product of any broadcast costs (elements of its result) × (length of what is summed). Each handler takes the inputs
-and outputs of a node of a traced graph, as handlers of fvcore do. fvcore's own are not used for products: that of
-`matmul` takes one batch where the left side is broadcast, and that of `einsum` reads a printed number of four digits.
+A product of any broadcast costs (elements of its result) × (length of what is summed), and four times that where the
+numbers are complex. Each handler takes the inputs and outputs of a node of a traced graph, as handlers of fvcore do.
+fvcore's own are not used for products: that of `matmul` takes one batch where the left side is broadcast, and that of
+`einsum` reads a printed number of four digits.
 """
 
 from __future__ import annotations
@@ -35,6 +36,16 @@ def ints_of(value: Any) -> list[int] | None:
     return None if known is None else [int(item) for item in known]
 
 
+def _real(handler: Handler) -> Handler:
+    """In multiplications of real numbers, of which a product of complex numbers has four."""
+    return lambda inputs, outputs: (4 if _is_complex(outputs[0]) else 1) * handler(inputs, outputs)
+
+
+def _is_complex(value: Any) -> bool:
+    dtype = value.type().dtype()
+    return dtype is not None and bool(dtype.is_complex)
+
+
 def _product(left: int) -> Handler:
     """Of a product over the last dimension of the input number `left`, whatever is broadcast."""
     return lambda inputs, outputs: prod(shape_of(outputs[0])) * shape_of(inputs[left])[-1]
@@ -59,6 +70,28 @@ def _inner(inputs: list[Any], outputs: list[Any]) -> int:
     if not left or not right:
         return 0  # a scale, which is element-wise
     return prod(shape_of(outputs[0])) * left[-1]
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Q Kᵀ and the weighted sum of V: n_q · n_k · (d_k + d_v) for each entry of the broadcast batch and each head."""
+    query, key = shape_of(inputs[0]), shape_of(inputs[1])
+    *rows, values = shape_of(outputs[0])
+    return prod(rows) * key[-2] * (query[-1] + values)
+
+
+def _convolution(inputs: list[Any], outputs: list[Any], *, transposed: bool = False) -> int:
+    """Every element of the output reads a kernel over the channels of its group; transposed, every one of the input."""
+    elements, weight = shape_of(inputs[0] if transposed else outputs[0]), shape_of(inputs[1])
+    return prod(elements) * prod(weight[1:])
+
+
+def _any_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    return _convolution(inputs, outputs, transposed=bool(inputs[6].toIValue()))
+
+
+def _affine_grid(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of each point, with a one appended, and the matrix of its item."""
+    return prod(shape_of(outputs[0])) * shape_of(inputs[0])[-1]
 
 
 def _tensordot(inputs: list[Any], outputs: list[Any]) -> int:
@@ -163,18 +196,23 @@ def broadcast(*shapes: Sequence[int]) -> list[int]:
     return sizes[::-1]
 
 
-PRODUCTS: dict[str, Handler] = {
-    **{f"aten::{name}": _product(0) for name in ("matmul", "mm", "bmm", "linear", "mv", "dot", "vdot")},
-    **{f"aten::{name}": _product(1) for name in ("addmm", "baddbmm", "addmv")},
-    "aten::addbmm": _addbmm,
-    "aten::outer": _outer,
-    "aten::ger": _outer,
-    "aten::addr": _outer,
-    "aten::inner": _inner,
-    "aten::linalg_vecdot": _vecdot,
-    "aten::tensordot": _tensordot,
-    "aten::bilinear": _bilinear,
-    "aten::linalg_multi_dot": _multi_dot,
-    "aten::einsum": _einsum,
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("matmul", "mm", "bmm", "linear", "mv", "dot", "vdot"), _product(0)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _product(1)),
+    "addbmm": _addbmm,
+    **dict.fromkeys(("outer", "ger", "addr", "kron"), _outer),
+    "inner": _inner,
+    "linalg_vecdot": _vecdot,
+    "tensordot": _tensordot,
+    "bilinear": _bilinear,
+    "linalg_multi_dot": _multi_dot,
+    "chain_matmul": _multi_dot,
+    "einsum": _einsum,
+    "affine_grid_generator": _affine_grid,
+    "scaled_dot_product_attention": _attention,
+    "_convolution": _any_convolution,
+    "_convolution_mode": _convolution,  # of a padding by name, which is never transposed
 }
+
+PRODUCTS: dict[str, Handler] = {f"aten::{name}": _real(handler) for name, handler in _HANDLERS.items()}
 """Operator -> handler."""

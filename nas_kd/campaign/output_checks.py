@@ -5,9 +5,8 @@ normalisation, probabilities in place of logits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,8 @@ from nas_kd.data import Batch
 from nas_kd.tasks import Task
 
 _LISTED = 12
-_SURE = 2.0  # standard deviations of a share of right answers
 _GAIN = 0.25  # of accuracy, by which another order of the classes must be better
+_REORDERED = 2000  # classes of which another order is looked for
 _SMALL = 0.05  # half of an interval that is too wide to compare students by
 _SUM = 1e-3  # how far from 1 probabilities of a float16 teacher may add up
 
@@ -88,10 +87,13 @@ class OutputChecks:
     """
 
     def __init__(self, task: Task) -> None:
-        self._kind = task.outputs
-        self._one_class = task.outputs == "multiclass" and "label" in task.keys and len(task.class_names) > 1
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-        self._num_classes = 0
+        self._kind, self._names = task.outputs, task.class_names
+        self._metric, self._gain = task.metric, task.gain
+        self._labels = next((name for name in ("label", "labels", "mask") if name in task.keys), None)
+        if task.outputs == "other" or len(task.class_names) < 2:
+            self._labels = None
+        self._answers: list[Answers] = []
+        self._num_items = 0
         self._all_probabilities = True
 
     def add(self, outputs: Tensor, batch: Batch) -> None:
@@ -99,21 +101,31 @@ class OutputChecks:
 
         Args:
             outputs: (N, C), or maps (N, T, C, h, w).
-            batch: with `label` where the task has one class an item.
+            batch: with the labels of the task.
         """
         self._all_probabilities &= bool(((outputs >= 0) & (outputs <= 1)).all())
         if self._kind == "multiclass":
             sums = outputs.float().sum(1 if outputs.ndim == 2 else 2)
             self._all_probabilities &= bool(((sums - 1).abs() < _SUM).all())
-        if self._one_class and outputs.ndim == 2:
-            self._num_classes = outputs.shape[1]
-            self._pairs.append((outputs.argmax(1).cpu(), batch["label"].cpu()))
+        if self._labels is not None and outputs.ndim == (5 if self._labels == "mask" else 2):
+            self._answers.append(answers_of(outputs, batch[self._labels]))
+            self._num_items += len(outputs)
 
-    def doubts(self, *, trained_here: bool) -> list[str]:
+    def doubts(
+        self,
+        *,
+        trained_here: bool,
+        evaluated: Mapping[str, Any] | None = None,
+        value: float | None = None,
+        picked: Sequence[int] | None = None,
+    ) -> list[str]:
         """Sentences for the user; none where nothing is odd.
 
         Args:
             trained_here: whether the campaign trained the teacher, so that classes and normalisation are its own.
+            evaluated: the fields of `trials.Evaluated`, of the validation split.
+            value: of the task's metric there.
+            picked: numbers of the net's outputs that stand for the classes; None where all do, in order.
         """
         found = []
         if self._all_probabilities and self._kind in ("multiclass", "multilabel"):
@@ -121,51 +133,146 @@ class OutputChecks:
                 "warning: the teacher's outputs look like probabilities (all in [0, 1]), but losses and distillation "
                 "need logits; leave out the softmax or sigmoid at its end"
             )
-        if not self._pairs:
-            return found
-        answers, labels = (torch.cat(parts).numpy() for parts in zip(*self._pairs, strict=True))
-        accuracy, count = float((answers == labels).mean()), len(labels)
-        majority = float(np.bincount(labels).max() / count)
-        chance = max(majority, 1 / self._num_classes)
-        reordered = reordered_accuracy(answers, labels, self._num_classes)
-        if not trained_here and reordered >= accuracy + _GAIN:
-            found.append(
-                f"warning: the teacher's accuracy on validation is {accuracy:.3f}, but would be {reordered:.3f} with "
-                "its classes in another order; list them as data.classes in the order of its outputs"
-            )
-        elif accuracy <= chance + _SURE * sqrt(chance * (1 - chance) / count):
+        if self._answers and not trained_here and len(self._names) <= _REORDERED:
+            answers = Answers(*(np.concatenate(parts) for parts in zip(*self._answers, strict=True)))
+            num_items = None if self._labels == "mask" else self._num_items
+            order = order_of_outputs(answers, len(self._names), num_items)
+            if order.better >= order.now + _GAIN:
+                numbers = [output if picked is None else picked[output] for output in order.outputs]
+                listed = f": {numbers}" if len(numbers) <= _LISTED else ", in the order of the data's classes"
+                what = {"label": "accuracy", "labels": "share of right first answers", "mask": "mean recall of classes"}
+                found.append(
+                    f"warning: the teacher's {what[self._labels or 'label']} on validation is {order.now:.3f}, but "
+                    f"would be {order.better:.3f} with its classes in another order; name its outputs in "
+                    f"teacher.outputs{listed}"
+                )
+                return found
+        if near := self._near(evaluated, value):
             reasons = (
                 "train it longer (teacher.fit) or with another learning rate"
                 if trained_here
-                else "check the order of its classes (data.classes), normalize.mean and normalize.std, that it gives "
-                "logits, and the layout and size of its input"
+                else "check the order of its classes (teacher.outputs), normalize.mean and normalize.std, that it "
+                "gives logits, and the layout and size of its input"
             )
-            found.append(
-                f"warning: the teacher's accuracy on validation, {accuracy:.3f} on {count} items, is near that of the "
-                f"most frequent class, {majority:.3f}; {reasons}"
-            )
+            found.append(f"warning: {near}; {reasons}")
         return found
 
+    def _near(self, evaluated: Mapping[str, Any] | None, value: float | None) -> str:
+        """A clause on a metric that is no better than one that needs no teacher; empty where it is."""
+        if evaluated is None or value is None:
+            return ""
+        levels = {
+            "always giving the most frequent class": evaluated.get("majority"),
+            "guessing": evaluated.get("chance"),
+        }
+        known = {name: float(level) for name, level in levels.items() if level is not None}
+        bounds = [each for each in (evaluated.get("low"), evaluated.get("high"), value) if each is not None]
+        if not known:
+            return ""
+        name = max(known, key=lambda each: self._gain(known[each]))
+        if min(self._gain(each) for each in bounds) > self._gain(known[name]):
+            return ""
+        return (
+            f"the teacher's {self._metric} on validation, {value:.3f} on {evaluated['num_items']} items, is near that "
+            f"of {name}, {known[name]:.3f}"
+        )
 
-def reordered_accuracy(answers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_classes: int) -> float:
-    """Accuracy under the order of the classes that fits best.
 
-    The order is chosen on one half of the items and scored on the other, and the reverse, so that few items of many
-    classes give no high value by luck.
+class Answers(NamedTuple):
+    """Pairs of an answer and a label, of which an item may have several.
+
+    Attributes:
+        outputs: int64 [P], numbers of the highest outputs.
+        labels: int64 [P], classes.
+        weights: float64 [P], how much a pair counts.
+    """
+
+    outputs: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+
+
+def answers_of(outputs: Tensor, labels: Tensor) -> Answers:
+    """The pairs of one batch.
 
     Args:
-        answers: [N] numbers of the highest outputs.
-        labels: [N] classes.
-        num_classes: C.
+        outputs: (N, C), or maps (N, T, C, h, w).
+        labels: classes (N,), several of them (N, C), or of pixels (N, T, H, W), of which each item and class is a pair.
     """
+    if outputs.ndim == 2:
+        answers = outputs.argmax(1).cpu()
+        if labels.ndim == 1:
+            item, classes = torch.arange(len(labels)), labels.cpu()
+        else:
+            item, classes = labels.cpu().nonzero(as_tuple=True)
+        return Answers(answers[item].numpy(), classes.numpy().astype(np.int64), np.ones(len(item)))
+    num, channels = len(outputs), outputs.shape[2]
+    answers = outputs.argmax(2).flatten(0, 1)
+    frames = labels.flatten(0, 1).to(outputs.device)[:, None].float()
+    wanted = torch.nn.functional.interpolate(frames, size=answers.shape[-2:], mode="nearest-exact")[:, 0].long()
+    known = wanted < channels
+    item = torch.arange(num, device=outputs.device).repeat_interleave(len(answers) // num)[:, None, None]
+    place = ((item * channels + answers) * channels + wanted)[known]
+    table = torch.bincount(place, minlength=num * channels**2).view(num, channels, channels).cpu()
+    _, output, label = table.nonzero(as_tuple=True)
+    return Answers(output.numpy(), label.numpy(), table[table > 0].double().numpy())
+
+
+class Order(NamedTuple):
+    """How well a teacher's outputs fit the classes.
+
+    Attributes:
+        now: share of the items that are right, or the mean over classes of the share of their pixels.
+        better: the same under the order that fits best.
+        outputs: that order: for each class, the number of an output.
+    """
+
+    now: float
+    better: float
+    outputs: list[int]
+
+
+def order_of_outputs(answers: Answers, num_classes: int, num_items: int | None = None) -> Order:
+    """The order of the outputs that fits the labels best.
+
+    Its value is found in an order that is chosen on one half of the pairs and scored on the other, and the reverse, so
+    that few items of many classes give no high value by luck.
+
+    Args:
+        answers: of all items.
+        num_classes: C.
+        num_items: of which right ones are counted; None where all classes that occur count alike.
+    """
+    outputs, labels, weights = answers
+    total = float(num_items or len(np.unique(labels)))
+    if num_items is None:
+        weights = weights / np.bincount(labels, weights, minlength=num_classes)[labels]
     order = np.argsort(labels, kind="stable")  # so that both halves have items of each class
     halves = order[::2], order[1::2]
-    right = 0
+    right = 0.0
     for chosen_on, scored_on in (halves, halves[::-1]):
-        table = np.zeros((num_classes, num_classes), dtype=np.int64)
-        np.add.at(table, (answers[chosen_on], labels[chosen_on]), 1)
-        outputs, classes = linear_sum_assignment(table, maximize=True)
-        meaning = np.empty(num_classes, dtype=np.int64)
-        meaning[outputs] = classes
-        right += int((meaning[answers[scored_on]] == labels[scored_on]).sum())
-    return right / len(labels)
+        part = Answers(outputs[chosen_on], labels[chosen_on], weights[chosen_on])
+        right += _right(_fitting(part, num_classes), outputs[scored_on], labels[scored_on], weights[scored_on])
+    now = _right(np.arange(num_classes), outputs, labels, weights)
+    fitting = _fitting(Answers(outputs, labels, weights), num_classes)
+    return Order(now / total, right / total, [int(output) for output in np.argsort(fitting)])
+
+
+def _fitting(answers: Answers, num_classes: int) -> npt.NDArray[np.int64]:
+    """[C] class that fits each output best, all different."""
+    table = np.zeros((num_classes, num_classes))
+    np.add.at(table, (answers.outputs, answers.labels), answers.weights)
+    table += 1e-9 * np.eye(num_classes)  # an output of which nothing is known keeps its class
+    outputs, classes = linear_sum_assignment(table, maximize=True)
+    meaning = np.empty(num_classes, dtype=np.int64)
+    meaning[outputs] = classes
+    return meaning
+
+
+def _right(
+    meaning: npt.NDArray[np.int64],
+    outputs: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+) -> float:
+    return float(weights[meaning[outputs] == labels].sum())

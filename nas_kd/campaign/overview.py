@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
@@ -50,7 +50,9 @@ def overview(config: CampaignConfig) -> list[str]:
         lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
     if context.task.class_names:
         lines.append(describe_classes(context.task.class_names))
-    lines += [*notes, _teacher(context), *_costs(context), *describe_left_out(context.space.left_out)]
+    flops, uncounted = _teacher_flops(context)
+    lines += [*notes, _teacher(context, flops, uncounted), *_costs(context, flops if not uncounted else None)]
+    lines += describe_left_out(context.space.left_out)
     nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
     return [*lines, *_taps(context, nets), *_disk(context), *_memory(context, nets)]
 
@@ -94,11 +96,18 @@ def _stored(context: CampaignContext) -> list[str]:
     ]
 
 
-def _teacher(context: CampaignContext) -> str:
-    config, model = context.config.teacher, context.teacher_model
+def _teacher_flops(context: CampaignContext) -> tuple[int | None, tuple[str, ...]]:
+    """FLOPs of the teacher's net, where it has one, and what they miss."""
+    model = context.teacher_model
     if is_precomputed(model):
+        return None, ()
+    return context.input_type.teacher_flops(model, context.teacher_example(), context.space)
+
+
+def _teacher(context: CampaignContext, flops: int | None, uncounted: Sequence[str]) -> str:
+    config, model = context.config.teacher, context.teacher_model
+    if flops is None:
         return f"teacher: {config.model}, whose answers come with the data"
-    flops, uncounted = context.input_type.teacher_flops(model, context.teacher_example(), context.space)
     least = "at least " if uncounted else ""
     origins = [f"weights of {config.weights}"] if config.weights else []
     origins.append(f"trained for {config.fit.epochs} epochs" if config.trains else "taken as it is")
@@ -110,8 +119,13 @@ def _teacher(context: CampaignContext) -> str:
     )
 
 
-def _costs(context: CampaignContext) -> list[str]:
-    """The cheapest and the most expensive student at each value of each knob, in FLOPs."""
+def _costs(context: CampaignContext, of_teacher: int | None) -> list[str]:
+    """The cheapest and the most expensive student at each value of each knob, in FLOPs.
+
+    Args:
+        context: of the campaign.
+        of_teacher: its FLOPs; None where they are not known.
+    """
     space, unit = context.space, context.input_type.unit
     ranges = {tuple(knobs.values()): cost_range(space.cost_table(knobs)) for knobs in _knobs(space.knobs)}
     low, high = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
@@ -130,14 +144,12 @@ def _costs(context: CampaignContext) -> list[str]:
         lines.append(f"budgets: {budget.lowest:,.0f} to {budget.highest:,.0f} FLOPs a {unit}")
         if budget.lowest >= high:
             lines.append(f"the lowest budget allows every student; lower budget.{budget.knob} to below {high:,}")
-    if not is_precomputed(context.teacher_model):
-        flops, uncounted = context.input_type.teacher_flops(context.teacher_model, context.teacher_example(), space)
-        if not uncounted and low * SAVING > flops:
-            lines.append(
-                f"the cheapest student has {flops / max(low, 1):.2f} times fewer FLOPs than the teacher"
-                if low < flops
-                else "no student has fewer FLOPs than the teacher"
-            )
+    if of_teacher is not None and low * SAVING > of_teacher:
+        lines.append(
+            f"the cheapest student has {of_teacher / max(low, 1):.2f} times fewer FLOPs than the teacher"
+            if low < of_teacher
+            else "no student has fewer FLOPs than the teacher"
+        )
     return lines
 
 

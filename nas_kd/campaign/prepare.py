@@ -23,6 +23,7 @@ from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers import TEACHERS, bare, is_precomputed
+from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.weights import save_weights
 from nas_kd.training.fit import OnProgress, fit, no_progress
@@ -178,7 +179,12 @@ def _measured(context: CampaignContext) -> dict[str, Any]:
         values = context.evaluate_teacher(getattr(context.splits, split), seen, scores.append)
         known |= {f"{split}/{name}": value for name, value in values.items()}
         evaluated[split] = context.evaluated(split, scores).model_dump()
-    known["warnings"] = checks.doubts(trained_here=config.teacher.trains)
+    known["warnings"] = checks.doubts(
+        trained_here=config.teacher.trains,
+        evaluated=evaluated["val"],
+        value=known[f"val/{context.task.metric}"],
+        picked=model.outputs.picked if isinstance(model, AdaptedTeacher) else None,
+    )
     return {name: value for name, value in known.items() if value not in ([], None)}
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.data import Batch, ClipLoader, DataInfo
-from nas_kd.search_spaces import CostTable, SearchSpace, Supernet, count_flops
+from nas_kd.search_spaces import CostTable, SearchSpace, Supernet
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.search_spaces.flops import count_products
+from nas_kd.search_spaces.lower_bound import bounded_flops
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.adapter import AdaptedTeacher
@@ -279,12 +279,7 @@ class InputType(ABC):
         net, shown = (
             (teacher.net, teacher.lay_out(example)) if isinstance(teacher, AdaptedTeacher) else (teacher, example)
         )
-        try:
-            count = count_flops(net, (shown,), strict=False)
-        except Exception as error:  # whatever a net raises that cannot be traced, though it runs
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            return count_products(net, (shown,)), (f"all but products and convolutions; not traceable, {reason}",)
-        return count.total, count.unknown
+        return bounded_flops(net, shown)
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """The trained teacher in the form that students are compared with.

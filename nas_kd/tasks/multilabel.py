@@ -19,6 +19,7 @@ from nas_kd.data import DataInfo, Sample
 from nas_kd.data.mix import PARTNER, SHARE, blend
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.multilabel_metrics import (
+    constant_global_average_precision,
     global_average_precision,
     mean_average_precision,
     mean_average_precision_of_top,
@@ -102,7 +103,8 @@ class Multilabel(Task):
         def resample(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return resampled_global_average_precision(scores, hits, positives, weights)
 
-        return ItemScores(self._count, resample)
+        majority = constant_global_average_precision(self._positives.numpy(), self._count, self.config.top_k)
+        return ItemScores(self._count, resample, majority=majority)
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call.

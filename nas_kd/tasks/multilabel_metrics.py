@@ -65,6 +65,26 @@ def global_average_precision(scores: Scores, hits: Hits, positives: int) -> floa
     return average_precision(scores.reshape(-1), hits.reshape(-1), positives)
 
 
+def constant_global_average_precision(positives: npt.NDArray[np.int64], num_items: int, num_kept: int) -> float | None:
+    """GAP@K of a net that gives every item the frequencies of the classes.
+
+    Args:
+        positives: (C,), items that have each class.
+        num_items: N.
+        num_kept: K.
+
+    Returns:
+        None where no item has a class.
+    """
+    if not positives.any():
+        return None
+    kept = np.sort(positives)[::-1][:num_kept]
+    last = np.append(kept[1:] != kept[:-1], True)  # of each run of equal scores, where each class is given N times
+    right = np.cumsum(kept)[last]
+    precision = right / (num_items * (np.flatnonzero(last) + 1))
+    return float((np.diff(right, prepend=0) * precision).sum() / positives.sum())
+
+
 def resampled_global_average_precision(
     scores: Scores, hits: Hits, positives: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nas_kd.campaign.output_checks import OutputChecks, describe_classes, reordered_accuracy
+from nas_kd.campaign.output_checks import Answers, OutputChecks, describe_classes, order_of_outputs
 from nas_kd.campaign.prepare import describe_flops, prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
-from nas_kd.tasks import Classification, Multilabel, Task
+from nas_kd.tasks import Classification, Multilabel, Segmentation, Task
+from nas_kd.tasks.item_scores import interval_over_items
 from nas_kd.trial import build_context
 
 NUM_CLASSES = 12
@@ -101,8 +102,8 @@ def test_flops_that_miss_something_are_a_lower_bound_everywhere(tmp_path: Path) 
     teacher = config.teacher.model_copy(update={"model": f"{__name__}:ReadsHidden"})
     config = config.model_copy(update={"teacher": teacher})
     known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
-    assert (known["flops"], known["flops_uncounted"]) == (2 * 2 * 2, ["prim::PythonOp.Hidden"])
-    assert describe_flops(known, "item") == ", at least 8 FLOPs a item (uncounted: prim::PythonOp.Hidden)"
+    assert (known["flops"], known["flops_uncounted"]) == (2 * 2 * 2 * 2, ["prim::PythonOp.Hidden"])
+    assert describe_flops(known, "item") == ", at least 16 FLOPs a item (uncounted: prim::PythonOp.Hidden)"
     assert describe_flops({"flops": 1200}, "clip") == " at 1,200 FLOPs a clip"
 
 
@@ -110,10 +111,24 @@ def info(multi_label: bool = False) -> DataInfo:
     return DataInfo(3, ("a", "b", "c"), 2, 0, 0, "set", feature_size=2, multi_label=multi_label)
 
 
-def doubts(task: Task, outputs: Tensor, batch: dict[str, Tensor], *, trained_here: bool = False) -> list[str]:
+def doubts(
+    task: Task,
+    outputs: Tensor,
+    batch: dict[str, Tensor],
+    *,
+    trained_here: bool = False,
+    picked: list[int] | None = None,
+) -> list[str]:
     checks = OutputChecks(task)
     checks.add(outputs, batch)
-    return checks.doubts(trained_here=trained_here)
+    task.update(outputs.float(), batch)
+    scores = task.item_scores()
+    assert scores is not None
+    low, high = interval_over_items([scores]) or (None, None)
+    evaluated = {"num_items": len(outputs), "low": low, "high": high, "majority": scores.majority}
+    evaluated["chance"] = scores.chance
+    value = task.compute()[task.metric]
+    return checks.doubts(trained_here=trained_here, evaluated=evaluated, value=value, picked=picked)
 
 
 def test_probabilities_and_answers_at_chance_are_named() -> None:
@@ -127,13 +142,39 @@ def test_probabilities_and_answers_at_chance_are_named() -> None:
     assert len(doubts(Multilabel(info(True)), right.sigmoid(), {"labels": several})) == 1
     noise = torch.randn(300, 3)
     (sentence,) = doubts(Classification(info()), noise, {"label": labels})
-    assert "is near that of the most frequent class, 0.333; check the order of its classes" in sentence
+    assert "is near that of always giving the most frequent class, 0.333; check the order of its classes" in sentence
     assert "train it longer" in doubts(Classification(info()), noise, {"label": labels}, trained_here=True)[0]
+
+
+def test_the_order_of_outputs_is_looked_at_in_every_task_with_classes() -> None:
+    torch.manual_seed(0)
+    of_class = torch.tensor([1, 2, 0])  # output of each class
+    labels = torch.arange(90) % 3
+    clips = 4.0 * torch.nn.functional.one_hot(of_class[labels], 3)
+    several = torch.nn.functional.one_hot(labels, 3).to(torch.uint8)
+    several[::2, 0] = 1
+    pixels = torch.arange(30 * 2 * 8 * 8).view(30, 2, 8, 8).remainder(41).floor_divide(20)  # 2 is rare
+    maps = 4.0 * torch.nn.functional.one_hot(of_class[pixels], 3)
+    masks = DataInfo(0, (), 2, 8, 8, "set", mask_names=("a", "b", "c"))
+    cases: list[tuple[Task, Tensor, dict[str, Tensor]]] = [
+        (Classification(info()), clips, {"label": labels}),
+        (Multilabel(info(True)), clips, {"labels": several}),
+        (Segmentation(masks), maps.movedim(-1, 2).float(), {"mask": pixels.to(torch.uint8)}),
+    ]
+    for task, given, batch in cases:
+        (sentence,) = doubts(task, given, batch)
+        assert "in another order; name its outputs in teacher.outputs: [1, 2, 0]" in sentence, task
+        assert doubts(task, given, batch, picked=[10, 11, 12])[0].endswith("teacher.outputs: [11, 12, 10]")
+        mended = given[:, of_class] if given.ndim == 2 else given[:, :, of_class]
+        assert doubts(task, mended, batch) == []  # the advice, followed
 
 
 def test_few_items_of_many_classes_do_not_fit_by_luck() -> None:
     rng = np.random.default_rng(0)
-    labels = np.arange(400) % 100
-    assert reordered_accuracy(rng.integers(100, size=400), labels, 100) < 0.1
-    assert reordered_accuracy(rng.permutation(100)[labels], labels, 100) == 1.0
+    labels, ones = np.arange(400) % 100, np.ones(400)
+    assert order_of_outputs(Answers(rng.integers(100, size=400), labels, ones), 100, 400).better < 0.1
+    order = rng.permutation(100)
+    found = order_of_outputs(Answers(order[labels], labels, ones), 100, 400)
+    assert found.better == 1.0
+    assert found.outputs == order.tolist()
     assert describe_classes([str(i) for i in range(20)], Path("t.json")).endswith("11 = 11, … (20, all in t.json)")

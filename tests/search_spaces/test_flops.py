@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from nas_kd.search_spaces import UncountedOpError, count_flops
-from nas_kd.search_spaces.flops import count_products
+from nas_kd.search_spaces.flops import FREE_OPS
+from nas_kd.search_spaces.lower_bound import BY_VALUE, UNUSED, bounded_flops, count_products
 
 N, LENGTH, WIDTH, HIDDEN = 2, 5, 8, 6
 
@@ -132,11 +133,16 @@ def test_free_and_unknown_operators_are_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.det(x @ x)
 
-    with pytest.raises(UncountedOpError, match="the FLOPs of Determinant would miss aten::linalg_det; add a handler"):
+    with pytest.raises(UncountedOpError, match=r"would miss aten::linalg_det; in a module .* name to FREE_OPS"):
         count_flops(Determinant(), torch.zeros(1, 4, 4))
     lax = count_flops(Determinant(), torch.zeros(1, 4, 4), strict=False)
     assert lax.total == 64
     assert lax.uncounted["aten::linalg_det"] == 1
+    FREE_OPS.add("aten::linalg_det")  # as the sentence says
+    try:
+        assert count_flops(Determinant(), torch.zeros(1, 4, 4)).total == 64
+    finally:
+        FREE_OPS.remove("aten::linalg_det")
 
 
 class Opaque(torch.autograd.Function):
@@ -183,3 +189,50 @@ def test_products_of_what_cannot_be_traced() -> None:
     with pytest.raises(TypeError, match="__round__"):
         count_flops(Square(), x)
     assert count_products(Square().train(), x) == N * (7 * 3 * WIDTH * WIDTH + WIDTH * WIDTH * 6)
+
+
+class Hides(nn.Module):
+    """A linear layer, and what a traced graph does not hold."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.seen, self.hidden = what, nn.Linear(4, 4), nn.Linear(4, 40, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "unused":
+            self.last = self.hidden(x)
+        elif self.what == "number":
+            x = x * float(self.hidden(x).mean())
+        elif self.what == "array":
+            x = x + torch.from_numpy(self.hidden(x)[:, :4].numpy())
+        elif self.what == "branch" and x.abs().sum() > 0:
+            x = x + self.hidden(x).mean()
+        elif self.what == "routed":
+            chosen = (x[:, 0] != 0).nonzero()[:, 0]
+            x = x.index_add(0, chosen, self.hidden(x[chosen])[:, :4])
+        return self.seen(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("what", "flops", "missing"),
+    [
+        ("", 32, ()),
+        ("unused", 32 + 320, (UNUSED,)),
+        ("number", 32 + 320, (UNUSED,)),
+        ("array", 32 + 320, (UNUSED,)),
+        ("branch", 32, (BY_VALUE,)),
+        ("routed", 32, (BY_VALUE,)),
+    ],
+)
+def test_work_that_a_graph_does_not_hold_is_named(what: str, flops: int, missing: tuple[str, ...]) -> None:
+    assert bounded_flops(Hides(what), torch.zeros(2, 4)) == (flops, missing)
+
+
+def test_attention_of_what_cannot_be_traced_counts() -> None:
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)[..., : round(x.shape[-1] ** 0.5)]
+
+    flops, (reason,) = bounded_flops(Rounded(), torch.zeros(1, 2, 5, 4))
+    assert flops == 2 * 5 * 5 * (4 + 4)
+    assert reason.startswith("all but products and convolutions; not traceable, TypeError")

@@ -9,6 +9,7 @@ from math import prod
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from nas_kd.search_spaces import UncountedOpError, count_flops
 from nas_kd.search_spaces.products import einsum_flops
@@ -55,6 +56,13 @@ def test_products_of_any_broadcast(seed: int) -> None:
         (nn.functional.linear, ((b, k), (k,)), b * k),
         (nn.functional.bilinear, ((b, n), (b, k), (m, n, k)), b * n * k * m),
         (lambda x, y, z: torch.linalg.multi_dot([x, y, z]), ((n, k), (k, m), (m,)), k * m + n * k),
+        (lambda x, y, z: x.clone().addmm_(y, z), ((n, m), (n, k), (k, m)), n * k * m),
+        (lambda x, y, z: x.clone().baddbmm_(y, z), ((b, n, m), (b, n, k), (b, k, m)), b * n * k * m),
+        (lambda x, y, z: x.clone().addmv_(y, z), ((n,), (n, k), (k,)), n * k),
+        (torch.kron, ((n, k), (b, m)), n * k * b * m),
+        (lambda x, y: (x.to(torch.cfloat) @ y.to(torch.cfloat)).abs(), ((n, k), (k, m)), 4 * n * k * m),
+        (scaled_dot_product_attention, ((1, c, n, k), (b, 1, m, k), (b, c, m, k)), b * c * n * m * 2 * k),
+        (lambda x: nn.functional.affine_grid(x, [b, 3, n, m], align_corners=False), ((b, 2, 3),), b * n * m * 6),
     ]
     for function, shapes, flops in cases:
         assert counted(function, *shapes) == flops, shapes
@@ -95,10 +103,20 @@ def test_an_einsum_of_a_long_sequence_is_exact() -> None:
     assert counted(lambda q: torch.einsum("bhqd,bhkd->bhqk", q, q), (1, 8, 1571, 64)) == 8 * 1571 * 1571 * 64
 
 
+def test_what_torch_calls_pointwise_is_free_in_all_forms() -> None:
+    def free(x: Tensor) -> Tensor:
+        x = torch.asinh(x).clone().sinh_().fmod(2).index_put((torch.tensor([0]),), x[0]).pow_(2).logcumsumexp(0)
+        return torch.view_as_complex(x).real
+
+    count = count_flops(Calls(free), torch.ones(3, 2))
+    assert (count.total, count.unknown) == (0, ())
+
+
 def test_norms_and_samplers_of_other_dimensions() -> None:
     assert counted(nn.LayerNorm(5), (2, 3, 1, 2, 2, 5)) == 5 * 2 * 3 * 4 * 5
     assert counted(nn.LayerNorm(5, elementwise_affine=False), (5,)) == 4 * 5
     grid = torch.zeros(1, 2, 2, 2, 3)
+    assert counted(nn.RMSNorm(5), (2, 3, 5)) == 4 * 2 * 3 * 5
     assert counted(lambda x: nn.functional.grid_sample(x, grid, align_corners=False), (1, 4, 3, 3, 3)) == 8 * 4 * 8
 
 
