@@ -70,7 +70,7 @@ def campaign(run_dir: Path, trial_fn: TrialFn, num_trials: int, executor: Execut
         return run_trials(trial_fn, ledger, SPACE, num_trials=num_trials, run_dir=run_dir, **options)
 
 
-def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> None:
+def test_trials_that_fail_and_records_that_lie(tmp_path: Path, executor: Executor) -> None:
     events: list[Event] = []
     told_when_announced: list[bool] = []
 
@@ -80,15 +80,22 @@ def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> No
             numbers = [record.number for record in Ledger.load(tmp_path).records()]
             told_when_announced.append(event.number in numbers)
 
-    summary = campaign(tmp_path, toy_trials.fail_second, 3, executor, on_event=observe)
-    assert (summary.num_complete, summary.num_failed, summary.num_trials) == (2, 1, 3)
-    assert summary.failures == {1: "ValueError: the second trial is unlucky"}
+    summary = campaign(tmp_path, toy_trials.fail_or_lie, 8, executor, on_event=observe)
+    assert (summary.num_complete, summary.num_failed, summary.num_trials) == (2, 6, 8)
+    assert summary.failures.pop(1) == "ValueError: the second trial is unlucky"
     assert not summary.interrupted
     records = Ledger.load(tmp_path).records()
-    assert [record.state for record in records] == ["complete", "failed", "complete"]
+    assert [record.state for record in records] == ["complete", "failed", "complete", *["failed"] * 5]
+    assert [summary.failures[number].split(": ", 1)[1].split(",")[0] for number in range(3, 8)] == [
+        "a trial function must return a `TrialRecord`",
+        "the record must be of trial 4",
+        f"the record's knobs must be {dict(records[5].knobs)}".split(",")[0],
+        "trial 6: a complete trial must carry the objective 'accuracy'",
+        "the record's metric must be name='accuracy' maximize=True percent=()",
+    ]
     assert "Traceback" in (records[1].error or "")
     assert "in fail_second" in (records[1].error or "")
-    assert told_when_announced == [True] * 3
+    assert told_when_announced == [True] * 8
 
     # Checkpoints go, what is worth keeping stays, and the summary counts it.
     kept = sorted(path.name for path in (tmp_path / "trials" / "0000").iterdir())
@@ -99,25 +106,14 @@ def test_campaign_with_a_failing_trial(tmp_path: Path, executor: Executor) -> No
     assert kinds == ["started", "progress", "ended"]
     assert next(event.message for event in events if event.kind == "progress") == "half way [bold]there"
     assert (events[0].kind, events[-1].kind) == ("begun", "finished")
-    assert [event.num_ended for event in events if event.kind == "ended"] == [1, 2, 3]
+    assert [event.num_ended for event in events if event.kind == "ended"] == list(range(1, 9))
 
     # The same command again does nothing; more trials go on where it ended, with another executor too.
-    again = campaign(tmp_path, toy_trials.fail_second, 3, executor)
-    assert (again.num_complete, again.num_failed) == (2, 1)
-    more = campaign(tmp_path, toy_trials.fail_second, 4, "inline")
-    assert more.num_trials == 4
-    assert executions(tmp_path) == [(0, "run"), (2, "run"), (3, "run")]
-
-
-def test_records_that_lie_become_failures(tmp_path: Path, executor: Executor) -> None:
-    summary = campaign(tmp_path, toy_trials.lie, 5, executor)
-    assert [summary.failures[number].split(": ", 1)[1].split(",")[0] for number in range(5)] == [
-        "a trial function must return a `TrialRecord`",
-        "the record must be of trial 1",
-        f"the record's knobs must be {dict(Ledger.load(tmp_path).records()[2].knobs)}".split(",")[0],
-        "trial 3: a complete trial must carry the objective 'accuracy'",
-        "the record's metric must be name='accuracy' maximize=True percent=()",
-    ]
+    again = campaign(tmp_path, toy_trials.fail_or_lie, 8, executor)
+    assert (again.num_complete, again.num_failed) == (2, 6)
+    more = campaign(tmp_path, toy_trials.fail_second, 9, "inline")
+    assert more.num_trials == 9
+    assert executions(tmp_path) == [(0, "run"), (2, "run"), (8, "run")]
 
 
 def test_stopped_is_not_complete(tmp_path: Path, executor: Executor) -> None:
@@ -256,10 +252,10 @@ def wait_for(path: Path, timeout_s: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_killed_driver_resumes_and_runs_nothing_twice(tmp_path: Path, executor: str) -> None:
+def test_killed_and_interrupted_drivers_resume_and_run_nothing_twice(tmp_path: Path, executor: str) -> None:
     run_dir = tmp_path / "run"
-    first = start(run_dir, executor, 5)
-    wait_for(run_dir / "waiting")
+    first = start(run_dir, executor, 6)
+    wait_for(run_dir / "waiting-2")
     with pytest.raises(RuntimeError, match=f"process {first.pid} drives"):
         open_ledger(run_dir)
     first.kill()
@@ -272,31 +268,26 @@ def test_killed_driver_resumes_and_runs_nothing_twice(tmp_path: Path, executor: 
     orphan = FileLock(run_dir / "trials" / "0002" / ".lock")
     assert orphan.acquire(timeout_s=30)
     orphan.release()
-    (run_dir / "go").touch()
+    (run_dir / "go-2").touch()
 
-    second = start(run_dir, executor, 5)
+    second = start(run_dir, executor, 6)
+    wait_for(run_dir / "waiting-4")
+    os.kill(second.pid, signal.SIGINT)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == 0
-    assert "5 of 5 trials complete" in output
+    assert "interrupted; run the same command again to continue" in output
+    assert 4 in [proposal.number for proposal in Ledger.load(run_dir).running()]
+    (run_dir / "go-4").touch()
+
+    summary = campaign(run_dir, toy_trials.wait_twice, 6, "inline")  # another executor may end it
+    assert (summary.num_complete, summary.interrupted) == (6, False)
     records = Ledger.load(run_dir).records()
-    assert [record.number for record in records] == list(range(5))
+    assert [record.number for record in records] == list(range(6))
     assert [record for record in records if record in before] == before
     counts = collections.Counter(executions(run_dir))
-    assert counts[(2, "run")] == counts[(2, "resumed")] == 1
-    assert all(counts[(record.number, "run")] == 1 for record in before)
+    again = {(2, "resumed"), (4, "resumed")}
+    assert counts == dict.fromkeys([(number, "run") for number in range(6)] + sorted(again), 1)
     assert not (run_dir / "trials" / "0002" / "checkpoint.txt").exists()
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
-    run_dir = tmp_path / "run"
-    process = start(run_dir, executor, 4)
-    wait_for(run_dir / "waiting")
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "interrupted; run the same command again to continue" in output
-    assert 2 in [proposal.number for proposal in Ledger.load(run_dir).running()]
 
 
 @pytest.mark.parametrize("point", ["write", "tell", "unlink"])

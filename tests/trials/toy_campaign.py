@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from toy_trials import SPACE, open_ledger, wait_at_third
+from toy_trials import SPACE, open_ledger, wait_twice
 
 from nas_kd.trials import Event, Resources, run_trials
 
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     with open_ledger(run_dir) as ledger:
         print(
             run_trials(
-                wait_at_third,
+                wait_twice,
                 ledger,
                 SPACE,
                 num_trials=int(sys.argv[3]),

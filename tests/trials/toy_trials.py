@@ -68,8 +68,10 @@ def fail_second(context: TrialContext) -> TrialRecord:
     return succeed(context)
 
 
-def lie(context: TrialContext) -> Any:
-    """Return what no trial function may return."""
+def fail_or_lie(context: TrialContext) -> Any:
+    """Trial 1 raises; those from 3 to 7 return what no trial function may return."""
+    if context.number < 3:
+        return fail_second(context)
     knobs = dict(context.knobs)
     return [
         None,
@@ -77,7 +79,7 @@ def lie(context: TrialContext) -> Any:
         make_record(context.number, {**knobs, "width": 99}),
         make_record(context.number, knobs, metrics={}),
         make_record(context.number, knobs, metric=Metric(name="mAP")),
-    ][context.number]
+    ][context.number - 3]
 
 
 def climb(context: TrialContext) -> TrialRecord:
@@ -103,15 +105,15 @@ def die_once(context: TrialContext) -> TrialRecord:
     return make_record(context.number, context.knobs)
 
 
-def wait_at_third(context: TrialContext) -> TrialRecord:
-    """Trial 2 writes a checkpoint and then waits until the file `go` is in the run folder."""
-    checkpoint = context.directory / "checkpoint.txt"
+def wait_twice(context: TrialContext) -> TrialRecord:
+    """Trials 2 and 4 write a checkpoint, the file `waiting-N` into the run folder, and wait for the file `go-N`."""
+    checkpoint, run_dir = context.directory / "checkpoint.txt", context.directory.parent.parent
     log_execution(context, "resumed" if checkpoint.exists() else "run")
-    if context.number == 2:
+    if context.number in (2, 4):
         if not checkpoint.exists():
             checkpoint.write_text("epoch 1")
-            (context.directory.parent.parent / "waiting").touch()
-        while not (context.directory.parent.parent / "go").exists():
+            (run_dir / f"waiting-{context.number}").touch()
+        while not (run_dir / f"go-{context.number}").exists():
             time.sleep(0.02)
             context.report(message="waiting")
         assert checkpoint.read_text() == "epoch 1"
