@@ -9,6 +9,8 @@ from pathlib import Path
 from nas_kd.analysis import offset_sections, sections
 from nas_kd.analysis.ablation_section import ablation_section
 from nas_kd.analysis.advice import advise
+from nas_kd.analysis.drivers import drivers_section
+from nas_kd.analysis.explore import free_chart
 from nas_kd.analysis.figures import front_figure, write_picture
 from nas_kd.analysis.formats import check_formats, write_formats
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
@@ -220,6 +222,8 @@ def _front_values(
             ),
             "architectures": [sections.architecture(record, front, run) for record in front.records],
         },
+        "free": free_chart(records, front),
+        "drivers": drivers_section(front),
         "correlations": sections.correlations(records),
         "repeated": sections.repeated_architectures(records),
         "stage_words": " and ".join(STAGE_WORDS[stage] for stage in stages),

@@ -42,8 +42,17 @@ function fit(layout, width) {
   }
 }
 
+const BUTTONS = { displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
+
+function linkToTrials(plot) {
+  plot.on("plotly_click", (event) => {
+    const number = event.points[0].customdata;
+    if (number !== undefined) showTrial(number);
+  });
+}
+
 function startFigures() {
-  const plots = Array.from(document.querySelectorAll(".plot"));
+  const plots = Array.from(document.querySelectorAll(".plot[role=img]"));
   const drawn = new Set();
 
   function draw(plot) {
@@ -51,14 +60,9 @@ function startFigures() {
     drawn.add(plot);
     const figure = JSON.parse(plot.nextElementSibling.textContent);
     fit(figure.layout, plot.clientWidth);
-    const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
-    const config = { displaylogo: false, responsive: true, modeBarButtons: buttons };
-    Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
+    Plotly.newPlot(plot, figure.data, figure.layout, BUTTONS).then(() => {
       Plotly.relayout(plot, colours(plot));
-      plot.on("plotly_click", (event) => {
-        const number = event.points[0].customdata;
-        if (number !== undefined) showTrial(number);
-      });
+      linkToTrials(plot);
     });
   }
 
@@ -74,6 +78,100 @@ function startFigures() {
   for (const query of ["(prefers-color-scheme: dark)", "print"]) {
     window.matchMedia(query).addEventListener("change", repaint);
   }
+}
+
+// The chart whose axes the reader chooses: any cost against any metric, with the front where it is known what is better.
+function startFreeChart() {
+  const plot = document.getElementById("free");
+  if (!plot) return;
+  const { trials, places, costs, metrics } = JSON.parse(document.getElementById("free-data").textContent);
+  const [across, up] = document.querySelectorAll(".axes select");
+  const log = document.querySelector(".axes input");
+  const said = document.querySelector(".axes output");
+  const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // From the cheapest to the dearest, the trials that are better than all cheaper ones.
+  function frontOf(points, better) {
+    const sign = better === "max" ? 1 : -1;
+    let best = -Infinity;
+    const kept = [];
+    for (const point of [...points].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) {
+      if (sign * point.y > best) {
+        best = sign * point.y;
+        kept.push(point);
+      }
+    }
+    return kept;
+  }
+
+  // 1, 2 and 5 in each decade, or only 1 where that is too much.
+  function ticksOf(values) {
+    const low = Math.min(...values);
+    const high = Math.max(...values);
+    const all = [];
+    for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++) {
+      for (const digit of [1, 2, 5]) all.push(digit * 10 ** decade);
+    }
+    return all.length <= 15 ? all : all.filter((_, index) => index % 3 === 0);
+  }
+
+  function text(value, percent) {
+    if (percent) return (100 * value).toFixed(1) + " %";
+    const prefixes = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+    const [scale, prefix] = prefixes.find(([scale]) => Math.abs(value) >= scale) || [1, ""];
+    return Number((value / scale).toPrecision(4)) + (prefix && " " + prefix);
+  }
+
+  function draw() {
+    const cost = costs[across.selectedIndex];
+    const metric = metrics[up.selectedIndex];
+    const points = [];
+    trials.forEach((number, i) => {
+      const x = cost.values[i];
+      const y = metric.values[i];
+      if (x !== null && y !== null) points.push({ number, x, y, place: places[i] });
+    });
+    const front = metric.better ? frontOf(points, metric.better) : [];
+    const on = new Set(front.map((point) => point.number));
+    const trace = (name, chosen, marker) => ({
+      x: chosen.map((point) => point.x), y: chosen.map((point) => point.y), name, marker, mode: "markers",
+      customdata: chosen.map((point) => point.number), hoverinfo: "text",
+      hovertext: chosen.map(
+        (point) => "<b>trial " + point.number + "</b><br>" + metric.label + ": " + text(point.y, metric.percent) +
+          "<br>" + cost.label + ": " + text(point.x, false),
+      ),
+    });
+    const line = { color: ink("--accent"), width: 2, shape: "hv" };
+    const data = [
+      { x: front.map((point) => point.x), y: front.map((point) => point.y), mode: "lines", line, hoverinfo: "skip", showlegend: false },
+      trace("trials", points.filter((point) => !on.has(point.number)), { symbol: "circle-open", size: 8, color: ink("--muted") }),
+      trace("front of these axes", points.filter((point) => on.has(point.number)), { size: 10, color: ink("--accent") }),
+      trace("pick of the campaign", points.filter((point) => point.place === "pick"), { symbol: "diamond-open", size: 16, color: ink("--pick") }),
+    ];
+    const logarithmic = log.checked && points.every((point) => point.x > 0);
+    const layout = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest", template: {},
+      font: { family: "system-ui, sans-serif", size: 13 }, margin: { l: 72, r: 24, t: 16, b: 56 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hoverlabel: { align: "left" },
+      xaxis: { title: { text: cost.label }, type: logarithmic ? "log" : "linear", showgrid: false, zeroline: false, ticks: "outside", showline: true },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--muted"), activecolor: ink("--accent") },
+      yaxis: { title: { text: metric.label }, zeroline: false, tickformat: metric.percent ? ".3~p" : "" },
+    };
+    if (logarithmic && points.length) {
+      layout.xaxis.tickvals = ticksOf(points.map((point) => point.x));
+      layout.xaxis.ticktext = layout.xaxis.tickvals.map((value) => text(value, false));
+    }
+    fit(layout, plot.clientWidth);
+    const missing = trials.length - points.length;
+    said.textContent = (missing ? missing + " of " + trials.length + " complete trials were not measured so. " : "") +
+      (metric.better ? "" : "No front: it is not known which way this metric is better.");
+    Plotly.react(plot, data, layout, BUTTONS).then(() => Plotly.relayout(plot, colours(plot)));
+  }
+
+  draw();
+  linkToTrials(plot);
+  [across, up, log].forEach((control) => control.addEventListener("change", draw));
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
 
 // The table of all trials: rows are data, and one page of them is in the document.
@@ -232,6 +330,7 @@ async function start() {
     return;
   }
   startFigures();
+  startFreeChart();
 }
 
 start();

@@ -239,7 +239,7 @@ def test_report_of_streams(tmp_path: Path) -> None:
     assert "teacher90.0 %–87.1 %86.2 %––" in others
     assert "0 91.0 %91.0 %88.5 %88.5 %0.43210.4321" in others
     assert "2 ––88.0 %–––" in others
-    assert len(page.data) == 6  # the four of any run with a failure, and two of offsets
+    assert len(page.data) == 7  # the five of any run with a failure, and two of offsets
     assert sum(tag == "img" for tag, _ in page.elements) == 2
     assert paths.offsets == tmp_path / "offsets.png"
     assert paths.offsets.read_bytes().startswith(b"\x89PNG")

@@ -65,6 +65,25 @@ def test_hover_click_legend_and_zoom(browser: Chromium, page: Path) -> None:
     assert browser.errors == []
 
 
+def test_axes_are_chosen(browser: Chromium, page: Path) -> None:
+    open_page(browser, page)
+    free = "document.getElementById('free')"
+    browser.run(f"{free}.scrollIntoView()")
+    browser.wait(f"{free}.querySelectorAll('.points path.point').length > 0")
+    assert browser.run(f"{free}.layout.xaxis.type") == "log"
+    choose = "(s => { s.selectedIndex = 1; s.dispatchEvent(new Event('change')) })"
+    browser.run(f"{choose}(document.querySelectorAll('.axes select')[0])")
+    browser.wait(f"{free}.layout.xaxis.title.text == 'parameters'")
+    browser.run("document.querySelector('.axes input').click()")
+    browser.wait(f"{free}.layout.xaxis.type == 'linear'")
+    # The front of these axes: no trial has fewer parameters and a better value.
+    data = browser.run(f"{free}.data.map(trace => [trace.x, trace.y])")
+    front, trials = list(zip(*data[0], strict=True)), list(zip(*data[1], strict=True))
+    assert front
+    assert all(any(x <= other_x and y >= other_y for x, y in front) for other_x, other_y in trials)
+    assert not browser.errors
+
+
 def test_the_table_is_sorted_and_filtered(browser: Chromium, page: Path) -> None:
     open_page(browser, page)
     first = "document.querySelector('table.trials tbody tr').id"
