@@ -191,7 +191,12 @@ class OnnxBackend(GraphBackend):
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-            return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
+            try:
+                results = session.run(None, feed)
+            except Exception as error:  # ONNX Runtime has its own kinds
+                reason = " ".join(str(error).split())[:300]
+                raise RuntimeError(f"{path} cannot run on the inputs that arch.json states: {reason}") from error
+            return tuple(torch.from_numpy(np.asarray(result)) for result in results)
 
         return run
 

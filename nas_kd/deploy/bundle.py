@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.deploy.claims import MAX_ARCH_BYTES, check_claims
 from nas_kd.deploy.student_view import StudentView
 from nas_kd.files import save_tensors, write_text_atomically
 from nas_kd.inputs import InputType, input_type_of_bundle
-from nas_kd.search_spaces import SPACES, ArchSpec, SearchSpace
+from nas_kd.search_spaces import SPACES, ArchSpec, KeyFrameNet, SearchSpace
 from nas_kd.search_spaces.registry import SpaceEntry
 from nas_kd.settings.mistakes import explain
 from nas_kd.teachers import TEACHERS
@@ -280,12 +281,22 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     arch = ArchSpec.from_dict(info.arch)
     if arch.arch_id != info.arch_id:
         raise ValueError(f"{folder / ARCH_NAME} was changed: its architecture is {arch.arch_id}, not {info.arch_id}")
-    if space is None:
-        space = _space_of(arch)
-        # A setting that the space got after the bundle was written has its default.
-        student = space.student(ArchSpec(arch.space, space.settings, arch.choices))
-    else:
-        student = space.student(arch)
+    try:
+        if space is None:
+            space = _space_of(arch)
+            # A setting that the space got after the bundle was written has its default.
+            student = space.student(ArchSpec(arch.space, space.settings, arch.choices))
+        else:
+            student = space.student(arch)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the net that {folder / ARCH_NAME} describes cannot be built here: {reason}") from error
+    interval = student.keyframe_interval if isinstance(student, KeyFrameNet) else None
+    if interval != info.keyframe_interval:
+        raise ValueError(
+            f"{folder / ARCH_NAME} states keyframe_interval {info.keyframe_interval}, but that of its architecture is "
+            f"{interval}; take the bundle from its trial again"
+        )
     try:
         with safe_open(folder / WEIGHTS_NAME, "pt") as file:
             metadata = file.metadata() or {}
@@ -350,8 +361,15 @@ def read_info(folder: Path | str) -> BundleInfo:
         if not (Path(folder) / name).is_file():
             raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
     path = Path(folder) / ARCH_NAME
+    if path.stat().st_size > MAX_ARCH_BYTES:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, but that of a student has at most {MAX_ARCH_BYTES:,}; take the "
+            "bundle from its trial again"
+        )
     try:
         content = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; take the bundle from its trial again") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}; take the bundle from its trial again") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -369,4 +387,5 @@ def read_info(folder: Path | str) -> BundleInfo:
             f"{path} was changed after it was written: its digest is not that of its content; take the bundle from its "
             "trial again"
         )
+    check_claims(path, info)
     return info

@@ -58,7 +58,7 @@ class StateLayout:
     def nested(self, tensors: tuple[Tensor, ...]) -> State:
         """The inverse of `flat`."""
         row = zip(tensors, self.merged, strict=True)
-        whole = [tensor.unflatten(-1, sizes) if sizes else tensor for tensor, sizes in row]
+        whole = [tensor.reshape(*tensor.shape[:-1], *sizes) if sizes else tensor for tensor, sizes in row]
         return {layer: tuple(whole[i] for i in where) for layer, where in self.places}
 
 

@@ -30,6 +30,7 @@ from nas_kd.deploy.answers import FRAME_ANSWERS, Arrays, FrameAnswer, Maps, has_
 from nas_kd.deploy.backends import Backend, open_backend
 from nas_kd.deploy.bundle import BundleInfo, read_info
 from nas_kd.search_spaces import SearchSpace
+from nas_kd.tasks import TASKS
 
 TOGETHER = 8  # windows of frames that a student without a state sees at once
 
@@ -133,6 +134,11 @@ class Predictor:
         seconds = time.perf_counter() - begin
         names = self.info.class_names
         if len(names) != len(scores):
+            if self.info.task in TASKS:
+                raise ValueError(
+                    f"the student of {self.folder} gives {len(scores)} scores, but arch.json names {len(names)} "
+                    "classes; take the bundle from its trial again"
+                )
             names = tuple(f"output {number}" for number in range(len(scores)))
         order = torch.argsort(scores, descending=True, stable=True).tolist()
         return ClipAnswer(Path(path), tuple((names[n], float(scores[n])) for n in order), seconds)

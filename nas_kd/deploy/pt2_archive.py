@@ -25,8 +25,11 @@ def check_graph(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
+            for entry in archive.infolist():
+                name = entry.filename
                 inner = name.partition("/")[2]  # below the folder that every archive of torch has
+                if entry.compress_type != zipfile.ZIP_STORED:  # so that nothing is larger than the file is
+                    raise ValueError(f"{path} holds {inner!r} compressed, as torch does not; export the bundle again")
                 if _PLAIN.fullmatch(inner) is None or not _is_plain(inner, archive.read(name)):
                     raise ValueError(
                         f"{path} holds {inner!r}, which could run code when it is loaded; graphs that nas_kd exports "

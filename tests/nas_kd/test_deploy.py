@@ -146,7 +146,7 @@ def test_a_student_of_an_own_space_needs_the_space(tmp_path: Path) -> None:
         edge = Edge({"wide": nn.Conv3d(3, 4, 3, padding=1), "thin": nn.Conv3d(3, 4, 1)})
         return nn.Sequential(edge, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 4))
 
-    own = ModuleSpace(build, torch.zeros(1, 3, 4, 8, 8), name="mine")
+    own = ModuleSpace(build, torch.zeros(1, 3, 4, 16, 16), name="mine")
     student = bundle(tmp_path, own)
     with pytest.raises(ValueError, match=r"'mine' is your own: pass it as load_bundle\(folder, space\)"):
         load_bundle(tmp_path)
