@@ -157,6 +157,8 @@ class ClipCache:
         Raises:
             DataError: The entries exceed the limit, or cannot be written.
         """
+        if not entries:
+            return {}
         distinct = {entry.key: entry for entry in entries}
         needed = {**{entry.key: entry for entry in beside}, **distinct}
         self.check_room(sum(map(_room, needed.values())))

@@ -7,12 +7,18 @@ whatever cannot be used is reported then, all at once.
 
 For studies of how much a better choice of frames can win, the data can be made harder: fewer training items, noise,
 frames of other items, frames in disorder. All that is fixed by `seed`, the same in every epoch and every trial.
+
+No split is held in memory. Items of .npy files are read from the files, which are memory-mapped; those of .npz files,
+and those that are made harder, are unpacked and computed once, into the cache of decoded clips.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,10 +29,12 @@ import torch
 from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
+from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable, stack_small
+from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable
+from nas_kd.data.shards import Clip
 from nas_kd.data.source import LabelledConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
@@ -96,7 +104,16 @@ class FeaturesConfig(LabelledConfig):
     seed: int = Field(
         default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
     )
-    memory_gb: float = Field(default=1.0, ge=0, description="A split up to this size is held in memory as one tensor.")
+
+    @property
+    def changes_items(self) -> bool:
+        """Whether items are made harder than their files say."""
+        return bool(self.distractors or self.shuffle_frames or self.noise)
+
+    def decoded_bytes(self, splits: Splits) -> int:
+        sets = (splits.weights.base, splits.val, splits.test)
+        entries = [entry for part in sets if isinstance(part, FeaturesDataset) for entry in part.entries]
+        return sum(math.prod(entry.shape) for entry in entries)
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_features(self, seed=seed, gate_share=gate_share)
@@ -127,7 +144,9 @@ class FeaturesDataset:
         class_names: By class index; the labels of rows are among them.
         config: How items are changed, and whether `labels` are given.
         frames: T.
+        size: D.
         dtype: Type of the features, float16 or float32.
+        cache: Where items are kept that are unpacked or changed.
         deviation: [D] standard deviation of each feature; needed for noise.
     """
 
@@ -139,19 +158,51 @@ class FeaturesDataset:
         class_names: Sequence[str],
         config: FeaturesConfig,
         frames: int,
+        size: int,
         dtype: npt.DTypeLike,
+        cache: ClipCache,
         deviation: npt.NDArray[np.float64] | None = None,
     ) -> None:
         self.rows = tuple(rows)
         self.config = config
         self.frames = frames
         self.dtype = np.dtype(dtype)
+        self._bytes = (frames, size * self.dtype.itemsize)
+        self._cache = cache
         number = {name: index for index, name in enumerate(class_names)}
         self._classes = [[number[name] for name in row.labels] for row in self.rows]
         self._multi_hot = len(number) if config.multi_label else 0
         self._deviation = deviation
         self._files = ArrayFiles()
         self.labels = [classes[0] for classes in self._classes]
+        self._keys = self._unpacked_keys()
+        changes = (self.config.seed, self.config.shuffle_frames, self.config.noise, self.config.distractors)
+        spread = b"" if deviation is None else deviation.tobytes()
+        others = self._keys if self.config.distractors else []
+        self._changes = hashlib.sha256(f"{changes} {spread.hex()} {others}".encode()).hexdigest()
+
+    def _unpacked_keys(self) -> list[str]:
+        """By item, what it is called in the cache before any change; nothing where no item is kept there."""
+        if not (self.config.changes_items or any(map(_is_packed, self.rows))):
+            return []
+        files = {path: cache_key(path, "features") for path in {row.path for row in self.rows}}
+        texts = [f"{files[row.path]} {row.array!r} {row.row} {self.frames} {self.dtype}" for row in self.rows]
+        return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the cache must hold."""
+        return [*self.unpacked, *self.changed]
+
+    @property
+    def unpacked(self) -> list[Entry]:
+        """Of `entries`, what is needed before any item is changed."""
+        return [self._unpacked_entry(index) for index, row in enumerate(self.rows) if _is_packed(row)]
+
+    @property
+    def changed(self) -> list[Entry]:
+        """Of `entries`, the others."""
+        return [self._changed_entry(index) for index in range(len(self))] if self.config.changes_items else []
 
     @property
     def identity(self) -> str:
@@ -171,7 +222,7 @@ class FeaturesDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
         sample = {
-            "features": torch.from_numpy(self._changed(index)),
+            "features": torch.from_numpy(self._features(index)),
             "label": torch.tensor(self.labels[index]),
         }
         if self._multi_hot:
@@ -181,8 +232,26 @@ class FeaturesDataset:
 
     def clean(self, index: int) -> Features:
         """The T frames of an item [T, D], before any change."""
-        row = self.rows[index]
-        return self._read(row, sample_positions(row.length, self.frames))
+        if _is_packed(self.rows[index]):
+            return self._kept(self._unpacked_entry(index))
+        return self._read(index)
+
+    def _features(self, index: int) -> Features:
+        return self._kept(self._changed_entry(index)) if self.config.changes_items else self.clean(index)
+
+    def _kept(self, entry: Entry) -> Features:
+        return self._cache.read_all([entry])[0].view(self.dtype)
+
+    def _unpacked_entry(self, index: int) -> Entry:
+        return Entry(self._keys[index], self._bytes, functools.partial(self._as_bytes, self._read, index))
+
+    def _changed_entry(self, index: int) -> Entry:
+        text = f"changed {self._keys[index]} {self.rows[index].line} {self._changes}"
+        key = hashlib.sha256(text.encode()).hexdigest()
+        return Entry(key, self._bytes, functools.partial(self._as_bytes, self._changed, index))
+
+    def _as_bytes(self, make: Callable[[int], Features], index: int) -> Clip:
+        return np.ascontiguousarray(make(index)).view(np.uint8)
 
     def _changed(self, index: int) -> Features:
         features = self.clean(index)
@@ -193,8 +262,7 @@ class FeaturesDataset:
             others = rng.integers(len(self) - 1, size=replaced)
             others += others >= index
             for place, other, frame in zip(places, others, rng.integers(self.frames, size=replaced), strict=True):
-                row = self.rows[other]
-                features[place] = self._read(row, sample_positions(row.length, self.frames)[frame : frame + 1])[0]
+                features[place] = self.clean(int(other))[frame]
         if self.config.shuffle_frames:
             features = self._rng(index, _ORDER).permutation(features)
         if self.config.noise:
@@ -206,12 +274,18 @@ class FeaturesDataset:
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.config.seed, self.rows[index].line, stream))
 
-    def _read(self, row: Row, positions: npt.NDArray[np.int64]) -> Features:
+    def _read(self, index: int) -> Features:
+        row = self.rows[index]
         try:
             item = self._files.item(row.path, row.array, row.row)
         except DecodeError as error:
             raise became_unreadable(row.path, error) from error
-        return item[positions].astype(self.dtype)
+        return item[sample_positions(row.length, self.frames)].astype(self.dtype)
+
+
+def _is_packed(row: Row) -> bool:
+    """Whether its file is compressed or an archive, and not mapped into memory."""
+    return row.path.suffix.lower() != ".npy"
 
 
 def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
@@ -252,7 +326,11 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         groups = groups_of(parts["train"], config.group)
         carved = carve_val(parts, classes, groups, config.val_share, seed, "items")
         notes.append(f"{config.labels} has no usable val rows: {carved}")
-    deviation = _deviation(FeaturesDataset(parts["train"], names, config, frames, dtype)) if config.noise else None
+    cache = config.open_cache()
+    make = functools.partial(FeaturesDataset, class_names=names, config=config, frames=frames, size=size, dtype=dtype)
+    unpacked = [entry for name in SPLITS for entry in make(parts[name], cache=cache).unpacked]
+    cache.fill(unpacked, 1, "unpacking features")
+    deviation = _deviation(make(parts["train"], cache=cache)) if config.noise else None
     _thin_out(parts, config, notes)
     if problems:
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
@@ -273,11 +351,9 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
                 f"distractors must come from other items of a split, but {name!r} holds one item only; set "
                 "distractors: 0 or add rows"
             )
-    item_bytes = frames * size * dtype.itemsize
-    train, val, test = (
-        stack_small(FeaturesDataset(parts[name], names, config, frames, dtype, deviation), item_bytes, config.memory_gb)
-        for name in SPLITS
-    )
+    train, val, test = (make(parts[name], cache=cache, deviation=deviation) for name in SPLITS)
+    changed = [entry for part in (train, val, test) for entry in part.changed]
+    cache.fill(changed, 1, "changing features", beside=unpacked)
     return make_splits(
         train,
         val,

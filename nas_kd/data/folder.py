@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from nas_kd.data.cache import ClipCache, Entry, cache_key
+from nas_kd.data.cache import Entry, cache_key
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.file_identity import KnownFiles
@@ -80,10 +80,6 @@ class FolderConfig(LabelledConfig):
         "where training clips are parted.",
     )
     flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its label.")
-    cache_dir: Path = Field(
-        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded clips are kept here."
-    )
-    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest clips above this.")
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
 
     @property
@@ -186,7 +182,7 @@ class Decoder:
         frames, *size = config.stored
         self.shape = (3, *config.stored)
         self.settings = f"clip {frames} {tuple(size)} {config.fit}"
-        self.cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+        self.cache = config.open_cache()
         self.known = KnownFiles(self.cache.folder, config.root)
 
     def read(self, row: Row) -> Clip:

@@ -357,11 +357,6 @@ def stack(dataset: ClipDataset) -> MemoryDataset:
     return MemoryDataset(held)
 
 
-def stack_small(dataset: ClipDataset, item_bytes: int, memory_gb: float) -> ClipDataset:
-    """The data set held in memory where it takes at most `memory_gb`; as it is where it is larger or empty."""
-    return stack(dataset) if 0 < len(dataset) * item_bytes <= memory_gb * 1e9 else dataset
-
-
 def clip_bytes(info: DataInfo) -> int:
     """Bytes of one uint8 clip, as samples hold it."""
     return 3 * prod(info.stored)

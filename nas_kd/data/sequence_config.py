@@ -12,10 +12,10 @@ from nas_kd.data.camera import CameraConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
-from nas_kd.data.source import SourceConfig
+from nas_kd.data.source import CachedConfig
 
 
-class SequenceOptions(SourceConfig):
+class SequenceOptions(CachedConfig):
     """The options; `SequencesConfig` adds how they are loaded."""
 
     source: Literal["sequences"] = "sequences"
@@ -68,10 +68,6 @@ class SequenceOptions(SourceConfig):
     camera: CameraConfig | None = Field(
         default=None, description="Clips out of single frames by a simulated camera; none by default."
     )
-    cache_dir: Path = Field(
-        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips", description="Decoded frames are kept here."
-    )
-    cache_limit_gb: float = Field(default=20.0, gt=0, description="The cache deletes its oldest entries above this.")
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
 
     @model_validator(mode="after")

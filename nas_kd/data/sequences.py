@@ -230,7 +230,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     by_split = {name: [frame for frame in frames if frame.split == name] for name in SPLITS}
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
-    cache = ClipCache(config.cache_dir.expanduser(), int(config.cache_limit_gb * 1e9))
+    cache = config.open_cache()
     known = KnownFiles(cache.folder, config.root)
     stores = {name: FrameStore(by_split[name], config, name, cache, known) for name in SPLITS}
     pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nas_kd.data.cache import ClipCache
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
 
 _READING_KEYS = (
-    *("workers", "decode_threads", "memory_gb"),
+    *("workers", "decode_threads"),
     *("cache_dir", "cache_limit_gb", "index_dir"),
 )
 
@@ -88,7 +89,23 @@ class SourceConfig(BaseModel):
         return self.load(seed=seed, gate_share=gate_share)
 
 
-class LabelledConfig(SourceConfig):
+class CachedConfig(SourceConfig):
+    """The `data` section of a source of which items are decoded, unpacked or computed once, into a cache on disk."""
+
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "clips",
+        description="What was decoded is kept here.",
+    )
+    cache_limit_gb: float = Field(
+        default=20.0, gt=0, description="Above this the cache deletes what was not used for longest."
+    )
+
+    def open_cache(self) -> ClipCache:
+        """The cache on disk."""
+        return ClipCache(self.cache_dir.expanduser(), int(self.cache_limit_gb * 1e9))
+
+
+class LabelledConfig(CachedConfig):
     """The `data` section of a source whose csv has a class for each row."""
 
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")

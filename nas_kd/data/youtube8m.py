@@ -4,11 +4,16 @@ Each record is one video: `id` and `labels` in its context, and for each frame a
 `audio`. Bytes q stand for q · 4/255 + 4/512 − 2, as in the reader that was published with the data.
 
 Every file is read once, before anything is trained, with all its check sums; what was found is kept in an index, so
-later starts read single records only. Whatever cannot be used is reported then, all at once.
+later starts read single records only. Whatever cannot be used is reported then, all at once. The frames that are used
+of each record are kept in the cache of decoded clips, as bytes, where its limit allows that: to find them in a record
+takes many times as long as to read them there. Else each record is read from its file whenever it is needed.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +26,15 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.features import frames_of
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
-from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable, stack_small
-from nas_kd.data.source import SourceConfig
+from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable
+from nas_kd.data.shards import Clip
+from nas_kd.data.source import CachedConfig
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, UnusableRowsError, read_table
 from nas_kd.data.tfrecord import WireError, read_record
@@ -37,10 +44,11 @@ _VOCABULARY = ("Index", "Name")
 _REMEDY = "fetch or mend the files, or set on_error: skip to leave them out"
 
 
-class YouTube8MConfig(SourceConfig):
+class YouTube8MConfig(CachedConfig):
     """Frame-level files of YouTube-8M, or of the same form."""
 
     gives_features: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
 
     source: Literal["youtube8m"] = "youtube8m"
     root: Path = Field(description="The folder of the files.")
@@ -75,9 +83,6 @@ class YouTube8MConfig(SourceConfig):
     val_share: float = Field(
         default=0.15, gt=0, lt=1, description="Share of the training items that validates where `val` is null."
     )
-    memory_gb: float = Field(
-        default=1.0, ge=0, description="A split up to this size, as float32, is held in memory as one tensor."
-    )
     index_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "nas_kd" / "records",
         description="Where the index of each file is kept: places, labels and numbers of frames of its records.",
@@ -107,8 +112,16 @@ class YouTube8MConfig(SourceConfig):
             )
         return self
 
+    def decoded_bytes(self, splits: Splits) -> int:
+        sets = (splits.weights.base, splits.val, splits.test)
+        entries = [entry for part in sets if isinstance(part, RecordDataset) for entry in part.entries]
+        return sum(math.prod(entry.shape) for entry in entries)
+
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_youtube8m(self, seed=seed, gate_share=gate_share)
+
+    def outline(self, *, seed: int, gate_share: float = 0.5) -> Splits:
+        return load_youtube8m(self, seed=seed, gate_share=gate_share, decode=False)
 
 
 @dataclass(frozen=True)
@@ -134,12 +147,25 @@ class RecordDataset:
         num_classes: Length of `labels`.
         use: Lists of features that are joined.
         frames: T.
+        size: D, features of a frame.
+        cache: Where the frames are kept; None reads them from the records.
     """
 
     reads_ahead = True
 
-    def __init__(self, items: Sequence[Item], num_classes: int, use: Sequence[str], frames: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        num_classes: int,
+        use: Sequence[str],
+        frames: int,
+        size: int,
+        cache: ClipCache | None,
+    ) -> None:
         self.items = tuple(items)
+        self._cache = cache
+        self._shape = (frames, size)
+        self._files = {path: cache_key(path, "records") for path in {item.path for item in self.items}}
         self.num_classes = num_classes
         self.use = tuple(use)
         self.frames = frames
@@ -161,6 +187,27 @@ class RecordDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         item = self.items[index]
+        quantized = self._read(item) if self._cache is None else self._cache.read_all([self._entry(item)])[0]
+        labels = torch.zeros(self.num_classes, dtype=torch.uint8)
+        labels[list(item.classes)] = 1
+        return {
+            "features": torch.from_numpy(dequantize(quantized)),
+            "label": torch.tensor(self.labels[index]),
+            "labels": labels,
+        }
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the cache must hold; nothing without one."""
+        return [] if self._cache is None else [self._entry(item) for item in self.items]
+
+    def _entry(self, item: Item) -> Entry:
+        text = f"{self._files[item.path]} {item.offset} {self.use} {self.frames}"
+        key = hashlib.sha256(text.encode()).hexdigest()
+        return Entry(key, self._shape, functools.partial(self._read, item))
+
+    def _read(self, item: Item) -> Clip:
+        """The frames of a record as bytes, uint8 [T, D]."""
         try:
             with item.path.open("rb") as file:
                 message = read_record(file, item.offset, os.fstat(file.fileno()).st_size, item.path)
@@ -169,19 +216,12 @@ class RecordDataset:
         positions = sample_positions(item.length, self.frames)
         try:
             lists = parse_video(message).lists
-            joined = np.concatenate([lists[name][positions] for name in self.use], axis=1)
+            return np.concatenate([lists[name][positions] for name in self.use], axis=1)
         except (WireError, KeyError, IndexError, ValueError) as error:
             raise DataError(
                 f"the record of {item.path} at byte {item.offset} has changed since the campaign started; start "
                 "the campaign again"
             ) from error
-        labels = torch.zeros(self.num_classes, dtype=torch.uint8)
-        labels[list(item.classes)] = 1
-        return {
-            "features": torch.from_numpy(dequantize(joined)),
-            "label": torch.tensor(self.labels[index]),
-            "labels": labels,
-        }
 
 
 def dequantize(quantized: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -189,13 +229,14 @@ def dequantize(quantized: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return quantized.astype(np.float32) * _SCALE + _OFFSET
 
 
-def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.5, decode: bool = True) -> Splits:
     """Index the files, check every record, and make the splits.
 
     Args:
         config: Where the files lie and what is taken from them.
         seed: Seed of the split in weights and gates, and of a carved validation split.
         gate_share: Share of the training items that fits gates.
+        decode: Whether all records are brought into the cache now; else each when it is read.
 
     Raises:
         UnusableRowsError: Records are damaged or do not fit and `on_error` is "fail".
@@ -241,11 +282,19 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         feature_size=sum(sizes.values()),
         multi_label=True,
     )
-    item_bytes = frames * info.feature_size * 4
+    cache: ClipCache | None = config.open_cache()
+    size, total_bytes = info.feature_size, frames * info.feature_size * sum(map(len, parts.values()))
+    if total_bytes > config.cache_limit_gb * 1e9:
+        cache = None
+        notes.append(
+            f"the frames of all records take {total_bytes / 1e9:.3g} GB, more than data.cache_limit_gb allows "
+            f"({config.cache_limit_gb:g}): each is read from its record in every epoch, which takes many times as long"
+        )
     train, val, test = (
-        stack_small(RecordDataset(parts[name], len(class_names), config.use, frames), item_bytes, config.memory_gb)
-        for name in SPLITS
+        RecordDataset(parts[name], len(class_names), config.use, frames, size, cache) for name in SPLITS
     )
+    if cache is not None and decode:
+        cache.fill([*train.entries, *val.entries, *test.entries], 1, "unpacking records")
     return make_splits(train, val, test, info, seed=seed, gate_share=gate_share, skipped=problems, notes=notes)
 
 

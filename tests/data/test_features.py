@@ -39,7 +39,7 @@ def root(tmp_path):
 
 
 def config(root: Path, **change: object) -> FeaturesConfig:
-    return FeaturesConfig.model_validate({"root": root, **change})
+    return FeaturesConfig.model_validate({"root": root, "cache_dir": root.parent / "cache", **change})
 
 
 def test_rows_of_arrays_become_four_splits(root):
@@ -85,9 +85,13 @@ def test_archives_and_whole_files_are_read_as_arrays_are(root):
     paths = ["one.npz#0", "two.npz#rgb#1", "two.npz#rgb#2", "one.npz#3", "train.npy#4", "item.npz", "item.npy"]
     old = rows_of(root)
     write_table(root, [(path, *old[index][1:]) for index, path in enumerate(paths)] + old[7:])
-    for memory_gb in (0.0, 1.0):
-        splits = load(config(root, memory_gb=memory_gb), seed=0)
-        np.testing.assert_array_equal(features_of(splits).numpy(), train)
+    splits = load(config(root), seed=0)
+    np.testing.assert_array_equal(features_of(splits).numpy(), train)
+    cached = {path.name: path.stat().st_size for path in splits.weights.base._cache.folder.glob("*.clips")}
+    assert 5 * train[0].nbytes < sum(cached.values()) < 6 * train[0].nbytes + 500  # only what lies in archives
+    (root / "two.npz").unlink()
+    assert splits.retrain[1]["features"].tolist() == train[1].tolist()
+    assert pickle.loads(pickle.dumps(splits.weights.base))[2]["features"].tolist() == train[2].tolist()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,7 @@ def test_other_paths_are_refused(text):
 def test_float16_stays_float16_and_bytes_become_floats(root):
     for split in COUNTS:
         np.save(root / f"{split}.npy", (values(split)).astype(np.float16))
-    assert features_of(load(config(root, memory_gb=0), seed=0)).dtype == torch.float16
+    assert features_of(load(config(root), seed=0)).dtype == torch.float16
     np.save(root / "train.npy", np.arange(8 * T * D).astype(np.uint8).reshape(8, T, D))
     splits = load(config(root), seed=0)
     assert features_of(splits).dtype == torch.float32
@@ -225,7 +229,7 @@ def test_rows_of_one_group_stay_on_one_side(root):
         for index, (path, label, split) in enumerate(rows_of(root))
     ]
     write_table(root, rows, "path,label,split,take")
-    splits = load(config(root, group="take", memory_gb=0, val_share=0.3), seed=0)
+    splits = load(config(root, group="take", val_share=0.3), seed=0)
     base, val = splits.weights.base, splits.val
     parts = [{base.rows[index].group for index in part.indices} for part in (splits.weights, splits.gates)]
     parts.append({row.group for row in val.rows})
@@ -276,7 +280,7 @@ def test_shuffled_frames_are_the_same_frames(root):
     assert torch.equal(one.sort(dim=1).values, plain)
     orders = one[:, :, 0] - plain[:, :1, 0]
     assert len({tuple(order.round(decimals=2).tolist()) for order in orders}) > 4  # not one order for all
-    assert torch.equal(one, features_of(load(config(root, shuffle_frames=True, memory_gb=0), seed=5)))
+    assert torch.equal(one, features_of(load(config(root, shuffle_frames=True), seed=5)))
     assert not torch.equal(one, features_of(load(config(root, shuffle_frames=True, seed=1), seed=0)))
 
 
@@ -323,7 +327,7 @@ def test_noise_is_in_units_of_each_features_own_spread(tmp_path):
         assert added[:, 1:].std(0).numpy() == pytest.approx(2 * spread[1:], rel=0.15)
         assert added[:, 1:].mean(0).numpy() == pytest.approx([0, 0], abs=5 * 2 * 20 / 500**0.5)
     train = features_of(plain).double().flatten(0, 1)
-    lazy = load(config(root, noise=2.0, memory_gb=0, val_share=0.5), seed=0)
+    lazy = load(config(root, noise=2.0, val_share=0.5), seed=0)
     np.testing.assert_allclose(lazy.weights.base._deviation, train.std(0, correction=0).numpy(), rtol=1e-6, atol=1e-12)
     assert torch.equal(features_of(lazy, "test"), features_of(noisy, "test"))
     # What train_share leaves out changes neither the noise of an item nor its scale.
@@ -344,7 +348,7 @@ def test_changes_come_in_the_order_that_is_documented(root):
 
 
 def test_lazy_items_survive_workers_and_files_that_go_away(root):
-    splits = load(config(root, memory_gb=0), seed=0)
+    splits = load(config(root), seed=0)
     assert isinstance(splits.val, FeaturesDataset)
     again = pickle.loads(pickle.dumps(splits.val))
     assert torch.equal(again[1]["features"], splits.val[1]["features"])

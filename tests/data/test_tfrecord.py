@@ -19,7 +19,7 @@ from small_sets import features_of
 
 from nas_kd.data import ClipLoader, DataError, UnusableRowsError, YouTube8MConfig, check_sample, load
 from nas_kd.data.tfrecord import WireError, crc32c, parse_sequence_example, records
-from nas_kd.data.youtube8m import RecordDataset, dequantize
+from nas_kd.data.youtube8m import dequantize
 
 # An encoder of its own: bit by bit, from the descriptions of the formats.
 
@@ -111,7 +111,13 @@ def root(tmp_path):
 
 def config(root: Path, **change: object) -> YouTube8MConfig:
     return YouTube8MConfig.model_validate(
-        {"root": root, "num_classes": 6, "index_dir": root.parent / "index", **change}
+        {
+            "root": root,
+            "num_classes": 6,
+            "index_dir": root.parent / "index",
+            "cache_dir": root.parent / "cache",
+            **change,
+        }
     )
 
 
@@ -156,11 +162,20 @@ def test_videos_become_splits(root):
     assert batch["labels"].tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
 
 
-def test_lazy_items_are_those_held_in_memory(root):
-    held, lazy = load(config(root, frames=3), seed=0), load(config(root, frames=3, memory_gb=0), seed=0)
-    assert isinstance(lazy.val, RecordDataset)
-    assert torch.equal(features_of(held), features_of(lazy))
-    assert torch.equal(features_of(held, "val")[0], torch.from_numpy(dequantize(quantised(100)[[0, 2, 3]])))
+def test_records_are_read_from_the_cache_where_it_has_room(root):
+    kept, read = load(config(root, frames=3), seed=0), load(config(root, frames=3, cache_limit_gb=1e-8), seed=0)
+    assert kept.notes == ()
+    assert "more than data.cache_limit_gb allows (1e-08): each is read from its record" in read.notes[0]
+    for path in root.glob("*.tfrecord"):
+        path.rename(path.with_suffix(".moved"))
+    assert torch.equal(features_of(kept, "val")[0], torch.from_numpy(dequantize(quantised(100)[[0, 2, 3]])))
+    with pytest.raises(DataError, match="but no longer"):
+        features_of(read)
+    for path in root.glob("*.moved"):
+        path.rename(path.with_suffix(".tfrecord"))
+    assert torch.equal(features_of(kept), features_of(read))
+    config_ = config(root, frames=3)
+    assert config_.decoded_bytes(kept) == 10 * 3 * (RGB + AUDIO)
 
 
 def test_some_lists_in_some_order(root):
@@ -276,7 +291,7 @@ def test_a_damaged_record_is_named_and_so_is_one_damaged_later(root):
         "this record is lost"
     )
     path.write_bytes(whole)
-    splits = load(config(root, memory_gb=0), seed=0)
+    splits = load(config(root, cache_limit_gb=1e-9), seed=0)
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
     with pytest.raises(DataError, match="damaged at byte 0"):
         splits.val[0]
