@@ -86,8 +86,10 @@ def _splits(context: CampaignContext) -> str:
 def _stored(context: CampaignContext) -> list[str]:
     """What clips take, where more of them is stored than nets see."""
     splits = context.splits
-    if splits.info.seen in (None, splits.info.stored):
+    if splits.info.seen == splits.info.stored:
         return []
+    if not splits.info.height:
+        return [f"items: {splits.info.stored[0]} frames are kept, of which nets see {splits.info.frames}"]
     (frames, height, width), (seen_frames, seen_height, seen_width) = splits.info.stored, splits.info.seen
     size, number = clip_bytes(splits.info), len(splits.retrain) + len(splits.val) + len(splits.test)
     return [

@@ -157,7 +157,9 @@ class _Outputs:
         """Name -> outputs (N, P, …) for a view of such a batch."""
         input_type = self.context.input_type
         splits = self.context.splits
-        shown = self.views.show(batch, view, len(splits.retrain.base), splits.info.seen)
+        shown = self.views.show(
+            batch, view, len(splits.retrain.base), splits.info.seen, consecutive=splits.info.consecutive
+        )
         parts: dict[str, list[Tensor]] = {}
         for inputs in torch.split(input_type.teacher_inputs(shown), self.context.eval_batch_size):
             output = self.teacher(inputs)

@@ -7,7 +7,7 @@ from math import ceil
 from nas_kd.campaign.proposals import proposals
 from nas_kd.config import CampaignConfig, ConfigError, read_path
 from nas_kd.data import Augment, DataError, DataInfo
-from nas_kd.data.augment import refusal_of_features
+from nas_kd.data.augment import fits_features, refusal_of_features
 from nas_kd.data.augment_config import section_of
 from nas_kd.teachers import is_precomputed
 from nas_kd.trial import CampaignContext
@@ -39,18 +39,18 @@ def _check_augment(config: CampaignConfig, info: DataInfo) -> None:
             changed = [config.with_knobs({path: value}) for value in values]
             used += [(f"knobs.{path}", read_path(each, f"{section}.augment")) for each in changed]
     for path, value in used:
-        _check_one_augment(path, value, info)
+        _check_one_augment(path, value, info, config.data.stored_by)
 
 
-def _check_one_augment(path: str, value: Augment, info: DataInfo) -> None:
+def _check_one_augment(path: str, value: Augment, info: DataInfo, stored_by: str) -> None:
     section = section_of(value)
     if section is None:
         return
     shown = repr(value) if isinstance(value, str) else "flip"
-    if not info.height:
+    if not info.height and not fits_features(section):
         raise ConfigError(f"{path}: {refusal_of_features(section)}")
     if section.temporal is not None:
-        _check_window(f"{path}.temporal.window", section.temporal.window[0], info)
+        _check_window(f"{path}.temporal.window", section.temporal.window[0], info, stored_by)
     if info.points and (section.crop or section.resized_crop):
         what = repr(value) if isinstance(value, str) else "a crop"
         raise ConfigError(
@@ -91,13 +91,16 @@ def _check_mix(config: CampaignConfig, context: CampaignContext) -> list[str]:
     return sentences
 
 
-def _check_window(path: str, share: float, info: DataInfo) -> None:
+def _check_window(path: str, share: float, info: DataInfo, stored_by: str) -> None:
     """Raise where a window in time has fewer stored frames than nets see, so that frames would repeat."""
     stored = info.stored[0]
     if share * stored < info.frames - 1e-9:
+        way_out = "leave temporal out: this source has no more frames than nets see"
+        if stored_by:
+            way_out = f"store at least {ceil(info.frames / share - 1e-9)} (by {stored_by}), or raise it"
         raise ConfigError(
-            f"{path}: {share:g} of a clip of {stored} stored frames has fewer than the {info.frames} that nets see; "
-            f"store at least {ceil(info.frames / share - 1e-9)} (data.stored_frames, where it is a key), or raise it"
+            f"{path}: {share:g} of an item of {stored} stored frames has fewer than the {info.frames} that nets see; "
+            f"{way_out}"
         )
 
 
@@ -110,13 +113,15 @@ def _check_evaluation(config: CampaignConfig, context: CampaignContext) -> list[
     evaluation = config.evaluation
     if evaluation.is_plain:
         return []
-    if context.splits.info.seen is None:
+    if not context.splits.info.height:
         raise ConfigError("evaluation: frame features are seen whole; leave out clips, window and crops")
     if context.input_type.outputs_are_maps(type(context.task)):
         raise ConfigError(
             f"evaluation: outputs of the task {config.task} are maps, and those of other frames and crops cannot be "
             "averaged; leave out clips, window and crops"
         )
+    if context.splits.info.consecutive:
+        raise ConfigError("evaluation: windows of consecutive frames are seen whole; leave out clips, window and crops")
     try:
         number = len(evaluation.cuts(context.splits.info))
     except DataError as error:

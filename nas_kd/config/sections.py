@@ -385,7 +385,7 @@ class EvaluationConfig(Section):
         Raises:
             DataError: too little of a clip is stored.
         """
-        if self.is_plain or info.seen is None:
+        if self.is_plain or not info.height:
             return ()
         return evaluation_cuts(info.stored, info.seen, clips=self.clips, window=self.window, crops=self.crops)
 

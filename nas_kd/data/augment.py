@@ -11,7 +11,16 @@ from torch import Tensor
 
 from nas_kd.data.augment_config import Augment, AugmentConfig, ResizedCropConfig, check_augment, section_of
 from nas_kd.data.color import jitter
-from nas_kd.data.framing import Cut, cut_batch, middle_cut, of_pixels, pick_frames, window_frames, with_area
+from nas_kd.data.framing import (
+    Cut,
+    cut_batch,
+    middle_cut,
+    of_pixels,
+    pick_frames,
+    stored_shape,
+    window_frames,
+    with_area,
+)
 from nas_kd.data.sample import IGNORE, DataError
 
 Batch = dict[str, Tensor]
@@ -26,10 +35,18 @@ ZOOM = (0.75, 1.1)  # side of the cropped window in shares of the frame; above 1
 SHIFT = 0.125  # largest offset of the window's centre, in shares of the frame
 
 
-def augment_batch(batch: Batch, how: Augment, draws: Tensor, seen: tuple[int, int, int] | None = None) -> Batch:
+def augment_batch(
+    batch: Batch,
+    how: Augment,
+    draws: Tensor,
+    seen: tuple[int, int, int] | None = None,
+    *,
+    consecutive: bool = False,
+) -> Batch:
     """Flip a batch, take a window of it and change its colours.
 
-    Where nothing else is asked for, nets see T frames uniform over the stored ones, and the middle of the frame. A
+    Where nothing else is asked for, nets see T frames uniform over the stored ones (or, where frames are consecutive,
+    those in their middle), and the middle of the frame. A
     random window is resampled to what they see: linearly for `clip` and `map.<name>`, by the nearest pixel for `mask`,
     which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0; boxes are cut
     at the frame and those left without area become absent.
@@ -39,22 +56,24 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor, seen: tuple[int, in
         how: A name or a section of `augment_config`.
         draws: float [B, NUM_DRAWS], of a section [B, NUM_DRAWS + NUM_MORE_DRAWS], uniform in [0, 1); decides
             everything.
-        seen: (T, H, W) that nets see of a clip, at most what is stored; by default all of it.
+        seen: (T, H, W) that nets see of a clip, at most what is stored; by default all of it. (T, 0, 0) of frame
+            features, of which only frames are chosen.
+        consecutive: Whether frames are shown as they follow each other where no window in time is drawn.
 
     Returns:
         A new dict; the tensors of `batch` are not written to.
 
     Raises:
-        DataError: `how` is unknown, or the items are frame features, which nothing but "none" fits.
+        DataError: `how` is unknown, or changes pixels, which frame features lack.
     """
     check_augment(how)
     section = section_of(how)
-    if "clip" not in batch:
-        if section is not None:
-            raise DataError(refusal_of_features(section))
+    if "clip" not in batch and section is not None and not fits_features(section):
+        raise DataError(refusal_of_features(section))
+    if not {"clip", "features"} & batch.keys():  # nothing that nets see was asked for
         return dict(batch)
-    stored = batch["clip"].shape[2:]
-    cut = middle_cut(stored, seen or stored)
+    stored = stored_shape(batch)
+    cut = middle_cut(stored, seen or stored, consecutive=consecutive)
     if section is None:
         return cut_batch(batch, cut)
     if section.temporal is not None:
@@ -62,6 +81,8 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor, seen: tuple[int, in
         share = least + (largest - least) * draws[:, NUM_DRAWS + 5]
         picks = window_frames(stored[0], len(cut.frames), share, draws[:, NUM_DRAWS + 6])
         batch, cut = pick_frames(batch, picks), replace(cut, frames=tuple(range(len(cut.frames))))
+    if "clip" not in batch:
+        return dict(batch)
     windows = _windows(section, draws, stored[1:], cut)
     if windows is None:
         result = cut_batch(batch, cut)
@@ -76,10 +97,16 @@ def augment_batch(batch: Batch, how: Augment, draws: Tensor, seen: tuple[int, in
     return result
 
 
+def fits_features(section: AugmentConfig) -> bool:
+    """Whether frame features can be augmented so: by windows in time alone."""
+    return section.parts == ("temporal",)
+
+
 def refusal_of_features(section: AugmentConfig) -> str:
     """Why frame features cannot be augmented so."""
-    does = {"color": "changes colours", "temporal": "chooses among stored frames"}.get(section.parts[0], "moves pixels")
-    return f"augmentation {', '.join(section.parts)} {does}, which frame features lack; set augment: none"
+    unfit = [part for part in section.parts if part != "temporal"]
+    does = "changes colours" if unfit == ["color"] else "changes pixels"
+    return f"augmentation {', '.join(unfit)} {does}, which frame features lack; set augment: none, or temporal alone"
 
 
 def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -21,15 +21,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nas_kd.data.arrays import ArrayFiles, parse_place
 from nas_kd.data.cache import ClipCache, Entry, cache_key
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
@@ -45,7 +46,9 @@ from nas_kd.data.table import (
     class_names,
     groups_of,
     locate,
+    other_labels,
     read_table,
+    shared_contents,
     shared_groups,
     unknown_split,
 )
@@ -62,6 +65,7 @@ class FeaturesConfig(LabelledConfig):
     """Frame features in numpy files with a csv file of labels and splits."""
 
     gives_features: ClassVar[bool] = True
+    stored_by: ClassVar[str] = "data.stored_frames"
 
     source: Literal["features"] = "features"
     frames: int | None = Field(
@@ -69,6 +73,12 @@ class FeaturesConfig(LabelledConfig):
         ge=1,
         description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
         "items must have equally many, and all are taken.",
+    )
+    stored_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames of an item that are kept, for windows in time (`augment.temporal`); nets see `frames` of "
+        "them. By default `frames`.",
     )
     multi_label: bool = Field(
         default=False,
@@ -105,6 +115,16 @@ class FeaturesConfig(LabelledConfig):
         default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
     )
 
+    @model_validator(mode="after")
+    def _stores_what_is_seen(self) -> Self:
+        check_stored_frames(self.stored_frames, self.frames)
+        return self
+
+    @property
+    def decoding(self) -> FileDecoding | None:
+        """Says how many frames are kept, where nets see fewer."""
+        return None if self.stored_frames is None else FileDecoding(stored=(self.stored_frames, 0, 0))
+
     @property
     def changes_items(self) -> bool:
         """Whether items are made harder than their files say."""
@@ -121,7 +141,7 @@ class FeaturesConfig(LabelledConfig):
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row: the item's place, its classes, its split, its group, its line, and its number of frames."""
+    """One usable row: the item's place, its classes, its split, its group, its line, its frames, and their hash."""
 
     path: Path
     array: str
@@ -131,6 +151,7 @@ class Row:
     group: str
     line: int
     length: int = 0
+    content: str = ""
 
 
 class FeaturesDataset:
@@ -283,6 +304,12 @@ class FeaturesDataset:
         return item[sample_positions(row.length, self.frames)].astype(self.dtype)
 
 
+def _named(row: Row, config: FeaturesConfig) -> str:
+    """The place of an item as the csv names it."""
+    parts = [str(row.path.relative_to(config.root.resolve())), row.array, "" if row.row is None else str(row.row)]
+    return "#".join(part for part in parts if part)
+
+
 def _is_packed(row: Row) -> bool:
     """Whether its file is compressed or an archive, and not mapped into memory."""
     return row.path.suffix.lower() != ".npy"
@@ -312,6 +339,7 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
 
     parts = by_split(rows, csv_path, len(problems), "item")
     frames = frames_of([row.length for row in rows], config.frames)
+    stored = config.stored_frames or frames
     labels = {name: [label for row in part for label in row.labels] for name, part in parts.items()}
     notes: list[str] = []
     names = class_names(labels, csv_path, "items", config.listed_classes(), notes)
@@ -323,14 +351,18 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         classes = [[number[name] for name in row.labels] for row in parts["train"]]
-        groups = groups_of(parts["train"], config.group)
-        carved = carve_val(parts, classes, groups, config.val_share, seed, "items")
+        groups, contents = groups_of(parts["train"], config.group), [row.content for row in parts["train"]]
+        carved = carve_val(parts, classes, groups, config.val_share, seed, "items", contents=contents)
         notes.append(f"{config.labels} has no usable val rows: {carved}")
     cache = config.open_cache()
-    make = functools.partial(FeaturesDataset, class_names=names, config=config, frames=frames, size=size, dtype=dtype)
+    make = functools.partial(FeaturesDataset, class_names=names, config=config, frames=stored, size=size, dtype=dtype)
     unpacked = [entry for name in SPLITS for entry in make(parts[name], cache=cache).unpacked]
     cache.fill(unpacked, 1, "unpacking features")
     deviation = _deviation(make(parts["train"], cache=cache)) if config.noise else None
+    contents_by_split = {name: {row.content: _named(row, config) for row in part} for name, part in parts.items()}
+    notes += shared_contents(contents_by_split, csv_path)
+    used = [row for part in parts.values() for row in part]
+    notes += other_labels([(row.content, SEPARATOR.join(row.labels), _named(row, config)) for row in used], csv_path)
     _thin_out(parts, config, notes)
     if problems:
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
@@ -344,6 +376,7 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         flip_safe=False,
         feature_size=size,
         multi_label=config.multi_label,
+        stored_frames=stored,
     )
     for name in SPLITS:
         if config.distractors and len(parts[name]) == 1:
@@ -362,9 +395,23 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         seed=seed,
         gate_share=gate_share,
         groups={name: groups_of(parts[name], config.group) for name in SPLITS},
+        contents=[row.content for row in parts["train"]],
         skipped=problems,
         notes=notes,
     )
+
+
+def check_stored_frames(stored: int | None, frames: int | None) -> None:
+    """Refuse items that hold fewer frames than nets see.
+
+    Raises:
+        ValueError: `stored` is less than `frames`, or `frames` is not given.
+    """
+    if stored is not None and (frames is None or stored < frames):
+        raise ValueError(
+            f"stored_frames must come with frames, and be at least as many, but stored_frames is {stored} and frames "
+            f"{frames}; set frames, raise stored_frames, or leave it out"
+        )
 
 
 def frames_of(lengths: Sequence[int], wanted: int | None) -> int:
@@ -442,11 +489,12 @@ def _check_items(
             reasons[text] = str(error)
             continue
         with np.errstate(over="ignore"):
-            finite = np.isfinite(item.astype(np.float32)).all()
-        if not finite:
+            numbers = np.ascontiguousarray(item, dtype=np.float32)
+        if not np.isfinite(numbers).all():
             reasons[text] = "features must be finite numbers within float32, but some are not"
             continue
-        found.append((text, replace(row, length=len(item)), item.shape[1], item.dtype))
+        content = hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
+        found.append((text, replace(row, length=len(item), content=content), item.shape[1], item.dtype))
     size = Counter(entry[2] for entry in found).most_common(1)[0][0] if found else 0
     usable = []
     for text, row, own_size, _ in found:

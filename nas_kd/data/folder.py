@@ -42,6 +42,7 @@ from nas_kd.data.table import (
     class_names,
     groups_of,
     locate,
+    other_labels,
     read_table,
     shared_contents,
     shared_groups,
@@ -53,6 +54,7 @@ class FolderConfig(LabelledConfig):
     """A folder of videos or frame images with a csv file of labels and splits."""
 
     decodes: ClassVar[bool] = True
+    stored_by: ClassVar[str] = "data.stored_frames"
 
     source: Literal["folder"] = "folder"
     frames: int = Field(default=8, ge=1, description="Frames a clip, taken uniformly over the whole video.")
@@ -236,13 +238,16 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         labels = [[number[row.label]] for row in parts["train"]]
-        carved = carve_val(parts, labels, groups_of(parts["train"], config.group), config.val_share, seed, "clips")
+        groups, keys = groups_of(parts["train"], config.group), [row.key for row in parts["train"]]
+        carved = carve_val(parts, labels, groups, config.val_share, seed, "clips", contents=keys)
         notes.append(f"{csv_path.name} has no usable val rows: {carved}")
     if problems:
         partly = sum(isinstance(error, PartlyReadableError) for _, error in unreadable)
         damaged = f", {partly} of them because only a part of the video can be decoded" if partly else ""
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out{damaged}")
     notes += shared_contents(contents, csv_path)
+    used = [row for part in parts.values() for row in part]
+    notes += other_labels([(row.key, row.label, _relative(row.path, config)) for row in used], csv_path)
     height, width = config.frame_size
     info = DataInfo(
         num_classes=len(names),
@@ -264,6 +269,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         seed=seed,
         gate_share=gate_share,
         groups={name: groups_of(parts[name], config.group) for name in SPLITS},
+        contents=[row.key for row in parts["train"]],
         skipped=problems,
         notes=notes,
     )

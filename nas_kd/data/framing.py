@@ -15,7 +15,7 @@ from torch import Tensor
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.sample import DataError
 
-FRAME_KEYS = {"clip": 2, "mask": 1, "boxes": 1}
+FRAME_KEYS = {"clip": 2, "features": 1, "mask": 1, "boxes": 1}
 """Keys of a batch that have frames, and which dimension they are; that of `map.<name>` is 1."""
 
 
@@ -38,14 +38,16 @@ class Cut:
     width: int
 
 
-def middle_cut(stored: Sequence[int], seen: Sequence[int]) -> Cut:
-    """T frames uniform over the S stored ones, and the middle of the frame.
+def middle_cut(stored: Sequence[int], seen: Sequence[int], *, consecutive: bool = False) -> Cut:
+    """T frames uniform over the S stored ones, or those in their middle; and the middle of the frame.
 
     Args:
         stored: (S, H', W').
         seen: (T, H, W).
+        consecutive: Whether frames follow each other.
     """
-    frames = tuple(sample_positions(stored[0], seen[0]).tolist())
+    start = (stored[0] - seen[0]) // 2
+    frames = tuple(range(start, start + seen[0]) if consecutive else sample_positions(stored[0], seen[0]).tolist())
     return Cut(frames, (stored[1] - seen[1]) // 2, (stored[2] - seen[2]) // 2, seen[1], seen[2])
 
 
@@ -101,13 +103,14 @@ def cut_batch(batch: dict[str, Tensor], cut: Cut) -> dict[str, Tensor]:
     """A part of every clip of a batch, with its targets; boxes are cut at its edges, without area they become absent.
 
     Args:
-        batch: Stacked samples with `clip`, [B, 3, S, H', W'].
-        cut: Which part.
+        batch: Stacked samples with `clip`, [B, 3, S, H', W'], or `features`, [B, S, D].
+        cut: Which part; of features, only its frames count.
     """
-    clips, _, stored, height, width = batch["clip"].shape
+    stored, height, width = stored_shape(batch)
     taken = dict(batch)
     if cut.frames != tuple(range(stored)):
-        taken = pick_frames(taken, torch.tensor(cut.frames).expand(clips, -1))
+        items = len(batch["clip"] if "clip" in batch else batch["features"])
+        taken = pick_frames(taken, torch.tensor(cut.frames).expand(items, -1))
     if (cut.height, cut.width) == (height, width):
         return taken
     for key in of_pixels(taken):
@@ -118,6 +121,14 @@ def cut_batch(batch: dict[str, Tensor], cut: Cut) -> dict[str, Tensor]:
             boxes[..., first : first + 3 : 2] = (boxes[..., first : first + 3 : 2] - start).clamp(0, size)
         taken["boxes"] = with_area(boxes, taken["boxes"])
     return taken
+
+
+def stored_shape(batch: dict[str, Tensor]) -> tuple[int, int, int]:
+    """(S, H', W') of the clips of a batch; (S, 0, 0) of frame features."""
+    if "clip" not in batch:
+        return (batch["features"].shape[1], 0, 0)
+    frames, height, width = batch["clip"].shape[2:]
+    return (frames, height, width)
 
 
 def pick_frames(batch: dict[str, Tensor], picks: Tensor) -> dict[str, Tensor]:

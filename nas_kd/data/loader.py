@@ -51,6 +51,7 @@ class ClipLoader:
             set says `reads_ahead`, and else items are read when they are needed. See `reader`.
         keys: Keys of the sample to keep, such as `("clip", "label")`; all by default.
         seen: (T, H, W) that batches show of each clip, where more is stored; see `augment_batch`.
+        consecutive: As for `augment_batch`.
         cuts: Parts of each stored clip that `evaluation` shows; then `seen` is not needed.
         mix: How the items of a batch are mixed, see `nas_kd.data.mix`; by default not at all.
         on_pace: Called once, with how fast the first batches were read and used.
@@ -73,6 +74,7 @@ class ClipLoader:
         num_workers: int = 0,
         keys: Sequence[str] | None = None,
         seen: tuple[int, int, int] | None = None,
+        consecutive: bool = False,
         cuts: Sequence[Cut] = (),
         mix: MixConfig | None = None,
         on_pace: Callable[[Pace], None] | None = None,
@@ -95,7 +97,7 @@ class ClipLoader:
         self.drop_last = drop_last
         self.device = torch.device(device)
         self.num_workers = num_workers
-        self.seen, self.cuts = seen, tuple(cuts)
+        self.seen, self.consecutive, self.cuts = seen, consecutive, tuple(cuts)
         self.mix = mix if mix is not None and mix.is_on else None
         self.keys = None if keys is None else tuple(keys)
         self._index = (
@@ -139,7 +141,7 @@ class ClipLoader:
             got = time.perf_counter()
             index = self._index[positions]
             chosen = torch.from_numpy(draws[view[index], index])
-            batch = augment_batch(batch, self.augment, chosen.to(self.device), self.seen)
+            batch = augment_batch(batch, self.augment, chosen.to(self.device), self.seen, consecutive=self.consecutive)
             batch["index"] = torch.from_numpy(index).to(self.device)
             if self.mix is not None:
                 batch = mix_batch(batch, self.mix, mixing)

@@ -15,7 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -32,6 +32,8 @@ _KNOWN_KEYS = frozenset(
 
 class OwnConfig(SourceConfig):
     """A function of the user's that returns data sets."""
+
+    stored_by: ClassVar[str] = "longer samples, and `frames` of what data.function returns"
 
     source: Literal["own"] = "own"
     function: str = Field(description="module:function; modules in the current directory are found.")
@@ -153,25 +155,30 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         "multi_label": "labels" in holds,
     }
     if clip is None and isinstance(features, Tensor) and features.ndim == 2 and features.numel():
-        frames, size = features.shape
-        return DataInfo(frames=frames, height=0, width=0, feature_size=size, flip_safe=False, **common)
+        return DataInfo(
+            frames=_frames(function, given, len(features)),
+            height=0,
+            width=0,
+            feature_size=features.shape[1],
+            stored_frames=len(features),
+            flip_safe=False,
+            **common,
+        )
     if not isinstance(clip, Tensor) or clip.ndim != 4:
         raise DataError(
             f"{function}()['train'][0] must be a dict with 'clip', a uint8 tensor [3, T, H, W], or with 'features', a "
             f"float32 tensor [T, D], but it is {_describe(sample)}"
         )
     stored_frames, *stored_size = clip.shape[1:]
-    frames, size = given.get("frames", stored_frames), given.get("size", stored_size)
+    size = given.get("size", stored_size)
     try:
         height, width = (int(side) for side in size)
-        frames = int(frames)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{function} must return frames as a number and size as (height, width), what nets see of a clip, but they "
-            f"are {frames!r} and {size!r}"
+            f"{function} must return size as (height, width), what nets see of a frame, but it is {size!r}"
         ) from error
     return DataInfo(
-        frames=frames,
+        frames=_frames(function, given, stored_frames),
         height=height,
         width=width,
         stored_frames=stored_frames,
@@ -182,6 +189,16 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
         points=bool(given.get("points", False)),
         **common,
     )
+
+
+def _frames(function: str, given: Mapping[str, Any], stored: int) -> int:
+    """How many frames nets see."""
+    frames = given.get("frames", stored)
+    if type(frames) is not int or frames < 1:
+        raise DataError(
+            f"{function} must return frames as a whole number ≥ 1, what nets see of an item, but it is {frames!r}"
+        )
+    return frames
 
 
 def _names(function: str, given: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -91,6 +91,8 @@ class DataInfo:
         multi_label: Whether an item may have several classes; samples then hold `labels`.
         points: Whether values of `mask` above 0 are single points, such as those of tracked eyes, instead of areas.
         stored_frames: Frames that samples hold, of which nets see `frames`; 0: as many.
+        consecutive: Whether frames follow each other, so that nets see those in the middle where more are stored
+            (otherwise, frames uniform over them). Items of val and test then hold no more than is seen.
         stored_size: (height, width) of the frames that samples hold, of which nets see `height` × `width` pixels;
             (0, 0): as many.
     """
@@ -110,6 +112,7 @@ class DataInfo:
     points: bool = False
     stored_frames: int = 0
     stored_size: tuple[int, int] = (0, 0)
+    consecutive: bool = False
 
     def __post_init__(self) -> None:
         for name, stored, seen in (
@@ -117,7 +120,7 @@ class DataInfo:
             ("height", self.stored_size[0], self.height),
             ("width", self.stored_size[1], self.width),
         ):
-            if stored and (stored < seen or self.feature_size):
+            if stored and (stored < seen or (self.feature_size and name != "frames")):
                 raise DataError(
                     f"samples of {self.name!r} must hold clips with at least what nets see, {seen} as {name}, but hold "
                     f"{stored}; raise stored_frames or stored_size, or leave it out"
@@ -154,13 +157,13 @@ class DataInfo:
         return (3, self.frames, self.height, self.width)
 
     @property
-    def seen(self) -> tuple[int, int, int] | None:
-        """(T, H, W) that nets see of a clip; None of frame features."""
-        return None if self.feature_size else (self.frames, self.height, self.width)
+    def seen(self) -> tuple[int, int, int]:
+        """(T, H, W) that nets see of a clip; (T, 0, 0) of frame features."""
+        return (self.frames, self.height, self.width)
 
     @property
     def stored(self) -> tuple[int, int, int]:
-        """Frames, height and width of the clips that samples hold."""
+        """Frames, height and width of the clips that samples hold, those of training items where they hold more."""
         height, width = self.stored_size
         return (self.stored_frames or self.frames, height or self.height, width or self.width)
 
@@ -282,7 +285,7 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
             )
     frames = info.stored
     shapes: dict[str, tuple[int, ...]] = {
-        info.input_key: info.input_shape if info.feature_size else (3, *frames),
+        info.input_key: (frames[0], info.feature_size) if info.feature_size else (3, *frames),
         "label": (),
         "labels": (info.num_classes,),
         "sequence": (),

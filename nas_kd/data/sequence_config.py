@@ -22,6 +22,11 @@ class SequenceOptions(CachedConfig):
     root: Path = Field(description="The folder; paths in the csv are relative to it and may not leave it.")
     labels: str = Field(default="labels.csv", description="The csv or Parquet file, relative to `root`.")
     frames: int = Field(default=8, ge=1, description="Frames a window.")
+    stored_frames: PositiveInt | None = Field(
+        default=None,
+        description="Frames of a training window, of which nets see `frames`, for windows in time "
+        "(`augment.temporal`); by default `frames`.",
+    )
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=112, description="Side, or (height, width), in pixels."
     )
@@ -86,6 +91,15 @@ class SequenceOptions(CachedConfig):
         return self
 
     @model_validator(mode="after")
+    def _stores_what_is_seen(self) -> SequenceOptions:
+        if self.stored_frames is not None and self.stored_frames < self.frames:
+            raise ValueError(
+                f"stored_frames must be at least frames, {self.frames}, but is {self.stored_frames}; raise it or leave "
+                "it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _points_and_maps_make_sense(self) -> SequenceOptions:
         if self.points and self.boxes:
             raise ValueError("boxes are tight around objects, but points: true makes labels points; drop one of both")
@@ -113,6 +127,10 @@ class SequenceOptions(CachedConfig):
         """Height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    def window_of(self, split: str) -> int:
+        """Frames of a window of a split: more than nets see in training alone."""
+        return self.stored_frames or self.frames if split == "train" else self.frames
+
     @property
     def decoding(self) -> FileDecoding:
         """How files become clips."""
@@ -139,6 +157,8 @@ class SequenceOptions(CachedConfig):
             box_names=self.mask_names[1:] if self.boxes else (),
             map_names=tuple(self.maps),
             points=self.points,
+            stored_frames=self.window_of("train"),
+            consecutive=True,
         )
 
     def camera_of(self, split: str) -> CameraConfig | None:

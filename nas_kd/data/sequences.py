@@ -74,14 +74,16 @@ class WindowDataset:
     Args:
         store: The frames.
         starts: Position of the first frame of each window.
-        config: Length of the windows, and what is given of them.
+        length: Frames of a window.
+        config: What is given of them.
     """
 
     reads_ahead = True
 
-    def __init__(self, store: FrameStore, starts: Sequence[int], config: SequenceOptions) -> None:
+    def __init__(self, store: FrameStore, starts: Sequence[int], length: int, config: SequenceOptions) -> None:
         self.store = store
         self.starts = tuple(starts)
+        self.length = length
         self.config = config
         self.labels = [0] * len(self.starts)
         # Of frames that were read. They are a few bytes each, and finding them is slower than all else about an item.
@@ -95,13 +97,13 @@ class WindowDataset:
     @property
     def fingerprint(self) -> str:
         """Changes with the files of the frames and with the windows."""
-        return f"{self.store.fingerprint} {self.config.frames} {self.starts}"
+        return f"{self.store.fingerprint} {self.length} {self.starts}"
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int, /) -> Sample:
-        start, stop = self.starts[index], self.starts[index] + self.config.frames
+        start, stop = self.starts[index], self.starts[index] + self.length
         clip, mask, maps = self.store.read(start, stop)
         sample = {"clip": clip, "label": torch.tensor(0), "mask": mask, "sequence": self.store.sequence(start)}
         sample |= {f"map.{name}": value for name, value in maps.items()}
@@ -136,6 +138,7 @@ class CameraDataset:
         self.config = config
         self.camera = camera
         self.labels = [0] * (len(store.frames) * camera.clips_per_image)
+        self._frames = config.window_of(split)
         self._split_number = SPLITS.index(split)
         self._cache = cache
 
@@ -152,7 +155,7 @@ class CameraDataset:
     @property
     def fingerprint(self) -> str:
         """Changes with the files of the frames and with the camera."""
-        return f"{self.store.fingerprint} {self.config.frames} {self.camera!r}"
+        return f"{self.store.fingerprint} {self._frames} {self.camera!r}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,16 +175,16 @@ class CameraDataset:
         """The planes of a clip, uint8 [4, T, H, W]: red, green, blue, labels."""
         frame = self.store.keys[index // self.camera.clips_per_image]
         size = self.config.frame_size
-        what = f"camera {frame} {self.config.frames} {size} {self.camera!r} {self._split_number} {index}"
+        what = f"camera {frame} {self._frames} {size} {self.camera!r} {self._split_number} {index}"
         key = hashlib.sha256(what.encode()).hexdigest()
-        return Entry(key, (PLANES, self.config.frames, *size), functools.partial(self._make, index))
+        return Entry(key, (PLANES, self._frames, *size), functools.partial(self._make, index))
 
     def _make(self, index: int) -> Clip:
         position = index // self.camera.clips_per_image
         image, labels = (part.numpy() for part in self.store.read(position, position + 1)[:2])
         rng = np.random.default_rng((self.camera.seed, self._split_number, index))
         size = self.config.frame_size
-        matrices = trajectory(rng, self.config.frames, size, self.store.size, self.camera)
+        matrices = trajectory(rng, self._frames, size, self.store.size, self.camera)
         clip = warp(image[:, 0], matrices, size)
         if self.camera.noise:
             clip = add_noise(clip, self.camera.noise, rng)
@@ -192,10 +195,11 @@ class SequencesConfig(SequenceOptions):
     """A folder of labelled frames of videos with a csv file."""
 
     decodes: ClassVar[bool] = True
+    stored_by: ClassVar[str] = "data.stored_frames"
 
     def decoded_bytes(self, splits: Splits) -> int:
-        windows = sum(map(len, (splits.weights, splits.gates, splits.val, splits.test)))
-        return PLANES * self.frames * math.prod(self.frame_size) * windows
+        frames = len(splits.weights.base) * self.window_of("train") + (len(splits.val) + len(splits.test)) * self.frames
+        return PLANES * frames * math.prod(self.frame_size)
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_sequences(self, seed=seed, gate_share=gate_share)
@@ -249,7 +253,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     moving: list[Entry] = []
     for name, store in stores.items():
         if config.camera_of(name) is None:
-            sets[name] = WindowDataset(store, starts[name], config)
+            sets[name] = WindowDataset(store, starts[name], config.window_of(name), config)
         else:
             of_camera = CameraDataset(store, config, name, cache)
             moving += of_camera.entries
@@ -285,6 +289,8 @@ def _boxes(mask: Tensor, config: SequenceOptions) -> Tensor:
 
 def _starts(frames: Sequence[Frame], split: str, config: SequenceOptions, notes: list[str]) -> list[int]:
     """First frames of the clips of a split; frames that are left out are noted."""
+    length = config.window_of(split)
+    key = "frames" if length == config.frames else "stored_frames"
     if config.camera_of(split) is not None:
         starts, left_out = list(range(len(frames))), 0
     else:
@@ -295,24 +301,25 @@ def _starts(frames: Sequence[Frame], split: str, config: SequenceOptions, notes:
         advice = (
             f"set max_gap: {enough}"
             if enough is not None
-            else f"lower frames, add rows with split={split}, or make clips of single frames with camera"
+            else f"lower {key}, add rows with split={split}, or make clips of single frames with camera"
         )
         raise DataError(
-            f"the split {split!r} must hold at least one window of {config.frames} frames whose numbers are at most "
+            f"the split {split!r} must hold at least one window of {length} frames whose numbers are at most "
             f"{config.max_gap} apart (max_gap), but its {len(frames)} frames hold none; {advice}"
         )
     if left_out:
         notes.append(
-            f"{left_out} of {len(frames)} {split} frames fill no window of {config.frames} frames (max_gap "
+            f"{left_out} of {len(frames)} {split} frames fill no window of {length} frames (max_gap "
             f"{config.max_gap}) and are left out"
         )
     return starts
 
 
 def _windows(frames: Sequence[Frame], split: str, config: SequenceOptions, max_gap: int) -> tuple[list[int], int]:
+    length = config.window_of(split)
     if split != "train":
-        return windows(frames, config.frames, config.frames, max_gap, to_end=False)
-    return windows(frames, config.frames, config.stride or max(1, config.frames // 2), max_gap, to_end=True)
+        return windows(frames, length, length, max_gap, to_end=False)
+    return windows(frames, length, config.stride or max(1, length // 2), max_gap, to_end=True)
 
 
 def _with_val(frames: list[Frame], config: SequenceOptions, seed: int, notes: list[str]) -> list[Frame]:

@@ -25,12 +25,14 @@ class SourceConfig(BaseModel):
     Attributes:
         gives_features: whether items are frame features instead of clips.
         decodes: whether `load` decodes files, which `outline` does not.
+        stored_by: key by which samples get more frames than nets see; "" where none does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gives_features: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
+    stored_by: ClassVar[str] = ""
 
     workers: int = Field(
         default=0,

@@ -147,6 +147,29 @@ def keep_classes(
     return sorted({*first, *moved}), [index for index in second if index not in moved]
 
 
+def joined_groups(groups: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """Groups of which those that share a content are one.
+
+    Args:
+        groups: Group of each item.
+        contents: Content of each item, by any identity.
+
+    Returns:
+        Group of each item, named as the first of those that were joined.
+    """
+    joined = {group: group for group in groups}
+
+    def name_of(group: str) -> str:
+        while joined[group] != group:
+            group = joined[group]
+        return group
+
+    first: dict[str, str] = {}
+    for group, content in zip(groups, contents, strict=True):
+        joined[name_of(group)] = name_of(first.setdefault(content, group))
+    return [name_of(group) for group in groups]
+
+
 def carve_val(
     by_split: dict[str, list[T]],
     classes: Sequence[Sequence[int]],
@@ -155,6 +178,7 @@ def carve_val(
     seed: int,
     what: str,
     *,
+    contents: Sequence[str] | None = None,
     every_class: bool = True,
 ) -> str:
     """Move a share of the training items to val, which has none.
@@ -166,6 +190,7 @@ def carve_val(
         share: Share that is moved, in (0, 1).
         seed: Decides which.
         what: What items are called.
+        contents: Content of each training item, by any identity: items of one content stay together, too.
         every_class: Whether every class must keep a training item.
 
     Returns:
@@ -176,9 +201,11 @@ def carve_val(
     """
     train = by_split["train"]
     first_class = [names[0] if names else 0 for names in classes]
-    kept, carved = _part(first_class, groups, share, seed)
+    contents = _that_differ(contents)
+    kept, carved = _part(first_class, groups, share, seed, contents)
     if every_class:
-        kept, carved = keep_classes(kept, carved, classes, groups)
+        together = contents if groups is None or contents is None else joined_groups(groups, contents)
+        kept, carved = keep_classes(kept, carved, classes, groups if together is None else together)
     if not carved and every_class:
         raise DataError(
             f"a validation split needs training {what} whose classes others have too, but of {len(train)} none can be "
@@ -202,6 +229,7 @@ def make_splits(
     seed: int,
     gate_share: float = 0.5,
     groups: Mapping[str, Sequence[str] | None] = NO_GROUPS,
+    contents: Sequence[str] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Splits:
@@ -216,6 +244,7 @@ def make_splits(
         gate_share: Share of `train` that fits the gates, in (0, 1).
         groups: Split -> group of each item, where it has groups. Training items of one group fit either weights or
             gates, see `grouped_split`.
+        contents: Content of each training item, by any identity: those of one content fit either of both, too.
         skipped: Passed on.
         notes: Passed on.
 
@@ -230,10 +259,10 @@ def make_splits(
             f"but it holds {len(train)}"
         )
     labels = labels_of(train)
-    of_train = groups.get("train")
-    weights, gates = _part(labels, of_train, gate_share, seed)
+    of_train, contents = groups.get("train"), _that_differ(contents)
+    weights, gates = _part(labels, of_train, gate_share, seed, contents)
     if of_train is None:  # a class of one item trains weights, unless nothing would be left for gates
-        with_classes = keep_classes(weights, gates, [[label] for label in labels])
+        with_classes = keep_classes(weights, gates, [[label] for label in labels], contents)
         weights, gates = with_classes if with_classes[1] else (weights, gates)
     if not weights or not gates:
         raise DataError(
@@ -252,8 +281,37 @@ def make_splits(
     )
 
 
-def _part(labels: Sequence[int], groups: Sequence[str] | None, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """As `grouped_split` where there are groups, else as `stratified_split`."""
-    if groups is None:
-        return stratified_split(labels, share, seed)
-    return grouped_split(labels, groups, share, seed)
+def _that_differ(contents: Sequence[str] | None) -> Sequence[str] | None:
+    """The contents; None where all items have one, as in a first try with copies of a single clip."""
+    return None if contents is None or len(set(contents)) < 2 else contents
+
+
+def _part(
+    labels: Sequence[int], groups: Sequence[str] | None, share: float, seed: int, contents: Sequence[str] | None
+) -> tuple[list[int], list[int]]:
+    """As `grouped_split` where there are groups, else as `stratified_split`.
+
+    Items of one content stay together, unless nothing would be left for one of both parts.
+    """
+    if contents is not None:
+        parts = _part_contents(labels, groups, share, seed, contents)
+        if all(parts):
+            return parts
+    if groups is not None:
+        return grouped_split(labels, groups, share, seed)
+    return stratified_split(labels, share, seed)
+
+
+def _part_contents(
+    labels: Sequence[int], groups: Sequence[str] | None, share: float, seed: int, contents: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    if groups is not None:
+        return grouped_split(labels, joined_groups(groups, contents), share, seed)
+    first: dict[str, int] = {}
+    for index, content in enumerate(contents):
+        first.setdefault(content, index)
+    distinct = list(first)
+    chosen = stratified_split([labels[index] for index in first.values()], share, seed)[1]
+    second = {distinct[position] for position in chosen}
+    places = range(len(contents))
+    return [i for i in places if contents[i] not in second], [i for i in places if contents[i] in second]

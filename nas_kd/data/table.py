@@ -220,6 +220,28 @@ def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -
     return sentences
 
 
+def other_labels(rows: Iterable[tuple[str, str, str]], csv_path: Path) -> list[str]:
+    """A sentence where clips of one content have different labels.
+
+    Args:
+        rows: Content of each row, by any identity, its label, and the name of its file.
+        csv_path: The csv file.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    pairs = []
+    for content, label, name in rows:
+        known_label, known_name = first.setdefault(content, (label, name))
+        if known_label != label:
+            pairs.append(f"{known_name} is {known_label!r} and {name} {label!r}")
+    if not pairs:
+        return []
+    more = ", …" if len(pairs) > LISTED else ""
+    return [
+        f"warning: {len(pairs)} files of {csv_path.name} have the content of another with another label: "
+        f"{', '.join(pairs[:LISTED])}{more}; mend or remove one of both"
+    ]
+
+
 def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
     """Sentences on labels that may be meant as one class, or as no label.
 

@@ -62,7 +62,15 @@ class Views:
         """The random numbers of all views, [count, num_items, …]; empty where nothing is augmented."""
         return np.stack([augment_draws(self.augment, self.seed, view, num_items) for view in range(self.count)])
 
-    def show(self, batch: Batch, view: int, num_items: int, seen: tuple[int, int, int] | None = None) -> Batch:
+    def show(
+        self,
+        batch: Batch,
+        view: int,
+        num_items: int,
+        seen: tuple[int, int, int] | None = None,
+        *,
+        consecutive: bool = False,
+    ) -> Batch:
         """One view of a batch.
 
         Args:
@@ -70,13 +78,16 @@ class Views:
             view: Which one.
             num_items: Of the data set.
             seen: As for `augment_batch`.
+            consecutive: As for `augment_batch`.
 
         Returns:
             The batch as a loader with these views gives it, with `view`, int64 [B].
         """
         index = batch["index"]
         draws = augment_draws(self.augment, self.seed, view, num_items)[index.cpu().numpy()]
-        shown = augment_batch(batch, self.augment, torch.from_numpy(draws).to(index.device), seen)
+        shown = augment_batch(
+            batch, self.augment, torch.from_numpy(draws).to(index.device), seen, consecutive=consecutive
+        )
         return {**shown, "view": torch.full_like(index, view)}
 
 

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.cache import ClipCache, Entry, cache_key
-from nas_kd.data.features import frames_of
+from nas_kd.data.features import check_stored_frames, frames_of
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
@@ -49,6 +49,7 @@ class YouTube8MConfig(CachedConfig):
 
     gives_features: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
+    stored_by: ClassVar[str] = "data.stored_frames"
 
     source: Literal["youtube8m"] = "youtube8m"
     root: Path = Field(description="The folder of the files.")
@@ -76,6 +77,12 @@ class YouTube8MConfig(CachedConfig):
         ge=1,
         description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
         "items must have equally many, and all are taken.",
+    )
+    stored_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames of an item that are kept, for windows in time (`augment.temporal`); nets see `frames` of "
+        "them. By default `frames`.",
     )
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="fail: refuse the data set if a record is unusable; skip: leave such records out."
@@ -110,6 +117,11 @@ class YouTube8MConfig(CachedConfig):
             raise ValueError(
                 "num_classes or class_names must be given, but neither is; set for example num_classes: 3862"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stores_what_is_seen(self) -> Self:
+        check_stored_frames(self.stored_frames, self.frames)
         return self
 
     def decoded_bytes(self, splits: Splits) -> int:
@@ -271,6 +283,7 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
     if problems:
         notes.append(f"{len(problems)} of {total} records were left out")
     frames = frames_of([item.length for items in parts.values() for item in items], config.frames)
+    stored = config.stored_frames or frames
     info = DataInfo(
         num_classes=len(class_names),
         class_names=class_names,
@@ -281,9 +294,10 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
         flip_safe=False,
         feature_size=sum(sizes.values()),
         multi_label=True,
+        stored_frames=stored,
     )
     cache: ClipCache | None = config.open_cache()
-    size, total_bytes = info.feature_size, frames * info.feature_size * sum(map(len, parts.values()))
+    size, total_bytes = info.feature_size, stored * info.feature_size * sum(map(len, parts.values()))
     if total_bytes > config.cache_limit_gb * 1e9:
         cache = None
         notes.append(
@@ -291,7 +305,7 @@ def load_youtube8m(config: YouTube8MConfig, *, seed: int, gate_share: float = 0.
             f"({config.cache_limit_gb:g}): each is read from its record in every epoch, which takes many times as long"
         )
     train, val, test = (
-        RecordDataset(parts[name], len(class_names), config.use, frames, size, cache) for name in SPLITS
+        RecordDataset(parts[name], len(class_names), config.use, stored, size, cache) for name in SPLITS
     )
     if cache is not None and decode:
         cache.fill([*train.entries, *val.entries, *test.entries], 1, "unpacking records")

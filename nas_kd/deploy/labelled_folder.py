@@ -24,7 +24,7 @@ def labelled_folder(folder: Path, split: str | None, info: BundleInfo) -> Labell
     Raises:
         ValueError: the table cannot be read, or the student was trained on data of another kind.
     """
-    if ":" in info.task or info.decoding is None or info.decoding.sampling != "uniform":
+    if ":" in info.task or info.mean is None or info.decoding is None or info.decoding.sampling != "uniform":
         raise ValueError(
             f"a folder with {TABLE_NAME} holds classes of clips, but the student's task is {info.task}, on data of "
             "another kind; give a campaign file whose section data names the labelled data"

@@ -171,6 +171,8 @@ class Predictor:
         if info.mean is None:
             place = parse_place(str(path))
             features = ArrayFiles().item(Path(place.file), place.array, place.row)
+            if self.decoding.stored is not None:  # nets see some of the frames that are kept of an item
+                features = features[sample_positions(len(features), self.decoding.stored[0])]
             taken = features[sample_positions(len(features), info.source_frames)]
             return torch.from_numpy(taken if taken.dtype == np.float16 else taken.astype(np.float32))
         return self.decoding.read(path, info.source_frames, *info.source_size)

@@ -126,6 +126,7 @@ class CampaignContext:
             device=self.device,
             keys=(self.input_type.key, *self.task.keys, *(f"map.{name}" for name in self.splits.info.map_names)),
             seen=None if cuts else self.splits.info.seen,
+            consecutive=self.splits.info.consecutive,
             cuts=cuts,
             mix=fit_config.mix if train else None,
             num_workers=self.config.data.workers,

@@ -139,10 +139,19 @@ def test_views_of_a_section_are_those_of_the_seed_and_the_loader_shows_them() ->
             assert torch.equal(clip, shown[view][index])
 
 
-def test_features_have_no_colors() -> None:
-    batch = {"features": torch.zeros(1, 2, 3), "label": torch.zeros(1)}
+def test_features_have_windows_in_time_and_no_colors() -> None:
+    batch = {"features": torch.arange(10.0).view(1, 10, 1), "label": torch.zeros(1)}
     with pytest.raises(DataError, match="augmentation color changes colours, which frame features lack; set augment"):
-        augment_batch(batch, AugmentConfig(color={"hue": 0.1}), draws_with({}))
+        augment_batch(batch, AugmentConfig(color={"hue": 0.1}, temporal={}), draws_with({}))
+
+    def shown(how: Augment, **options: bool) -> list[int]:
+        draws = draws_with({9: 0.0, 10: 0.5})  # the shortest window, in the middle
+        return augment_batch(batch, how, draws, (4, 0, 0), **options)["features"][0, :, 0].int().tolist()
+
+    assert shown("none") == [1, 3, 6, 8]
+    assert shown("none", consecutive=True) == [3, 4, 5, 6]
+    assert shown(AugmentConfig(temporal={"window": (0.5, 1)})) == [3, 4, 5, 6]
+    assert shown(AugmentConfig(temporal={"window": (0.6, 1)})) == [2, 4, 5, 7]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,26 @@ def test_items_of_several_lengths_need_frames(root):
     assert splits.retrain[8]["features"].shape == (4, D)
 
 
+def test_more_frames_are_stored_than_are_seen(root):
+    splits = load(config(root, frames=2, stored_frames=5), seed=0)
+    assert (splits.info.frames, splits.info.stored, splits.info.seen) == (2, (5, 0, 0), (2, 0, 0))
+    check_sample(splits.val[0], splits.info, "val[0]")
+    (batch,) = ClipLoader(splits.val, 4, seen=splits.info.seen).epoch(0)
+    stored = values("val").astype(np.float32)[:, [0, 1, 3, 4, 5]]
+    np.testing.assert_array_equal(batch["features"].numpy(), stored[:, [1, 3]])
+    for change in ({"stored_frames": 5}, {"frames": 3, "stored_frames": 2}):
+        with pytest.raises(ValueError, match="stored_frames must come with frames, and be at least as many"):
+            config(root, **change)
+
+
+def test_equal_items_of_two_files_are_named(root):
+    np.save(root / "copy.npy", values("train")[2])
+    write_table(root, [*rows_of(root), ("copy.npy", "b", "test")])
+    notes = load(config(root), seed=0).notes
+    assert notes[0].endswith("so scores may be too good: copy.npy is train.npy#2")
+    assert notes[1].endswith("another label: train.npy#2 is 'a' and copy.npy 'b'; mend or remove one of both")
+
+
 def test_archives_and_whole_files_are_read_as_arrays_are(root):
     train = values("train").astype(np.float32)
     np.savez(root / "one.npz", only=train)

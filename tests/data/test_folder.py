@@ -355,6 +355,41 @@ def test_one_clip_under_two_names_in_two_splits_is_named(root):
     assert note.endswith(f": {copy} is {train[0]}")
 
 
+@pytest.mark.parametrize("group", [None, "take"])
+def test_copies_of_a_clip_are_on_one_side_of_each_split(tmp_path, group):
+    """Each clip is there three times; with a group, a copy joins the groups of the others."""
+    rows = []
+    for number in range(24):
+        for copy in range(3):
+            write_image(tmp_path / f"{copy}-{number}.png", np.full((8, 8, 3), 10 * number, np.uint8))
+            rows.append(
+                (f"{copy}-{number}.png", "ab"[number % 2], "train", f"take{number if copy else 'x' + str(number)}")
+            )
+    rows.append(("test.png", "a", "test", "y"))
+    write_image(tmp_path / "test.png", np.full((8, 8, 3), 255, np.uint8))
+    write_table(tmp_path, rows, "path,label,split,take")
+    for seed in range(3):
+        splits = load(config(tmp_path, frames=1, size=8, group=group), seed=seed)
+        parts = [
+            {int(part[i]["clip"][0, 0, 0, 0]) for i in range(len(part))}
+            for part in (splits.weights, splits.gates, splits.val)
+        ]
+        assert [len(part) for part in (splits.weights, splits.gates, splits.val)] == [3 * len(part) for part in parts]
+        assert [len(part) for part in parts] == [8, 8, 8]
+        assert len(set.union(*parts)) == 24
+
+
+def test_copies_of_a_clip_with_another_label_are_named(root):
+    header, *rows = (root / "labels.csv").read_text().splitlines()
+    shutil.copy(root / "train/dark0.mp4", root / "copy.mp4")
+    (root / "labels.csv").write_text("\n".join([header, *rows, "copy.mp4,light,train"]))
+    (note,) = load(config(root), seed=0).notes
+    assert note == (
+        "warning: 1 files of labels.csv have the content of another with another label: train/dark0.mp4 is 'dark' and "
+        "copy.mp4 'light'; mend or remove one of both"
+    )
+
+
 def test_labels_that_may_be_meant_as_one_are_named():
     def sentences(*names: str) -> list[str]:
         return doubtful_labels(names, Path("labels.csv"))

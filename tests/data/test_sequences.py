@@ -10,7 +10,17 @@ from PIL import Image
 from pydantic import ValidationError
 from small_sets import FRAME_HEADER, rows_of, write_table
 
-from nas_kd.data import IGNORE, ClipLoader, DataError, SequencesConfig, Subset, UnusableRowsError, check_sample, load
+from nas_kd.data import (
+    IGNORE,
+    AugmentConfig,
+    ClipLoader,
+    DataError,
+    SequencesConfig,
+    Subset,
+    UnusableRowsError,
+    check_sample,
+    load,
+)
 from nas_kd.data.cache import ClipCache
 from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
@@ -92,6 +102,28 @@ def test_windows_of_each_split(root):
         expected = np.where(labels == 9, IGNORE, labels)
         assert (sample["clip"][:, place].permute(1, 2, 0).numpy() == frame).all()
         assert (sample["mask"][place].numpy() == expected).all()
+
+
+def test_training_windows_hold_more_frames_for_windows_in_time(root):
+    splits = load(config(root, frames=2, stored_frames=5, boxes=True), seed=0)
+    assert splits.weights.base.starts == (0, 2, 4, 9, 10)
+    assert splits.val.starts == (0, 2, 4, 6)
+    assert (splits.info.stored[0], splits.info.frames) == (5, 2)
+    item = splits.weights.base[0]
+    check_sample(item, splits.info, "train[0]")
+
+    def shown(base, augment):
+        options = {"augment": augment, "seen": splits.info.seen, "consecutive": splits.info.consecutive}
+        return next(ClipLoader(base, 1, **options).epoch(0))
+
+    middle = shown(splits.weights.base, "none")
+    for key, dim in (("clip", 1), ("mask", 0), ("boxes", 0)):
+        assert torch.equal(middle[key][0], item[key].narrow(dim, 1, 2))
+    whole = shown(splits.weights.base, AugmentConfig(temporal={"window": (1, 1)}))
+    assert torch.equal(whole["mask"][0], item["mask"][[1, 3]])
+    assert torch.equal(shown(splits.val, "none")["clip"][0], splits.val[0]["clip"])
+    with pytest.raises(ValueError, match="stored_frames must be at least frames, 4, but is 3"):
+        config(root, stored_frames=3)
 
 
 def test_samples_say_which_video_they_are_of(root):

@@ -140,8 +140,8 @@ def test_a_mistake_is_one_sentence_with_its_key_path(
         ),
         (
             {"data": {"frames": 8}, "retrain": {"augment": {"temporal": {"window": [0.6, 1]}}}},
-            "retrain.augment.temporal.window: 0.6 of a clip of 8 stored frames has fewer than the 8 that nets see; "
-            "store at least 14 (data.stored_frames, where it is a key)",
+            "retrain.augment.temporal.window: 0.6 of an item of 8 stored frames has fewer than the 8 that nets see; "
+            "leave temporal out: this source has no more frames than nets see",
         ),
     ],
 )
