@@ -19,6 +19,7 @@ from nas_kd.campaign.checks import (
     grid_cells,
     nets_depend_on,
 )
+from nas_kd.campaign.explain import with_place
 from nas_kd.campaign.latencies import measure_latencies
 from nas_kd.campaign.output_checks import describe_certainty, describe_classes
 from nas_kd.campaign.overview import describe_left_out
@@ -174,7 +175,8 @@ class Campaign:
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} lists the reasons")
         context.tell_pace = note
-        known = prepare_teacher(context, self.run_dir, progress, note)
+        with with_place("teacher"):
+            known = prepare_teacher(context, self.run_dir, progress, note)
         write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
         if f"val/{metric.name}" not in known:
             raise ValueError(
@@ -191,7 +193,8 @@ class Campaign:
         for warning in known.get("warnings", []):
             note(warning)
         if context.shares_search:
-            found = prepare_search(context, self.run_dir, progress)
+            with with_place("search"):
+                found = prepare_search(context, self.run_dir, progress)
             self._derived, self._known_costs = found.derived, known_costs(context, found)
             note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
         others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas_kd.data import Batch
 from nas_kd.tasks import make_task
+from nas_kd.tasks.task import metrics_of
 from nas_kd.trial import CampaignContext
 
 ByInterval = dict[str, dict[str, float]]
@@ -41,7 +42,7 @@ class OffsetMetrics:
         """The metrics of what was added."""
         found: ByInterval = {}
         for interval, task in self._tasks.items():
-            found[str(interval)] = {f"{split}/{name}": float(value) for name, value in task.compute().items()}
+            found[str(interval)] = {f"{split}/{name}": value for name, value in metrics_of(task).items()}
         return found
 
 

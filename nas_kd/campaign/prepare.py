@@ -22,6 +22,7 @@ from nas_kd.inputs import InputType
 from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
+from nas_kd.tasks.task import loss_of
 from nas_kd.teachers import TEACHERS, bare, is_precomputed
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import open_caches
@@ -207,7 +208,7 @@ def _teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:
     """The sum over all outputs of the teacher that are trained on the labels."""
     with autocast(context.config.teacher.fit.precision, context.device):
         outputs, labels = context.input_type.teacher_training_view(context.teacher_model, batch)
-    return {"task": torch.stack([context.task.loss(output.float(), labels) for output in outputs]).sum()}
+    return {"task": torch.stack([loss_of(context.task, output.float(), labels) for output in outputs]).sum()}
 
 
 def check_outputs(

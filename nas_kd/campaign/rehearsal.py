@@ -11,7 +11,6 @@ import contextlib
 import json
 import random
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from nas_kd.campaign.explain import explained, reason_of
+from nas_kd.campaign.full_batches import full_batches
 from nas_kd.campaign.latencies import passes_of_nets
 from nas_kd.campaign.nets import build_nets, build_objective
 from nas_kd.campaign.own_space import own_space
@@ -31,15 +32,11 @@ from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.sections import BudgetConfig
 from nas_kd.data import ClipDataset, Sample, Splits, Subset
 from nas_kd.deploy.bundle import read_info
-from nas_kd.deploy.export import WRITERS, ExportError, export_student
+from nas_kd.deploy.export import WRITERS, export_student
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
-from nas_kd.search_spaces import count_flops
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import bare
-from nas_kd.teachers.weights import load_weights
-from nas_kd.training.fit import OnProgress, evaluate, fit, no_progress
-from nas_kd.training.gate_search import search_gates
-from nas_kd.training.shared_search import search_shared
+from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import CampaignContext, SearchTrial, SharedSearch, Trial
 from nas_kd.trial.architecture_trial import ArchitectureTrial
 from nas_kd.trial.context import restore_teacher, teacher_of
@@ -56,23 +53,12 @@ _SHARES = {
     "teacher": 0.0,
     "search": 0.2,
     "trial": 0.3,
+    "full batch": 0.4,
     "latency": 0.45,
     "bundle": 0.5,
 }  # of the time, roughly, when a stage begins
 
 Note = Callable[[str], None]
-
-_DOING = {
-    fit: "training",
-    evaluate: "evaluation",
-    count_flops: "counting FLOPs",
-    load_weights: "loading weights",
-    search_gates: "the search",
-    search_shared: "the search",
-    prepare_search: "the search",
-    export_student: "export",
-}
-"""What was going on, by the functions of a traceback; the innermost one decides."""
 
 
 def rehearse(
@@ -176,6 +162,11 @@ class _Rehearsal:
         with self._stage("trial", "change space, objective, search or retrain"):
             trial.run()
         done["trial"] = self._seconds()
+        for full in full_batches(self.context, self._small_context(), self.proposal):
+            # What fails at this size alone, since all that is small went well.
+            with self._stage("full batch", f"lower {full.key}", full.what):
+                full.run()
+        done["full batches"] = self._seconds()
         with self._stage("latency", "change teacher.model or space"), torch.no_grad():
             nets = passes_of_nets(worker, self.folder, [0])
             for run in [run for net in nets.values() for run in net.parts.values()]:
@@ -193,7 +184,7 @@ class _Rehearsal:
             try:
                 export_student(trial_dir, self.folder / "export", (kind,), space=space)  # type: ignore[arg-type]
             except Exception as error:  # whatever exporters raise; the campaign can do without
-                self.note(f"warning: students of this campaign cannot be exported as {kind}: {_reason(error)}")
+                self.note(f"warning: students of this campaign cannot be exported as {kind}: {reason_of(error)}")
             else:
                 done[kind] = self._seconds()
 
@@ -206,17 +197,10 @@ class _Rehearsal:
         return TrialContext(number=0, knobs=knobs, seed=self.context.config.seed, directory=directory, device=device)
 
     @contextmanager
-    def _stage(self, name: str, way_out: str) -> Iterator[None]:
+    def _stage(self, name: str, way_out: str, what: str = "") -> Iterator[None]:
         self.progress(_SHARES[name], f"rehearsal, {name}")
-        try:
+        with explained(f"rehearsal of the {name}", way_out, what, hidden=f"{self.folder}/"):
             yield
-        except ConfigError:
-            raise
-        except Exception as error:
-            doing = _doing(error)
-            during = f" ({doing})" if doing else ""
-            reason = _reason(error).replace(f"{self.folder}/", "")
-            raise ConfigError(f"rehearsal of the {name}{during}: {reason}{_advice(error, way_out)}") from error
 
     def _small_context(self) -> CampaignContext:
         """The campaign with a few items, one epoch, and nets of its own."""
@@ -333,52 +317,3 @@ def generators_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(array)
-
-
-def _doing(error: BaseException) -> str:
-    """What was going on when an exception was raised."""
-    names = {function.__code__: words for function, words in _DOING.items()}
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(frame.f_code, found)
-    return found
-
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def _is_ours(path: str) -> bool:
-    return path.startswith(str(_PACKAGE))
-
-
-def _is_sentence(error: BaseException) -> bool:
-    """Whether an exception has a sentence of this package for the user, and not one of a library or of the user's."""
-    if isinstance(error, ExportError):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError | FloatingPointError) and _is_ours(frames[-1].filename)
-
-
-def _reason(error: BaseException) -> str:
-    """What an exception says in one line, with the line of the user's code that raised it."""
-    text = " ".join(str(error).split())
-    if len(text) > 400:
-        text = f"{text[:400]}…"
-    if _is_sentence(error):
-        return text
-    frames = list(traceback.extract_tb(error.__traceback__))
-    where = ""
-    for frame in reversed(frames):
-        if (
-            not _is_ours(frame.filename)
-            and "site-packages" not in frame.filename
-            and "lib/python" not in frame.filename
-        ):
-            where = f" in {Path(frame.filename).name}, line {frame.lineno} ({frame.name})"
-            break
-    return f"{type(error).__name__}{where}: {text}" if text else f"{type(error).__name__}{where}"
-
-
-def _advice(error: BaseException, way_out: str) -> str:
-    """What to change, where the sentence does not say it."""
-    return "" if _is_sentence(error) and ";" in str(error) else f"; {way_out}"

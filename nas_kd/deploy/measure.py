@@ -15,6 +15,7 @@ from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import FileMetrics
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import interval_over_items
+from nas_kd.tasks.task import metrics_of
 from nas_kd.training.fit import mean_of_views
 
 TOLERANCE = 2e-3  # of a metric measured again, relative to its value (at least 1); one item's share where that is more
@@ -94,7 +95,7 @@ def measure(
                 backend=predictor.backend.name,
                 files=predictor.backend.files,
                 metric=task.metric,
-                metrics=task.compute(),
+                metrics=metrics_of(task),
                 measured=Measured(
                     num_items=len(labelled.dataset),
                     num_groups=groups,

@@ -14,6 +14,7 @@ from nas_kd.objectives.term import DistillationTerm, Pairs, TermContext
 from nas_kd.settings.mistakes import nearest
 from nas_kd.taps import ModelOutput, TapError, Taps, shapes_given, sketch
 from nas_kd.tasks import Batch, Task
+from nas_kd.tasks.task import loss_of
 
 
 class ModuleNameError(ValueError):
@@ -211,9 +212,9 @@ class DistillationLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         active = self._active
         if self._task_weight > 0 and not any(part.replaces_task for part in active):
-            terms["task"] = self.task.loss(student.logits, batch)
+            terms["task"] = loss_of(self.task, student.logits, batch)
         if self.co_trained_teacher is not None and teacher is not None:
-            terms["teacher"] = self.task.loss(teacher.logits, batch)
+            terms["teacher"] = loss_of(self.task, teacher.logits, batch)
             features = {name: value.detach() for name, value in teacher.features.items()}
             teacher = replace(teacher, logits=teacher.logits.detach(), features=features)
         for part in active:

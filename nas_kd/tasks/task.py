@@ -5,6 +5,7 @@ Shape legend: N clips, T frames, C channels of an output, H and W pixels of a fr
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -154,6 +155,45 @@ class Task(ABC):
         Where offsets were given, `metric@k` is the primary metric of the frames k after their key frame, and the
         primary metric itself is the mean of those over k (the protocol of Delta Distillation, ECCV 2022).
         """
+
+
+def loss_of(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
+    """The loss of a task, which may be one of the user's.
+
+    Raises:
+        ValueError: it is no scalar tensor.
+    """
+    value: object = task.loss(outputs, batch)
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ValueError(
+        f"task {type(task).__name__}: loss must give a scalar tensor, the mean over the batch, but gives {given}; take "
+        "its mean"
+    )
+
+
+def metrics_of(task: Task) -> dict[str, float]:
+    """The metrics of a task, which may be one of the user's, as numbers.
+
+    Raises:
+        ValueError: the primary metric is missing, or a metric is no finite number.
+    """
+    who, values = f"task {type(task).__name__}: compute", task.compute()
+    if not isinstance(values, Mapping) or task.metric not in values:
+        given = ", ".join(values) if isinstance(values, Mapping) else f"a {type(values).__name__}"
+        raise ValueError(f"{who} must return the primary metric {task.metric!r}, but returns {given or 'nothing'}")
+    metrics = {}
+    for name, value in values.items():
+        try:
+            metrics[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # the last one of a tensor of several values
+            metrics[name] = math.nan
+        if not math.isfinite(metrics[name]):
+            raise ValueError(
+                f"{who} must return finite numbers, but {name!r} is {value!r}; leave out what is not defined"
+            )
+    return metrics
 
 
 def check_finite_outputs(outputs: Tensor) -> None:

@@ -409,12 +409,26 @@ def with_forms(teacher: AdaptedTeacher, example: Tensor) -> AdaptedTeacher:
     Args:
         teacher: with its weights.
         example: one input of the campaign.
+
+    Raises:
+        ValueError: the net does not take batches of another size.
     """
-    if example.ndim >= 4:
-        clip = probe_input(example, 1)
-        fitted = teacher.inputs.fit(clip)
-        teacher.forms = find_forms(
-            teacher.net, lambda clips: _run(teacher.net, lambda module: module(teacher.lay_out(clips))), clip,
-            frames=fitted.shape[2] if fitted.ndim == 5 else None, size=tuple(fitted.shape[-2:]),
-        )  # fmt: skip
+    if example.ndim < 4:
+        return teacher
+
+    def run(clips: Tensor) -> Any:
+        try:
+            return _run(teacher.net, lambda module: module(teacher.lay_out(clips)))
+        except Exception as error:  # whatever a net raises for a batch of another size than it took before
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"teacher.model: {type(teacher.net).__name__} takes a batch of 2 but not one of {len(clips)} "
+                f"({reason}); make its forward pass fit any number of clips"
+            ) from error
+
+    clip = probe_input(example, 1)
+    fitted = teacher.inputs.fit(clip)
+    teacher.forms = find_forms(
+        teacher.net, run, clip, frames=fitted.shape[2] if fitted.ndim == 5 else None, size=tuple(fitted.shape[-2:])
+    )
     return teacher

@@ -18,7 +18,7 @@ from nas_kd.data import Augment, Batch, ClipLoader, MixConfig
 from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
-from nas_kd.tasks.task import check_finite_outputs
+from nas_kd.tasks.task import check_finite_outputs, metrics_of
 from nas_kd.training.checkpoint import Checkpoint
 from nas_kd.training.kept_weights import AveragedWeights, BestEpoch, Validate
 from nas_kd.training.precision import Precision
@@ -365,10 +365,4 @@ def evaluate(
     scores = None if scored is None else task.item_scores()
     if scored is not None and scores is not None:
         scored(scores)
-    metrics = task.compute()
-    if task.metric not in metrics:
-        raise ValueError(
-            f"task {type(task).__name__}: compute must return the primary metric {task.metric!r}, but returns "
-            f"{', '.join(metrics) or 'nothing'}"
-        )
-    return metrics
+    return metrics_of(task)

@@ -62,9 +62,26 @@ class NotANumber(Net):
         return super().forward(clip) * (float("nan") if self.training else 1.0)
 
 
+class AtMostFour(Net):
+    def forward(self, clip: Tensor) -> Tensor:
+        if len(clip) in range(5, 7):  # 7 are tried when its modules are looked at
+            raise RuntimeError("too many clips")
+        return super().forward(clip)
+
+
+class LossOfItems(Classification):
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch["label"], reduction="none")
+
+
 class WrongMetric(Classification):
     def compute(self) -> dict[str, float]:
         return {"top1": super().compute()["accuracy"]}
+
+
+class NanMetric(Classification):
+    def compute(self) -> dict[str, float]:
+        return {**super().compute(), "kappa": float("nan")}
 
 
 class WrongTerm(DistillationTerm):
@@ -115,6 +132,21 @@ def fails(config: CampaignConfig, monkeypatch: pytest.MonkeyPatch) -> str:
             {"teacher": {"model": f"{__name__}:NotANumber", "settings": {}}},
             ("rehearsal of the teacher (training): the loss of the training is not finite (task=nan);",),
         ),
+        (
+            {"teacher": {"model": f"{__name__}:AtMostFour", "settings": {}}, "evaluation": {"batch_size": 6}},
+            (
+                "rehearsal of the full batch (teacher, evaluation.batch_size 6): RuntimeError in test_rehearsal.py",
+                "(forward): too many clips; lower evaluation.batch_size",
+            ),
+        ),
+        (
+            {"task": f"{__name__}:LossOfItems"},
+            ("task LossOfItems: loss must give a scalar tensor, the mean over the batch, but gives a tensor of shape",),
+        ),
+        (
+            {"task": f"{__name__}:NanMetric"},
+            ("rehearsal of the teacher (evaluation): task NanMetric: compute must return finite",),
+        ),
         ({"task": f"{__name__}:WrongMetric"}, ("must return the primary metric 'accuracy', but returns top1",)),
         (
             {"objective": {f"{__name__}:WrongTermConfig": {"weight": 1.0}}},
@@ -159,7 +191,7 @@ def test_a_rehearsal_changes_nothing_and_is_done_once(
     assert context.splits is splits
     for name, value in context.teacher_model.state_dict().items():
         assert torch.equal(value, before[name])
-    stages = ["teacher", *(["search"] if shared else []), "trial", "latency", "safetensors"]
+    stages = ["teacher", *(["search"] if shared else []), "trial", "full batches", "latency", "safetensors"]
     assert notes[0].startswith("rehearsed on 2 items of each split in ")
     assert notes[0].endswith(f" s: {', '.join(stages)}")
     assert list(json.loads((run_dir / rehearsal.RECORD_NAME).read_text())["seconds_until"]) == stages
@@ -182,3 +214,19 @@ def test_a_format_that_fails_is_told_and_stops_nothing(
         "warning: students of this campaign cannot be exported as pt2: student.pt2 differs from the trained student by "
         "0.3; it was not kept"
     )
+
+
+class FailsOnAll(Classification):
+    """Its metric needs what two items of a rehearsal do not show."""
+
+    def compute(self) -> dict[str, float]:
+        return {"score": 1 / (self._count < 3), **super().compute()}
+
+
+def test_what_only_all_items_show_is_a_sentence_with_the_line(tiny: Callable[..., CampaignConfig]) -> None:
+    config = tiny(task=f"{__name__}:FailsOnAll", teacher={"fit": {"epochs": 1}})
+    with Campaign(config) as campaign, pytest.raises(ConfigError) as caught:
+        campaign.prepare()
+    sentence = str(caught.value)
+    assert sentence.startswith("teacher (evaluation): ZeroDivisionError in test_rehearsal.py, line ")
+    assert "(compute): division by zero; correct it and run the same command again" in sentence
