@@ -23,6 +23,7 @@ from nas_kd.analysis.interactive import (
     stage_chart,
 )
 from nas_kd.analysis.latencies import Latencies
+from nas_kd.analysis.layers import layer_chart, read_layers, teacher_layers
 from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
 from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
@@ -72,6 +73,7 @@ def write_report(
     title: str,
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
+    run_dir: Path | str | None = None,
     search_dir: Path | str | None = None,
     budgets: Sequence[float] = (),
     tolerance: float | None = None,
@@ -94,6 +96,7 @@ def write_report(
         title: headline of the report.
         teacher: drawn beside the students and compared with the pick; None if unknown.
         metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
+        run_dir: folder of the run, for the layers that its trials and its teacher have left there; None without.
         search_dir: folder that a shared search has left; where it is damaged, the report says so.
         budgets: of the campaign; the best student within each is named.
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
@@ -128,7 +131,7 @@ def write_report(
     if paths.offsets is not None:
         write_picture(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
     pick = advise(front, teacher, budgets)
-    values = _values(records, front, title, teacher, metadata, paths) | {
+    values = _values(records, front, title, teacher, metadata, paths, run_dir) | {
         "pick": pick,
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
@@ -179,6 +182,7 @@ def _values(
     teacher: TeacherPoint | None,
     metadata: Mapping[str, str],
     paths: ReportPaths,
+    run_dir: Path | str | None,
 ) -> dict[str, object]:
     """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
@@ -206,21 +210,33 @@ def _values(
         picture = paths.offsets.read_bytes() if paths.offsets is not None else None
         values["streaming"] = offset_sections.streaming_section(front, teacher, picture)
     if front.records:
-        values |= _front_values(records, front, teacher, run, paths)
+        values |= _front_values(records, front, teacher, run, paths, run_dir)
     return values
 
 
 def _front_values(
-    records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None, run: str, paths: ReportPaths
+    records: Sequence[TrialRecord],
+    front: ParetoFront,
+    teacher: TeacherPoint | None,
+    run: str,
+    paths: ReportPaths,
+    run_dir: Path | str | None,
 ) -> dict[str, object]:
     picture = paths.picture.read_bytes()
+    layers = {} if run_dir is None else {r.number: read_layers(Path(run_dir), r.number) for r in front.records}
+    of_teacher = () if run_dir is None else teacher_layers(Path(run_dir))
     stages = measured_stages(records)
     return {
         "front": {
             "chart": chart(
                 "front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture
             ),
-            "architectures": [sections.architecture(record, front, run) for record in front.records],
+            "architectures": [
+                sections.architecture(record, front, run, layers.get(record.number, ())) for record in front.records
+            ],
+            "teacher_layers": layer_chart("layers-teacher", of_teacher, "the teacher", is_teacher=True)
+            if of_teacher
+            else None,
         },
         "free": free_chart(records, front),
         "drivers": drivers_section(front),

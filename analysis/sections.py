@@ -15,7 +15,8 @@ from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.latencies import Latencies
-from nas_kd.analysis.page import json_for_html, visible
+from nas_kd.analysis.layers import Layers, layer_chart
+from nas_kd.analysis.page import Chart, json_for_html, visible
 from nas_kd.analysis.statistics import (
     MIN_PAIRS,
     estimate_mean,
@@ -130,13 +131,14 @@ class Architecture:
     Attributes:
         heading: the trial, what it reaches and what it costs.
         is_pick: whether it is the recommended trial.
-        tally: how often each choice was made.
+        tally: how often each operator was chosen.
         choices: one line a cell.
         space: name of the space.
         settings: of the space.
         json: the architecture as it is, where it has neither choices nor settings.
         knobs: of the trial.
         command: that exports it.
+        layers: its layers by their FLOPs; None where they are not known.
     """
 
     heading: str
@@ -148,9 +150,10 @@ class Architecture:
     json: str
     knobs: Pairs
     command: str
+    layers: Chart | None = None
 
 
-def architecture(record: TrialRecord, front: ParetoFront, run: str) -> Architecture:
+def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Layers = ()) -> Architecture:
     """The choices of a front point, readable, with its knobs and export command."""
     value = metric_text(record.score(front.split, front.stage), record.metric)
     cost = front.axis.text(front.axis.of(record))
@@ -158,7 +161,9 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str) -> Architect
     choices, settings = arch.get("choices"), arch.get("settings")
     choices = choices if isinstance(choices, Mapping) else {}
     settings = settings if isinstance(settings, Mapping) else {}
-    tally = Counter(str(choice) for choice in choices.values())
+    tally = Counter(
+        choice for choice in choices.values() if isinstance(choice, str)
+    )  # numbers say nothing by themselves
     is_other_shape = bool(arch) and not choices and not settings
     return Architecture(
         heading=f"trial {record.number}: {value} at {cost}, architecture {record.arch_id or 'unnamed'}",
@@ -170,6 +175,7 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str) -> Architect
         json=json.dumps(arch, indent=2, default=str) if is_other_shape else "",
         knobs=_shown(record.knobs),
         command=export_command(run, record.number),
+        layers=layer_chart(f"layers-{record.number}", layers, f"trial {record.number}") if layers else None,
     )
 
 

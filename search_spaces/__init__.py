@@ -15,6 +15,7 @@ from nas_kd.search_spaces.frame_sequence import FrameSequenceSettings, FrameSequ
 from nas_kd.search_spaces.gates import ESTIMATORS, Gate, TemperatureSchedule
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError
+from nas_kd.search_spaces.layer_flops import LayerFlops, layer_flops
 from nas_kd.search_spaces.module_space import ModuleSpace
 from nas_kd.search_spaces.registry import SPACES, DataShape, SpaceEntry, derived_spaces
 from nas_kd.search_spaces.saliency import SaliencySettings, SaliencySpace
@@ -44,6 +45,7 @@ __all__ = [
     "Gate",
     "InfeasibleBudgetError",
     "KeyFrameNet",
+    "LayerFlops",
     "ModuleSpace",
     "SaliencySettings",
     "SaliencySpace",
@@ -55,4 +57,5 @@ __all__ = [
     "count_flops",
     "count_params",
     "derived_spaces",
+    "layer_flops",
 ]

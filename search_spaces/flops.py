@@ -256,15 +256,8 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         UncountedOpError: an operator is neither counted nor free by convention.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    with in_evaluation(module), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
-        analysis = _analysis()(module, inputs).set_op_handle(
-            **HANDLERS, **{f"{name}_": handler for name, handler in HANDLERS.items()}
-        )
-        counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
-        if counted:
-            analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    with in_evaluation(module), _without_warnings():
+        analysis, counted = _analyse(module, inputs)
         by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
         if counted:
             overhead = analysis.by_module()
@@ -283,6 +276,48 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
             "multiply-accumulates, the name to FREE_OPS"
         )
     return count
+
+
+def count_by_module(module: nn.Module, inputs: Tensor | tuple[Any, ...]) -> dict[str, int]:
+    """FLOPs of each submodule of `module(*inputs)`, without those of modules in it; they add up to `count_flops`.
+
+    Args:
+        module: any traceable module but an exported graph, whose modules are gone.
+        inputs: its positional inputs, at the shapes that matter.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    with in_evaluation(module), _without_warnings():
+        analysis, counted = _analyse(module, inputs)
+        whole = analysis.by_module_and_operator()
+    own = {name: Counter(operators) for name, operators in whole.items()}
+    for name, operators in whole.items():
+        if name:
+            own[name.rpartition(".")[0]].subtract(operators)
+    free = {operator.removeprefix("aten::") for operator in COUNTED_OPS}
+    totals = {}
+    for name, operators in own.items():
+        inside = name in counted
+        totals[name] = sum(int(count) for operator, count in operators.items() if inside or operator not in free)
+    return totals
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
+        yield
+
+
+def _analyse(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """fvcore's analysis with all handlers, and the names of modules that count their elements."""
+    analysis = _analysis()(module, inputs).set_op_handle(
+        **HANDLERS, **{f"{name}_": handler for name, handler in HANDLERS.items()}
+    )
+    counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]
+    if counted:
+        analysis.set_op_handle(**dict.fromkeys(COUNTED_OPS, _elementwise(1)))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return analysis, counted
 
 
 @contextmanager

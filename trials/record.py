@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from nas_kd.trials.files import write_atomically
 
 SCHEMA_VERSION = 1
+LAYERS_NAME = "layers.json"  # beside the record: what each layer of the student costs
 
 KnobValue = bool | int | float | str
 FinalState = Literal["complete", "failed", "stopped"]

@@ -102,10 +102,15 @@ def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis)
     if best is None:
         known = [cost for record in complete if (cost := axis.of(record)) is not None]
         raise ValueError(
-            f"no complete trial costs at most {budget:,} {axis.unit}; the cheapest costs {min(known):,}; raise the "
-            "budget or pick by trial"
+            f"no complete trial costs at most {_exactly(budget)} {axis.unit}; the cheapest costs "
+            f"{_exactly(min(known))}; raise the budget or pick by trial"
         )
     return best
+
+
+def _exactly(cost: float) -> str:
+    """FLOPs to the last one, since a budget may be that close; milliseconds as they are read."""
+    return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3g}"
 
 
 def load_measured_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import InputType
-from nas_kd.search_spaces import CostTable, count_params
+from nas_kd.search_spaces import CostTable, count_params, layer_flops
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.task import loss_of
@@ -51,9 +52,9 @@ def prepare_teacher(
     Returns:
         As in `teacher.json`: its metrics by split and what they rest on (`evaluated`, by split the fields of
         `trials.Evaluated`), parameters, `flops` where they are known with the operators that they miss
-        (`flops_uncounted`), `classes` by the number of its output, `identity` of data and weights, `warnings`,
-        sentences on what is odd about its answers, and for students with key frames `by_interval`, the metrics on the
-        frames at each offset from a key frame.
+        (`flops_uncounted`), `layers`, the fields of `LayerFlops` of each, `classes` by the number of its output,
+        `identity` of data and weights, `warnings`, sentences on what is odd about its answers, and for students with
+        key frames `by_interval`, the metrics on the frames at each offset from a key frame.
 
     Raises:
         ValueError: the folder was begun with another teacher, other data or other classes, or the model does not
@@ -169,6 +170,9 @@ def _measured(context: CampaignContext) -> dict[str, Any]:
         example = context.teacher_example()
         known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
         known["flops_uncounted"] = list(uncounted)
+        if not uncounted:
+            layers = layer_flops(*context.input_type.counted_teacher(model, example, context.space))
+            known["layers"] = [asdict(layer) for layer in layers]
     known |= part_flops(bare(model), context.teacher_example())
     checks = OutputChecks(context.task)
     evaluated: dict[str, Any] = {}

@@ -124,6 +124,7 @@ def report(
         title=config.name,
         teacher=_teacher_point(run_dir, config),
         metadata=facts,
+        run_dir=run_dir,
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
         budgets=_budgets(config),
         tolerance=tolerance,

@@ -275,11 +275,12 @@ class InputType(ABC):
             example: one input of it, with batch size 1.
             space: of the campaign.
         """
-        # Of the net alone: what it takes to bring clips to its size is the campaign's work.
-        net, shown = (
-            (teacher.net, teacher.lay_out(example)) if isinstance(teacher, AdaptedTeacher) else (teacher, example)
-        )
-        return bounded_flops(net, shown)
+        return bounded_flops(*self.counted_teacher(teacher, example, space))
+
+    def counted_teacher(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[nn.Module, Any]:
+        """The net whose FLOPs are those of the teacher, and one input of it; arguments as of `teacher_flops`."""
+        # The net alone: what it takes to bring clips to its size is the campaign's work.
+        return (teacher.net, teacher.lay_out(example)) if isinstance(teacher, AdaptedTeacher) else (teacher, example)
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """The trained teacher in the form that students are compared with.

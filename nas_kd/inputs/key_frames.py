@@ -117,6 +117,9 @@ class KeyFrameInput(FrameInput):
         """Of a frame with BatchNorm folded, as the students have it."""
         return cast(DeltaBlocksSpace, space).plan.teacher_flops, ()
 
+    def counted_teacher(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[nn.Module, Any]:
+        return cast(DeltaBlocksSpace, space).teacher, example
+
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """With BatchNorm folded: it computes the same, and its layers are those of the students."""
         return cast(DeltaBlocksSpace, space).teacher

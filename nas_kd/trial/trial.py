@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +19,9 @@ from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, Measured, SeveralTrainings, save_bundle
 from nas_kd.deploy.student_view import view_of
+from nas_kd.files import write_text_atomically
 from nas_kd.objectives import ObjectiveConfig
-from nas_kd.search_spaces import ArchSpec, count_flops, count_params
+from nas_kd.search_spaces import ArchSpec, count_flops, count_params, layer_flops
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers.weights import match_weights
@@ -28,6 +30,7 @@ from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import Cost, Evaluated, Metric, Split, Stage, TrialContext, TrialRecord
+from nas_kd.trials.record import LAYERS_NAME
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
 Metrics = dict[Stage, dict[Split, dict[str, float]]]
@@ -200,6 +203,8 @@ class Trial(ABC):
         table = self.campaign.space.cost_table(self.knobs)
         flops = count_flops(student, example).total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
+        layers = [asdict(layer) for layer in layer_flops(student, example)]
+        write_text_atomically(self.context.directory / LAYERS_NAME, json.dumps(layers) + "\n")
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
         fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
         if self.config.budget.is_latency:
