@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from nas_kd.data.camera import CameraConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Fit
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import CachedConfig
+from nas_kd.settings.names import names_as_text
 
 
 class SequenceOptions(CachedConfig):
@@ -74,6 +75,11 @@ class SequenceOptions(CachedConfig):
         default=None, description="Clips out of single frames by a simulated camera; none by default."
     )
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
+
+    @field_validator("classes", mode="before", json_schema_input_type=tuple[str | int, ...])
+    @classmethod
+    def _names_are_text(cls, value: object) -> object:
+        return names_as_text(value)
 
     @model_validator(mode="after")
     def _classes_make_sense(self) -> SequenceOptions:

@@ -12,6 +12,7 @@ from nas_kd.data.cache import ClipCache
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
+from nas_kd.settings.names import names_as_text
 
 _READING_KEYS = (
     *("workers", "decode_threads"),
@@ -120,11 +121,8 @@ class LabelledConfig(CachedConfig):
 
     @field_validator("classes", mode="before", json_schema_input_type=tuple[str | int, ...] | str | None)
     @classmethod
-    def _numbers_are_labels(cls, value: object) -> object:
-        """YAML reads [0, 1, 10] as numbers; labels are text."""
-        if isinstance(value, list | tuple) and all(type(item) in (int, str) for item in value):
-            return tuple(str(item) for item in value)
-        return value
+    def _names_are_text(cls, value: object) -> object:
+        return names_as_text(value)
 
     def listed_classes(self) -> tuple[str, ...] | None:
         """The classes that the section lists, by index; None where it lists none.

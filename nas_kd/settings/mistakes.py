@@ -24,7 +24,9 @@ def explain(
         data: what the file says.
         given: keys that the program fills in, so that no sentence asks to write them.
     """
-    lines = []
+    lines: list[str] = []
+    places: list[str] = []
+    unions: dict[str, tuple[list[str], Any]] = {}  # key path -> what its forms ask for, and the value
     for item in error.errors(include_url=False):
         path, section = _locate(item["loc"], data, model)
         where = ".".join(str(p) for p in path)
@@ -42,7 +44,15 @@ def explain(
             lines.append(f"{where}: missing; give it a value")
         else:
             message = _RULES.get(kind) or item["msg"][:1].lower() + item["msg"][1:]
-            lines.append(f"{where}: {message}, but got {_short(value)}")
+            present = _present(path, data)
+            if present and len(present) < len(path):  # what follows is the name of a form that the value may have
+                unions.setdefault(".".join(str(p) for p in present), ([], value))[0].append(message)
+            else:
+                places.append(where)
+                lines.append(f"{where}: {message}, but got {_short(value)}")
+    for where, (rules, value) in unions.items():
+        if not any(place.startswith(f"{where}.") for place in places):  # else one form fits but for a part of it
+            lines.append(f"{where}: {', or '.join(dict.fromkeys(rules))}, but got {_short(value)}")
     return list(dict.fromkeys(lines))
 
 

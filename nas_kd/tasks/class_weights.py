@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from nas_kd.settings.mistakes import choose
+from nas_kd.settings.names import names_as_text
 
 ClassWeights = Literal["balanced"] | tuple[float, ...] | dict[str, float]
 
@@ -41,7 +42,7 @@ class CrossEntropyConfig(BaseModel):
             is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not is_number or not 0 < weight < math.inf:
                 raise ValueError(f"each weight must be a finite number above 0, but one is {weight!r}")
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(value) if isinstance(value, list) else names_as_text(value)
 
 
 def given_weights(weights: ClassWeights | None, names: Sequence[str]) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nas_kd.data import Batch, DataInfo
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import choose, explain
+from nas_kd.settings.names import names_as_text
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput, Taps
@@ -93,6 +94,11 @@ class TeacherConfig(Section):
     output: int | str | None = None
     outputs: tuple[Annotated[int, Field(ge=0)], ...] | dict[str, Annotated[int, Field(ge=0)]] | None = None
     cache: TeacherCacheConfig = TeacherCacheConfig()
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:
+        return names_as_text(value) if isinstance(value, Mapping) else value
 
     @field_validator("fit", mode="before")
     @classmethod
