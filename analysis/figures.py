@@ -20,6 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from nas_kd.analysis.cost_axis import CostAxis
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
+from nas_kd.analysis.published import PublishedPoint
 from nas_kd.analysis.text import in_percent, metric_text
 from nas_kd.trials.record import Metric, TrialRecord
 
@@ -28,6 +29,7 @@ FRONT_COLOR = "#0072B2"
 PICK_COLOR = "#D55E00"
 TEACHER_COLOR = "#009E73"
 OTHER_COLOR = "#8A8F98"
+PUBLISHED_COLOR = "#CC79A7"
 
 _TICK_SETS = ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
 _MAX_TICKS = 9
@@ -48,9 +50,11 @@ def cost_ticks(low: float, high: float) -> list[float]:
     return inside
 
 
-def cost_range(front: ParetoFront, teacher: TeacherPoint | None) -> tuple[float, float] | None:
+def cost_range(
+    front: ParetoFront, teacher: TeacherPoint | None, published: Sequence[PublishedPoint] = ()
+) -> tuple[float, float] | None:
     """Limits of a logarithmic axis of cost with room at both ends; None without points, or with one at zero cost."""
-    values = [float(cost) for _, cost, _ in front.placed]
+    values = [*(float(cost) for _, cost, _ in front.placed), *(point.cost for point in published)]
     teacher_cost = None if teacher is None else teacher.cost(front.axis)
     if teacher_cost is not None:
         values.append(float(teacher_cost))
@@ -84,6 +88,7 @@ def front_figure(
     title: str = "",
     teacher: TeacherPoint | None = None,
     front: ParetoFront | None = None,
+    published: Sequence[PublishedPoint] = (),
 ) -> Figure:
     """Draw all comparable trials, the front as a step line, the pick, seed intervals, budgets and the teacher.
 
@@ -94,6 +99,7 @@ def front_figure(
         title: printed above the picture.
         teacher: printed beside the students where known.
         front: built from `records` if None.
+        published: nets that were not trained here.
     """
     front = ParetoFront.from_records(records) if front is None else front
     figure = Figure(figsize=(8.0, 5.0), dpi=160, layout="constrained")
@@ -101,7 +107,7 @@ def front_figure(
     axes = figure.add_subplot()
     metric = records[0].metric if records else None
     rows, axis = front.placed, front.axis
-    limits = cost_range(front, teacher)
+    limits = cost_range(front, teacher, published)
     if not rows:
         axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
     style_axes(axes, axis, limits, metric, [value for _, _, value in rows])
@@ -116,6 +122,7 @@ def front_figure(
         _draw_budgets(axes, [budget for budget in budgets_of(records, axis) if limits[0] <= budget <= limits[1]])
     if teacher is not None:
         _draw_teacher(axes, teacher, axis, teacher.level([record for record, _, _ in rows], front.split))
+    _draw_published(axes, published)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -240,6 +247,23 @@ def _draw_pick(axes: Axes, front: ParetoFront, pick: TrialRecord) -> None:
         path_effects=[withStroke(linewidth=3, foreground="white")],
         zorder=5,
     )
+
+
+def _draw_published(axes: Axes, published: Sequence[PublishedPoint]) -> None:
+    label = "published"
+    for point in published:
+        place = (point.cost, point.value)
+        axes.scatter(*place, s=40, marker="^", facecolors="none", edgecolors=PUBLISHED_COLOR, label=label, zorder=3)
+        axes.annotate(
+            printable(point.name, 30),
+            place,
+            (-5, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            parse_math=False,
+        )
+        label = "_"  # one entry in the legend
 
 
 def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis, level: float | None) -> None:

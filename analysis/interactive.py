@@ -7,17 +7,19 @@ Hover texts are given ready-made: a template would also look for `%{...}` in the
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from nas_kd.analysis.attainment import attainment
 from nas_kd.analysis.cost_axis import CostAxis
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.figures import (
     FRONT_COLOR,
     OTHER_COLOR,
     PICK_COLOR,
+    PUBLISHED_COLOR,
     TEACHER_COLOR,
     budgets_of,
     cost_range,
@@ -27,6 +29,7 @@ from nas_kd.analysis.figures import (
     printable,
 )
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
+from nas_kd.analysis.published import PublishedPoint
 from nas_kd.analysis.text import count, metric_text, si
 from nas_kd.trials.record import Metric, Stage, TrialRecord
 
@@ -89,7 +92,11 @@ def _knob_text(name: str, value: object) -> str:
 
 
 def front_chart(
-    records: Sequence[TrialRecord], *, front: ParetoFront | None = None, teacher: TeacherPoint | None = None
+    records: Sequence[TrialRecord],
+    *,
+    front: ParetoFront | None = None,
+    teacher: TeacherPoint | None = None,
+    published: Sequence[PublishedPoint] = (),
 ) -> go.Figure:
     """All comparable trials in cost and metric, with the front, the pick, seed intervals, budgets and the teacher.
 
@@ -99,17 +106,19 @@ def front_chart(
     rows, axis = front.placed, front.axis
     metric = records[0].metric if records else None
     figure = empty_chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
-    limits = cost_range(front, teacher)
+    limits = cost_range(front, teacher, published)
     figure.update_xaxes(title_text=axis.label(records))
     if limits is not None:
         ticks = cost_ticks(*limits)
         figure.update_xaxes(type="log", tickvals=ticks, ticktext=[axis.number(tick) for tick in ticks])
     figure.add_traces(_budget_trace(records, axis))
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+    figure.add_traces(_attainment_traces(front, limits))
     figure.add_traces(_interval_trace(front))
     others = [row for row in rows if row[0].number not in front.numbers]
     figure.add_traces(_points(others, front, "dominated", {"symbol": "circle-open", "size": 8, "color": OTHER_COLOR}))
     on_front = [row for row in rows if row[0].number in front.numbers]
+    figure.add_traces(_published_trace(published, metric, axis))
     figure.add_traces(_step_trace(front, limits))
     figure.add_traces(_points(on_front, front, "front", {"size": 10, "color": FRONT_COLOR}))
     if front.pick is not None:
@@ -173,6 +182,45 @@ def _step_trace(front: ParetoFront, limits: tuple[float, float] | None) -> list[
     return [go.Scatter(x=[*x, right], y=[*y, y[-1]], mode="lines", line=line, hoverinfo="skip", showlegend=False)]
 
 
+def _attainment_traces(front: ParetoFront, limits: tuple[float, float] | None) -> list[go.Scatter]:
+    """The band between what the worst and the best seed attain."""
+    band = attainment(front)
+    if band is None:
+        return []
+    x = [*band.costs.tolist(), limits[1] if limits else float(band.costs[-1])]
+    line = {"shape": "hv", "color": FRONT_COLOR, "width": 0}
+    worst, best = ([*ends.tolist(), float(ends[-1])] for ends in (band.worst, band.best))
+    name = f"fronts of {band.num_seeds} seeds"
+    hidden = {"x": x, "mode": "lines", "line": line, "hoverinfo": "skip"}
+    return [
+        go.Scatter(y=worst, showlegend=False, **hidden),
+        go.Scatter(y=best, name=name, fill="tonexty", fillcolor="rgba(0,114,178,0.15)", **hidden),
+    ]
+
+
+def _published_trace(published: Sequence[PublishedPoint], metric: Metric | None, axis: CostAxis) -> list[go.Scatter]:
+    if not published:
+        return []
+    values = [metric_text(p.value, metric) if metric else f"{p.value:.4g}" for p in published]
+    return [
+        go.Scatter(
+            x=[point.cost for point in published],
+            y=[point.value for point in published],
+            mode="markers+text",
+            name="published",
+            marker={"symbol": "triangle-up-open", "size": 10, "color": PUBLISHED_COLOR},
+            text=[plain(point.name, 30) for point in published],
+            textposition="top left",
+            textfont={"size": 10},
+            hoverinfo="text",
+            hovertext=[
+                f"<b>{plain(point.name)}</b>, published<br>{value}<br>{axis.text(point.cost)}"
+                for point, value in zip(published, values, strict=True)
+            ],
+        )
+    ]
+
+
 def _interval_trace(front: ParetoFront) -> list[go.Scatter]:
     """One vertical bar a front trial with an interval, as a single line broken by None."""
     x: list[float | None] = []
@@ -228,16 +276,27 @@ def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis,
     ]
 
 
-def hypervolume_chart(front: ParetoFront) -> go.Figure:
-    """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?"""
+def hypervolume_chart(front: ParetoFront, spent_s: Mapping[int, float] | None = None) -> go.Figure:
+    """Hypervolume after each comparable trial, in the box of the final front: has the search levelled off?
+
+    Args:
+        front: of all trials.
+        spent_s: number of a trial -> seconds of all trials up to it, to draw over in place of their numbers.
+    """
     history = hypervolume_history(front)
     if len(history) > _MAX_MARKS:  # a line between the trials at which it changes
         changes = [row for row, before in zip(history[1:], history, strict=False) if row[1] != before[1]]
         history = [history[0], *changes, history[-1]]
     figure = empty_chart("hypervolume (share of the box)", None, [])
-    figure.update_xaxes(title_text="trial")
+    x: list[float] = [number for number, _ in history]
+    title = "trial"
+    if spent_s is not None:
+        in_hours = max(spent_s.values(), default=0) > 2 * 3600
+        x = [spent_s[number] / (3600 if in_hours else 60) for number, _ in history]
+        title = f"{'hours' if in_hours else 'minutes'} of all trials so far"
+    figure.update_xaxes(title_text=title)
     figure.add_scatter(
-        x=[number for number, _ in history],
+        x=x,
         y=[value for _, value in history],
         mode="lines+markers",
         line={"shape": "hv", "color": FRONT_COLOR, "width": 2},

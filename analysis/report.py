@@ -27,12 +27,13 @@ from nas_kd.analysis.layers import layer_chart, read_layers, teacher_layers
 from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
 from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
+from nas_kd.analysis.published import PublishedPoint
 from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
 from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
 from nas_kd.analysis.search_section import SearchSection, search_section
 from nas_kd.analysis.summary import RunProgress, progress_sentence, summarise
-from nas_kd.analysis.table import trial_table, write_csv
+from nas_kd.analysis.table import seconds_spent, trial_table, write_csv
 from nas_kd.trials.record import TrialRecord
 
 _STEP_CAPTION = (
@@ -81,6 +82,7 @@ def write_report(
     latencies: Latencies | None = None,
     with_grid: bool = False,
     formats: Sequence[str] = (),
+    published: Sequence[PublishedPoint] = (),
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -104,6 +106,7 @@ def write_report(
         progress: how far the campaign is; a report of one that has not ended says so.
         with_grid: whether the campaign has a grid, whose table of means is then shown.
         latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
+        published: nets that were not trained here, drawn beside the front.
         formats: further ones, of `nas_kd.analysis.formats.ReportFormat`.
 
     Returns:
@@ -126,12 +129,12 @@ def write_report(
     table = trial_table(records, front)
     write_csv(table, paths.trials)
     write_csv(table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"]), paths.front)
-    picture = front_figure(records, title=title, teacher=teacher, front=front)
+    picture = front_figure(records, title=title, teacher=teacher, front=front, published=published)
     write_picture(picture, paths.picture)
     if paths.offsets is not None:
         write_picture(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
     pick = advise(front, teacher, budgets)
-    values = _values(records, front, title, teacher, metadata, paths, run_dir) | {
+    values = _values(records, front, title, teacher, metadata, paths, run_dir, published) | {
         "pick": pick,
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
@@ -183,6 +186,7 @@ def _values(
     metadata: Mapping[str, str],
     paths: ReportPaths,
     run_dir: Path | str | None,
+    published: Sequence[PublishedPoint],
 ) -> dict[str, object]:
     """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
@@ -210,7 +214,7 @@ def _values(
         picture = paths.offsets.read_bytes() if paths.offsets is not None else None
         values["streaming"] = offset_sections.streaming_section(front, teacher, picture)
     if front.records:
-        values |= _front_values(records, front, teacher, run, paths, run_dir)
+        values |= _front_values(records, front, teacher, run, paths, run_dir, published)
     return values
 
 
@@ -221,15 +225,20 @@ def _front_values(
     run: str,
     paths: ReportPaths,
     run_dir: Path | str | None,
+    published: Sequence[PublishedPoint],
 ) -> dict[str, object]:
     picture = paths.picture.read_bytes()
+    spent = seconds_spent(records)
     layers = {} if run_dir is None else {r.number: read_layers(Path(run_dir), r.number) for r in front.records}
     of_teacher = () if run_dir is None else teacher_layers(Path(run_dir))
     stages = measured_stages(records)
     return {
         "front": {
             "chart": chart(
-                "front", front_chart(records, front=front, teacher=teacher), _STEP_CAPTION, fallback_png=picture
+                "front",
+                front_chart(records, front=front, teacher=teacher, published=published),
+                _STEP_CAPTION,
+                fallback_png=picture,
             ),
             "architectures": [
                 sections.architecture(record, front, run, layers.get(record.number, ())) for record in front.records
@@ -255,4 +264,12 @@ def _front_values(
             hypervolume_chart(front),
             "Hypervolume over the trials: while the curve climbs, more trials are worth running.",
         ),
+        "time_chart": chart(
+            "history-time",
+            hypervolume_chart(front, spent),
+            "Hypervolume over the time of the trials added up, also of failed and stopped ones; without teacher and "
+            "shared search.",
+        )
+        if spent
+        else None,
     }

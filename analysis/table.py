@@ -125,6 +125,15 @@ def duration_s(record: TrialRecord) -> float | None:
     return record.durations_s.get("total", sum(record.durations_s.values()))
 
 
+def seconds_spent(records: Sequence[TrialRecord]) -> dict[int, float]:
+    """Number of a trial -> seconds of all trials up to it, by number; empty where no trial has its duration."""
+    spent, total = {}, 0.0
+    for record in sorted(records, key=lambda record: record.number):
+        total += duration_s(record) or 0.0
+        spent[record.number] = total
+    return spent if total > 0 else {}
+
+
 def neutral_cell(value: object) -> object:
     """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay as they are."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value

@@ -120,15 +120,21 @@ def report(
             help="Beside HTML, CSV and PNG: svg, pdf, markdown, latex, parquet; repeatable or comma-separated.",
         ),
     ] = None,
+    points: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file of published nets to draw beside the front: name, cost (in the campaign's unit), value."
+        ),
+    ] = None,
 ) -> None:
     """Write the Pareto-front report of a run, or compare several: an HTML file that works offline, CSV and PNG."""
     with plain_errors():
         from nas_kd import campaign as campaigns
 
         if len(runs) > 1:
-            if tolerance is not None or formats:
+            if tolerance is not None or formats or points is not None:
                 raise ValueError(
-                    "--tolerance and --format are for the report of one run; leave them out to compare runs"
+                    "--tolerance, --format and --points are for the report of one run; leave them out to compare runs"
                 )
             compared = campaigns.compare(runs, out)
             for sentence in compared.headline:
@@ -136,7 +142,7 @@ def report(
             for path in (compared.page, compared.picture, compared.students):
                 say(path)
             return
-        paths = campaigns.report(runs[0], out, tolerance=tolerance, formats=listed(formats))
+        paths = campaigns.report(runs[0], out, tolerance=tolerance, formats=listed(formats), points=points)
         if paths.search_headline:
             say(paths.search_headline)
         pictures = (paths.report, paths.picture, paths.offsets, paths.front, paths.trials)

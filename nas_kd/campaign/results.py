@@ -90,6 +90,7 @@ def report(
     *,
     tolerance: float | None = None,
     formats: Sequence[str] = (),
+    points: Path | str | None = None,
 ) -> ReportPaths:
     """Write the report of a run: HTML, CSV and PNG.
 
@@ -99,14 +100,17 @@ def report(
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
             unit (0.01 is one point of a metric in percent).
         formats: further ones: `svg`, `pdf`, `markdown`, `latex` of the front, `parquet` of the trials.
+        points: a CSV file of nets that were not trained here, with the columns `name`, `cost` (in the campaign's unit)
+            and `value` (of its metric), to draw beside the front.
 
     Raises:
-        ValueError: the folder holds no run, or there is no such format.
+        ValueError: the folder holds no run, there is no such format, or the points cannot be read.
     """
     from nas_kd.analysis import write_report  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.latencies import read_latencies, with_latencies
+    from nas_kd.analysis.published import read_points
 
-    run_dir = Path(run_dir)
+    run_dir, published = Path(run_dir), () if points is None else read_points(points)
     config, ledger = open_run(run_dir)
     latencies = read_latencies(run_dir)
     records = with_latencies(ledger.records(), latencies)
@@ -132,6 +136,7 @@ def report(
         with_grid=bool(config.grid),
         progress=run_progress(run_dir, config, ledger),
         formats=formats,
+        published=published,
     )
 
 

@@ -140,7 +140,7 @@ def test_report_of_a_good_run(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     assert [row["trial"] for row in page.trials()] == [str(r.number) for r in records]
     assert {row["error"] for row in page.trials()} > {"FloatingPointError: the loss became NaN in epoch 3"}
-    assert len(page.data) == 8
+    assert len(page.data) == 9
 
     assert paths.picture.read_bytes().startswith(b"\x89PNG")
     with paths.front.open(encoding="utf-8", newline="") as file:
