@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.campaign.idle_keys import idle_keys
 from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
 from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.campaign.prepare import check_outputs, check_teacher
@@ -187,7 +188,8 @@ def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:
         check_budget(config, context)
     left_out = _check_objective(config, context)
     start = check_start(config, context)
-    return [*context.notes, *left_out, *mixed, *start, *_enlarged(context.space, info)]
+    idle = idle_keys(config, len(context.splits.retrain))
+    return [*context.notes, *left_out, *mixed, *start, *_enlarged(context.space, info), *idle]
 
 
 def nets_depend_on(context: CampaignContext) -> tuple[DataInfo, int, int]:
