@@ -39,8 +39,8 @@ TOLERANCE_HELP = (
 )
 
 BACKEND_HELP = (
-    "safetensors: PyTorch, from the weights; pt2: the graph of torch.export; onnx: ONNX Runtime. Default: safetensors, "
-    "or a graph where the student needs code of your own."
+    "safetensors: PyTorch, from the weights; pt2: the graph of torch.export; onnx, onnx-int8, onnx-fp16: ONNX Runtime. "
+    "Default: safetensors, or a graph where the student needs code of your own."
 )
 
 app = typer.Typer(
@@ -253,7 +253,7 @@ def export(
     ] = False,
     tolerance: Annotated[float | None, typer.Option(help=TOLERANCE_HELP)] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="safetensors, pt2 or onnx; repeatable or comma-separated.")
+        list[str] | None, typer.Option("--format", help="safetensors, pt2, onnx, onnx-int8, onnx-fp16; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the export.")] = None,
     with_preprocessing: Annotated[

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas_kd.campaign.labelled import campaign_split
+from torch import Tensor
+
+from nas_kd.campaign.labelled import calibration_items, campaign_split
 from nas_kd.campaign.own_space import own_space
 from nas_kd.campaign.results import load_run
 from nas_kd.config import CampaignConfig
-from nas_kd.deploy.bundle import read_info
+from nas_kd.deploy.bundle import BundleInfo, read_info
 from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.files import write_text_atomically
@@ -174,12 +176,14 @@ def export(
         tolerance=tolerance,
     )
     folder = Path(out_dir or run_dir / "export" / _folder_name(record))
+    info = read_info(_bundle_of(run_dir, record))
     made = export_student(
         _bundle_of(run_dir, record),
         folder,
         formats,
-        space=own_space(config, run_dir, read_info(_bundle_of(run_dir, record))),
+        space=own_space(config, run_dir, info),
         validation=_validation(config) if with_data else None,
+        calibration=_calibration(config, info, formats) if with_data else None,
         with_preprocessing=with_preprocessing,
         license=license,
         intended_use=intended_use,
@@ -230,13 +234,15 @@ def export_front(
     made: list[ExportRecord] = []
     for record in front.records:
         bundle = _bundle_of(run_dir, record)
+        info = read_info(bundle)
         try:
             each = export_student(
                 bundle,
                 folder / _folder_name(record),
                 formats,
-                space=own_space(config, run_dir, read_info(bundle)),
+                space=own_space(config, run_dir, info),
                 validation=validation,
+                calibration=_calibration(config, info, formats) if with_data else None,
                 with_preprocessing=with_preprocessing,
                 license=license,
                 intended_use=intended_use,
@@ -269,6 +275,11 @@ def _validation(config: CampaignConfig) -> LabelledSet:
             f"an export measures the student on the validation split, but {error}; or export without the data "
             "(--no-data), which compares outputs on random inputs alone"
         ) from error
+
+
+def _calibration(config: CampaignConfig, info: BundleInfo, formats: Sequence[Format]) -> Tensor | None:
+    """Training items where a format needs them."""
+    return calibration_items(config, info.input_type.key) if "onnx-int8" in formats else None
 
 
 def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from nas_kd.config import CampaignConfig
-from nas_kd.data import load
+from nas_kd.data import ClipLoader, load
 from nas_kd.deploy.measure import LabelledSet
+from nas_kd.deploy.reduced import CALIBRATION_ITEMS
 from nas_kd.tasks import Task, make_task
 from nas_kd.trials import Split
 
@@ -25,3 +28,20 @@ def campaign_split(config: CampaignConfig, split: Split) -> LabelledSet:
     name = {"val": "the validation split", "test": "the test split"}[split]
     cuts = config.evaluation.cuts(splits.info)
     return LabelledSet(name, getattr(splits, split), splits.groups.get(split), splits.info, make, cuts)
+
+
+def calibration_items(config: CampaignConfig, key: str) -> Tensor:
+    """Some items of the training split as the data hold them, for the ranges of activations; which, the seed says.
+
+    Args:
+        config: of the campaign.
+        key: of a sample, where its items are.
+
+    Raises:
+        ValueError: the data cannot be read.
+    """
+    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    train = splits.retrain
+    size = min(CALIBRATION_ITEMS, len(train))
+    loader = ClipLoader(train, size, seed=config.seed, shuffle=True, keys=(key,), seen=splits.info.seen)
+    return next(iter(loader.epoch(0)))[key]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nas_kd.deploy.bundle import WEIGHTS_NAME, BundleInfo, NeedsCodeError, check_file, load_bundle
 from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.record import third_party_warnings
+from nas_kd.deploy.reduced import ENDINGS
 from nas_kd.deploy.streaming import StreamingStudent, StreamState
 from nas_kd.search_spaces import KeyFrameNet, SearchSpace
 
@@ -201,9 +202,27 @@ class OnnxBackend(GraphBackend):
         return run
 
 
+class Int8Backend(OnnxBackend):
+    """`student.int8.onnx`: 8-bit integers."""
+
+    name, suffix = "onnx-int8", ENDINGS["onnx-int8"]
+
+
+class HalfBackend(OnnxBackend):
+    """`student.fp16.onnx`: 16-bit floating point, for GPUs."""
+
+    name, suffix = "onnx-fp16", ENDINGS["onnx-fp16"]
+
+
 OpenBackend = Callable[[Path, BundleInfo, str, "SearchSpace | None"], Backend]
-BACKENDS: dict[str, OpenBackend] = {"safetensors": WeightsBackend, "pt2": ProgramBackend, "onnx": OnnxBackend}
-"""Name, which is the ending of the files that it runs -> backend."""
+BACKENDS: dict[str, OpenBackend] = {
+    "safetensors": WeightsBackend,
+    "pt2": ProgramBackend,
+    "onnx": OnnxBackend,
+    "onnx-int8": Int8Backend,
+    "onnx-fp16": HalfBackend,
+}
+"""Name, which is that of an export's format -> backend."""
 
 
 def open_backend(folder: Path, info: BundleInfo, name: str | None, device: str, space: SearchSpace | None) -> Backend:

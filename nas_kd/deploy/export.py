@@ -32,6 +32,7 @@ from nas_kd.deploy.record import (
     save_program,
     third_party_warnings,
 )
+from nas_kd.deploy.reduced import REDUCED
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import SearchSpace, count_flops
 from nas_kd.tasks import TASKS
@@ -50,6 +51,7 @@ def export_student(
     space: SearchSpace | None = None,
     seed: int = 0,
     validation: LabelledSet | None = None,
+    calibration: Tensor | None = None,
     with_preprocessing: bool = False,
     license: str = "",
     intended_use: str = "",
@@ -67,10 +69,12 @@ def export_student(
         out_dir: gets `student.safetensors` + `arch.json` (always), `student.pt2`, `student.onnx`, `verification.json`
             and `MODEL_CARD.md`; of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`. With
             ONNX `run.py`, which runs it on videos without torch, where the bundle states all that it needs.
-        formats: what to write; the batch dimension of graphs is dynamic.
+        formats: what to write; the batch dimension of graphs is dynamic. `onnx-int8` and `onnx-fp16` are of less
+            precision (`nas_kd.deploy.reduced`), for students without a state.
         space: needed where the student's space is your own, as by `load_bundle`.
         seed: of the random inputs that are compared.
         validation: the validation split of the student's campaign.
+        calibration: items of the training split, for `onnx-int8`.
         with_preprocessing: whether `student_uint8.onnx` is written too, which reads the bytes of clips.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
@@ -81,9 +85,17 @@ def export_student(
             removed.
     """
     for name in formats:
-        if name not in WRITERS:
-            raise ValueError(f"unknown format {name!r}; choose from {', '.join(WRITERS)}")
+        if name not in WRITERS and name not in REDUCED:
+            raise ValueError(f"unknown format {name!r}; choose from {', '.join((*WRITERS, *REDUCED))}")
+    reduced = [name for name in dict.fromkeys(formats) if name in REDUCED]
+    formats = [name for name in dict.fromkeys(formats) if name in WRITERS]
+    if "onnx-int8" in reduced:
+        if calibration is None:
+            raise ValueError("onnx-int8 is calibrated on training clips; give the data, or leave it out")
+        formats = list(dict.fromkeys((*formats, "onnx")))  # which it is made from
     student, info = load_bundle(bundle, space)
+    if reduced and info.input_type.students_keep_a_state:
+        raise ValueError(f"{' and '.join(reduced)} are for students without a state; leave them out for this one")
     stated = {"license": license or info.license, "intended_use": intended_use or info.intended_use}
     info = info.model_copy(update=stated)
     if with_preprocessing:
@@ -97,13 +109,16 @@ def export_student(
     if with_preprocessing:
         made = write_preprocessed(student, info, out_dir, seed)
         record = record.model_copy(update={"parity": (*record.parity, made)})
+    for name in reduced:
+        made = REDUCED[name](student, info, out_dir, calibration, seed)
+        record = record.model_copy(update={"parity": (*record.parity, made)})
     files = [entry.file for entry in record.parity]
     if "onnx" in formats and _runs_alone(info):
         shutil.copyfile(SCRIPT, out_dir / SCRIPT_NAME)
         files.append(SCRIPT_NAME)
     info = write_info(out_dir, info, files)
     if validation is not None:
-        found = _validated(out_dir, info, formats, validation, space)
+        found = _validated(out_dir, info, (*formats, *reduced), validation, space)
         record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})
     content = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
     write_text_atomically(out_dir / RECORD_NAME, content)
@@ -163,6 +178,8 @@ def _validated(
     backends = [open_backend(folder, info, name, "cpu", space) for name in names]
     found = measure([Predictor(folder, info, backend, space) for backend in backends], validation)
     for form in found:
+        if form.backend in REDUCED:
+            continue  # its metric is its own
         files = " and ".join(form.files)
         expected = info.metrics.get("val", {}).get(form.metric)
         reason = ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from nas_kd.deploy.bundle import BundleInfo, Measured
 from nas_kd.deploy.record import ExportRecord
+from nas_kd.deploy.reduced import ENDINGS
 
 CARD_NAME = "MODEL_CARD.md"
 NOT_STATED = "not stated"
@@ -26,6 +27,8 @@ def model_card(info: BundleInfo, record: ExportRecord) -> str:
     ]
     if record.validation:
         parts.append(f"## Measured again from each file, on {record.validated_on}\n\n" + "\n".join(_measured(record)))
+    if rounded := list(_less_precise(record)):
+        parts.append("## Files of less precision\n\n" + "\n".join(rounded))
     parts += [
         f"## Input and output\n\n{_input(info)}\n\n{_output(info)}",
         f"## Intended use\n\n{info.intended_use or NOT_STATED}",
@@ -78,6 +81,23 @@ def _measured(record: ExportRecord) -> Iterator[str]:
     for form in record.validation:
         apart = "" if form.max_abs_difference is None else f"{form.max_abs_difference:.1e}"
         yield f"| {', '.join(form.files)} | {form.metric} | {form.value:.4f} | {apart} |"
+
+
+def _less_precise(record: ExportRecord) -> Iterator[str]:
+    """What the files of less precision are, and whether their metric is known."""
+    measured = {file for form in record.validation for file in form.files}
+    for entry in record.parity:
+        if not entry.is_exact:
+            known = "its metric is above" if entry.file in measured else "its metric was not measured"
+            yield (
+                f"- `{entry.file}` rounds weights and activations: {entry.bytes:,} bytes, outputs on random inputs "
+                f"differ by at most {entry.max_abs_difference:.2g} (largest output {entry.largest_logit:.2g}); {known}."
+            )
+    if any(entry.file.endswith(ENDINGS["onnx-fp16"]) for entry in record.parity):
+        yield (
+            "- Figures of the 16-bit file are from a CPU, where ONNX Runtime computes much of it in 32 bits; on a GPU "
+            "it was not measured."
+        )
 
 
 def _input(info: BundleInfo) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from nas_kd.deploy.bundle import Measured
 from nas_kd.search_spaces import CONVENTION
 
-Format = Literal["safetensors", "pt2", "onnx"]
+Format = Literal["safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16"]
 RECORD_NAME = "verification.json"
 BATCHES = (1, 3)  # both are compared, so that a batch size frozen into a graph is found
 TOLERANCE = 1e-3  # largest difference of an output, relative to the largest output (at least 1)
@@ -36,6 +36,7 @@ class Parity(BaseModel):
         max_abs_difference: largest difference of a logit over the compared batches.
         largest_logit: largest absolute logit of the student there, to judge the difference by.
         flops: counted on the reloaded graph; None for ONNX, whose operators fvcore does not read.
+        is_exact: whether it computes what was trained; False for files of less precision.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,20 @@ class Parity(BaseModel):
     max_abs_difference: float
     largest_logit: float
     flops: int | None
+    is_exact: bool = True
+
+    @classmethod
+    def rounded(cls, path: Path, difference: float, largest: float) -> Parity:
+        """The entry of a file of less precision, whatever the difference."""
+        return cls(
+            file=path.name,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            bytes=path.stat().st_size,
+            max_abs_difference=difference,
+            largest_logit=largest,
+            flops=None,
+            is_exact=False,
+        )
 
     @classmethod
     def of(cls, path: Path, difference: float, largest: float, flops: int | None) -> Parity:

@@ -1,0 +1,149 @@
+"""ONNX graphs of less precision: 8-bit integers, calibrated on clips, and 16-bit floating point for GPUs.
+
+They do not compute exactly what was trained, so no tolerance applies: how far they are off, and the metric that they
+reach, is measured and stated.
+
+8 bits: weights and activations are rounded to 256 levels (static quantisation; Jacob et al., Quantization and Training
+of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018), with a scale for each output channel of
+the weights and one for each activation, from its smallest and largest value on the clips.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas_kd.deploy.bundle import BundleInfo
+from nas_kd.deploy.record import BATCHES, ExportError, Parity, batch_dim, need_onnx, third_party_warnings
+
+ENDINGS = {"onnx-int8": "int8.onnx", "onnx-fp16": "fp16.onnx"}
+"""Format of less precision -> ending of its file."""
+CALIBRATION_ITEMS = 64
+
+
+class Half(nn.Module):
+    """A student that computes in 16 bits; what goes in and comes out has 32."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = copy.deepcopy(student).half()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The student's outputs, rounded."""
+        outputs: Tensor = self.student(inputs.half())
+        return outputs.float()
+
+
+def write_fp16(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int) -> Parity:
+    """Write `student.fp16.onnx`, and say how far it is off; arguments as of `write_int8`.
+
+    ONNX Runtime computes on a CPU, by its own choice, in 32 bits what it cannot compute in 16; the weights are rounded
+    there too.
+
+    Raises:
+        ExportError: the student cannot be exported in 16 bits, or a package is missing.
+    """
+    need_onnx()
+    path = folder / f"student.{ENDINGS['onnx-fp16']}"
+    example = torch.zeros(2, *info.input_shape)
+    try:
+        with third_party_warnings(), torch.no_grad():
+            program = torch.onnx.export(
+                Half(student).eval(), (example,), dynamo=True, dynamic_shapes=({0: batch_dim()},),
+                input_names=["clip"], output_names=["outputs"], verbose=False,
+            )  # fmt: skip
+        assert program is not None
+        program.save(path, external_data=False)
+        return _compared(path, student, info, seed)
+    except ExportError:
+        raise
+    except Exception as error:  # of the exporter or of the runtime: a layer without a form in 16 bits
+        path.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"the student has no form in 16 bits: {reason}; leave out onnx-fp16") from error
+
+
+def write_int8(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int) -> Parity:
+    """Write `student.int8.onnx` from `student.onnx`, and say how far it is off.
+
+    Args:
+        student: in evaluation mode.
+        info: of its bundle.
+        folder: of the bundle, with `student.onnx`.
+        items: what the ranges of activations are measured on, of the data's training split: uint8 (N, 3, T, H, W) or
+            frames (N, 3, H, W), or features (N, T, D).
+        seed: of the random inputs on which it is compared.
+
+    Raises:
+        ValueError: there are no items.
+        ExportError: it cannot be quantised, or a package is missing.
+    """
+    need_onnx()
+    if items is None or len(items) == 0:
+        raise ValueError("onnx-int8 is calibrated on clips of the training split, but there are none; give the data")
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    source, path = folder / "student.onnx", folder / f"student.{ENDINGS['onnx-int8']}"
+    name = _input_name(source)
+    inputs = info.prepare(items)
+    if info.input_type.reads == "frames" and inputs.ndim == 5:
+        inputs = inputs.transpose(1, 2).flatten(0, 1)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self.feeds: Iterator[dict[str, Any]] = ({name: item[None].numpy()} for item in inputs)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.feeds, None)
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a further step, which is for graphs without shapes
+    try:
+        with third_party_warnings():
+            quantize_static(
+                source, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        return _compared(path, student, info, seed)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"the graph cannot be quantised: {reason}; leave out onnx-int8") from error
+    finally:
+        root.setLevel(level)
+
+
+Writer = Callable[[nn.Module, BundleInfo, Path, "Tensor | None", int], Parity]
+REDUCED: dict[str, Writer] = {"onnx-int8": write_int8, "onnx-fp16": write_fp16}
+"""Format of less precision -> function that writes its file and measures how far it is off."""
+
+
+def _input_name(path: Path) -> str:
+    import onnxruntime
+
+    name: str = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
+    return name
+
+
+def _compared(path: Path, student: nn.Module, info: BundleInfo, seed: int) -> Parity:
+    """The difference to the student on random inputs, at batch sizes that a graph must not freeze."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator, difference, largest = torch.Generator().manual_seed(seed), 0.0, 0.0
+    for batch in BATCHES:
+        inputs = torch.randn(batch, *info.input_shape, generator=generator)
+        with torch.no_grad():
+            expected = student(inputs)
+        (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        difference = max(difference, float((torch.from_numpy(np.asarray(found)) - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    return Parity.rounded(path, difference, largest)
