@@ -51,6 +51,7 @@ from nas_kd.data.table import (
     shared_contents,
     shared_groups,
     unknown_split,
+    unusable_label,
 )
 
 SEPARATOR = ";"
@@ -458,7 +459,9 @@ def _check_rows(
         elif item in first_line:
             reason = f"line {line} names the same item as line {first_line[item]}"
         elif not all(labels):
-            reason = "the label is empty" if labels == ("",) else f"the label {entry['label']!r} has an empty part"
+            reason = unusable_label(entry["label"]) or f"the label {entry['label']!r} has an empty part"
+        elif unusable_label(entry["label"]):
+            reason = unusable_label(entry["label"])
         elif len(set(labels)) < len(labels):
             reason = f"the label {entry['label']!r} names a class twice"
         elif entry["split"] not in SPLITS:

@@ -47,6 +47,7 @@ from nas_kd.data.table import (
     shared_contents,
     shared_groups,
     unknown_split,
+    unusable_label,
 )
 
 
@@ -318,11 +319,11 @@ def _check_rows(
     for line, entry in table:
         name = entry["path"] or f"line {line}"
         path, reason = locate(root, entry["path"])
-        if reason in ("", "no such file"):
+        if not reason or reason.startswith("no such file"):
             if path in first_line:
                 reason = f"line {line} names the same file as line {first_line[path]}"
-            elif not entry["label"]:
-                reason = "the label is empty"
+            elif unusable_label(entry["label"]):
+                reason = unusable_label(entry["label"])
             elif entry["split"] not in SPLITS:
                 reason = unknown_split(entry["split"])
         if not reason:

@@ -42,7 +42,7 @@ def find_map(root: Path, folder: Path, frame: str) -> tuple[Path, str]:
         return usable[0], f"there must be one map, but there are {' and '.join(path.name for path in usable)}"
     if usable:
         return usable[0], ""
-    reason = next((reason for _, reason in found if reason != "no such file"), "")
+    reason = next((reason for _, reason in found if not reason.startswith("no such file")), "")
     return root, reason or no_map(folder, frame)
 
 

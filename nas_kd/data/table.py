@@ -5,6 +5,8 @@ wrong, and what its rows say of splits and classes.
 from __future__ import annotations
 
 import csv
+import functools
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +81,12 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     if absent:
         raise DataError(
             f"{path} must have the columns {','.join(needed)}, but it lacks {', '.join(absent)} "
-            f"(its first line reads {','.join(columns) or 'nothing'})"
+            f"(its first line reads {printable(','.join(columns))[:200] or 'nothing'}){_way_out(columns, absent)}"
+        )
+    twice = [name for name in needed if columns.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"each column of {path} must have a name of its own, but {twice[0]!r} is there twice; rename one"
         )
     if not table:
         raise DataError(f"{path} must list at least one clip, but it has no row below its header")
@@ -90,11 +97,23 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
     """Names of the columns, and the rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or []
-            wanted = [name for name in needed if name in columns]
-            return columns, [(reader.line_num, {name: row[name].strip() for name in wanted}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.reader(file)
+            columns = [name.strip() for name in next(reader, [])]
+            places = [(name, columns.index(name)) for name in needed if name in columns]
+            table = []
+            for cells in reader:
+                if len(cells) > len(columns) and any(cells[len(columns) :]):
+                    raise DataError(
+                        f"line {reader.line_num} of {path} has {len(cells)} cells, but its header has {len(columns)}; "
+                        "put a value that has a comma into double quotes"
+                    )
+                if cells:
+                    texts = [(name, cells[place].strip() if place < len(cells) else "") for name, place in places]
+                    table.append((reader.line_num, dict(texts)))
+            return columns, table
+    except UnicodeDecodeError as error:
+        raise DataError(f"labels must be a readable csv file in UTF-8, but {path} gave: {error}; save it so") from error
+    except (OSError, csv.Error) as error:
         raise DataError(
             f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
         ) from error
@@ -108,7 +127,7 @@ def _parquet(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tup
     try:
         columns = pq.read_schema(path).names
         wanted = [name for name in needed if name in columns]
-        texts = [["" if cell is None else str(cell).strip() for cell in column] for column in _columns(path, wanted)]
+        texts = [[_text(cell, path) for cell in column] for column in _columns(path, wanted)]
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"labels must be a readable csv or Parquet file, but {path} gave: "
@@ -116,6 +135,33 @@ def _parquet(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tup
         ) from error
     rows = zip(*texts, strict=True)
     return columns, [(number, dict(zip(wanted, row, strict=True))) for number, row in enumerate(rows, start=1)]
+
+
+def _way_out(columns: Sequence[str], absent: Sequence[str]) -> str:
+    """What may be wrong with a header that lacks columns; "" if nothing is known."""
+    if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
+        return f"; separate columns by commas, not by {marks[0]!r}"
+    if {name.lower() for name in columns} >= set(absent):
+        return "; write their names in lower case"
+    return ""
+
+
+def _text(cell: object, path: Path) -> str:
+    """Text of a cell of a Parquet file; "" of a missing one.
+
+    Raises:
+        DataError: It is neither text nor a number.
+    """
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, bytes):
+        return cell.decode(errors="replace").strip()
+    if not isinstance(cell, str | int | float):
+        raise DataError(
+            f"the cells of {path} must be text or numbers, but one is a {type(cell).__name__}, {str(cell)[:50]}; write "
+            "its value as text (several classes of one item as a;b, see the source features)"
+        )
+    return str(cell).strip()
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[list[object]]:
@@ -137,12 +183,49 @@ def locate(root: Path, name: str) -> tuple[Path, str]:
         if not name:
             return path, "the path is empty"
         if not path.is_relative_to(root):
-            return path, "the path leaves the root"
-        return path, "" if path.exists() else "no such file"
+            return path, "the path leaves the root; set data.root to a folder above both, or copy the file"
+        return path, "" if path.exists() else f"no such file{_hint(root, name)}"
     except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
         return root, f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
     except RuntimeError:  # of Python before 3.13
         return root, "the path cannot be read (its links lead in a circle)"
+
+
+def _hint(root: Path, name: str) -> str:
+    """What may be wrong with a path that leads nowhere; "" if nothing is known."""
+    if "://" in name:
+        return ", as addresses are not fetched; download it and name the file"
+    if "\\" in name:
+        return "; write / between folders, not \\, and paths relative to data.root"
+    if name.startswith("~"):
+        return "; write paths relative to data.root"
+    if (root / name).is_symlink():
+        return ", as the link leads nowhere"
+    found = _names_in((root / name).parent).get(_alike(Path(name).name), "")
+    return f", but there is {printable(found)} (names must agree in each character)" if found else ""
+
+
+@functools.lru_cache(maxsize=16)
+def _names_in(folder: Path) -> Mapping[str, str]:
+    """The files of a folder by what names that are alike have in common, also without their extension."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return {}
+    return {**{_alike(Path(name).stem): name for name in names}, **{_alike(name): name for name in names}}
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def unusable_label(label: str) -> str:
+    """What is wrong with a label ("" if nothing)."""
+    if not label:
+        return "the label is empty"
+    if not label.isprintable():
+        return f"the label {label[:50]!r} holds a line break or another control character (is a quote not closed?)"
+    return ""
 
 
 def unknown_split(split: str) -> str:
@@ -259,6 +342,11 @@ def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
             f"warning: labels of {csv_path.name} that differ in case, spaces, form of their letters or of their number "
             f"alone are classes of their own: {', '.join(doubles[:LISTED])}; mend the file unless that is meant"
         )
+    if any(map(_is_fraction, names)) and all(_is_fraction(name) or _is_whole(name) for name in names):
+        sentences.append(
+            f"warning: labels of {csv_path.name} are numbers with fractions, each of which is taken as a class; to "
+            "learn numbers, write a task of your own on data of your own (docs/extending.md)"
+        )
     if missing := [name for text, several in alike.items() if text in _MISSING for name in several]:
         sentences.append(
             f"warning: {', '.join(map(repr, missing))} is a class of {csv_path.name}, but may stand for a missing "
@@ -315,7 +403,10 @@ def class_names(
             raise DataError(
                 f"each class must have training {what}, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
                 f"{split} only; add training rows for them or remove the {split} rows"
+                + ("" if not any(map(_is_fraction, unseen)) else ", or, to learn numbers, write a task of your own")
             )
+    if len(names) < 2:
+        raise DataError(f"{what} must be of at least 2 classes, but all in {csv_path} are {names[0]!r}; add others")
     return names
 
 
@@ -328,6 +419,11 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 def _is_whole(label: str) -> bool:
     """Whether a label is a whole number, also as tables write it: 7, -1, 07, 7.0."""
     return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", label) is not None
+
+
+def _is_fraction(label: str) -> bool:
+    """Whether a label is a number that is not whole."""
+    return re.fullmatch(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*([eE][+-]?[0-9]+)?", label) is not None
 
 
 def printable(text: str) -> str:

@@ -216,6 +216,7 @@ def make_hostile(root: Path) -> dict[str, str]:
     (root / "broken").mkdir()
     (root / "broken/1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "link.mp4").symlink_to(root.parent / "outside.mp4")
+    (root / "nowhere.mp4").symlink_to(root / "gone.mp4")
     (root / "circle.mp4").symlink_to(root / "circle.mp4")
     write_video(root.parent / "outside.mp4", RISING)
     reasons = {
@@ -226,6 +227,11 @@ def make_hostile(root: Path) -> dict[str, str]:
         "nothing": "holds no image",
         "broken": "1.png",
         "missing.mp4": "no such file",
+        "nowhere.mp4": "no such file, as the link leads nowhere",
+        "test/Light0.MP4": "no such file, but there is light0.mp4",
+        "test/dark1": "no such file, but there is dark1.mp4",
+        "test\\dark1.mp4": "no such file; write / between folders",
+        "https://x.y/z.mp4": "no such file, as addresses are not fetched",
         "../outside.mp4": "leaves the root",
         "link.mp4": "leaves the root",
         "circle.mp4": "",  # how it is told depends on the version of Python
@@ -240,7 +246,7 @@ def make_hostile(root: Path) -> dict[str, str]:
         "train/../train/light1.mp4": "same file as line",
         "test/dark0.mp4": "same file as line",
         "labels.csv": "label is empty",
-        "line 34": "path is empty",
+        "line 39": "path is empty",
     }
 
 
@@ -254,7 +260,7 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
         assert words in problems[path], (path, problems[path])
         assert str(root) not in problems[path]
     message = str(caught.value)
-    assert f"{len(reasons)} of 33 are not" in message
+    assert f"{len(reasons)} of 38 are not" in message
     assert f"and {len(reasons) - 10} more" in message
     assert message.isprintable()
 
@@ -264,7 +270,7 @@ def test_unusable_rows_can_be_skipped(root):
     splits = load(config(root, on_error="skip"), seed=0)
     assert {path for path, _ in splits.skipped} == reasons.keys()
     assert len(splits.retrain) == 8
-    assert splits.notes == (f"{len(reasons)} of 33 rows of labels.csv were left out",)
+    assert splits.notes == (f"{len(reasons)} of 38 rows of labels.csv were left out",)
 
 
 def test_unknown_split_is_a_reason(root):
@@ -395,6 +401,8 @@ def test_labels_that_may_be_meant_as_one_are_named():
         return doubtful_labels(names, Path("labels.csv"))
 
     assert sentences("run", "runs", "0", "1", "10") == []
+    assert sentences("0.5", "run") == sentences("1.0", "2.") == []
+    assert "are numbers with fractions" in sentences("0.5", "2")[0]
     assert "'run' and 'Run', 'a  b' and 'a b'" in sentences("run", "Run", "a  b", "a b")[0]
     assert r"'\xe9' and 'e\u0301'" in sentences("\u00e9", "e\u0301")[0]
     assert "'1' and '01' and '1.0'" in sentences("1", "01", "1.0", "2")[0]
@@ -456,9 +464,33 @@ def test_a_parquet_file_lists_clips_as_a_csv_file_does(root):
     table.drop(columns="split").to_parquet(root / "clips.parquet")
     with pytest.raises(DataError, match="must have the columns path,label,split, but it lacks split"):
         load(config(root, labels="clips.parquet"), seed=0)
+    table["label"] = [[label] for label in expected.info.class_names * 8]
+    table.to_parquet(root / "clips.parquet")
+    with pytest.raises(DataError, match=r"must be text or numbers, but one is a list, \['dark'\]; write its value as"):
+        load(config(root, labels="clips.parquet"), seed=0)
     (root / "clips.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"labels must be a readable csv or Parquet file, but .* gave: [^\n]*$"):
         load(config(root, labels="clips.parquet"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("path;label;split\na;b;train", "it lacks path, label, split .*; separate columns by commas, not by ';'"),
+        ("Path,Label,split\na,b,train", "it lacks path, label .*; write their names in lower case"),
+        ("path,label,split,split\na,b,train,test", "a name of its own, but 'split' is there twice"),
+        ("path,label,split\na, b.mp4,b,train", "line 2 of .* has 4 cells, but its header has 3; put a value that"),
+        (
+            "path, label ,split\nval/dark0.mp4,a\x07b,train",
+            r"the label 'a\\x07b' holds a line break or another control",
+        ),
+        ("path,label,split\nval/dark0.mp4,a,train\nval/dark1.mp4,a,train\ntest/dark0.mp4,a,test", "all in .* are 'a'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_as_a_whole_is_told_with_the_way_out(root, table, words):
+    (root / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=words):
+        load(config(root), seed=0)
 
 
 def test_a_missing_or_binary_table_is_named(root):
