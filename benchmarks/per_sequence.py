@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nas_kd.analysis import ParetoFront, paired_difference
+from nas_kd.analysis import paired_difference
 from nas_kd.campaign import load_run
 from nas_kd.data import ClipDataset, Subset
 from nas_kd.data.sequences import WindowDataset
@@ -44,13 +44,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config, records = load_run(options.run)
-    context = load_context(config.model_dump_json(), options.run.resolve(), options.device)
+    run = load_run(options.run)
+    context = load_context(run.config.model_dump_json(), options.run.resolve(), options.device)
     parts = by_sequence(getattr(context.splits, options.split))
     metrics = (context.task.metric, "temporal_consistency", "label_stability")
     teacher = {name: context.evaluate_teacher(part) for name, part in parts.items()}
     known = json.loads((options.run / "teacher" / "teacher.json").read_text())
-    chosen = options.trials if options.trials is not None else sorted(ParetoFront.from_records(records).numbers)
+    chosen = options.trials if options.trials is not None else sorted(run.pareto.numbers)
     table = Table("trial", "K", "teacher / FLOPs", *(f"{m}, difference (95 %)" for m in metrics), *parts)
     figures = {}
     for number in chosen:

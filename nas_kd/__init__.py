@@ -15,7 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_kd.campaign import Campaign, CampaignResult, export, export_front, load_run, pick, report, search, table
+    from nas_kd.campaign import (
+        Campaign,
+        CampaignResult,
+        Run,
+        export,
+        export_front,
+        load_run,
+        pick,
+        report,
+        search,
+        table,
+    )
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
@@ -58,6 +69,7 @@ __all__ = [
     "ModuleSpace",
     "ObjectiveConfig",
     "Predictor",
+    "Run",
     "SearchSpace",
     "StreamState",
     "StreamingStudent",
@@ -86,7 +98,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "nas_kd.campaign": "Campaign CampaignResult export export_front load_run pick report search table",
+    "nas_kd.campaign": "Campaign CampaignResult Run export export_front load_run pick report search table",
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.exports import export, export_front, load_measured_run, pick
-from nas_kd.campaign.results import compare, load_run, report, table
+from nas_kd.campaign.exports import export, export_front, pick
+from nas_kd.campaign.results import compare, report, table
+from nas_kd.campaign.run import Run, load_run
 from nas_kd.campaign.status import RunStatus, status
 
 __all__ = [
     "Campaign",
     "CampaignResult",
+    "Run",
     "RunStatus",
     "compare",
     "export",
     "export_front",
-    "load_measured_run",
     "load_run",
     "pick",
     "report",

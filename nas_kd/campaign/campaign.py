@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import yaml
@@ -26,6 +25,7 @@ from nas_kd.campaign.overview import describe_left_out
 from nas_kd.campaign.pairs import describe_pairs
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
+from nas_kd.campaign.run import CONFIG_NAME, Run
 from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs, space_knobs
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
@@ -50,7 +50,6 @@ from nas_kd.trials import (
     RungScheduler,
     StorageError,
     Summary,
-    TrialRecord,
     check_cluster,
     check_url,
     has_password,
@@ -58,9 +57,6 @@ from nas_kd.trials import (
     proposal_seed,
     run_trials,
 )
-
-CONFIG_NAME = "campaign.yaml"
-CONFIG_END = "..."  # that of a YAML document
 
 
 def study_knobs(context: CampaignContext) -> dict[str, Knob]:
@@ -81,18 +77,14 @@ def study_knobs(context: CampaignContext) -> dict[str, Knob]:
 
 
 @dataclass(frozen=True)
-class CampaignResult:
-    """Where a campaign left things.
+class CampaignResult(Run):
+    """A run after its campaign, which has ended or was interrupted.
 
     Attributes:
-        run_dir: the run's folder.
         summary: counts, failures, bytes, seconds.
-        records: all trials.
     """
 
-    run_dir: Path
     summary: Summary
-    records: tuple[TrialRecord, ...]
 
 
 class Campaign:
@@ -283,8 +275,11 @@ class Campaign:
         )
         records = tuple(self.ledger.records())
         if self._context is not None and not summary.interrupted:
+            from nas_kd.analysis.latencies import read_latencies, with_latencies  # which loads plotting libraries
+
             measure_latencies(self._context, self.run_dir, records, config.resources.threads)
-        return CampaignResult(self.run_dir, summary, records)
+            records = tuple(with_latencies(records, read_latencies(self.run_dir)))
+        return CampaignResult(self.run_dir, config, records, summary)
 
 
 def search(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nas_kd.campaign.labelled import calibration_items, campaign_split
 from nas_kd.campaign.own_space import own_space
-from nas_kd.campaign.results import load_run
+from nas_kd.campaign.run import load_run
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import BundleInfo, read_info
 from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
@@ -45,7 +45,7 @@ def pick(
         trial: number of the trial.
         max_flops: budget in FLOPs.
         max_latency_ms: budget of latency: the one that was measured after the trials where the records have it
-            (`load_measured_run`), else the one that a campaign with a budget of latency predicts.
+            (see `Run`), else the one that a campaign with a budget of latency predicts.
         knee: take the point where the front bends most.
         tolerance: how much worse than the best the recommended one may be, in the metric's unit.
 
@@ -115,18 +115,6 @@ def _exactly(cost: float) -> str:
     return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3g}"
 
 
-def load_measured_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
-    """The config and the records of a run, with the latencies that were measured after its trials.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    from nas_kd.analysis.latencies import read_latencies, with_latencies
-
-    config, records = load_run(run_dir)
-    return config, with_latencies(records, read_latencies(run_dir))
-
-
 def export(
     run_dir: Path | str,
     *,
@@ -166,7 +154,8 @@ def export(
         ExportError: what was written does not compute what was trained.
     """
     run_dir = Path(run_dir)
-    config, records = load_measured_run(run_dir)
+    run = load_run(run_dir)
+    config, records = run.config, run.records
     record = pick(
         records,
         trial=trial,
@@ -223,7 +212,8 @@ def export_front(
     from nas_kd.analysis import ParetoFront
 
     run_dir = Path(run_dir)
-    config, records = load_measured_run(run_dir)
+    run = load_run(run_dir)
+    config, records = run.config, run.records
     front = ParetoFront.from_records([record for record in records if record.state == "complete"])
     if not front.records:
         raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")

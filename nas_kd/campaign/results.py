@@ -6,68 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas_kd.campaign.campaign import CONFIG_END, CONFIG_NAME
-from nas_kd.config import CampaignConfig, ConfigError, load_config
+from nas_kd.campaign.run import load_run, open_run, teacher_point
+from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import parse_flops
-from nas_kd.files import DamagedFileError, read_json
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import Evaluated, KnobValue, Ledger, Split, TrialRecord, is_driven
+from nas_kd.trials import KnobValue, Ledger, Split, is_driven
 
 if TYPE_CHECKING:
-    from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress, TeacherPoint
-
-
-def load_run(run_dir: Path | str) -> tuple[CampaignConfig, list[TrialRecord]]:
-    """The config and the records of a run.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    config, ledger = open_run(run_dir)
-    return config, ledger.records()
-
-
-def is_run(run_dir: Path) -> bool:
-    """Whether a folder is that of a run that was prepared."""
-    return (run_dir / CONFIG_NAME).is_file()
-
-
-def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
-    """The config of a run, and its ledger for reading.
-
-    Raises:
-        ValueError: the folder holds no run, or a file of it is damaged.
-    """
-    run_dir = Path(run_dir)
-    if not is_run(run_dir):
-        raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
-    config = _kept_config(run_dir / CONFIG_NAME)
-    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
-    task = find_task(config.task)
-    if task.metric != ledger.metric.name:
-        raise ValueError(
-            f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {task.metric}, but the trials are "
-            f"ranked by {ledger.metric.name}; restore it: the `nas-kd search` command of the run writes it"
-        )
-    return config, ledger
-
-
-def _kept_config(path: Path) -> CampaignConfig:
-    """The config that a run keeps.
-
-    Raises:
-        DamagedFileError: it cannot be read.
-    """
-    way_out = "the `nas-kd search` command of the run writes it again"
-    try:
-        if not path.read_text(encoding="utf-8").rstrip().endswith(CONFIG_END):
-            raise DamagedFileError(f"{path} is damaged (its end is missing); {way_out}")
-        return load_config(path)
-    except UnicodeDecodeError:
-        raise DamagedFileError(f"{path} is damaged (it is no text); {way_out}") from None
-    except ConfigError as error:
-        raise DamagedFileError(f"{' '.join(str(error).split())}; {way_out}") from None
+    from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress
 
 
 def run_progress(run_dir: Path, config: CampaignConfig, ledger: Ledger) -> RunProgress:
@@ -126,7 +73,7 @@ def report(
         records,
         out_dir or run_dir / "report",
         title=config.name,
-        teacher=_teacher_point(run_dir, config),
+        teacher=teacher_point(run_dir, config),
         metadata=facts,
         run_dir=run_dir,
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
@@ -146,33 +93,6 @@ def _budgets(config: CampaignConfig) -> tuple[float, ...]:
     return tuple(options) if isinstance(options, tuple) else ()
 
 
-def _teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None:
-    """What is known of the teacher of a run; None before it is ready."""
-    from nas_kd.analysis import TeacherPoint
-
-    manifest = run_dir / "teacher" / "teacher.json"
-    if not manifest.is_file():
-        return None
-    known = read_json(manifest, "the `nas-kd search` command of the run measures the teacher again")
-    metric = find_task(config.task).metric
-    if not {f"val/{metric}", f"test/{metric}", "params"} <= known.keys():
-        raise ValueError(
-            f"{manifest} has no {metric}, the metric of the task {config.task}; restore `task` in "
-            f"{run_dir / CONFIG_NAME}"
-        )
-    return TeacherPoint(
-        name=config.teacher.model,
-        flops=int(known["flops"]) if "flops" in known else None,
-        uncounted=tuple(known.get("flops_uncounted", ())),
-        value=float(known[f"val/{metric}"]),
-        test=float(known[f"test/{metric}"]),
-        params=int(known["params"]),
-        secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
-        evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
-        by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
-    )
-
-
 # Of a campaign file: who it is and where it runs, which does not make its results others.
 _IDENTITY = ("name", "runs", "seed", "storage", "resources")
 
@@ -188,7 +108,6 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
         ValueError: a folder holds no run, or the runs cannot be compared.
     """
     from nas_kd.analysis import ComparedRun, write_comparison
-    from nas_kd.analysis.latencies import read_latencies, with_latencies
 
     folders = [Path(folder) for folder in run_dirs]
     names = [folder.resolve().name for folder in folders]
@@ -196,15 +115,14 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
         names = [str(folder) for folder in folders]
     runs = []
     for folder, name in zip(folders, names, strict=True):
-        config, records = load_run(folder)
+        run = load_run(folder)
         settings = {
             name: value
-            for name, value in _flat(config.model_dump(mode="json")).items()
+            for name, value in _flat(run.config.model_dump(mode="json")).items()
             if name.partition(".")[0] not in _IDENTITY
         }
-        records = with_latencies(records, read_latencies(folder))
-        teacher = _teacher_point(folder, config)
-        runs.append(ComparedRun(name, config.seed, settings, records, _budgets(config), teacher))
+        teacher = teacher_point(folder, run.config)
+        runs.append(ComparedRun(name, run.config.seed, settings, run.records, _budgets(run.config), teacher))
     return write_comparison(runs, out_dir or folders[0].parent / "comparison")
 
 
@@ -251,12 +169,12 @@ def table(
     from nas_kd.analysis import write_pivot  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.pivot import pivot
 
-    config, records = load_run(run_dir)
+    run = load_run(run_dir)
     made = pivot(
-        records,
+        run.records,
         rows,
         columns,
-        f"{split}/{metric or find_task(config.task).metric}",
+        f"{split}/{metric or find_task(run.config.task).metric}",
         against=_flops_read(against),
         where=_flops_read(where),
     )

@@ -10,6 +10,7 @@ import torch
 import yaml
 from commands import cli, succeed
 
+import nas_kd
 from nas_kd.analysis import estimate_mean
 from nas_kd.campaign import prepare
 from nas_kd.campaign.prepare import prepare_teacher
@@ -155,6 +156,14 @@ def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp
 
     output = succeed("report", config.run_dir)
     assert {p.name for p in (config.run_dir / "report").iterdir()} >= {"report.html", "front.png", "front.csv"}
+
+    run = nas_kd.load_run(config.run_dir)
+    assert run.trials["trial"].tolist() == [0, 1, 2]
+    assert sorted(run.front["trial"]) == sorted(run.pareto.numbers)
+    assert run.front["latency_ms"].notna().all()  # measured after the trials
+    assert run.pick is run.pareto.pick
+    assert {trace.name for trace in run.figure().data} > {"front", "teacher: r2plus1d"}
+    assert run._repr_html_().count("<tr") == 1 + len(run.front)
 
     output = succeed("export", config.run_dir, "--trial", 1)
     record = json.loads((config.run_dir / "export" / "trial-0001" / "verification.json").read_text())

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from nas_kd.campaign import exports, results
-from nas_kd.campaign.campaign import CONFIG_NAME, Campaign
+from nas_kd.campaign import Run, exports, load_run, results
+from nas_kd.campaign.campaign import Campaign
 from nas_kd.campaign.prepare import prepare_teacher
+from nas_kd.campaign.run import CONFIG_NAME
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.files import DamagedFileError, check_tensors, read_json, save_tensors
 from nas_kd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -110,7 +111,7 @@ def run(tiny: Callable[..., CampaignConfig]) -> CampaignConfig:
 
 def test_a_damaged_config_of_a_run_is_named(run: CampaignConfig) -> None:
     path = run.run_dir / CONFIG_NAME
-    assert results.load_run(run.run_dir) == (run, [])
+    assert load_run(run.run_dir) == Run(run.run_dir, run, ())
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     for content in (
@@ -122,7 +123,7 @@ def test_a_damaged_config_of_a_run_is_named(run: CampaignConfig) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match="the `nas-kd search` command of the run writes it again") as raised:
-            results.load_run(run.run_dir)
+            load_run(run.run_dir)
         assert str(path) in str(raised.value)
         assert "\n" not in str(raised.value)
 
@@ -130,7 +131,7 @@ def test_a_damaged_config_of_a_run_is_named(run: CampaignConfig) -> None:
 def test_a_config_that_names_another_task_is_one_sentence(run: CampaignConfig) -> None:
     (run.run_dir / JOURNAL_NAME).unlink()
     Ledger.open(run.run_dir, metric=Metric(name="miou"), name=run.name).close()
-    for use in (results.load_run, results.report, results.table, exports.export):
+    for use in (load_run, results.report, results.table, exports.export):
         with pytest.raises(ValueError, match=r"names the task classification, whose metric is accuracy, .* by miou"):
             use(run.run_dir)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nas_kd.analysis.latencies import Latencies, Latency, with_latencies
-from nas_kd.campaign import exports, pick
+from nas_kd.campaign import Run, exports, pick
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import load_bundle
 from tests.nas_kd.commands import cli
@@ -23,7 +23,7 @@ def test_pick_goes_by_measured_latency_where_there_is_any() -> None:
     measured = with_latencies(records, Latencies(environment={}, waited_share=0, passes=50, nets=nets))
     assert pick(measured, max_latency_ms=3.0).number == 0  # trial 1 was only predicted to take 1 ms
     assert pick(measured, max_latency_ms=4.0).number == 1
-    with pytest.raises(ValueError, match=r"no complete trial costs at most 1\.5 ms; the cheapest costs 2\.0; raise"):
+    with pytest.raises(ValueError, match=r"no complete trial costs at most 1\.5 ms; the cheapest costs 2; raise"):
         pick(measured, max_latency_ms=1.5)
 
 
@@ -34,7 +34,7 @@ def test_all_students_of_the_front_are_exported_with_a_table(
     records = [record(2, 300, 0.8), record(0, 100, 0.3), record(1, 400, 0.7)]
     for each in records:
         bundle(tmp_path / "trials" / f"{each.number:04d}", space, seed=each.number)
-    monkeypatch.setattr(exports, "load_measured_run", lambda run: (tiny(), records))
+    monkeypatch.setattr(exports, "load_run", lambda run: Run(run, tiny(), tuple(records)))
     folder, made = exports.export_front(tmp_path, formats=("safetensors",), with_data=False)
     assert folder == tmp_path / "export" / "front"
     with (folder / "index.csv").open() as file:

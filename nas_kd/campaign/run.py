@@ -1,0 +1,167 @@
+"""A run as it stands in its folder: its config, its trials, its front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas_kd.config import CampaignConfig, ConfigError, load_config
+from nas_kd.files import DamagedFileError, read_json
+from nas_kd.tasks import find_task
+from nas_kd.trials import Evaluated, Ledger, TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from nas_kd.analysis import ParetoFront, TeacherPoint
+
+CONFIG_NAME = "campaign.yaml"
+CONFIG_END = "..."  # that of a YAML document
+_SHOWN = ("trial", "flops", "params", "latency_ms", "val_metric", "val_low", "val_high", "test_metric", "pick")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to look at; a notebook shows the table of its front.
+
+    Attributes:
+        run_dir: the run's folder.
+        config: of the campaign.
+        records: all trials that have ended, with the latencies that were measured after them.
+
+    Examples:
+        >>> run = nas_kd.load_run("runs/demo")
+        >>> run.front[["trial", "flops", "val_metric"]]
+        >>> run.figure()
+        >>> run.pick.number
+    """
+
+    run_dir: Path
+    config: CampaignConfig
+    records: tuple[TrialRecord, ...]
+
+    @cached_property
+    def pareto(self) -> ParetoFront:
+        """The front with all that is computed of it: hypervolume, knee, intervals; selected on validation."""
+        from nas_kd.analysis import ParetoFront
+
+        return ParetoFront.from_records(self.records)
+
+    @property
+    def pick(self) -> TrialRecord | None:
+        """The recommended trial, as in the report; None without a complete one."""
+        return self.pareto.pick
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """All trials, one a row, with the columns of `nas_kd.analysis.COLUMNS` and one a knob."""
+        from nas_kd.analysis import trial_table
+
+        return trial_table(self.records, self.pareto)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The rows of `trials` that are on the front, by increasing cost."""
+        on_front = self.trials[self.trials["on_front"].astype(bool)]
+        return on_front.sort_values([self.pareto.axis.field, "trial"]).reset_index(drop=True)
+
+    def figure(self) -> go.Figure:
+        """The front of the report as a plotly figure, which shows itself in a notebook."""
+        from nas_kd.analysis.interactive import front_chart
+
+        return front_chart(self.records, front=self.pareto, teacher=teacher_point(self.run_dir, self.config))
+
+    def _repr_html_(self) -> str:
+        """The front as a table whose texts are escaped."""
+        shown = (
+            self.front[[name for name in _SHOWN if self.front[name].notna().any()]] if len(self.front) else self.front
+        )
+        table: str = shown.to_html(index=False, na_rep="–")
+        return table
+
+
+def load_run(run_dir: Path | str) -> Run:
+    """A run from its folder, which may be of a campaign that is running.
+
+    Args:
+        run_dir: the run's folder.
+
+    Raises:
+        ValueError: the folder holds no run, or a file of it is damaged.
+    """
+    from nas_kd.analysis.latencies import read_latencies, with_latencies
+
+    config, ledger = open_run(run_dir)
+    return Run(Path(run_dir), config, tuple(with_latencies(ledger.records(), read_latencies(run_dir))))
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether a folder is that of a run that was prepared."""
+    return (run_dir / CONFIG_NAME).is_file()
+
+
+def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
+    """The config of a run, and its ledger for reading.
+
+    Raises:
+        ValueError: the folder holds no run, or a file of it is damaged.
+    """
+    run_dir = Path(run_dir)
+    if not is_run(run_dir):
+        raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
+    config = _kept_config(run_dir / CONFIG_NAME)
+    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
+    task = find_task(config.task)
+    if task.metric != ledger.metric.name:
+        raise ValueError(
+            f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {task.metric}, but the trials are "
+            f"ranked by {ledger.metric.name}; restore it: the `nas-kd search` command of the run writes it"
+        )
+    return config, ledger
+
+
+def _kept_config(path: Path) -> CampaignConfig:
+    """The config that a run keeps.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
+    way_out = "the `nas-kd search` command of the run writes it again"
+    try:
+        if not path.read_text(encoding="utf-8").rstrip().endswith(CONFIG_END):
+            raise DamagedFileError(f"{path} is damaged (its end is missing); {way_out}")
+        return load_config(path)
+    except UnicodeDecodeError:
+        raise DamagedFileError(f"{path} is damaged (it is no text); {way_out}") from None
+    except ConfigError as error:
+        raise DamagedFileError(f"{' '.join(str(error).split())}; {way_out}") from None
+
+
+def teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None:
+    """What is known of the teacher of a run; None before it is ready."""
+    from nas_kd.analysis import TeacherPoint
+
+    manifest = run_dir / "teacher" / "teacher.json"
+    if not manifest.is_file():
+        return None
+    known = read_json(manifest, "the `nas-kd search` command of the run measures the teacher again")
+    metric = find_task(config.task).metric
+    if not {f"val/{metric}", f"test/{metric}", "params"} <= known.keys():
+        raise ValueError(
+            f"{manifest} has no {metric}, the metric of the task {config.task}; restore `task` in "
+            f"{run_dir / CONFIG_NAME}"
+        )
+    return TeacherPoint(
+        name=config.teacher.model,
+        flops=int(known["flops"]) if "flops" in known else None,
+        uncounted=tuple(known.get("flops_uncounted", ())),
+        value=float(known[f"val/{metric}"]),
+        test=float(known[f"test/{metric}"]),
+        params=int(known["params"]),
+        secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
+        evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
+        by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
+    )
