@@ -180,8 +180,8 @@ class Campaign:
             note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))
         note(f"teacher: validation {metric.name} {value:.3f}{describe_flops(known, context.input_type.unit)}")
         of_validation = known.get("evaluated", {}).get("val", {})
-        if text := describe_certainty(of_validation, value, is_share=metric.name in metric.percent):
-            note(text)
+        if of_validation:
+            note(describe_certainty(of_validation, value, is_share=metric.name in metric.percent))
         for warning in known.get("warnings", []):
             note(warning)
         if context.shares_search:

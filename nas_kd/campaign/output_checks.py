@@ -45,12 +45,17 @@ def describe_certainty(evaluated: Mapping[str, Any], value: float, *, is_share: 
         is_share: whether the metric is a share of 1.
 
     Returns:
-        A sentence; empty where there is no interval.
+        A sentence.
     """
     low, high = evaluated.get("low"), evaluated.get("high")
-    if low is None or high is None:
-        return ""
     number, groups = evaluated["num_items"], evaluated.get("num_groups")
+    if low is None or high is None:
+        reason = (
+            "all are of one group; give items of other groups"
+            if groups == 1
+            else "the task has no item_scores, or its metric is not defined on most draws of items"
+        )
+        return f"validation: {number} items, without an interval of the metric: {reason}"
     of = f"{number} items" + (f" of {groups} groups" if groups else "")
     if evaluated.get("views", 1) > 1:
         of += f" in {evaluated['views']} views each"

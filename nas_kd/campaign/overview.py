@@ -144,6 +144,11 @@ def _costs(context: CampaignContext, of_teacher: int | None) -> list[str]:
     budget = context.config.budget
     if not budget.is_latency:
         lines.append(f"budgets: {budget.lowest:,.0f} to {budget.highest:,.0f} FLOPs a {unit}")
+        if of_teacher is not None and budget.highest > of_teacher:
+            lines.append(
+                f"budget.{budget.knob}: {budget.highest:,.0f} is more than the {of_teacher:,} FLOPs of the teacher, so "
+                "students may cost more than it; lower it unless that is meant"
+            )
         if budget.lowest >= high:
             lines.append(f"the lowest budget allows every student; lower budget.{budget.knob} to below {high:,}")
     if of_teacher is not None and low * SAVING > of_teacher:
@@ -190,7 +195,8 @@ def _taps(context: CampaignContext, nets: TrialNets) -> list[str]:
         ("objective", config.objective, nets.students[0]),
     ):
         built = build_objective(context, objective, nets, net)
-        terms = ", ".join(objective.active_terms) or "the labels alone"
+        labels = ["task"] if objective.task.weight > 0 or not objective.distils else []
+        terms = ", ".join([*labels, *objective.active_terms])
         lines.append(f"{section}: {terms}{_pairs(built)}")
     return lines
 
@@ -219,5 +225,5 @@ def _memory(context: CampaignContext, nets: TrialNets) -> list[str]:
     for name, fit, net, example in steps:
         with torch.random.fork_rng(devices=[]):
             found = step_bytes(net, example, fit.batch_size)
-        parts.append(f"{name} {found / 1e6:,.0f} MB at batch_size {fit.batch_size}")
+        parts.append(f"{name} {_size(found)} at batch_size {fit.batch_size}")
     return [f"memory of a step, roughly: {', '.join(parts)}"]

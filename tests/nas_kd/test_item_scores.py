@@ -121,7 +121,10 @@ def test_a_small_validation_set_is_told() -> None:
     assert describe_certainty(large, 0.9, is_share=True) == (
         "validation: 95 % interval of the teacher's metric 0.880 to 0.920 over 2000 items of 40 groups"
     )
-    assert describe_certainty({"num_items": 60}, 0.9, is_share=True) == ""
+    without = "validation: 60 items, without an interval of the metric: "
+    assert describe_certainty({"num_items": 60}, 0.9, is_share=True).startswith(f"{without}the task has no item_scores")
+    of_one = describe_certainty({"num_items": 60, "num_groups": 1}, 0.9, is_share=True)
+    assert of_one == f"{without}all are of one group; give items of other groups"
 
 
 def test_levels_of_nets_that_say_nothing() -> None:

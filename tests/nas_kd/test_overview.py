@@ -44,6 +44,9 @@ def test_the_overview_decodes_nothing(undecodable: dict[str, Any], tiny: Callabl
     assert "classes: 0 = 0, 1 = 1, 2 = 2, 3 = 3" in lines
     text = "\n".join(lines)
     assert "272,416 FLOPs a clip, trained for 1 epochs" in text
+    highest = config["budget"]["max_flops"][-1]
+    assert (f"{highest:,} is more than the 272,416 FLOPs of the teacher" in text) == (highest > 272_416)
+    assert "\nobjective: task, " in text
     assert "  resolution 12: cheapest " in text
     assert "  resolution 16: cheapest " in text
     assert "student's modules from the teacher's: stages.0 from layers.0, stages.1 from layers.1" in text
