@@ -9,6 +9,7 @@ from pathlib import Path
 from nas_kd.analysis import offset_sections, sections
 from nas_kd.analysis.ablation_section import ablation_section
 from nas_kd.analysis.advice import advise
+from nas_kd.analysis.bench import Bench
 from nas_kd.analysis.drivers import drivers_section
 from nas_kd.analysis.explore import free_chart
 from nas_kd.analysis.figures import front_figure, write_picture
@@ -80,6 +81,7 @@ def write_report(
     tolerance: float | None = None,
     progress: RunProgress | None = None,
     latencies: Latencies | None = None,
+    bench: Bench | None = None,
     with_grid: bool = False,
     formats: Sequence[str] = (),
     published: Sequence[PublishedPoint] = (),
@@ -106,6 +108,7 @@ def write_report(
         progress: how far the campaign is; a report of one that has not ended says so.
         with_grid: whether the campaign has a grid, whose table of means is then shown.
         latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
+        bench: latencies of the front in several runtimes.
         published: nets that were not trained here, drawn beside the front.
         formats: further ones, of `nas_kd.analysis.formats.ReportFormat`.
 
@@ -140,6 +143,7 @@ def write_report(
         "progress": progress_sentence(records, progress),
         "ablation": ablation_section(records) if with_grid else None,
         "latency_note": latencies.note if latencies is not None else "",
+        "bench": bench,
     }
     front_table = sections.front_table(front, teacher, latencies) if front.records else None
     values["front_table"] = front_table

@@ -317,6 +317,34 @@ def _say_export(record: ExportRecord, folder: Path) -> None:
 
 
 @app.command()
+def bench(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    runtimes: Annotated[
+        list[str] | None, typer.Option("--runtime", help="eager, compiled or onnx; repeatable or comma-separated.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Measured beside one thread. Default: all cores.")] = None,
+) -> None:
+    """Measure the latency of the front's students in PyTorch, compiled, and in ONNX Runtime, with 1 and n threads."""
+    with plain_errors():
+        from rich.table import Table
+
+        from nas_kd import campaign as campaigns
+
+        how: dict[str, Any] = {"runtimes": listed(runtimes)} if runtimes else {}
+        with progress_bar() as progress:
+            made = campaigns.bench(run, threads=threads, progress=progress, **how)
+        shown = made.table()
+        table = Table(*map(str, shown.headers))
+        for row in shown.rows:
+            table.add_row(*(cell.text for cell in row))
+        wide = console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
+        wide.print(table)
+        for sentence in made.sentences():
+            say(sentence)
+        say(f"{run / 'bench.json'}; nas-kd report {run} shows it")
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of an exported student.")],
     data: Annotated[

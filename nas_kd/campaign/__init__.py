@@ -6,6 +6,7 @@ from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_kno
 from nas_kd.campaign.exports import export, export_front, pick
 from nas_kd.campaign.results import compare, report, table
 from nas_kd.campaign.run import Run, load_run
+from nas_kd.campaign.runtimes import bench
 from nas_kd.campaign.status import RunStatus, status
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CampaignResult",
     "Run",
     "RunStatus",
+    "bench",
     "compare",
     "export",
     "export_front",

@@ -48,7 +48,7 @@ def measure_latencies(
         threads: as many as a trial has.
         progress: called with the share that is done and a text.
     """
-    chosen = _students(records)
+    chosen = front_students(records)
     path = run_dir / LATENCY_NAME
     known: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, DamagedFileError):  # they are measured again
@@ -61,19 +61,19 @@ def measure_latencies(
     torch.set_num_threads(threads)
     try:
         nets = passes_of_nets(context, run_dir, [record.number for record in chosen])
-        times, waited = _timed(nets, context.device, progress)
+        times, waited = timed(nets, context.device, progress)
     finally:
         torch.set_num_threads(before)
     content = {
         "environment": where,
         "waited_share": waited,
         "passes": ROUNDS * PASSES,
-        "nets": {name: _summary(parts, nets[name]) for name, parts in times.items()},
+        "nets": {name: summary(parts, nets[name]) for name, parts in times.items()},
     }
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def _students(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def front_students(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The students of the front, or an even choice of them with both ends and the pick."""
     from nas_kd.analysis import ParetoFront  # a second of plotting libraries, which all before the end does without
 
@@ -110,7 +110,7 @@ def passes_of_nets(context: CampaignContext, run_dir: Path, numbers: Sequence[in
 
 
 @torch.no_grad()
-def _timed(
+def timed(
     nets: Mapping[str, Passes], device: torch.device, progress: OnProgress
 ) -> tuple[dict[str, dict[str, list[float]]], float]:
     """(net -> part -> milliseconds of each pass, share of the time in which the process did not run)."""
@@ -138,7 +138,7 @@ def _timed(
     return times, waited
 
 
-def _summary(parts: Mapping[str, Sequence[float]], net: Passes) -> dict[str, float]:
+def summary(parts: Mapping[str, Sequence[float]], net: Passes) -> dict[str, float]:
     """Median of the net's latency with its 10 % and 90 % quantiles, and the medians of its parts."""
     quantiles = {part: np.quantile(values, _QUANTILES) for part, values in parts.items()}
     ms, low, high = np.sum([net.weights[part] * values for part, values in quantiles.items()], axis=0)

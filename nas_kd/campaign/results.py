@@ -54,6 +54,7 @@ def report(
         ValueError: the folder holds no run, there is no such format, or the points cannot be read.
     """
     from nas_kd.analysis import write_report  # a second of plotting libraries, which a search does without
+    from nas_kd.analysis.bench import read_bench
     from nas_kd.analysis.latencies import read_latencies, with_latencies
     from nas_kd.analysis.published import read_points
 
@@ -80,6 +81,7 @@ def report(
         budgets=_budgets(config),
         tolerance=tolerance,
         latencies=latencies,
+        bench=read_bench(run_dir),
         with_grid=bool(config.grid),
         progress=run_progress(run_dir, config, ledger),
         formats=formats,

@@ -187,7 +187,9 @@ class OnnxBackend(GraphBackend):
         providers = ["CPUExecutionProvider"]
         if self.device != "cpu":
             providers.insert(0, "CUDAExecutionProvider")
-        session: Any = onnxruntime.InferenceSession(path, providers=providers)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # one setting for all backends
+        session: Any = onnxruntime.InferenceSession(path, options, providers=providers)
         names = [entry.name for entry in session.get_inputs()]
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,110 @@
+"""Latencies of a front in several runtimes, `bench.json` of a run: the table, and whether FLOPs order them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nas_kd.analysis.cells import Cell, Table, number_cell
+from nas_kd.analysis.latencies import BUSY_SHARE
+from nas_kd.analysis.statistics import MIN_PAIRS, rank_correlation
+from nas_kd.analysis.text import MISSING, si
+
+BENCH_NAME = "bench.json"
+_WORDS = {"eager": "PyTorch", "compiled": "PyTorch, compiled", "onnx": "ONNX Runtime"}
+
+
+class BenchRow(BaseModel):
+    """Latency of a student in a runtime, in milliseconds at batch 1; of a stream amortised a frame.
+
+    Attributes:
+        trial: of the student.
+        flops: that it costs.
+        runtime: `eager`, `compiled` or `onnx`.
+        threads: that it had.
+        ms: median.
+        low: 10 % quantile.
+        high: 90 % quantile.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: int
+    flops: int
+    runtime: str
+    threads: int
+    ms: float
+    low: float
+    high: float
+
+
+class Bench(BaseModel):
+    """What `bench.json` holds.
+
+    Attributes:
+        environment: hardware and versions.
+        passes: of each student in each runtime, at most.
+        waited_share: share of the time in which the process did not run, because others did.
+        rows: the latencies.
+        skipped: runtime -> why it did not run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: Mapping[str, str]
+    passes: int
+    waited_share: float
+    rows: tuple[BenchRow, ...]
+    skipped: Mapping[str, str]
+
+    @property
+    def columns(self) -> list[tuple[str, int]]:
+        """(runtime, threads) of all rows, as they were measured."""
+        return list(dict.fromkeys((row.runtime, row.threads) for row in self.rows))
+
+    def table(self) -> Table:
+        """A row for each student by increasing FLOPs, a column for each runtime and number of threads."""
+        found = {(row.trial, row.runtime, row.threads): row for row in self.rows}
+        costs = sorted({(row.flops, row.trial) for row in self.rows})
+        rows = []
+        for flops, trial in costs:
+            cells = [Cell(str(trial)), number_cell(si(flops, trim=False))]
+            for runtime, threads in self.columns:
+                row = found.get((trial, runtime, threads))
+                text = MISSING if row is None else f"{row.ms:.3g} ({row.low:.3g} – {row.high:.3g})"
+                cells.append(number_cell(text))
+            rows.append(cells)
+        headers = [f"{_WORDS[name]}, {count} thread{'s' if count > 1 else ''}, ms" for name, count in self.columns]
+        return Table(["trial", "FLOPs", *headers], rows)
+
+    def sentences(self) -> list[str]:
+        """What the columns say together: the order by FLOPs and by time, and what was left out."""
+        said = []
+        for runtime, threads in self.columns:
+            rows = [row for row in self.rows if (row.runtime, row.threads) == (runtime, threads)]
+            where = f"{_WORDS[runtime]}, {threads} thread{'s' if threads > 1 else ''}"
+            agreement = rank_correlation([float(row.flops) for row in rows], [row.ms for row in rows])
+            if agreement.kendall is None or agreement.num_pairs < MIN_PAIRS:
+                said.append(f"{where}: {len(rows)} students are too few for a rank correlation of FLOPs and time.")
+            else:
+                said.append(
+                    f"{where}: rank correlation of FLOPs and time: Kendall's tau {agreement.kendall:.2f}, Spearman's "
+                    f"rho {agreement.spearman:.2f} over {agreement.num_pairs} students."
+                )
+        said += [f"{_WORDS.get(name, name)} was skipped: {reason}." for name, reason in self.skipped.items()]
+        if self.waited_share > BUSY_SHARE:
+            said.append(
+                f"The machine was busy with other work ({self.waited_share:.0%} of the time waited): do not rely on "
+                "these latencies."
+            )
+        return said
+
+
+def read_bench(run_dir: Path | str) -> Bench | None:
+    """The latencies of a run; None where none were measured, or the file is damaged."""
+    try:
+        return Bench.model_validate_json((Path(run_dir) / BENCH_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return None
