@@ -70,12 +70,14 @@ class Taps:
         self.module = module
         self.names = tuple(dict.fromkeys(names))
         modules = tappable(module)
+        if isinstance(module, Viewed):  # a space that is made of its layers names them as the whole has them
+            modules = {**dict(module.named_modules()), **modules}
         for name in self.names:
             if name not in modules:
                 raise TapError(
                     name,
                     "does not exist",
-                    f"{type(module).__name__} has no module {name!r} to tap; it has {sketch(modules)}",
+                    f"{type(module).__name__} has no module {name!r} to tap; it has {sketch(tappable(module))}",
                 )
         self._seen: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}

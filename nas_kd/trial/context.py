@@ -24,6 +24,7 @@ from nas_kd.search_spaces.knapsack import Limit
 from nas_kd.tasks import Task, make_task
 from nas_kd.tasks.item_scores import ItemScores, interval_over_items
 from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, layers_of, teacher_example, teacher_input
+from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import TeacherCache, open_caches
 from nas_kd.teachers.weights import Note, load_weights, no_note
 from nas_kd.training.fit import FitConfig, Scored, evaluate
@@ -283,8 +284,15 @@ def with_decoded_data(context: CampaignContext) -> CampaignContext:
 def _space(config: CampaignConfig, splits: Splits, task: Task, teacher: nn.Module) -> SearchSpace:
     if not config.space.is_derived:
         return config.space.build(task.num_outputs, space_settings(splits.info))
+    layers = layers_of(teacher)
+    if layers is teacher and isinstance(teacher, AdaptedTeacher) and ":" not in config.teacher.model:
+        raise ValueError(
+            f"space.name: {config.space.name!r} is made of the layers of teacher.model {config.teacher.model} as they "
+            "are, so teacher.outputs, teacher.normalize and other keys that adapt it cannot be used; leave them out, "
+            "give normalize at the top, or return the net by a function of yours (teacher.model: module:function)"
+        )
     identity = {"model": config.teacher.model, "settings": config.teacher.settings, "num_outputs": task.num_outputs}
-    return config.space.derive(layers_of(teacher), (splits.info.height, splits.info.width), identity)
+    return config.space.derive(layers, (splits.info.height, splits.info.width), identity)
 
 
 def load_context(config_json: str, run_dir: Path, device: str) -> CampaignContext:

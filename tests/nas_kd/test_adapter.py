@@ -83,6 +83,25 @@ def test_size_frames_and_normalisation_are_those_of_the_net() -> None:
     torch.testing.assert_close(shown.transpose(1, 2).flatten(0, 1), small)
 
 
+@torch.no_grad()
+def test_modules_of_an_adapted_net_have_their_names_in_it_and_in_the_whole() -> None:
+    """A space that is made of a teacher's layers names them as the whole has them."""
+    teacher = taken("Clips", outputs=[2, 0, 1])
+    name = next(name for name, module in teacher.net.named_modules() if isinstance(module, nn.Conv3d))
+    with Taps(teacher, [name, f"net.{name}"]) as taps:
+        maps = taps(CLIP).features
+    assert torch.equal(maps[name], maps[f"net.{name}"])
+
+
+def test_layers_of_a_teacher_of_the_package_are_taken_as_they_are() -> None:
+    data = {"source": "generated", "num_train": 8, "num_val": 8, "num_test": 8, "frames": 2, "size": 32}
+    config = CampaignConfig.model_validate(
+        {"task": "segmentation", "data": data, "space": {"name": "delta_blocks"}, "teacher": {"outputs": [3, 2, 1, 0]}}
+    )
+    with pytest.raises(ValueError, match=r"'delta_blocks' is made of the layers .* teacher\.outputs, .* a function of"):
+        build_context(config, "cpu")
+
+
 class Reshapes(nn.Module):
     """Takes anything and tells frames from channels by nothing but the order of memory."""
 
