@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials docs clean
 
 install: $(STAMP)
 
@@ -32,6 +32,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site in site/, which works offline. Its tools have an environment of their own.
+docs:
+	test -x $(VENV)-docs/bin/mkdocs || ($(PYTHON) -m venv $(VENV)-docs && $(VENV)-docs/bin/python -m pip install --quiet \
+		--disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8')
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html; its search needs a server: python -m http.server --directory site"
 
 bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader
 
@@ -70,4 +77,4 @@ bench-search-ablation: install
 	$(BIN)/python benchmarks/search_ablation.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-docs site build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from itertools import product
 from pathlib import Path
@@ -197,3 +198,24 @@ def test_the_budgets_of_the_saliency_page_can_be_met() -> None:
 def test_the_data_sections_of_the_documentation_are_valid(block: str) -> None:
     section = yaml.safe_load(block)["data"]
     assert TypeAdapter[object](DataConfig).validate_python(section) == SequencesConfig.model_validate(section)
+
+
+def test_messages_on_the_troubleshooting_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.M)
+    fragments = [fragment for row in rows for fragment in re.findall(r"`([^`]+)`", row)]
+    assert len(fragments) > 12
+    packages = (ROOT / name for name in ("nas_kd", "analysis", "search_spaces", "trials"))
+    code = "".join(path.read_text() for package in packages for path in sorted(package.rglob("*.py")))
+    assert [fragment for fragment in fragments if fragment not in code] == []
+
+
+def test_the_site_has_all_pages_and_all_names() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    named = re.findall(r"[\w-]+\.md", str(site["nav"]))
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.public_names() == nas_kd.__all__
