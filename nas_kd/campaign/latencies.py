@@ -119,7 +119,7 @@ def timed(
     wall, cpu = 0.0, 0.0
     for turn in range(ROUNDS):
         for place, (name, net) in enumerate(nets.items()):
-            progress((turn + place / len(nets)) / ROUNDS, "latency of the front's students and the teacher")
+            progress((turn + place / len(nets)) / ROUNDS, "latency, all nets in turns")
             for part, run in net.parts.items():
                 for _ in range(WARMUP):
                     run()

@@ -117,7 +117,7 @@ class Boxes(FrameAnswer):
             x0, y0, x1, y1 = (box * scale + shift).tolist()
             colour = colour_of(int(number))
             pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, image.height // 200))
-            _write(pen, (x0, y0), f"{info.class_names[int(number)]} {score:.2f}", colour, font)
+            _write(pen, (x0, y0), f"{info.class_names[int(number)]}: {score:.2f}", colour, font)
         return np.asarray(image)
 
 
