@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +45,11 @@ class Viewed(Protocol):
     @property
     def tapped(self) -> nn.Module:
         """The inner net."""
+        ...
+
+    @property
+    def seen_size(self) -> tuple[int, int] | None:
+        """(H, W) that the inner net sees, where it is not that of the input."""
         ...
 
     def as_map(self, name: str, output: Any) -> Any:
@@ -152,10 +157,12 @@ class Passed:
     Attributes:
         shape: of what it gave.
         read: height and width of the map that it read; None where it read no map.
+        frames_read: of that map; 1 where it had none, or they are not known.
     """
 
     shape: tuple[int, ...]
     read: tuple[int, int] | None
+    frames_read: int = 1
 
 
 def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
@@ -164,6 +171,7 @@ def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
     found: dict[str, Passed] = {}
 
     def watch(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        given = output
         if isinstance(module, Viewed):
             output = module.as_map(name, output)
         found.pop(name, None)
@@ -171,7 +179,9 @@ def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
             first = inputs[0] if inputs else None
             is_map = isinstance(first, Tensor) and first.ndim in (4, 5)
             read = (first.shape[-2], first.shape[-1]) if isinstance(first, Tensor) and is_map else None
-            found[name] = Passed(tuple(output.shape), read)
+            # Of what gives no map as it is, the axes of the input are not known either.
+            frames = first.shape[2] if isinstance(first, Tensor) and first.ndim == 5 and output is given else 1
+            found[name] = Passed(tuple(output.shape), read, frames)
 
     hooks = [
         child.register_forward_hook(lambda _m, inputs, output, name=name: watch(name, inputs, output))
@@ -187,6 +197,12 @@ def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
             hook.remove()
         module.train(mode)
     return found
+
+
+def has_shape_of(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a map of one size (h, w) could show what another one shows, at another scale."""
+    (h, w), (height, width) = size, other
+    return abs(h * width - w * height) <= max(height, width)
 
 
 def tappable(module: nn.Module) -> dict[str, nn.Module]:

@@ -27,6 +27,7 @@ from nas_kd.tasks.task import loss_of
 from nas_kd.teachers import TEACHERS, bare, is_precomputed
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import open_caches
+from nas_kd.teachers.outputs import describe
 from nas_kd.teachers.weights import save_weights
 from nas_kd.training.fit import OnProgress, fit, no_progress
 from nas_kd.training.measure import environment, part_flops
@@ -235,10 +236,9 @@ def check_outputs(
     wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
     fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
     if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for "
-            f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {got}"
+            f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {describe(outputs)}"
             f"{'; ' if way_out else ''}{way_out}"
         )
 
@@ -246,9 +246,10 @@ def check_outputs(
 def check_teacher(context: CampaignContext) -> None:
     """Raise `ValueError` where the teacher does not read what the data are or give what the task reads."""
     model, example, name = context.teacher_model, context.teacher_example(), context.config.teacher.model
+    trains = context.config.teacher.trains and not is_precomputed(model)
     mode = model.training
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(trains):
             outputs = model.eval()(example)
     except Exception as error:
         if name in TEACHERS and isinstance(error, ValueError):  # it says what is wrong
@@ -260,12 +261,30 @@ def check_teacher(context: CampaignContext) -> None:
             f"stopped with {type(error).__name__}: {reason})"
         ) from error
     model.train(mode)
-    way_out = "pick them with teacher.output and teacher.outputs, change teacher.settings, or choose another teacher"
+    way_out = (
+        "pick them with teacher.output and teacher.outputs, change teacher.settings, or let the function return a "
+        "module around the net that gives them"
+    )
     check_outputs(context.task, context.input_type, f"teacher.model: {name}", outputs, example, way_out)
     if not bool(outputs.isfinite().all()):
         raise ValueError(
             f"teacher.model: {name} gives values that are not finite (NaN or infinity) for {context.input_type.item} "
             "of zeros; see whether it divides by zero, or give other weights"
+        )
+    if trains and not outputs.requires_grad:
+        raise ValueError(
+            f"teacher.train: {name} has answers without a gradient, since its parameters are frozen or its forward "
+            "runs under torch.no_grad, so it cannot be trained; set teacher.train: false to take it as it is"
+        )
+    if is_precomputed(model):
+        return
+    with torch.random.fork_rng(devices=[]):
+        first, second = answers(context), answers(context)
+    if not same_answers(first, second):
+        raise ValueError(
+            f"teacher.model: {name} in evaluation mode gives another answer at each pass for the same input, which "
+            "students cannot learn; see whether a dropout stays on (pass training=self.training) or observers of a "
+            "quantisation do (net.apply(torch.ao.quantization.disable_observer))"
         )
 
 

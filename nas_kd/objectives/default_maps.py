@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from nas_kd.taps import Passed, passes, tappable
+from nas_kd.taps import Passed, Viewed, has_shape_of, passes, tappable
 
 Scale = tuple[int, int]
 _NUMBERED = re.compile(r".+\.\d+")
@@ -20,8 +20,8 @@ def last_maps(module: nn.Module, example: Tensor, ndim: int | None = None) -> tu
     leaves the scale which it read is no candidate, unless it is the last of a row of equal blocks, and of nested
     modules that return the same map the outermost one is named: `layers.2`, and neither `layers.2.1.relu` nor what
     `layers.3` does before its stride, but `layers.3.blocks.1` where a stage of transformer blocks merges its patches
-    at its end. Of pathways with different numbers of frames at one scale, the one with the most channels counts. Empty
-    where no submodule returns such a map.
+    at its end. Of pathways with different numbers of frames at one scale, the one with the most channels counts, and
+    narrower connections into it do not. Empty where no submodule returns such a map.
 
     Args:
         module: any module.
@@ -53,15 +53,17 @@ def spread_maps(module: nn.Module, example: Tensor, count: int, ndim: int | None
 
 
 def _maps(module: nn.Module, example: Tensor, ndim: int | None) -> dict[str, Passed]:
-    """Of submodules that give maps."""
+    """Of submodules that give maps, whose shape is that of the input at another scale."""
     allowed = (4, 5) if ndim is None else (ndim,)
-    return {
-        name: passed
-        for name, passed in passes(module, example).items()
-        if len(passed.shape) in allowed
-        and passed.shape[0] == len(example)
-        and _scale(passed)[0] * _scale(passed)[1] > 1
-    }
+    size = tuple(example.shape[-2:]) if example.ndim in (4, 5) else None
+    if size is not None and isinstance(module, Viewed):
+        size = module.seen_size or size
+    found = {}
+    for name, passed in passes(module, example).items():
+        h, w = passed.shape[-2:] if len(passed.shape) in allowed else (1, 1)
+        if passed.shape[0] == len(example) and h * w > 1 and (size is None or has_shape_of((h, w), size)):
+            found[name] = passed
+    return found
 
 
 def _scale(passed: Passed) -> Scale:
@@ -82,6 +84,10 @@ def _last_of_scales(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module]
             continue
         scale, frames = _scale(passed), _frames(passed)
         at_scale = last.pop(scale, {})  # scales are ordered by their last map
+        before = at_scale.get(frames)
+        if before is not None and passed.frames_read > frames and maps[before].shape[1] > passed.shape[1]:
+            last[scale] = at_scale  # a connection from a pathway with more frames into this one
+            continue
         at_scale.pop(frames, None)
         last[scale] = {**at_scale, frames: name}
     chosen: dict[Scale, str] = {}

@@ -90,7 +90,17 @@ class OutputForm:
         """Whether a tensor has the shape of an answer for one of these numbers of rows."""
         if value.ndim != (4 if self.maps else 2) or len(value) not in rows or not value.is_floating_point():
             return False
-        return value.shape[1] > max(self.picked) if self.picked else value.shape[1] == self.num_outputs
+        return self._has_outputs(value.shape[1])
+
+    def fits_averaged(self, value: Tensor, rows: Sequence[int]) -> bool:
+        """Whether a tensor is an answer once it is averaged over places or frames."""
+        return self._averaged(value, rows) is not None
+
+    def find(self, output: Any, rows: Sequence[int]) -> list[Path]:
+        """Paths of what could be the answer; of outputs that would have to be averaged only where no other one fits."""
+        return find(output, lambda value: self.fits(value, rows)) or find(
+            output, lambda value: self.fits_averaged(value, rows)
+        )
 
     def take(self, output: Any, rows: Sequence[int]) -> Any:
         """The answer in what a net returned; all of it where nothing fits."""
@@ -98,17 +108,36 @@ class OutputForm:
             try:
                 output = pick(output, self.path)
             except KeyError:  # in training, nets give other things than in evaluation
-                found = find(output, lambda value: self.fits(value, rows))
+                found = self.find(output, rows)
                 output = pick(output, found[0]) if found else output
-        elif not isinstance(output, Tensor) and (found := find(output, lambda value: self.fits(value, rows))):
+        elif not isinstance(output, Tensor) and (found := self.find(output, rows)):
             output = pick(output, found[0])
         if not isinstance(output, Tensor):
             return output
+        if (averaged := self._averaged(output, rows)) is not None:
+            output = averaged
         if output.ndim == 2 and len(rows) > 1 and len(output) == rows[1]:  # one row a frame: the mean over frames
             output = output.reshape(rows[0], -1, output.shape[1]).mean(1)
         if self.picked is not None and output.ndim > 1 and output.shape[1] > max(self.picked):
             output = output[:, list(self.picked)]
         return output
+
+    def _has_outputs(self, number: int) -> bool:
+        return number > max(self.picked) if self.picked else number == self.num_outputs
+
+    def _averaged(self, value: Tensor, rows: Sequence[int]) -> Tensor | None:
+        """Logits (N, C) of (N, C, t), (N, C, h, w), (N, C, t, h, w), or of each frame, (N, T, C), by the mean.
+
+        None where the tensor has no such form, or could have two of them.
+        """
+        if self.maps or value.ndim not in (3, 4, 5) or len(value) not in rows or not value.is_floating_point():
+            return None
+        frames = rows[1] // rows[0] if len(rows) > 1 else 1
+        first = self._has_outputs(value.shape[1]) and (value.ndim > 3 or value.shape[2] <= frames)
+        last = value.ndim == 3 and self._has_outputs(value.shape[2]) and value.shape[1] in (1, frames)
+        if first == last:
+            return None
+        return value.flatten(2).mean(2) if first else value.mean(1)
 
 
 class AdaptedTeacher(nn.Module):
@@ -128,6 +157,7 @@ class AdaptedTeacher(nn.Module):
         self.net = net
         self.inputs, self.outputs = inputs, outputs
         self.forms: dict[str, MapForm] = dict(forms or {})
+        self.writes_input = False  # as a net does that normalises it in place; then it gets a copy
         self._num_items = 1
 
     @property
@@ -141,11 +171,16 @@ class AdaptedTeacher(nn.Module):
         default = InputForm(layout="NCTHW", strides=self.inputs.strides, given=self.inputs.given)
         return self.inputs == default and self.outputs.path == () and self.outputs.picked is None
 
+    @property
+    def seen_size(self) -> tuple[int, int] | None:
+        """(H, W) that the net sees, where it is not that of its input."""
+        return self.inputs.size
+
     def lay_out(self, clip: Tensor) -> Inputs:
         """What the net takes for a clip, frames or features."""
         if clip.ndim < 4:
             return clip
-        fitted = self.inputs.fit(clip)
+        fitted = self.inputs.fit(clip.clone() if self.writes_input else clip)
         layout = self.inputs.layout
         assert layout != "auto", "the layout is known"
         return fitted if clip.ndim == 4 else lay_out(fitted, layout, self.inputs.strides)
@@ -297,9 +332,14 @@ def adapt(
         note(f"teacher.input_layout: {name} takes clips as {chosen.layout}")
     if path and outputs.path is None:
         note(f"teacher.output: of what {name} gives, {'.'.join(path)!r} is taken as its answer")
-    if clips and chosen.answer is not None and len(chosen.answer) > 2:
+    if clips and chosen.answer is not None and chosen.answer.ndim == 2 and len(chosen.answer) > 2:
         note(f"teacher.output: {name} gives one row for each frame; the mean over the frames is its answer")
+    if chosen.answer is not None and chosen.answer.ndim > 2 and not outputs.maps:
+        shape = tuple(chosen.answer.shape)
+        note(f"teacher.output: {name} gives {shape} for two clips; the mean over frames and places is its answer")
+    before = probe._version
     _run(net, lambda module: module(teacher.lay_out(probe)))  # what is made in the first pass
+    teacher.writes_input = probe._version != before
     return teacher
 
 
@@ -336,7 +376,7 @@ def _try(
         return attempt
     try:
         copied = net if alone else _copied(net)
-        shown = open_output.lay_out(probe)
+        shown = open_output.lay_out(probe.clone())
         attempt.output = _run(copied, lambda module: module(shown))
     except Exception as error:
         attempt.error = error
@@ -345,12 +385,13 @@ def _try(
     rows = (len(probe), len(probe) * frames) if probe.ndim == 5 else (len(probe),)
     if outputs.path is not None:
         try:
-            if outputs.fits(pick(attempt.output, outputs.path), rows):
+            picked = pick(attempt.output, outputs.path)
+            if outputs.fits(picked, rows) or outputs.fits_averaged(picked, rows):
                 attempt.paths = [outputs.path]
         except KeyError:
             pass
     else:
-        attempt.paths = find(attempt.output, lambda value: outputs.fits(value, rows))
+        attempt.paths = outputs.find(attempt.output, rows)
     if attempt.paths:
         attempt.answer = pick(attempt.output, attempt.paths[0])
     return attempt

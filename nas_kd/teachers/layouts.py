@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Layout = Literal["NCTHW", "NTCHW", "frames", "stacked", "pathways"]
+Layout = Literal["NCTHW", "NTCHW", "NTHWC", "frames", "stacked", "pathways"]
 Inputs = Tensor | list[Tensor]
 
 
@@ -26,6 +26,7 @@ def _stacked(clip: Tensor) -> Tensor:
 LAYOUTS: Mapping[Layout, Callable[[Tensor], Tensor]] = {
     "NCTHW": lambda clip: clip,
     "NTCHW": lambda clip: clip.transpose(1, 2).contiguous(),
+    "NTHWC": lambda clip: clip.permute(0, 2, 3, 4, 1).contiguous(),
     "frames": _frames,
     "stacked": _stacked,
 }

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_kd.taps import has_shape_of
+
 Grid = tuple[int, int, int]
 Place = tuple[int, float, float]
 
@@ -203,7 +205,9 @@ class _Observer:
         rivals = [option for option, score in zip(options, scores, strict=True) if score == best]
         first = rivals[0].convert(output, self.items)
         alike = all(_equal(rival.convert(output, self.items), first) for rival in rivals[1:])
-        form = rivals[0] if alike and best[0] >= _CONFIRMED else None
+        # What has rows of frames could also be a matrix of attention.
+        is_odd = first_tensor(output).ndim == 4 and best[1] < _NOT_CONTRADICTED
+        form = rivals[0] if alike and best[0] >= _CONFIRMED and not is_odd else None
         possible = {replace(option, first=False): first for option, (first, _) in zip(options, scores, strict=True)}
         return _Seen(tuple(first_tensor(output).shape), options[0].first, form, possible)
 
@@ -235,8 +239,7 @@ class _Observer:
 
     def _scaled(self, size: Sequence[int]) -> bool:
         """Whether a size could be that of the input, at a lower scale."""
-        (h, w), (height, width) = size, self.size
-        return h <= height and w <= width and abs(h * width - w * height) <= max(height, width)
+        return size[0] <= self.size[0] and size[1] <= self.size[1] and has_shape_of(size, self.size)
 
     def _note_grid(self, value: Tensor) -> None:
         t = value.shape[2] if value.ndim == 5 else 1
@@ -350,17 +353,18 @@ def _score(changes: Tensor, *, spatial: bool) -> int:
         changes: of a map, for each of the places, (N, t, h, w).
         spatial: whether pixels count; of a convolution's output they are known, and only frames may be mixed up.
     """
-    right = 0
+    fits: dict[int, list[bool]] = {0: [], 1: []}  # by the end of the clip
+    cells: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
     for (end, row, column), values in zip(_PLACES, changes, strict=True):
         if not bool(values.isfinite().all()) or float(values.max()) == 0:
             continue
         t = int(values.sum((1, 2)).argmax())
-        fits = _is_in_half(t, values.shape[0], end)
-        if spatial:
-            h, w = divmod(int(values.sum(0).argmax()), values.shape[2])
-            fits &= _is_near(h, values.shape[1], row) and _is_near(w, values.shape[2], column)
-        right += fits
-    return right
+        h, w = divmod(int(values.sum(0).argmax()), values.shape[2])
+        near = _is_near(h, values.shape[1], row) and _is_near(w, values.shape[2], column)
+        fits[end].append(_is_in_half(t, values.shape[0], end) and (near or not spatial))
+        cells[end].add((h, w))
+    # What changes at one cell wherever the region lies has no places: tokens of whole frames, say.
+    return sum(sum(fits[end]) for end in fits if len(cells[end]) > 1 or not spatial)
 
 
 def _is_in_half(index: int, size: int, end: int) -> bool:
@@ -369,5 +373,5 @@ def _is_in_half(index: int, size: int, end: int) -> bool:
 
 
 def _is_near(index: int, size: int, share: float) -> bool:
-    """Whether an index lies where this share of an axis is; neighbours count, but not of two."""
+    """Whether an index lies where this share of an axis is; of short axes, neighbours count."""
     return abs(index + 0.5 - share * size) <= max(_NEAR * size, 0.75)

@@ -65,7 +65,7 @@ class TeacherConfig(Section):
         train: whether the campaign trains it at its start. By default that is so where there are no weights; set it to
             false where the function returns a trained net.
         fit: how it is trained.
-        input_layout: of clips, as the net wants them: `NCTHW`, `NTCHW`, `frames` (N · T, C, H, W), `stacked`
+        input_layout: of clips, as the net wants them: `NCTHW`, `NTCHW`, `NTHWC`, `frames` (N · T, C, H, W), `stacked`
             (N, T · C, H, W), `pathways` (a list of clips with fewer and with more frames), or `auto`, the one with
             which it runs.
         pathway_strides: of the frames, for each of the `pathways`.

@@ -124,6 +124,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW or SGD with decay on matrices and kernels only, fused: one call a step instead of several a parameter.
 
+    Complex parameters, as of filters in the frequency domain, have no fused step.
+
     Args:
         config: of the training.
         parameters: at the full learning rate.
@@ -135,9 +137,10 @@ def make_optimizer(
         for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
             if members := [p for p in chosen if (p.ndim > 1) == is_matrix]:
                 groups.append({"params": members, "weight_decay": decay, "lr_scale": scale})
+    fused = all(p.is_floating_point() for group in groups for p in group["params"])
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
 def learning_rate(config: FitConfig, progress: float) -> float:

@@ -42,6 +42,7 @@ def taken(net: str, notes: list[str] | None = None, **options: Any) -> AdaptedTe
 def test_layouts_keep_every_frame_in_its_place() -> None:
     clip = torch.arange(2 * 3 * 8, dtype=torch.float32).reshape(2, 3, 8, 1, 1)
     assert torch.equal(lay_out(clip, "NTCHW", ())[1, 5], clip[1, :, 5])
+    assert torch.equal(lay_out(clip, "NTHWC", ())[1, 5, ..., 2], clip[1, 2, 5])
     assert torch.equal(lay_out(clip, "frames", ())[8 + 5], clip[1, :, 5])
     assert torch.equal(lay_out(clip, "stacked", ())[1, 3 * 5 : 3 * 6], clip[1, :, 5])
     slow, fast = lay_out(clip, "pathways", (4, 1))
@@ -122,6 +123,45 @@ class TwoHeads(Clips):
         return {"main": logits, "aux": -logits}
 
 
+class PerFrame(Clips):
+    """Logits of each frame, (N, T, C), or as (N, C, T)."""
+
+    def __init__(self, num_classes: int, last: bool) -> None:
+        super().__init__(num_classes)
+        self.last = last
+
+    def forward(self, clip: Tensor) -> Tensor:
+        logits = self.head(self.stages(clip).mean((3, 4)).transpose(1, 2))
+        return logits if self.last else logits.transpose(1, 2)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@torch.no_grad()
+def test_answers_for_each_frame_are_averaged(last: bool) -> None:
+    notes: list[str] = []
+    teacher = taken(f"{__name__}:PerFrame", notes, settings={"last": last})
+    torch.testing.assert_close(teacher(CLIP), teacher.net(CLIP).mean(1 if last else 2))
+    assert teacher(CLIP).shape == (2, 3)
+    shape = f"(2, {T}, 3)" if last else f"(2, 3, {T})"
+    assert f"gives {shape} for two clips; the mean over frames and places is its answer" in notes[-1]
+    four = taken(f"{__name__}:PerFrame", settings={"last": last, "num_classes": T}, outputs=[0, 2, 3])
+    assert four(CLIP).ndim == 3  # as many classes as frames: which axis is which is not known, and the check refuses it
+
+
+class WritesInput(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        clip -= 1
+        return super().forward(clip)
+
+
+@torch.no_grad()
+def test_a_net_that_writes_into_its_input_leaves_that_of_the_student_as_it_is() -> None:
+    teacher, given = taken(f"{__name__}:WritesInput"), CLIP.clone()
+    first = teacher(given)
+    assert torch.equal(given, CLIP)
+    assert torch.equal(teacher(given), first)
+
+
 class Bytes(Clips):
     def forward(self, clip: Tensor) -> Tensor:
         return self.head(self.pooled(clip)[:, :3])  # a mistake in the net
@@ -191,6 +231,22 @@ def test_the_axes_of_tokens_are_found_by_measurement(order: str, special: int, f
         maps = taps(CLIP).features
     assert maps["patch"].shape == (2, 6, T, 4, 4)
     assert torch.equal(maps["tokens"], maps["patch"])
+
+
+class Frozen(Clips):
+    @torch.no_grad()
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip)
+
+
+def test_a_teacher_without_gradients_is_taken_as_it_is_alone(tiny: Make) -> None:
+    data = {"frames": T, "size": 32, "num_train": 8, "num_val": 4, "num_test": 4}
+    teacher = {"model": f"{__name__}:Frozen", "settings": {}}
+    with pytest.raises(
+        ValueError, match=r"teacher.train: .*Frozen has answers without a gradient.* teacher.train: false"
+    ):
+        check_teacher(build_context(tiny(data=data, teacher=teacher), "cpu"))
+    check_teacher(build_context(tiny(data=data, teacher={**teacher, "train": False}), "cpu"))
 
 
 def test_a_teacher_as_it_is_keeps_its_weights_and_another_code_is_told(tiny: Make, tmp_path: Path) -> None:

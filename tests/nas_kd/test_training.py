@@ -18,7 +18,15 @@ from nas_kd.data import Batch
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import FitConfig, LaterCheck, NotFiniteError, TrainingConfig, fit, learning_rate
+from nas_kd.training.fit import (
+    FitConfig,
+    LaterCheck,
+    NotFiniteError,
+    TrainingConfig,
+    fit,
+    learning_rate,
+    make_optimizer,
+)
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.precision import Precision
 from nas_kd.trial import CampaignContext, Learner, build_context
@@ -295,3 +303,13 @@ def test_bfloat16_is_close_to_float32_and_leaves_weights_and_losses_in_float32(
     assert terms[0] == pytest.approx(terms[1], rel=0.02)
     assert terms[0] != terms[1]
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_complex_parameters_train(optimizer: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    steps = make_optimizer(TrainingConfig(optimizer=optimizer, weight_decay=0, lr=0.1), [weight])
+    weight.abs().sum().backward()
+    steps.step()
+    assert (weight.real < 0.95).all()
+    assert (weight.imag == 0).all()
