@@ -28,7 +28,6 @@ from nas_kd.trials.scheduler import RungScheduler
 
 # Set by the user, they stay as they are.
 _RAY_SETTINGS = {
-    "MALLOC_ARENA_MAX": "2",  # of workers: pieces of freed memory would stay in an arena for each of their many threads
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_AUTH_MODE": "disabled",
     "RAY_AIR_NEW_OUTPUT": "0",

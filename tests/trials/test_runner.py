@@ -217,7 +217,7 @@ def test_worker_has_its_threads_before_torch_and_serves_many_trials(tmp_path: Pa
     records = Ledger.load(tmp_path / "ray").records()
     environments = [dict(record.environment) for record in records]
     assert len({environment.pop("pid") for environment in environments}) == 1  # one process for all four
-    expected = {"threads": "2", "policy": "PASSIVE", "torch": "False", "device": "cpu", "num_cpus": "2", "arenas": "2"}
+    expected = {"threads": "2", "policy": "PASSIVE", "torch": "False", "device": "cpu", "num_cpus": "2"}
     assert environments == [expected] * 4
     # Seeds and knobs are those of the campaign in one process.
     campaign(tmp_path / "inline", toy_trials.succeed, 4, "inline", seed=9)

@@ -127,7 +127,6 @@ def tell_environment(context: TrialContext) -> TrialRecord:
         "pid": str(os.getpid()),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "policy": os.environ.get("OMP_WAIT_POLICY", ""),
-        "arenas": os.environ.get("MALLOC_ARENA_MAX", ""),
         "torch": str("torch" in sys.modules),
         "device": context.device,
         "num_cpus": str(context.num_cpus),
