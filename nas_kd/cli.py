@@ -75,7 +75,13 @@ cli_start.add_to(app)
 
 
 @app.command()
-def search(file: cli_start.CampaignFile = None, overrides: cli_start.Overrides = None) -> None:
+def search(
+    file: cli_start.CampaignFile = None,
+    overrides: cli_start.Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Rehearse it and time some steps: say what it takes, and run no trial.")
+    ] = False,
+) -> None:
     """Launch a campaign, or resume it: the same command after any crash goes on with what is missing."""
     with plain_errors(), termination_is_interrupt():
         from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
@@ -83,6 +89,14 @@ def search(file: cli_start.CampaignFile = None, overrides: cli_start.Overrides =
         from nas_kd.trials import Progress as TrialsProgress
 
         config = load_config(file, overrides or ())
+        if dry_run:
+            from nas_kd.campaign.dry_run import dry_run as try_out
+
+            with progress_bar() as progress:
+                lines = try_out(config, say, progress)
+            for line in lines:
+                say(line)
+            return
         say(f"run folder: {config.run_dir}")
         with campaigns.Campaign(config) as campaign:
             try:

@@ -1,4 +1,4 @@
-"""The commands before a campaign runs: check, schema, completion."""
+"""The commands before a campaign runs: init, check, doctor, schema, completion."""
 
 from __future__ import annotations
 
@@ -27,6 +27,45 @@ def check(file: CampaignFile = None, overrides: Overrides = None) -> None:
             say(line)
 
 
+def init(
+    file: Annotated[Path, typer.Argument(help="Campaign file to write.")] = Path("campaign.yaml"),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with labels.csv, or with .tfrecord files; without it, generated clips.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What students are trained for; by default what such data are mostly for.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a campaign file for a folder of data, with the meaning of each key, and check it."""
+    with plain_errors():
+        if file.exists() and not force:
+            raise ValueError(f"{file} is there already; give another name, or --force")
+        from nas_kd.campaign.overview import overview
+        from nas_kd.campaign.starter import starter_file
+        from nas_kd.config import load_config
+
+        file.write_text(starter_file(str(file), task, data), encoding="utf-8")
+        say(f"written: {file}")
+        for line in overview(load_config(file)):
+            say(line)
+        say(f"next: nas-kd search {file} --dry-run")
+
+
+def doctor(file: CampaignFile = None, overrides: Overrides = None) -> None:
+    """Look for what would get in the way: versions, GPUs, memory, decoders, disk, a campaign's database and cluster."""
+    with plain_errors():
+        from nas_kd.campaign.doctor import diagnose
+        from nas_kd.config import load_config
+
+        failed = False
+        for finding in diagnose(load_config(file, overrides or ())):
+            say(f"{finding.state:<4}  {finding.name}: {finding.text}")
+            failed = failed or finding.state == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
 def schema() -> None:
     """Print the JSON schema of campaign files, by which editors complete and check keys."""
     with plain_errors():
@@ -48,5 +87,5 @@ def completion(
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (check, schema, completion):
+    for command in (init, check, doctor, schema, completion):
         app.command()(command)

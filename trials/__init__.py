@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nas_kd.trials.cluster import NodeView
     from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
     from nas_kd.trials.events import Event, OnEvent
     from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
         TrialRecord,
     )
     from nas_kd.trials.resources import Executor, Resources
-    from nas_kd.trials.runner import Summary, check_cluster, run_trials
+    from nas_kd.trials.runner import Summary, check_cluster, run_trials, view_nodes
     from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
     from nas_kd.trials.scheduler import RungScheduler, should_stop
-    from nas_kd.trials.storage import DamagedJournalError, StorageError, check_url
+    from nas_kd.trials.storage import DamagedJournalError, StorageError, check_database, check_url
 
 __all__ = [
     "COST_CONVENTION",
@@ -59,6 +60,7 @@ __all__ = [
     "Ledger",
     "Metric",
     "MutationSampler",
+    "NodeView",
     "Objective",
     "OnEvent",
     "Progress",
@@ -76,6 +78,7 @@ __all__ = [
     "TrialStopped",
     "build_sampler",
     "check_cluster",
+    "check_database",
     "check_url",
     "default_objectives",
     "has_password",
@@ -87,6 +90,7 @@ __all__ = [
     "run_trials",
     "should_stop",
     "time_left",
+    "view_nodes",
 ]
 
 _NAMES = {
@@ -101,10 +105,11 @@ _NAMES = {
     "progress": "Progress time_left",
     "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",
     "resources": "Executor Resources",
-    "runner": "Summary check_cluster run_trials",
+    "cluster": "NodeView",
+    "runner": "Summary check_cluster run_trials view_nodes",
     "samplers": "SAMPLERS MutationSampler build_sampler proposal_seed",
     "scheduler": "RungScheduler should_stop",
-    "storage": "DamagedJournalError StorageError check_url",
+    "storage": "DamagedJournalError StorageError check_database check_url",
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 

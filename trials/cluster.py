@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import dataclass
 
 _TIMEOUT_S = 5.0
 _FOUND_BY_RAY = ("auto", "local")
@@ -35,3 +36,26 @@ def check_address(address: str) -> None:
             f"resources.address: no cluster answers at {address} ({reason}); start it with `ray start --head`, see to "
             "the firewall, or drop the address to run on this machine"
         ) from error
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What a machine of a cluster says of itself.
+
+    Attributes:
+        host: its name.
+        cpus: that Ray counts there.
+        gpus: likewise.
+        version: of nas-kd there.
+        missing: those of the asked folders that it has not.
+        clock_s: how far its clock is ahead of this machine's, in seconds.
+        error: why it cannot run trials; empty where it can.
+    """
+
+    host: str
+    cpus: float
+    gpus: float
+    version: str = ""
+    missing: tuple[str, ...] = ()
+    clock_s: float = 0.0
+    error: str = ""

@@ -141,11 +141,12 @@ class Driver:
         self.announce("retried", self._live[number], report=Report(message=reason))
 
     def finish(self, record: TrialRecord) -> None:
-        """Add a record that is in the trial's folder already to the ledger, delete checkpoints, and announce it."""
+        """Delete the checkpoints of a trial whose record is in its folder, add it to the ledger, and announce it."""
         assignment = self._live[record.number]
+        # First: after a kill between the two, the trial still counts as running, and this is done again.
+        remove_checkpoints(assignment.directory)
         if self.ledger.tell(record):
             self._num_ended += 1
-        remove_checkpoints(assignment.directory)
         del self._live[record.number]
         self.announce("ended", assignment, record=record)
 

@@ -18,13 +18,16 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import cloudpickle, tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.context import Report, TrialFn, TrialStopped
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment, run_assignment
@@ -34,6 +37,7 @@ from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _SECONDS_TO_STOP = 30.0
+_SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
 _TEMPORARY_PREFIX = "nas_kd_ray_"
 _SESSION_NAME = ".ray_session"
 
@@ -222,6 +226,41 @@ def check_places(resources: Resources) -> None:
     """
     with _quiet_tune(), _session(resources, Path()):
         _places(resources)
+
+
+def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
+    """See `nas_kd.trials.runner.view_nodes`."""
+
+    # A function inside of another one travels by value: a machine without nas-kd can say so.
+    def look(wanted: Sequence[str]) -> tuple[str, tuple[str, ...], float]:
+        import importlib.metadata
+        import pathlib
+        import time
+
+        missing = tuple(folder for folder in wanted if not pathlib.Path(folder).is_dir())
+        return importlib.metadata.version("nas-kd"), missing, time.time()
+
+    found = []
+    with _quiet_tune(), _session(resources, Path()):
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if not node["Alive"]:
+                continue
+            view = NodeView(
+                node["NodeManagerHostname"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
+            )
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            try:
+                before = time.time()
+                asked = ray.remote(look).options(num_cpus=0, scheduling_strategy=place).remote(tuple(folders))
+                version, missing, clock = ray.get(asked, timeout=_SECONDS_TO_ANSWER)
+            except Exception as error:  # whatever its Python raises
+                reason = str(error).strip().splitlines()[-1][:200]
+                found.append(replace(view, error=f"cannot run nas-kd ({reason}); install it there"))
+            else:
+                off = min(clock - before, clock - time.time(), key=abs)  # the answer took some time itself
+                off = 0.0 if before <= clock <= time.time() else off
+                found.append(replace(view, version=version, missing=missing, clock_s=off))
+    return found
 
 
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:

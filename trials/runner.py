@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas_kd.trials.cluster import check_address
+from nas_kd.trials.cluster import NodeView, check_address
 from nas_kd.trials.context import TrialFn
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.events import OnEvent
@@ -88,6 +88,19 @@ def check_cluster(resources: Resources) -> None:
     from nas_kd.trials.ray_executor import check_places  # after its settings, and only where Ray is used
 
     check_places(resources)
+
+
+def view_nodes(resources: Resources, *folders: str) -> list[NodeView]:
+    """Ask every machine of the cluster at `resources.address`.
+
+    Args:
+        resources: with the address.
+        folders: that must be there under the same path.
+    """
+    set_ray_environment()
+    from nas_kd.trials.ray_executor import ask_nodes  # after its settings
+
+    return ask_nodes(resources, folders)
 
 
 def run_trials(

@@ -35,6 +35,7 @@ from typing import Any, BinaryIO
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -163,6 +164,21 @@ def check_url(url: str | None) -> None:
             make_url(url).get_dialect()
 
 
+def check_database(url: str) -> None:
+    """Raise where a database does not answer; nothing is written.
+
+    Raises:
+        StorageError: What is wrong.
+    """
+    with storage_errors(url):
+        engine = create_engine(url, **_engine_options(url))
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        finally:
+            engine.dispose()
+
+
 @contextmanager
 def storage_errors(url: str | None) -> Iterator[None]:
     """Errors of a database as one sentence without a password."""
@@ -235,8 +251,12 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
         except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:  # while it is replayed
             raise DamagedJournalError(f"{path} is damaged: lines of it are missing or were changed") from error
     with storage_errors(url):
-        options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been started again
-        parsed = make_url(url)
-        if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT and "connect_timeout" not in parsed.query:
-            options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
-        return RDBStorage(url, engine_kwargs=options)
+        return RDBStorage(url, engine_kwargs=_engine_options(url))
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been started again
+    parsed = make_url(url)
+    if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT and "connect_timeout" not in parsed.query:
+        options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
+    return options

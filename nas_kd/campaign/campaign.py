@@ -87,6 +87,39 @@ class CampaignResult(Run):
     summary: Summary
 
 
+def checked_context(config: CampaignConfig, note: Callable[[str], None] = lambda text: None) -> CampaignContext:
+    """Data, space and an untrained teacher of a campaign that can work.
+
+    Args:
+        config: of the campaign.
+        note: called with a sentence on each decision.
+
+    Raises:
+        ConfigError, ValueError: the campaign cannot work; nothing was trained.
+    """
+    if config.sampler not in SAMPLERS:
+        raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
+    check_shared(config)
+    check_machine(config)
+    try:
+        check_url(config.storage)
+        check_cluster(config.resources)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
+    if device == "cpu" and (text := describe_check()):
+        note(text)
+    outlined = build_context(config, device, decode=False)
+    sentences = check_nets(config, outlined)
+    context = with_decoded_data(outlined)
+    if nets_depend_on(context) != nets_depend_on(outlined):
+        sentences = check_nets(config, context)
+    sentences += [*describe_left_out(context.space.left_out), *describe_pairs(context.pairs)]
+    for text in [*check_items(context), *sentences]:
+        note(text)
+    return context
+
+
 class Campaign:
     """A campaign that is being driven: `prepare` once, then `run`. Holds the run's folder until it is closed.
 
@@ -128,27 +161,7 @@ class Campaign:
             ConfigError, ValueError: the config cannot work; nothing was trained.
         """
         config, metric = self.config, self._metric
-        if config.sampler not in SAMPLERS:
-            raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
-        check_shared(config)
-        check_machine(config)
-        try:
-            check_url(config.storage)
-            check_cluster(config.resources)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
-        if device == "cpu" and (text := describe_check()):
-            note(text)
-        context = build_context(config, device, decode=False)
-        sentences = check_nets(config, context)
-        outlined, context = context, with_decoded_data(context)
-        self._context = context
-        if nets_depend_on(context) != nets_depend_on(outlined):
-            sentences = check_nets(config, context)
-        sentences += [*describe_left_out(context.space.left_out), *describe_pairs(context.pairs)]
-        for text in [*check_items(context), *sentences]:
-            note(text)
+        context = self._context = checked_context(config, note)
         self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)
         self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -229,11 +229,7 @@ def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
     Of the input type's fallback knob the last value is enough: a trial takes the next one with which it meets its
     budget.
     """
-    budget, space = config.budget, context.space
-    tried = dict(space.knobs)
-    fallback = context.input_type.fallback_knob
-    if fallback is not None:
-        tried[fallback] = tried[fallback][-1:]
+    budget, space, tried = config.budget, context.space, budget_knobs(context)
     what = "the lowest budget is"
     asked = [(budget.cost(budget.lowest), values) for values in product(*tried.values())]
     cells = grid_cells(config, space.knobs) if config.grid else []
@@ -258,6 +254,15 @@ def check_budget(config: CampaignConfig, context: CampaignContext) -> None:
     if budget.limits:
         for cost, values in asked:
             _check_limits(context, cost, dict(zip(tried, values, strict=True)))
+
+
+def budget_knobs(context: CampaignContext) -> dict[str, tuple[Choice, ...]]:
+    """The values of the space's knobs at which every budget must allow a student: see `check_budget`."""
+    tried = dict(context.space.knobs)
+    fallback = context.input_type.fallback_knob
+    if fallback is not None:
+        tried[fallback] = tried[fallback][-1:]
+    return tried
 
 
 def _check_limits(context: CampaignContext, cost: int, knobs: Mapping[str, Choice]) -> None:

@@ -54,22 +54,23 @@ def overview(config: CampaignConfig) -> list[str]:
     lines += [*notes, _teacher(context, flops, uncounted), *_costs(context, flops if not uncounted else None)]
     lines += describe_left_out(context.space.left_out)
     nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
-    return [*lines, *_taps(context, nets), *_disk(context), *_memory(context, nets)]
+    return [*lines, *_taps(context, nets), *describe_disk(context), *_memory(context, nets)]
 
 
-def _disk(context: CampaignContext) -> list[str]:
+def describe_disk(context: CampaignContext) -> list[str]:
     """What the caches take: decoded files, and the teacher's outputs."""
     config, parts = context.config, []
     if decoded := config.data.decoded_bytes(context.splits):
-        parts.append(f"decoded files {_size(decoded)}")
+        parts.append(f"decoded files {size_text(decoded)}")
     if outputs := sum(bytes_on_disk(context).values()):
         most = config.teacher.cache.max_bytes
-        limit = f", more than teacher.cache.max_bytes {_size(most)}, so not all are kept" if outputs > most else ""
-        parts.append(f"the teacher's outputs {_size(outputs)}{limit}")
+        limit = f", more than teacher.cache.max_bytes {size_text(most)}, so not all are kept" if outputs > most else ""
+        parts.append(f"the teacher's outputs {size_text(outputs)}{limit}")
     return [f"caches on disk, at most: {', '.join(parts)}"] if parts else []
 
 
-def _size(number: int) -> str:
+def size_text(number: float) -> str:
+    """Bytes for people."""
     return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 

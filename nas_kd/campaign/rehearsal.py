@@ -41,7 +41,7 @@ from nas_kd.trial import CampaignContext, SearchTrial, SharedSearch, Trial
 from nas_kd.trial.architecture_trial import ArchitectureTrial
 from nas_kd.trial.context import restore_teacher, teacher_of
 from nas_kd.trial.shared import FOLDER
-from nas_kd.trials import KnobValue, TrialContext
+from nas_kd.trials import KnobValue, Report, TrialContext
 
 NUM_ITEMS = 2  # of each part of the data: batches of one would upset BatchNorm
 LOOKED_AT = 64  # items among which labelled ones are looked for
@@ -92,7 +92,7 @@ def rehearse(
                     f"not all objectives were rehearsed, since the first ones took {time.perf_counter() - clock:.0f} s"
                 )
                 break
-            _Rehearsal(context, proposal, Path(folder) / str(number), clock, note, progress).run(done)
+            Rehearsal(context, proposal, Path(folder) / str(number), clock, note, progress).run(done)
     seconds = time.perf_counter() - clock
     note(f"rehearsed on {NUM_ITEMS} items of each split in {seconds:.1f} s: {', '.join(done)}")
     stages = {stage: round(until, 2) for stage, until in done.items()}
@@ -118,7 +118,7 @@ def _chosen(possible: Sequence[Proposal]) -> list[Proposal]:
 
 
 @dataclass
-class _Rehearsal:
+class Rehearsal:
     """The stages with one proposal of the study.
 
     Attributes:
@@ -127,7 +127,9 @@ class _Rehearsal:
         folder: of the small run.
         clock: when the rehearsal began.
         note: called with what does not fail the campaign.
-        progress: called with the share that is done and a text.
+        progress: called with the share that is done and a text, at the start of each stage.
+        items: of each part of the data.
+        on_step: called after each step of a training with its share and a text.
     """
 
     context: CampaignContext
@@ -136,32 +138,12 @@ class _Rehearsal:
     clock: float
     note: Note
     progress: OnProgress
+    items: int = NUM_ITEMS
+    on_step: OnProgress = no_progress
 
     def run(self, done: dict[str, float]) -> None:
         """All stages; `done` gets each of them, with the seconds since the rehearsal began."""
-        with self._stage("teacher", "change teacher.model or its settings"):
-            small = self._small_context()
-            prepare_teacher(small, self.folder)
-            worker = replace(self._small_context(), latencies=self.context.latencies)
-            restore_teacher(worker, self.folder)
-        done["teacher"] = self._seconds()
-        trial_dir = self.folder / "trials" / "0000"
-        trial: Trial
-        if self.context.shares_search:
-            with self._stage("search", "change space, search or search.objective"):
-                small.latencies = self.context.latencies
-                derived = prepare_search(small, self.folder).derived
-                search = SharedSearch(worker)
-                search.load(self.folder / FOLDER)
-            done["search"] = self._seconds()
-            trial = ArchitectureTrial(worker, worker.config, self._trial_context(trial_dir, derived[-1]), search=search)
-        else:
-            budget = worker.config.budget
-            knobs = {budget.knob: budget.highest, **self.proposal.knobs[-1]}
-            trial = SearchTrial(worker, worker.config, self._trial_context(trial_dir, knobs))
-        with self._stage("trial", "change space, objective, search or retrain"):
-            trial.run()
-        done["trial"] = self._seconds()
+        worker, trial_dir = self.train(done)
         for full in full_batches(self.context, self._small_context(), self.proposal):
             # What fails at this size alone, since all that is small went well.
             with self._stage("full batch", f"lower {full.key}", full.what):
@@ -188,13 +170,46 @@ class _Rehearsal:
             else:
                 done[kind] = self._seconds()
 
+    def train(self, done: dict[str, float]) -> tuple[CampaignContext, Path]:
+        """The stages up to the trial; returns what a worker knows of the campaign, and the trial's folder."""
+        with self._stage("teacher", "change teacher.model or its settings"):
+            small = self._small_context()
+            prepare_teacher(small, self.folder, self.on_step)
+            worker = replace(self._small_context(), latencies=self.context.latencies)
+            restore_teacher(worker, self.folder)
+        done["teacher"] = self._seconds()
+        trial_dir = self.folder / "trials" / "0000"
+        trial: Trial
+        if self.context.shares_search:
+            with self._stage("search", "change space, search or search.objective"):
+                small.latencies = self.context.latencies
+                derived = prepare_search(small, self.folder, self.on_step).derived
+                search = SharedSearch(worker)
+                search.load(self.folder / FOLDER)
+            done["search"] = self._seconds()
+            trial = ArchitectureTrial(worker, worker.config, self._trial_context(trial_dir, derived[-1]), search=search)
+        else:
+            budget = worker.config.budget
+            knobs = {budget.knob: budget.highest, **self.proposal.knobs[-1]}
+            trial = SearchTrial(worker, worker.config, self._trial_context(trial_dir, knobs))
+        with self._stage("trial", "change space, objective, search or retrain"):
+            trial.run()
+        done["trial"] = self._seconds()
+        return worker, trial_dir
+
     def _seconds(self) -> float:
         return time.perf_counter() - self.clock
 
     def _trial_context(self, directory: Path, knobs: Mapping[str, KnobValue]) -> TrialContext:
         directory.mkdir(parents=True)
         device = str(self.context.device)
-        return TrialContext(number=0, knobs=knobs, seed=self.context.config.seed, directory=directory, device=device)
+
+        def report(given: Report) -> None:
+            self.on_step(given.fraction or 0.0, given.message)
+
+        return TrialContext(
+            number=0, knobs=knobs, seed=self.context.config.seed, directory=directory, device=device, reporter=report
+        )
 
     @contextmanager
     def _stage(self, name: str, way_out: str, what: str = "") -> Iterator[None]:
@@ -214,7 +229,7 @@ class _Rehearsal:
                 f"teacher.model: {config.teacher.model} returns the same module at each call, but every worker needs "
                 "one of its own; build it anew in the function"
             )
-        splits = _few(context.splits, task)
+        splits = _few(context.splits, task, self.items)
         return replace(context, config=config, splits=splits, task=task, teacher_model=model, caches={}, latencies={})
 
     def _small_config(self) -> CampaignConfig:
@@ -222,7 +237,7 @@ class _Rehearsal:
         cut = {"epochs": 1}
         teacher = config.teacher.model_copy(
             update={
-                "fit": config.teacher.fit.model_copy(update={**cut, **_batch(config.teacher.fit.batch_size)}),
+                "fit": config.teacher.fit.model_copy(update={**cut, **self._batch(config.teacher.fit.batch_size)}),
                 "cache": config.teacher.cache.model_copy(update={"views": min(config.teacher.cache.views, 1)}),
             }
         )
@@ -235,11 +250,11 @@ class _Rehearsal:
                 "local": config.search.local.model_copy(
                     update={"steps": min(config.search.local.steps, 1), "probes": 1}
                 ),
-                **_batch(config.search.batch_size),
+                **self._batch(config.search.batch_size),
             }
         )
-        retrain = config.retrain.model_copy(update={"num_seeds": 1, **_batch(config.retrain.batch_size)})
-        steps_an_epoch = 2 * NUM_ITEMS // retrain.batch_size
+        retrain = config.retrain.model_copy(update={"num_seeds": 1, **self._batch(config.retrain.batch_size)})
+        steps_an_epoch = 2 * self.items // retrain.batch_size
         retrain = retrain.model_copy(update={"epochs": max(self._steps() // steps_an_epoch, 1)})
         return config.model_copy(
             update={
@@ -253,6 +268,9 @@ class _Rehearsal:
             }
         )
 
+    def _batch(self, batch_size: int) -> dict[str, int]:
+        return {"batch_size": min(batch_size, self.items)}
+
     def _steps(self) -> int:
         """The least length of a retraining in which every term has a step for each of its stages."""
         nets = build_nets(self.context, self.proposal.knobs[-1])
@@ -264,10 +282,6 @@ class _Rehearsal:
                 continue
             return steps
         return STEPS[-1]
-
-
-def _batch(batch_size: int) -> dict[str, int]:
-    return {"batch_size": min(batch_size, NUM_ITEMS)}
 
 
 def _ends(budget: BudgetConfig) -> BudgetConfig:
@@ -289,21 +303,21 @@ class _Kept:
         return self._items[index]
 
 
-def _few(splits: Splits, task: Task) -> Splits:
+def _few(splits: Splits, task: Task, number: int) -> Splits:
     """A few labelled items of each part."""
-    parts = [[part.indices[i] for i in _labelled(part, task)] for part in (splits.weights, splits.gates)]
+    parts = [[part.indices[i] for i in _labelled(part, task, number)] for part in (splits.weights, splits.gates)]
     train = _Kept(splits.weights.base, [*parts[0], *parts[1]])
     first, second = range(len(parts[0])), range(len(parts[0]), len(train))
-    val, test = (_Kept(part, _labelled(part, task)) for part in (splits.val, splits.test))
+    val, test = (_Kept(part, _labelled(part, task, number)) for part in (splits.val, splits.test))
     return Splits(Subset(train, first), Subset(train, second), val, test, splits.info)
 
 
-def _labelled(dataset: ClipDataset, task: Task) -> list[int]:
+def _labelled(dataset: ClipDataset, task: Task, number: int) -> list[int]:
     """Positions of the first items that have what the task needs; where there are fewer, of others too."""
-    looked_at = range(min(len(dataset), LOOKED_AT if task.needs else NUM_ITEMS))
+    looked_at = range(min(len(dataset), max(LOOKED_AT, number) if task.needs else number))
     with_labels = [index for index in looked_at if not task.needs or task.is_labelled(dataset[index])]
     others = [index for index in looked_at if index not in with_labels]
-    return sorted([*with_labels, *others][:NUM_ITEMS])
+    return sorted([*with_labels, *others][:number])
 
 
 @contextmanager

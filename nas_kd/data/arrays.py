@@ -29,6 +29,11 @@ _OPEN_MAPS = 256  # memory maps kept open; the system allows a process some ten 
 _OPEN_ARRAYS = 2  # arrays of .npz files, which are held whole
 
 
+def is_array(path: str) -> bool:
+    """Whether a path of a table names an item of a numpy file."""
+    return Path(path.partition("#")[0]).suffix.lower() in (".npy", ".npz")
+
+
 class Place(NamedTuple):
     """Where an item lies.
 

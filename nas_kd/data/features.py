@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
-from nas_kd.data.arrays import ArrayFiles, parse_place
+from nas_kd.data.arrays import ArrayFiles, is_array, parse_place
 from nas_kd.data.cache import ClipCache, Entry, cache_key
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of, hash_of_files
@@ -36,7 +36,7 @@ from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable
 from nas_kd.data.shards import Clip
-from nas_kd.data.source import LabelledConfig
+from nas_kd.data.source import LabelledConfig, Recognised, labels_in
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
     LISTED,
@@ -56,6 +56,8 @@ from nas_kd.data.table import (
 
 SEPARATOR = ";"
 """Between the classes of one item."""
+
+LOOKED_AT = 100  # items whose lengths say whether all have equally many frames
 
 _DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # one generator each
 
@@ -135,6 +137,20 @@ class FeaturesConfig(LabelledConfig):
         sets = (splits.weights.base, splits.val, splits.test)
         entries = [entry for part in sets if isinstance(part, FeaturesDataset) for entry in part.entries]
         return sum(math.prod(entry.shape) for entry in entries)
+
+    @classmethod
+    def recognise(cls, root: Path) -> Recognised | None:
+        found = labels_in(root, ("path", "label", "split"))
+        if found is None or not is_array(found[1][0]["path"]):
+            return None
+        labels, rows = found
+        data: dict[str, Any] = {"root": str(root), "labels": labels}
+        first = [root / row["path"] for row in rows[:LOOKED_AT] if row["path"].endswith(".npy")]
+        lengths = {len(np.load(path, mmap_mode="r")) for path in first if path.is_file()}
+        if len(lengths) > 1:  # then the section must say how many are taken
+            data["frames"] = int(np.median(sorted(lengths)))
+        several = any(SEPARATOR in row["label"] for row in rows)
+        return Recognised(data, "multilabel" if several else "classification")
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_features(self, seed=seed, gate_share=gate_share)

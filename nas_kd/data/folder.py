@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
+from nas_kd.data.arrays import is_array
 from nas_kd.data.cache import Entry, cache_key
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
@@ -32,8 +33,9 @@ from nas_kd.data.sample import (
     Sample,
     became_unreadable,
 )
+from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
-from nas_kd.data.source import LabelledConfig
+from nas_kd.data.source import LabelledConfig, Recognised, labels_in
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
     SPLITS,
@@ -84,6 +86,14 @@ class FolderConfig(LabelledConfig):
     )
     flip_safe: bool = Field(default=True, description="Whether a mirrored clip keeps its label.")
     decode_threads: int = Field(default=0, ge=0, description="Files decoded at once; 0: as many as cores, up to 8.")
+
+    @classmethod
+    def recognise(cls, root: Path) -> Recognised | None:
+        found = labels_in(root, ("path", "label", "split"))
+        if found is None or is_array(found[1][0]["path"]) or SequenceOptions.recognise(root) is not None:
+            return None
+        labels, _ = found
+        return Recognised({"root": str(root), "labels": labels, "frames": 8, "size": 112}, "classification")
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,23 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
         )
     labels = _classes(values.astype(np.int64), rule)
     return place_points(labels, height, width, fit) if rule.points else nearest(labels, height, width, fit)
+
+
+def values_in(paths: Iterable[Path]) -> list[int]:
+    """The values that occur in label images, ascending; files that are no label images are passed over.
+
+    Args:
+        paths: of the files.
+    """
+    found: set[int] = set()
+    for path in paths:
+        try:
+            with open_image(path) as image:
+                if len(image.getbands()) == 1:
+                    found |= set(np.unique(np.asarray(image)).astype(int).tolist())
+        except (DecodeError, OSError):
+            continue
+    return sorted(found)
 
 
 def nearest(labels: Labels, height: int, width: int, fit: Fit) -> Labels:

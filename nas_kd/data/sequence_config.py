@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from nas_kd.data.camera import CameraConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Fit
+from nas_kd.data.label_image import values_in
 from nas_kd.data.sample import IGNORE, DataInfo
-from nas_kd.data.source import CachedConfig
+from nas_kd.data.source import CachedConfig, Recognised, labels_in
 from nas_kd.settings.names import names_as_text
+
+LOOKED_AT = 50  # label images whose values say which classes there are
 
 
 class SequenceOptions(CachedConfig):
@@ -122,6 +125,23 @@ class SequenceOptions(CachedConfig):
                     f"the folder of the maps {name!r} must lie inside of root and be relative to it, but it is {folder}"
                 )
         return self
+
+    @classmethod
+    def recognise(cls, root: Path) -> Recognised | None:
+        found = labels_in(root, ("path", "label", "split", "sequence", "frame"))
+        if found is None:
+            return None
+        labels, rows = found
+        data: dict[str, Any] = {"root": str(root), "labels": labels, "frames": 8, "size": 112}
+        step = max(len(rows) // LOOKED_AT, 1)
+        values = values_in(root / row["label"] for row in rows[::step])
+        if len(values) <= 2:
+            data["binary"] = True
+        else:
+            ignore = [value for value in values if value == IGNORE]
+            data["classes"] = [f"class_{value}" for value in range(max(set(values) - {IGNORE}) + 1)]
+            data |= {"ignore": ignore} if ignore else {}
+        return Recognised(data, "segmentation")
 
     @property
     def is_binary(self) -> bool:

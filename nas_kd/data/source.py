@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +14,43 @@ from nas_kd.data.cache import ClipCache
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
+from nas_kd.data.table import read_table
 from nas_kd.settings.names import names_as_text
 
+TABLES = ("labels.csv", "labels.parquet")
 _READING_KEYS = (
     *("workers", "decode_threads"),
     *("cache_dir", "cache_limit_gb", "index_dir"),
 )
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What `nas-kd init` takes a folder for.
+
+    Attributes:
+        data: keys of the `data` section.
+        task: that such data are mostly for.
+    """
+
+    data: dict[str, Any]
+    task: str
+
+
+def labels_in(root: Path, columns: Sequence[str]) -> tuple[str, list[dict[str, str]]] | None:
+    """Name and rows of the table of labels in a folder; None where it has none with these columns.
+
+    Args:
+        root: the folder.
+        columns: that the table must have.
+    """
+    for name in TABLES:
+        if (root / name).is_file():
+            try:
+                return name, [row for _, row in read_table(root / name, columns)]
+            except DataError:
+                return None
+    return None
 
 
 class SourceConfig(BaseModel):
@@ -41,6 +74,15 @@ class SourceConfig(BaseModel):
         description="Processes that read items ahead of a training, of sets that are not in memory; 0: a thread reads "
         "ahead, and items of `own` are read when they are needed.",
     )
+
+    @classmethod
+    def recognise(cls, root: Path) -> Recognised | None:
+        """What a campaign file says of a folder with data of this source; None for other folders.
+
+        Args:
+            root: the folder.
+        """
+        return None
 
     @property
     def content(self) -> dict[str, Any]:

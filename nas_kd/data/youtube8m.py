@@ -34,13 +34,14 @@ from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable
 from nas_kd.data.shards import Clip
-from nas_kd.data.source import CachedConfig
+from nas_kd.data.source import CachedConfig, Recognised
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, UnusableRowsError, read_table
 from nas_kd.data.tfrecord import WireError, read_record
 
 _SCALE, _OFFSET = np.float32(4 / 255), np.float32(4 / 512 - 2)
 _VOCABULARY = ("Index", "Name")
+_PUBLISHED_NAMES, _PUBLISHED_CLASSES = "vocabulary.csv", 3862  # of the version of 2018
 _REMEDY = "fetch or mend the files, or set on_error: skip to leave them out"
 
 
@@ -128,6 +129,14 @@ class YouTube8MConfig(CachedConfig):
         sets = (splits.weights.base, splits.val, splits.test)
         entries = [entry for part in sets if isinstance(part, RecordDataset) for entry in part.entries]
         return sum(math.prod(entry.shape) for entry in entries)
+
+    @classmethod
+    def recognise(cls, root: Path) -> Recognised | None:
+        if not any(root.glob("*.tfrecord")):
+            return None
+        has_names = (root / _PUBLISHED_NAMES).is_file()
+        classes = {"class_names": _PUBLISHED_NAMES} if has_names else {"num_classes": _PUBLISHED_CLASSES}
+        return Recognised({"root": str(root), **classes, "frames": 30}, "multilabel")
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_youtube8m(self, seed=seed, gate_share=gate_share)

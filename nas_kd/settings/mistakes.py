@@ -117,15 +117,15 @@ def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[
         inside = isinstance(node, Mapping) and part in node
         listed = isinstance(node, list | tuple) and isinstance(part, int)
         if not inside and not listed and i < len(loc) - 1:
-            models = [m for m in _models(model) if part in (m.__name__, _tag(m))]
+            models = [m for m in models_in(model) if part in (m.__name__, _tag(m))]
             model = models[0] if models else model
             continue  # the tag of a union: not a key of the file
         path.append(part)
         node = node[part] if inside or (listed and part < len(node)) else None
         if i < len(loc) - 1:
-            candidates = [found for m in _models(model) if (found := _section_of(m, part)) is not None]
+            candidates = [found for m in models_in(model) if (found := _section_of(m, part)) is not None]
             model = candidates[0] if candidates else model
-    models = _models(model)
+    models = models_in(model)
     return path, models[0] if len(models) == 1 else next((m for m in models), model)
 
 
@@ -137,11 +137,12 @@ def _section_of(model: type[BaseModel], key: Any) -> Any:
     return field.annotation if field is not None else None
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation of a key names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [m for a in get_args(annotation) for m in _models(a)]
+        return [m for a in get_args(annotation) for m in models_in(a)]
     return []
 
 

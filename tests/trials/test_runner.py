@@ -294,7 +294,7 @@ def test_killed_and_interrupted_drivers_resume_and_run_nothing_twice(tmp_path: P
 def test_kill_around_the_end_of_a_trial_loses_nothing(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Die in place of each durable step of a trial's end, and resume."""
+    """Die in place of each durable step of a trial's end, and resume; checkpoints go in any case."""
 
     class Killed(BaseException):
         pass
@@ -315,6 +315,7 @@ def test_kill_around_the_end_of_a_trial_loses_nothing(
     assert summary.num_complete == 2
     counts = collections.Counter(number for number, _ in executions(tmp_path))
     assert counts == {0: 2 if point == "write" else 1, 1: 1}
+    assert list(tmp_path.glob("trials/*/checkpoint*")) == []
 
 
 def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
