@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials docs clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills docs clean
 
 install: $(STAMP)
 
@@ -62,6 +62,11 @@ bench-sampler: install
 
 bench-trials: install
 	$(BIN)/python benchmarks/trials.py
+
+# 50 faults on Ray, then 20 with the ledger in SQLite.
+bench-kills: install
+	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400
+	$(BIN)/python benchmarks/kills.py --kills 20 --trials 150 --executor inline --storage sqlite
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep

@@ -17,45 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nas_kd.trials import (
-    ChoiceKnob,
-    Cost,
-    Event,
-    FloatKnob,
-    IntKnob,
-    KnobSpace,
-    Ledger,
-    Metric,
-    Resources,
-    TrialContext,
-    TrialRecord,
-    run_trials,
-)
+from no_op_trials import METRIC, SPACE, no_op
 
-METRIC = Metric(name="accuracy")
-SPACE: KnobSpace = {
-    "width": IntKnob(low=1, high=64),
-    "rate": FloatKnob(low=1e-3, high=1.0, log=True),
-    **{f"op{i}": ChoiceKnob(values=("conv", "shift", "delta")) for i in range(8)},
-}
+from nas_kd.trials import Event, Ledger, Resources, run_trials
+
 GOAL_S = 0.15  # a trial
 GOAL_REOPEN_S = 2.0
 EXECUTORS = {"inline": None, "ray-1": 1, "ray-2": 2}
-
-
-def no_op(context: TrialContext) -> TrialRecord:
-    """A trial whose metric and cost follow from its knobs."""
-    width = int(context.knobs["width"])
-    return TrialRecord(
-        number=context.number,
-        state="complete",
-        seed=context.seed,
-        config_hash="benchmark",
-        knobs=context.knobs,
-        metric=METRIC,
-        cost=Cost(flops=width * 1000, params=width),
-        metrics={"derived": {"val": {"accuracy": (width / 64) ** 0.5 - float(context.knobs["rate"]) / 10}}},
-    )
 
 
 def resident_bytes() -> int:
