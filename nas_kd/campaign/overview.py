@@ -226,5 +226,5 @@ def _memory(context: CampaignContext, nets: TrialNets) -> list[str]:
     for name, fit, net, example in steps:
         with torch.random.fork_rng(devices=[]):
             found = step_bytes(net, example, fit.batch_size)
-        parts.append(f"{name} {_size(found)} at batch_size {fit.batch_size}")
+        parts.append(f"{name} {size_text(found)} at batch_size {fit.batch_size}")
     return [f"memory of a step, roughly: {', '.join(parts)}"]
