@@ -10,17 +10,19 @@ from nas_kd.analysis.latencies import LATENCY_NAME, TEACHER, Latencies, Latency,
 from nas_kd.campaign import latencies as measuring
 from nas_kd.campaign import report, search
 from nas_kd.config import CampaignConfig
-from nas_kd.trials import Cost, Metric, TrialRecord
+from nas_kd.trials import Cost, Ledger, Metric, TrialRecord
 
 
 def test_the_front_and_the_teacher_are_measured_when_all_trials_have_ended(tiny: Callable[..., CampaignConfig]) -> None:
     assert (measuring.LATENCY_NAME, measuring.TEACHER) == (LATENCY_NAME, TEACHER)
     result = search(tiny(trials=1, search={"epochs": 1}, retrain={"epochs": 1}))
-    (record,) = result.records
-    assert record.cost is not None
-    assert record.cost.latency_ms is None  # a trial may run beside others
+    (kept,) = Ledger.load(result.run_dir).records()
+    assert kept.cost is not None
+    assert kept.cost.latency_ms is None  # a trial may run beside others
     measured = read_latencies(result.run_dir)
     assert measured is not None
+    (record,) = result.records
+    assert record.cost == kept.cost.model_copy(update={"latency_ms": measured.nets["0"].ms})
     assert set(measured.nets) == {TEACHER, "0"}
     assert all(0 < net.low <= net.ms <= net.high for net in measured.nets.values())
     page = report(result.run_dir)
