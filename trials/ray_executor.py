@@ -173,21 +173,38 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except (ConnectionError, TimeoutError) as error:
-        raise ValueError(
-            f"resources.address: no cluster of Ray can be joined at {resources.address} "
-            f"({' '.join(str(error).split())[:150]}); start it with `ray start --head`, or drop the address"
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
-    try:
+        _start_ray(options, resources)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
         yield
     finally:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             (run_dir / _SESSION_NAME).unlink(missing_ok=True)
+
+
+def _start_ray(options: dict[str, Any], resources: Resources) -> None:
+    """Start Ray, or join the cluster.
+
+    Raises:
+        ValueError: the cluster cannot be joined.
+        RuntimeError: Ray does not start on this machine.
+    """
+    try:
+        ray.init(**options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        if resources.address is not None:
+            raise ValueError(
+                f"resources.address: no cluster of Ray can be joined at {resources.address} ({reason}); start it with "
+                "`ray start --head`, or drop the address"
+            ) from error
+        # A node that is not up in time is a plain `Exception` of Ray.
+        raise RuntimeError(
+            f"Ray did not start on this machine ({reason}); run the same command again when the machine is less busy, "
+            "or set resources.executor: inline"
+        ) from error
 
 
 def _remove_session_of_killed_driver(run_dir: Path) -> None:

@@ -232,6 +232,28 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session: None)
     assert Ledger.load(tmp_path).records() == []
 
 
+@pytest.mark.ray
+def test_a_start_of_ray_that_fails_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init(**options: Any) -> None:
+        nonlocal folder
+        folder = Path(options["_temp_dir"])
+        raise Exception("The current node timed out during startup")
+
+    folder = tmp_path
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RuntimeError, match=r"^Ray did not start on this machine \(The current node timed out"):
+        campaign(tmp_path, toy_trials.succeed, 1, "ray")
+    assert folder != tmp_path
+    assert not folder.exists()
+    assert not (tmp_path / ".ray_session").exists()
+
+
 def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str]:
     script = Path(__file__).parent / "toy_campaign.py"
     return subprocess.Popen(
