@@ -50,26 +50,22 @@ class Parity(BaseModel):
     is_exact: bool = True
 
     @classmethod
-    def rounded(cls, path: Path, difference: float, largest: float) -> Parity:
-        """The entry of a file of less precision, whatever the difference."""
-        return cls(
-            file=path.name,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-            bytes=path.stat().st_size,
-            max_abs_difference=difference,
-            largest_logit=largest,
-            flops=None,
-            is_exact=False,
-        )
-
-    @classmethod
-    def of(cls, path: Path, difference: float, largest: float, flops: int | None) -> Parity:
+    def of(
+        cls, path: Path, difference: float, largest: float, flops: int | None = None, *, is_exact: bool = True
+    ) -> Parity:
         """The entry of a file.
+
+        Args:
+            path: of the file.
+            difference: largest one to the trained student.
+            largest: logit of the trained student.
+            flops: of its graph, where they are counted.
+            is_exact: whether the difference must be within `TOLERANCE`; of a file of less precision it is noted.
 
         Raises:
             ExportError: the difference is too large; the file is removed.
         """
-        if not difference <= TOLERANCE * max(1.0, largest):
+        if is_exact and not difference <= TOLERANCE * max(1.0, largest):
             path.unlink()
             raise ExportError(f"{path.name} differs from the trained student by {difference:.3g}; it was not kept")
         return cls(
@@ -79,6 +75,7 @@ class Parity(BaseModel):
             max_abs_difference=difference,
             largest_logit=largest,
             flops=flops,
+            is_exact=is_exact,
         )
 
 

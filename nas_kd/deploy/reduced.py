@@ -146,4 +146,4 @@ def _compared(path: Path, student: nn.Module, info: BundleInfo, seed: int) -> Pa
         (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
         difference = max(difference, float((torch.from_numpy(np.asarray(found)) - expected).abs().max()))
         largest = max(largest, float(expected.abs().max()))
-    return Parity.rounded(path, difference, largest)
+    return Parity.of(path, difference, largest, is_exact=False)
