@@ -47,10 +47,9 @@ class Quantity:
         return any(value is not None for value in self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """For the script: `name` is put into the page as text, `label` is drawn by plotly."""
+        """For the script; plotly draws `label`."""
         values = [None if value is None else float(f"{value:.6g}") for value in self.values]
         return {
-            "name": visible(self.name),
             "label": plain(self.name),
             "values": values,
             "better": self.better,
@@ -120,7 +119,7 @@ def free_chart(records: Sequence[TrialRecord], front: ParetoFront) -> FreeChart 
         "metrics": [quantity.as_json() for quantity in vertical],
     }
     return FreeChart(
-        [quantity.name for quantity in horizontal],
-        [quantity.name for quantity in vertical],
+        [visible(quantity.name) for quantity in horizontal],
+        [visible(quantity.name) for quantity in vertical],
         json_for_html(json.dumps(data, separators=(",", ":"))),
     )

@@ -24,7 +24,7 @@ MOST_ROWS = 28
 
 
 class Layer(BaseModel):
-    """What one layer costs.
+    """What one layer costs, as `search_spaces.LayerFlops` was written.
 
     Attributes:
         name: path of the module.

@@ -1,4 +1,5 @@
-"""The command line `nas-kd`: search, status, report, table, export, evaluate, predict, and what comes before a run."""
+"""The command line `nas-kd`: search, status, report, table, export, bench, evaluate, predict, and what comes before
+a run."""
 
 from __future__ import annotations
 
@@ -336,7 +337,7 @@ def bench(
     runtimes: Annotated[
         list[str] | None, typer.Option("--runtime", help="eager, compiled or onnx; repeatable or comma-separated.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Measured beside one thread. Default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Measured beside one thread. Default: torch's.")] = None,
 ) -> None:
     """Measure the latency of the front's students in PyTorch, compiled, and in ONNX Runtime, with 1 and n threads."""
     with plain_errors():

@@ -55,7 +55,7 @@ def commands_of(group: Any) -> list[Command]:
             for each in command.params
             if each.param_type_name == "option"
         ]
-        options.append(Option(("--help",), "Show this message and exit.", False))
+        options.append(Option(("--help", "-h"), "Show this message and exit.", False))
         found.append(Command(name, _line(command.help), tuple(options)))
     return found
 

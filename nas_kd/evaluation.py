@@ -16,7 +16,7 @@ from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.predictor import load
 from nas_kd.deploy.record import FileMetrics
 
-CONFIG_NAME = "campaign.yaml"  # of a run, as in nas_kd.campaign.campaign, which this does without
+CONFIG_NAME = "campaign.yaml"  # of a run, as in nas_kd.campaign.run, which this does without
 Split = Literal["val", "test"]  # as in nas_kd.trials
 
 

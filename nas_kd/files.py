@@ -61,6 +61,13 @@ def _damage(path: Path) -> str:
     return "it is empty" if path.stat().st_size == 0 else "it was cut or overwritten"
 
 
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def umask() -> int:
     """The permissions that the user takes from new files. It can only be read by setting it."""
     mask = os.umask(0o077)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -18,12 +19,14 @@ import torch
 from packaging.requirements import Requirement
 
 from nas_kd.config import CampaignConfig
+from nas_kd.files import existing_parent
 from nas_kd.trials import NodeView, check_cluster, check_database, masked, view_nodes
 
 State = Literal["ok", "warn", "fail"]
 
 DECODERS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 LOW_DISK, LEAST_DISK = 10 * 10**9, 10**9  # bytes
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of `flock`, on disks that have none
 LOW_SHARED_MEMORY = 10**9
 LOW_MEMORY = 4 * 10**9  # a driver and a worker
 CLOCK_S = 2.0  # of two machines
@@ -199,11 +202,11 @@ def _disk(config: CampaignConfig) -> list[Finding]:
 
 
 def _folder(name: str, path: Path) -> Finding:
-    there = path
-    while not there.exists():
-        there = there.parent
+    there = existing_parent(path)
     free = shutil.disk_usage(there).free
     room = f"{free / 1e9:.1f} GB free at {path}"
+    if free < LEAST_DISK:
+        return Finding(name, "fail", f"{room}; free some, or give another folder")
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".nas-kd-doctor-") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,13 +215,11 @@ def _folder(name: str, path: Path) -> Finding:
             file.flush()
             os.fsync(file.fileno())
             off = abs(Path(file.name).stat().st_mtime - before)
-    except PermissionError:
-        return Finding(name, "fail", f"{there} cannot be written to; give another folder")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
+        if error.errno not in _NO_LOCKS:
+            return Finding(name, "fail", f"{there} cannot be written to ({reason}); give another folder")
         return Finding(name, "fail", f"{there} has no file locks ({reason}); give a folder on a disk that has")
-    if free < LEAST_DISK:
-        return Finding(name, "fail", f"{room}; free some, or give another folder")
     if free < LOW_DISK:
         return Finding(name, "warn", f"{room}, which may not be enough")
     if off > CLOCK_S:
@@ -235,10 +236,11 @@ def _database(config: CampaignConfig) -> list[Finding]:
 
 def _cluster(config: CampaignConfig) -> list[Finding]:
     resources = config.resources
-    if resources.address is None:
+    if resources.address is None or resources.executor == "inline":
         return [Finding("cluster", "ok", "none; trials run on this machine")]
     check_cluster(resources)
-    nodes = view_nodes(resources, str(config.runs.absolute()), str(Path.cwd()))
+    # The folder of the runs is made by the first campaign; what is above it must be shared.
+    nodes = view_nodes(resources, str(existing_parent(config.runs.absolute())), str(Path.cwd()))
     return [Finding("cluster", "ok", f"{len(nodes)} machines at {resources.address}"), *map(_node, nodes)]
 
 
@@ -249,6 +251,9 @@ def _node(node: NodeView) -> Finding:
     if node.missing:
         text = f"has no {' and no '.join(node.missing)}; share it under the same path, or start from another folder"
         return Finding(name, "fail", text)
+    here = importlib.metadata.version("nas-kd")
+    if node.version != here:
+        return Finding(name, "warn", f"has nas-kd {node.version}, this machine {here}; install the same version")
     if abs(node.clock_s) > CLOCK_S:
         return Finding(name, "warn", f"its clock is {node.clock_s:+.0f} s from this machine's: set both by NTP")
     return Finding(name, "ok", f"{node.cpus:g} CPUs, {node.gpus:g} GPUs, nas-kd {node.version}")

@@ -30,6 +30,7 @@ from nas_kd.campaign.teacher_outputs import bytes_on_disk
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import ClipDataset
+from nas_kd.files import existing_parent
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import latency_ms
@@ -215,9 +216,7 @@ def _run_folder(config: CampaignConfig, small: Path) -> str:
     """What the run's folder will take, from that of the small run."""
     trial = bytes_of_folder(small / "trials")
     rest = bytes_of_folder(small) - trial
-    there = config.runs.absolute()
-    while not there.exists():
-        there = there.parent
+    there = existing_parent(config.runs.absolute())
     free = shutil.disk_usage(there).free
     needed = config.trials * trial + rest
     return f"run folder: about {size_text(needed)} without caches; {size_text(free)} are free at {there}"

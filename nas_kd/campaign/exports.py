@@ -18,6 +18,7 @@ from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_stude
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.files import write_text_atomically
 from nas_kd.trials import TrialRecord
+from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
     from nas_kd.analysis import ParetoFront
@@ -222,6 +223,9 @@ def export_front(
     for index in (INDEX_CSV, INDEX_MD):  # of an earlier export
         (folder / index).unlink(missing_ok=True)
     made: list[ExportRecord] = []
+    calibration = None
+    if with_data:  # all students read the same items
+        calibration = _calibration(config, read_info(_bundle_of(run_dir, front.records[0])), formats)
     for record in front.records:
         bundle = _bundle_of(run_dir, record)
         info = read_info(bundle)
@@ -232,7 +236,7 @@ def export_front(
                 formats,
                 space=own_space(config, run_dir, info),
                 validation=validation,
-                calibration=_calibration(config, info, formats) if with_data else None,
+                calibration=calibration,
                 with_preprocessing=with_preprocessing,
                 license=license,
                 intended_use=intended_use,
@@ -249,7 +253,7 @@ def _folder_name(record: TrialRecord) -> str:
 
 
 def _bundle_of(run_dir: Path, record: TrialRecord) -> Path:
-    return run_dir / "trials" / f"{record.number:04d}"
+    return trial_directory(run_dir, record.number)
 
 
 def _validation(config: CampaignConfig) -> LabelledSet:

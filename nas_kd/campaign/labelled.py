@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nas_kd.config import CampaignConfig
-from nas_kd.data import ClipLoader, load
+from nas_kd.data import ClipLoader, Splits, load
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.deploy.reduced import CALIBRATION_ITEMS
 from nas_kd.tasks import Task, make_task
@@ -18,7 +18,7 @@ def campaign_split(config: CampaignConfig, split: Split) -> LabelledSet:
     Raises:
         ValueError: the data cannot be read.
     """
-    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    splits = _splits(config)
 
     def make() -> Task:
         task = make_task(config.task, splits.info, config.task_options)
@@ -40,8 +40,12 @@ def calibration_items(config: CampaignConfig, key: str) -> Tensor:
     Raises:
         ValueError: the data cannot be read.
     """
-    splits = load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+    splits = _splits(config)
     train = splits.retrain
     size = min(CALIBRATION_ITEMS, len(train))
     loader = ClipLoader(train, size, seed=config.seed, shuffle=True, keys=(key,), seen=splits.info.seen)
     return next(iter(loader.epoch(0)))[key]
+
+
+def _splits(config: CampaignConfig) -> Splits:
+    return load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)

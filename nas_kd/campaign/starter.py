@@ -19,7 +19,8 @@ from nas_kd.campaign.checks import budget_knobs
 from nas_kd.campaign.schema import attributes_of, summary_of
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import SOURCES
-from nas_kd.data.source import Recognised
+from nas_kd.data.source import TABLES, Recognised
+from nas_kd.data.table import read_table
 from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.settings.mistakes import models_in
@@ -71,6 +72,9 @@ def _recognised(root: Path | None) -> Recognised:
         found = kind.recognise(root)
         if found is not None:
             return Recognised({"source": source, **found.data}, found.task)
+    for name in TABLES:
+        if (root / name).is_file():
+            read_table(root / name, ("path", "label", "split"))  # says what is wrong with it
     raise ConfigError(
         f"{root} holds no labels.csv with the columns path,label,split, and no .tfrecord files; list the files in such "
         "a csv (columns sequence,frame too for label images), or give your own data set by data: {source: own, …}"
@@ -159,7 +163,8 @@ def _others(values: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     meanings = attributes_of(CampaignConfig)
     for key, field in CampaignConfig.model_fields.items():
-        if key not in values and not models_in(field.annotation):
+        # The name of a campaign is by default that of its file.
+        if key not in values and key != "name" and not models_in(field.annotation):
             default = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
             lines += ["", *_comment(meanings.get(key, ""), ""), f"#{_entry(key, default)}"]
     return lines

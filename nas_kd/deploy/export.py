@@ -31,6 +31,7 @@ from nas_kd.deploy.record import (
     need_onnx,
     save_program,
     third_party_warnings,
+    write_graph,
 )
 from nas_kd.deploy.reduced import REDUCED
 from nas_kd.files import write_text_atomically
@@ -219,22 +220,8 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
 
 def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
     onnxruntime = need_onnx()
-    path, name = folder / "student.onnx", "features" if len(info.input_shape) == 2 else "clip"
-    with torch.no_grad():
-        gives = student(torch.zeros(1, *info.input_shape))
-    result = "maps" if gives.ndim > 2 else "logits" if info.class_names else "outputs"
-    with third_party_warnings():
-        program = torch.onnx.export(
-            student,
-            (torch.zeros(2, *info.input_shape),),
-            dynamo=True,
-            dynamic_shapes=({0: batch_dim()},),
-            input_names=[name],
-            output_names=[result],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path, external_data=False)
+    path = folder / "student.onnx"
+    name, result = write_graph(student, info, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import BundleInfo
-from nas_kd.deploy.record import BATCHES, ExportError, Parity, batch_dim, need_onnx, third_party_warnings
+from nas_kd.deploy.record import BATCHES, ExportError, Parity, need_onnx, third_party_warnings, write_graph
 
 ENDINGS = {"onnx-int8": "int8.onnx", "onnx-fp16": "fp16.onnx"}
 """Format of less precision -> ending of its file."""
@@ -52,18 +52,9 @@ def write_fp16(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
     """
     need_onnx()
     path = folder / f"student.{ENDINGS['onnx-fp16']}"
-    example = torch.zeros(2, *info.input_shape)
     try:
-        with third_party_warnings(), torch.no_grad():
-            program = torch.onnx.export(
-                Half(student).eval(), (example,), dynamo=True, dynamic_shapes=({0: batch_dim()},),
-                input_names=["clip"], output_names=["outputs"], verbose=False,
-            )  # fmt: skip
-        assert program is not None
-        program.save(path, external_data=False)
+        write_graph(Half(student).eval(), info, path)
         return _compared(path, student, info, seed)
-    except ExportError:
-        raise
     except Exception as error:  # of the exporter or of the runtime: a layer without a form in 16 bits
         path.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:300]

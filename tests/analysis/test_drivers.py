@@ -67,14 +67,14 @@ def test_the_free_chart_has_every_cost_and_metric_that_was_measured() -> None:
     assert offered is not None
     data = json.loads(offered.data)
     assert (data["trials"], data["places"]) == ([0, 1], ["", "pick"])
-    assert {one["name"]: one["values"] for one in data["costs"]} == {
+    assert {one["label"]: one["values"] for one in data["costs"]} == {
         "FLOPs (per clip, or for streaming students amortised per frame)": [20, 10],
         "FLOPs of the worst frame": [None, 30],
         "parameters": [2, 5],
         "state of a stream (bytes)": [None, 64],
         "time of the trial (s)": [3, None],
     }
-    assert [(one["name"], one["values"], one["better"], one["percent"]) for one in data["metrics"]] == [
+    assert [(one["label"], one["values"], one["better"], one["percent"]) for one in data["metrics"]] == [
         ("accuracy (validation)", [0.5, 0.5], "max", True),
         ("accuracy (test, not used for selection)", [None, 0.75], "max", True),
         ("f1 (validation)", [None, 0.25], "", False),
