@@ -6,7 +6,7 @@ from nas_kd.analysis.comparison import Run as ComparedRun
 from nas_kd.analysis.comparison_page import ComparisonPaths, write_comparison
 from nas_kd.analysis.cost_axis import FLOPS, LATENCY, MEASURED, CostAxis, cost_axis
 from nas_kd.analysis.figures import front_figure, write_picture
-from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, hypervolume_history
+from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
 from nas_kd.analysis.offset_figures import offsets_chart, offsets_figure
 from nas_kd.analysis.offsets import drift, has_streaming_students, mean_of_delta_frames, offset_scores
@@ -69,7 +69,6 @@ __all__ = [
     "hypervolume",
     "hypervolume_chart",
     "hypervolume_contributions",
-    "hypervolume_history",
     "knee",
     "mean_of_delta_frames",
     "non_dominated",

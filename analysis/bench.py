@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas_kd.analysis.cells import Cell, Table, number_cell
-from nas_kd.analysis.latencies import BUSY_SHARE
+from nas_kd.analysis.latencies import busy_sentence
 from nas_kd.analysis.statistics import MIN_PAIRS, rank_correlation
-from nas_kd.analysis.text import MISSING, si
+from nas_kd.analysis.text import MISSING, count, si
 
 BENCH_NAME = "bench.json"
-_WORDS = {"eager": "PyTorch", "compiled": "PyTorch, compiled", "onnx": "ONNX Runtime"}
+Runtime = Literal["eager", "compiled", "onnx"]
+_WORDS: dict[str, str] = {"eager": "PyTorch", "compiled": "PyTorch, compiled", "onnx": "ONNX Runtime"}
 
 
 class BenchRow(BaseModel):
@@ -33,7 +35,7 @@ class BenchRow(BaseModel):
 
     trial: int
     flops: int
-    runtime: str
+    runtime: Runtime
     threads: int
     ms: float
     low: float
@@ -60,7 +62,7 @@ class Bench(BaseModel):
     skipped: Mapping[str, str]
 
     @property
-    def columns(self) -> list[tuple[str, int]]:
+    def columns(self) -> list[tuple[Runtime, int]]:
         """(runtime, threads) of all rows, as they were measured."""
         return list(dict.fromkeys((row.runtime, row.threads) for row in self.rows))
 
@@ -76,7 +78,7 @@ class Bench(BaseModel):
                 text = MISSING if row is None else f"{row.ms:.3g} ({row.low:.3g} – {row.high:.3g})"
                 cells.append(number_cell(text))
             rows.append(cells)
-        headers = [f"{_WORDS[name]}, {count} thread{'s' if count > 1 else ''}, ms" for name, count in self.columns]
+        headers = [f"{_where(*column)}, ms" for column in self.columns]
         return Table(["trial", "FLOPs", *headers], rows)
 
     def sentences(self) -> list[str]:
@@ -84,7 +86,7 @@ class Bench(BaseModel):
         said = []
         for runtime, threads in self.columns:
             rows = [row for row in self.rows if (row.runtime, row.threads) == (runtime, threads)]
-            where = f"{_WORDS[runtime]}, {threads} thread{'s' if threads > 1 else ''}"
+            where = _where(runtime, threads)
             agreement = rank_correlation([float(row.flops) for row in rows], [row.ms for row in rows])
             if agreement.kendall is None or agreement.num_pairs < MIN_PAIRS:
                 said.append(f"{where}: {len(rows)} students are too few for a rank correlation of FLOPs and time.")
@@ -94,12 +96,13 @@ class Bench(BaseModel):
                     f"rho {agreement.spearman:.2f} over {agreement.num_pairs} students."
                 )
         said += [f"{_WORDS.get(name, name)} was skipped: {reason}." for name, reason in self.skipped.items()]
-        if self.waited_share > BUSY_SHARE:
-            said.append(
-                f"The machine was busy with other work ({self.waited_share:.0%} of the time waited): do not rely on "
-                "these latencies."
-            )
+        if busy := busy_sentence(self.waited_share):
+            said.append(busy)
         return said
+
+
+def _where(runtime: str, threads: int) -> str:
+    return f"{_WORDS[runtime]}, {count(threads, 'thread')}"
 
 
 def read_bench(run_dir: Path | str) -> Bench | None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from nas_kd.analysis.cells import badge
 from nas_kd.analysis.figures import FRONT_COLOR, OTHER_COLOR, PICK_COLOR
 from nas_kd.analysis.front import ParetoFront, Placed
 from nas_kd.analysis.interactive import empty_chart, plain
 from nas_kd.analysis.page import Chart, chart
 from nas_kd.analysis.pareto import Floats
 from nas_kd.analysis.text import metric_text
-from nas_kd.trials.record import TrialRecord
 
 MIN_TRIALS = 20  # with fewer, chance alone gives shares as large as those of knobs that matter
 _MAX_KNOBS = 16
@@ -153,7 +153,7 @@ def _importance_chart(found: Sequence[Driver], front: ParetoFront) -> go.Figure:
             ],
         )
     figure.update_layout(barmode="group", height=90 + 30 * len(rows), bargap=0.3)
-    figure.update_xaxes(title_text="share of variance", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title_text="share of variance", tickformat=".2~%", rangemode="tozero")
     figure.update_yaxes(
         tickvals=places, ticktext=[plain(row.knob, 36) for row in rows], automargin=True, showgrid=False
     )
@@ -170,12 +170,12 @@ def _parallel_chart(found: Sequence[Driver], front: ParetoFront) -> go.Figure:
     placed = [*off[:: -(-len(off) // _MAX_LINES) or 1], *(row for row in placed if row[0].number in front.numbers)]
     metric = placed[0][0].metric
     axes = [(driver.knob, [record.knobs.get(driver.knob) for record, _, _ in placed]) for driver in found]
-    heights: list[list[float | None]] = []
+    heights: list[Sequence[float | None]] = []
     figure = empty_chart("", None, [])
     names = [*(name for name, _ in axes), front.axis.noun, metric.name]
     for place, (_, values) in enumerate(axes):
-        scaled, marks = _scale(values)
-        heights.append(scaled)
+        steps, marks = _scale(values)
+        heights.append(steps)
         for height, text in marks:
             _mark(figure, place, height, text)
     ends = (
@@ -183,17 +183,18 @@ def _parallel_chart(found: Sequence[Driver], front: ParetoFront) -> go.Figure:
         ([value for _, _, value in placed], [metric_text(value, metric) for _, _, value in placed]),
     )
     for place, (numbers, texts) in enumerate(ends, len(axes)):
-        low, high = min(numbers), max(numbers)
-        heights.append([(number - low) / (high - low) if high > low else 0.5 for number in numbers])
-        for number in {low, high}:
-            _mark(figure, place, (number - low) / (high - low) if high > low else 0.5, texts[numbers.index(number)])
+        scaled = _by_value(numbers)
+        heights.append(scaled)
+        for number in {min(numbers), max(numbers)}:
+            index = numbers.index(number)
+            _mark(figure, place, scaled[index], texts[index])
     columns = list(range(len(names)))
     for group, name, color, opacity in (
-        ("other", "dominated", OTHER_COLOR, 0.35),
+        (None, "dominated", OTHER_COLOR, 0.35),
         ("front", "front", FRONT_COLOR, 0.9),
         ("pick", "pick", PICK_COLOR, 1.0),
     ):
-        chosen = [i for i, (record, _, _) in enumerate(placed) if _place(record, front) == group]
+        chosen = [i for i, (record, _, _) in enumerate(placed) if badge(record, front) == group]
         if not chosen:
             continue
         figure.add_scatter(
@@ -217,12 +218,6 @@ def _parallel_chart(found: Sequence[Driver], front: ParetoFront) -> go.Figure:
     return figure
 
 
-def _place(record: TrialRecord, front: ParetoFront) -> str:
-    if front.pick is not None and record.number == front.pick.number:
-        return "pick"
-    return "front" if record.number in front.numbers else "other"
-
-
 def _scale(values: Sequence[object]) -> tuple[list[float | None], list[tuple[float, str]]]:
     """Heights from 0 to 1, and what to write at which: many numbers by value, other choices in even steps.
 
@@ -231,13 +226,19 @@ def _scale(values: Sequence[object]) -> tuple[list[float | None], list[tuple[flo
     known = [value for value in values if value is not None]
     numbers = [float(value) for value in known if isinstance(value, int | float)]
     if len(numbers) == len(known) and len(set(numbers)) > _MAX_STEPS:
-        low, high = min(numbers), max(numbers)
-        heights = [(float(value) - low) / (high - low) if isinstance(value, int | float) else None for value in values]
-        return heights, [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]
+        scaled = iter(_by_value(numbers))
+        heights = [None if value is None else next(scaled) for value in values]
+        return heights, [(0.0, f"{min(numbers):.3g}"), (1.0, f"{max(numbers):.3g}")]
     options = sorted(set(known), key=lambda value: (value, "") if isinstance(value, int | float) else (0.0, str(value)))
     height = {option: i / max(1, len(options) - 1) for i, option in enumerate(options)}
     texts = [(height[option], f"{option:.4g}" if isinstance(option, float) else str(option)) for option in options]
     return [None if value is None else height[value] for value in values], texts
+
+
+def _by_value(numbers: Sequence[float]) -> list[float]:
+    """Heights from 0 for the least to 1 for the largest; the middle where all are one."""
+    low, high = min(numbers), max(numbers)
+    return [(number - low) / (high - low) if high > low else 0.5 for number in numbers]
 
 
 def _mark(figure: go.Figure, place: int, height: float, text: str) -> None:

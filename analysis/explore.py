@@ -12,12 +12,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nas_kd.analysis.cells import badge
+from nas_kd.analysis.figures import cost_ticks, with_room
 from nas_kd.analysis.front import ParetoFront
-from nas_kd.analysis.interactive import plain
+from nas_kd.analysis.interactive import empty_chart, plain
 from nas_kd.analysis.page import json_for_html, visible
 from nas_kd.analysis.table import duration_s
-from nas_kd.analysis.text import flops_label, in_percent
+from nas_kd.analysis.text import flops_label, in_percent, si
 from nas_kd.trials.record import Split, TrialRecord
 
 _SPLITS: tuple[tuple[Split, str], ...] = (("val", "validation"), ("test", "test, not used for selection"))
@@ -30,14 +30,12 @@ class Quantity:
     Attributes:
         name: with its unit.
         values: of the trials in their order; None where it was not measured.
-        is_cost: whether it stands on the horizontal axis, which then is logarithmic and where less is better.
-        better: `max` or `min`; empty where it is not known, and then no front is drawn.
+        better: of a metric, `max` or `min`; empty where it is not known, and then no front is drawn.
         percent: whether it is written in percent.
     """
 
     name: str
     values: Sequence[float | None]
-    is_cost: bool
     better: str = ""
     percent: bool = False
 
@@ -47,13 +45,16 @@ class Quantity:
         return any(value is not None for value in self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """For the script; plotly draws `label`."""
+        """For the script: `label` is drawn by plotly, `ticks` are those of a logarithmic axis of a cost, with texts."""
         values = [None if value is None else float(f"{value:.6g}") for value in self.values]
+        limits = with_room([value for value in self.values if value is not None])
+        ticks = cost_ticks(*limits) if limits is not None else []
         return {
             "label": plain(self.name),
             "values": values,
             "better": self.better,
             "percent": self.percent,
+            "ticks": [ticks, [si(tick) for tick in ticks]],
         }
 
 
@@ -68,7 +69,7 @@ def costs(records: Sequence[TrialRecord]) -> list[Quantity]:
         "predicted latency (ms)": lambda r: r.cost.predicted_latency_ms if r.cost else None,
         "time of the trial (s)": duration_s,
     }
-    found = [Quantity(name, [value(record) for record in records], True, "min") for name, value in of.items()]
+    found = [Quantity(name, [value(record) for record in records]) for name, value in of.items()]
     return [quantity for quantity in found if quantity.is_known]
 
 
@@ -85,7 +86,7 @@ def metrics(records: Sequence[TrialRecord], front: ParetoFront) -> list[Quantity
         for split, word in _SPLITS:
             values = [record.metrics.get(front.stage, {}).get(split, {}).get(name) for record in records]
             better = ("max" if primary.maximize else "min") if name == primary.name else ""
-            found.append(Quantity(f"{name} ({word})", values, False, better, in_percent(metric)))
+            found.append(Quantity(f"{name} ({word})", values, better, in_percent(metric)))
     return [quantity for quantity in found if quantity.is_known]
 
 
@@ -114,7 +115,8 @@ def free_chart(records: Sequence[TrialRecord], front: ParetoFront) -> FreeChart 
         return None
     data = {
         "trials": [record.number for record in complete],
-        "places": [badge(record, front) or "" for record in complete],
+        "pick": front.pick.number if front.pick is not None else None,
+        "layout": empty_chart("", None, []).layout.to_plotly_json(),
         "costs": [quantity.as_json() for quantity in horizontal],
         "metrics": [quantity.as_json() for quantity in vertical],
     }

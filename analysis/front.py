@@ -211,6 +211,17 @@ class ParetoFront:
         return self.hypervolume_of(self.points)
 
     @cached_property
+    def hypervolume_history(self) -> tuple[tuple[int, float], ...]:
+        """(trial number, hypervolume so far) after each comparable trial, in order of the trials."""
+        history = []
+        so_far = np.empty((0, 2))
+        for record, cost, value in sorted(self.placed, key=lambda row: row[0].number):
+            so_far = np.vstack([so_far, (cost, value)])
+            so_far = so_far[non_dominated(so_far, self.directions)]  # what is dominated now never counts again
+            history.append((record.number, self.hypervolume_of(so_far)))
+        return tuple(history)
+
+    @cached_property
     def contributions(self) -> dict[int, float]:
         """Trial number → share of the box that only this trial dominates; zero for a trial with a copy."""
         area = self._box_area
@@ -304,14 +315,3 @@ def comparable(
         if record.state == "complete" and cost is not None and value is not None:
             rows.append((record, cost, value))
     return rows
-
-
-def hypervolume_history(front: ParetoFront) -> list[tuple[int, float]]:
-    """(trial number, hypervolume so far) after each comparable trial, in order of the trials, in the box of `front`."""
-    history = []
-    so_far = np.empty((0, 2))
-    for record, cost, value in sorted(front.placed, key=lambda row: row[0].number):
-        so_far = np.vstack([so_far, (cost, value)])
-        so_far = so_far[non_dominated(so_far, front.directions)]  # what is dominated now never counts again
-        history.append((record.number, front.hypervolume_of(so_far)))
-    return history

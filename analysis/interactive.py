@@ -28,7 +28,7 @@ from nas_kd.analysis.figures import (
     percent_axis,
     printable,
 )
-from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint, hypervolume_history
+from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
 from nas_kd.analysis.published import PublishedPoint
 from nas_kd.analysis.text import count, metric_text, si
 from nas_kd.trials.record import Metric, Stage, TrialRecord
@@ -283,7 +283,7 @@ def hypervolume_chart(front: ParetoFront, spent_s: Mapping[int, float] | None = 
         front: of all trials.
         spent_s: number of a trial -> seconds of all trials up to it, to draw over in place of their numbers.
     """
-    history = hypervolume_history(front)
+    history = list(front.hypervolume_history)
     if len(history) > _MAX_MARKS:  # a line between the trials at which it changes
         changes = [row for row, before in zip(history[1:], history, strict=False) if row[1] != before[1]]
         history = [history[0], *changes, history[-1]]

@@ -40,6 +40,15 @@ class Latency(BaseModel):
         return f"{self.low:.3g} – {self.high:.3g}"
 
 
+def busy_sentence(waited_share: float) -> str:
+    """That latencies were measured on a busy machine; empty where it was quiet."""
+    if waited_share <= BUSY_SHARE:
+        return ""
+    return (
+        f"The machine was busy with other work ({waited_share:.0%} of the time waited): do not rely on these latencies."
+    )
+
+
 class Latencies(BaseModel):
     """What `latency.json` holds.
 
@@ -68,11 +77,8 @@ class Latencies(BaseModel):
         teacher = self.nets.get(TEACHER)
         if teacher is not None:
             words += f" The teacher needs {teacher.ms:.3g} ms ({teacher.text})."
-        if self.waited_share > BUSY_SHARE:
-            words += (
-                f" The machine was busy with other work ({self.waited_share:.0%} of the time waited): do not rely on "
-                "these latencies."
-            )
+        if busy := busy_sentence(self.waited_share):
+            words += f" {busy}"
         elif any(net.high - net.low > WIDE_SPREAD * net.ms for net in self.nets.values()):
             words += " Some of them spread widely: the machine may not have been quiet."
         return words

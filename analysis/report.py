@@ -34,7 +34,7 @@ from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
 from nas_kd.analysis.search_section import SearchSection, search_section
 from nas_kd.analysis.summary import RunProgress, progress_sentence, summarise
-from nas_kd.analysis.table import seconds_spent, trial_table, write_csv
+from nas_kd.analysis.table import front_rows, seconds_spent, trial_table, write_csv
 from nas_kd.trials.record import TrialRecord
 
 _STEP_CAPTION = (
@@ -131,7 +131,7 @@ def write_report(
     )
     table = trial_table(records, front)
     write_csv(table, paths.trials)
-    write_csv(table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"]), paths.front)
+    write_csv(front_rows(table, front), paths.front)
     picture = front_figure(records, title=title, teacher=teacher, front=front, published=published)
     write_picture(picture, paths.picture)
     if paths.offsets is not None:

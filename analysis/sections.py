@@ -161,9 +161,8 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Laye
     choices, settings = arch.get("choices"), arch.get("settings")
     choices = choices if isinstance(choices, Mapping) else {}
     settings = settings if isinstance(settings, Mapping) else {}
-    tally = Counter(
-        choice for choice in choices.values() if isinstance(choice, str)
-    )  # numbers say nothing by themselves
+    # Numbers, such as widths, say nothing by themselves.
+    tally = Counter(choice for choice in choices.values() if isinstance(choice, str))
     is_other_shape = bool(arch) and not choices and not settings
     return Architecture(
         heading=f"trial {record.number}: {value} at {cost}, architecture {record.arch_id or 'unnamed'}",

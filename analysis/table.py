@@ -134,6 +134,11 @@ def seconds_spent(records: Sequence[TrialRecord]) -> dict[int, float]:
     return spent if total > 0 else {}
 
 
+def front_rows(table: pd.DataFrame, front: ParetoFront) -> pd.DataFrame:
+    """The rows of `trial_table` that are on the front, by increasing cost."""
+    return table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"])
+
+
 def neutral_cell(value: object) -> object:
     """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay as they are."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value

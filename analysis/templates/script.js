@@ -51,6 +51,19 @@ function linkToTrials(plot) {
   });
 }
 
+// A picture is drawn when it comes near the view, and one in a closed part of the page when that is opened.
+function whenNear(plot, begin) {
+  const near = new IntersectionObserver(
+    (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      near.disconnect();
+      begin();
+    },
+    { rootMargin: "800px" },
+  );
+  near.observe(plot);
+}
+
 function startFigures() {
   const plots = Array.from(document.querySelectorAll(".plot[role=img]"));
   const drawn = new Set();
@@ -66,12 +79,7 @@ function startFigures() {
     });
   }
 
-  // A picture is drawn when it comes near the view, and one in a closed part of the page when that is opened.
-  const near = new IntersectionObserver(
-    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
-    { rootMargin: "800px" },
-  );
-  plots.forEach((plot) => near.observe(plot));
+  plots.forEach((plot) => whenNear(plot, () => draw(plot)));
   window.addEventListener("beforeprint", () => plots.forEach(draw));
 
   const repaint = () => drawn.forEach((plot) => Plotly.relayout(plot, colours(plot)));
@@ -84,7 +92,7 @@ function startFigures() {
 function startFreeChart() {
   const plot = document.getElementById("free");
   if (!plot) return;
-  const { trials, places, costs, metrics } = JSON.parse(document.getElementById("free-data").textContent);
+  const { trials, pick, layout: look, costs, metrics } = JSON.parse(document.getElementById("free-data").textContent);
   const [across, up] = document.querySelectorAll(".axes select");
   const log = document.querySelector(".axes input");
   const said = document.querySelector(".axes output");
@@ -104,17 +112,6 @@ function startFreeChart() {
     return kept;
   }
 
-  // 1, 2 and 5 in each decade, or only 1 where that is too much.
-  function ticksOf(values) {
-    const low = Math.min(...values);
-    const high = Math.max(...values);
-    const all = [];
-    for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++) {
-      for (const digit of [1, 2, 5]) all.push(digit * 10 ** decade);
-    }
-    return all.length <= 15 ? all : all.filter((_, index) => index % 3 === 0);
-  }
-
   function text(value, percent) {
     if (percent) return (100 * value).toFixed(1) + " %";
     const prefixes = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
@@ -129,7 +126,7 @@ function startFreeChart() {
     trials.forEach((number, i) => {
       const x = cost.values[i];
       const y = metric.values[i];
-      if (x !== null && y !== null) points.push({ number, x, y, place: places[i] });
+      if (x !== null && y !== null) points.push({ number, x, y });
     });
     const front = metric.better ? frontOf(points, metric.better) : [];
     const on = new Set(front.map((point) => point.number));
@@ -146,21 +143,15 @@ function startFreeChart() {
       { x: front.map((point) => point.x), y: front.map((point) => point.y), mode: "lines", line, hoverinfo: "skip", showlegend: false },
       trace("trials", points.filter((point) => !on.has(point.number)), { symbol: "circle-open", size: 8, color: ink("--muted") }),
       trace("front of these axes", points.filter((point) => on.has(point.number)), { size: 10, color: ink("--accent") }),
-      trace("pick of the campaign", points.filter((point) => point.place === "pick"), { symbol: "diamond-open", size: 16, color: ink("--pick") }),
+      trace("pick of the campaign", points.filter((point) => point.number === pick), { symbol: "diamond-open", size: 16, color: ink("--pick") }),
     ];
     const logarithmic = log.checked && points.every((point) => point.x > 0);
-    const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest", template: {},
-      font: { family: "system-ui, sans-serif", size: 13 }, margin: { l: 72, r: 24, t: 16, b: 56 },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hoverlabel: { align: "left" },
-      xaxis: { title: { text: cost.label }, type: logarithmic ? "log" : "linear", showgrid: false, zeroline: false, ticks: "outside", showline: true },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--muted"), activecolor: ink("--accent") },
-      yaxis: { title: { text: metric.label }, zeroline: false, tickformat: metric.percent ? ".3~p" : "" },
-    };
-    if (logarithmic && points.length) {
-      layout.xaxis.tickvals = ticksOf(points.map((point) => point.x));
-      layout.xaxis.ticktext = layout.xaxis.tickvals.map((value) => text(value, false));
-    }
+    const layout = structuredClone(look);
+    layout.xaxis.title = { text: cost.label };
+    layout.xaxis.type = logarithmic ? "log" : "linear";
+    if (logarithmic) [layout.xaxis.tickvals, layout.xaxis.ticktext] = cost.ticks;
+    layout.yaxis.title = { text: metric.label };
+    layout.yaxis.tickformat = metric.percent ? ".3~p" : "";
     fit(layout, plot.clientWidth);
     const missing = trials.length - points.length;
     said.textContent = (missing ? missing + " of " + trials.length + " complete trials were not measured so. " : "") +
@@ -168,8 +159,11 @@ function startFreeChart() {
     Plotly.react(plot, data, layout, BUTTONS).then(() => Plotly.relayout(plot, colours(plot)));
   }
 
-  draw();
-  linkToTrials(plot);
+  const begin = () => {
+    draw();
+    linkToTrials(plot);
+  };
+  whenNear(plot, begin);
   [across, up, log].forEach((control) => control.addEventListener("change", draw));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }

@@ -65,8 +65,9 @@ class Run:
     @cached_property
     def front(self) -> pd.DataFrame:
         """The rows of `trials` that are on the front, by increasing cost."""
-        on_front = self.trials[self.trials["on_front"].astype(bool)]
-        return on_front.sort_values([self.pareto.axis.field, "trial"]).reset_index(drop=True)
+        from nas_kd.analysis.table import front_rows
+
+        return front_rows(self.trials, self.pareto).reset_index(drop=True)
 
     def figure(self) -> go.Figure:
         """The front of the report as a plotly figure, which shows itself in a notebook."""
@@ -76,10 +77,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The front as a table whose texts are escaped."""
-        shown = (
-            self.front[[name for name in _SHOWN if self.front[name].notna().any()]] if len(self.front) else self.front
-        )
-        table: str = shown.to_html(index=False, na_rep="–")
+        known = [name for name in _SHOWN if self.front[name].notna().any()]
+        table: str = self.front[known or self.front.columns.tolist()].to_html(index=False, na_rep="–")
         return table
 
 

@@ -66,7 +66,7 @@ def test_the_free_chart_has_every_cost_and_metric_that_was_measured() -> None:
     offered = free_chart(records, front)
     assert offered is not None
     data = json.loads(offered.data)
-    assert (data["trials"], data["places"]) == ([0, 1], ["", "pick"])
+    assert (data["trials"], data["pick"]) == ([0, 1], 1)
     assert {one["label"]: one["values"] for one in data["costs"]} == {
         "FLOPs (per clip, or for streaming students amortised per frame)": [20, 10],
         "FLOPs of the worst frame": [None, 30],

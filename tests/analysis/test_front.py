@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import TEACHER, record, run
 
-from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, hypervolume_history, summarise, uncertainty
+from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, summarise, uncertainty
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.summary import RunProgress, progress_sentence
 from nas_kd.analysis.text import difference_text, error_headline, flops_label, metric_text, si
@@ -83,7 +83,7 @@ def test_two_primary_metrics_are_refused_by_name() -> None:
 def test_hypervolume_history_never_falls_and_ends_at_the_front() -> None:
     records = run(40)
     front = ParetoFront.from_records(records)
-    history = hypervolume_history(ParetoFront.from_records(list(reversed(records))))
+    history = ParetoFront.from_records(list(reversed(records))).hypervolume_history
     numbers, values = zip(*history, strict=True)
     assert list(numbers) == sorted(r.number for r, _, _ in comparable(records))
     assert (np.diff(values) >= 0).all()
