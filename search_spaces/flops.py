@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -90,11 +90,14 @@ class FlopCount:
         total: FLOPs of the whole input (divide by the batch size yourself).
         by_operator: operator -> FLOPs.
         uncounted: operator -> number of calls that are not counted: those that are free by convention, and the unknown.
+        by_module: path of each module -> its FLOPs without those of modules in it; they add up to the total, but for
+            an exported graph, whose modules are gone.
     """
 
     total: int
     by_operator: Mapping[str, int]
     uncounted: Mapping[str, int]
+    by_module: Mapping[str, int]
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -214,7 +217,7 @@ class _Elements(torch.fx.Interpreter):
 
 
 @cache
-def _analysis() -> Any:
+def _analysis_class() -> Any:
     """fvcore's analysis, which names the parts of a graph that it does not look into instead of passing them over.
 
     It is imported when FLOPs are counted for the first time: who runs a trained student needs no fvcore.
@@ -267,8 +270,9 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         if isinstance(module, torch.fx.GraphModule) and (nodes := _counted_nodes(module)):
             by_operator["counted_elementwise"] = _Elements(module, nodes).count(inputs)
         total = sum(by_operator.values())
+        by_module = _own_flops(analysis.by_module_and_operator(), counted)
         unsupported: Counter[str] = analysis.unsupported_ops()
-    count = FlopCount(total, by_operator, dict(unsupported))
+    count = FlopCount(total, by_operator, dict(unsupported), by_module)
     if strict and count.unknown:
         raise UncountedOpError(
             f"the FLOPs of {type(module).__name__} would miss {', '.join(count.unknown)}; in a module of yours "
@@ -278,17 +282,13 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
     return count
 
 
-def count_by_module(module: nn.Module, inputs: Tensor | tuple[Any, ...]) -> dict[str, int]:
-    """FLOPs of each submodule of `module(*inputs)`, without those of modules in it; they add up to `count_flops`.
+def _own_flops(whole: Mapping[str, Mapping[str, float]], counted: Collection[str]) -> dict[str, int]:
+    """Path of each module -> its FLOPs without those of modules in it.
 
     Args:
-        module: any traceable module but an exported graph, whose modules are gone.
-        inputs: its positional inputs, at the shapes that matter.
+        whole: path -> operator -> FLOPs, with those of modules in it.
+        counted: paths of modules that count their elements; in others these operators are free.
     """
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    with in_evaluation(module), _without_warnings():
-        analysis, counted = _analyse(module, inputs)
-        whole = analysis.by_module_and_operator()
     own = {name: Counter(operators) for name, operators in whole.items()}
     for name, operators in whole.items():
         if name:
@@ -310,7 +310,7 @@ def _without_warnings() -> Iterator[None]:
 
 def _analyse(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, list[str]]:
     """fvcore's analysis with all handlers, and the names of modules that count their elements."""
-    analysis = _analysis()(module, inputs).set_op_handle(
+    analysis = _analysis_class()(module, inputs).set_op_handle(
         **HANDLERS, **{f"{name}_": handler for name, handler in HANDLERS.items()}
     )
     counted = [name for name, child in module.named_modules() if isinstance(child, CountedElementwise)]

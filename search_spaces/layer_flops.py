@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from nas_kd.search_spaces.flops import count_by_module
+from nas_kd.search_spaces.flops import FlopCount
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class LayerFlops:
     params: int
 
 
-def layer_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...]) -> tuple[LayerFlops, ...]:
+def layer_flops(module: nn.Module, count: FlopCount) -> tuple[LayerFlops, ...]:
     """All layers that cost FLOPs or have parameters, in the order in which the net names its modules.
 
     Args:
-        module: any traceable module. Its FLOPs are counted as by `count_flops`, of which they are the parts.
-        inputs: its positional inputs, at the shapes that matter.
+        module: any module but an exported graph, whose modules are gone.
+        count: of it, by `count_flops`, of which the layers' FLOPs are the parts.
     """
-    flops = count_by_module(module, inputs)
+    flops = count.by_module
     found = []
     for name, part in module.named_modules():
         params = sum(p.numel() for p in part.parameters(recurse=False))

@@ -20,7 +20,7 @@ from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import InputType
-from nas_kd.search_spaces import CostTable, count_params, layer_flops
+from nas_kd.search_spaces import CostTable, count_flops, count_params, layer_flops
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.task import loss_of
@@ -172,8 +172,9 @@ def _measured(context: CampaignContext) -> dict[str, Any]:
         known["flops"], uncounted = context.input_type.teacher_flops(model, example, context.space)
         known["flops_uncounted"] = list(uncounted)
         if not uncounted:
-            layers = layer_flops(*context.input_type.counted_teacher(model, example, context.space))
-            known["layers"] = [asdict(layer) for layer in layers]
+            net, shown = context.input_type.counted_teacher(model, example, context.space)
+            count = count_flops(net, (shown,), strict=False)
+            known["layers"] = [asdict(layer) for layer in layer_flops(net, count)]
     known |= part_flops(bare(model), context.teacher_example())
     checks = OutputChecks(context.task)
     evaluated: dict[str, Any] = {}

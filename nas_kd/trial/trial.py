@@ -201,9 +201,10 @@ class Trial(ABC):
     def _cost(self, student: nn.Module, arch: ArchSpec) -> Cost:
         example = self.campaign.space.example_input(self.knobs).to(self.campaign.device)
         table = self.campaign.space.cost_table(self.knobs)
-        flops = count_flops(student, example).total
+        count = count_flops(student, example)
+        flops = count.total
         assert flops == table.total(arch.choices), "the cost table and fvcore's count of the student are one truth"
-        layers = [asdict(layer) for layer in layer_flops(student, example)]
+        layers = [asdict(layer) for layer in layer_flops(student, count)]
         write_text_atomically(self.context.directory / LAYERS_NAME, json.dumps(layers) + "\n")
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
         fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
