@@ -46,10 +46,9 @@ def augment_batch(
     """Flip a batch, take a window of it and change its colours.
 
     Where nothing else is asked for, nets see T frames uniform over the stored ones (or, where frames are consecutive,
-    those in their middle), and the middle of the frame. A
-    random window is resampled to what they see: linearly for `clip` and `map.<name>`, by the nearest pixel for `mask`,
-    which may lose points. Beyond the frame, `clip` repeats its border, `mask` is `IGNORE` and maps are 0; boxes are cut
-    at the frame and those left without area become absent.
+    those in their middle), and the middle of the frame. A random window is resampled to what they see: linearly for
+    `clip` and `map.<name>`, by the nearest pixel for `mask`, which may lose points. Beyond the frame, `clip` repeats
+    its border, `mask` is `IGNORE` and maps are 0; boxes are cut at the frame and those left without area become absent.
 
     Args:
         batch: Stacked samples; keys that are not of the contract pass through.

@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nas_kd.data.arrays import ArrayFiles, is_array, parse_place
 from nas_kd.data.cache import ClipCache, Entry, cache_key
+from nas_kd.data.feature_frames import FeatureFramesConfig, frames_of
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
@@ -64,25 +64,10 @@ _DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # one generator each
 Features = npt.NDArray[Any]
 
 
-class FeaturesConfig(LabelledConfig):
+class FeaturesConfig(FeatureFramesConfig, LabelledConfig):
     """Frame features in numpy files with a csv file of labels and splits."""
 
-    gives_features: ClassVar[bool] = True
-    stored_by: ClassVar[str] = "data.stored_frames"
-
     source: Literal["features"] = "features"
-    frames: int | None = Field(
-        default=None,
-        ge=1,
-        description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
-        "items must have equally many, and all are taken.",
-    )
-    stored_frames: int | None = Field(
-        default=None,
-        ge=1,
-        description="Frames of an item that are kept, for windows in time (`augment.temporal`); nets see `frames` of "
-        "them. By default `frames`.",
-    )
     multi_label: bool = Field(
         default=False,
         description="Give `labels` although each item has one class; where a row names several, they are always given.",
@@ -118,11 +103,6 @@ class FeaturesConfig(LabelledConfig):
         default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
     )
 
-    @model_validator(mode="after")
-    def _stores_what_is_seen(self) -> Self:
-        check_stored_frames(self.stored_frames, self.frames)
-        return self
-
     @property
     def decoding(self) -> FileDecoding | None:
         """Says how many frames are kept, where nets see fewer."""
@@ -132,11 +112,6 @@ class FeaturesConfig(LabelledConfig):
     def changes_items(self) -> bool:
         """Whether items are made harder than their files say."""
         return bool(self.distractors or self.shuffle_frames or self.noise)
-
-    def decoded_bytes(self, splits: Splits) -> int:
-        sets = (splits.weights.base, splits.val, splits.test)
-        entries = [entry for part in sets if isinstance(part, FeaturesDataset) for entry in part.entries]
-        return sum(math.prod(entry.shape) for entry in entries)
 
     @classmethod
     def recognise(cls, root: Path) -> Recognised | None:
@@ -416,40 +391,6 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         skipped=problems,
         notes=notes,
     )
-
-
-def check_stored_frames(stored: int | None, frames: int | None) -> None:
-    """Refuse items that hold fewer frames than nets see.
-
-    Raises:
-        ValueError: `stored` is less than `frames`, or `frames` is not given.
-    """
-    if stored is not None and (frames is None or stored < frames):
-        raise ValueError(
-            f"stored_frames must come with frames, and be at least as many, but stored_frames is {stored} and frames "
-            f"{frames}; set frames, raise stored_frames, or leave it out"
-        )
-
-
-def frames_of(lengths: Sequence[int], wanted: int | None) -> int:
-    """T of a data set: as wanted, or that of all its items.
-
-    Args:
-        lengths: Frames of each item.
-        wanted: Frames that the config asks for, if it does.
-
-    Raises:
-        DataError: It asks for none and items differ, or there is no item.
-    """
-    if wanted is not None:
-        return wanted
-    if not lengths or min(lengths) != max(lengths):
-        raise DataError(
-            f"frames must say how many frames each item is brought to where items differ, but it is not given and "
-            f"they have {min(lengths, default=0)} to {max(lengths, default=0)}; set for example frames: "
-            f"{int(np.median(lengths)) if lengths else 300}"
-        )
-    return lengths[0]
 
 
 def _check_rows(

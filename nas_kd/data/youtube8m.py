@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +26,14 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from nas_kd.data.cache import ClipCache, Entry, cache_key
-from nas_kd.data.features import check_stored_frames, frames_of
+from nas_kd.data.feature_frames import FeatureFramesConfig, frames_of
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.progress import track
 from nas_kd.data.record_index import FileIndex, kept_index, parse_video
 from nas_kd.data.sample import DataError, DataInfo, Sample, became_unreadable
 from nas_kd.data.shards import Clip
-from nas_kd.data.source import CachedConfig, Recognised
+from nas_kd.data.source import Recognised
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import SPLITS, UnusableRowsError, read_table
 from nas_kd.data.tfrecord import WireError, read_record
@@ -45,12 +44,10 @@ _PUBLISHED_NAMES, _PUBLISHED_CLASSES = "vocabulary.csv", 3862  # of the version 
 _REMEDY = "fetch or mend the files, or set on_error: skip to leave them out"
 
 
-class YouTube8MConfig(CachedConfig):
+class YouTube8MConfig(FeatureFramesConfig):
     """Frame-level files of YouTube-8M, or of the same form."""
 
-    gives_features: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
-    stored_by: ClassVar[str] = "data.stored_frames"
 
     source: Literal["youtube8m"] = "youtube8m"
     root: Path = Field(description="The folder of the files.")
@@ -72,18 +69,6 @@ class YouTube8MConfig(CachedConfig):
     )
     use: tuple[str, ...] = Field(
         default=("rgb", "audio"), min_length=1, description="Lists of features that are joined, in this order."
-    )
-    frames: int | None = Field(
-        default=None,
-        ge=1,
-        description="Frames an item, taken uniformly over all it has; frames repeat where it has fewer. Without it "
-        "items must have equally many, and all are taken.",
-    )
-    stored_frames: int | None = Field(
-        default=None,
-        ge=1,
-        description="Frames of an item that are kept, for windows in time (`augment.temporal`); nets see `frames` of "
-        "them. By default `frames`.",
     )
     on_error: Literal["fail", "skip"] = Field(
         default="fail", description="fail: refuse the data set if a record is unusable; skip: leave such records out."
@@ -119,16 +104,6 @@ class YouTube8MConfig(CachedConfig):
                 "num_classes or class_names must be given, but neither is; set for example num_classes: 3862"
             )
         return self
-
-    @model_validator(mode="after")
-    def _stores_what_is_seen(self) -> Self:
-        check_stored_frames(self.stored_frames, self.frames)
-        return self
-
-    def decoded_bytes(self, splits: Splits) -> int:
-        sets = (splits.weights.base, splits.val, splits.test)
-        entries = [entry for part in sets if isinstance(part, RecordDataset) for entry in part.entries]
-        return sum(math.prod(entry.shape) for entry in entries)
 
     @classmethod
     def recognise(cls, root: Path) -> Recognised | None:
