@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundl
 from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.measure import LabelledSet, differs, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
+from nas_kd.deploy.onnx_graph import largest_difference, names_of, open_graph, random_batches, write_graph
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.preprocessed import Preprocessed, write_preprocessed
 from nas_kd.deploy.record import (
@@ -31,7 +31,6 @@ from nas_kd.deploy.record import (
     need_onnx,
     save_program,
     third_party_warnings,
-    write_graph,
 )
 from nas_kd.deploy.reduced import REDUCED
 from nas_kd.files import write_text_atomically
@@ -143,16 +142,11 @@ def _export_clip_student(
     seed: int,
 ) -> ExportRecord:
     """Of a student without a state; arguments as of `export_stream`."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(n, *info.input_shape, generator=generator) for n in BATCHES]
-    with torch.no_grad():
-        expected = [student(x) for x in inputs]
-    largest = max(float(y.abs().max()) for y in expected)
+    inputs, expected = random_batches(student, info, BATCHES, seed)
     parity = []
     for name in dict.fromkeys(("safetensors", *formats)):
         path, run, flops = WRITERS[name](student, info, out_dir, space)
-        difference = max(float((run(x) - y).abs().max()) for x, y in zip(inputs, expected, strict=True))
-        entry = Parity.of(path, difference, largest, flops)
+        entry = Parity.of(path, *largest_difference(run, inputs, expected), flops)
         if flops is not None and flops != info.flops:
             path.unlink()
             raise ExportError(f"{path.name} costs {flops:,} FLOPs, but the trained student {info.flops:,}; not kept")
@@ -219,15 +213,10 @@ def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: Search
 
 
 def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
-    onnxruntime = need_onnx()
+    need_onnx()
     path = folder / "student.onnx"
-    name, result = write_graph(student, info, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run([result], {name: x.numpy()})[0]))
-
-    return path, run, None
+    write_graph(student, torch.zeros(2, *info.input_shape), path, names_of(student, info))
+    return path, open_graph(path), None
 
 
 Writer = Callable[[nn.Module, BundleInfo, Path, "SearchSpace | None"], Written]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.answers import has_maps, scores_of
 from nas_kd.deploy.bundle import BundleInfo
-from nas_kd.deploy.record import BATCHES, Parity, batch_dim, need_onnx, third_party_warnings
+from nas_kd.deploy.onnx_graph import largest_difference, open_graph, write_graph
+from nas_kd.deploy.record import BATCHES, Parity, need_onnx
 
 FILE_NAME = "student_uint8.onnx"
 
@@ -68,28 +67,13 @@ def write_preprocessed(student: nn.Module, info: BundleInfo, folder: Path, seed:
         ValueError: as by `Preprocessed`.
         ExportError: an output differs, or a package is missing; the file is removed.
     """
-    module, onnxruntime, path = Preprocessed(student, info).eval(), need_onnx(), folder / FILE_NAME
-    result = "maps" if has_maps(info) else "scores"
-    with third_party_warnings(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, *module.shape, dtype=torch.uint8),),
-            dynamo=True,
-            dynamic_shapes=({0: batch_dim()},),
-            input_names=["clips"],
-            output_names=[result],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path, external_data=False)
-    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator, difference, largest = torch.Generator().manual_seed(seed), 0.0, 0.0
-    for batch in BATCHES:
-        clips = torch.randint(0, 256, (batch, *module.shape), dtype=torch.uint8, generator=generator)
-        with torch.no_grad():
-            outputs = student(info.prepare(clips))
-        expected = outputs if has_maps(info) else scores_of(outputs, info)
-        found = torch.from_numpy(np.asarray(session.run([result], {"clips": clips.numpy()})[0]))
-        difference = max(difference, float((found - expected).abs().max()))
-        largest = max(largest, float(expected.abs().max()))
-    return Parity.of(path, difference, largest, None)
+    module, path = Preprocessed(student, info).eval(), folder / FILE_NAME
+    need_onnx()
+    example = torch.zeros(2, *module.shape, dtype=torch.uint8)
+    write_graph(module, example, path, ("clips", "maps" if has_maps(info) else "scores"))
+    generator = torch.Generator().manual_seed(seed)
+    clips = [torch.randint(0, 256, (n, *module.shape), dtype=torch.uint8, generator=generator) for n in BATCHES]
+    with torch.no_grad():
+        outputs = [student(info.prepare(batch)) for batch in clips]
+    expected = outputs if has_maps(info) else [scores_of(each, info) for each in outputs]
+    return Parity.of(path, *largest_difference(open_graph(path), clips, expected))

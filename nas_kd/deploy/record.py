@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
-from nas_kd.deploy.bundle import BundleInfo, Measured
+from nas_kd.deploy.bundle import Measured
 from nas_kd.search_spaces import CONVENTION
 
 Format = Literal["safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16"]
@@ -212,36 +211,6 @@ def need_onnx() -> Any:
     except ImportError as error:
         raise ExportError(f"ONNX export needs {error.name}; install it with: pip install 'nas-kd[onnx]'") from error
     return onnxruntime
-
-
-def write_graph(student: nn.Module, info: BundleInfo, path: Path) -> tuple[str, str]:
-    """Write a student that keeps no state as an ONNX graph with a free batch dimension.
-
-    Args:
-        student: in evaluation mode.
-        info: of its bundle.
-        path: of the file.
-
-    Returns:
-        Names of its input (`clip` or `features`) and its output (`logits`, `maps` or `outputs`).
-    """
-    name = "features" if len(info.input_shape) == 2 else "clip"
-    with torch.no_grad():
-        gives = student(torch.zeros(1, *info.input_shape))
-    result = "maps" if gives.ndim > 2 else "logits" if info.class_names else "outputs"
-    with third_party_warnings():
-        program = torch.onnx.export(
-            student,
-            (torch.zeros(2, *info.input_shape),),
-            dynamo=True,
-            dynamic_shapes=({0: batch_dim()},),
-            input_names=[name],
-            output_names=[result],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path, external_data=False)
-    return name, result
 
 
 @contextmanager

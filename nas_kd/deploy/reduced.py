@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import BundleInfo
-from nas_kd.deploy.record import BATCHES, ExportError, Parity, need_onnx, third_party_warnings, write_graph
+from nas_kd.deploy.onnx_graph import largest_difference, names_of, open_graph, random_batches, write_graph
+from nas_kd.deploy.record import BATCHES, ExportError, Parity, need_onnx, third_party_warnings
 
 ENDINGS = {"onnx-int8": "int8.onnx", "onnx-fp16": "fp16.onnx"}
 """Format of less precision -> ending of its file."""
@@ -53,7 +53,7 @@ def write_fp16(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
     need_onnx()
     path = folder / f"student.{ENDINGS['onnx-fp16']}"
     try:
-        write_graph(Half(student).eval(), info, path)
+        write_graph(Half(student).eval(), torch.zeros(2, *info.input_shape), path, names_of(student, info))
         return _compared(path, student, info, seed)
     except Exception as error:  # of the exporter or of the runtime: a layer without a form in 16 bits
         path.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def write_int8(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     source, path = folder / "student.onnx", folder / f"student.{ENDINGS['onnx-int8']}"
-    name = _input_name(source)
+    name, _ = names_of(student, info)
     inputs = info.prepare(items)
     if info.input_type.reads == "frames" and inputs.ndim == 5:
         inputs = inputs.transpose(1, 2).flatten(0, 1)
@@ -117,24 +117,7 @@ REDUCED: dict[str, Writer] = {"onnx-int8": write_int8, "onnx-fp16": write_fp16}
 """Format of less precision -> function that writes its file and measures how far it is off."""
 
 
-def _input_name(path: Path) -> str:
-    import onnxruntime
-
-    name: str = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
-    return name
-
-
 def _compared(path: Path, student: nn.Module, info: BundleInfo, seed: int) -> Parity:
     """The difference to the student on random inputs, at batch sizes that a graph must not freeze."""
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator, difference, largest = torch.Generator().manual_seed(seed), 0.0, 0.0
-    for batch in BATCHES:
-        inputs = torch.randn(batch, *info.input_shape, generator=generator)
-        with torch.no_grad():
-            expected = student(inputs)
-        (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-        difference = max(difference, float((torch.from_numpy(np.asarray(found)) - expected).abs().max()))
-        largest = max(largest, float(expected.abs().max()))
-    return Parity.of(path, difference, largest, is_exact=False)
+    inputs, expected = random_batches(student, info, BATCHES, seed)
+    return Parity.of(path, *largest_difference(open_graph(path), inputs, expected), is_exact=False)
