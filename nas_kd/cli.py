@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from nas_kd import cli_start
@@ -22,6 +21,7 @@ from nas_kd.console import (
     progress_bar,
     say,
     termination_is_interrupt,
+    wide_console,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=f"Find the cheap students of a heavy video model. FLOPs: {CONVENTION}.",
 )
-WIDTH_OF_A_FILE = 10_000  # characters of a line
 
 
 def _print_version(asked: bool) -> None:
@@ -241,8 +240,7 @@ def table(
             out_dir=out,
         )
         # Into a file or a pipe whole, however wide; a terminal gets what fits.
-        wide = console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
-        wide.print(pivot_rich(made))
+        wide_console().print(pivot_rich(made))
         if out is not None:
             for name in ("table.md", "table.csv"):
                 say(out / name)
@@ -301,7 +299,8 @@ def export(
                 raise ValueError(f"--all-front exports every student of the front; leave out {' and '.join(named)}")
             folder, records = campaigns.export_front(run, **how)
             for record in records:
-                _say_export(record, folder / f"trial-{record.trial:04d}")
+                assert record.trial is not None, "students of a run are of trials"
+                _say_export(record, folder / campaigns.export_name(record.trial))
             say(f"table: {folder / 'index.md'}")
             return
         folder, record = campaigns.export(
@@ -352,8 +351,7 @@ def bench(
         table = Table(*map(str, shown.headers))
         for row in shown.rows:
             table.add_row(*(cell.text for cell in row))
-        wide = console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
-        wide.print(table)
+        wide_console().print(table)
         for sentence in made.sentences():
             say(sentence)
         say(f"{run / 'bench.json'}; nas-kd report {run} shows it")

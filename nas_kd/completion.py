@@ -5,8 +5,8 @@ The scripts hold all words themselves: the Tab key starts no Python.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 PROGRAM = "nas-kd"
@@ -66,11 +66,11 @@ def _line(text: str | None) -> str:
 
 def bash(commands: list[Command]) -> str:
     """The script for bash."""
-    cases = "".join(f"        {command.name}) words={_quoted(' '.join(_names(command)))};;\n" for command in commands)
+    cases = "".join(f"        {command.name}) words={quote(' '.join(_names(command)))};;\n" for command in commands)
     return f"""_nas_kd() {{
     local current="${{COMP_WORDS[COMP_CWORD]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words={_quoted(" ".join(command.name for command in commands))}
+        words={quote(" ".join(command.name for command in commands))}
     elif [ "${{current:0:1}}" = "-" ]; then
         case "${{COMP_WORDS[1]}}" in
 {cases}        esac
@@ -83,7 +83,7 @@ complete -o default -F _nas_kd {PROGRAM}
 
 def zsh(commands: list[Command]) -> str:
     """The script for zsh."""
-    listed = " ".join(_quoted(f"{command.name}:{command.help}") for command in commands)
+    listed = " ".join(quote(f"{command.name}:{command.help}") for command in commands)
     cases = ""
     for command in commands:
         options = [_of_zsh(name, option) for option in command.options for name in option.names]
@@ -104,20 +104,20 @@ compdef _nas_kd {PROGRAM}
 
 def _of_zsh(name: str, option: Option) -> str:
     meaning = option.help.replace("[", "(").replace("]", ")").replace(":", " ")
-    return _quoted(f"*{name}[{meaning}]{':value:_files' if option.takes_value else ''}")
+    return quote(f"*{name}[{meaning}]{':value:_files' if option.takes_value else ''}")
 
 
 def fish(commands: list[Command]) -> str:
     """The script for fish."""
     lines = []
     for command in commands:
-        lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -f -a {command.name} -d {_quoted(command.help)}")
+        lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -f -a {command.name} -d {quote(command.help)}")
         for option in command.options:
             names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names)
             value = " -r" if option.takes_value else ""
             lines.append(
                 f"complete -c {PROGRAM} -n '__fish_seen_subcommand_from {command.name}' {names}{value} "
-                f"-d {_quoted(option.help)}"
+                f"-d {quote(option.help)}"
             )
     return "\n".join(lines) + "\n"
 
@@ -128,7 +128,3 @@ SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}
 
 def _names(command: Command) -> list[str]:
     return [name for option in command.options for name in option.names]
-
-
-def _quoted(text: str) -> str:
-    return shlex.quote(text)

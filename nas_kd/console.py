@@ -11,8 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+WIDTH_OF_A_FILE = 10_000  # characters of a line
 console = Console()
 errors = Console(stderr=True)
+
+
+def wide_console() -> Console:
+    """For tables, whose lines are not broken where they go into a file."""
+    return console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
 
 
 def say(text: object) -> None:

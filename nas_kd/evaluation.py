@@ -15,8 +15,8 @@ from nas_kd.deploy.labelled_folder import TABLE_NAME, labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.predictor import load
 from nas_kd.deploy.record import FileMetrics
+from nas_kd.files import CONFIG_NAME
 
-CONFIG_NAME = "campaign.yaml"  # of a run, as in nas_kd.campaign.run, which this does without
 Split = Literal["val", "test"]  # as in nas_kd.trials
 
 
@@ -77,11 +77,12 @@ def labelled_set(data: Path, split: Split | None, info: BundleInfo) -> LabelledS
 def _split_of(file: Path, split: Split) -> LabelledSet:
     """A split of the campaign of a file."""
     try:
-        from nas_kd.campaign.labelled import campaign_split
+        from nas_kd.campaign.labelled import campaign_data, labelled_split
         from nas_kd.config import load_config
     except ImportError as error:
         raise ValueError(
             f"{file} is a campaign file, and reading it needs {error.name or error}, which is not installed: "
             f"pip install nas-kd with all that it depends on, or give a folder with {TABLE_NAME}"
         ) from error
-    return campaign_split(load_config(file), split)
+    config = load_config(file)
+    return labelled_split(config, campaign_data(config), split)

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+CONFIG_NAME = "campaign.yaml"  # in the folder of a run
+
 
 class DamagedFileError(ValueError):
     """A file that nas-kd wrote cannot be read any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
-from nas_kd.campaign.exports import export, export_front, pick
+from nas_kd.campaign.exports import export, export_front, export_name, pick
 from nas_kd.campaign.results import compare, report, table
 from nas_kd.campaign.run import Run, load_run
 from nas_kd.campaign.runtimes import bench
@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "export",
     "export_front",
+    "export_name",
     "load_run",
     "pick",
     "report",

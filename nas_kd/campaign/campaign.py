@@ -25,12 +25,12 @@ from nas_kd.campaign.overview import describe_left_out
 from nas_kd.campaign.pairs import describe_pairs
 from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.campaign.rehearsal import rehearse
-from nas_kd.campaign.run import CONFIG_NAME, Run
+from nas_kd.campaign.run import Run
 from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs, space_knobs
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
-from nas_kd.files import write_text_atomically
+from nas_kd.files import CONFIG_NAME, write_text_atomically
 from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from nas_kd.campaign.labelled import calibration_items, campaign_split
+from nas_kd.campaign.labelled import calibration_items, campaign_data, labelled_split
 from nas_kd.campaign.own_space import own_space
-from nas_kd.campaign.run import load_run
-from nas_kd.config import CampaignConfig
-from nas_kd.deploy.bundle import BundleInfo, read_info
+from nas_kd.campaign.run import Run, load_run
+from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.files import write_text_atomically
@@ -156,29 +156,17 @@ def export(
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    config, records = run.config, run.records
     record = pick(
-        records,
+        run.records,
         trial=trial,
         max_flops=max_flops,
         max_latency_ms=max_latency_ms,
         knee=knee,
         tolerance=tolerance,
     )
-    folder = Path(out_dir or run_dir / "export" / _folder_name(record))
-    info = read_info(_bundle_of(run_dir, record))
-    made = export_student(
-        _bundle_of(run_dir, record),
-        folder,
-        formats,
-        space=own_space(config, run_dir, info),
-        validation=_validation(config) if with_data else None,
-        calibration=_calibration(config, info, formats) if with_data else None,
-        with_preprocessing=with_preprocessing,
-        license=license,
-        intended_use=intended_use,
-    )
-    return folder, made
+    folder = Path(out_dir or run_dir / "export" / export_name(record.number))
+    options = _Options(tuple(formats), with_preprocessing, license, intended_use)
+    return folder, _export(run, record, folder, options, _data(run, record, formats) if with_data else _Data())
 
 
 def export_front(
@@ -214,66 +202,81 @@ def export_front(
 
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    config, records = run.config, run.records
-    front = ParetoFront.from_records([record for record in records if record.state == "complete"])
+    front = ParetoFront.from_records([record for record in run.records if record.state == "complete"])
     if not front.records:
         raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
     folder = Path(out_dir or run_dir / "export" / "front")
-    validation = _validation(config) if with_data else None
+    data = _data(run, front.records[0], formats) if with_data else _Data()  # all students read the same items
+    options = _Options(tuple(formats), with_preprocessing, license, intended_use)
     for index in (INDEX_CSV, INDEX_MD):  # of an earlier export
         (folder / index).unlink(missing_ok=True)
     made: list[ExportRecord] = []
-    calibration = None
-    if with_data:  # all students read the same items
-        calibration = _calibration(config, read_info(_bundle_of(run_dir, front.records[0])), formats)
     for record in front.records:
-        bundle = _bundle_of(run_dir, record)
-        info = read_info(bundle)
         try:
-            each = export_student(
-                bundle,
-                folder / _folder_name(record),
-                formats,
-                space=own_space(config, run_dir, info),
-                validation=validation,
-                calibration=calibration,
-                with_preprocessing=with_preprocessing,
-                license=license,
-                intended_use=intended_use,
-            )
+            made.append(_export(run, record, folder / export_name(record.number), options, data))
         except ExportError as error:
             raise ExportError(f"trial {record.number}: {error}") from error
-        made.append(each)
     _write_index(folder, front, made)
     return folder, made
 
 
-def _folder_name(record: TrialRecord) -> str:
-    return f"trial-{record.number:04d}"
+def export_name(number: int) -> str:
+    """The folder of a trial's student among the exports of a run."""
+    return f"trial-{number:04d}"
 
 
-def _bundle_of(run_dir: Path, record: TrialRecord) -> Path:
-    return trial_directory(run_dir, record.number)
+@dataclass(frozen=True)
+class _Options:
+    """Of an export, see `export`."""
+
+    formats: tuple[Format, ...]
+    with_preprocessing: bool
+    license: str
+    intended_use: str
 
 
-def _validation(config: CampaignConfig) -> LabelledSet:
-    """The validation split.
+@dataclass(frozen=True)
+class _Data:
+    """What students are measured on, and what 8-bit ranges are calibrated on; nothing of both without the data."""
+
+    validation: LabelledSet | None = None
+    calibration: Tensor | None = None
+
+
+def _export(run: Run, record: TrialRecord, folder: Path, options: _Options, data: _Data) -> ExportRecord:
+    """Export the student of one trial."""
+    bundle = trial_directory(run.run_dir, record.number)
+    return export_student(
+        bundle,
+        folder,
+        options.formats,
+        space=own_space(run.config, run.run_dir, read_info(bundle)),
+        validation=data.validation,
+        calibration=data.calibration,
+        with_preprocessing=options.with_preprocessing,
+        license=options.license,
+        intended_use=options.intended_use,
+    )
+
+
+def _data(run: Run, record: TrialRecord, formats: Sequence[Format]) -> _Data:
+    """The validation split, and items of training where a format is calibrated on them.
 
     Raises:
-        ValueError: it cannot be read; the sentence says how to export without it.
+        ValueError: the data cannot be read; the sentence says how to export without them.
     """
     try:
-        return campaign_split(config, "val")
+        splits = campaign_data(run.config)
     except ValueError as error:
         raise ValueError(
             f"an export measures the student on the validation split, but {error}; or export without the data "
             "(--no-data), which compares outputs on random inputs alone"
         ) from error
-
-
-def _calibration(config: CampaignConfig, info: BundleInfo, formats: Sequence[Format]) -> Tensor | None:
-    """Training items where a format needs them."""
-    return calibration_items(config, info.input_type.key) if "onnx-int8" in formats else None
+    calibration = None
+    if "onnx-int8" in formats:
+        key = read_info(trial_directory(run.run_dir, record.number)).input_type.key
+        calibration = calibration_items(run.config, splits, key)
+    return _Data(labelled_split(run.config, splits, "val"), calibration)
 
 
 def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord]) -> None:
@@ -299,7 +302,7 @@ def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord])
         assert cost is not None, "students of a front have a cost"
         roles = [role for role, one in (("recommended", front.pick), ("knee", front.knee)) if one is record]
         row: dict[str, object] = {
-            "folder": _folder_name(record),
+            "folder": export_name(record.number),
             "trial": record.number,
             "flops": cost.flops,
             "params": cost.params,
@@ -321,7 +324,7 @@ def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord])
             metric_text(record.score("test"), record.metric),
             " and ".join(roles),
         ]
-        link = f"[{_folder_name(record)}]({_folder_name(record)}/MODEL_CARD.md)"
+        link = f"[{export_name(record.number)}]({export_name(record.number)}/MODEL_CARD.md)"
         lines.append(" | ".join([f"| {link}", *map(escape_markdown, cells)]) + " |")
     with (folder / INDEX_CSV).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

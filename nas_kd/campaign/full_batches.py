@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.campaign.nets import build_nets
+from nas_kd.campaign.prepare import teacher_loss
 from nas_kd.campaign.proposals import Proposal
 from nas_kd.data import Batch, ClipDataset, Sample
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.tasks.task import loss_of
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.precision import autocast
@@ -58,9 +58,8 @@ def full_batches(context: CampaignContext, small: CampaignContext, proposal: Pro
         key = "evaluation.batch_size"
         yield FullBatch(f"teacher, {key} {number}", key, evaluation)
         if config.teacher.trains:
-            of_teacher = config.teacher.fit
-            number, key = min(of_teacher.batch_size, len(context.splits.retrain)), "teacher.fit.batch_size"
-            yield FullBatch(f"teacher, {key} {number}", key, partial(_teacher_step, small, teacher, of_teacher, number))
+            number, key = min(config.teacher.fit.batch_size, len(context.splits.retrain)), "teacher.fit.batch_size"
+            yield FullBatch(f"teacher, {key} {number}", key, partial(_teacher_step, small, number))
     knobs, nets = proposal.knobs[-1], build_nets(small, proposal.knobs[-1])
     trained: list[tuple[str, FitConfig, nn.Module, int]] = [
         ("retrain", config.retrain, nets.students[0], len(context.splits.retrain))
@@ -93,12 +92,10 @@ def _batch(small: CampaignContext, dataset: ClipDataset, number: int) -> Batch:
     return next(iter(small.loader(repeated, FitConfig(batch_size=number), seed=0, train=True).epoch(0)))
 
 
-def _teacher_step(small: CampaignContext, teacher: nn.Module, fit: FitConfig, number: int) -> None:
-    batch = _batch(small, small.splits.retrain, number)
-    with autocast(fit.precision, small.device):
-        outputs, labels = small.input_type.teacher_training_view(teacher.train(), batch)
-    losses = [loss_of(small.task, output.float(), labels) for output in outputs]
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+def _teacher_step(small: CampaignContext, number: int) -> None:
+    teacher = small.teacher_model.train()
+    loss = teacher_loss(small, _batch(small, small.splits.retrain, number))["task"]
+    loss.backward()  # type: ignore[no-untyped-call]
     teacher.zero_grad(set_to_none=True)
 
 

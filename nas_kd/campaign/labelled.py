@@ -12,13 +12,17 @@ from nas_kd.tasks import Task, make_task
 from nas_kd.trials import Split
 
 
-def campaign_split(config: CampaignConfig, split: Split) -> LabelledSet:
-    """A split of a campaign's data, with its task.
+def campaign_data(config: CampaignConfig) -> Splits:
+    """The data of a campaign.
 
     Raises:
-        ValueError: the data cannot be read.
+        ValueError: they cannot be read.
     """
-    splits = _splits(config)
+    return load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)
+
+
+def labelled_split(config: CampaignConfig, splits: Splits, split: Split) -> LabelledSet:
+    """A split of a campaign's data, with its task."""
 
     def make() -> Task:
         task = make_task(config.task, splits.info, config.task_options)
@@ -30,22 +34,15 @@ def campaign_split(config: CampaignConfig, split: Split) -> LabelledSet:
     return LabelledSet(name, getattr(splits, split), splits.groups.get(split), splits.info, make, cuts)
 
 
-def calibration_items(config: CampaignConfig, key: str) -> Tensor:
+def calibration_items(config: CampaignConfig, splits: Splits, key: str) -> Tensor:
     """Some items of the training split as the data hold them, for the ranges of activations; which, the seed says.
 
     Args:
         config: of the campaign.
+        splits: its data.
         key: of a sample, where its items are.
-
-    Raises:
-        ValueError: the data cannot be read.
     """
-    splits = _splits(config)
     train = splits.retrain
     size = min(CALIBRATION_ITEMS, len(train))
     loader = ClipLoader(train, size, seed=config.seed, shuffle=True, keys=(key,), seen=splits.info.seen)
     return next(iter(loader.epoch(0)))[key]
-
-
-def _splits(config: CampaignConfig) -> Splits:
-    return load(config.data, seed=config.seed, gate_share=config.search.gates.split_share)

@@ -25,6 +25,7 @@ from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
 from nas_kd.trial import CampaignContext
 from nas_kd.trials import TrialRecord
+from nas_kd.trials.files import trial_directory
 
 LATENCY_NAME, TEACHER = "latency.json", "teacher"  # as in nas_kd.analysis.latencies, which reads the file
 ROUNDS, PASSES, ROUND_S, WARMUP = 5, 10, 0.5, 2
@@ -101,7 +102,7 @@ def passes_of_nets(context: CampaignContext, run_dir: Path, numbers: Sequence[in
         found[TEACHER] = Passes({"ms": partial(teacher, context.teacher_example())}, {"ms": 1.0})
     for number in numbers:
         try:
-            student, info = load_bundle(run_dir / "trials" / f"{number:04d}", context.space)
+            student, info = load_bundle(trial_directory(run_dir, number), context.space)
         except ValueError:
             continue
         example = torch.zeros(1, *info.input_shape, device=context.device)

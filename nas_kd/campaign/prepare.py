@@ -152,7 +152,7 @@ def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> 
     fit(
         model,
         context.loader(context.splits.retrain, config.teacher.fit, seed=config.seed, train=True),
-        lambda batch: _teacher_loss(context, batch),
+        lambda batch: teacher_loss(context, batch),
         lambda terms: terms["task"],
         config.teacher.fit,
         seed=config.seed,
@@ -210,7 +210,7 @@ def describe_flops(known: Mapping[str, Any], unit: str) -> str:
     return f", at least {int(known['flops']):,} FLOPs a {unit} (uncounted: {', '.join(uncounted)})"
 
 
-def _teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:
+def teacher_loss(context: CampaignContext, batch: Batch) -> dict[str, Tensor]:
     """The sum over all outputs of the teacher that are trained on the labels."""
     with autocast(context.config.teacher.fit.precision, context.device):
         outputs, labels = context.input_type.teacher_training_view(context.teacher_model, batch)

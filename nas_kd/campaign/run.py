@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas_kd.config import CampaignConfig, ConfigError, load_config
-from nas_kd.files import DamagedFileError, read_json
+from nas_kd.files import CONFIG_NAME, DamagedFileError, read_json
 from nas_kd.tasks import find_task
 from nas_kd.trials import Evaluated, Ledger, TrialRecord
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from nas_kd.analysis import ParetoFront, TeacherPoint
 
-CONFIG_NAME = "campaign.yaml"
 CONFIG_END = "..."  # that of a YAML document
 _SHOWN = ("trial", "flops", "params", "latency_ms", "val_metric", "val_low", "val_high", "test_metric", "pick")
 

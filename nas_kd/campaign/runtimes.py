@@ -22,6 +22,7 @@ from nas_kd.files import write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
+from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
     from nas_kd.analysis.bench import Bench
@@ -65,7 +66,7 @@ def bench(
             torch.set_num_threads(count)
             nets: dict[str, Passes] = {}
             for record in students:
-                bundle = run_dir / "trials" / f"{record.number:04d}"
+                bundle = trial_directory(run_dir, record.number)
                 space = own_space(run.config, run_dir, read_info(bundle))
                 student, info = load_bundle(bundle, space)
                 for name in runtimes:

@@ -235,7 +235,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
 ) -> None:
     config = tiny(trials=1, teacher={"fit": {"epochs": 2, "batch_size": 16}})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    loss, steps = prepare._teacher_loss, list[int]()
+    loss, steps = prepare.teacher_loss, list[int]()
 
     def stop(*arguments: Any) -> Any:
         steps.append(1)
@@ -243,7 +243,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(prepare, "_teacher_loss", stop)
+    monkeypatch.setattr(prepare, "teacher_loss", stop)
     code, output = cli("search", tmp_path / "tiny.yaml")
     assert code == 130, output
     assert output.splitlines()[-1] == "interrupted; run the same command again to continue"
