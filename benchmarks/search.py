@@ -154,6 +154,17 @@ def reached(points: Sequence[Point], goal: float, low: float, high: float) -> fl
     return math.inf
 
 
+def curve(lab: Lab, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Quality of an arm over its share of the compute, where it changes; seeds of several runs can be joined by it."""
+    low, high = lab.config.budget.lowest, lab.config.budget.highest
+    steps: list[tuple[float, float]] = []
+    for i, point in enumerate(points):
+        now = round(quality(points[: i + 1], low, high), 5)
+        if not steps or now != steps[-1][1]:
+            steps.append((round(point.compute / lab.compute, 5), now))
+    return steps
+
+
 def compare(lab: Lab, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Run the arms and print their table."""
     low, high = lab.config.budget.lowest, lab.config.budget.highest
@@ -169,7 +180,8 @@ def compare(lab: Lab, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, An
             limit = share * lab.compute
             table[arm][f"{share:g}"] = [quality([p for p in r if p.compute <= limit], low, high) for r in of_seeds]
         print(f"{arm:<14}" + "".join(f"{interval(values):>18}" for values in table[arm].values()))
-    found: dict[str, Any] = {"hypervolume": table}
+    curves = {arm: [curve(lab, points) for points in of_seeds] for arm, of_seeds in runs.items()}
+    found: dict[str, Any] = {"hypervolume": table, "curves": curves}
     rivals = {arm: float(np.mean(row["1"])) for arm, row in table.items() if arm != "shared"}
     if "shared" in runs and rivals:
         best = max(rivals, key=lambda arm: rivals[arm])
@@ -203,7 +215,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds the real data sets")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)), help="of the arms")
     parser.add_argument("--checks", type=int, default=5, help="shared searches that are checked")
     parser.add_argument("--pool", type=int, default=12, help="random architectures of each kind for the checks")
     parser.add_argument("--trainings", type=int, default=2, help="fresh trainings of each of them")
@@ -220,7 +232,7 @@ def main() -> None:
             values = [entry[key] for entry in each]
             found[key] = float(np.median(values))
             print(f"{key}: {interval(values)}")
-        found |= compare(lab, options.arms, range(options.seeds)) if options.arms else {}
+        found |= compare(lab, options.arms, options.seeds) if options.arms and options.seeds else {}
         verdicts(found)
         settings[name] = found
     command = ["git", "rev-parse", "--short", "HEAD"]
