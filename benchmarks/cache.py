@@ -24,10 +24,10 @@ import torch
 from kept_result import print_result
 from torch import nn
 
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import validate
 from nas_kd.data import Batch
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import Choices, ModuleSpace, Supernet
 from nas_kd.training.fit import make_optimizer
 from nas_kd.training.gate_search import cycle, trained_parameters

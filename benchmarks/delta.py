@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nas_kd.analysis import estimate_mean, paired_difference
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import ArchSpec, Supernet
 from nas_kd.training.budget import BudgetController
 from nas_kd.trial import CampaignContext, Learner, build_context, load_context

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from nas_kd.analysis.search_files import read_search
 from nas_kd.analysis.search_numbers import idle_shares
-from nas_kd.campaign.shared import prepare_search
+from nas_kd.preparation.shared import prepare_search
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty

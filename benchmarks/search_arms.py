@@ -14,7 +14,7 @@ from search_lab import Lab, Result, count_supernets
 from torch import Tensor
 
 from nas_kd.campaign.campaign import study_knobs
-from nas_kd.campaign.shared import known_costs
+from nas_kd.preparation.shared import known_costs
 from nas_kd.search_spaces import ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.training.budget import BudgetController

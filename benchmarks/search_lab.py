@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.trial.context import CampaignContext, build_context

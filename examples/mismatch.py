@@ -40,11 +40,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from nas_kd.analysis import Estimate, estimate_mean, paired_difference
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, set_path, validate
 from nas_kd.files import write_text_atomically
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.maps import resample
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, Learner, build_context, load_context
 

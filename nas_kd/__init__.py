@@ -15,18 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_kd.campaign import (
-        Campaign,
-        CampaignResult,
-        Run,
-        export,
-        export_front,
-        load_run,
-        pick,
-        report,
-        search,
-        table,
-    )
+    from nas_kd.campaign import Campaign, CampaignResult, search
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
@@ -34,6 +23,7 @@ if TYPE_CHECKING:
     from nas_kd.deploy.streaming import StreamingStudent, StreamState
     from nas_kd.evaluation import evaluate
     from nas_kd.objectives import DistillationLoss, ObjectiveConfig
+    from nas_kd.runs import Run, export, export_front, load_run, pick, report, table
     from nas_kd.search_spaces import (
         DeltaBlocksSettings,
         DeltaBlocksSpace,
@@ -98,7 +88,8 @@ __all__ = [
 ]
 
 _NAMES = {
-    "nas_kd.campaign": "Campaign CampaignResult Run export export_front load_run pick report search table",
+    "nas_kd.campaign": "Campaign CampaignResult search",
+    "nas_kd.runs": "Run export export_front load_run pick report table",
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",
     "nas_kd.deploy.export": "ExportError ExportRecord export_student",

@@ -143,20 +143,20 @@ def report(
 ) -> None:
     """Write the Pareto-front report of a run, or compare several: an HTML file that works offline, CSV and PNG."""
     with plain_errors():
-        from nas_kd import campaign as campaigns
+        from nas_kd import runs as run_folders
 
         if len(runs) > 1:
             if tolerance is not None or formats or points is not None:
                 raise ValueError(
                     "--tolerance, --format and --points are for the report of one run; leave them out to compare runs"
                 )
-            compared = campaigns.compare(runs, out)
+            compared = run_folders.compare(runs, out)
             for sentence in compared.headline:
                 say(sentence)
             for path in (compared.page, compared.picture, compared.students):
                 say(path)
             return
-        paths = campaigns.report(runs[0], out, tolerance=tolerance, formats=listed(formats), points=points)
+        paths = run_folders.report(runs[0], out, tolerance=tolerance, formats=listed(formats), points=points)
         if paths.search_headline:
             say(paths.search_headline)
         pictures = (paths.report, paths.picture, paths.offsets, paths.front, paths.trials)
@@ -174,14 +174,14 @@ def status(
 ) -> None:
     """Say how a campaign stands, while it runs or after: trials, front, hypervolume, time left."""
     with plain_errors():
-        from nas_kd import campaign as campaigns
-        from nas_kd.campaign.status import render
+        from nas_kd import runs as run_folders
+        from nas_kd.runs.status import render
 
         with contextlib.suppress(KeyboardInterrupt):
             shown = Live(console=console) if watch and console.is_terminal and not as_json else contextlib.nullcontext()
             with shown as live:
                 while True:
-                    found = campaigns.status(run)
+                    found = run_folders.status(run)
                     if as_json:
                         say(found.to_json())
                     elif live is not None:
@@ -226,10 +226,10 @@ def table(
 ) -> None:
     """Print the students of a run by the values of knobs, each with its interval: the table of an ablation."""
     with plain_errors():
-        from nas_kd import campaign as campaigns
+        from nas_kd import runs as run_folders
         from nas_kd.analysis import pivot_rich
 
-        made = campaigns.table(
+        made = run_folders.table(
             run,
             listed(rows),
             listed(columns),
@@ -280,7 +280,7 @@ def export(
 ) -> None:
     """Export a student and compare the files with the trained one; by default the one that the report recommends."""
     with plain_errors():
-        from nas_kd import campaign as campaigns
+        from nas_kd import runs as run_folders
         from nas_kd.config.sections import parse_flops
 
         how: dict[str, Any] = {
@@ -297,13 +297,13 @@ def export(
             named = [name for name, value in which.items() if value is not None]
             if named:
                 raise ValueError(f"--all-front exports every student of the front; leave out {' and '.join(named)}")
-            folder, records = campaigns.export_front(run, **how)
+            folder, records = run_folders.export_front(run, **how)
             for record in records:
                 assert record.trial is not None, "students of a run are of trials"
-                _say_export(record, folder / campaigns.export_name(record.trial))
+                _say_export(record, folder / run_folders.export_name(record.trial))
             say(f"table: {folder / 'index.md'}")
             return
-        folder, record = campaigns.export(
+        folder, record = run_folders.export(
             run,
             trial=trial,
             max_flops=None if max_flops is None else parse_flops(max_flops),
@@ -342,11 +342,11 @@ def bench(
     with plain_errors():
         from rich.table import Table
 
-        from nas_kd import campaign as campaigns
+        from nas_kd import runs as run_folders
 
         how: dict[str, Any] = {"runtimes": listed(runtimes)} if runtimes else {}
         with progress_bar() as progress:
-            made = campaigns.bench(run, threads=threads, progress=progress, **how)
+            made = run_folders.bench(run, threads=threads, progress=progress, **how)
         shown = made.table()
         table = Table(*map(str, shown.headers))
         for row in shown.rows:

@@ -20,8 +20,8 @@ Overrides = Annotated[
 def check(file: CampaignFile = None, overrides: Overrides = None) -> None:
     """Check a campaign file and print what it means, before anything is decoded or trained."""
     with plain_errors():
-        from nas_kd.campaign.overview import overview
         from nas_kd.config import load_config
+        from nas_kd.preflight.overview import overview
 
         for line in overview(load_config(file, overrides or ())):
             say(line)
@@ -41,9 +41,9 @@ def init(
     with plain_errors():
         if file.exists() and not force:
             raise ValueError(f"{file} is there already; give another name, or --force")
-        from nas_kd.campaign.overview import overview
-        from nas_kd.campaign.starter import starter_file
         from nas_kd.config import load_config
+        from nas_kd.preflight.overview import overview
+        from nas_kd.preflight.starter import starter_file
 
         file.write_text(starter_file(str(file), task, data), encoding="utf-8")
         say(f"written: {file}")
@@ -55,8 +55,8 @@ def init(
 def doctor(file: CampaignFile = None, overrides: Overrides = None) -> None:
     """Look for what would get in the way: versions, GPUs, memory, decoders, disk, a campaign's database and cluster."""
     with plain_errors():
-        from nas_kd.campaign.doctor import diagnose
         from nas_kd.config import load_config
+        from nas_kd.preflight.doctor import diagnose
 
         failed = False
         for finding in diagnose(load_config(file, overrides or ())):
@@ -69,7 +69,7 @@ def doctor(file: CampaignFile = None, overrides: Overrides = None) -> None:
 def schema() -> None:
     """Print the JSON schema of campaign files, by which editors complete and check keys."""
     with plain_errors():
-        from nas_kd.campaign.schema import campaign_schema
+        from nas_kd.preflight.schema import campaign_schema
 
         say(json.dumps(campaign_schema(), indent=1))
 

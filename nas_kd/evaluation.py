@@ -77,8 +77,8 @@ def labelled_set(data: Path, split: Split | None, info: BundleInfo) -> LabelledS
 def _split_of(file: Path, split: Split) -> LabelledSet:
     """A split of the campaign of a file."""
     try:
-        from nas_kd.campaign.labelled import campaign_data, labelled_split
         from nas_kd.config import load_config
+        from nas_kd.runs.labelled import campaign_data, labelled_split
     except ImportError as error:
         raise ValueError(
             f"{file} is a campaign file, and reading it needs {error.name or error}, which is not installed: "

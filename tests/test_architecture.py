@@ -20,7 +20,10 @@ ALLOWED = {
 }
 # The front door of nas_kd composes all four packages. Beside it, the campaign file is typed with the knobs of a trial,
 # and a trial fills in the record that the ledger keeps.
-FRONT_DOOR = ("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/console.py", "nas_kd/campaign/")
+FRONT_DOOR = (
+    *("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/console.py"),
+    *("nas_kd/campaign/", "nas_kd/preflight/", "nas_kd/preparation/", "nas_kd/runs/"),
+)
 TYPES = {
     "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.passwords", "trials.resources"},
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
@@ -35,7 +38,7 @@ WITHOUT_TORCH = ("trials", "analysis")
 GENERIC = (
     *(
         path.relative_to(ROOT).as_posix()
-        for part in ("config", "trial", "campaign", "settings", "deploy")
+        for part in ("config", "trial", "runs", "preparation", "preflight", "campaign", "settings", "deploy")
         for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
     ),
     *("nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/files.py", "nas_kd/taps.py"),
@@ -84,7 +87,8 @@ EXCEPTIONS = {
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
     *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
-    *("trial", "campaign", "evaluation", "console", "completion", "cli_start", "cli", "__main__", "testing"),
+    *("trial", "runs", "preparation", "preflight", "campaign"),
+    *("evaluation", "console", "completion", "cli_start", "cli", "__main__", "testing"),
 )
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]

@@ -15,7 +15,6 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
-from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, load_config, validate
 from nas_kd.config.sections import (
     BudgetConfig,
@@ -27,6 +26,7 @@ from nas_kd.config.sections import (
 )
 from nas_kd.data import SOURCES, CameraConfig, DataConfig, SequencesConfig
 from nas_kd.objectives import ObjectiveConfig, TaskLossConfig
+from nas_kd.preflight.checks import check_fit
 from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.frame_sequence.encoders import FAMILIES
 from nas_kd.search_spaces.knapsack import cost_range

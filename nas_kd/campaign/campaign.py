@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import torch
 import yaml
 
-from nas_kd.campaign.checks import (
+from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.grid import Cell
+from nas_kd.config.sections import BudgetRange
+from nas_kd.files import CONFIG_NAME, write_text_atomically
+from nas_kd.preflight.checks import (
     check_budget,
     check_items,
     check_machine,
@@ -18,19 +22,15 @@ from nas_kd.campaign.checks import (
     grid_cells,
     nets_depend_on,
 )
-from nas_kd.campaign.explain import with_place
-from nas_kd.campaign.latencies import measure_latencies
-from nas_kd.campaign.output_checks import describe_certainty, describe_classes
-from nas_kd.campaign.overview import describe_left_out
-from nas_kd.campaign.pairs import describe_pairs
-from nas_kd.campaign.prepare import describe_flops, prepare_latency, prepare_teacher
-from nas_kd.campaign.rehearsal import rehearse
-from nas_kd.campaign.run import Run
-from nas_kd.campaign.shared import known_costs, prepare_search, searched_knobs, space_knobs
-from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.config.grid import Cell
-from nas_kd.config.sections import BudgetRange
-from nas_kd.files import CONFIG_NAME, write_text_atomically
+from nas_kd.preflight.explain import with_place
+from nas_kd.preflight.overview import describe_left_out
+from nas_kd.preflight.rehearsal import rehearse
+from nas_kd.preparation.output_checks import describe_certainty, describe_classes
+from nas_kd.preparation.pairs import describe_pairs
+from nas_kd.preparation.shared import known_costs, prepare_search, searched_knobs, space_knobs
+from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_teacher
+from nas_kd.runs.latencies import measure_latencies
+from nas_kd.runs.run import Run
 from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress

@@ -21,16 +21,16 @@ from tempfile import TemporaryDirectory
 import torch
 
 from nas_kd.campaign.campaign import checked_context
-from nas_kd.campaign.nets import build_nets, num_steps
-from nas_kd.campaign.overview import describe_disk, size_text
-from nas_kd.campaign.prepare import prepare_latency
-from nas_kd.campaign.proposals import proposals
-from nas_kd.campaign.rehearsal import NUM_ITEMS, Rehearsal, generators_kept, rehearse
-from nas_kd.campaign.teacher_outputs import bytes_on_disk
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import ClipDataset
 from nas_kd.files import existing_parent
+from nas_kd.preflight.overview import describe_disk, size_text
+from nas_kd.preflight.rehearsal import NUM_ITEMS, Rehearsal, generators_kept, rehearse
+from nas_kd.preparation.nets import build_nets, num_steps
+from nas_kd.preparation.proposals import proposals
+from nas_kd.preparation.teacher import prepare_latency
+from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import latency_ms

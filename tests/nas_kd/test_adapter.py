@@ -13,9 +13,9 @@ from own_nets import Clips, FoldsFrames, T, TwoPathways, videomae
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nas_kd.campaign.identity import check_identity
-from nas_kd.campaign.prepare import check_teacher, prepare_teacher
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preparation.identity import check_identity
+from nas_kd.preparation.teacher import check_teacher, prepare_teacher
 from nas_kd.search_spaces import SPACES
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps

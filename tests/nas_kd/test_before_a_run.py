@@ -12,12 +12,13 @@ import yaml
 from commands import cli, succeed
 from PIL import Image
 
-from nas_kd.campaign import doctor, dry_run, overview, starter
-from nas_kd.campaign.doctor import Finding, diagnose
+from nas_kd.campaign import dry_run
 from nas_kd.campaign.dry_run import StepClock
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import SOURCES
 from nas_kd.data.source import Recognised
+from nas_kd.preflight import doctor, overview, starter
+from nas_kd.preflight.doctor import Finding, diagnose
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.trial import build_context
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nas_kd.analysis.bench import Bench, BenchRow, read_bench
-from nas_kd.campaign import Run
-from nas_kd.campaign.runtimes import bench
 from nas_kd.config import CampaignConfig
+from nas_kd.runs import Run
+from nas_kd.runs.runtimes import bench
 from tests.nas_kd.test_deploy import bundle, record
 
 
@@ -21,13 +21,13 @@ def test_students_of_the_front_are_measured_in_each_runtime(
     records = [record(2, 300, 0.8), record(0, 100, 0.3), record(1, 400, 0.7)]  # trial 1 is not on the front
     for each in records:
         bundle(tmp_path / "trials" / f"{each.number:04d}", space, seed=each.number)
-    monkeypatch.setattr("nas_kd.campaign.runtimes.load_run", lambda run: Run(run, tiny(), tuple(records)))
+    monkeypatch.setattr("nas_kd.runs.runtimes.load_run", lambda run: Run(run, tiny(), tuple(records)))
 
     def no_compiler(*arguments: object, **options: object) -> None:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr("torch.compile", no_compiler)
-    monkeypatch.setattr("nas_kd.campaign.latencies.ROUNDS", 1)
+    monkeypatch.setattr("nas_kd.runs.latencies.ROUNDS", 1)
     made = bench(tmp_path, runtimes=("eager", "compiled"), threads=2)
     assert [(row.trial, row.flops, row.runtime, row.threads) for row in made.rows] == [
         (0, 100, "eager", 1),

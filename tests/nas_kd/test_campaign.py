@@ -12,10 +12,10 @@ from commands import cli, succeed
 
 import nas_kd
 from nas_kd.analysis import estimate_mean
-from nas_kd.campaign import prepare
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.deploy.bundle import load_bundle
+from nas_kd.preparation import teacher as prepared
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
 from nas_kd.trials import TrialContext, TrialRecord
@@ -235,7 +235,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
 ) -> None:
     config = tiny(trials=1, teacher={"fit": {"epochs": 2, "batch_size": 16}})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    loss, steps = prepare.teacher_loss, list[int]()
+    loss, steps = prepared.teacher_loss, list[int]()
 
     def stop(*arguments: Any) -> Any:
         steps.append(1)
@@ -243,7 +243,7 @@ def test_whoever_stops_the_training_of_the_teacher_is_told_how_to_go_on(
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(prepare, "teacher_loss", stop)
+    monkeypatch.setattr(prepared, "teacher_loss", stop)
     code, output = cli("search", tmp_path / "tiny.yaml")
     assert code == 130, output
     assert output.splitlines()[-1] == "interrupted; run the same command again to continue"

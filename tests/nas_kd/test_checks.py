@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from nas_kd.campaign.checks import check_fit
-from nas_kd.campaign.nets import supports_batch_size_1
-from nas_kd.campaign.prepare import prepare_teacher
-from nas_kd.campaign.proposals import corner_knobs, proposals, structure_key
-from nas_kd.campaign.teacher_outputs import cached_taps
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import ObjectiveConfig
+from nas_kd.preflight.checks import check_fit
+from nas_kd.preparation.nets import supports_batch_size_1
+from nas_kd.preparation.proposals import corner_knobs, proposals, structure_key
+from nas_kd.preparation.teacher import prepare_teacher
+from nas_kd.preparation.teacher_outputs import cached_taps
 from nas_kd.tasks import make_task
 from nas_kd.trial import CampaignContext, build_context
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from nas_kd.campaign import Run, exports, load_run, results
 from nas_kd.campaign.campaign import Campaign
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.files import CONFIG_NAME, DamagedFileError, check_tensors, read_json, save_tensors
+from nas_kd.preparation.teacher import prepare_teacher
+from nas_kd.runs import Run, exports, load_run, results
 from nas_kd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nas_kd.trial import build_context
 from nas_kd.trials import Ledger, Metric

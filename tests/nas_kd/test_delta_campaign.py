@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.analysis import ParetoFront
-from nas_kd.campaign import export, report, search
-from nas_kd.campaign.offset_metrics import OffsetMetrics
-from nas_kd.campaign.prepare import prepare_latency, prepare_teacher
+from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import on_frames
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.objectives.delta import DeltaLoss
+from nas_kd.preparation.offset_metrics import OffsetMetrics
+from nas_kd.preparation.teacher import prepare_latency, prepare_teacher
+from nas_kd.runs import export, report
 from nas_kd.search_spaces import CostTable, DeltaNet, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.taps import Taps

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import nas_kd
-from nas_kd.campaign import load_run, pick
 from nas_kd.config import CampaignConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy import export as exporting
@@ -26,6 +25,7 @@ from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.preprocessed import Preprocessed
 from nas_kd.deploy.student_view import view_of
+from nas_kd.runs import load_run, pick
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
 from nas_kd.trials import Cost, Metric, TrialRecord
 from tests.data.small_sets import write_video

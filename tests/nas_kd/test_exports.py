@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nas_kd.analysis.latencies import Latencies, Latency, with_latencies
-from nas_kd.campaign import Run, exports, pick
 from nas_kd.config import CampaignConfig
 from nas_kd.deploy.bundle import load_bundle
+from nas_kd.runs import Run, exports, pick
 from tests.nas_kd.commands import cli
 from tests.nas_kd.test_deploy import bundle, record
 

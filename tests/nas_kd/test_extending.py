@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from nas_kd import export, load, load_bundle, load_config, report, search
-from nas_kd.campaign.checks import check_fit
 from nas_kd.config import CampaignConfig, ConfigError, split_path, validate
+from nas_kd.preflight.checks import check_fit
 from nas_kd.search_spaces import SPACES
 from nas_kd.trial import build_context
 

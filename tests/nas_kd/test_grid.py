@@ -15,9 +15,9 @@ from commands import cli, succeed
 import nas_kd
 from nas_kd.analysis.statistics import paired_difference
 from nas_kd.campaign import Campaign
-from nas_kd.campaign.checks import grid_cells
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.config.grid import distinct, multiply
+from nas_kd.preflight.checks import grid_cells
 from nas_kd.trial import TrialFunction
 from nas_kd.trials import Ledger, TrialContext, TrialRecord
 

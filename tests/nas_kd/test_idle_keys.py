@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nas_kd.campaign.idle_keys import idle_keys
 from nas_kd.config import CampaignConfig
+from nas_kd.preflight.idle_keys import idle_keys
 
 TRAINING = {"batch_size": 8, "epochs": 5}  # of 40 items: 25 steps
 

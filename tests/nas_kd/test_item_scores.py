@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from nas_kd.campaign.output_checks import describe_certainty
 from nas_kd.data import DataInfo
+from nas_kd.preparation.output_checks import describe_certainty
 from nas_kd.tasks import Task, make_task
 from nas_kd.tasks.item_scores import ItemScores, interval_over_items, mean_of_items, wilson_interval
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nas_kd import export, search
-from nas_kd.campaign.prepare import check_teacher
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.deploy.bundle import read_info
+from nas_kd.preparation.teacher import check_teacher
 from nas_kd.trial import build_context
 
 OWN = """

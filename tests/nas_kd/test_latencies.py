@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from nas_kd.analysis.latencies import LATENCY_NAME, TEACHER, Latencies, Latency, read_latencies, with_latencies
-from nas_kd.campaign import latencies as measuring
-from nas_kd.campaign import report, search
+from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig
+from nas_kd.runs import latencies as measuring
+from nas_kd.runs import report
 from nas_kd.trials import Cost, Ledger, Metric, TrialRecord
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nas_kd.campaign.output_checks import Answers, OutputChecks, describe_classes, order_of_outputs
-from nas_kd.campaign.prepare import describe_flops, prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import DataInfo
+from nas_kd.preparation.output_checks import Answers, OutputChecks, describe_classes, order_of_outputs
+from nas_kd.preparation.teacher import describe_flops, prepare_teacher
 from nas_kd.tasks import Classification, Multilabel, Segmentation, Task
 from nas_kd.tasks.item_scores import interval_over_items
 from nas_kd.trial import build_context

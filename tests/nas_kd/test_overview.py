@@ -13,10 +13,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from nas_kd.campaign import Campaign
-from nas_kd.campaign.overview import describe_left_out, overview
 from nas_kd.cli import app
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.console import termination_is_interrupt
+from nas_kd.preflight.overview import describe_left_out, overview
 from nas_kd.training.measure import step_bytes
 
 

@@ -13,8 +13,8 @@ from conftest import TINY
 from own_nets import T
 from torch import nn
 
-from nas_kd.campaign.prepare import check_teacher
 from nas_kd.config import CampaignConfig, validate
+from nas_kd.preparation.teacher import check_teacher
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher

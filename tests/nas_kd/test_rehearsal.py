@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign import Campaign, rehearsal
+from nas_kd.campaign import Campaign
 from nas_kd.campaign import campaign as campaigns
-from nas_kd.campaign.checks import check_fit
-from nas_kd.campaign.rehearsal import rehearse
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.deploy.export import WRITERS, ExportError
 from nas_kd.objectives import DistillationTerm
 from nas_kd.objectives.term import TermConfig, TermContext
+from nas_kd.preflight import rehearsal
+from nas_kd.preflight.checks import check_fit
+from nas_kd.preflight.rehearsal import rehearse
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Batch, Classification
 from nas_kd.trial import build_context

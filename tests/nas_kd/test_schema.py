@@ -14,8 +14,8 @@ import pytest
 import yaml
 from commands import cli, succeed
 
-from nas_kd.campaign.schema import campaign_schema
 from nas_kd.config import CampaignConfig
+from nas_kd.preflight.schema import campaign_schema
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from nas_kd.campaign import Campaign, export
+from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.runs import export
 from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nas_kd.campaign.identity import identity
-from nas_kd.campaign.start_checks import check_start
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preflight.start_checks import check_start
+from nas_kd.preparation.identity import identity
 from nas_kd.teachers.weights import match_weights
 from nas_kd.trial import build_context
 

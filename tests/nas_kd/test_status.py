@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 from commands import cli, succeed
 
-from nas_kd.campaign import status
 from nas_kd.campaign.campaign import Campaign
 from nas_kd.config import CampaignConfig
+from nas_kd.runs import status
 from nas_kd.trials import ChoiceKnob, Cost, Ledger, Metric, TrialRecord
 from nas_kd.trials.files import FileLock
 from nas_kd.trials.ledger import DRIVER_LOCK

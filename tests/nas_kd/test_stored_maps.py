@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import nas_kd
-from nas_kd.campaign.checks import check_fit
 from nas_kd.config import validate
 from nas_kd.data import DataInfo
+from nas_kd.preflight.checks import check_fit
 from nas_kd.tasks.saliency_metrics import nss
 from nas_kd.teachers import StoredMaps, TeacherConfig, build_teacher_model
 from nas_kd.trial import build_context

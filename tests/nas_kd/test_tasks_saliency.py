@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_kd.campaign.view_checks import _check_augment
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.data import DataError, DataInfo, MemoryDataset, SequencesConfig, load, make_splits
 from nas_kd.data.sample import IGNORE
+from nas_kd.preflight.view_checks import _check_augment
 from nas_kd.tasks import TASKS, Saliency, SaliencyConfig, make_task
 from nas_kd.tasks.saliency_metrics import auc_judd, auc_shuffled, correlation, nss, similarity
 

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig, validate
 from nas_kd.data import AugmentConfig, Batch, DataInfo, MemoryDataset, Splits
 from nas_kd.data.splits import make_splits
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.teachers import cache_files
 from nas_kd.teachers.cache import CacheKey, Manifest, TeacherCache, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, new_manifest

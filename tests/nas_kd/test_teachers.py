@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import GeneratedConfig
 from nas_kd.data.generated import GeneratedDataset
 from nas_kd.objectives.default_maps import last_maps
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import Supernet, count_flops
 from nas_kd.taps import Taps
 from nas_kd.tasks import Segmentation

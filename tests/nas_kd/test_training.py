@@ -12,9 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from nas_kd.campaign.prepare import prepare_teacher
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch
+from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController

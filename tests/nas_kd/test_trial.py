@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign import export, search
-from nas_kd.campaign.prepare import prepare_teacher
+from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig
+from nas_kd.preparation.teacher import prepare_teacher
+from nas_kd.runs import export
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.tasks.item_scores import wilson_interval
 from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from nas_kd.campaign.teacher_outputs import cached_taps
-from nas_kd.campaign.view_checks import check_views
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preflight.view_checks import check_views
+from nas_kd.preparation.teacher_outputs import cached_taps
 from nas_kd.trial import Learner, build_context
 
 Make = Callable[..., CampaignConfig]

@@ -8,14 +8,14 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign.checks import check_machine, check_nets, check_shared
-from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
-from nas_kd.campaign.output_checks import describe_classes
-from nas_kd.campaign.proposals import proposals
-from nas_kd.campaign.teacher_outputs import bytes_on_disk
 from nas_kd.config import CampaignConfig
 from nas_kd.data.sample import clip_bytes
 from nas_kd.objectives import DistillationLoss
+from nas_kd.preflight.checks import check_machine, check_nets, check_shared
+from nas_kd.preparation.nets import TrialNets, build_nets, build_objective
+from nas_kd.preparation.output_checks import describe_classes
+from nas_kd.preparation.proposals import proposals
+from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.search_spaces import count_params
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range

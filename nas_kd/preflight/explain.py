@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nas_kd.campaign.shared import prepare_search
 from nas_kd.config import ConfigError
 from nas_kd.deploy.export import ExportError, export_student
+from nas_kd.preparation.shared import prepare_search
 from nas_kd.search_spaces import count_flops
 from nas_kd.teachers.weights import load_weights
 from nas_kd.training.fit import evaluate, fit

@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nas_kd.campaign.identity import answers, check_identity, identity, same_answers
-from nas_kd.campaign.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
-from nas_kd.campaign.output_checks import OutputChecks, changed_classes
-from nas_kd.campaign.teacher_outputs import prepare_caches
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import InputType
+from nas_kd.preparation.identity import answers, check_identity, identity, same_answers
+from nas_kd.preparation.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
+from nas_kd.preparation.output_checks import OutputChecks, changed_classes
+from nas_kd.preparation.teacher_outputs import prepare_caches
 from nas_kd.search_spaces import CostTable, count_flops, count_params, layer_flops
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import ItemScores

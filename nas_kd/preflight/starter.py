@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from nas_kd.campaign.checks import budget_knobs
-from nas_kd.campaign.schema import attributes_of, summary_of
 from nas_kd.config import CampaignConfig, ConfigError, validate
 from nas_kd.data import SOURCES
 from nas_kd.data.source import TABLES, Recognised
 from nas_kd.data.table import read_table
+from nas_kd.preflight.checks import budget_knobs
+from nas_kd.preflight.schema import attributes_of, summary_of
 from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.settings.mistakes import models_in

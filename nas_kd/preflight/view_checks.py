@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from math import ceil
 
-from nas_kd.campaign.proposals import proposals
 from nas_kd.config import CampaignConfig, ConfigError, read_path
 from nas_kd.data import Augment, DataError, DataInfo
 from nas_kd.data.augment import fits_features, refusal_of_features
 from nas_kd.data.augment_config import section_of
+from nas_kd.preparation.proposals import proposals
 from nas_kd.teachers import is_precomputed
 from nas_kd.trial import CampaignContext
 

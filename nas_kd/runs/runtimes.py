@@ -1,6 +1,6 @@
 """Latency of a front's students as they are deployed: PyTorch, compiled, and ONNX Runtime, with one thread and several.
 
-All students and runtimes take turns in several rounds, as in `nas_kd.campaign.latencies`.
+All students and runtimes take turns in several rounds, as in `nas_kd.runs.latencies`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nas_kd.campaign.latencies import PASSES, ROUNDS, front_students, summary, timed
-from nas_kd.campaign.own_space import own_space
-from nas_kd.campaign.run import load_run
+from nas_kd.runs.latencies import PASSES, ROUNDS, front_students, summary, timed
+from nas_kd.runs.own_space import own_space
+from nas_kd.runs.run import load_run
 from nas_kd.deploy.bundle import load_bundle, read_info
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.deploy.runtime_passes import RUNTIMES, runtime_passes

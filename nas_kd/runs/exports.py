@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from nas_kd.campaign.labelled import calibration_items, campaign_data, labelled_split
-from nas_kd.campaign.own_space import own_space
-from nas_kd.campaign.run import Run, load_run
+from nas_kd.runs.labelled import calibration_items, campaign_data, labelled_split
+from nas_kd.runs.own_space import own_space
+from nas_kd.runs.run import Run, load_run
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
 from nas_kd.deploy.measure import LabelledSet

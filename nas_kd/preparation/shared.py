@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nas_kd.campaign.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
 from nas_kd.files import check_tensors, read_json, write_text_atomically
+from nas_kd.preparation.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.training.fit import OnProgress, log_epoch, no_progress
 from nas_kd.trial import CampaignContext, SharedSearch

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nas_kd.campaign.nets import TrialNets, build_nets, build_objective
-from nas_kd.campaign.proposals import proposals, structure_key
 from nas_kd.data import Augment, Batch, ClipLoader, Subset, Views
 from nas_kd.data.fingerprint import changing_item, fingerprint, spread
 from nas_kd.objectives import DistillationLoss
+from nas_kd.preparation.nets import TrialNets, build_nets, build_objective
+from nas_kd.preparation.proposals import proposals, structure_key
 from nas_kd.taps import Taps
 from nas_kd.teachers import Teacher, is_precomputed
 from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, folder_name, read_manifest

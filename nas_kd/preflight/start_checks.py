@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nas_kd.campaign.nets import build_nets
-from nas_kd.campaign.proposals import corner_knobs
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preparation.nets import build_nets
+from nas_kd.preparation.proposals import corner_knobs
 from nas_kd.teachers.weights import match_weights
 from nas_kd.trial import CampaignContext
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign.nets import build_nets
-from nas_kd.campaign.prepare import teacher_loss
-from nas_kd.campaign.proposals import Proposal
 from nas_kd.data import Batch, ClipDataset, Sample
+from nas_kd.preparation.nets import build_nets
+from nas_kd.preparation.proposals import Proposal
+from nas_kd.preparation.teacher import teacher_loss
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig

@@ -20,20 +20,20 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from nas_kd.campaign.explain import explained, reason_of
-from nas_kd.campaign.full_batches import full_batches
-from nas_kd.campaign.latencies import passes_of_nets
-from nas_kd.campaign.nets import build_nets, build_objective
-from nas_kd.campaign.own_space import own_space
-from nas_kd.campaign.prepare import prepare_teacher
-from nas_kd.campaign.proposals import Proposal, proposals
-from nas_kd.campaign.shared import prepare_search
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.sections import BudgetConfig
 from nas_kd.data import ClipDataset, Sample, Splits, Subset
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import WRITERS, export_student
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
+from nas_kd.preflight.explain import explained, reason_of
+from nas_kd.preflight.full_batches import full_batches
+from nas_kd.preparation.nets import build_nets, build_objective
+from nas_kd.preparation.proposals import Proposal, proposals
+from nas_kd.preparation.shared import prepare_search
+from nas_kd.preparation.teacher import prepare_teacher
+from nas_kd.runs.latencies import passes_of_nets
+from nas_kd.runs.own_space import own_space
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import bare
 from nas_kd.training.fit import OnProgress, no_progress

@@ -14,8 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nas_kd.campaign.results import run_progress
-from nas_kd.campaign.run import is_run, open_run
+from nas_kd.runs.results import run_progress
+from nas_kd.runs.run import is_run, open_run
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
 from nas_kd.trials import KnobValue, TrialRecord, is_driven, time_left
 from nas_kd.trials.execution import LOCK_NAME

@@ -14,19 +14,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nas_kd.campaign.idle_keys import idle_keys
-from nas_kd.campaign.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
-from nas_kd.campaign.pairs import describe_left_out_terms, keep_pairs
-from nas_kd.campaign.prepare import check_outputs, check_teacher
-from nas_kd.campaign.proposals import Proposal, corner_knobs, proposals, structure_key
-from nas_kd.campaign.start_checks import check_start
-from nas_kd.campaign.view_checks import check_views
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell, Value, distinct
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
+from nas_kd.preflight.idle_keys import idle_keys
+from nas_kd.preflight.start_checks import check_start
+from nas_kd.preflight.view_checks import check_views
+from nas_kd.preparation.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
+from nas_kd.preparation.pairs import describe_left_out_terms, keep_pairs
+from nas_kd.preparation.proposals import Proposal, corner_knobs, proposals, structure_key
+from nas_kd.preparation.teacher import check_outputs, check_teacher
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, Knapsack, cost_range
