@@ -272,6 +272,9 @@ def export(
     with_preprocessing: Annotated[
         bool, typer.Option(help="Write student_uint8.onnx too, which reads the bytes of clips and gives scores.")
     ] = False,
+    dynamic_frames: Annotated[
+        bool, typer.Option("--dynamic-frames", help="Write graphs that take any number of frames.")
+    ] = False,
     license: Annotated[str, typer.Option(help="License of the weights, for the model card.")] = "",
     intended_use: Annotated[str, typer.Option(help="What the student is meant for, for the model card.")] = "",
     data: Annotated[
@@ -288,6 +291,7 @@ def export(
             "out_dir": out,
             "with_data": data,
             "with_preprocessing": with_preprocessing,
+            "dynamic_frames": dynamic_frames,
             "license": license,
             "intended_use": intended_use,
         }

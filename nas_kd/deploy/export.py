@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nas_kd.deploy.backends import open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
+from nas_kd.deploy.lengths import Lengths, batches_of_lengths, cannot_be_open, lengths_of, open_sizes
 from nas_kd.deploy.measure import LabelledSet, differs, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
 from nas_kd.deploy.onnx_graph import largest_difference, names_of, open_graph, random_batches, write_graph
@@ -27,7 +28,6 @@ from nas_kd.deploy.record import (
     FileMetrics,
     Format,
     Parity,
-    batch_dim,
     need_onnx,
     save_program,
     third_party_warnings,
@@ -53,6 +53,7 @@ def export_student(
     validation: LabelledSet | None = None,
     calibration: Tensor | None = None,
     with_preprocessing: bool = False,
+    dynamic_frames: bool = False,
     license: str = "",
     intended_use: str = "",
 ) -> ExportRecord:
@@ -76,11 +77,13 @@ def export_student(
         validation: the validation split of the student's campaign.
         calibration: items of the training split, for `onnx-int8`.
         with_preprocessing: whether `student_uint8.onnx` is written too, which reads the bytes of clips.
+        dynamic_frames: whether `student.pt2` and `student.onnx` take any number of frames, where the student does; they
+            are compared at several numbers. FLOPs and metrics are those of the number that it was trained with.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
 
     Raises:
-        ValueError: the bundle cannot be read, or a format is unknown.
+        ValueError: the bundle cannot be read, a format is unknown, or the student takes one number of frames only.
         ExportError: an output, a FLOP count or the metric differs, or a package is missing; the file in question is
             removed.
     """
@@ -100,12 +103,15 @@ def export_student(
     info = info.model_copy(update=stated)
     if with_preprocessing:
         Preprocessed(student, info)  # raises before anything is written where it cannot be
+    lengths = lengths_of(student, info) if dynamic_frames else None
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     for file in (RECORD_NAME, CARD_NAME):  # of an earlier export
         (out_dir / file).unlink(missing_ok=True)
-    write = export_stream if info.input_type.students_keep_a_state else _export_clip_student
-    record = write(student, info, out_dir, formats, space=space, seed=seed)
+    if info.input_type.students_keep_a_state:
+        record = export_stream(student, info, out_dir, formats, space=space, seed=seed)
+    else:
+        record = _export_clip_student(student, info, out_dir, formats, lengths, space=space, seed=seed)
     if with_preprocessing:
         made = write_preprocessed(student, info, out_dir, seed)
         record = record.model_copy(update={"parity": (*record.parity, made)})
@@ -137,15 +143,19 @@ def _export_clip_student(
     info: BundleInfo,
     out_dir: Path,
     formats: Sequence[Format],
+    lengths: Lengths | None,
     *,
     space: SearchSpace | None,
     seed: int,
 ) -> ExportRecord:
-    """Of a student without a state; arguments as of `export_stream`."""
+    """Of a student without a state; arguments as of `export_stream`, and the numbers of frames that graphs take."""
     inputs, expected = random_batches(student, info, BATCHES, seed)
+    if lengths is not None:
+        more, outputs = batches_of_lengths(student, info, lengths, seed)
+        inputs, expected = inputs + more, expected + outputs
     parity = []
     for name in dict.fromkeys(("safetensors", *formats)):
-        path, run, flops = WRITERS[name](student, info, out_dir, space)
+        path, run, flops = WRITERS[name](student, info, out_dir, space, lengths)
         entry = Parity.of(path, *largest_difference(run, inputs, expected), flops)
         if flops is not None and flops != info.flops:
             path.unlink()
@@ -155,6 +165,7 @@ def _export_clip_student(
         arch_id=info.arch_id,
         trial=info.trial,
         flops=info.flops,
+        compared_frames=() if lengths is None else lengths.compared,
         seed=seed,
         parity=tuple(parity),
         environment=environment("cpu"),
@@ -196,30 +207,46 @@ Run = Callable[[Tensor], Tensor]
 Written = tuple[Path, Run, int | None]
 
 
-def _write_safetensors(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
+def _write_safetensors(
+    student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None, lengths: Lengths | None
+) -> Written:
     save_bundle(folder, student, info)
     again, _ = load_bundle(folder, space)
     return folder / WEIGHTS_NAME, _quiet(again), count_flops(again, torch.zeros(1, *info.input_shape)).total
 
 
-def _write_pt2(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
-    path = folder / "student.pt2"
+def _write_pt2(
+    student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None, lengths: Lengths | None
+) -> Written:
+    path, example = folder / "student.pt2", torch.zeros(2, *info.input_shape)
     with third_party_warnings():
-        program = torch.export.export(student, (torch.zeros(2, *info.input_shape),), dynamic_shapes=({0: batch_dim()},))
+        try:
+            program = torch.export.export(student, (example,), dynamic_shapes=(open_sizes(lengths),))
+        except Exception as error:
+            if lengths is None:
+                raise
+            raise cannot_be_open() from error
         save_program(program, path, {ARCH_NAME: json.dumps(info.model_dump(mode="json"))})
         graph = torch.export.load(path).module()
         flops = count_flops(graph, torch.zeros(1, *info.input_shape)).total
     return path, _quiet(graph), flops
 
 
-def _write_onnx(student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None) -> Written:
+def _write_onnx(
+    student: nn.Module, info: BundleInfo, folder: Path, space: SearchSpace | None, lengths: Lengths | None
+) -> Written:
     need_onnx()
-    path = folder / "student.onnx"
-    write_graph(student, torch.zeros(2, *info.input_shape), path, names_of(student, info))
+    path, example = folder / "student.onnx", torch.zeros(2, *info.input_shape)
+    try:
+        write_graph(student, example, path, names_of(student, info), open_sizes(lengths))
+    except Exception as error:
+        if lengths is None:
+            raise
+        raise cannot_be_open() from error
     return path, open_graph(path), None
 
 
-Writer = Callable[[nn.Module, BundleInfo, Path, "SearchSpace | None"], Written]
+Writer = Callable[[nn.Module, BundleInfo, Path, "SearchSpace | None", "Lengths | None"], Written]
 WRITERS: dict[str, Writer] = {"safetensors": _write_safetensors, "pt2": _write_pt2, "onnx": _write_onnx}
 """Format -> function that writes the file, reads it again, and returns its path, how to run it, and its FLOPs."""
 

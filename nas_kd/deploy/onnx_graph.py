@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ def names_of(student: nn.Module, info: BundleInfo) -> tuple[str, str]:
     return "features" if len(info.input_shape) == 2 else "clip", result
 
 
-def write_graph(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str]) -> None:
+def write_graph(
+    module: nn.Module, example: Tensor, path: Path, names: tuple[str, str], sizes: Mapping[int, Any] | None = None
+) -> None:
     """Write a module of one input and one output.
 
     Args:
@@ -35,13 +37,14 @@ def write_graph(module: nn.Module, example: Tensor, path: Path, names: tuple[str
         example: an input with batch size 2, so that the size is not taken for one that is fixed.
         path: of the file.
         names: of the input and of the output.
+        sizes: dimensions of the input that are not fixed; the batch by default.
     """
     with third_party_warnings(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: batch_dim()},),
+            dynamic_shapes=(sizes or {0: batch_dim()},),
             input_names=[names[0]],
             output_names=[names[1]],
             verbose=False,

@@ -160,6 +160,8 @@ class ExportRecord(BaseModel):
         flops: of the trained student, for one clip; amortised a frame where it runs frame by frame.
         flops_convention: what is counted.
         compared_batches: batch sizes at which outputs were compared.
+        compared_frames: numbers of frames at which they were compared beside that of the training, of graphs that take
+            any number.
         seed: of the compared inputs.
         parity: one entry a file.
         validated_on: the labelled data on which each form of the student was measured again; empty where it was not.
@@ -176,6 +178,7 @@ class ExportRecord(BaseModel):
     flops: int
     flops_convention: str = CONVENTION
     compared_batches: tuple[int, ...] = BATCHES
+    compared_frames: tuple[int, ...] = ()
     seed: int
     parity: tuple[Parity, ...]
     validated_on: str = ""

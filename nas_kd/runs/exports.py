@@ -128,6 +128,7 @@ def export(
     out_dir: Path | str | None = None,
     with_data: bool = True,
     with_preprocessing: bool = False,
+    dynamic_frames: bool = False,
     license: str = "",
     intended_use: str = "",
 ) -> tuple[Path, ExportRecord]:
@@ -144,6 +145,7 @@ def export(
         out_dir: where to; `export/trial-NNNN` in the run's folder by default.
         with_data: whether outputs are compared on the validation split and its metric is measured from each form.
         with_preprocessing: whether an ONNX graph that reads the bytes of clips is written too.
+        dynamic_frames: whether graphs take any number of frames, where the student does.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
 
@@ -165,7 +167,7 @@ def export(
         tolerance=tolerance,
     )
     folder = Path(out_dir or run_dir / "export" / export_name(record.number))
-    options = _Options(tuple(formats), with_preprocessing, license, intended_use)
+    options = _Options(tuple(formats), with_preprocessing, dynamic_frames, license, intended_use)
     return folder, _export(run, record, folder, options, _data(run, record, formats) if with_data else _Data())
 
 
@@ -176,6 +178,7 @@ def export_front(
     out_dir: Path | str | None = None,
     with_data: bool = True,
     with_preprocessing: bool = False,
+    dynamic_frames: bool = False,
     license: str = "",
     intended_use: str = "",
 ) -> tuple[Path, list[ExportRecord]]:
@@ -188,6 +191,7 @@ def export_front(
             default.
         with_data: as for `export`.
         with_preprocessing: as for `export`.
+        dynamic_frames: as for `export`.
         license: as for `export`.
         intended_use: as for `export`.
 
@@ -207,7 +211,7 @@ def export_front(
         raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
     folder = Path(out_dir or run_dir / "export" / "front")
     data = _data(run, front.records[0], formats) if with_data else _Data()  # all students read the same items
-    options = _Options(tuple(formats), with_preprocessing, license, intended_use)
+    options = _Options(tuple(formats), with_preprocessing, dynamic_frames, license, intended_use)
     for index in (INDEX_CSV, INDEX_MD):  # of an earlier export
         (folder / index).unlink(missing_ok=True)
     made: list[ExportRecord] = []
@@ -231,6 +235,7 @@ class _Options:
 
     formats: tuple[Format, ...]
     with_preprocessing: bool
+    dynamic_frames: bool
     license: str
     intended_use: str
 
@@ -254,6 +259,7 @@ def _export(run: Run, record: TrialRecord, folder: Path, options: _Options, data
         validation=data.validation,
         calibration=data.calibration,
         with_preprocessing=options.with_preprocessing,
+        dynamic_frames=options.dynamic_frames,
         license=options.license,
         intended_use=options.intended_use,
     )

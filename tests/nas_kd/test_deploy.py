@@ -157,6 +157,38 @@ def test_a_student_of_an_own_space_needs_the_space(tmp_path: Path) -> None:
     assert torch.equal(again(x), student(x))
 
 
+def test_graphs_for_any_number_of_frames_are_refused_where_the_student_takes_one(tmp_path: Path) -> None:
+    def frames_as_channels() -> nn.Module:
+        torch.manual_seed(0)
+        edge = Edge({"wide": nn.Conv2d(12, 4, 3, padding=1), "thin": nn.Conv2d(12, 4, 1)})
+        return nn.Sequential(nn.Flatten(1, 2), edge, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+
+    class Halves(nn.Module):
+        """Longer clips are cut to their first half: another path than that of the frames in training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.edge = Edge({"wide": nn.Conv3d(3, 4, 3, padding=1), "thin": nn.Conv3d(3, 4, 1)})
+
+        def forward(self, clip: Tensor) -> Tensor:
+            half = clip.shape[2] // 2 if clip.shape[2] > 5 else 2  # a number that a graph would freeze
+            result: Tensor = self.edge(clip[:, :, :half]).mean((2, 3, 4))
+            return result
+
+    one = ModuleSpace(frames_as_channels, torch.zeros(1, 3, 4, 16, 16), name="one")
+    bundle(tmp_path / "one", one)
+    with pytest.raises(ValueError, match=r"takes 4 frames and no other number \(.*\); leave out dynamic_frames"):
+        export_student(tmp_path / "one", tmp_path / "out", ("pt2",), space=one, dynamic_frames=True)
+    assert not (tmp_path / "out").exists()
+
+    frozen = ModuleSpace(Halves, torch.zeros(1, 3, 4, 16, 16), name="frozen")
+    bundle(tmp_path / "frozen", frozen)
+    with pytest.raises(ExportError, match=r"exporter fixes the number of frames .*; leave out dynamic_frames"):
+        export_student(tmp_path / "frozen", tmp_path / "out", ("pt2",), space=frozen, dynamic_frames=True)
+    assert not (tmp_path / "out" / "student.pt2").exists()
+    export_student(tmp_path / "frozen", tmp_path / "out", ("pt2",), space=frozen)
+
+
 FRESH = """
 import sys
 import torch
@@ -180,14 +212,15 @@ runpy.run_path(folder + "/run.py", run_name="__main__")
 """
 
 
-def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: Path) -> None:
+def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(space: SearchSpace, tmp_path: Path) -> None:
     source, out = tmp_path / "trial", tmp_path / "out"
     student = bundle(source, space, seed=1)
     clips = torch.randint(0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8)
     formats: tuple[Format, ...] = ("safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16")
     with pytest.raises(ValueError, match="onnx-int8 is calibrated on training clips; give the data, or leave it out"):
         export_student(source, out, formats)
-    record = export_student(source, out, formats, calibration=clips, with_preprocessing=True)
+    record = export_student(source, out, formats, calibration=clips, with_preprocessing=True, dynamic_frames=True)
+    assert record.compared_frames == (2, 5, 8)  # the student has 4
     files = ["student.safetensors", "student.pt2", "student.onnx", "student_uint8.onnx"]
     assert [p.file for p in record.parity if p.is_exact] == files
     assert [p.file for p in record.parity[4:]] == ["student.int8.onnx", "student.fp16.onnx"]
@@ -203,7 +236,7 @@ def test_exports_run_without_us_at_any_batch_size(space: SearchSpace, tmp_path: 
     assert example.untyped_storage().nbytes() == 4  # an example of the input could be most of the file
     assert json.loads((out / "verification.json").read_text()) == record.model_dump(mode="json")
     _, info = load_bundle(out)
-    x = torch.randn(5, *info.input_shape)
+    x = torch.randn(5, 3, 7, *info.input_shape[2:])
     torch.save((x, student(x).detach()), out / "pair.pt")
     command = [sys.executable, "-c", FRESH, str(out)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -251,10 +284,10 @@ def test_a_wrong_export_is_not_kept(
     bundle(tmp_path / "trial", space)
     right = exporting.WRITERS["safetensors"]
 
-    def wrong(student: nn.Module, info: BundleInfo, folder: Path, own: SearchSpace | None) -> Any:
+    def wrong(student: nn.Module, info: BundleInfo, folder: Path, *how: Any) -> Any:
         path = folder / "student.pt2"
         path.write_text("graph")
-        _, run, counted = right(student, info, folder, own)
+        _, run, counted = right(student, info, folder, *how)
 
         def off_at_three(x: Tensor) -> Tensor:  # as a graph with a frozen batch size
             return run(x) + (change * 100 if len(x) == 3 else 0.0)
