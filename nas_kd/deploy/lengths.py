@@ -80,8 +80,8 @@ def batches_of_lengths(
 def cannot_be_open() -> ExportError:
     """What to say where the exporter fixes the number of frames."""
     return ExportError(
-        "the exporter fixes the number of frames in this student's graph, since a layer loops over frames or treats some "
-        "numbers of them differently; leave out dynamic_frames"
+        "the exporter fixes the number of frames in this student's graph, since a layer loops over frames or treats "
+        "some numbers of them differently; leave out dynamic_frames"
     )
 
 
