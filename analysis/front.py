@@ -76,7 +76,8 @@ class TeacherPoint:
         value, evaluated = self.score(split), self.evaluated.get(split)
         if value is None or evaluated is None or evaluated.low is None or evaluated.high is None:
             return None
-        return Uncertain(value, evaluated.low, evaluated.high, evaluated.num_items, views=evaluated.views)
+        number, groups = evaluated.num_items, evaluated.num_groups
+        return Uncertain(value, evaluated.low, evaluated.high, number, views=evaluated.views, num_groups=groups)
 
     def level(self, records: Iterable[TrialRecord], split: Split) -> float | None:
         """The one value that all of these students may be compared with; None where their intervals differ."""

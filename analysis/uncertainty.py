@@ -34,6 +34,7 @@ class Uncertain:
         num_items: items that it was measured on; None where the interval does not cover them.
         num_seeds: trainings that it is the mean of; None where the interval does not cover them.
         views: of each item, whose outputs were averaged.
+        num_groups: groups that the items come from; None where they are independent.
     """
 
     value: float
@@ -42,6 +43,7 @@ class Uncertain:
     num_items: int | None = None
     num_seeds: int | None = None
     views: int = 1
+    num_groups: int | None = None
 
     @property
     def standard_error(self) -> float:
@@ -54,7 +56,8 @@ class Uncertain:
         parts = []
         if self.num_items is not None:
             of_each = f" in {self.views} views each" if self.views > 1 else ""
-            parts.append(count(self.num_items, "clip") + of_each)
+            of_groups = "" if self.num_groups is None else f" of {count(self.num_groups, 'group')}"
+            parts.append(count(self.num_items, "clip") + of_groups + of_each)
         if self.num_seeds is not None:
             parts.append(count(self.num_seeds, "seed"))
         return " and ".join(parts)
@@ -87,12 +90,14 @@ def uncertainty(record: TrialRecord, split: Split = "val", stage: Stage = "retra
     known = [interval for interval in (of_items, of_seeds) if interval is not None]
     if not known:
         return None
+    rests = items if of_items is not None else None
     return Uncertain(
         value=value,
         low=value - math.hypot(*(value - low for low, _ in known)),
         high=value + math.hypot(*(high - value for _, high in known)),
-        num_items=items.num_items if items is not None and of_items is not None else None,
-        views=items.views if items is not None else 1,
+        num_items=None if rests is None else rests.num_items,
+        num_groups=None if rests is None else rests.num_groups,
+        views=1 if rests is None else rests.views,
         num_seeds=seeds.num_values if seeds is not None and of_seeds is not None else None,
     )
 

@@ -29,7 +29,10 @@ PLANES = 4
 
 @dataclass(frozen=True)
 class Frame:
-    """One usable row: the files of a frame, its labels and its maps, its split, its sequence and its number therein."""
+    """One usable row: the files of a frame, its labels and its maps, its split, its sequence and its number therein.
+
+    `content` and `label_content` are the hashes of what the first two files hold.
+    """
 
     path: Path
     label_path: Path
@@ -37,6 +40,8 @@ class Frame:
     sequence: str
     number: int
     map_paths: tuple[Path, ...] = ()
+    content: str = ""
+    label_content: str = ""
 
 
 class FrameStore:

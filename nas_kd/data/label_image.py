@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from nas_kd.data.geometry import Fit, scaled_window
 from nas_kd.data.sample import IGNORE, DecodeError
-from nas_kd.data.still_image import open_image, upright
+from nas_kd.data.still_image import check_single, open_image, upright
 
 Labels = npt.NDArray[np.uint8]
+
+_LOSSY = ("JPEG", "MPO")  # formats of Pillow
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,17 @@ def read_labels(path: Path, frame_size: tuple[int, int], height: int, width: int
         uint8 [H, W], classes or `IGNORE`; scaled by the nearest pixel, or as `place_points` does.
 
     Raises:
-        DecodeError: The file is missing, damaged, of another size than the frame, has more than one channel, or holds
-            a value that is no class.
+        DecodeError: The file is missing, damaged, of another size than the frame, has more than one channel or frame,
+            holds a value that is no class, or is of a format that changes values.
     """
     with open_image(path) as image:
+        check_single(image)
         bands, mode = image.getbands(), image.mode
+        if image.format in _LOSSY:
+            raise DecodeError(
+                f"a label image must be of a format that keeps every value, such as PNG, but it is a {image.format}, "
+                "which changes values at edges; save the labels that it was made from as PNG, or round its values first"
+            )
         values = np.asarray(upright(image))
     if len(bands) != 1 or not (values.dtype == np.bool_ or np.issubdtype(values.dtype, np.integer)):
         raise DecodeError(f"a label image must have one channel of class indices, but its mode is {mode}")

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -27,14 +28,25 @@ from torch import Tensor
 from nas_kd.data.cache import ClipCache, Entry
 from nas_kd.data.camera import add_noise, trajectory, warp, warp_labels
 from nas_kd.data.file_identity import KnownFiles
+from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, Sample
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
-from nas_kd.data.splits import Splits, grouped_split, make_splits
-from nas_kd.data.table import LISTED, SPLITS, UnusableRowsError, locate, read_table, shared_groups, unknown_split
+from nas_kd.data.splits import Splits, grouped_split, joined_groups, make_splits
+from nas_kd.data.table import (
+    LISTED,
+    SPLITS,
+    UnusableRowsError,
+    locate,
+    other_labels,
+    read_table,
+    shared_contents,
+    shared_groups,
+    unknown_split,
+)
 
 _REMEDY = "mend the files or remove the rows"
 
@@ -225,17 +237,18 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     """
     csv_path = config.root / config.labels
     table = read_table(csv_path, ("path", "label", "split", config.sequence, config.order))
-    frames, problems = _check_rows(table, config)
+    cache = config.open_cache()
+    known = KnownFiles(cache.folder, config.root)
+    frames, problems = _check_rows(table, config, known)
     frames.sort(key=lambda frame: (frame.sequence, frame.number))
     sequences = {name: [frame.sequence for frame in frames if frame.split == name] for name in SPLITS}
     notes = shared_groups(sequences, config.sequence, csv_path)
     if not problems:
         frames = _with_val(frames, config, seed, notes)
+    notes += _shared_frames(frames, config, csv_path)
     by_split = {name: [frame for frame in frames if frame.split == name] for name in SPLITS}
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
-    cache = config.open_cache()
-    known = KnownFiles(cache.folder, config.root)
     stores = {name: FrameStore(by_split[name], config, name, cache, known) for name in SPLITS}
     pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
     frame_entries = [entry for entry, _ in pairs]
@@ -265,6 +278,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         camera = config.camera_of(name)
         copies = 1 if camera is None else camera.clips_per_image
         sequences_of[name] = [by_split[name][start].sequence for start in starts[name] for _ in range(copies)]
+    sequences_of["train"] = _joined(sequences_of["train"] or [], by_split["train"])
     if len(set(sequences_of["train"] or ())) < 2:
         sequences_of["train"] = None
         notes.append(
@@ -327,16 +341,18 @@ def _with_val(frames: list[Frame], config: SequenceOptions, seed: int, notes: li
     if any(frame.split == "val" for frame in frames):
         return frames
     train = [frame for frame in frames if frame.split == "train"]
-    groups = [train[start].sequence for start in _starts(train, "train", config, [])]
-    names = sorted(set(groups))
+    sequences = [train[start].sequence for start in _starts(train, "train", config, [])]
+    names = sorted(set(sequences))
     if len(names) < 2:
         raise DataError(
             f"val must have rows where fewer than 2 training sequences have windows, but {config.labels} has none and "
             f"{len(names)} such sequences; add rows with split=val"
         )
-    carved = {groups[index] for index in grouped_split([0] * len(groups), groups, config.val_share, seed)[1]}
-    if not carved:  # every sequence is larger than twice the share
-        carved = {min(names, key=groups.count)}
+    groups = _joined(sequences, train)
+    chosen = {groups[index] for index in grouped_split([0] * len(groups), groups, config.val_share, seed)[1]}
+    if not chosen:  # every group is larger than twice the share
+        chosen = {min(sorted(set(groups)), key=groups.count)}
+    carved = {sequence for sequence, group in zip(sequences, groups, strict=True) if group in chosen}
     notes.append(
         f"{config.labels} has no val rows: {len(carved)} of {len(names)} training sequences validate (seed {seed}): "
         f"{', '.join(sorted(carved)[:LISTED])}"
@@ -347,8 +363,38 @@ def _with_val(frames: list[Frame], config: SequenceOptions, seed: int, notes: li
     ]
 
 
+def _joined(sequences: Sequence[str], frames: Sequence[Frame]) -> list[str]:
+    """The group of each window, which stays on one side: its sequence, with all others that share a frame with it.
+
+    Args:
+        sequences: Of each window.
+        frames: Of one split.
+
+    Returns:
+        Groups; the sequences as they are where all would be one group.
+    """
+    names = [frame.sequence for frame in frames]
+    group_of = dict(zip(names, joined_groups(names, [frame.content for frame in frames]), strict=True))
+    groups = [group_of[sequence] for sequence in sequences]
+    return groups if len(set(groups)) > 1 else list(sequences)
+
+
+def _shared_frames(frames: Sequence[Frame], config: SequenceOptions, csv_path: Path) -> list[str]:
+    """Sentences where frames of one content are in several splits, or have several label images."""
+    root = config.root.resolve()
+    contents: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    labels: dict[tuple[str, str], str] = {}  # frames with equal pixels and equal labels have one name for the latter
+    labelled = []
+    for frame in frames:
+        name, label = str(frame.path.relative_to(root)), str(frame.label_path.relative_to(root))
+        contents[frame.split].setdefault(frame.content, name)
+        labelled.append((frame.content, labels.setdefault((frame.content, frame.label_content), label), name))
+    # Of a picture that was shown twice, people look at other points.
+    return shared_contents(contents, csv_path) + ([] if config.points else other_labels(labelled, csv_path))
+
+
 def _check_rows(
-    table: Sequence[tuple[int, dict[str, str]]], config: SequenceOptions
+    table: Sequence[tuple[int, dict[str, str]]], config: SequenceOptions, known: KnownFiles
 ) -> tuple[list[Frame], list[tuple[str, str]]]:
     """Rows whose files lie inside the root, with a known split, a sequence and a number of its own; others' reasons."""
     root = config.root.resolve()
@@ -386,8 +432,13 @@ def _check_rows(
             mapless.update(key for key, (_, words) in maps.items() if words == no_map(config.maps[key], entry["path"]))
             if not reason:
                 paths = tuple(map_path for map_path, _ in maps.values())
-                frames.append(Frame(path, label_path, entry["split"], name, int(number), paths))
-                continue
+                try:
+                    contents = [contents_of([file], known.content_of) for file in (path, label_path)]
+                except OSError as error:
+                    reason = f"the path or that of its label image cannot be read ({error.strerror or error})"
+                else:
+                    frames.append(Frame(path, label_path, entry["split"], name, int(number), paths, *contents))
+                    continue
         problems.append((entry["path"] or f"line {line}", reason))
     for key, count in mapless.items():
         if count == len(tried):  # one mistake, not one a row

@@ -44,6 +44,17 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
+def check_single(image: Image.Image) -> None:
+    """Refuse an animation or a stack, of which the first frame alone would count.
+
+    Raises:
+        DecodeError: It has several frames.
+    """
+    count = _frame_count(image)
+    if count > 1:
+        raise DecodeError(f"the image must be a single frame, but it has {count}; save each as a file of its own")
+
+
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     """A single image as players show it, but for transparency, which is dropped: the colours below it are taken.
 
@@ -57,9 +68,7 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
             floats).
     """
     with open_image(path) as image:
-        count = _frame_count(image)
-        if count > 1:
-            raise DecodeError(f"the image must be a single frame, but it has {count}; save each as a file of its own")
+        check_single(image)
         return _rgb(image)
 
 

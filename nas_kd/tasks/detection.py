@@ -153,7 +153,7 @@ class Detection(Task):
             mean: Weights = np.mean(of_offsets, axis=0)
             return mean
 
-        return ItemScores(num_items, resample, chance=0.0)
+        return ItemScores(num_items, resample, chance=0.0, span=(0, 1))
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call: `map50`, `map50@k`, and `map`, the mean over IoUs of 0.5, 0.55, …, 0.95.

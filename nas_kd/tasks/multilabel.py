@@ -104,7 +104,7 @@ class Multilabel(Task):
             return resampled_global_average_precision(scores, hits, positives, weights)
 
         majority = constant_global_average_precision(self._positives.numpy(), self._count, self.config.top_k)
-        return ItemScores(self._count, resample, majority=majority)
+        return ItemScores(self._count, resample, majority=majority, span=(0, 1))
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call.

@@ -302,7 +302,8 @@ class Segmentation(Task):
             return mean_of_offsets
 
         num_items = sum(len(part) for part in next(iter(self._areas.values()), []))
-        return ItemScores(num_items, resample, majority=sum(majority) / len(majority) if majority else None)
+        constant = sum(majority) / len(majority) if majority else None
+        return ItemScores(num_items, resample, majority=constant, span=(0, 1))
 
     def compute(self) -> dict[str, float]:
         """The metrics since the last call.

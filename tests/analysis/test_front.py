@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,7 @@ def test_seeds_and_clips_widen_the_interval_together() -> None:
     clips, seeds = 1.96 * np.sqrt(0.72 * 0.28 / 400), 4.302653 * 0.02 / np.sqrt(3)
     assert (found.low, found.high) == pytest.approx((0.72 - np.hypot(clips, seeds), 0.72 + np.hypot(clips, seeds)))
     assert found.basis == "400 clips and 3 seeds"
+    assert replace(found, num_groups=20, views=2).basis == "400 clips of 20 groups in 2 views each and 3 seeds"
     assert uncertainty(record(0, 10, 0.5)) is None
 
 

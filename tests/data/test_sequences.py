@@ -38,14 +38,16 @@ CAMVID = (
 )
 
 
-def pixels(number):
-    """A frame and its labels: grey by number; sky, road from row 10 on, a car that moves, one pixel without a class."""
+def pixels(number, sequence="a"):
+    """A frame and its labels: grey by number, a corner by the sequence; sky, road from row 10 on, a car that moves, one
+    pixel without a class."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[10:] = 1
     labels[12:16, 2 + number : 8 + number] = 2
     labels[0, 0] = 9
     frame = np.full((HEIGHT, WIDTH, 3), 10 * number, np.uint8)
     frame[labels == 2] = 250
+    frame[-1, -1] = ord(sequence[0])
     return frame, labels
 
 
@@ -53,7 +55,7 @@ def write(root, sequence, split, numbers, mode="L"):
     """Frames and label images of one sequence; returns their rows."""
     rows = []
     for place, number in enumerate(numbers):
-        frame, labels = pixels(place)
+        frame, labels = pixels(place, sequence)
         stem = f"{split}_{sequence}_{number}"
         (root / "frames").mkdir(parents=True, exist_ok=True)
         Image.fromarray(frame).save(root / f"frames/{stem}.png")
@@ -98,7 +100,7 @@ def test_windows_of_each_split(root):
             check_sample(part[index], info, "sample")
     sample = splits.val[1]
     for place in range(4):
-        frame, labels = pixels(4 + place)
+        frame, labels = pixels(4 + place, "c")
         expected = np.where(labels == 9, IGNORE, labels)
         assert (sample["clip"][:, place].permute(1, 2, 0).numpy() == frame).all()
         assert (sample["mask"][place].numpy() == expected).all()
@@ -181,7 +183,7 @@ def test_memory_and_disk_give_the_same_batches(root, camera):
 def test_frames_are_decoded_once_and_shared_by_all_settings_of_windows(root, monkeypatch):
     load(config(root), seed=0)
     (shard,) = ClipCache(root.parent / "cache", 10**9).shards
-    assert len(shard) == 11  # those of d; the others are equal
+    assert len(shard) == 9 + 6 + 8 + 11
     with monkeypatch.context() as patch:
         patch.setattr("nas_kd.data.frame_store.read_still", lambda *_: pytest.fail("decoded again"))
         load(config(root, frames=3, stride=1, boxes=True), seed=1)
@@ -274,6 +276,8 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
         "cut_label": (None, "cut.png", "label image cut.png: not a readable image"),
         "small_label": (None, "small.png", "size of its frame, 20x30, but it has 5x6"),
         "high_label": (None, "high.png", "such as 77; list it in ignore"),
+        "lossy_label": (None, "lossy.jpg", "a format that keeps every value, such as PNG, but it is a JPEG"),
+        "stack_label": (None, "stack.tif", "must be a single frame, but it has 2"),
         "colour_label": (None, "colour.png", "one channel of class indices, but its mode is RGB"),
     }
     Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(root.parent / "outside.png")
@@ -281,6 +285,9 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
     (root / "cut.png").write_bytes((root / good).read_bytes()[:60])
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "small.png")
     Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(root / "high.png")
+    grey = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
+    grey.save(root / "lossy.jpg")
+    grey.save(root / "stack.tif", save_all=True, append_images=[grey])
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(root / "colour.png")
     expected = {}
     for name, (path, label, words) in damage.items():
@@ -325,6 +332,56 @@ def test_val_is_carved_by_sequences(root):
     write_table(root, only, FRAME_HEADER)
     with pytest.raises(DataError, match="val must have rows where fewer than 2 training sequences"):
         load(config(root), seed=0)
+
+
+def copy_frames(root, of, to):
+    """The frames of a sequence get the pixels of another one's, under their own names and with their own labels."""
+    rows = {(row[3], row[4]): row[0] for row in rows_of(root)}
+    for (sequence, number), path in rows.items():
+        if sequence == to and (of, number) in rows:
+            (root / path).write_bytes((root / rows[of, number]).read_bytes())
+
+
+def test_splits_that_share_frames_are_named(root):
+    copy_frames(root, "a", "d")
+    assert load(config(root), seed=0).notes[0] == (
+        "warning: 9 files of labels.csv in test have the content of files in train, so scores may be too good: "
+        + ", ".join(f"frames/test_d_{k}.png is frames/train_a_{k}.png" for k in range(9))
+    )
+
+
+def test_frames_with_two_label_images_are_named(root):
+    path = root / "frames/train_b_0.png"
+    path.write_bytes((root / "frames/train_b_1.png").read_bytes())
+    expected = (
+        "warning: 1 files of labels.csv have the content of another with another label: frames/train_b_0.png is "
+        "'frames/train_b_0_label.png' and frames/train_b_1.png 'frames/train_b_1_label.png'; mend or remove one of both"
+    )
+    assert expected in load(config(root), seed=0).notes
+    # Of a picture that was shown twice, people look at other points.
+    assert load(config(root, points=True, classes=(), ignore=()), seed=0).notes == load(config(root), seed=0).notes[1:]
+
+
+def test_sequences_that_share_frames_stay_on_one_side(root):
+    rows = [[*row[:2], "train" if row[2] == "val" else row[2], *row[3:]] for row in rows_of(root)]
+    write_table(root, rows + write(root, "e", "train", range(7)), FRAME_HEADER)
+    copy_frames(root, "a", "e")
+    copy_frames(root, "b", "c")
+    for seed in range(4):
+        splits = load(config(root), seed=seed)
+        carved = {frame.sequence for frame in splits.val.store.frames}
+        assert carved in ({"a", "e"}, {"b", "c"})
+        assert not any("content of files in" in note for note in splits.notes)
+    splits = load(config(root, val_share=0.01), seed=0)
+    assert {frame.sequence for frame in splits.val.store.frames} == {"b", "c"}
+    # Weights and gates, too: b and c against a and e, where val has sequences of its own.
+    write_table(root, rows_of(root) + write(root, "f", "val", range(4)), FRAME_HEADER)
+    splits = load(config(root), seed=0)
+    base = splits.weights.base
+    sides = [
+        {base.store.frames[base.starts[i]].sequence for i in part.indices} for part in (splits.weights, splits.gates)
+    ]
+    assert sorted(map(sorted, sides)) == [["a", "e"], ["b", "c"]]
 
 
 def test_one_training_sequence_is_noted(root):

@@ -63,6 +63,24 @@ def test_a_mean_of_items_has_the_bootstraps_interval() -> None:
     assert interval_over_items(both) == pytest.approx((low + 1, high + 1))
 
 
+def test_the_bootstrap_over_few_recordings_covers_what_it_should() -> None:
+    # Recordings of 3 frames each vary, frames of one do not: 4 independent values around 0.
+    rng, groups, covered = np.random.default_rng(0), np.repeat(list("abcd"), 3).tolist(), 0
+    for repeat in range(400):
+        scores = ItemScores(12, mean_of_items(np.repeat(rng.normal(size=4), 3).tolist()))
+        low, high = interval_over_items([scores], groups, seed=repeat) or (0.0, 0.0)
+        covered += low <= 0 <= high
+    assert 0.92 < covered / 400 < 0.98, "the percentiles alone cover 0.77"
+
+
+def test_the_interval_of_a_metric_stays_in_its_span() -> None:
+    scores = ItemScores(2, mean_of_items([0.2, 1.0]))
+    low, high = interval_over_items([scores]) or (0.0, 0.0)
+    # Draws have 0.2, 0.6 and 1, t(1) is 12.706: 0.6 ± 0.4 · √2 · 12.706 / 1.960.
+    assert (low, high) == pytest.approx((0.6 - 3.667, 0.6 + 3.667), abs=1e-3)
+    assert interval_over_items([replace(scores, span=(0, 1))]) == (0, 1)
+
+
 def _filled(name: str, info: DataInfo, batches: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> Task:
     task = make_task(name, info, {})
     for outputs, batch in batches:
