@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -28,6 +29,7 @@ from nas_kd.data.file_identity import content_of, state_of
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DecodeError
 from nas_kd.data.shards import ENTRY_BYTES, SUFFIX, Clip, DamagedShardError, Shard, write_shard
+from nas_kd.files import existing_parent
 
 _STALE_S = 3600.0  # an unfinished file this old belongs to a process that died
 _MOST_SMALL = 16  # shards that are not half full; more are written together
@@ -155,7 +157,7 @@ class ClipCache:
             What is wrong with each that cannot be decoded, by key.
 
         Raises:
-            DataError: The entries exceed the limit, or cannot be written.
+            DataError: The entries exceed the limit or what the disk has left, or cannot be written.
         """
         if not entries:
             return {}
@@ -165,7 +167,9 @@ class ClipCache:
         self._scan()
         missing = [entry for entry in distinct.values() if not self.has(entry.key, entry.shape)]
         self._touch(needed)
-        self.evict(needed, room_bytes=sum(map(_room, missing)))
+        room_bytes = sum(map(_room, missing))
+        self.evict(needed, room_bytes=room_bytes)
+        self._check_disk(room_bytes)
         failed: dict[str, DecodeError] = {}
         if missing:
             clips = self._decoded(missing, threads, what, failed)
@@ -185,6 +189,16 @@ class ClipCache:
             raise DataError(
                 f"cache_limit_gb must hold the whole decoded data set, but it allows {self.limit_bytes / 1e9:.3g} GB "
                 f"and the set takes {needed_bytes / 1e9:.3g} GB; raise it, or take fewer frames or a smaller size"
+            )
+
+    def _check_disk(self, room_bytes: int) -> None:
+        """Refuse, before hours of decoding, what the disk has no room for."""
+        free = shutil.disk_usage(existing_parent(self.folder)).free
+        if room_bytes > free:
+            raise DataError(
+                f"cache_dir must have room for what is still to be decoded, {_size(room_bytes)}, but the disk of "
+                f"{self.folder} has {_size(free)} left; free some space, set another cache_dir, or take fewer frames "
+                "or a smaller size"
             )
 
     def evict(self, keep: Collection[str], room_bytes: int = 0) -> int:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import resource
 import shutil
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -663,6 +665,30 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(root):
     blocked.write_text("a file, not a folder")
     with pytest.raises(DataError, match="cache_dir must be a folder"):
         load(config(root, cache_dir=blocked), seed=0)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
+    cache = ClipCache(tmp_path / "deep" / "cache", limit_bytes=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2500 if path == tmp_path else 0))
+    cache.fill([entry(0), entry(1)], 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2500))
+    entries = [entry(0), *(Entry(entry(k).key, (1000,), unreadable) for k in range(2, 5))]
+    with pytest.raises(DataError, match=r"3\.\d+ kB, but the disk of .*cache has 2\.5 kB left; free some space"):
+        cache.fill(entries, 1)
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_no_damaged_entry(tmp_path):
+    cache, entries = ClipCache(tmp_path, limit_bytes=10**9), [entry(k, 50_000) for k in range(6)]
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, usual[1]))  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"cache_dir must be a folder with room .* free some space or set another"):
+            cache.fill(entries, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert list(tmp_path.iterdir()) == []
+    cache.fill(entries, 1)
+    assert [int(cache.read(e.key, e.shape, unreadable)[-1]) for e in entries] == list(range(6))
 
 
 @pytest.mark.parametrize(
