@@ -133,7 +133,7 @@ def fresh(lab: Lab, arch: ArchSpec, num_trainings: int) -> float:
 
 def after_search(lab: Lab, search: SharedSearch, arch: ArchSpec, seed: int) -> float:
     """The test metric of a student that is trained from the weights of a search, as the arm `shared` does."""
-    result = lab.train(arch, seed, derived=search.student(arch), init=f"shared-{seed}")
+    result = lab.train(arch, seed, search.student(arch), search.adapters_of(arch), init=f"shared-{seed}")
     print(f"from the search {arch.arch_id} seed {seed}: test {result.test:.3f}", flush=True)
     return result.test
 

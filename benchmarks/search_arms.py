@@ -126,7 +126,7 @@ def shared(lab: Lab, seed: int) -> Iterator[Point]:
         queue[arch.arch_id] = arch
 
     def train(arch: ArchSpec) -> Result:
-        return lab.train(arch, seed, derived=search.student(arch), init=f"shared-{seed}")
+        return lab.train(arch, seed, search.student(arch), search.adapters_of(arch), init=f"shared-{seed}")
 
     yield from proposed(lab, seed, sampler="known_cost", spent=spent, queue=queue, train=train)
 
@@ -145,10 +145,10 @@ def per_budget(lab: Lab, seed: int) -> Iterator[Point]:
         for i, limit in enumerate(lab.config.budget.options):  # type: ignore[arg-type]
             knobs = _knobs_in_turn(lab, i + round_)
             number = 1000 * round_ + i
-            supernet = _searched(lab, knobs, float(limit), 100 * seed + number, "straight_through", spent)
+            found = _searched(lab, knobs, float(limit), 100 * seed + number, "straight_through", spent)
+            supernet, adapters = found
             arch = supernet.arch(float(limit))
-            derived = supernet.derive(arch=arch)
-            result = lab.train(arch, seed, derived=derived, init=f"search-{seed}-{number}")
+            result = lab.train(arch, seed, supernet.derive(arch=arch), adapters, init=f"search-{seed}-{number}")
             yield spent.point(result)
             if not spent.left:
                 return
@@ -161,7 +161,7 @@ def darts_sweep(lab: Lab, seed: int) -> Iterator[Point]:
     while spent.left:
         for i, weight in enumerate(np.geomspace(0.1, 20.0, 8)):
             knobs = _knobs_in_turn(lab, i + round_)
-            supernet = _searched(lab, knobs, lab.config.budget.highest, seed, "softmax", spent, FixedPenalty(weight))
+            supernet, _ = _searched(lab, knobs, lab.config.budget.highest, seed, "softmax", spent, FixedPenalty(weight))
             arch = supernet.arch()
             if lab.cost(arch) <= lab.config.budget.highest:
                 yield spent.point(lab.train(arch, seed))
@@ -192,8 +192,8 @@ def _searched(
     estimator: str,
     spent: Spent,
     penalty: BudgetController | None = None,
-) -> Supernet:
-    """A supernet that was searched for one budget."""
+) -> tuple[Supernet, Mapping[str, Tensor]]:
+    """A supernet that was searched for one budget, and the adapters of its objective."""
     context = lab.searching(seed, **lab.setting.search_of_a_trial)
     config = context.config.search
     torch.manual_seed(seed)
@@ -203,7 +203,7 @@ def _searched(
     with closing(learner), count_supernets() as meter:
         learner.search(penalty or BudgetController(limit), config, seed=seed)
     spent.total += meter.total
-    return supernet
+    return supernet, learner.objective.searched_tensors()
 
 
 def _knobs_in_turn(lab: Lab, number: int) -> dict[str, Choice]:

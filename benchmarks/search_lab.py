@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -230,13 +231,21 @@ class Lab:
                     return arch
             low *= 0.9
 
-    def train(self, arch: ArchSpec, seed: int, derived: nn.Module | None = None, init: str = "fresh") -> Result:
+    def train(
+        self,
+        arch: ArchSpec,
+        seed: int,
+        derived: nn.Module | None = None,
+        adapters: Mapping[str, Tensor] = MappingProxyType({}),
+        init: str = "fresh",
+    ) -> Result:
         """Train a student as the campaign does, or read what an earlier run kept.
 
         Args:
             arch: of the student.
             seed: of weights, order and augmentation.
             derived: a student with the weights to begin with; fresh ones without it.
+            adapters: of the objective that they were trained under.
             init: names those weights in the file of results.
         """
         key = (arch.arch_id, seed, init)
@@ -249,7 +258,15 @@ class Lab:
             student.load_state_dict(derived.state_dict())
         knobs, metric = self.knobs(arch), context.task.metric
         with closing(
-            Learner(context, student, self.config.objective, knobs, cached=True, augment=config.augment)
+            Learner(
+                context,
+                student,
+                self.config.objective,
+                knobs,
+                cached=True,
+                augment=config.augment,
+                adapters=adapters,
+            )
         ) as learner:
             learner.fit(context.splits.retrain, config, seed=seed)
         val, test = (

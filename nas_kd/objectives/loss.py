@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -53,6 +54,9 @@ class DistillationLoss(nn.Module):
         example: one student input.
         teacher_example: one teacher input.
         varying_width: the student's maps may be narrower later, so an adapter is always there.
+        inherited: `searched_tensors` of the objective of a search whose weights the student inherits. A narrower
+            student takes the leading part of a tensor, as it does of the supernet's weights. With fresh adapters the
+            first losses would be large, and their gradients would take the inherited weights apart.
 
     Raises:
         ModuleNameError: a named module does not exist, or gives nothing that can be compared.
@@ -69,6 +73,7 @@ class DistillationLoss(nn.Module):
         teacher_example: Tensor,
         *,
         varying_width: bool = False,
+        inherited: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.config, self.task = config, task
@@ -87,7 +92,7 @@ class DistillationLoss(nn.Module):
                 teacher=teacher,
                 example=example,
                 teacher_example=teacher_example,
-                varying_width=varying_width,
+                varying_width=varying_width or any(key.startswith(f"{_module_name(name)}.") for key in inherited),
                 task_weight=config.task.weight,
                 finetune_share=config.finetune_share,
             )
@@ -105,6 +110,16 @@ class DistillationLoss(nn.Module):
                     part.build(student_output, teacher_output)  # what does not fit fails here, not in training
             except ValueError as error:
                 raise _of_term(part.name, error) from error
+        self._inherit(inherited)
+
+    def _inherit(self, searched: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parts.named_parameters():
+                found = searched.get(name)
+                if found is None or found.ndim != parameter.ndim:
+                    continue
+                if all(own <= other for own, other in zip(parameter.shape, found.shape, strict=True)):
+                    parameter.copy_(found[tuple(slice(size) for size in parameter.shape)])
 
     def _answer(self, who: str, net: nn.Module, example: Tensor) -> ModelOutput:
         mode = net.training
@@ -179,6 +194,10 @@ class DistillationLoss(nn.Module):
         """Raise `ValueError` where a training of so many steps has none for a stage that a term needs."""
         for part in self._parts:
             part.check_steps(num_steps)
+
+    def searched_tensors(self) -> dict[str, Tensor]:
+        """What has trained along with a supernet, such as adapters, for the students that inherit its weights."""
+        return {name: parameter.detach().clone() for name, parameter in self.parts.named_parameters()}
 
     def advance(self, progress: float) -> None:
         """Say how far the training is, from 0 to 1."""

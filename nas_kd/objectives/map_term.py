@@ -46,7 +46,7 @@ class MapTerm(DistillationTerm):
         self.tap(pairs, *keys)
         self.ndims = (4, 5)
         self._varying_width = context.varying_width
-        self.adapters = nn.ModuleList()
+        self.adapters = nn.ModuleDict()
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         for student_module, teacher_module in self.pairs:
@@ -59,16 +59,22 @@ class MapTerm(DistillationTerm):
                         f"{key}: maps have the form (N, C, H, W) or (N, C, T, H, W), but {module!r} gives "
                         f"{tuple(found.shape)}; name a module that gives maps, or set {self.name}.weight to 0"
                     )
-            self.adapters.append(adapter_for(student_map, teacher_map, always=self._varying_width))
+            adapter = adapter_for(student_map, teacher_map, always=self._varying_width)
+            self.adapters[_pair_key(student_module, teacher_module)] = adapter
         self(student, teacher, {})
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
-        values = [
-            self._distance(adapter(student.features[student_module]), teacher.features[teacher_module])
-            for adapter, (student_module, teacher_module) in zip(self.adapters, self.pairs, strict=True)
-        ]
+        values = []
+        for student_module, teacher_module in self.pairs:
+            adapter = self.adapters[_pair_key(student_module, teacher_module)]
+            values.append(self._distance(adapter(student.features[student_module]), teacher.features[teacher_module]))
         return {self.name: torch.stack(values).mean()}
+
+
+def _pair_key(student_module: str, teacher_module: str) -> str:
+    """Names the adapter of a pair, also for who inherits it; names of modules have no dots."""
+    return f"{student_module} {teacher_module}".replace(".", "/")
 
 
 def module_of_student(student: nn.Module, name: str) -> str:

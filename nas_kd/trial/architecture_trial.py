@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import nn
-
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.trial.shared import SharedSearch, study_choices
-from nas_kd.trial.trial import Trial
+from nas_kd.trial.trial import Derived, Trial
 
 
 @dataclass
@@ -43,11 +41,11 @@ class ArchitectureTrial(Trial):
         """The search was done before."""
         return 0.0
 
-    def choose(self) -> tuple[ArchSpec, nn.Module]:
+    def choose(self) -> Derived:
         """The proposed architecture with the supernet's weights."""
         arch, table = self.arch, self.campaign.table(self.knobs)
         with self.search.at(self.knobs, table.cost(arch.choices)) as supernet:
             self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
             self.diagnostics["gate_entropy"] = supernet.gate_entropy()
             self.diagnostics["unconstrained_cost"] = float(table.cost(supernet.arch().choices))
-        return arch, self.search.student(arch).to(self.campaign.device)
+        return Derived(arch, self.search.student(arch).to(self.campaign.device), self.search.adapters_of(arch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
@@ -37,6 +38,7 @@ class Learner:
         augment: of the training.
         varying: the net's maps may be narrower in training than now.
         precision: in which the nets run; losses are in float32.
+        adapters: what has trained along with the supernet whose weights the net inherits.
 
     Attributes:
         views: that batches must show where answers are cached; None where any batch will do.
@@ -53,6 +55,7 @@ class Learner:
         augment: Augment = "none",
         varying: bool = False,
         precision: Precision = "float32",
+        adapters: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.context, self.net, self._knobs, self._precision = context, net, dict(knobs), precision
         example = context.student_example(self._knobs)
@@ -61,7 +64,7 @@ class Learner:
             teacher = context.untrained_teacher() if config.co_trains_teacher else context.teacher_model
         teacher_example = context.teacher_example()
         self.objective = DistillationLoss(
-            config, context.task, net, teacher, example, teacher_example, varying_width=varying
+            config, context.task, net, teacher, example, teacher_example, varying_width=varying, inherited=adapters
         )
         self.objective.to(context.device)
         self._student = Taps(net, self.objective.student_taps)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.fit import log_epoch
-from nas_kd.trial.trial import Trial
+from nas_kd.trial.trial import Derived, Trial
 
 
 class SearchTrial(Trial):
@@ -50,13 +51,14 @@ class SearchTrial(Trial):
         retrain = 2 * self.config.retrain.epochs * self.config.retrain.num_seeds
         return search / (search + retrain)
 
-    def choose(self) -> tuple[ArchSpec, nn.Module]:
+    def choose(self) -> Derived:
         """Search, then derive the student within the budget."""
-        supernet = self._search()
+        supernet, adapters = self._search()
         arch = self._derive(supernet)
-        return arch, supernet.derive(arch=arch)
+        return Derived(arch, supernet.derive(arch=arch), adapters)
 
-    def _search(self) -> Supernet:
+    def _search(self) -> tuple[Supernet, Mapping[str, Tensor]]:
+        """The searched supernet, and the adapters that have trained along with it."""
         seed, config = self.context.seed, self.config.search
         torch.manual_seed(seed)
         supernet = Supernet(
@@ -69,7 +71,7 @@ class SearchTrial(Trial):
         )
         supernet.to(self.campaign.device)
         if not self.is_open:
-            return supernet
+            return supernet, {}
         budget = BudgetController(self.budget)
         clock = time.perf_counter()
         with supernet.pinned(self.campaign.space.widest(self.knobs)):  # adapters must fit the widest maps
@@ -89,7 +91,7 @@ class SearchTrial(Trial):
         self.diagnostics["penalty_weight"] = budget.weight
         self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
         self.diagnostics["gate_entropy"] = supernet.gate_entropy()
-        return supernet
+        return supernet, learner.objective.searched_tensors()
 
     def _derive(self, supernet: Supernet) -> ArchSpec:
         limits = self.config.budget.limits

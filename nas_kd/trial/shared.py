@@ -30,6 +30,7 @@ CALIBRATION_BATCHES = 16  # on which BatchNorm statistics of a derived student a
 RANGE_BUDGETS = 8  # of a range of budgets, for each of which students are derived
 WEIGHTS_NAME = "supernet.safetensors"
 FOLDER = "search"  # of a run, with what the search left
+ADAPTERS = "objective"  # before the names of their tensors in the file
 PREFIX = "arch."  # of the study's names for the variables of the space
 
 
@@ -63,6 +64,7 @@ class SharedSearch:
     Attributes:
         supernets: together they have all combinations of knobs.
         policy: probabilities of those combinations.
+        adapters: of each supernet, what of its objective has trained along with it.
     """
 
     def __init__(self, context: CampaignContext) -> None:
@@ -85,6 +87,7 @@ class SharedSearch:
             for settings in groups.values()
         ]
         self.policy = KnobPolicy(self.supernets)
+        self.adapters: list[dict[str, Tensor]] = [{} for _ in self.supernets]
 
     def _knots(self) -> list[float]:
         budget = self.context.config.budget
@@ -138,6 +141,7 @@ class SharedSearch:
                 progress=progress,
                 log=log,
             )
+            self.adapters = [net.objective.searched_tensors() for net in nets]
 
     def _learner(self, supernet: SharedSupernet) -> Learner:
         config, widest = self.context.config.search, len(supernet.settings) - 1
@@ -202,6 +206,10 @@ class SharedSearch:
             student = supernet.derive(arch=arch)
         self._calibrate(student, knobs)
         return student.eval()
+
+    def adapters_of(self, arch: ArchSpec) -> Mapping[str, Tensor]:
+        """Of the supernet that holds an architecture, for the objective of its student."""
+        return self.adapters[self._net(self.context.space.knobs_of(arch))]
 
     def _calibrate(self, student: nn.Module, knobs: Mapping[str, Choice]) -> None:
         norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -311,19 +319,25 @@ class SharedSearch:
     # Files
 
     def save(self, folder: Path) -> None:
-        """Write weights and gates."""
+        """Write weights, gates and adapters."""
         tensors = {f"policy.{n}": t for n, t in self.policy.state_dict().items()}
         for i, supernet in enumerate(self.supernets):
             tensors |= {f"{i}.{n}": t for n, t in supernet.state_dict().items()}
+            tensors |= {f"{ADAPTERS}.{i}.{n}": t for n, t in self.adapters[i].items()}
         save_tensors(tensors, folder / WEIGHTS_NAME)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         tensors = load_file(folder / WEIGHTS_NAME)
         for prefix, module in [("policy", self.policy), *((str(i), net) for i, net in enumerate(self.supernets))]:
-            own = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
-            module.load_state_dict(own)
+            module.load_state_dict(_below(prefix, tensors))
             module.requires_grad_(False).eval()
+        self.adapters = [_below(f"{ADAPTERS}.{i}", tensors) for i in range(len(self.supernets))]
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
 
 
 def load_search(config_json: str, run_dir: Path, device: str) -> SharedSearch:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipDataset
@@ -53,6 +54,21 @@ class Training:
     scores: Mapping[Split, Sequence[ItemScores]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Derived:
+    """What a search gives for a trial.
+
+    Attributes:
+        arch: the architecture.
+        student: with the weights of the supernet.
+        adapters: what of the search's objective has trained along with them.
+    """
+
+    arch: ArchSpec
+    student: nn.Module
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass
 class Trial(ABC):
     """One trial at work; its kinds differ in where the architecture comes from.
@@ -83,8 +99,8 @@ class Trial(ABC):
         """Whether the weights to inherit come out of a search; there may be only one architecture."""
 
     @abstractmethod
-    def choose(self) -> tuple[ArchSpec, nn.Module]:
-        """The architecture of this trial, and its student as the search leaves it."""
+    def choose(self) -> Derived:
+        """The architecture of this trial, and what the search leaves of it."""
 
     @property
     @abstractmethod
@@ -94,9 +110,10 @@ class Trial(ABC):
     def run(self) -> TrialRecord:
         """The whole trial."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        arch, derived = self.choose()
+        derived = self.choose()
+        arch = derived.arch
         self._check_idle(arch)
-        trainings = self._retrain(arch, derived)
+        trainings = self._retrain(derived)
         self.metrics["retrained"] = mean_metrics(trainings)
         chosen = self._best(trainings)
         cost = self._cost(trainings[chosen].student, arch)
@@ -138,11 +155,12 @@ class Trial(ABC):
                 "connections"
             )
 
-    def _retrain(self, arch: ArchSpec, derived: nn.Module) -> list[Training]:
+    def _retrain(self, derived: Derived) -> list[Training]:
         """The student, trained once for each seed."""
-        config, campaign = self.config.retrain, self.campaign
+        config, campaign, arch = self.config.retrain, self.campaign, derived.arch
+        inherits = config.init == "inherit" and self.is_open
         if self.is_open:
-            self.metrics["derived"] = {"val": self._evaluate(derived, campaign.splits.val)}
+            self.metrics["derived"] = {"val": self._evaluate(derived.student, campaign.splits.val)}
         clock = time.perf_counter()
         trainings = []
         scores: dict[Split, list[ItemScores]] = {"val": [], "test": []}  # test: only here, and never fed back
@@ -150,11 +168,12 @@ class Trial(ABC):
             seed = self.context.seed + i
             torch.manual_seed(seed)
             student = campaign.space.student(arch).to(campaign.device)
-            if config.init == "inherit" and self.is_open:
-                student.load_state_dict(derived.state_dict())
+            if inherits:
+                student.load_state_dict(derived.student.state_dict())
             if config.weights is not None:
                 self._start_from(student, config.weights)
-            learner = self._learner(student, self.config.objective, config)
+            adapters = derived.adapters if inherits else {}
+            learner = self._learner(student, self.config.objective, config, adapters=adapters)
             share = (1 - self.choice_share) / config.num_seeds
 
             def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
@@ -258,7 +277,13 @@ class Trial(ABC):
     # Helpers
 
     def _learner(
-        self, net: nn.Module, config: ObjectiveConfig, fit_config: FitConfig, *, varying_width: bool = False
+        self,
+        net: nn.Module,
+        config: ObjectiveConfig,
+        fit_config: FitConfig,
+        *,
+        varying_width: bool = False,
+        adapters: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Learner:
         return Learner(
             self.campaign,
@@ -269,6 +294,7 @@ class Trial(ABC):
             augment=fit_config.augment,
             varying=varying_width,
             precision=fit_config.precision,
+            adapters=adapters,
         )
 
     def _evaluate(self, model: nn.Module, dataset: ClipDataset, scored: Scored | None = None) -> dict[str, float]:

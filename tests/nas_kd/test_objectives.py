@@ -165,6 +165,24 @@ def test_objective_names_weighs_and_sums_its_terms() -> None:
     assert len(list(objective.parameters())) == 3
 
 
+def test_a_student_begins_with_the_adapters_of_the_search_that_it_inherits_from() -> None:
+    student, teacher, clip = small(4), small(6).eval(), torch.randn(1, 3, 4, 16, 16)
+    config = ObjectiveConfig.model_validate({"feature": {"weight": 1}, "cross_resolution": {"weight": 1}})
+    search = DistillationLoss(config, Classification(THREE), small(6), teacher, clip, clip, varying_width=True)
+    searched = {name: value for name, value in search.searched_tensors().items() if name.startswith("feature.")}
+    assert {tuple(value.shape) for value in searched.values()} == {(6, 6), (12, 12)}
+    own = DistillationLoss(config, Classification(THREE), student, teacher, clip, clip, inherited=searched)
+    found = {name: value for name, value in own.searched_tensors().items() if name.startswith("feature.")}
+    assert found.keys() == searched.keys()
+    for name, value in found.items():  # students are 4 and 8 channels wide there
+        assert torch.equal(value, searched[name][:, : value.shape[1]])
+    assert {tuple(value.shape) for value in found.values()} == {(6, 4), (12, 8)}
+    as_wide = DistillationLoss(config, Classification(THREE), small(6), teacher, clip, clip, inherited=searched)
+    kept = as_wide.searched_tensors()
+    assert kept.keys() == searched.keys()  # of equal widths too; for a term that was not searched the identity is best
+    assert all(torch.equal(kept[name], searched[name]) for name in kept)
+
+
 def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distance() -> None:
     net, clip = small(4).eval(), torch.randn(2, 3, 4, 16, 16)
     config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "cross_resolution": {"weight": 1}})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from nas_kd.campaign import Campaign
@@ -170,7 +171,7 @@ def test_probable_architectures_of_all_knobs_are_compared_and_the_best_one_is_de
 def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
     found = []
     for name, is_interrupted in (("whole", False), ("interrupted", True)):
-        config = shared_config(tiny, name=name)
+        config = shared_config(tiny, name=name, objective={"feature": {"weight": 1}})
 
         def stop(share: float, words: str, is_interrupted: bool = is_interrupted) -> None:
             if is_interrupted and words.startswith("search 2/2"):
@@ -183,7 +184,10 @@ def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., Ca
                 assert (config.run_dir / "search" / "checkpoint.pt").is_file()
                 campaign.ledger.close()  # type: ignore[union-attr]
             campaign.prepare()
-        found.append(json.loads((config.run_dir / "search" / "search.json").read_text())["budgets"])
+        left, tensors = config.run_dir / "search", load_file(config.run_dir / "search" / "supernet.safetensors")
+        adapters = {name: value.tolist() for name, value in tensors.items() if name.startswith("objective.")}
+        assert len(adapters) == 2  # of the two scales; students begin with them
+        found.append((json.loads((left / "search.json").read_text())["budgets"], adapters))
         assert not (config.run_dir / "search" / "checkpoint.pt").exists()
     assert found[0] == found[1]
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig
 from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.runs import export
-from nas_kd.search_spaces import ArchSpec
 from nas_kd.tasks.item_scores import wilson_interval
-from nas_kd.trial import CampaignContext, SearchTrial, Trial, build_context, load_context
+from nas_kd.trial import CampaignContext, Learner, SearchTrial, Trial, build_context, load_context
 from nas_kd.trial.memory import release_memory
+from nas_kd.trial.trial import Derived
 from nas_kd.trials import Event, TrialContext, TrialRecord
 
 SPACE = """
@@ -82,19 +82,31 @@ def test_a_student_inherits_its_weights_or_starts_afresh(
     tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
 ) -> None:
     found: list[dict[str, Tensor]] = []
-    retrain = Trial._retrain
+    learners: list[Learner] = []
+    retrain, learner = Trial._retrain, Trial._learner
 
-    def spy(self: Trial, arch: ArchSpec, derived: nn.Module) -> Any:
-        found.append({name: p.detach().clone() for name, p in derived.named_parameters()})
-        trainings = retrain(self, arch, derived)
+    def spy(self: Trial, derived: Derived) -> Any:
+        found.append({name: p.detach().clone() for name, p in derived.student.named_parameters()} | derived.adapters)
+        trainings = retrain(self, derived)
         found.append({name: p.detach() for name, p in trainings[0].student.named_parameters()})
         return trainings
 
+    def keep(self: Trial, *args: Any, **options: Any) -> Learner:
+        learners.append(learner(self, *args, **options))
+        return learners[-1]
+
     monkeypatch.setattr(Trial, "_retrain", spy)
-    trial(ready(tiny(retrain={"init": init, "lr": 1e-9, "epochs": 1})), tmp_path).run()
+    monkeypatch.setattr(Trial, "_learner", keep)
+    config = tiny(objective={"feature": {"weight": 1}}, retrain={"init": init, "lr": 1e-9, "epochs": 1})
+    trial(ready(config), tmp_path).run()
     derived, trained = found
-    kernels = [name for name, value in derived.items() if value.ndim > 1]
-    assert all(torch.allclose(derived[n], trained[n], atol=1e-6) == (init == "inherit") for n in kernels)
+    adapters = learners[-1].objective.searched_tensors()
+    assert adapters
+    trained |= adapters
+    assert all(name in derived for name in adapters)
+    for name in [name for name, value in trained.items() if value.ndim > 1]:
+        whole = derived[name][tuple(slice(size) for size in trained[name].shape)]
+        assert torch.allclose(whole, trained[name], atol=1e-6) == (init == "inherit")
 
 
 def test_maps_of_other_widths_are_distilled_through_adapters(
