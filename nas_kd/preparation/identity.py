@@ -1,6 +1,6 @@
-"""What a run may not change between two starts, identified by content: data and labels of each split, and the files of
-the teacher. Paths and times of change do not count, so data may move. The code of a teacher is known by its answers to
-a fixed input.
+"""What a run may not change between two starts, identified by content: data and labels of each split, the files of
+the teacher, and a space of the user's by its choices and costs. Paths and times of change do not count, so data may
+move. The code of a teacher is known by its answers to a fixed input.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from nas_kd.data import ClipDataset
 from nas_kd.data.fingerprint import changing_item, content_hash
 from nas_kd.data.sample import labels_of
+from nas_kd.search_spaces import SearchSpace
 from nas_kd.teachers import is_precomputed
 from nas_kd.teachers.adapter import probe_input
 from nas_kd.trial import CampaignContext
@@ -25,6 +26,7 @@ _WORDS = {
     "weights": "another file at teacher.weights",
     "start": "another file at retrain.weights",
     "model": "other files of teacher.model",
+    "space": "another space.name, of other layers, choices or costs (your code of it changed)",
     "train": "other training data",
     "parts": "training data parted differently in weights and gates",
     "val": "other validation data",
@@ -56,7 +58,18 @@ def identity(context: CampaignContext) -> dict[str, Any]:
         found["start"] = _of_file(start)
     if teacher.model_files:
         found["model"] = {path.name: _of_file(path) for path in teacher.model_files}
+    if context.config.space.is_own or context.config.space.own_operators:  # others are known by the campaign file
+        found["space"] = _of_space(context.space)
     return found
+
+
+def _of_space(space: SearchSpace) -> str:
+    """A hash of what can be chosen and of what it costs."""
+    with torch.random.fork_rng(devices=[]):  # counting builds modules
+        table = space.cost_table({name: values[0] for name, values in space.knobs.items()})
+    terms = [(term.name, term.variables, term.costs.tolist()) for term in table.terms]
+    what = repr((dict(space.knobs), dict(table.variables), table.constant, terms))
+    return hashlib.sha256(what.encode()).hexdigest()
 
 
 def _of_file(path: Path) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from nas_kd.runs.labelled import calibration_items, campaign_data, labelled_split
-from nas_kd.runs.own_space import own_space
-from nas_kd.runs.run import Run, load_run
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import ExportError, ExportRecord, Format, export_student
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.files import write_text_atomically
+from nas_kd.runs.labelled import calibration_items, campaign_data, labelled_split
+from nas_kd.runs.own_space import own_space
+from nas_kd.runs.run import Run, load_run
 from nas_kd.trials import TrialRecord
 from nas_kd.trials.files import trial_directory
 

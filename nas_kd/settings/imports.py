@@ -36,8 +36,11 @@ def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[Module
     try:
         return importlib.import_module(module_name), attribute
     except Exception as error:
+        way_out = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            way_out = f"; start nas-kd in the folder that has {error.name}, or set PYTHONPATH to that folder"
         raise ValueError(
-            f"{purpose} {reference!r}: importing {module_name!r} failed with {type(error).__name__}: {error}"
+            f"{purpose} {reference!r}: importing {module_name!r} failed with {type(error).__name__}: {error}{way_out}"
         ) from error
 
 

@@ -14,7 +14,9 @@ from torch import nn
 
 from nas_kd import search
 from nas_kd.config import CampaignConfig, validate
+from nas_kd.preparation.identity import check_identity, identity
 from nas_kd.search_spaces import Supernet, count_flops
+from nas_kd.trial import build_context
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -83,3 +85,20 @@ def test_a_campaign_searches_it(example: ModuleType, tiny: Callable[..., Campaig
     assert record.state == "complete"
     assert record.arch is not None
     assert record.arch["space"] == "mobile"
+
+
+def test_a_space_whose_code_changed_is_another_one(
+    example: ModuleType, tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {"name": "own_space:space", "frames": 4, "side": 16}
+    config = validate({**tiny().model_dump(mode="json"), "space": settings}, source="test")
+    before = identity(build_context(config, "cpu"))
+    check_identity(tmp_path, before, identity(build_context(config, "cpu")))
+    plain = example.block
+
+    def changed(*arguments: int, kernel: int, expansion: int) -> nn.Module:
+        return plain(*arguments, kernel=kernel + 2, expansion=expansion)
+
+    monkeypatch.setattr(example, "block", changed)
+    with pytest.raises(ValueError, match=r"begun with another space\.name, of other layers, choices or costs \(your"):
+        check_identity(tmp_path, before, identity(build_context(config, "cpu")))
