@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,7 +72,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Callable[[], Any]]] = {
 
 def measure(lab: Lab, name: str, seed: int, trains: bool) -> dict[str, Any]:
     """The figures of one search; read where they are known."""
-    folder = lab.folder / "ablation" / f"{name.replace(' ', '-')}-{seed}"
+    folder = lab.folder / "ablation" / f"{name.replace(' ', '-')}-{lab.config.search.epochs}-{seed}"
     path = folder / f"figures-{'trained' if trains else 'derived'}.json"
     if path.is_file():
         return dict(json.loads(path.read_text()))
@@ -101,7 +102,7 @@ def measure(lab: Lab, name: str, seed: int, trains: bool) -> dict[str, Any]:
         search.load(folder / FOLDER)
         left = json.loads((folder / FOLDER / "search.json").read_text())
         archs = [ArchSpec.from_dict(entry["arch"]) for entry in left["budgets"]]
-        results = [lab.train(a, seed, derived=search.student(a), init=f"{name}-{seed}") for a in archs]
+        results = [lab.train(a, seed, search.student(a), search.adapters_of(a), f"{name}-{seed}") for a in archs]
         figures["retrained"] = float(np.mean([result.test for result in results]))
     path.write_text(json.dumps(figures))
     return figures
@@ -128,12 +129,17 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=["generated"], choices=list(SETTINGS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, help="of each search, in place of the setting's")
     parser.add_argument("--trainings", action="store_true", help="train the derived students, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     outcome: dict[str, Any] = {}
     for setting in options.settings:
-        lab = Lab(SETTINGS[setting].at(options.data), options.work / setting)
+        chosen = SETTINGS[setting].at(options.data)
+        if options.epochs:
+            changed = {**chosen.campaign["search"], "epochs": options.epochs}
+            chosen = replace(chosen, campaign={**chosen.campaign, "search": changed})
+        lab = Lab(chosen, options.work / setting)
         outcome[setting] = {}
         for name in options.variants:
             figures = [measure(lab, name, seed, options.trainings) for seed in range(options.seeds)]
