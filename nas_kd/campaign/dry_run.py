@@ -25,12 +25,13 @@ from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import ClipDataset
 from nas_kd.files import existing_parent
-from nas_kd.preflight.overview import describe_disk, size_text
+from nas_kd.preflight.overview import describe_disk
 from nas_kd.preflight.rehearsal import NUM_ITEMS, Rehearsal, generators_kept, rehearse
 from nas_kd.preparation.nets import build_nets, num_steps
 from nas_kd.preparation.proposals import proposals
 from nas_kd.preparation.teacher import prepare_latency
 from nas_kd.preparation.teacher_outputs import bytes_on_disk
+from nas_kd.settings.sizes import bytes_text
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import latency_ms
@@ -204,11 +205,9 @@ def _at_once(resources: Resources) -> int:
 def _memory(resources: Resources) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     at_once = _at_once(resources)
-    text = (
-        f"memory: {size_text(peak)} at most in this process; a campaign with {at_once} trials at once has {at_once + 1}"
-    )
+    text = f"memory: {bytes_text(peak)} at most in this process; a campaign with {at_once} trials at once has {at_once + 1}"
     if torch.cuda.is_available() and resources.gpus_per_trial:
-        text += f"; of a GPU {size_text(torch.cuda.max_memory_reserved())} at most"
+        text += f"; of a GPU {bytes_text(torch.cuda.max_memory_reserved())} at most"
     return text
 
 
@@ -219,4 +218,4 @@ def _run_folder(config: CampaignConfig, small: Path) -> str:
     there = existing_parent(config.runs.absolute())
     free = shutil.disk_usage(there).free
     needed = config.trials * trial + rest
-    return f"run folder: about {size_text(needed)} without caches; {size_text(free)} are free at {there}"
+    return f"run folder: about {bytes_text(needed)} without caches; {bytes_text(free)} are free at {there}"

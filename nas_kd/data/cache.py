@@ -30,6 +30,7 @@ from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DecodeError
 from nas_kd.data.shards import ENTRY_BYTES, SUFFIX, Clip, DamagedShardError, Shard, write_shard
 from nas_kd.files import existing_parent
+from nas_kd.settings.sizes import bytes_text
 
 _STALE_S = 3600.0  # an unfinished file this old belongs to a process that died
 _MOST_SMALL = 16  # shards that are not half full; more are written together
@@ -196,9 +197,9 @@ class ClipCache:
         free = shutil.disk_usage(existing_parent(self.folder)).free
         if room_bytes > free:
             raise DataError(
-                f"cache_dir must have room for what is still to be decoded, {_size(room_bytes)}, but the disk of "
-                f"{self.folder} has {_size(free)} left; free some space, set another cache_dir, or take fewer frames "
-                "or a smaller size"
+                f"cache_dir must have room for what is still to be decoded, {bytes_text(room_bytes)}, but the disk of "
+                f"{self.folder} has {bytes_text(free)} left; free some space, set another cache_dir, or take fewer "
+                "frames or a smaller size"
             )
 
     def evict(self, keep: Collection[str], room_bytes: int = 0) -> int:
@@ -271,7 +272,9 @@ class ClipCache:
             found,
             what,
             len(missing),
-            lambda: f"{_size(written)}, the cache holds {_size(held + written)} of {_size(self.limit_bytes)}",
+            lambda: (
+                f"{bytes_text(written)}, the cache holds {bytes_text(held + written)} of {bytes_text(self.limit_bytes)}"
+            ),
         )
         for entry, clip in zip(missing, tracked, strict=True):
             if isinstance(clip, DecodeError):
@@ -378,10 +381,3 @@ def _last_use(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _size(num_bytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g} {unit}"
-    return f"{num_bytes / 1e3:.3g} kB"

@@ -19,6 +19,7 @@ from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.search_spaces import count_params
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range
+from nas_kd.settings.sizes import bytes_text
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
 from nas_kd.training.measure import step_bytes
@@ -61,17 +62,12 @@ def describe_disk(context: CampaignContext) -> list[str]:
     """What the caches take: decoded files, and the teacher's outputs."""
     config, parts = context.config, []
     if decoded := config.data.decoded_bytes(context.splits):
-        parts.append(f"decoded files {size_text(decoded)}")
+        parts.append(f"decoded files {bytes_text(decoded)}")
     if outputs := sum(bytes_on_disk(context).values()):
         most = config.teacher.cache.max_bytes
-        limit = f", more than teacher.cache.max_bytes {size_text(most)}, so not all are kept" if outputs > most else ""
-        parts.append(f"the teacher's outputs {size_text(outputs)}{limit}")
+        limit = f", more than teacher.cache.max_bytes {bytes_text(most)}, so not all are kept" if outputs > most else ""
+        parts.append(f"the teacher's outputs {bytes_text(outputs)}{limit}")
     return [f"caches on disk, at most: {', '.join(parts)}"] if parts else []
-
-
-def size_text(number: float) -> str:
-    """Bytes for people."""
-    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 
 def _splits(context: CampaignContext) -> str:
@@ -226,5 +222,5 @@ def _memory(context: CampaignContext, nets: TrialNets) -> list[str]:
     for name, fit, net, example in steps:
         with torch.random.fork_rng(devices=[]):
             found = step_bytes(net, example, fit.batch_size)
-        parts.append(f"{name} {size_text(found)} at batch_size {fit.batch_size}")
+        parts.append(f"{name} {bytes_text(found)} at batch_size {fit.batch_size}")
     return [f"memory of a step, roughly: {', '.join(parts)}"]

@@ -1,4 +1,4 @@
-"""Large numbers as people write them: `12.5M`."""
+"""Large numbers as people write and read them: `12.5M`, `1.5 GB`."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def parse_size(value: Any, what: str, example: str) -> Any:
     if match is None:
         raise ValueError(f"{what} must be a number such as {example} (suffixes k, M, G, T), but got {value!r}")
     return round(float(match[1]) * _FACTORS[match[2].lower()])
+
+
+def bytes_text(number: float) -> str:
+    """Bytes with the largest unit that fits: `1.5 GB`, `320 MB`, `64 kB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
