@@ -205,7 +205,10 @@ def _at_once(resources: Resources) -> int:
 def _memory(resources: Resources) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     at_once = _at_once(resources)
-    text = f"memory: {bytes_text(peak)} at most in this process; a campaign with {at_once} trials at once has {at_once + 1}"
+    text = (
+        f"memory: {bytes_text(peak)} at most in this process; a campaign with {at_once} trials at once has "
+        f"{at_once + 1}"
+    )
     if torch.cuda.is_available() and resources.gpus_per_trial:
         text += f"; of a GPU {bytes_text(torch.cuda.max_memory_reserved())} at most"
     return text
