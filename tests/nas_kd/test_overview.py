@@ -51,7 +51,7 @@ def test_the_overview_decodes_nothing(undecodable: dict[str, Any], tiny: Callabl
     assert "  resolution 16: cheapest " in text
     assert "student's modules from the teacher's: stages.0 from layers.0, stages.1 from layers.1" in text
     # 16 clips of 4 frames of 16² pixels; 8 training clips with 4 logits and maps of 4 · 4 · 8² and 8 · 4 · 4² numbers.
-    assert lines[-2] == "caches on disk, at most: decoded files 0.0492 MB, the teacher's outputs 0.0246 MB"
+    assert lines[-2] == "caches on disk, at most: decoded files 49.2 kB, the teacher's outputs 24.6 kB"
     assert lines[-1].startswith("memory of a step, roughly: teacher.fit ")
     assert not (Path(undecodable["root"]) / "cache").exists()
     assert not config["runs"] or not Path(config["runs"]).exists()
