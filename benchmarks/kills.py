@@ -43,7 +43,7 @@ from pathlib import Path
 
 from no_op_trials import METRIC, SPACE, no_op
 
-from nas_kd.trials import Event, Ledger, Resources, TrialContext, TrialRecord, objective_values, run_trials
+from nas_kd.trials import Event, Ledger, Resources, TrialContext, TrialRecord, run_trials
 from nas_kd.trials.dominance import front as front_of
 
 KINDS = ("driver", "write", "disk", "worker", "raylet", "gcs", "database")
@@ -302,9 +302,8 @@ def _await_end(child: int, watch: Watch, seconds: float) -> None:
 
 def front(ledger: Ledger) -> list[tuple[float, ...]]:
     """Values of the trials on the front."""
-    values = [objective_values(record, ledger.objectives) for record in ledger.records()]
-    maximize = [objective.maximize for objective in ledger.objectives]
-    return sorted(values[i] for i in front_of(values, maximize))
+    values = [ledger.ranking.values(record) for record in ledger.records()]
+    return sorted(values[i] for i in front_of(values, ledger.ranking.maximize))
 
 
 def main() -> None:

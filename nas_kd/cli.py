@@ -105,7 +105,7 @@ def search(
             except KeyboardInterrupt:  # as while trials run; the teacher goes on from its last epoch
                 say("interrupted; run the same command again to continue")
                 raise typer.Exit(130) from None
-            with TrialsProgress(ledger.objectives, ledger.records(), console=console) as table:
+            with TrialsProgress(ledger.ranking, ledger.records(), console=console) as table:
                 result = campaign.run(table)
         say(result.summary)
         say(f"next: nas-kd report {config.run_dir}")

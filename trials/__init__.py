@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nas_kd.trials.known_cost import KnownCostSampler
     from nas_kd.trials.known_costs import KnownCosts
     from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
-    from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+    from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, CostKind, Objective, Ranking
     from nas_kd.trials.passwords import has_password, masked
     from nas_kd.trials.progress import Progress, time_left
     from nas_kd.trials.record import (
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from nas_kd.trials.storage import DamagedJournalError, StorageError, check_database, check_url
 
 __all__ = [
+    "COSTS",
     "COST_CONVENTION",
+    "MEASURED_LATENCY",
     "SAMPLERS",
     "SCHEMA_VERSION",
     "ChoiceKnob",
+    "Constraint",
     "Cost",
+    "CostKind",
     "DamagedJournalError",
     "Evaluated",
     "Event",
@@ -65,6 +69,7 @@ __all__ = [
     "OnEvent",
     "Progress",
     "ProposedTrial",
+    "Ranking",
     "Report",
     "Resources",
     "RungScheduler",
@@ -80,11 +85,9 @@ __all__ = [
     "check_cluster",
     "check_database",
     "check_url",
-    "default_objectives",
     "has_password",
     "is_driven",
     "masked",
-    "objective_values",
     "parse_knobs",
     "proposal_seed",
     "run_trials",
@@ -100,7 +103,7 @@ _NAMES = {
     "known_cost": "KnownCostSampler",
     "known_costs": "KnownCosts",
     "ledger": "COST_CONVENTION Ledger ProposedTrial is_driven",
-    "objectives": "Objective default_objectives objective_values",
+    "objectives": "COSTS MEASURED_LATENCY Constraint CostKind Objective Ranking",
     "passwords": "has_password masked",
     "progress": "Progress time_left",
     "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",

@@ -47,8 +47,8 @@ class TrialContext:
     num_cpus: int = 1
     num_gpus: float = 0.0
     device: str = "cpu"
-    objectives: tuple[str, ...] = ()
-    """The names that a report's `values` must hold."""
+    ranked_by: tuple[str, ...] = ()
+    """The names of objectives and constraints, which a report's `values` must hold."""
     reporter: Reporter = field(default=_ignore, repr=False, compare=False)
 
     def report(
@@ -64,7 +64,7 @@ class TrialContext:
         Args:
             fraction: From 0 to 1.
             message: A few words for the progress display.
-            values: Where the trial stands, one value for each objective by name; goes to the scheduler, which may
+            values: Where the trial stands, one value for each name of `ranked_by`; goes to the scheduler, which may
                 stop the trial here.
             step: The step that `values` belong to, such as the epoch; counts from 1.
 
@@ -76,8 +76,8 @@ class TrialContext:
             raise ValueError(f"`fraction` must be from 0 to 1, but got {fraction}")
         if (values is None) != (step is None):
             raise ValueError(f"`values` and `step` go together, but got values={values}, step={step}; give both")
-        if values is not None and (missing := [name for name in self.objectives if name not in values]):
-            raise ValueError(f"`values` must hold {', '.join(self.objectives)}, but lacks {', '.join(missing)}")
+        if values is not None and (missing := [name for name in self.ranked_by if name not in values]):
+            raise ValueError(f"`values` must hold {', '.join(self.ranked_by)}, but lacks {', '.join(missing)}")
         if step is not None and step < 1:
             raise ValueError(f"`step` must be 1 or more, but got {step}")
         self.reporter(Report(fraction, message, values, step))

@@ -51,8 +51,33 @@ def non_dominated_ranks(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.int64
     return ranks
 
 
-def front(values: Sequence[Sequence[float]], maximize: Sequence[bool]) -> list[int]:
-    """Positions of the values that nobody dominates, in their order."""
+def constrained_ranks(losses: npt.NDArray[np.float64], excesses: Sequence[float]) -> npt.NDArray[np.int64]:
+    """Ranks of those within all constraints, then those beyond them by how far they are beyond.
+
+    Args:
+        losses: `n x m`, less is better.
+        excesses: `n`, how far each is beyond the constraints; at most 0 within them.
+    """
+    beyond = np.maximum(np.asarray(excesses, dtype=np.float64), 0.0)
+    kept = beyond == 0
+    ranks = np.zeros(len(losses), dtype=np.int64)
+    ranks[kept] = non_dominated_ranks(losses[kept])
+    first = ranks[kept].max() + 1 if kept.any() else 0
+    ranks[~kept] = first + np.unique(beyond[~kept], return_inverse=True)[1]
+    return ranks
+
+
+def front(
+    values: Sequence[Sequence[float]], maximize: Sequence[bool], excesses: Sequence[float] | None = None
+) -> list[int]:
+    """Positions of the values that nobody dominates, in their order.
+
+    Args:
+        values: One row each.
+        maximize: Direction of each column.
+        excesses: How far each is beyond the constraints. Where none is within them, those least beyond are the front.
+    """
     if not values:
         return []
-    return [int(i) for i in np.flatnonzero(non_dominated_ranks(to_losses(values, maximize)) == 0)]
+    ranks = constrained_ranks(to_losses(values, maximize), [0.0] * len(values) if excesses is None else excesses)
+    return [int(i) for i in np.flatnonzero(ranks == 0)]

@@ -116,7 +116,7 @@ class Driver:
         self.ledger.report(number, report.step, report.values)
         if self._scheduler is None:
             return False
-        return self._scheduler.decide(number, report.step, self.ledger.reports(), self.ledger.objectives)
+        return self._scheduler.decide(number, report.step, self.ledger.reports(), self.ledger.ranking)
 
     def stop(self, number: int) -> None:
         """End a live trial as stopped; the values of its last report go into the record's diagnostics."""
@@ -161,7 +161,7 @@ class Driver:
             seed=proposal_seed(self._seed, proposal.number) if proposal.seed is None else proposal.seed,
             directory=trial_directory(self._run_dir, proposal.number),
             metric=self.ledger.metric,
-            objectives=self.ledger.objectives,
+            ranking=self.ledger.ranking,
             config_hash=str(self.ledger.metadata.get("config_hash", "")),
         )
 

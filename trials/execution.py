@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nas_kd.trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
 from nas_kd.trials.files import locked
-from nas_kd.trials.objectives import Objective, objective_values
+from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 
 LOCK_NAME = ".lock"  # in the folder of a trial
@@ -28,7 +28,7 @@ class Assignment:
     seed: int
     directory: Path
     metric: Metric
-    objectives: tuple[Objective, ...]
+    ranking: Ranking
     config_hash: str
 
     def record_without_result(
@@ -91,7 +91,7 @@ def run_assignment(
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             device="cuda:0" if num_gpus > 0 else "cpu",  # Ray shows a worker its own GPUs only, counted from 0
-            objectives=tuple(objective.name for objective in assignment.objectives),
+            ranked_by=assignment.ranking.names,
             reporter=reporter,
         )
         started = time.monotonic()
@@ -115,5 +115,5 @@ def _checked(record: object, assignment: Assignment) -> TrialRecord:
     if not record.metric.is_same_as(assignment.metric):
         raise ValueError(f"the record's metric must be {assignment.metric}, but is {record.metric}")
     if record.state == "complete":
-        objective_values(record, assignment.objectives)
+        assignment.ranking.values(record)
     return record

@@ -1,72 +1,87 @@
-"""Expected hypervolume improvement in two dimensions, in closed form for independent losses.
+"""Expected hypervolume improvement of a loss and one or more costs, in closed form for independent guesses.
 
-Emmerich, Deutz and Klinkenberg, "Hypervolume-based expected improvement", 2011; here as a sum over the vertical strips
-between the costs of the front's members. A new trial of loss L and cost C gains, in the strip [left, right) where the
-front is at `level`, the area `(overlap of [C, inf) with the strip) * max(level - L, 0)`. The overlap is
-`max(right - C, 0) - max(left - C, 0)`, so both factors are shortfalls, and their expectations are closed for a cost
-that is known as well as for one that is predicted.
+Emmerich, Deutz and Klinkenberg, "Hypervolume-based expected improvement", 2011; here as a sum over the cells between
+the costs of the front's members. A new trial of loss L and costs C gains, in a cell where the front is at `level`, the
+volume `(overlap of [C, inf) with the cell) * max(level - L, 0)`. The overlap is the product over the costs of
+`max(right - C, 0) - max(left - C, 0)`, so all factors are shortfalls, and their expectations are closed for a cost that
+is known as well as for one that is predicted. With one cost, cells are the strips of the plane.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from nas_kd.trials.dominance import non_dominated_ranks
+
 Floats = npt.NDArray[np.float64]
+
+_MOST_AT_ONCE = 4_000_000  # numbers of an intermediate array
 
 
 @dataclass(frozen=True)
-class Strips:
-    """The area that two losses leave to improve on, cut at the costs of the front.
+class Cells:
+    """The volume that losses and costs leave to improve on, cut at the costs of the front.
 
     Attributes:
-        left: `s`, where each strip begins; that of the first is minus infinity.
-        right: `s`, where it ends; that of the last is the reference's cost.
-        level: `s`, the lowest loss that is reached at the costs of the strip; of the first the reference's loss.
+        left: of each cost `s_d`, where the cells begin along it; the first begins at minus infinity.
+        right: of each cost `s_d`, where they end; the last ends at the reference's cost.
+        level: `s_1 x ... x s_d`, the lowest loss that is reached at the costs of a cell, or else the reference's.
     """
 
-    left: Floats
-    right: Floats
+    left: tuple[Floats, ...]
+    right: tuple[Floats, ...]
     level: Floats
 
 
-def strips(losses: Floats, costs: Floats, reference: tuple[float, float]) -> Strips:
-    """The strips of a set of points, dominated ones included.
+def cells(losses: Floats, costs: Floats, reference: Sequence[float]) -> Cells:
+    """The cells of a set of points, dominated ones included.
 
     Args:
         losses: `n`, less is better.
-        costs: `n`, less is better.
-        reference: A loss and a cost; nothing counts that is not below both.
+        costs: `n x d`, less is better.
+        reference: A loss and `d` costs; nothing counts that is not below all of them.
     """
-    inside = (losses < reference[0]) & (costs < reference[1])
+    corner = np.asarray(reference, dtype=np.float64)
+    inside = (losses < corner[0]) & (costs < corner[1:]).all(axis=1)
+    inside[inside] = non_dominated_ranks(np.column_stack([losses, costs])[inside]) == 0  # the others only cut cells
     losses, costs = losses[inside], costs[inside]
-    order = np.lexsort((losses, costs))
-    losses, costs = losses[order], costs[order]
-    lowest = np.minimum.accumulate(np.concatenate([[reference[0]], losses]))
-    on_front = losses < lowest[:-1]
-    left = np.concatenate([[-np.inf], costs[on_front]])
-    return Strips(
-        left=left,
-        right=np.concatenate([left[1:], [reference[1]]]),
-        level=np.concatenate([[reference[0]], losses[on_front]]),
-    )
+    edges = [np.unique(column) for column in costs.T]
+    level = np.full([1 + len(each) for each in edges], corner[0])
+    places = tuple(1 + np.searchsorted(each, column) for each, column in zip(edges, costs.T, strict=True))
+    np.minimum.at(level, places, losses)
+    for dimension in range(level.ndim):
+        level = np.minimum.accumulate(level, axis=dimension)
+    left = tuple(np.concatenate([[-np.inf], each]) for each in edges)
+    right = tuple(np.concatenate([each, [worst]]) for each, worst in zip(edges, corner[1:], strict=True))
+    return Cells(left, right, level)
 
 
-def known_overlap(costs: Floats, parts: Strips) -> Floats:
-    """Which width of each strip a trial of a known cost covers: `n x s`."""
-    return np.asarray(np.maximum(parts.right - np.maximum(costs[:, None], parts.left), 0.0))
+def known_overlap(costs: Floats, left: Floats, right: Floats) -> Floats:
+    """Which width of each cell along a cost a trial of a known one covers: `n x s`."""
+    return np.asarray(np.maximum(right - np.maximum(costs[:, None], left), 0.0))
 
 
-def expected_improvement(shortfall: Floats, overlap: Floats) -> Floats:
+def expected_improvement(shortfall: Floats, levels: npt.NDArray[np.intp], overlaps: Sequence[Floats]) -> Floats:
     """The expected gain of hypervolume.
 
     Args:
-        shortfall: `n x s`, expectation of `max(level - loss, 0)`.
-        overlap: `n x s`, expectation of the width of the strip that is at the trial's cost or above.
+        shortfall: `n x l`, expectation of `max(level - loss, 0)` at each distinct level.
+        levels: `s_1 x ... x s_d`, which of the levels a cell has.
+        overlaps: of each cost `n x s_d`, expectation of the width of a cell that is at the trial's cost or above.
 
     Returns:
-        `n`, in units of loss times cost.
+        `n`, in units of loss times costs.
     """
-    return np.asarray((shortfall * overlap).sum(axis=1))
+    gains = np.zeros(len(shortfall))
+    step = max(1, _MOST_AT_ONCE // max(levels.size, 1))
+    for start in range(0, len(gains), step):
+        rows = slice(start, start + step)
+        volume = shortfall[rows][:, levels]  # n x s_1 x ... x s_d
+        for overlap in reversed(overlaps):
+            volume = np.einsum("n...s,ns->n...", volume, overlap[rows])
+        gains[rows] = volume
+    return gains

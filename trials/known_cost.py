@@ -1,8 +1,10 @@
-"""The sampler `known_cost`: expected hypervolume improvement of the metric and an exact cost.
+"""The sampler `known_cost`: expected hypervolume improvement of a metric and exact costs.
 
-The cost of an architecture is known before it is trained. So only the metric is guessed, by a Gaussian process over the
-knobs (`nas_kd.trials.surrogate`), and the trial is proposed whose exact cost and guessed metric promise the largest
-gain of hypervolume (`nas_kd.trials.improvement`). Where nobody knows the costs, a second process learns them.
+What an architecture costs is known before it is trained. So only the metric is guessed, by a Gaussian process over the
+knobs (`nas_kd.trials.surrogate`), and the trial is proposed whose exact costs and guessed metric promise the largest
+gain of hypervolume (`nas_kd.trials.improvement`). Each objective that nobody knows, such as a measured latency or a
+second metric, has a process of its own. So have the constraints: the gain counts by the probability that all of them
+are kept, and as long as no trial keeps them, what promises to be less beyond them is proposed.
 
 Candidates are random trials, mutants of the front's members, and mutants of the best candidates. What the study holds
 already, running trials included, is proposed again only when nothing else is found. A part of the proposals is a
@@ -26,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.dominance import front, non_dominated_ranks
 from nas_kd.trials.encoding import Encoding, draw
-from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
+from nas_kd.trials.improvement import cells, expected_improvement, known_overlap
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.surrogate import Points, Surrogate, far_worse
 
@@ -44,16 +46,18 @@ _MAX_TRIES = 2000  # draws for a trial within the range of costs
 @dataclass(frozen=True)
 class _Candidate:
     knobs: dict[str, Any]
-    cost: float  # NaN where unknown
+    cost: float  # of the budget; NaN where unknown
+    values: tuple[float, ...] = ()  # of the objectives after the first, NaN where unknown
 
 
 @dataclass(frozen=True)
 class _History:
-    """The trials of the study, as a loss and a cost to be minimized."""
+    """The trials of the study, as a loss and costs to be minimized: all objectives but the first count as costs."""
 
     complete: list[_Candidate]
     losses: Floats
-    costs: Floats
+    costs: Floats  # `n x d`
+    excesses: Floats | None  # how far each complete one is beyond the constraint that it misses most; None without any
     running: list[_Candidate]
     unsuccessful: list[_Candidate]
     counts: Mapping[tuple[Any, ...], int]  # how often each key was proposed
@@ -92,13 +96,8 @@ class KnownCostSampler(BaseSampler):
         """Propose all knobs at once.
 
         Raises:
-            ValueError: The study has another number of objectives than two, or no trial has an allowed cost.
+            ValueError: No trial has an allowed cost.
         """
-        if len(study.directions) != 2:
-            raise ValueError(
-                f"the sampler `known_cost` needs two objectives, a metric and a cost, but the study has "
-                f"{len(study.directions)}; choose another sampler"
-            )
         if not self._encoding.names:
             return {}
         fixed = dict(trial.system_attrs.get("fixed_params", {}))
@@ -111,6 +110,7 @@ class KnownCostSampler(BaseSampler):
         signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
         complete, running, unsuccessful = [], [], []
         values: list[list[float]] = []
+        excesses: list[float | None] = []
         counts: dict[tuple[Any, ...], int] = {}
         for other in study.get_trials(deepcopy=False):
             params = other.params or other.system_attrs.get("fixed_params", {})
@@ -122,12 +122,17 @@ class KnownCostSampler(BaseSampler):
             if other.state == TrialState.COMPLETE:
                 complete.append(candidate)
                 values.append([sign * value for sign, value in zip(signs, other.values, strict=True)])
+                excesses.append(max(other.constraints.values(), default=None))
             elif other.state in (TrialState.RUNNING, TrialState.WAITING):
                 running.append(candidate)
             else:
                 unsuccessful.append(candidate)
-        losses, costs = np.array(values, dtype=np.float64).reshape(-1, 2).T
-        return _History(complete, losses, costs, running, unsuccessful, counts, maximize=signs[0] < 0)
+        table = np.array(values, dtype=np.float64).reshape(-1, len(signs))
+        known = [each for each in excesses if each is not None]
+        beyond = np.array(known) if known else None
+        return _History(
+            complete, table[:, 0], table[:, 1:], beyond, running, unsuccessful, counts, maximize=signs[0] < 0
+        )
 
     def _propose(self, history: _History, pool: _Pool) -> _Candidate:
         if self._encoding.size() <= _MAX_LISTED:
@@ -150,8 +155,9 @@ class KnownCostSampler(BaseSampler):
         return self._most_promising(history, pool)
 
     def _front(self, history: _History) -> list[_Candidate]:
-        values = np.column_stack([history.losses, history.costs]).tolist()
-        return [history.complete[i] for i in front(values, (False, False))]
+        values = np.column_stack([history.losses, history.costs])
+        excesses = None if history.excesses is None else history.excesses.tolist()
+        return [history.complete[i] for i in front(values.tolist(), (False,) * values.shape[1], excesses)]
 
     def _spread_out(self, history: _History, pool: _Pool) -> _Candidate:
         """The candidate furthest from all trials by knobs and cost; with a prior, of those on the prior's front."""
@@ -159,8 +165,9 @@ class KnownCostSampler(BaseSampler):
         others = [*history.complete, *history.running, *history.unsuccessful]
         if self._known is not None and self._known.prior is not None:
             priors = self._known.prior([candidate.knobs for candidate in candidates])
-            values = [(prior, candidate.cost) for prior, candidate in zip(priors, candidates, strict=True)]
-            candidates = [candidates[i] for i in front(values, (history.maximize, False))]
+            known = _known_columns(candidates)
+            values = [(prior, *(each.values[i] for i in known)) for prior, each in zip(priors, candidates, strict=True)]
+            candidates = [candidates[i] for i in front(values, (history.maximize, *(False for _ in known)))]
         if not others:
             return candidates[self._rng.integers(len(candidates))]
         everything = self._points([*candidates, *others])
@@ -181,7 +188,10 @@ class KnownCostSampler(BaseSampler):
         return candidates[int(np.argmax(np.asarray(distance).min(axis=1)))]
 
     def _points(self, candidates: Sequence[_Candidate]) -> Points:
-        known = [[] for _ in candidates] if self._known is None else [[_log(c.cost)] for c in candidates]
+        known: list[list[float]] = [[] for _ in candidates]
+        if self._known is not None:
+            further = () if self._known.objectives is None else _known_columns(candidates)
+            known = [[_log(c.cost), *(_log(c.values[i]) for i in further)] for c in candidates]
         if self._known is not None and self._known.prior is not None:
             priors = self._known.prior([candidate.knobs for candidate in candidates])
             known = [[*row, prior] for row, prior in zip(known, priors, strict=True)]
@@ -189,7 +199,7 @@ class KnownCostSampler(BaseSampler):
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
     def _most_promising(self, history: _History, pool: _Pool) -> _Candidate:
-        model = _Model(self._points, history, self._known is not None, self._rng)
+        model = _Model(self._points, history, self._rng)
         gains = model.gains(pool.candidates)
         for _ in range(_NUM_ROUNDS):
             best = [pool.candidates[i] for i in np.argsort(-gains)[:_NUM_BEST]]
@@ -204,9 +214,8 @@ class KnownCostSampler(BaseSampler):
 class _Model:
     """What the trials so far say of candidates."""
 
-    def __init__(self, to_points: Any, history: _History, costs_known: bool, rng: np.random.Generator) -> None:
+    def __init__(self, to_points: Any, history: _History, rng: np.random.Generator) -> None:
         self._to_points = to_points
-        self._costs_known = costs_known
         failed = far_worse(history.losses)
         trained = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if not bad]
         unsuccessful = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if bad]
@@ -216,37 +225,76 @@ class _Model:
         rows = _telling_rows(losses, costs, rng)
         points = to_points([trained[row] for row in rows])
         self._loss = Surrogate(points, losses[rows], rng)
-        self._cost = None if costs_known else Surrogate(points, costs[rows], rng)
+        self._costs: list[Surrogate | None] = [
+            None if column in _known_columns(trained) else Surrogate(points, costs[rows, column], rng)
+            for column in range(costs.shape[1])
+        ]
+        self._excess: Surrogate | None = None
+        self._least_excess = 0.0
+        if history.excesses is not None:
+            excesses = history.excesses[~failed]
+            self._excess = Surrogate(points, excesses[rows], rng)
+            self._least_excess = max(0.0, float(excesses.min()))
+            kept = excesses <= 0  # what is beyond a constraint is not on the front that is to be improved
+        else:
+            kept = np.ones(len(losses), dtype=bool)
+        everything = costs
+        losses, costs = losses[kept], costs[kept]
         if history.running:
             running = to_points(history.running)
             losses = np.concatenate([losses, self._loss.believe(running)])
-            believed = (
-                np.array([candidate.cost for candidate in history.running])
-                if self._cost is None
-                else self._cost.believe(running)
-            )
-            costs = np.concatenate([costs, believed])
-        margin = 0.05 * float(np.ptp(costs))
-        reference = (worst, float(costs.max()) + margin)
-        self._strips = strips(losses, costs, reference)
+            believed = [
+                _known_values(history.running, column) if surrogate is None else surrogate.believe(running)
+                for column, surrogate in enumerate(self._costs)
+            ]
+            costs = np.vstack([costs, np.column_stack(believed)])
+            everything = np.vstack([everything, costs])
+        reference = (worst, *(everything.max(axis=0) + 0.05 * np.ptp(everything, axis=0)).tolist())
+        self._cells = cells(losses, costs, reference)
         self._successful = points
         self._unsuccessful = to_points(unsuccessful) if unsuccessful else None
 
     def gains(self, candidates: Sequence[_Candidate]) -> Floats:
         points = self._to_points(candidates)
-        shortfall = self._loss.scale.expected_shortfall(self._strips.level, *self._loss.predict(points))
-        if self._cost is None:
-            overlap = known_overlap(np.array([candidate.cost for candidate in candidates]), self._strips)
-        else:
-            mean, std = self._cost.predict(points)
-            right = self._cost.scale.expected_shortfall(self._strips.right, mean, std)
-            overlap = right - np.hstack([np.zeros((len(points), 1)), right[:, :-1]])
-        gains = expected_improvement(shortfall, overlap)
+        if self._excess is not None and self._least_excess > 0:  # no trial keeps the constraints yet
+            return self._expected_shortfall(self._excess, np.array([self._least_excess]), points)[:, 0]
+        levels, place = np.unique(self._cells.level, return_inverse=True)
+        shortfall = self._expected_shortfall(self._loss, levels, points)
+        overlaps = []
+        for column, surrogate in enumerate(self._costs):
+            left, right = self._cells.left[column], self._cells.right[column]
+            if surrogate is None:
+                overlaps.append(known_overlap(_known_values(candidates, column), left, right))
+            else:
+                below = self._expected_shortfall(surrogate, right, points)
+                overlaps.append(below - np.hstack([np.zeros((len(points), 1)), below[:, :-1]]))
+        gains = expected_improvement(shortfall, place.reshape(self._cells.level.shape), overlaps)
+        if self._excess is not None:
+            gains = gains * self._excess.probability_below(0.0, points)
         if self._unsuccessful is not None:
             good = 1.0 + self._loss.similarity(points, self._successful).sum(axis=1)
             bad = self._loss.similarity(points, self._unsuccessful).sum(axis=1)
             gains = gains * good / (good + bad)
         return gains
+
+    @staticmethod
+    def _expected_shortfall(surrogate: Surrogate, thresholds: Floats, points: Points) -> Floats:
+        return surrogate.scale.expected_shortfall(thresholds, *surrogate.predict(points))
+
+
+def _known_values(candidates: Sequence[_Candidate], column: int) -> Floats:
+    """What is known of an objective after the first: `n`."""
+    return np.array([candidate.values[column] for candidate in candidates], dtype=np.float64)
+
+
+def _known_columns(candidates: Sequence[_Candidate]) -> list[int]:
+    """Which objectives after the first are known of every trial before it runs."""
+    return [i for i in range(len(candidates[0].values)) if not np.isnan(_known_values(candidates, i)).any()]
+
+
+def total_excess(trial: FrozenTrial) -> float:
+    """How far a trial is beyond all constraints, from what is noted at it; 0 where it keeps them."""
+    return sum(max(0.0, excess) for excess in trial.constraints.values())
 
 
 def _telling_rows(losses: Floats, costs: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -344,7 +392,10 @@ class _Pool:
 
 
 def _candidate(knobs: dict[str, Any], known: KnownCosts | None) -> _Candidate:
-    return _Candidate(knobs, math.nan if known is None else float(known.cost(knobs)))
+    if known is None:
+        return _Candidate(knobs, math.nan)
+    cost = float(known.cost(knobs))
+    return _Candidate(knobs, cost, (cost,) if known.objectives is None else tuple(map(float, known.objectives(knobs))))
 
 
 def _log(cost: float) -> float:

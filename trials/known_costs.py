@@ -1,4 +1,4 @@
-"""`KnownCosts`: the exact cost of a trial and a prior of its metric, known before it runs."""
+"""`KnownCosts`: the exact costs of a trial and a prior of its metric, known before it runs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ class KnownCosts:
     Below 0.1 ms a call they go unnoticed. They must be deterministic, and they stay in the process of the driver.
 
     Attributes:
-        cost: knobs -> the exact value of the study's second objective, in its unit. It must be finite.
+        cost: knobs -> the exact value of what the budget limits, in its unit. It must be finite.
         canonical: knobs -> the same knobs with a fixed value wherever a choice has no effect, so that equal nets have
-            equal knobs. It is idempotent and does not change the cost.
+            equal knobs. It is idempotent and does not change the costs.
         prior: knobs of several trials -> for each a guess of the first objective, in its unit, for example the accuracy
             with inherited weights. Only a linear relation to the result is assumed, so its scale and offset may be
             wrong. Called a few times a proposal.
         sample: draws knobs at random, by preference some within the range of costs; without it they are uniform.
         within_limits: knobs -> whether a trial is within the limits of other figures; without it all are.
+        objectives: knobs -> the exact values of the study's objectives after the first, in their units; NaN for those
+            that are not known before the trial. Without it there is one, and it is `cost`.
         min_cost: cheapest trial that may be proposed.
         max_cost: most expensive trial that may be proposed.
 
@@ -41,6 +43,7 @@ class KnownCosts:
     prior: Callable[[Sequence[Knobs]], Sequence[float]] | None = None
     sample: Callable[[np.random.Generator], Knobs] | None = None
     within_limits: Callable[[Knobs], bool] | None = None
+    objectives: Callable[[Knobs], Sequence[float]] | None = None
     min_cost: float = -math.inf
     max_cost: float = math.inf
 

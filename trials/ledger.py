@@ -33,7 +33,7 @@ from nas_kd.trials.database import WAIT_S, Database
 from nas_kd.trials.files import FileLock, is_locked
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.objectives import Objective, default_objectives, objective_values
+from nas_kd.trials.objectives import Objective, Ranking
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.recovery import check_sound, open_or_renew, trials_of_folders
@@ -88,7 +88,8 @@ class Ledger:
                 "open it with the release of nas-kd that wrote it, or a later one"
             )
         self.metric = Metric.model_validate(stored["metric"])
-        self.objectives = tuple(Objective.model_validate(item) for item in stored["objectives"])
+        # Constraints are the driver's: unlike directions, they may change from one run of a campaign to the next.
+        self.ranking = Ranking(tuple(Objective.model_validate(item) for item in stored["objectives"]))
 
     @classmethod
     def open(
@@ -96,7 +97,7 @@ class Ledger:
         run_dir: Path,
         *,
         metric: Metric,
-        objectives: Sequence[Objective] = (),
+        ranking: Ranking | None = None,
         config_hash: str = "",
         storage: str | None = None,
         name: str | None = None,
@@ -106,7 +107,7 @@ class Ledger:
         Args:
             run_dir: The run's folder. One driver at a time holds it, wherever the study is stored.
             metric: The primary metric.
-            objectives: What to rank by; by default the primary metric and `flops`, minimized.
+            ranking: What to rank by; by default the primary metric and `flops`, minimized.
             config_hash: Of the campaign's config; goes into records that the driver has to write by itself.
             storage: An SQLAlchemy URL of PostgreSQL or MySQL; by default a journal file in `run_dir`.
             name: Of the campaign; by default the name of the folder. See `storage.study_name`.
@@ -125,9 +126,7 @@ class Ledger:
                 "wait for it to end, stop it, or use another run folder"
             )
         try:
-            wanted = tuple(objectives) or default_objectives(metric)
-            if len(wanted) < 2:
-                raise ValueError(f"`objectives` must hold two or more, but got {_listed(wanted)}; add flops")
+            wanted = ranking or Ranking.default(metric)
             opened, repairs = open_or_renew(run_dir, storage)
             with quiet_optuna(), storage_errors(storage):
                 own_name = _only_study(opened) if storage is None else None
@@ -140,18 +139,19 @@ class Ledger:
                 )
             if "format" not in study.user_attrs:  # new, or killed right after it was made
                 study.set_user_attr("metric", metric.model_dump())
-                study.set_user_attr("objectives", [objective.model_dump() for objective in wanted])
+                study.set_user_attr("objectives", [objective.model_dump() for objective in wanted.objectives])
                 study.set_user_attr("convention", COST_CONVENTION)
                 study.set_user_attr("format", LEDGER_FORMAT)
             own = opened if storage is None else Database(opened, storage, wait_s=WAIT_S)
             ledger = cls(own, study.study_name, run_dir, lock)
             ledger._check_place()
-            if not ledger.metric.is_same_as(metric) or ledger.objectives != wanted:
+            if not ledger.metric.is_same_as(metric) or ledger.ranking.objectives != wanted.objectives:
                 raise ValueError(
-                    f"{run_dir} ranks by {_listed(ledger.objectives)} with {ledger.metric.name!r} as its metric, but "
+                    f"{run_dir} ranks by {_listed(ledger.ranking)} with {ledger.metric.name!r} as its metric, but "
                     f"this campaign asks for {_listed(wanted)} with {metric.name!r}; restore that or use another run "
-                    "folder"
+                    "folder, since a study cannot change its objectives"
                 )
+            ledger.ranking = wanted
             if ledger.metadata.get("config_hash") != config_hash:
                 ledger.set_metadata("config_hash", config_hash)
             ledger.repairs = (*repairs, *ledger._take_in_folders())
@@ -205,7 +205,7 @@ class Ledger:
 
     def _take_in_folders(self) -> list[str]:
         """Add the trials of folders that the ledger does not know; a sentence where there were any."""
-        templates, text = trials_of_folders(self.run_dir, len(self), self.metric, self.objectives)
+        templates, text = trials_of_folders(self.run_dir, len(self), self.metric, self.ranking)
         with self._driving():
             for template in templates:
                 self._storage.create_new_trial(self._study_id, template_trial=template)
@@ -297,7 +297,7 @@ class Ledger:
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
         """What a sampler sees of these trials; see `nas_kd.trials.translation`."""
-        return self._translation.view(trials, space, _directions(self.objectives))
+        return self._translation.view(trials, space, _directions(self.ranking), self.ranking)
 
     def _write_proposal(
         self, proposed: FrozenTrial, trials: Sequence[FrozenTrial], waiting: FrozenTrial | None
@@ -429,7 +429,7 @@ class Ledger:
             if not record.metric.is_same_as(self.metric):
                 raise ValueError(f"trial {record.number}: metric must be {self.metric}, but is {record.metric}")
             complete = record.state == "complete"
-            values = objective_values(record, self.objectives) if complete else None
+            values = self.ranking.values(record) if complete else None
             self._storage.set_trial_user_attr(trial._trial_id, "record", json.loads(record.to_json()))
             self._storage.set_trial_state_values(trial._trial_id, STATES[record.state], values)
             return True
@@ -489,9 +489,9 @@ def _key(values: Mapping[str, KnobValue], seed: int | None) -> object:
     return frozenset(values.items()), seed
 
 
-def _directions(objectives: Sequence[Objective]) -> list[StudyDirection]:
-    return [StudyDirection.MAXIMIZE if objective.maximize else StudyDirection.MINIMIZE for objective in objectives]
+def _directions(ranking: Ranking) -> list[StudyDirection]:
+    return [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in ranking.maximize]
 
 
-def _listed(objectives: Sequence[Objective]) -> str:
-    return ", ".join(map(str, objectives)) or "none"
+def _listed(ranking: Ranking) -> str:
+    return ", ".join(map(str, ranking.objectives))

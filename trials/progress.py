@@ -17,8 +17,8 @@ from rich.text import Text
 
 from nas_kd.trials.dominance import front
 from nas_kd.trials.events import Event
-from nas_kd.trials.objectives import Objective, objective_values
-from nas_kd.trials.record import Cost, KnobValue, TrialRecord
+from nas_kd.trials.objectives import COSTS, Ranking
+from nas_kd.trials.record import KnobValue, TrialRecord
 
 _MAX_KNOBS = 6  # of a trial in a plain line
 _KNOBS_WIDTH = 36  # characters of the table's column
@@ -77,7 +77,7 @@ class Progress:
     Text that comes from trials is shown as it is: square brackets are no markup.
 
     Args:
-        objectives: What the ledger ranks by; marks the front so far.
+        ranking: Of the ledger; its objectives are shown, and the front so far is marked.
         records: Of trials that ended before this run.
         console: Where to write; by default standard output.
         max_rows: Rows of the live table. Running trials come first, then the front, then the latest.
@@ -85,15 +85,13 @@ class Progress:
 
     def __init__(
         self,
-        objectives: Sequence[Objective],
+        ranking: Ranking,
         records: Sequence[TrialRecord] = (),
         *,
         console: Console | None = None,
         max_rows: int = 20,
     ) -> None:
-        self._objectives = tuple(objectives)
-        costs = [each.name for each in objectives if each.name in Cost.model_fields]
-        self._cost_names = tuple(dict.fromkeys([*costs, "flops"]))  # FLOPs beside what is ranked by
+        self._ranking = ranking
         self._console = console or Console()
         self._max_rows = max_rows
         self._rows = {record.number: _row_of(record) for record in records}
@@ -162,13 +160,11 @@ class Progress:
         return news
 
     def front(self) -> set[int]:
-        """The numbers of the complete trials that nobody dominates."""
-        values: dict[int, list[float]] = {}
-        for row in self._rows.values():
-            if row.record is not None and row.record.state == "complete":
-                values[row.number] = list(objective_values(row.record, self._objectives))
-        numbers = list(values)
-        return {numbers[i] for i in front(list(values.values()), [each.maximize for each in self._objectives])}
+        """The numbers of the complete trials that keep all constraints and that nobody dominates."""
+        complete = [row.record for row in self._rows.values() if row.record and row.record.state == "complete"]
+        kept = [record for record in complete if self._ranking.keeps(record)]
+        chosen = front([self._ranking.values(record) for record in kept], self._ranking.maximize)
+        return {kept[i].number for i in chosen}
 
     def eta_s(self) -> float | None:
         """Seconds until the campaign ends; None where nothing is known of how long a trial takes.
@@ -203,12 +199,8 @@ class Progress:
         words = [head, f"trial {event.number}", event.kind]
         if event.record is not None:
             words[-1] = event.record.state
-            score = event.record.score()
-            if score is not None:
-                words.append(f"{event.record.metric.name} {score:.4g}")
-            if event.record.cost is not None:
-                cost = event.record.cost
-                words += [f"{name} {format_count(getattr(cost, name))}" for name in self._cost_names]
+            known = zip(self._ranking.names, self._values(event.record), strict=True)
+            words += [f"{name} {text}" for name, text in known if text]
             if event.number in self.front():
                 words.append("(front)")
             if event.record.error:
@@ -229,23 +221,18 @@ class Progress:
     def render(self) -> Group:
         """The live table as it stands."""
         on_front = self.front()
-        metric = self._objectives[0].name if self._objectives else "score"
         table = Table(box=None, pad_edge=False)
-        for title in ("trial", "knobs", "state", "progress", metric, *self._cost_names, "front", "message"):
+        for title in ("trial", "knobs", "state", "progress", *self._ranking.names, "front", "message"):
             table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
         table.columns[1].max_width = _KNOBS_WIDTH
         knobs = _telling_knobs([row.knobs for row in self._rows.values()])
         for row in self._shown(on_front):
-            score = row.record.score() if row.record is not None else None
-            cost = row.record.cost if row.record is not None else None
-            costs = [None if cost is None else getattr(cost, name) for name in self._cost_names]
             table.add_row(
                 str(row.number),
                 Text(_values_text(row.knobs, knobs)),
                 Text(row.state, style=_STATE_STYLES[row.state]),
                 ProgressBar(total=1.0, completed=row.fraction, width=16),
-                "" if score is None or not math.isfinite(score) else f"{score:.4g}",
-                *(format_count(value) for value in costs),
+                *(self._values(row.record) if row.record is not None else [""] * len(self._ranking.names)),
                 "*" if row.number in on_front else "",
                 Text(" ".join(row.message.split())),
             )
@@ -256,6 +243,14 @@ class Progress:
         foot += f", about {format_duration(eta)} left" if eta is not None else ""
         foot += f"; {self._message}" if self._message else ""
         return Group(table, Text(foot))
+
+    def _values(self, record: TrialRecord) -> list[str]:
+        """What ranks a trial, in the order of the names; empty texts for what was not measured."""
+        found = {each.name: (each.of(record), each.name in COSTS) for each in self._ranking.ranked}
+        return [
+            "" if value is None or not math.isfinite(value) else format_count(value) if is_cost else f"{value:.4g}"
+            for value, is_cost in found.values()
+        ]
 
     def _shown(self, on_front: set[int]) -> list[_Row]:
         def importance(row: _Row) -> tuple[bool, bool, int]:

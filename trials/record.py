@@ -221,15 +221,16 @@ class TrialRecord(BaseModel):
                 raise ValueError(f"trial {self.number}: {name} is {value}; a complete trial's must be finite")
         return self
 
-    def score(self, split: Split = "val", stage: Stage | None = None) -> float | None:
+    def score(self, split: Split = "val", stage: Stage | None = None, name: str | None = None) -> float | None:
         """The primary metric, or None where it was not measured.
 
         Args:
             split: The split it was measured on; the search ranks by `val` and never sees `test`.
             stage: One stage; by default the last one that has it: retrained, derived, gated.
+            name: Of another metric.
         """
         for candidate in STAGES_OF_A_STUDENT if stage is None else (stage,):
-            value = self.metrics.get(candidate, {}).get(split, {}).get(self.metric.name)
+            value = self.metrics.get(candidate, {}).get(split, {}).get(name or self.metric.name)
             if value is not None:
                 return float(value)
         return None

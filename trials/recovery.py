@@ -6,7 +6,6 @@ The record in the folder of a trial holds all that the ledger needs of a trial t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from optuna.storages import BaseStorage
@@ -14,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.context import RECORD_NAME
 from nas_kd.trials.files import trial_folders
-from nas_kd.trials.objectives import Objective, objective_values
+from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Metric, TrialRecord
 from nas_kd.trials.storage import JOURNAL_NAME, DamagedJournalError, open_storage, repair_journal, set_aside
 from nas_kd.trials.translation import STATES
@@ -47,9 +46,7 @@ def check_sound(storage: BaseStorage, path: Path) -> None:
                 raise DamagedJournalError(f"{path} is damaged: lines on trial {trial.number} are missing")
 
 
-def trials_of_folders(
-    run_dir: Path, known: int, metric: Metric, objectives: Sequence[Objective]
-) -> tuple[list[FrozenTrial], str]:
+def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Ranking) -> tuple[list[FrozenTrial], str]:
     """The trials of folders that the ledger does not know, as it stores them.
 
     Trials without a record, which had not ended, give their numbers up: others run in their place.
@@ -58,7 +55,7 @@ def trials_of_folders(
         run_dir: The run's folder.
         known: How many trials the ledger has.
         metric: The primary metric of the campaign.
-        objectives: Of the campaign.
+        ranking: Of the campaign.
 
     Returns:
         The trials from number `known` on, and a sentence on them; an empty one where there are none.
@@ -89,7 +86,7 @@ def trials_of_folders(
     templates = []
     for number in range(known, max(unknown) + 1):
         if number in records:
-            templates.append(_recorded_trial(records[number], objectives))
+            templates.append(_recorded_trial(records[number], ranking))
         else:
             templates.append(create_trial(state=TrialState.WAITING, user_attrs={"queued": {}, "withdrawn": True}))
     text = f"{len(records)} trials that the ledger did not know were taken in from their records in trials/"
@@ -98,10 +95,10 @@ def trials_of_folders(
     return templates, text
 
 
-def _recorded_trial(record: TrialRecord, objectives: Sequence[Objective]) -> FrozenTrial:
+def _recorded_trial(record: TrialRecord, ranking: Ranking) -> FrozenTrial:
     """A trial that has ended, as the ledger stores it, from its record."""
     return create_trial(
         state=STATES[record.state],
-        values=list(objective_values(record, objectives)) if record.state == "complete" else None,
+        values=list(ranking.values(record)) if record.state == "complete" else None,
         user_attrs={"knobs": dict(record.knobs), "record": json.loads(record.to_json()), "taken_in": True},
     )

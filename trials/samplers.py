@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.dominance import front
 from nas_kd.trials.encoding import draw, mutate
-from nas_kd.trials.known_cost import KnownCostSampler
+from nas_kd.trials.known_cost import KnownCostSampler, total_excess
 from nas_kd.trials.known_costs import KnownCosts
 
 SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution], KnownCosts | None], BaseSampler]
@@ -106,7 +106,8 @@ class MutationSampler(BaseSampler):
         if len(complete) < self._num_startup:
             return []
         maximize = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
-        return [complete[i] for i in front([trial.values for trial in complete], maximize)]
+        excesses = [total_excess(trial) for trial in complete]
+        return [complete[i] for i in front([trial.values for trial in complete], maximize, excesses)]
 
     def sample_independent(
         self,

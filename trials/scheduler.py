@@ -1,10 +1,11 @@
-"""Early stopping on several objectives: non-dominated rank per rung.
+"""Early stopping by what ranks the trials: non-dominated rank per rung, after those who keep all constraints.
 
 Successive halving in its asynchronous form (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys
 2020, algorithm 2), where the order is the non-dominated rank instead of a single loss, after Salinas et al., "A
 multi-objective perspective on jointly tuning hardware and hyperparameters", 2021. Deviation: ranks are never split.
 Who is not dominated at a rung goes on, however many they are; a cheap student is not stopped for being less accurate
-than an expensive one.
+than an expensive one. Who does not keep the constraints at a rung comes after all who do, in the order of how far it is
+beyond them (constrained domination, Deb et al. 2002, section VI).
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nas_kd.trials.dominance import non_dominated_ranks, to_losses
-from nas_kd.trials.objectives import Objective
+from nas_kd.trials.dominance import constrained_ranks, to_losses
+from nas_kd.trials.objectives import Ranking
 
 
 def should_stop(
-    values: Sequence[float], others: Sequence[Sequence[float]], maximize: Sequence[bool], *, reduction_factor: float
+    values: Sequence[float],
+    others: Sequence[Sequence[float]],
+    maximize: Sequence[bool],
+    *,
+    reduction_factor: float,
+    excesses: Sequence[float] = (),
 ) -> bool:
     """Whether a trial that reached a rung with `values` ends there.
 
@@ -30,11 +36,14 @@ def should_stop(
         others: Those of all other trials that reached the rung. Those that are not finite count as the worst.
         maximize: Direction of each objective.
         reduction_factor: Above 1; 3 continues about a third.
+        excesses: How far the trial, and then each of the others, is beyond the constraints; none where there are none.
     """
     if not all(map(math.isfinite, values)):
         return True
-    finite = [other for other in others if all(map(math.isfinite, other))]
-    ranks = non_dominated_ranks(to_losses([values, *finite], maximize))
+    own, *of_others = excesses or [0.0] * (1 + len(others))
+    finite = [row for row in zip(others, of_others, strict=True) if all(map(math.isfinite, row[0]))]
+    losses = to_losses([values, *(other for other, _ in finite)], maximize)
+    ranks = constrained_ranks(losses, [own, *(excess for _, excess in finite)])
     num_better = int((ranks < ranks[0]).sum())
     return num_better >= (1 + len(others)) / reduction_factor
 
@@ -64,7 +73,7 @@ class RungScheduler:
         number: int,
         step: int,
         reports: Mapping[int, Mapping[int, Mapping[str, float]]],
-        objectives: Sequence[Objective],
+        ranking: Ranking,
     ) -> bool:
         """Whether trial `number` ends with its report at `step`.
 
@@ -72,16 +81,22 @@ class RungScheduler:
             number: The trial.
             step: Of its latest report.
             reports: All reports, the latest included: trial number -> step -> values.
-            objectives: Names and directions.
+            ranking: What they are compared by.
         """
         rung = max((rung for rung in self.rungs if rung <= step), default=None)
         if rung is None or any(rung <= earlier < step for earlier in reports[number]):
             return False
-        maximize = [objective.maximize for objective in objectives]
         reached = {
-            trial: [values[min(steps)][objective.name] for objective in objectives]
+            trial: values[min(steps)]
             for trial, values in reports.items()
             if (steps := [candidate for candidate in values if candidate >= rung])
         }
-        own = reached.pop(number)
-        return should_stop(own, list(reached.values()), maximize, reduction_factor=self.reduction_factor)
+        ordered = [reached.pop(number), *reached.values()]
+        own, *others = ([values[objective.name] for objective in ranking.objectives] for values in ordered)
+        return should_stop(
+            own,
+            others,
+            ranking.maximize,
+            reduction_factor=self.reduction_factor,
+            excesses=[ranking.total_excess(values) for values in ordered],
+        )

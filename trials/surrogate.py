@@ -161,6 +161,11 @@ class Surrogate:
         variance = np.maximum(prior - (reduced**2).sum(axis=0), 1e-12) + self._hyper.noise
         return self._mean + self._std * mean, self._std * np.sqrt(variance)
 
+    def probability_below(self, threshold: float, points: Points) -> Floats:
+        """How probable it is that a new trial at each point comes out at the threshold or below: `n`."""
+        mean, std = self.predict(points)
+        return np.asarray(ndtr((self.scale.to_scale(np.array([threshold])) - mean) / np.maximum(std, 1e-12)))
+
     def believe(self, points: Points) -> Floats:
         """Count points whose trials still run as if they had come out at the mean ("kriging believer").
 

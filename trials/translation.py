@@ -17,9 +17,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.knobs import KnobSpace, to_distributions
+from nas_kd.trials.objectives import Constraint, Ranking
+from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.view import STUDY_NAME, ProposalView
 
 FIXED = "fixed_params"  # where Optuna keeps the values of a queued trial
+CONSTRAINT_PREFIX = "constraints:"  # of the names under which `set_constraint` keeps them
 
 
 STATES: Mapping[str, TrialState] = {
@@ -34,12 +37,13 @@ class Translation:
 
     def __init__(self) -> None:
         self._space: KnobSpace = {}
+        self._constraints: tuple[Constraint, ...] = ()
         self._translated: dict[int, FrozenTrial] = {}  # of trials that have ended, in the terms of `_space`
         self._stored: dict[str, BaseDistribution] = {}  # by the names of the stored study
         self._with_stored: set[int] = set()  # trials that have ended and are in it
 
     def view(
-        self, trials: Sequence[FrozenTrial], space: KnobSpace, directions: Sequence[StudyDirection]
+        self, trials: Sequence[FrozenTrial], space: KnobSpace, directions: Sequence[StudyDirection], ranking: Ranking
     ) -> optuna.Study:
         """A study in memory, in the terms of `space`, for one proposal.
 
@@ -50,15 +54,16 @@ class Translation:
             trials: All that are stored, by number.
             space: The knobs.
             directions: Of the objectives.
+            ranking: Whose constraints Optuna's samplers look for at each trial.
         """
-        if self._space != space:
-            self._space, self._translated = dict(space), {}
+        if (self._space, self._constraints) != (space, ranking.constraints):
+            self._space, self._constraints, self._translated = dict(space), ranking.constraints, {}
         distributions = to_distributions(space)
         translated = []
         for trial in trials:
             seen = self._translated.get(trial.number)
             if seen is None:
-                seen = _translate(trial, space, distributions)
+                seen = _translate(trial, space, distributions, ranking)
                 seen.number = seen._trial_id = trial.number
                 if trial.state.is_finished():
                     self._translated[trial.number] = seen
@@ -89,7 +94,9 @@ def is_queued(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.WAITING and not trial.user_attrs.get("withdrawn", False)
 
 
-def _translate(trial: FrozenTrial, space: KnobSpace, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _translate(
+    trial: FrozenTrial, space: KnobSpace, distributions: Mapping[str, BaseDistribution], ranking: Ranking
+) -> FrozenTrial:
     """A stored trial as the view holds it, under the same number."""
     if trial.state == TrialState.WAITING:
         if not is_queued(trial):
@@ -103,8 +110,17 @@ def _translate(trial: FrozenTrial, space: KnobSpace, distributions: Mapping[str,
         values=trial.values,
         params=knobs,
         distributions=dict(distributions),
-        system_attrs=dict(trial.system_attrs),
+        system_attrs={**trial.system_attrs, **_excesses(trial, ranking)},
     )
+
+
+def _excesses(trial: FrozenTrial, ranking: Ranking) -> dict[str, float]:
+    """How far a complete trial is beyond each constraint, under the names at which Optuna's samplers look for it."""
+    if not ranking.constraints or trial.state != TrialState.COMPLETE:
+        return {}
+    record = TrialRecord.model_validate(trial.user_attrs["record"])
+    excesses = zip(ranking.constraints, ranking.excesses(record), strict=True)
+    return {f"{CONSTRAINT_PREFIX}{constraint}": excess for constraint, excess in excesses}
 
 
 def _compatible(old: BaseDistribution, new: BaseDistribution) -> bool:

@@ -47,6 +47,7 @@ from nas_kd.trials import (
     Metric,
     Objective,
     OnEvent,
+    Ranking,
     RungScheduler,
     StorageError,
     Summary,
@@ -243,10 +244,12 @@ class Campaign:
             return Ledger.open(
                 self.run_dir,
                 metric=self._metric,
-                objectives=[
-                    Objective(name=self._metric.name, maximize=self._metric.maximize),
-                    Objective(name=config.budget.cost_field),
-                ],
+                ranking=Ranking(
+                    (
+                        Objective(name=self._metric.name, maximize=self._metric.maximize),
+                        Objective(name=config.budget.cost_field),
+                    )
+                ),
                 config_hash=config.digest(),
                 storage=config.storage,
                 name=config.name,

@@ -277,7 +277,7 @@ def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[...,
     assert shared or record.diagnostics["budget_share"] <= 1
     assert record.cost is not None
     assert record.cost.predicted_latency_ms == table.cost(record.arch["choices"]) / 1e6 <= goal_ms
-    assert [each.name for each in Ledger.load(config.run_dir).objectives] == ["miou", "predicted_latency_ms"]
+    assert [each.name for each in Ledger.load(config.run_dir).ranking.objectives] == ["miou", "predicted_latency_ms"]
     front = ParetoFront.from_records([record])
     assert front.points.tolist() == [[record.cost.predicted_latency_ms, record.score("val", "retrained")]]
     page = report(config.run_dir).report.read_text()

@@ -10,11 +10,13 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from scipy.special import ndtri
 
+from nas_kd.analysis.pareto import hypervolume
 from nas_kd.trials import KnownCosts, KnownCostSampler, build_sampler, proposal_seed
 from nas_kd.trials import known_cost as known_cost_module
 from nas_kd.trials.dominance import non_dominated_ranks
-from nas_kd.trials.improvement import expected_improvement, known_overlap, strips
+from nas_kd.trials.improvement import cells, expected_improvement, known_overlap
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.surrogate import Points, ShiftedLog, Surrogate, far_worse
 
@@ -59,10 +61,11 @@ def regret(found: list[dict[str, Any]]) -> float:
     """Hypervolume that the front of all nets has beyond what was found, as a share."""
 
     def volume(rows: list[dict[str, Any]]) -> float:
-        parts = strips(
-            np.array([1.0 - metric(row) for row in rows]), np.array([cost(row) for row in rows]), (1.0, 200.0)
+        parts = cells(
+            np.array([1.0 - metric(row) for row in rows]), np.array([[cost(row)] for row in rows]), (1.0, 200.0)
         )
-        return float(((parts.right - parts.left)[1:] * (1.0 - parts.level[1:])).sum())  # left of the first is nothing
+        widths = parts.right[0] - parts.left[0]
+        return float((widths[1:] * (1.0 - parts.level[1:])).sum())  # left of the first is nothing
 
     names = list(GATES)
     everything = [dict(zip(names, values, strict=True)) for values in itertools.product(SIZES, repeat=6)]
@@ -74,7 +77,8 @@ def test_expected_improvement_of_known_and_unknown_costs_is_the_average_of_draws
     rng = np.random.default_rng(0)
     losses, costs = rng.uniform(0.2, 0.8, 30), rng.uniform(1.0, 9.0, 30)
     reference = (0.75, 8.0)
-    parts = strips(losses, costs, reference)
+    parts = cells(losses, costs[:, None], reference)
+    (left,), (right,), each = parts.left, parts.right, np.arange(parts.level.size)
     scale = ShiftedLog(offset)
     mean, std = scale.to_scale(np.array([0.3, 0.5])), np.array([0.4, 0.1]) * (1.0 if offset > -1 else 0.01)
     cost_scale, cost_mean, cost_std = ShiftedLog(0.0), np.log([3.0, 4.0]), np.array([0.3, 0.5])
@@ -88,12 +92,12 @@ def test_expected_improvement_of_known_and_unknown_costs_is_the_average_of_draws
         return np.asarray(gain.sum(axis=1) * (grid[1] - grid[0]))
 
     draws = scale.from_scale(mean[:, None] + std[:, None] * rng.normal(size=(2, 2000)))
-    known = expected_improvement(shortfall, known_overlap(np.array([2.5, 6.0]), parts))
+    known = expected_improvement(shortfall, each, [known_overlap(np.array([2.5, 6.0]), left, right)])
     for row, at in enumerate([2.5, 6.0]):
         assert known[row] == pytest.approx(volume(draws[row], np.full(2000, at)).mean(), rel=0.05, abs=1e-3)
-    right = cost_scale.expected_shortfall(parts.right, cost_mean, cost_std)
-    overlap = right - np.hstack([np.zeros((2, 1)), right[:, :-1]])
-    unknown = expected_improvement(shortfall, overlap)
+    below = cost_scale.expected_shortfall(right, cost_mean, cost_std)
+    overlap = below - np.hstack([np.zeros((2, 1)), below[:, :-1]])
+    unknown = expected_improvement(shortfall, each, [overlap])
     drawn_costs = np.exp(cost_mean[:, None] + cost_std[:, None] * rng.normal(size=(2, 2000)))
     for row in range(2):
         assert unknown[row] == pytest.approx(volume(draws[row], drawn_costs[row]).mean(), rel=0.05, abs=1e-3)
@@ -235,11 +239,60 @@ def test_numbers_on_all_scales_and_a_metric_to_be_minimized() -> None:
     assert np.median(np.abs(np.log(np.array(late) / 2.0))) < 0.7  # the best weight is 2; at random it would be 1.2
 
 
-def test_three_objectives_are_refused() -> None:
-    with quiet_optuna():
-        study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
-    with pytest.raises(ValueError, match="needs two objectives, a metric and a cost, but the study has 3"):
-        ask(study, 0, None)
+def size(knobs: Mapping[str, Any]) -> float:
+    """A second cost, which other gates decide."""
+    return 1.0 + sum((6 - i) * SIZES[knobs[name]] for i, name in enumerate(GATES))
+
+
+def test_expected_improvement_over_two_costs_is_the_average_of_volumes() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0.1, 0.9, (12, 3))
+    reference = (0.85, 0.8, 0.95)
+    parts = cells(points[:, 0], points[:, 1:], reference)
+    scale, mean, std = ShiftedLog(0.0), np.log([0.2, 0.5]), np.array([0.2, 0.4])
+    levels, place = np.unique(parts.level, return_inverse=True)
+    known = np.array([[0.3, 0.4], [0.5, 0.2]])
+    overlaps = [known_overlap(known[:, d], parts.left[d], parts.right[d]) for d in range(2)]
+    shortfall = scale.expected_shortfall(levels, mean, std)
+    found = expected_improvement(shortfall, place.reshape(parts.level.shape), overlaps)
+    before = hypervolume(points, ["minimize"] * 3, reference)
+    for row in range(2):
+        losses = np.exp(mean[row] + std[row] * ndtri((np.arange(400) + 0.5) / 400))
+        gains = [
+            hypervolume(np.vstack([points, [loss, *known[row]]]), ["minimize"] * 3, reference) - before
+            for loss in losses
+        ]
+        assert found[row] == pytest.approx(np.mean(gains), rel=0.01)
+
+
+@pytest.mark.parametrize("size_is_known", [True, False])
+def test_three_objectives_are_searched_better_than_at_random(size_is_known: bool) -> None:
+    known = KnownCosts(cost, objectives=lambda knobs: (cost(knobs), size(knobs) if size_is_known else math.nan))
+
+    def volume(sampler: str) -> float:
+        with quiet_optuna():
+            study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+        for number in range(24):
+            study.sampler = build_sampler(sampler, proposal_seed(1, number), GATES, known)
+            trial = study.ask(GATES)
+            study.tell(trial, [metric(trial.params), cost(trial.params), size(trial.params)])
+        rows = [trial.values for trial in study.trials]
+        return hypervolume(rows, ["maximize", "minimize", "minimize"], (0.0, 115.0, 106.0))
+
+    assert volume("known_cost") > 1.05 * volume("random")
+
+
+def test_a_constraint_on_a_metric_leads_to_nets_that_keep_it() -> None:
+    kept, least = {}, 0.99  # one net in 50 keeps it
+    for sampler in ("known_cost", "random"):
+        study = new_study()
+        for number in range(24):
+            study.sampler = build_sampler(sampler, proposal_seed(0, number), GATES, KnownCosts(cost))
+            trial = study.ask(GATES)
+            trial.set_constraint("accuracy", least - metric(trial.params))
+            study.tell(trial, [metric(trial.params), cost(trial.params)])
+        kept[sampler] = sum(metric(trial.params) >= least for trial in study.trials[8:])
+    assert kept["known_cost"] >= 3 * max(kept["random"], 1)
 
 
 def test_of_many_trials_the_process_rests_on_the_front_and_a_part_of_the_others() -> None:

@@ -16,7 +16,19 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
-from nas_kd.trials import SAMPLERS, ChoiceKnob, IntKnob, KnobSpace, KnobValue, Ledger, Metric, Objective, translation
+from nas_kd.trials import (
+    SAMPLERS,
+    ChoiceKnob,
+    Constraint,
+    IntKnob,
+    KnobSpace,
+    KnobValue,
+    Ledger,
+    Metric,
+    Objective,
+    Ranking,
+    translation,
+)
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.storage import (
@@ -318,28 +330,56 @@ def test_other_objectives_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ranks by accuracy \(maximize\), flops \(minimize\).*restore that") as raised:
         open_ledger(tmp_path, metric=Metric(name="loss", maximize=False))
     assert "\n" not in str(raised.value)
-    objectives = (Objective(name="accuracy", maximize=True), Objective(name="latency_ms"))
+    ranking = Ranking((Objective(name="accuracy", maximize=True), Objective(name="latency_ms")))
     with pytest.raises(ValueError, match=r"asks for accuracy \(maximize\), latency_ms \(minimize\)"):
-        open_ledger(tmp_path, objectives=objectives)
+        open_ledger(tmp_path, ranking=ranking)
     open_ledger(tmp_path).close()  # the refused ones let go of the lock
 
 
 def test_three_objectives_by_name(tmp_path: Path) -> None:
-    objectives = (
-        Objective(name="accuracy", maximize=True),
-        Objective(name="params"),
-        Objective(name="derived/val/accuracy", maximize=True),
+    ranking = Ranking.of(
+        (Objective(name="parameters"), Objective(name="accuracy", maximize=True), Objective(name="flops"))
     )
-    with open_ledger(tmp_path, objectives=objectives) as ledger:
+    with open_ledger(tmp_path, ranking=ranking) as ledger:
         proposals = ask_and_tell(ledger, 12)
         record = ledger.records()[3]
     trial = stored_study(tmp_path).get_trials()[3]
-    assert trial.values == [record.score(), float(proposals[3]["width"]), record.score()]
+    width = float(proposals[3]["width"])
+    assert trial.values == [record.score(), width, 1000 * width]  # the metric first, the others in their order
 
 
-def test_one_objective_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must hold two or more"):
-        open_ledger(tmp_path, objectives=[Objective(name="accuracy", maximize=True)])
+def test_constraints_may_change_and_samplers_see_those_of_today(tmp_path: Path) -> None:
+    default = Ranking.default(METRIC)
+    for most in (None, 32, 16):
+        constraints = () if most is None else (Constraint(name="parameters", max=most),)
+        with open_ledger(tmp_path, ranking=Ranking(default.objectives, constraints)) as ledger:
+            ask_and_tell(ledger, 4, sampler="random")
+            seen = ledger._view(ledger._trials(), SPACE).get_trials(deepcopy=False)
+        widths = [trial.params["width"] for trial in seen]
+        expected = [{} if most is None else {f"parameters at most {most}": (width - most) / most} for width in widths]
+        assert [trial.constraints for trial in seen] == expected
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 36), ("mutation", 36), ("nsga2", 60)])
+def test_samplers_propose_what_keeps_the_constraints(tmp_path: Path, sampler: str, trials: int) -> None:
+    ranking = Ranking(Ranking.default(METRIC).objectives, (Constraint(name="parameters", max=16),))
+    with open_ledger(tmp_path, ranking=ranking) as ledger:
+        widths = [proposal["width"] for proposal in ask_and_tell(ledger, trials, sampler=sampler)]
+    assert sum(width <= 16 for width in widths[-12:]) > 6  # at random it would be 3
+
+
+def test_a_ranking_has_a_metric_and_two_or_three_objectives() -> None:
+    accuracy, flops = Ranking.default(METRIC).objectives
+    for objectives, message in (
+        ((accuracy,), "there are two or three"),
+        ((accuracy, flops, Objective(name="parameters"), Objective(name="latency_ms")), "there are two or three"),
+        ((accuracy, flops, flops), "each is named once"),
+        ((flops, Objective(name="parameters")), "one must be a metric of the task"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Ranking.of(objectives)
+    with pytest.raises(ValueError, match="has either `min` or `max`, but that of f1 has neither"):
+        Constraint(name="f1")
 
 
 def test_metadata(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 from toy_trials import METRIC, make_record
 
-from nas_kd.trials import Event, Progress, TrialRecord, default_objectives
+from nas_kd.trials import Event, Progress, Ranking, TrialRecord
 from nas_kd.trials.progress import format_count, format_duration
 from nas_kd.trials.record import KnobValue
 
-OBJECTIVES = default_objectives(METRIC)
+RANKING = Ranking.default(METRIC)
 KNOBS: dict[str, KnobValue] = {"width": 8, "rate": 0.1, "op": "conv", "max_flops": 50_000_000}
 
 
@@ -31,7 +31,7 @@ def ended(number: int, num_ended: int, width: int = 8, **changes: Any) -> Event:
 
 def test_one_plain_line_an_event_whatever_is_in_it() -> None:
     file, console = plain()
-    with Progress(OBJECTIVES, console=console) as progress:
+    with Progress(RANKING, console=console) as progress:
         progress(event("begun"))
         progress(event("started", number=0, knobs={"op": "[red]conv[/]", "max_flops": 5}))
         progress(event("progress", number=0, fraction=0.25, message="loss [nan]\nand [/oops] more"))
@@ -48,7 +48,7 @@ def test_one_plain_line_an_event_whatever_is_in_it() -> None:
 def test_an_architecture_of_many_choices_is_one_short_line() -> None:
     file, console = plain()
     choices = {f"arch.stages.{i}.op": "conv" for i in range(20)}
-    with Progress(OBJECTIVES, console=console) as progress:
+    with Progress(RANKING, console=console) as progress:
         progress(event("started", number=0, knobs={**choices, "resolution": 24}))
     shown = [f"arch.stages.{i}.op=conv" for i in range(5)]
     assert file.getvalue().splitlines() == [f"[0/4] trial 0 started resolution=24, {', '.join(shown)}, and 15 more"]
@@ -56,7 +56,7 @@ def test_an_architecture_of_many_choices_is_one_short_line() -> None:
 
 def test_plain_log_gets_a_line_a_quarter_of_each_trial_and_every_rung() -> None:
     file, console = plain()
-    with Progress(OBJECTIVES, console=console) as progress:
+    with Progress(RANKING, console=console) as progress:
         progress(event("started", number=0, knobs=KNOBS))
         for step in range(100):
             for number in (0, 1):
@@ -69,7 +69,7 @@ def test_plain_log_gets_a_line_a_quarter_of_each_trial_and_every_rung() -> None:
 
 def test_failed_trial_shows_the_last_line_of_its_error() -> None:
     file, console = plain()
-    with Progress(OBJECTIVES, console=console) as progress:
+    with Progress(RANKING, console=console) as progress:
         record = make_record(1, KNOBS, "failed", error="Traceback:\n  File\nValueError: [bad] value\n")
         progress(event("ended", 1, number=1, knobs=KNOBS, record=record))
     assert "[1/4] trial 1 failed" in file.getvalue()
@@ -80,7 +80,7 @@ def test_live_table_marks_the_front_and_survives_markup() -> None:
     file = io.StringIO()
     console = Console(file=file, width=120, force_terminal=True)
     earlier = [make_record(0, {**KNOBS, "width": 64}), make_record(1, KNOBS, "stopped")]
-    with Progress(OBJECTIVES, earlier, console=console) as progress:
+    with Progress(RANKING, earlier, console=console) as progress:
         progress(event("begun", 2))
         progress(event("started", 2, number=2, knobs=KNOBS))
         progress(event("progress", 2, number=2, fraction=0.5, message="epoch [3] of [/bold]"))
@@ -102,7 +102,7 @@ def test_live_table_marks_the_front_and_survives_markup() -> None:
 def test_running_trials_and_the_front_are_shown_first() -> None:
     _, console = plain()
     records = [make_record(i, {**KNOBS, "width": 64 if i else 1}, metrics={}, state="failed") for i in range(0)]
-    progress = Progress(OBJECTIVES, records, console=console, max_rows=2)
+    progress = Progress(RANKING, records, console=console, max_rows=2)
     for number in range(6):
         progress(
             ended(
@@ -124,7 +124,7 @@ def test_time_left_goes_by_the_time_of_a_trial_and_how_many_run_at_once(monkeypa
     now = [100.0]
     monkeypatch.setattr("nas_kd.trials.progress.time.monotonic", lambda: now[0])
     _, console = plain()
-    progress = Progress(OBJECTIVES, console=console)
+    progress = Progress(RANKING, console=console)
     progress(Event("preparing", 0, 8, message="starting Ray"))
     assert progress.eta_s() is None
     now[0] = 130.0  # Ray took 30 s, which the time left has nothing to do with
@@ -158,14 +158,14 @@ def timed(number: int, seconds: float) -> TrialRecord:
 
 def test_time_left_of_a_resumed_run_goes_by_the_trials_before() -> None:
     _, console = plain()
-    progress = Progress(OBJECTIVES, [timed(0, 20.0), timed(1, 40.0)], console=console)
+    progress = Progress(RANKING, [timed(0, 20.0), timed(1, 40.0)], console=console)
     progress(event("begun", 2))
     assert progress.eta_s() == pytest.approx(60.0)
 
 
 def test_the_live_table_tells_trials_apart_by_their_knobs() -> None:
     _, console = plain()
-    progress = Progress(OBJECTIVES, console=console)
+    progress = Progress(RANKING, console=console)
     arch = {f"arch.stages.{i}.op": "conv" for i in range(20)}
     for number, weight in enumerate((0.5, 1.0)):
         knobs = {**arch, "a.delta.weight": weight, "a.logits.weight": number, "max_flops": 5_000_000, "same": 1}

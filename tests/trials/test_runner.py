@@ -446,7 +446,7 @@ def test_wrong_resources(wrong: dict[str, Any], message: str) -> None:
     ],
 )
 def test_wrong_reports(tmp_path: Path, arguments: tuple[float, ...], options: dict[str, Any], message: str) -> None:
-    context = TrialContext(0, {}, 0, tmp_path, objectives=("accuracy", "flops"))
+    context = TrialContext(0, {}, 0, tmp_path, ranked_by=("accuracy", "flops"))
     with pytest.raises(ValueError, match=message):
         context.report(*arguments, **options)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas_kd.trials import Objective, RungScheduler, should_stop
+from nas_kd.trials import Constraint, Objective, Ranking, RungScheduler, should_stop
 from nas_kd.trials.dominance import front, non_dominated_ranks, to_losses
 
-OBJECTIVES = (Objective(name="accuracy", maximize=True), Objective(name="flops"))
+RANKING = Ranking((Objective(name="accuracy", maximize=True), Objective(name="flops")))
 # Few distinct values, so that ties and duplicates are common.
 POINTS = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.0, -math.inf, math.inf])] * 2), min_size=1, max_size=12)
 
@@ -80,17 +80,17 @@ def test_a_rung_is_judged_once_at_its_first_report() -> None:
     scheduler = RungScheduler(rungs=(2, 4), reduction_factor=2)
     good = {step: {"accuracy": 0.9, "flops": 1.0} for step in range(1, 5)}
     bad = {"accuracy": 0.1, "flops": 9.0}
-    assert not scheduler.decide(1, 1, {0: good, 1: {1: bad}}, OBJECTIVES)  # before the first rung
-    assert scheduler.decide(1, 2, {0: good, 1: {1: bad, 2: bad}}, OBJECTIVES)
-    assert scheduler.decide(1, 3, {0: good, 1: {3: bad}}, OBJECTIVES)  # skipped over the rung, and judged there
-    assert not scheduler.decide(1, 3, {0: good, 1: {2: bad, 3: bad}}, OBJECTIVES)  # judged at 2 already
-    assert not scheduler.decide(1, 2, {0: {1: good[1]}, 1: {2: bad}}, OBJECTIVES)  # the other has not reached it
+    assert not scheduler.decide(1, 1, {0: good, 1: {1: bad}}, RANKING)  # before the first rung
+    assert scheduler.decide(1, 2, {0: good, 1: {1: bad, 2: bad}}, RANKING)
+    assert scheduler.decide(1, 3, {0: good, 1: {3: bad}}, RANKING)  # skipped over the rung, and judged there
+    assert not scheduler.decide(1, 3, {0: good, 1: {2: bad, 3: bad}}, RANKING)  # judged at 2 already
+    assert not scheduler.decide(1, 2, {0: {1: good[1]}, 1: {2: bad}}, RANKING)  # the other has not reached it
 
 
 def test_a_rung_compares_its_first_reports() -> None:
     scheduler = RungScheduler(rungs=(1,), reduction_factor=2)
     reports = {0: {1: {"accuracy": 0.1, "flops": 2.0}, 9: {"accuracy": 0.9, "flops": 2.0}}}
-    assert not scheduler.decide(1, 1, {**reports, 1: {1: {"accuracy": 0.2, "flops": 2.0}}}, OBJECTIVES)
+    assert not scheduler.decide(1, 1, {**reports, 1: {1: {"accuracy": 0.2, "flops": 2.0}}}, RANKING)
 
 
 @pytest.mark.parametrize("rungs", [(), (0, 1), (2, 1), (1, 1)])
@@ -102,3 +102,17 @@ def test_rungs_must_ascend(rungs: tuple[int, ...]) -> None:
 def test_reduction_factor_must_be_above_1() -> None:
     with pytest.raises(ValueError, match="`reduction_factor` must be above 1, but got 1"):
         RungScheduler(rungs=(1,), reduction_factor=1.0)
+
+
+def test_who_keeps_the_constraints_goes_before_who_does_not_and_the_others_by_how_far_they_are_off() -> None:
+    ranking = Ranking(RANKING.objectives, (Constraint(name="f1", min=0.5),))
+    scheduler = RungScheduler(rungs=(1,), reduction_factor=2)
+    far = {1: {"accuracy": 0.9, "flops": 1.0, "f1": 0.1}}  # nobody dominates it, but it is furthest from f1 0.5
+    near = {1: {"accuracy": 0.2, "flops": 9.0, "f1": 0.4}}
+    kept = {1: {"accuracy": 0.1, "flops": 9.0, "f1": 0.6}}
+    assert scheduler.decide(0, 1, {0: far, 1: near, 2: kept}, ranking)
+    assert not scheduler.decide(1, 1, {0: far, 1: near, 2: kept}, ranking)
+    assert not scheduler.decide(2, 1, {0: far, 1: near, 2: kept}, ranking)
+    assert not scheduler.decide(0, 1, {0: far, 1: near, 2: kept}, RANKING)
+    old = {1: {"accuracy": 0.95, "flops": 0.5}}  # from before there was a constraint: f1 is not known
+    assert scheduler.decide(0, 1, {0: old, 1: near, 2: kept}, ranking)
