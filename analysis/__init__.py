@@ -1,12 +1,12 @@
 """Analysis of trial records: fronts, statistics, figures, tables of ablations and the report."""
 
 from nas_kd.analysis.advice import Advice, advise
+from nas_kd.analysis.axes import FLOPS, LATENCY, MEASURED, Axis, constraint_text
 from nas_kd.analysis.comparison import Comparison, compare
 from nas_kd.analysis.comparison import Run as ComparedRun
 from nas_kd.analysis.comparison_page import ComparisonPaths, write_comparison
-from nas_kd.analysis.cost_axis import FLOPS, LATENCY, MEASURED, CostAxis, cost_axis
 from nas_kd.analysis.figures import front_figure, write_picture
-from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable
+from nas_kd.analysis.front import ParetoFront, TeacherPoint, comparable, judged
 from nas_kd.analysis.interactive import failure_chart, front_chart, hypervolume_chart, stage_chart
 from nas_kd.analysis.offset_figures import offsets_chart, offsets_figure
 from nas_kd.analysis.offsets import drift, has_streaming_students, mean_of_delta_frames, offset_scores
@@ -41,10 +41,10 @@ __all__ = [
     "LATENCY",
     "MEASURED",
     "Advice",
+    "Axis",
     "ComparedRun",
     "Comparison",
     "ComparisonPaths",
-    "CostAxis",
     "Direction",
     "Estimate",
     "ParetoFront",
@@ -58,7 +58,7 @@ __all__ = [
     "advise",
     "comparable",
     "compare",
-    "cost_axis",
+    "constraint_text",
     "drift",
     "estimate_mean",
     "failure_chart",
@@ -69,6 +69,7 @@ __all__ = [
     "hypervolume",
     "hypervolume_chart",
     "hypervolume_contributions",
+    "judged",
     "knee",
     "mean_of_delta_frames",
     "non_dominated",

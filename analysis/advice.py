@@ -1,7 +1,8 @@
 """Which student of a run to take, in words, with its alternatives and with what the data do not support.
 
 The rule, `ParetoFront.pick`: the cheapest student whose validation value is within a tolerance of the best one, or
-within one standard error of the best where that is more (the one-standard-error rule).
+within one standard error of the best where that is more (the one-standard-error rule). Cheap is what the campaign's
+objectives say, in their order.
 
 References:
     Breiman, L., Friedman, J., Olshen, R. and Stone, C. (1984). Classification and regression trees. Wadsworth,
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_kd.analysis.axes import FLOPS, Axis
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.text import count, difference_text, fewer_or_more, metric_text
 from nas_kd.analysis.uncertainty import Uncertain, optimism_of_the_best, trivial_level, uncertainty
@@ -63,7 +65,7 @@ def advise(front: ParetoFront, teacher: TeacherPoint | None = None, budgets: Seq
 
 def _place(record: TrialRecord, front: ParetoFront) -> str:
     value = metric_text(record.score(front.split, front.stage), record.metric)
-    return f"{value} at {front.axis.text(front.axis.of(record))}"
+    return f"{value} at {front.place_text(record)}"
 
 
 def _named(record: TrialRecord, front: ParetoFront) -> str:
@@ -85,9 +87,8 @@ def _reason(pick: TrialRecord, front: ParetoFront) -> str:
 
 def _beside(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None) -> str:
     sentences = []
-    flops = pick.cost.flops if pick.cost is not None else 0
-    if teacher is not None and flops > 0:
-        sentences.append(_against_teacher(pick, flops, front, teacher))
+    if teacher is not None:
+        sentences.append(_against_teacher(pick, front, teacher))
     test = pick.score("test", front.stage)
     if test is not None:
         words = f"On the test split, which selected nothing, it reaches {metric_text(test, pick.metric)}"
@@ -98,46 +99,59 @@ def _beside(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None)
     return " ".join(sentences)
 
 
-def _against_teacher(pick: TrialRecord, flops: int, front: ParetoFront, teacher: TeacherPoint) -> str:
+def _against_teacher(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint) -> str:
     level, value = teacher.score_beside(pick, front.split), pick.score(front.split, front.stage)
     distance = "not compared with it on the same frames"
     if level is not None and value is not None:
         gap = value - level
         word = "better than" if (gap > 0) == pick.metric.maximize else "worse than"
         distance = f"{difference_text(gap, pick.metric)} {word}" if gap else "equal to"
-    saving = teacher.saving(flops)
-    if saving is not None:
-        words = fewer_or_more(saving)
+    savings = [(teacher.saving(axis.of(pick), axis), axis.noun) for axis in front.axes]
+    words = " and ".join(f"{fewer_or_more(saving)} {noun}" for saving, noun in savings if saving is not None)
+    if words:
         ending = f"is {distance} it on validation" if level is not None else f"was {distance}"
-        return f"It needs {words} FLOPs than the teacher and {ending}."
+        return f"It needs {words} than the teacher and {ending}."
     if level is None:
         return f"It was {distance}."
-    if teacher.flops is not None and teacher.uncounted:
+    if FLOPS.name in front.ranking.names and teacher.flops is not None and teacher.uncounted:
         return (
             f"It is {distance} the teacher on validation, which needs at least {teacher.flops:,} FLOPs (uncounted: "
             f"{', '.join(teacher.uncounted)})."
         )
-    return f"It is {distance} the teacher on validation, whose cost is not known."
+    nouns = " and ".join(axis.noun for axis in front.axes if axis.is_cost)
+    unknown = f", whose {nouns} {'is' if nouns == 'latency' else 'are'} not known" if nouns else ""
+    return f"It is {distance} the teacher on validation{unknown}."
 
 
 def _alternatives(
     pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None, budgets: Sequence[float]
 ) -> list[tuple[str, str]]:
-    best, cheapest, knee, axis = front.best, front.records[0], front.knee, front.axis
+    best, knee = front.best, front.knee
+    costs = {id(record): row[:-1] for record, row in zip(front.records, front.points.tolist(), strict=True)}
     found = []
-    if best is not None and best is not pick and axis.of(best) != axis.of(pick):
-        found.append(("Most accurate", _named(best, front)))
-    if axis.of(cheapest) != axis.of(pick):
-        found.append(("Cheapest", _named(cheapest, front)))
-    if knee is not None and len(front.records) > 2 and axis.of(knee) != axis.of(pick):
+    if best is not None and costs[id(best)] != costs[id(pick)]:
+        found.append((f"Best {pick.metric.name}", _named(best, front)))
+    for column, axis in enumerate(front.axes):
+        sign = -1 if axis.objective.maximize else 1
+        least = min(front.records, key=lambda record: sign * costs[id(record)][column])  # used at once
+        if costs[id(least)][column] != costs[id(pick)][column]:
+            found.append((_least_words(axis, front), _named(least, front)))
+    if knee is not None and len(front.records) > 2 and costs[id(knee)] != costs[id(pick)]:
         found.append(("Knee, where the front bends most", _named(knee, front)))
     within = [record for record in front.records if teacher is not None and _is_close(record, front, teacher)]
     if teacher is not None and any(teacher.score_beside(record, front.split) is not None for record in front.records):
         name = f"Cheapest within {difference_text(front.tolerance_value, pick.metric)} of the teacher"
         found.append((name, _named(within[0], front) if within else "no student"))
     if len(budgets) > 1:
-        found.append((f"Best within each budget ({axis.unit})", _by_budget(front, budgets)))
+        found.append((f"Best within each budget ({front.axis.unit})", _by_budget(front, budgets)))
     return found
+
+
+def _least_words(axis: Axis, front: ParetoFront) -> str:
+    """What a student is that is best on an axis."""
+    if not axis.is_cost:
+        return f"Best {axis.name}"
+    return "Cheapest" if front.is_plane else f"Cheapest in {axis.noun}"
 
 
 def _is_close(record: TrialRecord, front: ParetoFront, teacher: TeacherPoint) -> bool:
@@ -200,7 +214,7 @@ def _are_apart(record: TrialRecord, own: Uncertain, front: ParetoFront) -> bool:
 
 def _optimism(front: ParetoFront) -> str:
     """That the best of many looks better than it is; empty where that is not known to matter."""
-    best, error, number = front.best, front.best_interval, len(front.placed)
+    best, error, number = front.best, front.best_interval, len(front.placed) - len(front.left_out)
     if best is None or error is None or number < 2:
         return ""
     optimism = optimism_of_the_best(number, error.standard_error)

@@ -36,7 +36,10 @@ class Attainment:
 
 
 def attainment(front: ParetoFront) -> Attainment | None:
-    """The band over seeds; None where trials have fewer than three repeats, or not the same number of them."""
+    """The band over seeds; None where trials have fewer than three repeats, or not the same number of them, and where
+    the front is no line of costs and a metric, or has constraints."""
+    if not front.is_plane or not front.axis.is_cost or front.ranking.constraints:
+        return None
     rows = sorted(front.placed, key=lambda row: row[1])
     repeats = [seed_values(record, front.split, front.stage) for record, _, _ in rows]
     lengths = {len(values) for values in repeats}

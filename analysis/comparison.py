@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nas_kd.analysis.cost_axis import FLOPS, CostAxis, cost_axis
+from nas_kd.analysis.axes import FLOPS, Axis, default_ranking
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.statistics import Estimate, estimate_mean, paired_difference, welch_difference
+from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
 NUM_COSTS = 4  # at which students are compared where campaigns have no budgets in common
@@ -31,8 +32,9 @@ class Run:
         seed: of the campaign.
         settings: dotted path in the campaign file -> value, without seed, name and place.
         records: of its trials.
-        budgets: of the campaign, in the unit of its cost; empty where it draws them from a range.
+        budgets: of the campaign, on its first cost; empty where it draws them from a range, or limits another cost.
         teacher: what is known of its teacher; None if unknown.
+        ranking: of the campaign; by default see `default_ranking`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Run:
     records: Sequence[TrialRecord]
     budgets: tuple[float, ...] = ()
     teacher: TeacherPoint | None = None
+    ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,13 @@ class Comparison:
     Attributes:
         groups: in the order in which their first campaigns were given; one where all differ in their seed alone.
         metric: the primary metric of all.
-        axis: the cost they are compared by: FLOPs unless all have budgets of latency.
+        axis: the first cost they are compared by.
         box: a front over all trials, whose box the hypervolumes share.
     """
 
     groups: tuple[Group, ...]
     metric: Metric
-    axis: CostAxis
+    axis: Axis
     box: ParetoFront
 
     @cached_property
@@ -185,9 +188,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
                 f"compared campaigns must have one metric, but {runs[0].name} has {metric.name} and {name} has "
                 f"{other.name}; compare those of one task"
             )
-    axes = {cost_axis(run.records).field: cost_axis(run.records) for run in runs}
-    axis = next(iter(axes.values())) if len(axes) == 1 else FLOPS
-    box = ParetoFront.from_records([record for run in runs for record in run.records], axis=axis)
+    rankings = {run.name: run.ranking or default_ranking(run.records, metric) for run in runs}
+    shared = rankings[runs[0].name].objectives
+    if any(ranking.objectives != shared for ranking in rankings.values()):
+        shared = (shared[0], FLOPS.objective)  # which every student has
+    box = ParetoFront.from_records([record for run in runs for record in run.records], ranking=Ranking(shared))
     grouped: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         settings = repr(sorted(run.settings.items()))
@@ -197,11 +202,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
         grouped.setdefault((settings, repeated), []).append(run)
     groups = []
     for members in grouped.values():
-        fronts = tuple(ParetoFront.from_records(run.records, axis=axis) for run in members)
+        fronts = tuple(
+            ParetoFront.from_records(run.records, ranking=Ranking(shared, rankings[run.name].constraints))
+            for run in members
+        )
         hypervolumes = tuple(box.hypervolume_of(front.points) for front in fronts)
         name = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more seeds"
         groups.append(Group(name, tuple(members), fronts, hypervolumes))
-    return Comparison(tuple(groups), metric, axis, box)
+    return Comparison(tuple(groups), metric, box.axis, box)
 
 
 def _what_differs(of_groups: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nas_kd.analysis.cells import Cell, Table, interval_text, number_cell
 from nas_kd.analysis.comparison import Comparison, Run, compare
-from nas_kd.analysis.figures import cost_ticks, metric_label, printable, style_axes, with_room, write_picture
+from nas_kd.analysis.figures import cost_ticks, metric_label, printable, step_line, style_axes, with_room, write_picture
 from nas_kd.analysis.interactive import empty_chart, hover_text, plain
 from nas_kd.analysis.page import chart, render
 from nas_kd.analysis.statistics import Estimate
@@ -233,9 +233,11 @@ def fronts_figure(made: Comparison) -> Figure:
         color, mark = _COLORS[i % len(_COLORS)], _MARKS[i % len(_MARKS)][0]
         label = printable(group.name, 40).replace("$", r"\$")
         for front in group.fronts:
-            x, y = front.points.T
-            right = limits[1] if limits else float(x[-1])
-            axes.plot([*x, right], [*y, y[-1]], drawstyle="steps-post", color=color, linewidth=1.3, alpha=0.7)
+            x, y = front.points[:, 0], front.points[:, -1]
+            if len(x) and front.is_plane:
+                line_x, line_y, shape = step_line(front, limits[1] if limits else float(x[-1]))
+                style = {"hv": "steps-post", "vh": "steps-pre"}[shape]
+                axes.plot(line_x, line_y, drawstyle=style, color=color, linewidth=1.3, alpha=0.7)
             axes.scatter(x, y, s=26, marker=mark, color=color, label=label, zorder=3)
             label = "_"  # one entry in the legend
     # Below the axes: inside, it might cover points.
@@ -255,18 +257,19 @@ def fronts_chart(made: Comparison) -> go.Figure:
     for i, group in enumerate(made.groups):
         color, mark = _COLORS[i % len(_COLORS)], _MARKS[i % len(_MARKS)][1]
         for j, (run, front) in enumerate(zip(group.runs, group.fronts, strict=True)):
-            x, y = front.points.T.tolist()
-            right = limits[1] if limits else x[-1]
+            x, y = front.points[:, 0].tolist(), front.points[:, -1].tolist()
             name = plain(group.name, 40)
-            figure.add_scatter(
-                x=[*x, right],
-                y=[*y, y[-1]],
-                mode="lines",
-                line={"shape": "hv", "color": color, "width": 1.5},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=str(i),
-            )
+            if x and front.is_plane:
+                line_x, line_y, shape = step_line(front, limits[1] if limits else x[-1])
+                figure.add_scatter(
+                    x=line_x,
+                    y=line_y,
+                    mode="lines",
+                    line={"shape": shape, "color": color, "width": 1.5},
+                    hoverinfo="skip",
+                    showlegend=False,
+                    legendgroup=str(i),
+                )
             texts = [f"{plain(run.name, 40)}, seed {run.seed}<br>{hover_text(r, front)}" for r in front.records]
             figure.add_scatter(
                 x=x,
@@ -283,5 +286,7 @@ def fronts_chart(made: Comparison) -> go.Figure:
 
 
 def _limits(made: Comparison) -> tuple[float, float] | None:
-    """Of the axis of cost over all fronts; see `with_room`."""
+    """Of the axis of cost over all fronts; see `with_room`. None for an axis that is no cost."""
+    if not made.axis.is_cost:
+        return None
     return with_room([float(cost) for group in made.groups for front in group.fronts for cost in front.points[:, 0]])

@@ -1,4 +1,4 @@
-"""Which choices and knobs the trials' accuracy and cost follow: shares of variance, and parallel coordinates."""
+"""Which choices and knobs the trials' metric and costs follow: shares of variance, and parallel coordinates."""
 
 from __future__ import annotations
 

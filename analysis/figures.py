@@ -10,6 +10,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
 from nas_kd.analysis.published import PublishedPoint
 from nas_kd.analysis.text import in_percent, metric_text
@@ -53,7 +54,10 @@ def cost_ticks(low: float, high: float) -> list[float]:
 def cost_range(
     front: ParetoFront, teacher: TeacherPoint | None, published: Sequence[PublishedPoint] = ()
 ) -> tuple[float, float] | None:
-    """Limits of a logarithmic axis of cost with room at both ends; None without points, or with one at zero cost."""
+    """Limits of a logarithmic axis of cost with room at both ends; None without points, with one at zero, or for an
+    axis that is no cost."""
+    if not front.axis.is_cost:
+        return None
     values = [*(float(cost) for _, cost, _ in front.placed), *(point.cost for point in published)]
     teacher_cost = None if teacher is None else teacher.cost(front.axis)
     if teacher_cost is not None:
@@ -90,9 +94,10 @@ def front_figure(
     front: ParetoFront | None = None,
     published: Sequence[PublishedPoint] = (),
 ) -> Figure:
-    """Draw all comparable trials, the front as a step line, the pick, seed intervals, budgets and the teacher.
+    """Draw all comparable trials, the front, the pick, seed intervals, budgets and the teacher.
 
-    The step line is what a budget buys: at each cost, the best metric of any trial that costs no more.
+    With two objectives the front is a step line, which is what a budget buys: at each cost, the best metric of any
+    trial that costs no more. With three, the points of the front have the colour of the third.
 
     Args:
         records: the trials; those that cannot be placed are left out.
@@ -148,7 +153,7 @@ def write_picture(figure: Figure, path: Path | str) -> None:
         figure.savefig(path, format=kind, metadata=metadata[kind])
 
 
-def budgets_of(records: Sequence[TrialRecord], axis: CostAxis) -> list[float]:
+def budgets_of(records: Sequence[TrialRecord], axis: Axis) -> list[float]:
     """The budgets of the trials, each once, ascending."""
     budgets = {axis.budget_of(record) for record in records}
     return sorted(budget for budget in budgets if budget is not None)
@@ -160,7 +165,7 @@ def percent_axis(metric: Metric | None, values: Sequence[float]) -> bool:
 
 
 def style_axes(
-    axes: Axes, axis: CostAxis, limits: tuple[float, float] | None, metric: Metric | None, values: Sequence[float]
+    axes: Axes, axis: Axis, limits: tuple[float, float] | None, metric: Metric | None, values: Sequence[float]
 ) -> None:
     """The look of a picture of cost and metric.
 
@@ -210,9 +215,18 @@ def _draw_budgets(axes: Axes, inside: Sequence[float]) -> None:
 def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
     if not front.records:
         return
-    x, y = front.points.T
-    axes.plot([*x, right], [*y, y[-1]], drawstyle="steps-post", color=FRONT_COLOR, linewidth=1.5, alpha=0.8, zorder=2)
-    axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
+    x, y = front.points[:, 0], front.points[:, -1]
+    if front.is_plane:
+        line_x, line_y, shape = step_line(front, right)
+        style = {"hv": "steps-post", "vh": "steps-pre"}[shape]
+        axes.plot(line_x, line_y, drawstyle=style, color=FRONT_COLOR, linewidth=1.5, alpha=0.8, zorder=2)
+        axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
+    else:
+        third = front.axes[1]
+        marks = axes.scatter(x, y, s=40, c=front.points[:, 1], cmap="viridis", zorder=3, label="front")
+        bar = axes.figure.colorbar(marks, ax=axes, pad=0.02)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: third.number(value)))
+        bar.set_label(third.header)
     label = "95 % interval"
     for record, cost in zip(front.records, x, strict=True):
         interval = front.interval(record)
@@ -230,13 +244,27 @@ def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
         _draw_pick(axes, front, front.pick)
 
 
+def step_line(front: ParetoFront, right: float) -> tuple[list[float], list[float], Literal["hv", "vh"]]:
+    """The line of a front of two objectives that are drawn across and up, and whether it goes first across or up.
+
+    Args:
+        front: of two objectives, not empty.
+        right: where it ends, of a cost.
+    """
+    x, y = front.points[:, 0].tolist(), front.points[:, -1].tolist()
+    if front.directions[0] == "maximize":  # what is attained at a value is attained below it
+        return [min([0.0, *x]), *x], [y[0], *y], "vh"
+    return [*x, right], [*y, y[-1]], "hv"
+
+
 def _draw_pick(axes: Axes, front: ParetoFront, pick: TrialRecord) -> None:
-    cost, value = front.points[front.records.index(pick)].tolist()
+    cost, *_, value = front.points[front.records.index(pick)].tolist()
     axes.scatter([cost], [value], s=70, marker="D", color=PICK_COLOR, zorder=4, label="suggested pick")
+    place = front.axis.mark(cost) if front.is_plane else front.place_text(pick)
     # Above a front nothing can lie, so the label goes to the upper left, where there is room for it.
     has_room = axes.transAxes.inverted().transform(axes.transData.transform((cost, value)))[0] > 0.3
     axes.annotate(
-        f"trial {pick.number}: {metric_text(value, pick.metric)} at {front.axis.mark(cost)}",
+        f"trial {pick.number}: {metric_text(value, pick.metric)} at {place}",
         (cost, value),
         (-9, 7) if has_room else (9, -16),
         textcoords="offset points",
@@ -266,7 +294,7 @@ def _draw_published(axes: Axes, published: Sequence[PublishedPoint]) -> None:
         label = "_"  # one entry in the legend
 
 
-def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: CostAxis, level: float | None) -> None:
+def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: Axis, level: float | None) -> None:
     """The teacher's value as a line where all students may be compared with it, else as a point alone."""
     cost = teacher.cost(axis)
     value = teacher.value if level is None else level

@@ -1,8 +1,7 @@
-"""The front of a run in cost and primary metric: which trials are on it, what it covers, which one to pick."""
+"""The front of a run by its objectives: which trials are on it, what it covers, which one to pick."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,17 +9,18 @@ from typing import TypeAlias
 
 import numpy as np
 
-from nas_kd.analysis.cost_axis import FLOPS, CostAxis, cost_axis
+from nas_kd.analysis.axes import FLOPS, PARAMETERS, Axis, default_ranking
 from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
 from nas_kd.analysis.statistics import Estimate, seed_estimate
 from nas_kd.analysis.text import in_percent
 from nas_kd.analysis.uncertainty import Uncertain, uncertainty
+from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Evaluated, FrozenDict, Metric, Split, Stage, TrialRecord
 
 REFERENCE_MARGIN = 1.1
 TOLERANCE = 0.01  # of a metric in percent, one point; of another metric, this share of the best value
 
-Placed: TypeAlias = tuple[TrialRecord, float, float]  # a trial with its cost and its metric
+Placed: TypeAlias = tuple[TrialRecord, float, float]  # a trial with its first cost and its metric
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,16 @@ class TeacherPoint:
         values = {self.score_beside(record, split) for record in records}
         return next(iter(values)) if len(values) == 1 else None
 
-    def cost(self, axis: CostAxis) -> int | None:
-        """What the teacher costs on an axis; None where its latency is asked for, or only a lower bound is known."""
-        return self.flops if axis.is_flops and not self.uncounted else None
+    def cost(self, axis: Axis) -> int | None:
+        """What the teacher costs on an axis; None where it is not known there, or only by a lower bound."""
+        if axis.name == FLOPS.name:
+            return None if self.uncounted else self.flops
+        return self.params if axis.name == PARAMETERS.name else None
 
-    def saving(self, flops: float) -> float | None:
-        """How many times cheaper a student of so many FLOPs is, where that is known."""
-        if self.flops is None or self.uncounted or not flops:
-            return None
-        return self.flops / flops
+    def saving(self, cost: float | None, axis: Axis = FLOPS) -> float | None:
+        """How many times cheaper a student of this cost is, where that is known."""
+        own = self.cost(axis)
+        return None if own is None or not cost else own / cost
 
 
 def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:
@@ -110,28 +111,33 @@ def shared_metric(records: Iterable[TrialRecord]) -> Metric | None:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The trials that no other complete trial beats in both cost and the primary metric.
+    """The trials that keep all constraints and that no other one of these beats in all objectives.
+
+    The objectives stand in the order of the charts: first those that the pick saves, such as costs (`axes`), and last
+    the metric that students are judged by, the first one of the ranking.
 
     Attributes:
-        records: the front by increasing cost; copies of a point are all there, by trial number.
-        directions: the cost is minimised; the direction of the metric is that of its record.
-        reference: worst corner (cost, metric) of the box in which the hypervolume is measured.
-        ideal: best corner (cost, metric) of that box.
+        records: the front by increasing first cost; copies of a point are all there, by trial number.
+        ranking: what was compared.
+        axes: of the objectives but the metric that is judged by.
+        directions: of each objective.
+        reference: worst corner of the box in which the hypervolume is measured.
+        ideal: best corner of that box.
         split: the split whose metric was compared.
         stage: the stage whose metric was compared.
-        axis: which cost was compared: FLOPs or latency.
         tolerance: how much worse than the best a student may be that is picked for being cheaper, in the metric's unit;
             by default one point of a metric in percent, 1 % of the best value of another one.
-        placed: all trials that could be compared, with their cost and their metric, in the order they were given.
+        placed: all trials that could be compared, with their first cost and their metric, in the order they were given.
     """
 
     records: tuple[TrialRecord, ...]
-    directions: tuple[Direction, Direction]
-    reference: tuple[float, float]
-    ideal: tuple[float, float]
+    ranking: Ranking
+    axes: tuple[Axis, ...]
+    directions: tuple[Direction, ...]
+    reference: tuple[float, ...]
+    ideal: tuple[float, ...]
     split: Split = "val"
     stage: Stage = "retrained"
-    axis: CostAxis = FLOPS
     tolerance: float | None = None
     placed: tuple[Placed, ...] = field(default=(), repr=False)
     _intervals: dict[int, Uncertain | None] = field(default_factory=dict, repr=False, compare=False)
@@ -144,23 +150,25 @@ class ParetoFront:
         split: Split = "val",
         stage: Stage = "retrained",
         *,
-        reference: tuple[float, float] | None = None,
-        axis: CostAxis | None = None,
+        reference: Sequence[float] | None = None,
+        ranking: Ranking | None = None,
         tolerance: float | None = None,
     ) -> ParetoFront:
-        """Build the front of cost against the primary metric, from complete trials that have both.
+        """Build the front from complete trials that have all objectives.
 
-        The default box runs from 1.1 times the cost of the most expensive comparable trial and the metric's worst value
-        to zero cost and the metric's best value. The margin lets the most expensive trial count; the teacher's cost
+        The default box runs, of a cost, from 1.1 times that of the most expensive comparable trial to zero; of a
+        metric, from its worst value to its best one. The margin lets the most expensive trial count; the teacher's cost
         would make nearly all of the box free to any student. Worst and best are 0 and 1, widened where a trial lies
         outside; for a minimised metric they are the worst value of this run and 0.
 
         Args:
-            records: the trials; failed, stopped and unmeasured ones are ignored.
+            records: the trials; failed, stopped and unmeasured ones are ignored. Their primary metric is the one that
+                students are judged by; see `judged`.
             split: the split to compare on. Selection belongs on `"val"`.
             stage: the stage to compare at.
-            reference: (cost, metric) instead of the default worst corner, to compare runs with each other.
-            axis: which cost to compare; by default the one that the campaign counted.
+            reference: instead of the default worst corner, to compare runs with each other.
+            ranking: objectives and constraints; by default the metric of the records and the cost that the campaign
+                counted.
             tolerance: of `pick`, in the metric's unit, at least 0.
 
         Raises:
@@ -168,33 +176,54 @@ class ParetoFront:
         """
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"the tolerance of the pick must be at least 0, but got {tolerance}")
-        metric = shared_metric(records)
-        maximize = metric is None or metric.maximize
-        axis = cost_axis(records) if axis is None else axis
-        measured = comparable(records, split, stage, axis)
-        values = [value for _, _, value in measured]
-        highest = max((cost for _, cost, _ in measured), default=0)
-        worst, best = (min([0.0, *values]), max([1.0, *values])) if maximize else (max(values, default=0.0), 0.0)
-        front_directions: tuple[Direction, Direction] = ("minimize", "maximize" if maximize else "minimize")
-        on_front = non_dominated([(cost, value) for _, cost, value in measured], front_directions)
+        metric = shared_metric(records) or Metric(name="metric")
+        ranking = ranking or default_ranking(records, metric)
+        axes = tuple(Axis(objective, metric.percent) for objective in ranking.objectives[1:])
+        measured = comparable(records, split, stage, axes)
+        points = _points(measured, axes, split, stage)
+        maximize = (*(axis.objective.maximize for axis in axes), ranking.objectives[0].maximize)
+        directions: tuple[Direction, ...] = tuple("maximize" if each else "minimize" for each in maximize)
+        worst, best = _box(points, axes, maximize)
+        kept = np.array([ranking.keeps(record) for record, _, _ in measured], dtype=bool)
+        on_front = kept.copy()
+        on_front[kept] = non_dominated(points[kept], directions)
         front = [row for row, is_on in zip(measured, on_front, strict=True) if is_on]
         return cls(
             records=tuple(record for record, _, _ in sorted(front, key=lambda row: (row[1], row[0].number))),
-            directions=front_directions,
-            reference=reference or (REFERENCE_MARGIN * highest, worst),
-            ideal=(0.0, best if maximize else min([best, *values])),
+            ranking=ranking,
+            axes=axes,
+            directions=directions,
+            reference=worst if reference is None else tuple(reference),
+            ideal=best,
             split=split,
             stage=stage,
-            axis=axis,
             tolerance=tolerance,
             placed=tuple(measured),
         )
 
+    @property
+    def axis(self) -> Axis:
+        """Of the first objective that the pick saves: the horizontal one of the charts."""
+        return self.axes[0]
+
+    @property
+    def is_plane(self) -> bool:
+        """Whether there are two objectives, so that the front is a line."""
+        return len(self.axes) == 1
+
     @cached_property
     def points(self) -> Floats:
-        """(cost, metric) of each front record, shape `(k, 2)`."""
-        rows = [(cost, value) for _, cost, value in comparable(self.records, self.split, self.stage, self.axis)]
-        return np.array(rows, dtype=np.float64).reshape(-1, 2)
+        """The objectives of each front record, those of `axes` and then the metric: shape `(k, m)`."""
+        return _points(comparable(self.records, self.split, self.stage, self.axes), self.axes, self.split, self.stage)
+
+    @cached_property
+    def left_out(self) -> tuple[TrialRecord, ...]:
+        """Comparable trials that do not keep the constraints."""
+        return tuple(record for record, _, _ in self.placed if not self.ranking.keeps(record))
+
+    def place_text(self, record: TrialRecord) -> str:
+        """What a trial costs, in words: `12.3 M FLOPs, 1.2 k parameters`."""
+        return ", ".join(axis.text(axis.of(record, self.split, self.stage)) for axis in self.axes)
 
     @property
     def numbers(self) -> frozenset[int]:
@@ -202,7 +231,7 @@ class ParetoFront:
         return frozenset(record.number for record in self.records)
 
     def hypervolume_of(self, points: Floats) -> float:
-        """Share in [0, 1] of the box between `reference` and `ideal` that `(n, 2)` points dominate."""
+        """Share in [0, 1] of the box between `reference` and `ideal` that `(n, m)` points dominate."""
         area = self._box_area
         return hypervolume(points, self.directions, self.reference) / area if area > 0 else 0.0
 
@@ -215,9 +244,11 @@ class ParetoFront:
     def hypervolume_history(self) -> tuple[tuple[int, float], ...]:
         """(trial number, hypervolume so far) after each comparable trial, in order of the trials."""
         history = []
-        so_far = np.empty((0, 2))
-        for record, cost, value in sorted(self.placed, key=lambda row: row[0].number):
-            so_far = np.vstack([so_far, (cost, value)])
+        so_far = np.empty((0, len(self.directions)))
+        ordered = sorted(self.placed, key=lambda row: row[0].number)
+        for (record, _, _), point in zip(ordered, _points(ordered, self.axes, self.split, self.stage), strict=True):
+            if self.ranking.keeps(record):
+                so_far = np.vstack([so_far, point])
             so_far = so_far[non_dominated(so_far, self.directions)]  # what is dominated now never counts again
             history.append((record.number, self.hypervolume_of(so_far)))
         return tuple(history)
@@ -234,24 +265,33 @@ class ParetoFront:
 
     @cached_property
     def knee(self) -> TrialRecord | None:
-        """The trial at the front's bend, with the cost on a logarithmic axis: doubling it weighs the same anywhere.
+        """The trial at the bend of a front of two objectives, with a cost on a logarithmic axis: doubling it weighs the
+        same anywhere. None with three objectives.
 
         See `nas_kd.analysis.pareto.knee` for the definition and for short fronts.
         """
-        log_cost = bool((self.points[:, 0] > 0).all())
+        if not self.is_plane:
+            return None
+        log_cost = self.axis.is_cost and bool((self.points[:, 0] > 0).all())
         row = knee(self.points, self.directions, log=(log_cost, False))
         return None if row is None else self.records[row]
+
+    @cached_property
+    def _gains(self) -> Floats:
+        """The metric of each front record, as one of which more is better."""
+        values: Floats = self.points[:, -1]
+        return values if self.directions[-1] == "maximize" else -values
 
     @property
     def best(self) -> TrialRecord | None:
         """The trial with the best value; None for an empty front."""
-        return self.best_within(math.inf)
+        return self.records[int(np.argmax(self._gains))] if self.records else None
 
     def best_within(self, cost: float) -> TrialRecord | None:
-        """The best trial among those that cost no more; of copies the first. None where each costs more."""
-        costs = self.points[:, 0].tolist()
-        within = [value for value in costs if value <= cost]
-        return self.records[costs.index(within[-1])] if within else None  # on a front, what costs more is better
+        """The best trial among those within a limit of the first cost; of copies the first. None without one."""
+        costs = self.points[:, 0]
+        within = np.flatnonzero(costs >= cost if self.directions[0] == "maximize" else costs <= cost)
+        return self.records[int(within[np.argmax(self._gains[within])])] if len(within) else None
 
     @cached_property
     def best_interval(self) -> Uncertain | None:
@@ -265,7 +305,7 @@ class ParetoFront:
             return self.tolerance
         if self.best is None or in_percent(self.best.metric):
             return TOLERANCE
-        return TOLERANCE * abs(float(self.points[-1, 1]))
+        return TOLERANCE * abs(float(self._gains.max()))
 
     @property
     def is_allowed_by_error(self) -> bool:
@@ -281,11 +321,14 @@ class ParetoFront:
 
     @cached_property
     def pick(self) -> TrialRecord | None:
-        """The recommended trial: the cheapest one within `allowed_loss` of the best. None for an empty front."""
+        """The recommended trial: among those within `allowed_loss` of the best the cheapest one, by the first cost, of
+        equally cheap ones by the next. None for an empty front."""
         if not self.records:
             return None
-        losses = np.abs(self.points[:, 1] - self.points[-1, 1])
-        return self.records[int(np.argmax(losses <= self.allowed_loss + 1e-12))]
+        allowed = np.flatnonzero(self._gains.max() - self._gains <= self.allowed_loss + 1e-12)
+        signs = [-1.0 if direction == "maximize" else 1.0 for direction in self.directions[:-1]]
+        costs = (self.points[allowed, :-1] * signs).tolist()
+        return self.records[int(allowed[costs.index(min(costs))])]
 
     def estimate(self, record: TrialRecord, split: Split | None = None, name: str | None = None) -> Estimate | None:
         """`seed_estimate` at the front's stage, by default of the primary metric on its split; computed once."""
@@ -307,12 +350,50 @@ class ParetoFront:
 
 
 def comparable(
-    records: Iterable[TrialRecord], split: Split = "val", stage: Stage = "retrained", axis: CostAxis = FLOPS
+    records: Iterable[TrialRecord],
+    split: Split = "val",
+    stage: Stage = "retrained",
+    axes: Sequence[Axis] = (FLOPS,),
 ) -> list[Placed]:
-    """Complete records with their cost and primary metric; the others cannot be placed against each other."""
+    """Complete records that have all objectives, with the first cost and the metric; others cannot be placed."""
     rows = []
     for record in records:
-        cost, value = axis.of(record), record.score(split, stage)
-        if record.state == "complete" and cost is not None and value is not None:
-            rows.append((record, cost, value))
+        costs, value = [axis.of(record, split, stage) for axis in axes], record.score(split, stage)
+        if record.state == "complete" and value is not None and costs[0] is not None and None not in costs:
+            rows.append((record, costs[0], value))
     return rows
+
+
+def _points(rows: Sequence[Placed], axes: Sequence[Axis], split: Split, stage: Stage) -> Floats:
+    """The objectives of comparable records: `(n, m)`."""
+    values = [[*(axis.of(record, split, stage) for axis in axes), value] for record, _, value in rows]
+    return np.array(values, dtype=np.float64).reshape(-1, len(axes) + 1)
+
+
+def _box(points: Floats, axes: Sequence[Axis], maximize: Sequence[bool]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The worst and the best corner; see `ParetoFront.from_records`."""
+    corners = []
+    for column, is_maximized in enumerate(maximize):
+        values = points[:, column].tolist()
+        if column < len(axes) and axes[column].is_cost:
+            corners.append((REFERENCE_MARGIN * max(values, default=0), 0.0))
+        elif is_maximized:
+            corners.append((min([0.0, *values]), max([1.0, *values])))
+        else:
+            corners.append((max(values, default=0.0), min([0.0, *values])))
+    worst, best = zip(*corners, strict=True)
+    return worst, best
+
+
+def judged(records: Iterable[TrialRecord], ranking: Ranking) -> list[TrialRecord]:
+    """Records whose primary metric is the one that the ranking judges by; what is known of another one is dropped."""
+    objective, found = ranking.objectives[0], []
+    for record in records:
+        if record.metric.name == objective.name:
+            found.append(record)
+            continue
+        metric = Metric(name=objective.name, maximize=objective.maximize, percent=record.metric.percent)
+        unknown = dict.fromkeys(("low", "high", "majority", "chance"))
+        evaluated = {split: each.model_copy(update=unknown) for split, each in record.evaluated.items()}
+        found.append(record.model_copy(update={"metric": metric, "evaluated": FrozenDict(evaluated)}))
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from nas_kd.analysis.attainment import attainment
-from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.axes import Axis, constraint_text
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.figures import (
     FRONT_COLOR,
@@ -27,10 +27,12 @@ from nas_kd.analysis.figures import (
     metric_label,
     percent_axis,
     printable,
+    step_line,
 )
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
 from nas_kd.analysis.published import PublishedPoint
-from nas_kd.analysis.text import count, metric_text, si
+from nas_kd.analysis.text import bytes_text, count, metric_text, si
+from nas_kd.trials.objectives import COSTS, Objective
 from nas_kd.trials.record import Metric, Stage, TrialRecord
 
 _STAGES: tuple[Stage, ...] = ("gated", "derived", "retrained")
@@ -76,6 +78,16 @@ def hover_text(record: TrialRecord, front: ParetoFront, *, brief: bool = False) 
             lines.append(f"{record.cost.predicted_latency_ms:.3g} ms predicted")
         if record.cost.latency_ms is not None:
             lines.append(f"{record.cost.latency_ms:.3g} ms measured")
+        if record.cost.state_bytes is not None and "state_bytes" in front.ranking.names:
+            lines.append(f"{bytes_text(record.cost.state_bytes)} of state")
+    for each in front.ranking.ranked:
+        if each.name not in (*COSTS, record.metric.name):
+            axis = Axis(Objective(name=each.name), record.metric.percent)
+            lines.append(f"{plain(axis.header)}: {axis.number(axis.of(record, front.split, front.stage))}")
+    if not front.ranking.keeps(record):
+        beyond = [each for each in front.ranking.constraints if each.excess(each.of(record)) > 0]
+        limits = " and ".join(plain(constraint_text(each, record.metric.percent)) for each in beyond)
+        lines.append(f"does not keep {limits}")
     if brief:
         return "<br>".join(lines)
     shown = list(record.knobs.items())[:_MAX_KNOBS]
@@ -98,7 +110,8 @@ def front_chart(
     teacher: TeacherPoint | None = None,
     published: Sequence[PublishedPoint] = (),
 ) -> go.Figure:
-    """All comparable trials in cost and metric, with the front, the pick, seed intervals, budgets and the teacher.
+    """All comparable trials in their first cost and their metric, with the front, the pick, seed intervals, budgets and
+    the teacher. A third objective is the colour of the front's points, and stands where one is pointed at.
 
     Each point carries its trial number as `customdata`, so that a page can link it to its row.
     """
@@ -120,7 +133,7 @@ def front_chart(
     on_front = [row for row in rows if row[0].number in front.numbers]
     figure.add_traces(_published_trace(published, metric, axis))
     figure.add_traces(_step_trace(front, limits))
-    figure.add_traces(_points(on_front, front, "front", {"size": 10, "color": FRONT_COLOR}))
+    figure.add_traces(_points(on_front, front, "front", {"size": 10, **_front_colors(on_front, front)}))
     if front.pick is not None:
         number = front.pick.number
         picked = [row for row in on_front if row[0].number == number]
@@ -156,12 +169,28 @@ def empty_chart(y_title: str, metric: Metric | None, values: Sequence[float]) ->
     return figure
 
 
+def _front_colors(rows: Sequence[Placed], front: ParetoFront) -> dict[str, Any]:
+    """The colour of the front's points: with three objectives by the third, with a bar that says which is which."""
+    if front.is_plane or not rows:
+        return {"color": FRONT_COLOR}
+    axis = front.axes[1]
+    values = [axis.of(record, front.split, front.stage) or 0.0 for record, _, _ in rows]
+    ends = sorted({min(values), max(values)})
+    bar = {
+        "title": {"text": plain(axis.header), "side": "right"},
+        "tickvals": ends,
+        "ticktext": [axis.number(value) for value in ends],
+        "thickness": 12,
+    }
+    return {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
+
+
 def _points(rows: Sequence[Placed], front: ParetoFront, name: str, marker: dict[str, Any]) -> list[go.Scatter]:
     if not rows:
         return []
     return [
         go.Scatter(
-            x=[flops for _, flops, _ in rows],
+            x=[cost for _, cost, _ in rows],
             y=[value for _, _, value in rows],
             customdata=[record.number for record, _, _ in rows],
             mode="markers",
@@ -174,12 +203,11 @@ def _points(rows: Sequence[Placed], front: ParetoFront, name: str, marker: dict[
 
 
 def _step_trace(front: ParetoFront, limits: tuple[float, float] | None) -> list[go.Scatter]:
-    if not front.records:
+    if not front.records or not front.is_plane:
         return []
-    x, y = front.points.T.tolist()
-    line = {"shape": "hv", "color": FRONT_COLOR, "width": 2}
-    right = limits[1] if limits else x[-1]
-    return [go.Scatter(x=[*x, right], y=[*y, y[-1]], mode="lines", line=line, hoverinfo="skip", showlegend=False)]
+    x, y, shape = step_line(front, limits[1] if limits else float(front.points[-1, 0]))
+    line = {"shape": shape, "color": FRONT_COLOR, "width": 2}
+    return [go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)]
 
 
 def _attainment_traces(front: ParetoFront, limits: tuple[float, float] | None) -> list[go.Scatter]:
@@ -198,7 +226,7 @@ def _attainment_traces(front: ParetoFront, limits: tuple[float, float] | None) -
     ]
 
 
-def _published_trace(published: Sequence[PublishedPoint], metric: Metric | None, axis: CostAxis) -> list[go.Scatter]:
+def _published_trace(published: Sequence[PublishedPoint], metric: Metric | None, axis: Axis) -> list[go.Scatter]:
     if not published:
         return []
     values = [metric_text(p.value, metric) if metric else f"{p.value:.4g}" for p in published]
@@ -235,7 +263,7 @@ def _interval_trace(front: ParetoFront) -> list[go.Scatter]:
     return [go.Scatter(x=x, y=y, mode="lines", line=line, opacity=0.6, hoverinfo="skip", name=name)] if x else []
 
 
-def _budget_trace(records: Sequence[TrialRecord], axis: CostAxis) -> list[go.Scatter]:
+def _budget_trace(records: Sequence[TrialRecord], axis: Axis) -> list[go.Scatter]:
     """Budgets as ticks along the lower edge, on an axis of their own."""
     budgets = [budget for budget in budgets_of(records, axis) if budget > 0]
     if not budgets:
@@ -256,7 +284,7 @@ def _budget_trace(records: Sequence[TrialRecord], axis: CostAxis) -> list[go.Sca
     ]
 
 
-def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: CostAxis, level: float) -> list[go.Scatter]:
+def _teacher_trace(teacher: TeacherPoint, metric: Metric | None, axis: Axis, level: float) -> list[go.Scatter]:
     cost = teacher.cost(axis)
     if cost is None:
         return []

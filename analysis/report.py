@@ -33,10 +33,16 @@ from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
 from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
 from nas_kd.analysis.search_section import SearchSection, search_section
-from nas_kd.analysis.summary import RunProgress, progress_sentence, summarise
+from nas_kd.analysis.summary import RunProgress, constraint_sentence, progress_sentence, summarise
 from nas_kd.analysis.table import front_rows, seconds_spent, trial_table, write_csv
+from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import TrialRecord
 
+_POINTS_CAPTION = (
+    "Each point is a trained student. With three objectives the front is no line: its points are those that no other "
+    "one beats in all three, and their colour is the third. Point at a mark for details; click it to find the trial in "
+    "the table."
+)
 _STEP_CAPTION = (
     "Each point is a trained student. The line is what a budget buys: at each cost, the best value of any trial that "
     "costs no more. Point at a mark for details; click it to find the trial in the table."
@@ -77,6 +83,7 @@ def write_report(
     metadata: Mapping[str, str],
     run_dir: Path | str | None = None,
     search_dir: Path | str | None = None,
+    ranking: Ranking | None = None,
     budgets: Sequence[float] = (),
     tolerance: float | None = None,
     progress: RunProgress | None = None,
@@ -102,7 +109,8 @@ def write_report(
         metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
         run_dir: folder of the run, for the layers that its trials and its teacher have left there; None without.
         search_dir: folder that a shared search has left; where it is damaged, the report says so.
-        budgets: of the campaign; the best student within each is named.
+        ranking: objectives and constraints of the campaign; see `ParetoFront.from_records`.
+        budgets: of the campaign on its first cost; the best student within each is named.
         tolerance: how much worse than the best a student may be that is recommended for being cheaper, in the metric's
             unit; see `ParetoFront`.
         progress: how far the campaign is; a report of one that has not ended says so.
@@ -120,7 +128,7 @@ def write_report(
         OSError: a file cannot be written.
     """
     check_formats(formats)
-    front, out_dir = ParetoFront.from_records(records, tolerance=tolerance), Path(out_dir)
+    front, out_dir = ParetoFront.from_records(records, ranking=ranking, tolerance=tolerance), Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(
         report=out_dir / "report.html",
@@ -201,6 +209,8 @@ def _values(
         "title": title,
         "started": sorted(record.started_at for record in records if record.started_at),
         "any_complete": any(record.state == "complete" for record in records),
+        "is_line": front.is_plane,
+        "constraints": constraint_sentence(front) if front.left_out else "",
         "tiles": sections.tiles(records, front),
         "summary": summarise(records, front, teacher),
         "front": None,
@@ -241,7 +251,7 @@ def _front_values(
             "chart": chart(
                 "front",
                 front_chart(records, front=front, teacher=teacher, published=published),
-                _STEP_CAPTION,
+                _STEP_CAPTION if front.is_plane else _POINTS_CAPTION,
                 fallback_png=picture,
             ),
             "architectures": [

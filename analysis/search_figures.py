@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from nas_kd.analysis.cost_axis import CostAxis
+from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.figures import FRONT_COLOR, OTHER_COLOR, PICK_COLOR, TEACHER_COLOR, cost_ticks, printable
 from nas_kd.analysis.interactive import empty_chart, plain
 from nas_kd.analysis.search_files import Search, SearchResult
@@ -114,7 +114,7 @@ def gates_picture(result: SearchResult, names: Sequence[str], title: str = "") -
     return figure
 
 
-def _static_axis(axes: Any, x: Sequence[float], axis: CostAxis) -> None:
+def _static_axis(axes: Any, x: Sequence[float], axis: Axis) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E6EA", linewidth=0.8)
     axes.set_ylim(-0.03, 1.03)
@@ -224,7 +224,7 @@ def _looks_of(choices: Sequence[KnobValue], idle: set[str]) -> dict[KnobValue, _
 
 
 def _multiples(
-    panels: Sequence[_Panel], num_columns: int, looks: Mapping[KnobValue, _Look], *, axis: CostAxis | None
+    panels: Sequence[_Panel], num_columns: int, looks: Mapping[KnobValue, _Look], *, axis: Axis | None
 ) -> go.Figure:
     """Small pictures in rows; `axis` writes the budget, without it the places are epochs."""
     num_rows = max(-(-len(panels) // num_columns), 1)
@@ -434,7 +434,7 @@ def _ticks(x: Sequence[float]) -> list[float]:
     return cost_ticks(low, high) if high > low * 1.01 else [low]
 
 
-def _cost_axis(x: Sequence[float], axis: CostAxis, *, few: bool = False) -> dict[str, Any]:
+def _cost_axis(x: Sequence[float], axis: Axis, *, few: bool = False) -> dict[str, Any]:
     """A logarithmic axis of costs; `few` keeps at most five ticks."""
     ticks = _ticks(x)
     if few:

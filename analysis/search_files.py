@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from nas_kd.analysis.cost_axis import FLOPS, LATENCY, CostAxis
+from nas_kd.analysis.axes import FLOPS, LATENCY, Axis
 from nas_kd.trials.record import KnobValue
 
 RESULT_NAME, GATES_NAME, LOSSES_NAME = "search.json", "gates.jsonl", "log.jsonl"
@@ -121,7 +121,7 @@ class SearchResult(BaseModel):
     budgets: tuple[SearchedBudget, ...] = Field(min_length=1)
 
     @property
-    def axis(self) -> CostAxis:
+    def axis(self) -> Axis:
         """How costs are written: FLOPs, or milliseconds."""
         return LATENCY if self.cost_unit == "ns" else FLOPS
 

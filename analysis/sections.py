@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
@@ -39,12 +40,14 @@ from nas_kd.analysis.text import (
     signed_text,
 )
 from nas_kd.analysis.uncertainty import Uncertain
+from nas_kd.trials.objectives import Objective
 from nas_kd.trials.record import Metric, TrialRecord
 
 _MAX_ERROR_CHARS = 4000
 _MAX_ERRORS = 12
 _MAX_NUMBERS = 20  # of trials that are named
 _MAX_REPEATED = 12
+_OWN_COLUMNS = ("flops", "parameters", "latency_ms")  # costs that tables show whatever ranks the trials
 
 Pairs = list[tuple[str, str]]  # names and what they stand for
 
@@ -68,14 +71,14 @@ def tiles(records: Sequence[TrialRecord], front: ParetoFront) -> Pairs:
 
 
 def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Latencies | None = None) -> Table:
-    """The front by increasing cost, with intervals and the paired gain over the next cheaper point.
+    """The front by increasing first cost, with intervals and, of a line, the paired gain over the next cheaper point.
 
     Args:
         front: its trials.
         teacher: for how many times cheaper they are.
         latencies: for the spread of those in the records.
     """
-    axis = front.axis
+    shown = [axis for axis in front.axes if axis.name not in _OWN_COLUMNS]
     with_latency = any(record.cost is not None and record.cost.latency_ms is not None for record in front.records)
     rows = []
     previous: TrialRecord | None = None
@@ -86,11 +89,10 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Lat
             trial_cell(record, front),
             number_cell(metric_text(record.score(front.split, front.stage), record.metric)),
             _interval_cell(front.interval(record), record.metric),
-            number_cell(_gain(previous, record, front)),
+            *([number_cell(_gain(previous, record, front))] if front.is_plane else []),
             number_cell(metric_text(record.score("test", front.stage), record.metric)),
+            *(number_cell(axis.number(axis.of(record, front.split, front.stage), trim=False)) for axis in shown),
         ]
-        if not axis.is_flops:
-            cells.append(number_cell(axis.number(axis.of(record))))
         cells += [
             number_cell(si(cost.flops, trim=False)),
             saving_cell(teacher, cost.flops),
@@ -109,11 +111,10 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Lat
         "trial",
         f"validation {metric}",
         "95 % interval, over",
-        f"gain over the row above{unit}",
+        *([f"gain over the row above{unit}"] if front.is_plane else []),
         f"test {metric} *",
+        *(axis.header for axis in shown),
     ]
-    if not axis.is_flops:
-        headers.append("predicted latency, ms")
     headers += [
         "FLOPs",
         "teacher's FLOPs / its own",
@@ -156,7 +157,7 @@ class Architecture:
 def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Layers = ()) -> Architecture:
     """The choices of a front point, readable, with its knobs and export command."""
     value = metric_text(record.score(front.split, front.stage), record.metric)
-    cost = front.axis.text(front.axis.of(record))
+    cost = front.place_text(record)
     arch = dict(record.arch or {})
     choices, settings = arch.get("choices"), arch.get("settings")
     choices = choices if isinstance(choices, Mapping) else {}
@@ -342,8 +343,7 @@ def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable
     knobs = sorted({name for record in records for name in record.knobs if name != axis.budget})
     headers = [Header("trial", COLUMNS["trial"]), Header("state", COLUMNS["state"], "badge")]
     headers.append(Header("budget", f"budget, in {axis.unit}"))
-    if not axis.is_flops:
-        headers.append(Header("predicted latency, ms", COLUMNS[axis.field]))
+    headers += [Header(each.header, f"ranked by: {each.noun}") for each in _further(front)]
     named = [
         ("flops", "FLOPs"), ("params", "parameters"), ("latency_ms", "latency, ms"), ("val_metric", "validation"),
         ("test_metric", "test *"), ("gated_val", "gated"), ("derived_val", "derived"),
@@ -357,6 +357,15 @@ def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable
     return _without_empty_columns(TrialTable(headers, [_trial_row(record, front, knobs) for record in ordered]))
 
 
+def _further(front: ParetoFront) -> list[Axis]:
+    """What trials are ranked by and has no column of its own: objectives, and metrics or costs that are limited."""
+    ranked = front.ranking.ranked[1:]
+    percent = front.axis.percent
+    judged = front.ranking.objectives[0].name
+    names = dict.fromkeys(each.name for each in ranked if each.name not in (judged, *_OWN_COLUMNS))
+    return [Axis(Objective(name=name), percent) for name in names]
+
+
 def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) -> Row:
     cost, axis, place = record.cost, front.axis, badge(record, front)
     cells = [
@@ -364,8 +373,9 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
         Cell(record.state),
         _cost_cell(axis.budget_of(record), front),
     ]
-    if not axis.is_flops:
-        cells.append(_cost_cell(axis.of(record), front))
+    for each in _further(front):
+        ranked = each.of(record, front.split, front.stage)
+        cells.append(Cell(each.number(ranked, trim=False), is_number=True, sort_key=_sort_key(ranked)))
     cells += [
         _quantity(cost.flops if cost else None),
         _quantity(cost.params if cost else None),

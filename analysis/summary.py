@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_kd.analysis.axes import constraint_text
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.statistics import group_by_arch
@@ -69,6 +70,8 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
         sentences.append(
             f"{count(unplaced, 'complete trial')} without a {front.stage} validation value cannot be placed."
         )
+    if front.ranking.constraints:
+        sentences.append(constraint_sentence(front))
     if front.records:
         sentences += _front_sentences(front)
     if teacher is not None:
@@ -79,16 +82,29 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     return sentences
 
 
+def constraint_sentence(front: ParetoFront) -> str:
+    """What students must keep, and how many do not."""
+    percent = front.placed[0][0].metric.percent if front.placed else ()
+    limits = " and ".join(constraint_text(each, percent) for each in front.ranking.constraints)
+    beyond, number = len(front.left_out), len(front.placed)
+    ending = "all of them do" if not beyond else f"{beyond} of {count(number, 'comparable trial')} do not"
+    return f"Students must keep {limits}; {ending if number else 'none has been measured yet'}."
+
+
 def _front_sentences(front: ParetoFront) -> list[str]:
-    metric, axis = front.records[0].metric, front.axis
-    first, last = front.points[0], front.points[-1]
-    span = f"{metric_text(first[1], metric)} at {axis.text(first[0])}"
-    if len(front.records) > 1:
-        span = f"from {span} to {metric_text(last[1], metric)} at {axis.text(last[0])}"
-    (worst_cost, worst), (best_cost, best) = front.reference, front.ideal
+    metric, first, last = front.records[0].metric, front.records[0], front.records[-1]
+
+    def place(record: TrialRecord) -> str:
+        return f"{metric_text(record.score(front.split, front.stage), metric)} at {front.place_text(record)}"
+
+    def corner(values: tuple[float, ...]) -> str:
+        costs = [axis.text(value) for axis, value in zip(front.axes, values, strict=False)]
+        return ", ".join([*costs, metric_text(values[-1], metric)])
+
+    span = place(first) if len(front.records) == 1 else f"from {place(first)} to {place(last)}"
     return [
         f"The front has {len(front.records)} of {count(len(front.placed), 'comparable trial')}, {span}.",
         f"Hypervolume {front.hypervolume:.4f}: the share that the front covers of the box between the reference point "
-        f"({axis.text(worst_cost)}, {metric_text(worst, metric)}) and the ideal ({axis.text(best_cost)}, "
-        f"{metric_text(best, metric)}). Compare it only between runs with the same reference point.",
+        f"({corner(front.reference)}) and the ideal ({corner(front.ideal)}). Compare it only between runs with the "
+        "same reference point.",
     ]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from nas_kd.analysis.cost_axis import FLOPS
+from nas_kd.analysis.axes import FLOPS, Axis
 from nas_kd.analysis.front import ParetoFront
 from nas_kd.analysis.offsets import SPLITS, offset_scores, offsets_of
 from nas_kd.analysis.text import error_headline
+from nas_kd.trials.objectives import COSTS, Objective
 from nas_kd.trials.record import TrialRecord
 
 COLUMNS: dict[str, str] = {
@@ -37,7 +38,8 @@ COLUMNS: dict[str, str] = {
     "num_seeds": "number of repeats of the trained student",
     "val_low": "lower end of the 95 % interval of the validation value, over items and repeats as far as known",
     "val_high": "upper end of that interval",
-    "on_front": "whether no other complete trial beats it",
+    "keeps_constraints": "whether it keeps the constraints of the campaign; missing without any",
+    "on_front": "whether no other complete trial beats it in all objectives, of those that keep the constraints",
     "pick": "whether it is the recommended trial",
     "knee": "whether the front bends most there",
     "hv_contribution": "share of the hypervolume's box that only this trial dominates",
@@ -46,7 +48,8 @@ COLUMNS: dict[str, str] = {
     "num_warnings": "number of warnings",
     "error": "what went wrong, in one line: the exception, without its traceback",
 }
-"""Documented columns, in order. Then follow `val_metric@k` for each offset k, in frames, from a key frame that
+"""Documented columns, in order. Then follow `val_NAME` of each further metric that is an objective or is constrained,
+and `val_metric@k` for each offset k, in frames, from a key frame that
 was measured in any trial, and the same of `test_metric@k`: the primary metric there, at the front's stage. Last come
 columns `knobs.NAME`, one a knob, names sorted."""
 
@@ -75,9 +78,19 @@ def trial_table(records: Sequence[TrialRecord], front: ParetoFront | None = None
     front = ParetoFront.from_records(records) if front is None else front
     ordered = sorted(records, key=lambda record: record.number)
     knobs = sorted({name for record in records for name in record.knobs})
+    ranked = {
+        f"val_{each.name}": Axis(Objective(name=each.name))
+        for each in front.ranking.ranked
+        if each.name not in COSTS and each.name != front.ranking.objectives[0].name
+    }
     per_offset = [f"{split}_metric@{offset}" for split in SPLITS for offset in offsets_of(records, front.stage)]
-    rows = [_row(record, front) | {f"knobs.{name}": record.knobs.get(name) for name in knobs} for record in ordered]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *per_offset, *(f"knobs.{name}" for name in knobs)])
+    rows = [
+        _row(record, front)
+        | {name: axis.of(record, front.split, front.stage) for name, axis in ranked.items()}
+        | {f"knobs.{name}": record.knobs.get(name) for name in knobs}
+        for record in ordered
+    ]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *ranked, *per_offset, *(f"knobs.{name}" for name in knobs)])
     return table.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
@@ -102,6 +115,7 @@ def _row(record: TrialRecord, front: ParetoFront) -> dict[str, object]:
         "num_seeds": estimate.num_values if estimate else None,
         "val_low": interval.low if interval else None,
         "val_high": interval.high if interval else None,
+        "keeps_constraints": front.ranking.keeps(record) if front.ranking.constraints and cost else None,
         "on_front": record.number in front.numbers,
         "pick": front.pick is not None and record.number == front.pick.number,
         "knee": front.knee is not None and record.number == front.knee.number,
@@ -135,8 +149,9 @@ def seconds_spent(records: Sequence[TrialRecord]) -> dict[int, float]:
 
 
 def front_rows(table: pd.DataFrame, front: ParetoFront) -> pd.DataFrame:
-    """The rows of `trial_table` that are on the front, by increasing cost."""
-    return table[table["on_front"].astype(bool)].sort_values([front.axis.field, "trial"])
+    """The rows of `trial_table` that are on the front, in its order."""
+    order = {record.number: place for place, record in enumerate(front.records)}
+    return table[table["on_front"].astype(bool)].sort_values("trial", key=lambda numbers: numbers.map(order))
 
 
 def neutral_cell(value: object) -> object:

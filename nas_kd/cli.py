@@ -251,14 +251,24 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     trial: Annotated[int | None, typer.Option(help="Export this trial.")] = None,
     max_flops: Annotated[
-        str | None, typer.Option(help="Export the most accurate student within these FLOPs, such as 50M.")
+        str | None,
+        typer.Option(help="Export the best student within these FLOPs, such as 50M; several limits hold together."),
     ] = None,
     max_latency_ms: Annotated[
         float | None,
         typer.Option(
-            help="Export the most accurate student within this latency: the one measured after the trials, else the "
+            help="Export the best student within this latency: the one measured, else the "
             "one that a campaign with a budget of latency predicts."
         ),
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option(help="Of the students within this many parameters the best.")
+    ] = None,
+    max_worst_frame_flops: Annotated[
+        str | None, typer.Option(help="Best student within these FLOPs of the worst frame.")
+    ] = None,
+    max_state_bytes: Annotated[
+        str | None, typer.Option(help="Best student within this many bytes between frames.")
     ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Export the student where the front bends most.")] = False,
     all_front: Annotated[
@@ -284,8 +294,14 @@ def export(
     """Export a student and compare the files with the trained one; by default the one that the report recommends."""
     with plain_errors():
         from nas_kd import runs as run_folders
-        from nas_kd.config.sections import parse_flops
+        from nas_kd.settings.sizes import parse_size
 
+        counts = {
+            "max_flops": (max_flops, "FLOPs"),
+            "max_params": (max_params, "parameters"),
+            "max_worst_frame_flops": (max_worst_frame_flops, "FLOPs"),
+            "max_state_bytes": (max_state_bytes, "bytes"),
+        }
         how: dict[str, Any] = {
             "formats": listed(formats) or ("safetensors", "pt2", "onnx"),  # unknown names are refused with a sentence
             "out_dir": out,
@@ -296,7 +312,8 @@ def export(
             "intended_use": intended_use,
         }
         if all_front:
-            which = {"--trial": trial, "--max-flops": max_flops, "--max-latency-ms": max_latency_ms}
+            which: dict[str, Any] = {"--trial": trial, "--max-latency-ms": max_latency_ms}
+            which |= {f"--{name.replace('_', '-')}": text for name, (text, _) in counts.items()}
             which |= {"--knee": knee or None, "--tolerance": tolerance}
             named = [name for name, value in which.items() if value is not None]
             if named:
@@ -307,13 +324,16 @@ def export(
                 _say_export(record, folder / run_folders.export_name(record.trial))
             say(f"table: {folder / 'index.md'}")
             return
+        limits: dict[str, Any] = {
+            name: None if text is None else parse_size(text, what, "50M") for name, (text, what) in counts.items()
+        }
         folder, record = run_folders.export(
             run,
             trial=trial,
-            max_flops=None if max_flops is None else parse_flops(max_flops),
             max_latency_ms=max_latency_ms,
             knee=knee,
             tolerance=tolerance,
+            **limits,
             **how,
         )
         _say_export(record, folder)

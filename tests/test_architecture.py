@@ -25,10 +25,10 @@ FRONT_DOOR = (
     *("nas_kd/campaign/", "nas_kd/preflight/", "nas_kd/preparation/", "nas_kd/runs/"),
 )
 TYPES = {
-    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.passwords", "trials.resources"},
+    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.objectives", "trials.passwords", "trials.resources"},
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
-    "nas_kd/trial/trial.py": {"trials.record", "trials.TrialContext"},
+    "nas_kd/trial/trial.py": {"trials.record", "trials.objectives", "trials.TrialContext"},
     "nas_kd/trial/function.py": {"trials.record", "trials.TrialContext"},
     "nas_kd/trial/shared.py": {"trials.record"},  # values of the study stand for an architecture
 }

@@ -182,10 +182,9 @@ class Ranking:
     @property
     def ranked(self) -> tuple[Objective | Constraint, ...]:
         """The objectives, and the constraints on something else, each name once."""
-        by_name: dict[str, Objective | Constraint] = {}
-        for each in (*self.objectives, *self.constraints):
-            by_name.setdefault(each.name, each)
-        return tuple(by_name.values())
+        known = {each.name for each in self.objectives}
+        limited = {each.name: each for each in self.constraints if each.name not in known}
+        return (*self.objectives, *limited.values())
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Cost(BaseModel):
         params: number of parameters.
         latency_ms: measured, in ms, of what `flops` counts.
         predicted_latency_ms: in ms, of what `flops` counts, as the latency table of a campaign predicts it; set where
-            the budget is one of latency, since students are then ranked by it.
+            the budget is one of latency, or students are ranked by it.
         keyframe_flops: FLOPs of a key frame.
         delta_flops: FLOPs of a frame between key frames.
         keyframe_interval: K, in frames: every K-th frame is a key frame.

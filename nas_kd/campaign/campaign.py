@@ -27,16 +27,18 @@ from nas_kd.preflight.overview import describe_left_out
 from nas_kd.preflight.rehearsal import rehearse
 from nas_kd.preparation.output_checks import describe_certainty, describe_classes
 from nas_kd.preparation.pairs import describe_pairs
+from nas_kd.preparation.ranking import check_costs, check_metrics, describe_ranking
 from nas_kd.preparation.shared import known_costs, prepare_search, searched_knobs, space_knobs
 from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.runs.latencies import measure_latencies
-from nas_kd.runs.run import Run
+from nas_kd.runs.run import Run, shown_records
 from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import CampaignContext, TrialFunction, build_context
 from nas_kd.trial.context import with_decoded_data
 from nas_kd.trials import (
+    MEASURED_LATENCY,
     SAMPLERS,
     ChoiceKnob,
     FloatKnob,
@@ -45,9 +47,7 @@ from nas_kd.trials import (
     KnownCosts,
     Ledger,
     Metric,
-    Objective,
     OnEvent,
-    Ranking,
     RungScheduler,
     StorageError,
     Summary,
@@ -165,6 +165,8 @@ class Campaign:
         context = self._context = checked_context(config, note)
         self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)
+        check_costs(context)
+        note(describe_ranking(config))
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.ledger = self._open_ledger()
         for text in self.ledger.repairs:
@@ -184,6 +186,7 @@ class Campaign:
         with with_place("teacher"):
             known = prepare_teacher(context, self.run_dir, progress, note)
         write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
+        check_metrics(config, [name.removeprefix("val/") for name in known if name.startswith("val/")])
         if f"val/{metric.name}" not in known:
             raise ValueError(
                 f"{self.run_dir} was begun with another task: its teacher has no {metric.name}; restore `task`, or "
@@ -244,12 +247,7 @@ class Campaign:
             return Ledger.open(
                 self.run_dir,
                 metric=self._metric,
-                ranking=Ranking(
-                    (
-                        Objective(name=self._metric.name, maximize=self._metric.maximize),
-                        Objective(name=config.budget.cost_field),
-                    )
-                ),
+                ranking=config.ranking,
                 config_hash=config.digest(),
                 storage=config.storage,
                 name=config.name,
@@ -291,10 +289,9 @@ class Campaign:
         )
         records = tuple(self.ledger.records())
         if self._context is not None and not summary.interrupted:
-            from nas_kd.analysis.latencies import read_latencies, with_latencies  # which loads plotting libraries
-
-            measure_latencies(self._context, self.run_dir, records, config.resources.threads)
-            records = tuple(with_latencies(records, read_latencies(self.run_dir)))
+            if MEASURED_LATENCY not in config.ranking.names:  # else each trial has measured its own
+                measure_latencies(self._context, self.run_dir, records, config.resources.threads)
+            records = shown_records(self.run_dir, config, records)
         return CampaignResult(self.run_dir, config, records, summary)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nas_kd.config.campaign_file import (
+    LATENCY_OBJECTIVE,
     TEACHER_SECTIONS,
     CampaignConfig,
     ConfigError,
@@ -14,6 +15,7 @@ from nas_kd.config.campaign_file import (
 )
 
 __all__ = [
+    "LATENCY_OBJECTIVE",
     "TEACHER_SECTIONS",
     "CampaignConfig",
     "ConfigError",

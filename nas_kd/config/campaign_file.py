@@ -21,6 +21,7 @@ from pydantic import (
 from nas_kd.config.grid import Cell, Value, distinct, multiply, values_of
 from nas_kd.config.sections import (
     BudgetConfig,
+    ConstraintConfig,
     EarlyStoppingConfig,
     EvaluationConfig,
     NormalizeConfig,
@@ -38,6 +39,7 @@ from nas_kd.settings.mistakes import choose, explain, fields
 from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
+from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, Objective, Ranking
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.resources import Resources
 
@@ -45,6 +47,8 @@ from nas_kd.trials.resources import Resources
 class ConfigError(ValueError):
     """The campaign file cannot be used; each line of the message is one mistake with its way out."""
 
+
+LATENCY_OBJECTIVE = "predicted_latency_ms"
 
 TEACHER_SECTIONS = ("task", "task_options", "seed", "data", "normalize", "teacher")
 """What decides the teacher of a campaign and its outputs."""
@@ -122,6 +126,11 @@ class CampaignConfig(Section):
         teacher: the model that students learn from.
         space: the architectures that students may have.
         budget: what a student may cost.
+        objectives: two or three, what students are ranked by: metrics of the task on validation, and costs. Costs are
+            `flops`, `worst_frame_flops`, `parameters`, `state_bytes`, `predicted_latency_ms` and `latency_ms`. By
+            default the main metric of the task and the cost of the budget.
+        constraints: metric of the task, or `latency_ms` -> its limit, `{min: …}` or `{max: …}`. Only students that keep
+            all of them are on the front. Limits of other costs are those of `budget`.
         objective: the loss of the derived student's training.
         search: the search by gradient.
         retrain: training of the derived student.
@@ -150,6 +159,8 @@ class CampaignConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     space: SpaceConfig = SpaceConfig()
     budget: BudgetConfig = BudgetConfig()
+    objectives: tuple[str, ...] | None = None
+    constraints: dict[str, ConstraintConfig] = Field(default_factory=dict)
     objective: ObjectiveConfig = ObjectiveConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
@@ -196,6 +207,7 @@ class CampaignConfig(Section):
                 f"{self.space.name!r}; give max_flops"
             )
         check_space_name(self.space.name, self.task)
+        self._check_ranking()
         if self.early_stopping and self.early_stopping.rungs[-1] > self.retrain.epochs:
             raise ValueError(
                 f"early_stopping.rungs: a rung is an epoch of the retraining, at most retrain.epochs = "
@@ -212,6 +224,48 @@ class CampaignConfig(Section):
         for values in product(*({min(v), max(v)} for v in weights.values())):  # terms may all be off together
             self._accepts(dict(zip(weights, values, strict=True)))
         return self
+
+    @property
+    def ranking(self) -> Ranking:
+        """What ranks the trials.
+
+        Raises:
+            ValueError: objectives or constraints do not go together.
+        """
+        task = find_task(self.task)
+        names = self.objectives or (task.metric, self.budget.cost_field)
+        return Ranking.of(
+            [Objective(name=name, maximize=name not in COSTS and task.maximizes(name)) for name in names],
+            [Constraint(name=name, min=limit.min, max=limit.max) for name, limit in self.constraints.items()],
+        )
+
+    def _check_ranking(self) -> None:
+        """Raise where objectives or constraints cannot be told before the campaign."""
+        ranking = self.ranking
+        for name in ranking.names:
+            # A metric may have any name, so what is close to a cost is taken for one that was misspelt.
+            close = {"params": "parameters", "latency": "latency_ms", "predicted_latency": "predicted_latency_ms"}
+            if name in close or name.lower() in COSTS.keys() - {name}:
+                raise ValueError(
+                    f"objectives, constraints: there is no cost {name!r}; costs are {', '.join(COSTS)}, so name "
+                    f"{close.get(name, name.lower())}"
+                )
+        for constraint in ranking.constraints:
+            if constraint.name in COSTS and constraint.name != MEASURED_LATENCY:
+                limits = ", ".join(
+                    f"max_{figure}" for figure in ("flops", "params", "worst_frame_flops", "state_bytes")
+                )
+                raise ValueError(
+                    f"constraints.{constraint.name}: what is known of a student before it is trained is limited by the "
+                    f"budget ({limits}, max_latency_ms), so that no other is proposed; give it there"
+                )
+            if constraint.name in COSTS and constraint.max is None:
+                raise ValueError(f"constraints.{constraint.name}: less of a cost is better; give max and not min")
+        if LATENCY_OBJECTIVE in ranking.names and self.budget.max_latency_ms is None:
+            raise ValueError(
+                f"objectives: {LATENCY_OBJECTIVE} is what the latency table of a budget says, but budget has no "
+                f"max_latency_ms; give it, or name {MEASURED_LATENCY}, which each trial measures"
+            )
 
     def _check_path(self, path: str, where: str) -> None:
         """Raise where trials cannot vary what stands at this path of the file."""

@@ -160,7 +160,7 @@ class BudgetConfig(Section):
 
     @property
     def cost_field(self) -> str:
-        """The field of a record's `Cost` that the budget limits, and that trials are ranked by."""
+        """The cost that the budget limits, which is an objective where the file names none."""
         return "predicted_latency_ms" if self.is_latency else "flops"
 
     @property
@@ -390,8 +390,26 @@ class EvaluationConfig(Section):
         return evaluation_cuts(info.stored, info.seen, clips=self.clips, window=self.window, crops=self.crops)
 
 
+class ConstraintConfig(Section):
+    """A limit that students must keep to be on the front; one of the two.
+
+    Attributes:
+        min: the least value.
+        max: the largest value.
+    """
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("a constraint has either min or max, such as {min: 0.8}; give one of them")
+        return self
+
+
 class EarlyStoppingConfig(Section):
-    """Stops trials whose (accuracy, FLOPs) after a rung of retraining are in the worse part by non-dominated rank.
+    """Stops trials that after a rung of retraining are in the worse part by the objectives, by non-dominated rank.
 
     Attributes:
         rungs: epochs of the retraining at which trials are compared, ascending.

@@ -15,6 +15,7 @@ from nas_kd.preflight.checks import check_machine, check_nets, check_shared
 from nas_kd.preparation.nets import TrialNets, build_nets, build_objective
 from nas_kd.preparation.output_checks import describe_classes
 from nas_kd.preparation.proposals import proposals
+from nas_kd.preparation.ranking import check_costs, describe_ranking
 from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.search_spaces import count_params
 from nas_kd.search_spaces.arch import Choice
@@ -46,6 +47,7 @@ def overview(config: CampaignConfig) -> list[str]:
     check_machine(config)
     context = build_context(config, "cpu", decode=False)
     notes = check_nets(config, context)
+    check_costs(context)
     lines = [_splits(context), *_stored(context), *context.splits.notes]
     if context.splits.skipped:
         lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
@@ -55,6 +57,7 @@ def overview(config: CampaignConfig) -> list[str]:
     lines += [*notes, _teacher(context, flops, uncounted), *_costs(context, flops if not uncounted else None)]
     lines += describe_left_out(context.space.left_out)
     nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
+    lines.append(describe_ranking(config))
     return [*lines, *_taps(context, nets), *describe_disk(context), *_memory(context, nets)]
 
 

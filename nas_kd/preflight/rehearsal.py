@@ -30,6 +30,7 @@ from nas_kd.preflight.explain import explained, reason_of
 from nas_kd.preflight.full_batches import full_batches
 from nas_kd.preparation.nets import build_nets, build_objective
 from nas_kd.preparation.proposals import Proposal, proposals
+from nas_kd.preparation.ranking import check_metrics, describe_ranking
 from nas_kd.preparation.shared import prepare_search
 from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.runs.latencies import passes_of_nets
@@ -79,7 +80,7 @@ def rehearse(
         ConfigError: a stage failed; the sentence names it and what to change.
     """
     record = run_dir / RECORD_NAME
-    key = f"{context.config.digest()} {torch.__version__}"
+    key = f"{context.config.digest()} {torch.__version__} {describe_ranking(context.config)}"
     with contextlib.suppress(FileNotFoundError, DamagedFileError):
         if read_json(record, "").get("of") == key:
             return
@@ -193,7 +194,8 @@ class Rehearsal:
             knobs = {budget.knob: budget.highest, **self.proposal.knobs[-1]}
             trial = SearchTrial(worker, worker.config, self._trial_context(trial_dir, knobs))
         with self._stage("trial", "change space, objective, search or retrain"):
-            trial.run()
+            record = trial.run()
+        check_metrics(worker.config, record.metrics["retrained"]["val"])
         done["trial"] = self._seconds()
         return worker, trial_dir
 

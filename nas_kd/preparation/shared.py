@@ -11,6 +11,7 @@ from typing import Any
 
 from nas_kd.files import check_tensors, read_json, write_text_atomically
 from nas_kd.preparation.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
+from nas_kd.preparation.ranking import known_objectives
 from nas_kd.search_spaces import ArchSpec, SearchSpace
 from nas_kd.training.fit import OnProgress, log_epoch, no_progress
 from nas_kd.trial import CampaignContext, SharedSearch
@@ -49,7 +50,7 @@ def searched_knobs(space: SearchSpace) -> dict[str, Knob]:
 
 
 def known_costs(context: CampaignContext, found: SearchFound | None = None) -> KnownCosts:
-    """The cost of an architecture, known before it is trained, in the unit of the ranked objective.
+    """What is known of an architecture before it is trained: the cost of the budget, in its unit, and objectives.
 
     Args:
         context: of the campaign.
@@ -79,7 +80,8 @@ def known_costs(context: CampaignContext, found: SearchFound | None = None) -> K
         return result
 
     prior = None
-    if found is not None and len(found.compared) >= LEAST_COMPARED:
+    judged = context.config.ranking.objectives[0].name  # the prior is one of the main metric
+    if found is not None and len(found.compared) >= LEAST_COMPARED and judged == context.task.metric:
         prior = InheritedPrior(
             found.compared,
             searched_knobs(space),
@@ -92,6 +94,7 @@ def known_costs(context: CampaignContext, found: SearchFound | None = None) -> K
         canonical=canonical,
         prior=prior,
         within_limits=within_limits if budget.limits else None,
+        objectives=known_objectives(context),
         # Students far below the lowest budget widen the front where nobody asked for it.
         min_cost=CHEAPEST_SHARE * float(budget.lowest) if budget.lowest < budget.highest else 0.0,
         max_cost=float(budget.highest),

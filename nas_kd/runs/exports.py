@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,54 +17,65 @@ from nas_kd.files import write_text_atomically
 from nas_kd.runs.labelled import calibration_items, campaign_data, labelled_split
 from nas_kd.runs.own_space import own_space
 from nas_kd.runs.run import Run, load_run
-from nas_kd.trials import TrialRecord
+from nas_kd.trials import Objective, Ranking, TrialRecord
 from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
     from nas_kd.analysis import ParetoFront
-    from nas_kd.analysis.cost_axis import CostAxis
+    from nas_kd.analysis.axes import Axis
 
 ALL_FORMATS: tuple[Format, ...] = ("safetensors", "pt2", "onnx")
+LIMITS: Mapping[
+    str, tuple[str, ...]
+] = {  # as a campaign's budget names them -> the cost, or those of which one is known
+    "max_flops": ("flops",),
+    "max_latency_ms": ("latency_ms", "predicted_latency_ms"),
+    "max_params": ("parameters",),
+    "max_worst_frame_flops": ("worst_frame_flops",),
+    "max_state_bytes": ("state_bytes",),
+}
 INDEX_CSV, INDEX_MD = "index.csv", "index.md"
 
 
 def pick(
     records: Sequence[TrialRecord],
     *,
+    ranking: Ranking | None = None,
     trial: int | None = None,
-    max_flops: int | None = None,
-    max_latency_ms: float | None = None,
+    limits: Mapping[str, float | None] | None = None,
     knee: bool = False,
     tolerance: float | None = None,
 ) -> TrialRecord:
-    """The trial to export: the one named, the most accurate one within a budget, the knee, or the recommended one.
+    """The trial to export: the one named, the best one within limits, the knee, or the recommended one.
 
-    The recommended one is that of the report, by the same rule: the cheapest within a tolerance of the best.
+    The recommended one is that of the report, by the same rule: the cheapest within a tolerance of the best, by the
+    objectives of the campaign.
 
     Args:
         records: of the run.
+        ranking: objectives and constraints of the campaign; by default the metric of the records and FLOPs.
         trial: number of the trial.
-        max_flops: budget in FLOPs.
-        max_latency_ms: budget of latency: the one that was measured after the trials where the records have it
-            (see `Run`), else the one that a campaign with a budget of latency predicts.
+        limits: key of `LIMITS`, such as `max_flops` -> the most that the student may cost; the best one by the first
+            metric is taken. A latency is the one that was measured, where the records have it (see `Run`), else the
+            one that a campaign with a budget of latency predicts.
         knee: take the point where the front bends most.
         tolerance: how much worse than the best the recommended one may be, in the metric's unit.
 
     Raises:
         ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
     """
-    from nas_kd.analysis import FLOPS, ParetoFront
+    from nas_kd.analysis import ParetoFront
 
-    given = {
-        "trial": trial,
-        "max_flops": max_flops,
-        "max_latency_ms": max_latency_ms,
-        "knee": knee or None,
-        "tolerance": tolerance,
-    }
+    given_limits = {name: value for name, value in (limits or {}).items() if value is not None}
+    given = {"trial": trial, "knee": knee or None, "tolerance": tolerance}
     named = [f"{name} = {value}" for name, value in given.items() if value is not None]
+    of_limits = ", ".join(f"{name} = {value}" for name, value in given_limits.items())
+    named += [of_limits] if of_limits else []
     if len(named) > 1:
-        raise ValueError(f"one of {', '.join(given)} decides which trial is picked, but got {' and '.join(named)}")
+        raise ValueError(
+            f"one of {', '.join(given)} or limits ({', '.join(LIMITS)}) decides which trial is picked, but got "
+            f"{' and '.join(named)}"
+        )
     complete = [r for r in records if r.state == "complete" and r.cost is not None]
     if not complete:
         raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
@@ -73,46 +84,63 @@ def pick(
             if record.number == trial:
                 return record
         raise ValueError(f"trial {trial} is not among the complete ones: {', '.join(str(r.number) for r in complete)}")
-    if max_flops is not None:
-        return _best_within(complete, max_flops, FLOPS)
-    if max_latency_ms is not None:
-        return _best_within(complete, max_latency_ms, _latency_axis(complete))
-    front = ParetoFront.from_records(complete, tolerance=tolerance)
-    picked = front.knee if knee else front.pick
+    front = ParetoFront.from_records(_within(complete, given_limits), ranking=ranking, tolerance=tolerance)
+    if knee and not front.is_plane:
+        raise ValueError("a front of three objectives has no knee; pick by trial or by a limit such as max_flops")
+    picked = front.knee if knee else front.best if given_limits else front.pick
+    if picked is None and front.left_out:
+        listed = " and ".join(str(constraint) for constraint in front.ranking.constraints)
+        raise ValueError(f"no complete trial keeps the constraints ({listed}); pick by trial, or loosen them")
     if picked is None:
         raise ValueError("no complete trial has a validation value of a trained student; pick by trial")
     return picked
 
 
-def _latency_axis(complete: Sequence[TrialRecord]) -> CostAxis:
-    """The latency by which trials are picked: measured where it was measured, else predicted."""
-    from nas_kd.analysis import LATENCY, MEASURED
+def _within(complete: Sequence[TrialRecord], limits: Mapping[str, float]) -> list[TrialRecord]:
+    """The trials that cost no more than any of the limits.
 
-    for axis in (MEASURED, LATENCY):
+    Raises:
+        ValueError: there is none.
+    """
+    left = list(complete)
+    for name, limit in limits.items():
+        axis = _axis_of(name, complete)
+        costs = [(record, axis.of(record)) for record in left]
+        kept = [record for record, cost in costs if cost is not None and cost <= limit]
+        if not kept:
+            known = [cost for _, cost in costs if cost is not None]
+            cheapest = f"; the cheapest costs {_exactly(min(known))}" if known else ""
+            among = " within the other limits" if len(left) < len(complete) else ""
+            raise ValueError(
+                f"no complete trial costs at most {_exactly(limit)} {axis.unit}{among}{cheapest}; raise the budget or "
+                "pick by trial"
+            )
+        left = kept
+    return left
+
+
+def _axis_of(limit: str, complete: Sequence[TrialRecord]) -> Axis:
+    """The cost of a limit: of a latency the one measured where it was measured, else the one predicted.
+
+    Raises:
+        ValueError: no student has it.
+    """
+    from nas_kd.analysis import Axis
+
+    for name in LIMITS[limit]:
+        axis = Axis(Objective(name=name))
         if any(axis.of(record) is not None for record in complete):
             return axis
-    raise ValueError(
-        "no student has a latency: none was measured after the trials, and the campaign's budget is max_flops; the "
-        "`nas-kd search` command of the run measures those of the front, or pick by max_flops"
-    )
-
-
-def _best_within(complete: Sequence[TrialRecord], budget: float, axis: CostAxis) -> TrialRecord:
-    """The most accurate trial that costs at most `budget`."""
-    from nas_kd.analysis import ParetoFront
-
-    best = ParetoFront.from_records(complete, axis=axis).best_within(budget)
-    if best is None:
-        known = [cost for record in complete if (cost := axis.of(record)) is not None]
+    if limit == "max_latency_ms":
         raise ValueError(
-            f"no complete trial costs at most {_exactly(budget)} {axis.unit}; the cheapest costs "
-            f"{_exactly(min(known))}; raise the budget or pick by trial"
+            "no student has a latency: none was measured after the trials, and the campaign's budget is max_flops; the "
+            "`nas-kd search` command of the run measures those of the front, or pick by max_flops"
         )
-    return best
+    raise ValueError(f"students of this run have no {LIMITS[limit][0]}, so {limit} says nothing; pick by max_flops")
 
 
 def _exactly(cost: float) -> str:
-    """FLOPs to the last one, since a budget may be that close; milliseconds as they are read."""
+    """Counts to the last one, since a budget may be that close; milliseconds as they are read."""
     return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3g}"
 
 
@@ -122,6 +150,9 @@ def export(
     trial: int | None = None,
     max_flops: int | None = None,
     max_latency_ms: float | None = None,
+    max_params: int | None = None,
+    max_worst_frame_flops: int | None = None,
+    max_state_bytes: int | None = None,
     knee: bool = False,
     tolerance: float | None = None,
     formats: Sequence[Format] = ALL_FORMATS,
@@ -136,9 +167,12 @@ def export(
 
     Args:
         run_dir: the run's folder.
-        trial: see `pick`, as the four that follow.
-        max_flops: see `pick`.
-        max_latency_ms: see `pick`.
+        trial: see `pick`.
+        max_flops: a limit, see `pick`, as the four that follow; with several all of them hold.
+        max_latency_ms: a limit.
+        max_params: a limit.
+        max_worst_frame_flops: a limit.
+        max_state_bytes: a limit.
         knee: see `pick`.
         tolerance: see `pick`.
         formats: what to write.
@@ -160,9 +194,15 @@ def export(
     run = load_run(run_dir)
     record = pick(
         run.records,
+        ranking=run.config.ranking,
         trial=trial,
-        max_flops=max_flops,
-        max_latency_ms=max_latency_ms,
+        limits={
+            "max_flops": max_flops,
+            "max_latency_ms": max_latency_ms,
+            "max_params": max_params,
+            "max_worst_frame_flops": max_worst_frame_flops,
+            "max_state_bytes": max_state_bytes,
+        },
         knee=knee,
         tolerance=tolerance,
     )
@@ -206,9 +246,11 @@ def export_front(
 
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    front = ParetoFront.from_records([record for record in run.records if record.state == "complete"])
+    complete = [record for record in run.records if record.state == "complete"]
+    front = ParetoFront.from_records(complete, ranking=run.config.ranking)
     if not front.records:
-        raise ValueError("there is no complete trial to export; `nas-kd report` shows what failed")
+        keeping = " that keeps the constraints" if front.left_out else ""
+        raise ValueError(f"there is no complete trial{keeping} to export; `nas-kd report` shows what failed")
     folder = Path(out_dir or run_dir / "export" / "front")
     data = _data(run, front.records[0], formats) if with_data else _Data()  # all students read the same items
     options = _Options(tuple(formats), with_preprocessing, dynamic_frames, license, intended_use)
@@ -286,14 +328,16 @@ def _data(run: Run, record: TrialRecord, formats: Sequence[Format]) -> _Data:
 
 
 def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord]) -> None:
-    """`index.csv`, a row for each student by increasing cost, and the same in fewer columns as `index.md`."""
+    """`index.csv`, a row for each student in the order of the front, and the same in fewer columns as `index.md`."""
     from nas_kd.analysis.pivot_text import escape_markdown, markdown_line
     from nas_kd.analysis.text import metric_text, range_text, si
 
     rows: list[dict[str, object]] = []
     name = front.records[0].metric.name
+    further = [axis for axis in front.axes if axis.name not in ("flops", "parameters", "latency_ms")]
     header = [
         "student",
+        *(axis.header for axis in further),
         "FLOPs",
         "parameters",
         "latency, ms",
@@ -310,6 +354,7 @@ def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord])
         row: dict[str, object] = {
             "folder": export_name(record.number),
             "trial": record.number,
+            **{axis.name: axis.of(record) for axis in further},
             "flops": cost.flops,
             "params": cost.params,
             "latency_ms": cost.latency_ms,
@@ -322,6 +367,7 @@ def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord])
         row |= {f"val_{name}_of_{form.backend}": form.value for form in exported.validation}
         rows.append(row)
         cells = [
+            *(axis.number(axis.of(record)) for axis in further),
             si(cost.flops),
             si(cost.params),
             "" if cost.latency_ms is None else f"{cost.latency_ms:.3g}",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
 from nas_kd.trial import CampaignContext
-from nas_kd.trials import TrialRecord
+from nas_kd.trial.latency import PASSES, ROUNDS, summary, timed
+from nas_kd.trials import Ranking, TrialRecord
 from nas_kd.trials.files import trial_directory
 
 LATENCY_NAME, TEACHER = "latency.json", "teacher"  # as in nas_kd.analysis.latencies, which reads the file
-ROUNDS, PASSES, ROUND_S, WARMUP = 5, 10, 0.5, 2
 MAX_STUDENTS = 16
-_QUANTILES = (0.5, 0.1, 0.9)
 
 
 def measure_latencies(
@@ -49,7 +47,7 @@ def measure_latencies(
         threads: as many as a trial has.
         progress: called with the share that is done and a text.
     """
-    chosen = front_students(records)
+    chosen = front_students(records, context.config.ranking)
     path = run_dir / LATENCY_NAME
     known: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, DamagedFileError):  # they are measured again
@@ -74,11 +72,11 @@ def measure_latencies(
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def front_students(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def front_students(records: Sequence[TrialRecord], ranking: Ranking) -> list[TrialRecord]:
     """The students of the front, or an even choice of them with both ends and the pick."""
-    from nas_kd.analysis import ParetoFront  # a second of plotting libraries, which all before the end does without
+    from nas_kd.analysis import ParetoFront, judged  # plotting libraries, which all before the end does without
 
-    front = ParetoFront.from_records(records)
+    front = ParetoFront.from_records(judged(records, ranking), ranking=ranking)
     if len(front.records) <= MAX_STUDENTS:
         return list(front.records)
     places = np.linspace(0, len(front.records) - 1, MAX_STUDENTS - 1).round().astype(int)
@@ -108,40 +106,3 @@ def passes_of_nets(context: CampaignContext, run_dir: Path, numbers: Sequence[in
         example = torch.zeros(1, *info.input_shape, device=context.device)
         found[str(number)] = context.input_type.latency_passes(student.to(context.device), example)
     return found
-
-
-@torch.no_grad()
-def timed(
-    nets: Mapping[str, Passes], device: torch.device, progress: OnProgress
-) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """(net -> part -> milliseconds of each pass, share of the time in which the process did not run)."""
-    finish: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in net.parts} for name, net in nets.items()}
-    wall, cpu = 0.0, 0.0
-    for turn in range(ROUNDS):
-        for place, (name, net) in enumerate(nets.items()):
-            progress((turn + place / len(nets)) / ROUNDS, "latency, all nets in turns")
-            for part, run in net.parts.items():
-                for _ in range(WARMUP):
-                    run()
-                finish()
-                begun, begun_cpu = time.perf_counter(), time.process_time()
-                for _ in range(PASSES):
-                    start = time.perf_counter()
-                    run()
-                    finish()
-                    times[name][part].append((time.perf_counter() - start) * 1e3)
-                    if time.perf_counter() - begun > ROUND_S:
-                        break
-                wall += time.perf_counter() - begun
-                cpu += time.process_time() - begun_cpu
-    waited = max(0.0, 1 - cpu / wall) if wall > 0 and device.type == "cpu" else 0.0
-    return times, waited
-
-
-def summary(parts: Mapping[str, Sequence[float]], net: Passes) -> dict[str, float]:
-    """Median of the net's latency with its 10 % and 90 % quantiles, and the medians of its parts."""
-    quantiles = {part: np.quantile(values, _QUANTILES) for part, values in parts.items()}
-    ms, low, high = np.sum([net.weights[part] * values for part, values in quantiles.items()], axis=0)
-    found = {"ms": float(ms), "low": float(low), "high": float(high)}
-    return found | {part: float(values[0]) for part, values in quantiles.items() if part != "ms"}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import parse_flops
-from nas_kd.runs.run import load_run, open_run, teacher_point
+from nas_kd.runs.run import load_run, open_run, shown_records, teacher_point
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import KnobValue, Ledger, Split, is_driven
+from nas_kd.trials import MEASURED_LATENCY, KnobValue, Ledger, Split, is_driven
 
 if TYPE_CHECKING:
     from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress
@@ -55,18 +55,20 @@ def report(
     """
     from nas_kd.analysis import write_report  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.bench import read_bench
-    from nas_kd.analysis.latencies import read_latencies, with_latencies
+    from nas_kd.analysis.latencies import read_latencies
     from nas_kd.analysis.published import read_points
 
     run_dir, published = Path(run_dir), () if points is None else read_points(points)
     config, ledger = open_run(run_dir)
-    latencies = read_latencies(run_dir)
-    records = with_latencies(ledger.records(), latencies)
+    ranking = config.ranking
+    latencies = None if MEASURED_LATENCY in ranking.names else read_latencies(run_dir)
+    records = shown_records(run_dir, config, ledger.records())
     facts = {
         "run": str(run_dir),
         "data": config.data.source,
         "task": config.task,
         "space": config.space.name,
+        "objectives": str(ranking),
         "sampler": config.sampler,
         "seed": str(config.seed),
     }
@@ -78,6 +80,7 @@ def report(
         metadata=facts,
         run_dir=run_dir,
         search_dir=run_dir / SEARCH_FOLDER if config.search.shared else None,
+        ranking=ranking,
         budgets=_budgets(config),
         tolerance=tolerance,
         latencies=latencies,
@@ -90,9 +93,11 @@ def report(
 
 
 def _budgets(config: CampaignConfig) -> tuple[float, ...]:
-    """The budgets of a campaign; none where it draws them from a range."""
+    """The budgets of a campaign; none where it draws them from a range, or ranks by another cost first."""
     options = config.budget.options
-    return tuple(options) if isinstance(options, tuple) else ()
+    if not isinstance(options, tuple) or config.ranking.objectives[1].name != config.budget.cost_field:
+        return ()
+    return tuple(options)
 
 
 # Of a campaign file: who it is and where it runs, which does not make its results others.
@@ -124,7 +129,8 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
             if name.partition(".")[0] not in _IDENTITY
         }
         teacher = teacher_point(folder, run.config)
-        runs.append(ComparedRun(name, run.config.seed, settings, run.records, _budgets(run.config), teacher))
+        budgets, ranking = _budgets(run.config), run.config.ranking
+        runs.append(ComparedRun(name, run.config.seed, settings, run.records, budgets, teacher, ranking))
     return write_comparison(runs, out_dir or folders[0].parent / "comparison")
 
 

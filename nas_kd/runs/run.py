@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.files import CONFIG_NAME, DamagedFileError, read_json
 from nas_kd.tasks import find_task
-from nas_kd.trials import Evaluated, Ledger, TrialRecord
+from nas_kd.trials import MEASURED_LATENCY, Evaluated, Ledger, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,8 @@ _SHOWN = ("trial", "flops", "params", "latency_ms", "val_metric", "val_low", "va
 @dataclass(frozen=True)
 class Run:
     """A run to look at; a notebook shows the table of its front.
+
+    Its trials are judged by the first metric of the campaign's objectives, which is the primary one of each record.
 
     Attributes:
         run_dir: the run's folder.
@@ -47,7 +50,7 @@ class Run:
         """The front with all that is computed of it: hypervolume, knee, intervals; selected on validation."""
         from nas_kd.analysis import ParetoFront
 
-        return ParetoFront.from_records(self.records)
+        return ParetoFront.from_records(self.records, ranking=self.config.ranking)
 
     @property
     def pick(self) -> TrialRecord | None:
@@ -76,7 +79,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The front as a table whose texts are escaped."""
-        known = [name for name in _SHOWN if self.front[name].notna().any()]
+        ranked = [each.cost.field if each.cost else f"val_{each.name}" for each in self.config.ranking.objectives[1:]]
+        names = [*_SHOWN[:-1], *(name for name in ranked if name not in _SHOWN), _SHOWN[-1]]
+        known = [name for name in names if self.front[name].notna().any()]
         table: str = self.front[known or self.front.columns.tolist()].to_html(index=False, na_rep="–")
         return table
 
@@ -90,10 +95,20 @@ def load_run(run_dir: Path | str) -> Run:
     Raises:
         ValueError: the folder holds no run, or a file of it is damaged.
     """
+    config, ledger = open_run(run_dir)
+    return Run(Path(run_dir), config, shown_records(Path(run_dir), config, ledger.records()))
+
+
+def shown_records(run_dir: Path, config: CampaignConfig, records: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Records as they are looked at: judged by the campaign's first metric, with the latencies that were measured after
+    the trials, or those by which trials are ranked."""
+    from nas_kd.analysis import judged  # which loads plotting libraries
     from nas_kd.analysis.latencies import read_latencies, with_latencies
 
-    config, ledger = open_run(run_dir)
-    return Run(Path(run_dir), config, tuple(with_latencies(ledger.records(), read_latencies(run_dir))))
+    ranking = config.ranking
+    if MEASURED_LATENCY not in ranking.names:
+        records = with_latencies(records, read_latencies(run_dir))
+    return tuple(judged(records, ranking))
 
 
 def is_run(run_dir: Path) -> bool:
@@ -146,7 +161,8 @@ def teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None:
     if not manifest.is_file():
         return None
     known = read_json(manifest, "the `nas-kd search` command of the run measures the teacher again")
-    metric = find_task(config.task).metric
+    metric, main = config.ranking.objectives[0].name, find_task(config.task).metric
+    evaluated = known.get("evaluated", {}) if metric == main else {}  # intervals are those of the main metric
     if not {f"val/{metric}", f"test/{metric}", "params"} <= known.keys():
         raise ValueError(
             f"{manifest} has no {metric}, the metric of the task {config.task}; restore `task` in "
@@ -160,6 +176,6 @@ def teacher_point(run_dir: Path, config: CampaignConfig) -> TeacherPoint | None:
         test=float(known[f"test/{metric}"]),
         params=int(known["params"]),
         secondary={n: float(v) for n, v in known.items() if n.startswith(("val/", "test/"))},
-        evaluated={split: Evaluated.model_validate(fields) for split, fields in known.get("evaluated", {}).items()},
+        evaluated={split: Evaluated.model_validate(fields) for split, fields in evaluated.items()},
         by_interval={int(interval): values for interval, values in known.get("by_interval", {}).items()},
     )

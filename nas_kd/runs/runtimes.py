@@ -17,11 +17,12 @@ from nas_kd.deploy.record import third_party_warnings
 from nas_kd.deploy.runtime_passes import RUNTIMES, runtime_passes
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import Passes
-from nas_kd.runs.latencies import PASSES, ROUNDS, front_students, summary, timed
+from nas_kd.runs.latencies import front_students
 from nas_kd.runs.own_space import own_space
 from nas_kd.runs.run import load_run
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
+from nas_kd.trial.latency import PASSES, ROUNDS, summary, timed
 from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def bench(
             raise ValueError(f"there is no runtime {name!r}; choose from {', '.join(RUNTIMES)}")
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    students = front_students([record for record in run.records if record.state == "complete"])
+    complete = [record for record in run.records if record.state == "complete"]
+    students = front_students(complete, run.config.ranking)
     if not students:
         raise ValueError("there is no complete trial to measure; `nas-kd report` shows what failed")
     before = torch.get_num_threads()

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_kd.runs.results import run_progress
-from nas_kd.runs.run import is_run, open_run
+from nas_kd.runs.run import is_run, open_run, shown_records
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import KnobValue, TrialRecord, is_driven, time_left
+from nas_kd.trials import COSTS, KnobValue, Ranking, TrialRecord, is_driven, time_left
 from nas_kd.trials.execution import LOCK_NAME
 from nas_kd.trials.files import trial_directory
 from nas_kd.trials.ledger import DRIVER_LOCK
@@ -50,13 +50,11 @@ class FrontTrial:
 
     Attributes:
         number: of the trial.
-        value: its primary metric on the validation split.
-        cost: what it is ranked by.
+        values: of the objectives, in their order; metrics are those on the validation split.
     """
 
     number: int
-    value: float
-    cost: float
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,8 @@ class RunStatus:
         failed: how many ended with an error.
         stopped: how many were stopped early.
         running: those that run.
-        metric: name of the primary one.
-        cost: name of what students are ranked by beside it.
-        front: the front so far, from the cheapest student on.
+        objectives: names of what students are ranked by, first the metric that they are judged by.
+        front: the front so far, by increasing second objective.
         hypervolume: share of the box of the report that the front dominates; None without a front.
         elapsed_s: seconds from the start of the first trial until now, or until the last one ended.
         eta_s: seconds until the last trial ends, by the mean time of those that ended and by how many run at once; None
@@ -91,8 +88,7 @@ class RunStatus:
     failed: int
     stopped: int
     running: tuple[RunningTrial, ...]
-    metric: str
-    cost: str
+    objectives: tuple[str, ...]
     front: tuple[FrontTrial, ...]
     hypervolume: float | None
     elapsed_s: float | None
@@ -126,7 +122,8 @@ def status(run_dir: Path | str) -> RunStatus:
     elif progress.stage:
         state = _stage(run_dir)
     counts = {kind: sum(record.state == kind for record in records) for kind in ("complete", "failed", "stopped")}
-    front, hypervolume = _front(records)
+    ranking = config.ranking
+    front, hypervolume = _front(shown_records(run_dir, config, records), ranking)
     return RunStatus(
         run=str(run_dir),
         name=config.name,
@@ -135,8 +132,7 @@ def status(run_dir: Path | str) -> RunStatus:
         trials=progress.planned,
         **counts,
         running=running,
-        metric=ledger.metric.name,
-        cost=config.budget.cost_field,
+        objectives=tuple(objective.name for objective in ranking.objectives),
         front=front,
         hypervolume=hypervolume,
         elapsed_s=_elapsed(records, now if progress.is_driven else None),
@@ -158,8 +154,7 @@ def _before_trials(run_dir: Path) -> RunStatus:
         failed=0,
         stopped=0,
         running=(),
-        metric="",
-        cost="",
+        objectives=(),
         front=(),
         hypervolume=None,
         elapsed_s=None,
@@ -194,18 +189,14 @@ def _last_message(log: Path) -> str:
     return ""
 
 
-def _front(records: Sequence[TrialRecord]) -> tuple[tuple[FrontTrial, ...], float | None]:
+def _front(records: Sequence[TrialRecord], ranking: Ranking) -> tuple[tuple[FrontTrial, ...], float | None]:
     from nas_kd.analysis import ParetoFront  # a second of plotting libraries
 
     if not any(record.state == "complete" for record in records):
         return (), None
-    front = ParetoFront.from_records(records)
-    placed = []
-    for record in front.records:
-        cost, value = front.axis.of(record), record.score("val", "retrained")
-        assert cost is not None and value is not None, "what is on a front has both"  # noqa: PT018
-        placed.append(FrontTrial(record.number, float(value), float(cost)))
-    return tuple(placed), front.hypervolume if placed else None
+    front = ParetoFront.from_records(records, ranking=ranking)
+    placed = tuple(FrontTrial(record.number, ranking.values(record)) for record in front.records)
+    return placed, front.hypervolume if placed else None
 
 
 def _elapsed(records: Sequence[TrialRecord], now: float | None) -> float | None:
@@ -256,12 +247,18 @@ def render(status: RunStatus) -> Group:
     if times:
         lines.append(Text(", ".join(times)))
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", "state", status.metric, status.cost, "message"):
+    for title in ("trial", "state", *status.objectives, "message"):
         table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
     for each in status.front:
-        table.add_row(str(each.number), "front", f"{each.value:.4g}", format_count(each.cost), "")
+        texts = [
+            format_count(value) if name in COSTS else f"{value:.4g}"
+            for name, value in zip(status.objectives, each.values, strict=True)
+        ]
+        table.add_row(str(each.number), "front", *texts, "")
     for trial in status.running:
         since = "" if trial.elapsed_s is None else f"{format_duration(trial.elapsed_s)}; "
         state = "running" if status.state == "trials" else "waits"
-        table.add_row(str(trial.number), state, "", "", Text(since + (trial.message or "starting")))
+        table.add_row(
+            str(trial.number), state, *("" for _ in status.objectives), Text(since + (trial.message or "starting"))
+        )
     return Group(*lines, *([table] if table.row_count else []))

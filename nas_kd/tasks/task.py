@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +42,7 @@ class Task(ABC):
     Attributes:
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
+        minimized: other metrics of which less is better, by name; `*` stands for any letters. Of all others more is.
         percent: metrics that are shares of 1 and are written in percent, by name; `*` stands for any letters.
         framewise: whether models see single frames.
         dense: whether the outputs for a whole clip are maps (N, C, h, w) instead of logits (N, C).
@@ -61,6 +63,7 @@ class Task(ABC):
 
     metric: ClassVar[str]
     maximize: ClassVar[bool] = True
+    minimized: ClassVar[tuple[str, ...]] = ()
     percent: ClassVar[tuple[str, ...]] = ()
     framewise: ClassVar[bool] = False
     dense: ClassVar[bool] = False
@@ -116,6 +119,14 @@ class Task(ABC):
     def gain(cls, value: float) -> float:
         """A value of the primary metric as one of which more is better: negative where less of the metric is."""
         return value if cls.maximize else -value
+
+    @classmethod
+    def maximizes(cls, name: str) -> bool:
+        """Whether more of a metric of the task is better; also per offset from a key frame."""
+        name = name.partition("@")[0]
+        if name == cls.metric:
+            return cls.maximize
+        return not any(fnmatchcase(name, pattern) for pattern in cls.minimized)
 
     def prepare(self, splits: Splits) -> None:  # noqa: B027  # a task may leave it out
         """Take from the training split what the loss needs of it, such as how often classes occur; by default nothing.

@@ -82,6 +82,10 @@ class CampaignContext:
         if not self.config.budget.is_latency:
             with torch.random.fork_rng(devices=[]):  # counting builds modules, or not where costs are known already
                 return self.space.cost_table(knobs)
+        return self.latency_table(knobs)
+
+    def latency_table(self, knobs: Mapping[str, Choice]) -> CostTable:
+        """The latencies of candidates that were measured for these knobs, in ns."""
         return self.latencies[latency_name(self.space, knobs)]
 
     def figures(self, knobs: Mapping[str, Choice]) -> dict[str, tuple[CostTable, ...]]:

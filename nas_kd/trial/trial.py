@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from nas_kd.config import CampaignConfig
+from nas_kd.config import LATENCY_OBJECTIVE, CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, Measured, SeveralTrainings, save_bundle
 from nas_kd.deploy.student_view import view_of
@@ -26,14 +26,26 @@ from nas_kd.search_spaces import ArchSpec, count_flops, count_params, layer_flop
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers.weights import match_weights
-from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch
+from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
+from nas_kd.trial.latency import summary, timed
 from nas_kd.trial.learner import Learner
-from nas_kd.trials import Cost, Evaluated, Metric, Split, Stage, TrialContext, TrialRecord
+from nas_kd.trials import (
+    Cost,
+    Evaluated,
+    FinalState,
+    Metric,
+    Split,
+    Stage,
+    TrialContext,
+    TrialRecord,
+)
+from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY
 from nas_kd.trials.record import LAYERS_NAME
 
 COLLAPSE_SHARE = 0.6  # of a student's active edges that connect nothing or pass their input on
+_LATENCIES = {"ms": "latency_ms", "keyframe_ms": "keyframe_latency_ms", "delta_ms": "delta_latency_ms"}
 Metrics = dict[Stage, dict[Split, dict[str, float]]]
 
 
@@ -113,16 +125,42 @@ class Trial(ABC):
         derived = self.choose()
         arch = derived.arch
         self._check_idle(arch)
-        trainings = self._retrain(derived)
+        cost = self._cost(derived.student.eval(), arch)
+        broken = self._broken(cost)
+        if broken:
+            self.warnings.append(f"not trained, since {broken}")
+            return self._record("stopped", arch, cost, started, clock)
+        trainings = self._retrain(derived, cost)
         self.metrics["retrained"] = mean_metrics(trainings)
         chosen = self._best(trainings)
-        cost = self._cost(trainings[chosen].student, arch)
-        self.durations_s["total"] = time.perf_counter() - clock
         self._save(trainings, chosen, arch, cost)
+        return self._record("complete", arch, cost, started, clock, trainings, chosen)
+
+    def _broken(self, cost: Cost) -> str:
+        """The constraint that a student of this cost does not keep, in words; empty where it keeps all of them."""
+        for constraint in self.config.ranking.constraints:
+            kind = COSTS.get(constraint.name)
+            value = None if kind is None else getattr(cost, kind.field)
+            if kind is not None and constraint.excess(value) > 0:
+                return f"{constraint.name} is {value:.3g}, but must be {str(constraint).removeprefix(constraint.name)}"
+        return ""
+
+    def _record(
+        self,
+        state: FinalState,
+        arch: ArchSpec,
+        cost: Cost,
+        started: str,
+        clock: float,
+        trainings: Sequence[Training] = (),
+        chosen: int = 0,
+    ) -> TrialRecord:
+        """What is kept of the trial, whose clock began at `clock`."""
+        self.durations_s["total"] = time.perf_counter() - clock
         task = self.campaign.task
         return TrialRecord(
             number=self.context.number,
-            state="complete",
+            state=state,
             seed=self.context.seed,
             config_hash=self.campaign.config.digest(),
             knobs=self.context.knobs,
@@ -155,7 +193,7 @@ class Trial(ABC):
                 "connections"
             )
 
-    def _retrain(self, derived: Derived) -> list[Training]:
+    def _retrain(self, derived: Derived, cost: Cost) -> list[Training]:
         """The student, trained once for each seed."""
         config, campaign, arch = self.config.retrain, self.campaign, derived.arch
         inherits = config.init == "inherit" and self.is_open
@@ -178,7 +216,7 @@ class Trial(ABC):
 
             def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
                 log_epoch(self.context.directory, f"retrain-{i}", epoch, means)
-                self._report_rung(i, epoch, student, arch)
+                self._report_rung(i, epoch, student, cost)
 
             with closing(learner):
                 epochs = learner.fit(
@@ -227,16 +265,21 @@ class Trial(ABC):
         write_text_atomically(self.context.directory / LAYERS_NAME, json.dumps(layers) + "\n")
         self.diagnostics |= {name: float(flops) for name, flops in part_flops(student, example).items()}
         fields = self.campaign.input_type.student_cost(student, example, flops, count_params(student))
-        if self.config.budget.is_latency:
-            fields = {**fields, **self._counted(arch)}
+        names = self.config.ranking.names
+        if self.config.budget.is_latency or LATENCY_OBJECTIVE in names:
+            nanoseconds = self.campaign.latency_table(self.knobs).cost(arch.choices)
+            fields = {**fields, LATENCY_OBJECTIVE: nanoseconds / 1e6}
+        if MEASURED_LATENCY in names:
+            fields = {**fields, **self._measured_latency(student)}
         return Cost.model_validate(fields)
 
-    def _counted(self, arch: ArchSpec) -> dict[str, float]:
-        """The cost that the budget limits, by its name in `Cost`."""
-        if not self.config.budget.is_latency:
-            return {"flops": float(self.campaign.space.cost(arch))}
-        nanoseconds = self.campaign.table(self.knobs).cost(arch.choices)
-        return {self.config.budget.cost_field: nanoseconds / 1e6}
+    def _measured_latency(self, student: nn.Module) -> dict[str, float]:
+        """The latency of the student by its names in `Cost`, in ms: the median at batch 1."""
+        example = torch.zeros(1, *self.campaign.space.example_input(self.knobs).shape[1:], device=self.campaign.device)
+        passes = self.campaign.input_type.latency_passes(student.to(self.campaign.device), example)
+        times, _ = timed({"student": passes}, self.campaign.device, no_progress)
+        found = summary(times["student"], passes)
+        return {name: found[key] for key, name in _LATENCIES.items() if key in found}
 
     def _save(self, trainings: Sequence[Training], chosen: int, arch: ArchSpec, cost: Cost) -> None:
         """Write the weights of one training with its own metrics, and those of all trainings beside them."""
@@ -300,12 +343,14 @@ class Trial(ABC):
     def _evaluate(self, model: nn.Module, dataset: ClipDataset, scored: Scored | None = None) -> dict[str, float]:
         return self.campaign.evaluate_student(model, dataset, self.knobs, scored)
 
-    def _report_rung(self, repeat: int, epoch: int, student: nn.Module, arch: ArchSpec) -> None:
+    def _report_rung(self, repeat: int, epoch: int, student: nn.Module, cost: Cost) -> None:
         stopping = self.config.early_stopping
         if stopping is None or repeat > 0 or epoch + 1 not in stopping.rungs:
             return
-        score = self._evaluate(student, self.campaign.splits.val)[self.campaign.task.metric]
-        self.context.report(values={self.campaign.task.metric: score, **self._counted(arch)}, step=epoch + 1)
+        metrics = self._evaluate(student, self.campaign.splits.val)
+        names = self.config.ranking.names
+        values = {name: getattr(cost, COSTS[name].field) if name in COSTS else metrics[name] for name in names}
+        self.context.report(values={name: float(value) for name, value in values.items()}, step=epoch + 1)
 
     def _stage(self, start: float, share: float) -> OnProgress:
         return lambda done, words: self.context.report(min(start + share * done, 1.0), words)
@@ -321,7 +366,7 @@ def mean_metrics(trainings: Sequence[Training]) -> dict[Split, dict[str, float]]
 
 def seed_values(trainings: Sequence[Training]) -> dict[str, tuple[float, ...]]:
     """`split/metric` -> value of each training; empty where there is one training only."""
-    if len(trainings) == 1:
+    if len(trainings) <= 1:
         return {}
     values = {}
     for split, metrics in trainings[0].metrics.items():

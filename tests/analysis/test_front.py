@@ -120,7 +120,7 @@ def test_the_pick_is_the_cheapest_within_a_tolerance_of_the_best() -> None:
     )
     assert advice.beside == "It needs 100× fewer FLOPs than the teacher and is 0.6 points worse than it on validation."
     assert dict(advice.alternatives) == {
-        "Most accurate": "trial 9, 95.0 % at 96 M FLOPs",
+        "Best accuracy": "trial 9, 95.0 % at 96 M FLOPs",
         "Cheapest": "trial 0, 60.0 % at 4 M FLOPs",
         "Cheapest within 1.0 points of the teacher": "trial 7, 94.4 % at 12 M FLOPs",
         "Best within each budget (FLOPs)": (

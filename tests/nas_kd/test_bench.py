@@ -27,7 +27,7 @@ def test_students_of_the_front_are_measured_in_each_runtime(
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr("torch.compile", no_compiler)
-    monkeypatch.setattr("nas_kd.runs.latencies.ROUNDS", 1)
+    monkeypatch.setattr("nas_kd.trial.latency.ROUNDS", 1)
     made = bench(tmp_path, runtimes=("eager", "compiled"), threads=2)
     assert [(row.trial, row.flops, row.runtime, row.threads) for row in made.rows] == [
         (0, 100, "eager", 1),

@@ -346,16 +346,19 @@ def test_pick_takes_the_trial_the_budget_the_knee_or_what_the_report_recommends(
     records = [record(0, 100, 0.3), record(1, 200, 0.8), record(2, 300, 0.7), record(3, 1000, 0.85)]
     records.append(record(4, 50, 0.99, "failed"))
     assert pick(records, trial=2).number == 2
-    assert pick(records, max_flops=999).number == 1  # not trial 2, which costs more and is worse
-    assert pick(records, max_flops=199).number == 0
+    assert pick(records, limits={"max_flops": 999}).number == 1  # not trial 2, which costs more and is worse
+    assert pick(records, limits={"max_flops": 199}).number == 0
     assert pick(records).number == 3  # as in the report: no cheaper one is within a point of the best
     assert pick(records, tolerance=0.05).number == 1
     assert pick(records, knee=True).number == 1
     for arguments, sentence in (
-        ({"max_flops": 99}, "no complete trial costs at most 99 FLOPs; the cheapest costs 100"),
+        ({"limits": {"max_flops": 99}}, "no complete trial costs at most 99 FLOPs; the cheapest costs 100"),
         ({"trial": 4}, "trial 4 is not among the complete ones: 0, 1, 2, 3"),
-        ({"trial": 1, "max_flops": 999}, "decides which trial is picked, but got trial = 1 and max_flops = 999"),
-        ({"max_latency_ms": 2.0}, "no student has a latency: none was measured .* or pick by max_flops"),
+        (
+            {"trial": 1, "limits": {"max_flops": 999}},
+            "decides which trial is picked, but got trial = 1 and max_fl",
+        ),
+        ({"limits": {"max_latency_ms": 2.0}}, "no student has a latency: none was measured .* or pick by max_flops"),
     ):
         with pytest.raises(ValueError, match=sentence):
             pick(records, **arguments)
@@ -367,11 +370,11 @@ def test_pick_takes_the_best_trial_within_a_latency() -> None:
     # Latencies order the trials in another way than FLOPs do.
     records = [record(0, 300, 0.3, latency_ms=1.0), record(1, 100, 0.7, latency_ms=2.0)]
     records += [record(2, 200, 0.8, latency_ms=4.5), record(3, 50, 0.6, latency_ms=3.0)]
-    assert pick(records, max_latency_ms=3.5).number == 1  # not trial 3, which is slower and worse
-    assert pick(records, max_latency_ms=4.5).number == 2
-    assert pick(records, max_flops=100).number == 1
+    assert pick(records, limits={"max_latency_ms": 3.5}).number == 1  # not trial 3, which is slower and worse
+    assert pick(records, limits={"max_latency_ms": 4.5}).number == 2
+    assert pick(records, limits={"max_flops": 100}).number == 1
     with pytest.raises(ValueError, match=r"no complete trial costs at most 0\.5 ms; the cheapest costs 1; raise"):
-        pick(records, max_latency_ms=0.5)
+        pick(records, limits={"max_latency_ms": 0.5})
 
 
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:

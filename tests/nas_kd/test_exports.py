@@ -21,10 +21,10 @@ def test_pick_goes_by_measured_latency_where_there_is_any() -> None:
     records.append(record(2, 300, 0.9, latency_ms=1.0))  # not on the front that was measured
     nets = {"0": Latency(ms=2.0, low=1.9, high=2.1), "1": Latency(ms=4.0, low=3.9, high=4.1)}
     measured = with_latencies(records, Latencies(environment={}, waited_share=0, passes=50, nets=nets))
-    assert pick(measured, max_latency_ms=3.0).number == 0  # trial 1 was only predicted to take 1 ms
-    assert pick(measured, max_latency_ms=4.0).number == 1
+    assert pick(measured, limits={"max_latency_ms": 3.0}).number == 0  # trial 1 was only predicted to take 1 ms
+    assert pick(measured, limits={"max_latency_ms": 4.0}).number == 1
     with pytest.raises(ValueError, match=r"no complete trial costs at most 1\.5 ms; the cheapest costs 2; raise"):
-        pick(measured, max_latency_ms=1.5)
+        pick(measured, limits={"max_latency_ms": 1.5})
 
 
 def test_all_students_of_the_front_are_exported_with_a_table(

@@ -79,7 +79,8 @@ def test_a_campaign_from_its_begin_to_its_end(tiny: Callable[..., CampaignConfig
     found = json.loads(succeed("status", run_dir, "--json"))
     assert (found["state"], found["trials"]) == ("trials", 6)
     assert (found["complete"], found["failed"], found["stopped"]) == (3, 1, 0)
-    assert [(each["number"], each["value"], each["cost"]) for each in found["front"]] == [(0, 0.5, 100), (2, 0.75, 300)]
+    assert found["objectives"] == ["accuracy", "flops"]
+    assert found["front"] == [{"number": 0, "values": [0.5, 100]}, {"number": 2, "values": [0.75, 300]}]
     # Of the box to 330 FLOPs and accuracy 1: .5 from 100 on, .25 more from 300 on.
     assert found["hypervolume"] == pytest.approx((230 * 0.5 + 30 * 0.25) / 330)
     (running,) = found["running"]

@@ -21,7 +21,7 @@ from nas_kd.tasks.item_scores import wilson_interval
 from nas_kd.trial import CampaignContext, Learner, SearchTrial, Trial, build_context, load_context
 from nas_kd.trial.memory import release_memory
 from nas_kd.trial.trial import Derived
-from nas_kd.trials import Event, TrialContext, TrialRecord
+from nas_kd.trials import Cost, Event, TrialContext, TrialRecord
 
 SPACE = """
 import torch
@@ -85,9 +85,9 @@ def test_a_student_inherits_its_weights_or_starts_afresh(
     learners: list[Learner] = []
     retrain, learner = Trial._retrain, Trial._learner
 
-    def spy(self: Trial, derived: Derived) -> Any:
+    def spy(self: Trial, derived: Derived, cost: Cost) -> Any:
         found.append({name: p.detach().clone() for name, p in derived.student.named_parameters()} | derived.adapters)
-        trainings = retrain(self, derived)
+        trainings = retrain(self, derived, cost)
         found.append({name: p.detach() for name, p in trainings[0].student.named_parameters()})
         return trainings
 
