@@ -249,6 +249,8 @@ class _Observer:
             h, w = -(-h // 2), -(-w // 2)
 
     def _options(self, value: Tensor, several: bool) -> Iterator[MapForm]:
+        if value.ndim > 3 and (1, 1) in (tuple(value.shape[-2:]), tuple(value.shape[-3:-1])):
+            return  # pooled to a point; few classes and frames could be read as the height and width of one channel
         if value.ndim == 3:
             for grid in self._grids or self._patches():
                 yield from self._tokens(value, grid, several)

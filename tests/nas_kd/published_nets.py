@@ -62,6 +62,22 @@ class I3D(nn.Module):
         return self.logits(F.avg_pool3d(x, (1, *x.shape[3:]))).squeeze(4).squeeze(3)
 
 
+class S3D(nn.Module):
+    """(N, 3, T, H, W) -> logits, the mean over frames of those of a convolution; features are gated by their own means
+    (S3D-G of Xie et al., ECCV 2018). With as many classes as frames, logits look like a map of few pixels."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.spatial, self.temporal = _conv(3, 8, (1, 5, 5), (1, 4, 4)), _conv(8, 8, (3, 1, 1), 1)
+        self.gate, self.conv = nn.Linear(8, 8), _conv(8, 16, 3, 2)
+        self.logits = nn.Conv3d(16, num_classes, 1)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.temporal(self.spatial(clip))
+        x = self.conv(x * self.gate(x.mean((2, 3, 4))).sigmoid()[..., None, None, None])
+        return self.logits(F.avg_pool3d(x, (1, *x.shape[3:]))).mean((2, 3, 4))
+
+
 class ImagesVit(nn.Module):
     """(N · T, 3, H, W) -> logits of each frame; the dropout of its attention gives matrices (N · T, heads, L, L)."""
 

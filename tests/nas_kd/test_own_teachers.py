@@ -18,6 +18,7 @@ from nas_kd.preparation.teacher import check_teacher
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher
+from nas_kd.teachers.map_forms import _Observer
 from nas_kd.trial import CampaignContext, build_context
 from nas_kd.trial.learner import Learner
 
@@ -74,6 +75,7 @@ PUBLISHED: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "SlowFast": ("pathways", [("slow1", "stages.0"), ("slow2", "stages.1")]),
     "X3D": ("NCTHW", [("stem", "stages.0"), ("depthwise", "stages.1")]),
     "I3D": ("NCTHW", [("conv1", "stages.0"), ("conv2", "stages.1")]),
+    "S3D": ("NCTHW", [("temporal", "stages.0"), ("conv", "stages.1")]),
     "ImagesVit": ("frames", [("blocks.0", "stages.0"), ("blocks.1", "stages.1")]),
     "ChannelsLast": ("NTHWC", [("conv1", "stages.0"), ("conv2", "stages.1")]),
 }
@@ -118,6 +120,11 @@ def share_in_place(teacher: AdaptedTeacher, names: list[str]) -> float:
             at = torch.stack(torch.unravel_index(change.argmax(), change.shape))
             found.append(bool(((at + 0.5 - (place + 0.5) * sizes / 4).abs() <= (sizes / 4).clamp(min=1) + 0.5).all()))
     return sum(found) / max(len(found), 1)
+
+
+@pytest.mark.parametrize("shape", [(7, T, 2, 1, 1), (7, 3, 1, 1, 2), (7 * T, 2, 1, 1)])
+def test_what_is_pooled_to_a_point_is_no_map_of_few_pixels(shape: tuple[int, ...]) -> None:
+    assert list(_Observer(7, T, (32, 32))._options(torch.zeros(shape), several=False)) == []
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a checkpoint around the first layer
