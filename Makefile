@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills docs clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills docs gallery clean
 
 install: $(STAMP)
 
@@ -39,6 +39,15 @@ docs:
 		--disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8')
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html; its search needs a server: python -m http.server --directory site"
+
+# The campaigns of docs/gallery.md and their pictures; one of them: make gallery GALLERY=saliency
+GALLERY ?= $(basename $(notdir $(wildcard examples/gallery/*.yaml)))
+
+gallery: install
+	for name in $(GALLERY); do \
+		$(BIN)/nas-kd search examples/gallery/$$name.yaml && $(BIN)/nas-kd report runs/gallery/$$name && \
+		cp runs/gallery/$$name/report/front.png docs/gallery/$$name.png || exit 1; \
+	done
 
 bench: bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader
 

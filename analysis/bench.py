@@ -19,16 +19,18 @@ _WORDS: dict[str, str] = {"eager": "PyTorch", "compiled": "PyTorch, compiled", "
 
 
 class BenchRow(BaseModel):
-    """Latency of a student in a runtime, in milliseconds at batch 1; of a stream amortised a frame.
+    """Latency of a student in a runtime, in milliseconds at batch 1; of a stream the mean of a frame.
 
     Attributes:
         trial: of the student.
         flops: that it costs.
         runtime: `eager`, `compiled` or `onnx`.
         threads: that it had.
-        ms: median.
+        ms: median; of a stream (key frame + (K − 1) · delta frame) / K, as for its FLOPs, with the state carried.
         low: 10 % quantile.
         high: 90 % quantile.
+        keyframe_ms: median of a key frame; None for students without.
+        delta_ms: median of a frame after a key frame.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +42,31 @@ class BenchRow(BaseModel):
     ms: float
     low: float
     high: float
+    keyframe_ms: float | None = None
+    delta_ms: float | None = None
+
+
+class Skipped(BaseModel):
+    """Students that a runtime could not run.
+
+    Attributes:
+        runtime: `eager`, `compiled` or `onnx`.
+        reason: that it gave.
+        trials: of the students.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: Runtime
+    reason: str
+    trials: tuple[int, ...]
+
+    @property
+    def sentence(self) -> str:
+        """`ONNX Runtime was skipped for trials 1 and 3: no such operator.`"""
+        *others, last = map(str, self.trials)
+        which = f"trials {', '.join(others)} and {last}" if others else f"trial {last}"
+        return f"{_WORDS[self.runtime]} was skipped for {which}: {self.reason.rstrip('.')}."
 
 
 class Bench(BaseModel):
@@ -50,7 +77,7 @@ class Bench(BaseModel):
         passes: of each student in each runtime, at most.
         waited_share: share of the time in which the process did not run, because others did.
         rows: the latencies.
-        skipped: runtime -> why it did not run.
+        skipped: what did not run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +86,7 @@ class Bench(BaseModel):
     passes: int
     waited_share: float
     rows: tuple[BenchRow, ...]
-    skipped: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
 
     @property
     def columns(self) -> list[tuple[Runtime, int]]:
@@ -75,8 +102,13 @@ class Bench(BaseModel):
             cells = [Cell(str(trial)), number_cell(si(flops, trim=False))]
             for runtime, threads in self.columns:
                 row = found.get((trial, runtime, threads))
-                text = MISSING if row is None else f"{row.ms:.3g} ({row.low:.3g} – {row.high:.3g})"
-                cells.append(number_cell(text))
+                if row is None:
+                    cells.append(number_cell(MISSING))
+                    continue
+                note = None
+                if row.keyframe_ms is not None and row.delta_ms is not None:
+                    note = f"key {row.keyframe_ms:.3g}, delta {row.delta_ms:.3g}"
+                cells.append(Cell(f"{row.ms:.3g} ({row.low:.3g} – {row.high:.3g})", note=note, is_number=True))
             rows.append(cells)
         headers = [f"{_where(*column)}, ms" for column in self.columns]
         return Table(["trial", "FLOPs", *headers], rows)
@@ -95,7 +127,7 @@ class Bench(BaseModel):
                     f"{where}: rank correlation of FLOPs and time: Kendall's tau {agreement.kendall:.2f}, Spearman's "
                     f"rho {agreement.spearman:.2f} over {agreement.num_pairs} students."
                 )
-        said += [f"{_WORDS.get(name, name)} was skipped: {reason}." for name, reason in self.skipped.items()]
+        said += [each.sentence for each in self.skipped]
         if busy := busy_sentence(self.waited_share):
             said.append(busy)
         return said

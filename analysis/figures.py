@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
-from nas_kd.analysis.published import PublishedPoint
+from nas_kd.analysis.references import PUBLISHED, ReferencePoint
 from nas_kd.analysis.text import in_percent, metric_text
 from nas_kd.trials.record import Metric, TrialRecord
 
@@ -52,13 +52,13 @@ def cost_ticks(low: float, high: float) -> list[float]:
 
 
 def cost_range(
-    front: ParetoFront, teacher: TeacherPoint | None, published: Sequence[PublishedPoint] = ()
+    front: ParetoFront, teacher: TeacherPoint | None, references: Sequence[ReferencePoint] = ()
 ) -> tuple[float, float] | None:
     """Limits of a logarithmic axis of cost with room at both ends; None without points, with one at zero, or for an
     axis that is no cost."""
     if not front.axis.is_cost:
         return None
-    values = [*(float(cost) for _, cost, _ in front.placed), *(point.cost for point in published)]
+    values = [*(float(cost) for _, cost, _ in front.placed), *(point.cost for point in references)]
     teacher_cost = None if teacher is None else teacher.cost(front.axis)
     if teacher_cost is not None:
         values.append(float(teacher_cost))
@@ -92,7 +92,7 @@ def front_figure(
     title: str = "",
     teacher: TeacherPoint | None = None,
     front: ParetoFront | None = None,
-    published: Sequence[PublishedPoint] = (),
+    references: Sequence[ReferencePoint] = (),
 ) -> Figure:
     """Draw all comparable trials, the front, the pick, seed intervals, budgets and the teacher.
 
@@ -104,7 +104,7 @@ def front_figure(
         title: printed above the picture.
         teacher: printed beside the students where known.
         front: built from `records` if None.
-        published: nets that were not trained here.
+        references: points beside the front.
     """
     front = ParetoFront.from_records(records) if front is None else front
     figure = Figure(figsize=(8.0, 5.0), dpi=160, layout="constrained")
@@ -112,7 +112,7 @@ def front_figure(
     axes = figure.add_subplot()
     metric = records[0].metric if records else None
     rows, axis = front.placed, front.axis
-    limits = cost_range(front, teacher, published)
+    limits = cost_range(front, teacher, references)
     if not rows:
         axes.text(0.5, 0.5, "no complete trial yet", ha="center", va="center", transform=axes.transAxes)
     style_axes(axes, axis, limits, metric, [value for _, _, value in rows])
@@ -127,7 +127,7 @@ def front_figure(
         _draw_budgets(axes, [budget for budget in budgets_of(records, axis) if limits[0] <= budget <= limits[1]])
     if teacher is not None:
         _draw_teacher(axes, teacher, axis, teacher.level([record for record, _, _ in rows], front.split))
-    _draw_published(axes, published)
+    _draw_references(axes, references)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -277,11 +277,16 @@ def _draw_pick(axes: Axes, front: ParetoFront, pick: TrialRecord) -> None:
     )
 
 
-def _draw_published(axes: Axes, published: Sequence[PublishedPoint]) -> None:
-    label = "published"
-    for point in published:
-        place = (point.cost, point.value)
-        axes.scatter(*place, s=40, marker="^", facecolors="none", edgecolors=PUBLISHED_COLOR, label=label, zorder=3)
+def _draw_references(axes: Axes, references: Sequence[ReferencePoint]) -> None:
+    named: set[str] = set()  # one entry of a group in the legend
+    for point in references:
+        place, label = (point.cost, point.value), "_" if point.group in named else point.group
+        named.add(point.group)
+        # A frame around the student whose file it is, where both lie on each other.
+        marker, size = ("^", 40) if point.group == PUBLISHED else ("s", 260)
+        axes.scatter(
+            *place, s=size, marker=marker, facecolors="none", edgecolors=PUBLISHED_COLOR, label=label, zorder=6
+        )
         axes.annotate(
             printable(point.name, 30),
             place,
@@ -291,7 +296,6 @@ def _draw_published(axes: Axes, published: Sequence[PublishedPoint]) -> None:
             fontsize=8,
             parse_math=False,
         )
-        label = "_"  # one entry in the legend
 
 
 def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: Axis, level: float | None) -> None:

@@ -30,7 +30,7 @@ from nas_kd.analysis.figures import (
     step_line,
 )
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
-from nas_kd.analysis.published import PublishedPoint
+from nas_kd.analysis.references import PUBLISHED, ReferencePoint
 from nas_kd.analysis.text import bytes_text, count, metric_text, si
 from nas_kd.trials.objectives import COSTS, Objective
 from nas_kd.trials.record import Metric, Stage, TrialRecord
@@ -108,7 +108,7 @@ def front_chart(
     *,
     front: ParetoFront | None = None,
     teacher: TeacherPoint | None = None,
-    published: Sequence[PublishedPoint] = (),
+    references: Sequence[ReferencePoint] = (),
 ) -> go.Figure:
     """All comparable trials in their first cost and their metric, with the front, the pick, seed intervals, budgets and
     the teacher. A third objective is the colour of the front's points, and stands where one is pointed at.
@@ -119,7 +119,7 @@ def front_chart(
     rows, axis = front.placed, front.axis
     metric = records[0].metric if records else None
     figure = empty_chart(metric_label(metric, front.split), metric, [value for _, _, value in rows])
-    limits = cost_range(front, teacher, published)
+    limits = cost_range(front, teacher, references)
     figure.update_xaxes(title_text=axis.label(records))
     if limits is not None:
         ticks = cost_ticks(*limits)
@@ -131,7 +131,7 @@ def front_chart(
     others = [row for row in rows if row[0].number not in front.numbers]
     figure.add_traces(_points(others, front, "dominated", {"symbol": "circle-open", "size": 8, "color": OTHER_COLOR}))
     on_front = [row for row in rows if row[0].number in front.numbers]
-    figure.add_traces(_published_trace(published, metric, axis))
+    figure.add_traces(_reference_traces(references, metric, axis))
     figure.add_traces(_step_trace(front, limits))
     figure.add_traces(_points(on_front, front, "front", {"size": 10, **_front_colors(on_front, front)}))
     if front.pick is not None:
@@ -226,27 +226,31 @@ def _attainment_traces(front: ParetoFront, limits: tuple[float, float] | None) -
     ]
 
 
-def _published_trace(published: Sequence[PublishedPoint], metric: Metric | None, axis: Axis) -> list[go.Scatter]:
-    if not published:
-        return []
-    values = [metric_text(p.value, metric) if metric else f"{p.value:.4g}" for p in published]
-    return [
-        go.Scatter(
-            x=[point.cost for point in published],
-            y=[point.value for point in published],
+def _reference_traces(references: Sequence[ReferencePoint], metric: Metric | None, axis: Axis) -> list[go.Scatter]:
+    """A trace for each group of points beside the front."""
+    traces = []
+    for group in dict.fromkeys(point.group for point in references):
+        points = [point for point in references if point.group == group]
+        values = [metric_text(p.value, metric) if metric else f"{p.value:.4g}" for p in points]
+        # A frame around the student whose file it is, where both lie on each other.
+        symbol, size = ("triangle-up-open", 10) if group == PUBLISHED else ("square-open", 22)
+        trace = go.Scatter(
+            x=[point.cost for point in points],
+            y=[point.value for point in points],
             mode="markers+text",
-            name="published",
-            marker={"symbol": "triangle-up-open", "size": 10, "color": PUBLISHED_COLOR},
-            text=[plain(point.name, 30) for point in published],
+            name=group,
+            marker={"symbol": symbol, "size": size, "color": PUBLISHED_COLOR},
+            text=[plain(point.name, 30) for point in points],
             textposition="top left",
             textfont={"size": 10},
             hoverinfo="text",
             hovertext=[
-                f"<b>{plain(point.name)}</b>, published<br>{value}<br>{axis.text(point.cost)}"
-                for point, value in zip(published, values, strict=True)
+                f"<b>{plain(point.name)}</b>, {group}<br>{value}<br>{axis.text(point.cost)}"
+                for point, value in zip(points, values, strict=True)
             ],
         )
-    ]
+        traces.append(trace)
+    return traces
 
 
 def _interval_trace(front: ParetoFront) -> list[go.Scatter]:

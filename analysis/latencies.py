@@ -69,7 +69,10 @@ class Latencies(BaseModel):
     @property
     def note(self) -> str:
         """How they were measured, what the teacher needs, and whether the machine was quiet."""
-        place = f"{self.environment.get('device', 'this device')}, {self.environment.get('threads', '?')} threads"
+        threads = self.environment.get("threads", "?")
+        place = (
+            f"{self.environment.get('device', 'this device')}, {threads} {'thread' if threads == '1' else 'threads'}"
+        )
         words = (
             f"Latency: after all trials, one net at a time ({place}, batch 1); median, and below it the range of 80 % "
             f"of up to {self.passes} passes."

@@ -12,6 +12,7 @@ from nas_kd.analysis.advice import advise
 from nas_kd.analysis.bench import Bench
 from nas_kd.analysis.drivers import drivers_section
 from nas_kd.analysis.explore import free_chart
+from nas_kd.analysis.exported import Exported
 from nas_kd.analysis.figures import front_figure, write_picture
 from nas_kd.analysis.formats import check_formats, write_formats
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
@@ -28,7 +29,7 @@ from nas_kd.analysis.layers import layer_chart, read_layers, teacher_layers
 from nas_kd.analysis.offset_figures import offsets_figure, splits_with_offsets
 from nas_kd.analysis.offsets import has_streaming_students
 from nas_kd.analysis.page import chart, render
-from nas_kd.analysis.published import PublishedPoint
+from nas_kd.analysis.references import ReferencePoint
 from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
 from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
@@ -89,9 +90,10 @@ def write_report(
     progress: RunProgress | None = None,
     latencies: Latencies | None = None,
     bench: Bench | None = None,
+    exported: Exported | None = None,
     with_grid: bool = False,
     formats: Sequence[str] = (),
-    published: Sequence[PublishedPoint] = (),
+    references: Sequence[ReferencePoint] = (),
 ) -> ReportPaths:
     """Write `report.html`, `trials.csv`, `front.csv` and `front.png`; older ones are replaced.
 
@@ -117,7 +119,8 @@ def write_report(
         with_grid: whether the campaign has a grid, whose table of means is then shown.
         latencies: that were measured after the trials, for the spread of those in the records and the teacher's.
         bench: latencies of the front in several runtimes.
-        published: nets that were not trained here, drawn beside the front.
+        exported: what exports measured; files of less precision are drawn beside the front.
+        references: points drawn beside the front.
         formats: further ones, of `nas_kd.analysis.formats.ReportFormat`.
 
     Returns:
@@ -130,6 +133,8 @@ def write_report(
     check_formats(formats)
     front, out_dir = ParetoFront.from_records(records, ranking=ranking, tolerance=tolerance), Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    if exported is not None:
+        references = (*references, *exported.points(front.axis))
     paths = ReportPaths(
         report=out_dir / "report.html",
         trials=out_dir / "trials.csv",
@@ -140,18 +145,19 @@ def write_report(
     table = trial_table(records, front)
     write_csv(table, paths.trials)
     write_csv(front_rows(table, front), paths.front)
-    picture = front_figure(records, title=title, teacher=teacher, front=front, published=published)
+    picture = front_figure(records, title=title, teacher=teacher, front=front, references=references)
     write_picture(picture, paths.picture)
     if paths.offsets is not None:
         write_picture(offsets_figure(front, title=title, teacher=teacher), paths.offsets)
     pick = advise(front, teacher, budgets)
-    values = _values(records, front, title, teacher, metadata, paths, run_dir, published) | {
+    values = _values(records, front, title, teacher, metadata, paths, run_dir, references) | {
         "pick": pick,
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
         "ablation": ablation_section(records) if with_grid else None,
         "latency_note": latencies.note if latencies is not None else "",
         "bench": bench,
+        "exported": exported,
     }
     front_table = sections.front_table(front, teacher, latencies) if front.records else None
     values["front_table"] = front_table
@@ -198,7 +204,7 @@ def _values(
     metadata: Mapping[str, str],
     paths: ReportPaths,
     run_dir: Path | str | None,
-    published: Sequence[PublishedPoint],
+    references: Sequence[ReferencePoint],
 ) -> dict[str, object]:
     """What `templates/report.html` names; a section without content is None or empty."""
     run = metadata.get("run", "RUN")
@@ -228,7 +234,7 @@ def _values(
         picture = paths.offsets.read_bytes() if paths.offsets is not None else None
         values["streaming"] = offset_sections.streaming_section(front, teacher, picture)
     if front.records:
-        values |= _front_values(records, front, teacher, run, paths, run_dir, published)
+        values |= _front_values(records, front, teacher, run, paths, run_dir, references)
     return values
 
 
@@ -239,7 +245,7 @@ def _front_values(
     run: str,
     paths: ReportPaths,
     run_dir: Path | str | None,
-    published: Sequence[PublishedPoint],
+    references: Sequence[ReferencePoint],
 ) -> dict[str, object]:
     picture = paths.picture.read_bytes()
     spent = seconds_spent(records)
@@ -250,7 +256,7 @@ def _front_values(
         "front": {
             "chart": chart(
                 "front",
-                front_chart(records, front=front, teacher=teacher, published=published),
+                front_chart(records, front=front, teacher=teacher, references=references),
                 _STEP_CAPTION if front.is_plane else _POINTS_CAPTION,
                 fallback_png=picture,
             ),

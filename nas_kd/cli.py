@@ -374,7 +374,7 @@ def bench(
         shown = made.table()
         table = Table(*map(str, shown.headers))
         for row in shown.rows:
-            table.add_row(*(cell.text for cell in row))
+            table.add_row(*(cell.text + (f"\n{cell.note}" if cell.note else "") for cell in row))
         wide_console().print(table)
         for sentence in made.sentences():
             say(sentence)

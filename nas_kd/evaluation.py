@@ -44,6 +44,11 @@ def evaluate(
 
     Raises:
         ValueError: the bundle or the data cannot be read, or they do not fit.
+
+    Examples:
+        >>> found = nas_kd.evaluate("runs/demo/export/trial-0000", "demo.yaml", split="val")
+        >>> found.metric, found.measured.num_items
+        ('accuracy', 24)
     """
     student = load(bundle, backend=backend, device=device)
     labelled = labelled_set(Path(data), split, student.info)

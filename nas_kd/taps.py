@@ -19,6 +19,10 @@ class ModelOutput:
     Attributes:
         logits: (N, num_classes), or whatever the task reads.
         features: module name -> its output.
+
+    Examples:
+        >>> nas_kd.ModelOutput(torch.zeros(2, 4)).logits.shape
+        torch.Size([2, 4])
     """
 
     logits: Tensor
@@ -69,6 +73,13 @@ class Taps:
 
     Raises:
         TapError: a name that the module does not have; the sentence names some that it has.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        >>> taps = nas_kd.Taps(net, ["1"])
+        >>> taps(torch.zeros(2, 3, 8, 8)).features["1"].shape
+        torch.Size([2, 8, 6, 6])
+        >>> taps.close()
     """
 
     def __init__(self, module: nn.Module, names: Iterable[str]) -> None:

@@ -18,6 +18,11 @@ class Edge(nn.Module):
     Args:
         candidates: name -> module; all must map an input to outputs of one shape. They stay in the given order.
         make_gate: builds the gate from the names.
+
+    Examples:
+        >>> edge = nas_kd.Edge({"k1": nn.Conv2d(4, 4, 1), "skip": nn.Identity()})
+        >>> edge(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 4, 8, 8])
     """
 
     def __init__(self, candidates: Mapping[str, nn.Module], make_gate: GateFactory = Gate) -> None:

@@ -40,6 +40,14 @@ class ModuleSpace(SearchSpace):
 
     Raises:
         ValueError: nothing is open, or an edge is the net itself, holds another one, or has two names.
+
+    Examples:
+        >>> def net():
+        ...     edge = nas_kd.Edge({"k1": nn.Conv2d(4, 4, 1), "k3": nn.Conv2d(4, 4, 3, padding=1)})
+        ...     return nn.Sequential(nn.Conv2d(3, 4, 3), edge, nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> space = nas_kd.ModuleSpace(net, torch.zeros(1, 3, 8, 8))
+        >>> list(space.variables.values())
+        [('k1', 'k3')]
     """
 
     def __init__(

@@ -43,6 +43,13 @@ class Supernet(nn.Module):
     Raises:
         ValueError: unknown estimator, knob or value; a gate that is no variable of the space; another
             space's table.
+
+    Examples:
+        >>> supernet = nas_kd.Supernet(nas_kd.load_config("demo.yaml").space.build(4))
+        >>> least, most = supernet.cost_range()
+        >>> student = supernet.derive(max_cost=(least + most) / 2)
+        >>> any(isinstance(part, nas_kd.Edge) for part in student.modules())
+        False
     """
 
     def __init__(

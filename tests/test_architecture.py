@@ -81,7 +81,17 @@ NAMES_OF_KINDS = {
 # The format of bundles and exports has both names; a runtime needs the interval of its student.
 EXCEPTIONS = {
     f"nas_kd/deploy/{name}.py": {"keyframe_interval", "state_bytes"}
-    for name in ("backends", "bundle", "claims", "export_stream", "model_card", "record", "runtime_passes", "streaming")
+    for name in (
+        "backends",
+        "bundle",
+        "claims",
+        "export_stream",
+        "model_card",
+        "record",
+        "reduced_stream",
+        "runtime_passes",
+        "streaming",
+    )
 }
 
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.

@@ -106,9 +106,18 @@ def test_the_streaming_example_of_the_readme_runs_what_its_campaign_exports(tmp_
     assert names["state"].bytes_per_stream == record.cost.state_bytes
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda p: p.name)
 def test_example_campaigns_are_valid(path: Path) -> None:
     assert load_config(path).name == path.stem
+
+
+def test_the_gallery_has_each_of_its_campaigns_with_command_and_picture() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    campaigns = sorted(path.stem for path in (ROOT / "examples" / "gallery").glob("*.yaml"))
+    assert sorted(re.findall(r"^    nas-kd search examples/gallery/(\w+)\.yaml$", page, flags=re.M)) == campaigns
+    assert sorted(re.findall(r"\]\(gallery/(\w+)\.png\)", page)) == campaigns
+    for name in campaigns:
+        assert (ROOT / "docs" / "gallery" / f"{name}.png").stat().st_size < 70_000
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ class CampaignResult(Run):
 
     Attributes:
         summary: counts, failures, bytes, seconds.
+
+    Examples:
+        >>> result = nas_kd.search(nas_kd.load_config("demo.yaml"))
+        >>> result.front["trial"].tolist()
+        [0]
     """
 
     summary: Summary
@@ -130,6 +135,13 @@ class Campaign:
     Raises:
         RuntimeError: another process drives this run.
         ValueError: the run's ledger ranks by something else.
+
+    Examples:
+        >>> with nas_kd.Campaign(nas_kd.load_config("demo.yaml")) as campaign:
+        ...     ledger = campaign.prepare()
+        ...     result = campaign.run()
+        >>> len(result.records)
+        1
     """
 
     def __init__(self, config: CampaignConfig) -> None:
@@ -308,6 +320,11 @@ def search(
     Raises:
         ConfigError, ValueError: the config cannot work; nothing was trained.
         RuntimeError: another process drives this run.
+
+    Examples:
+        >>> result = nas_kd.search(nas_kd.load_config("demo.yaml"))  # a second call goes on where the first one ended
+        >>> result.pick.number
+        0
     """
     with Campaign(config) as campaign:
         campaign.prepare(note=note)

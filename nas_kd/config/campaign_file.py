@@ -45,7 +45,15 @@ from nas_kd.trials.resources import Resources
 
 
 class ConfigError(ValueError):
-    """The campaign file cannot be used; each line of the message is one mistake with its way out."""
+    """The campaign file cannot be used; each line of the message is one mistake with its way out.
+
+    Examples:
+        >>> try:
+        ...     config = nas_kd.load_config("demo.yaml", ["trial=20"])
+        ... except nas_kd.ConfigError as error:
+        ...     print("trials" in str(error))
+        True
+    """
 
 
 LATENCY_OBJECTIVE = "predicted_latency_ms"
@@ -144,6 +152,11 @@ class CampaignConfig(Section):
             list of values each, which are multiplied out. A dotted path need not be among `knobs`; its values in the
             grid join those of a choice. What a block leaves out has the value of the config.
         rehearse: whether everything is done once on a few items before anything is trained.
+
+    Examples:
+        >>> config = nas_kd.load_config("demo.yaml")
+        >>> config.task, config.space.name
+        ('classification', 'clip_cell')
     """
 
     name: str = Field(default="campaign", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -414,6 +427,10 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Campa
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; a line for each mistake.
+
+    Examples:
+        >>> nas_kd.load_config("demo.yaml", ["trials=20"]).trials
+        20
     """
     source = str(path) if path else "the default campaign"
     data: Any = {}

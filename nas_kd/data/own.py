@@ -217,11 +217,18 @@ def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
         labels = getattr(dataset, "labels", None)
         if labels is None:
             continue
-        wrong = [int(label) for label in labels if info.num_classes and not 0 <= int(label) < info.num_classes]
-        if wrong or len(labels) != len(dataset):
+        try:
+            classes = [int(label) for label in labels]
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{name}.labels must give each item one class, a whole number, but it is {_kind_of(labels)}; "
+                "give the attribute another name if it holds something else"
+            ) from error
+        wrong = [label for label in classes if info.num_classes and not 0 <= label < info.num_classes]
+        if wrong or len(classes) != len(dataset):
             raise DataError(
                 f"{name}.labels must give each of {len(dataset)} items a class in 0..{info.num_classes - 1}, but it "
-                f"gives {len(labels)} items" + (f" and holds {wrong[0]}" if wrong else "")
+                f"gives {len(classes)} items" + (f" and holds {wrong[0]}" if wrong else "")
             )
 
 
@@ -238,3 +245,8 @@ def _describe(sample: object) -> str:
             f"{key}: {list(getattr(value, 'shape', []))}" for key, value in sample.items()
         )
     return f"a {type(sample).__name__}"
+
+
+def _kind_of(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + ("" if shape is None else f" of the shape {list(shape)}")

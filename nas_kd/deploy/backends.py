@@ -19,10 +19,13 @@ from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.deploy.reduced import ENDINGS
 from nas_kd.deploy.streaming import StreamingStudent, StreamState
+from nas_kd.inputs import Passes
 from nas_kd.search_spaces import KeyFrameNet, SearchSpace
 
 Step = Callable[[Tensor], Tensor]
 """One frame (N, 3, H, W) of each stream -> its output; keeps the state of the streams."""
+
+Pass = Callable[[], Any]
 
 
 class Backend(ABC):
@@ -45,6 +48,20 @@ class Backend(ABC):
     @abstractmethod
     def start(self) -> Step:
         """New streams of frames; of a student without a state, the student itself."""
+
+    def passes(self, example: Tensor) -> Passes:
+        """What is timed of it.
+
+        Args:
+            example: an input (N, *input_shape).
+        """
+        if self.interval is None:
+            return Passes.whole(lambda: self(example))
+        return Passes.interval(*self._both_kinds(example[:, :, 0].contiguous()), frames=self.interval)
+
+    @abstractmethod
+    def _both_kinds(self, frame: Tensor) -> tuple[Pass, Pass]:
+        """A key frame of a student with a state, and a frame after it with the state that it left."""
 
     def clips(self, clips: Tensor) -> Tensor:
         """Outputs (N, T, ...) of whole clips (N, 3, T, H, W), frame by frame."""
@@ -91,6 +108,10 @@ class WeightsBackend(Backend):
             return output.cpu()
 
         return step
+
+    def _both_kinds(self, frame: Tensor) -> tuple[Pass, Pass]:
+        assert isinstance(self.student, KeyFrameNet)
+        return both_kinds(StreamingStudent(self.student), frame.to(self.device))
 
     def clips(self, clips: Tensor) -> Tensor:
         """Of a student with a state as in its evaluation: the whole clip at once."""
@@ -154,6 +175,11 @@ class GraphBackend(Backend):
 
         return step
 
+    def _both_kinds(self, frame: Tensor) -> tuple[Pass, Pass]:
+        key, delta = self.graphs
+        _, *state = key(frame)
+        return lambda: key(frame), lambda: delta(frame, *state)
+
 
 class ProgramBackend(GraphBackend):
     """`*.pt2`, graphs of `torch.export`."""
@@ -214,6 +240,13 @@ class HalfBackend(OnnxBackend):
     """`student.fp16.onnx`: 16-bit floating point, for GPUs."""
 
     name, suffix = "onnx-fp16", ENDINGS["onnx-fp16"]
+
+
+def both_kinds(runtime: StreamingStudent, frame: Tensor) -> tuple[Pass, Pass]:
+    """A key frame of one stream each, and a frame after it with the state that it left."""
+    start = runtime.start(len(frame))
+    _, state = runtime.step(frame, start)
+    return lambda: runtime.step(frame, start), lambda: runtime.step(frame, state)
 
 
 OpenBackend = Callable[[Path, BundleInfo, str, "SearchSpace | None"], Backend]

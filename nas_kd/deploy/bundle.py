@@ -150,6 +150,11 @@ class BundleInfo(BaseModel):
         state_bytes: of one stream.
         form: of the delta layers; None is `delta`.
         files: name of each other file of the bundle -> SHA-256 of its bytes.
+
+    Examples:
+        >>> student, info = nas_kd.load_bundle("runs/demo/export/trial-0000")
+        >>> info.task, info.source_frames, info.source_size
+        ('classification', 4, (16, 16))
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -219,7 +224,12 @@ class BundleInfo(BaseModel):
 
 
 def save_bundle(folder: Path | str, student: nn.Module, info: BundleInfo) -> None:
-    """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete."""
+    """Write the two files, each atomically; `arch.json` last, so that a bundle with it is complete.
+
+    Examples:
+        >>> student, info = nas_kd.load_bundle("runs/demo/export/trial-0000")
+        >>> nas_kd.save_bundle("copy", student, info)
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(student.state_dict(), folder / WEIGHTS_NAME, {"arch_id": info.arch_id})
@@ -275,6 +285,12 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
 
     Raises:
         ValueError: a file is missing or does not fit, or the space is not known here.
+
+    Examples:
+        >>> student, info = nas_kd.load_bundle("runs/demo/export/trial-0000")
+        >>> clips = torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8)
+        >>> student(info.prepare(clips)).shape
+        torch.Size([2, 4])
     """
     folder = Path(folder)
     info = read_info(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nas_kd.deploy.backends import open_backend
+from nas_kd.deploy.backends import Backend, open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.lengths import Lengths, batches_of_lengths, cannot_be_open, lengths_of, open_sizes
@@ -27,17 +27,23 @@ from nas_kd.deploy.record import (
     ExportRecord,
     FileMetrics,
     Format,
+    FormLatency,
+    LatencyRecord,
     Parity,
     need_onnx,
     save_program,
     third_party_warnings,
 )
 from nas_kd.deploy.reduced import REDUCED
+from nas_kd.deploy.reduced_stream import REDUCED_STREAMS
+from nas_kd.deploy.timing import summary, timed
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import SearchSpace, count_flops
 from nas_kd.tasks import TASKS
+from nas_kd.training.fit import no_progress
 from nas_kd.training.measure import environment
 
+LATENCY_ROUNDS = 2
 SCRIPT, SCRIPT_NAME = Path(__file__).parent / "run_bundle.py", "run.py"
 
 __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
@@ -71,7 +77,7 @@ def export_student(
             and `MODEL_CARD.md`; of a student with a state `key.pt2`, `delta.pt2`, `key.onnx` and `delta.onnx`. With
             ONNX `run.py`, which runs it on videos without torch, where the bundle states all that it needs.
         formats: what to write; the batch dimension of graphs is dynamic. `onnx-int8` and `onnx-fp16` are of less
-            precision (`nas_kd.deploy.reduced`), for students without a state.
+            precision (`nas_kd.deploy.reduced`).
         space: needed where the student's space is your own, as by `load_bundle`.
         seed: of the random inputs that are compared.
         validation: the validation split of the student's campaign.
@@ -86,6 +92,11 @@ def export_student(
         ValueError: the bundle cannot be read, a format is unknown, or the student takes one number of frames only.
         ExportError: an output, a FLOP count or the metric differs, or a package is missing; the file in question is
             removed.
+
+    Examples:
+        >>> record = nas_kd.export_student("runs/demo/trials/0000", "student", formats=("safetensors",))
+        >>> [entry.file for entry in record.parity]
+        ['student.safetensors']
     """
     for name in formats:
         if name not in WRITERS and name not in REDUCED:
@@ -97,8 +108,6 @@ def export_student(
             raise ValueError("onnx-int8 is calibrated on training clips; give the data, or leave it out")
         formats = list(dict.fromkeys((*formats, "onnx")))  # which it is made from
     student, info = load_bundle(bundle, space)
-    if reduced and info.input_type.students_keep_a_state:
-        raise ValueError(f"{' and '.join(reduced)} are for students without a state; leave them out for this one")
     stated = {"license": license or info.license, "intended_use": intended_use or info.intended_use}
     info = info.model_copy(update=stated)
     if with_preprocessing:
@@ -108,7 +117,8 @@ def export_student(
     out_dir.mkdir(parents=True, exist_ok=True)
     for file in (RECORD_NAME, CARD_NAME):  # of an earlier export
         (out_dir / file).unlink(missing_ok=True)
-    if info.input_type.students_keep_a_state:
+    keeps_a_state = info.input_type.students_keep_a_state
+    if keeps_a_state:
         record = export_stream(student, info, out_dir, formats, space=space, seed=seed)
     else:
         record = _export_clip_student(student, info, out_dir, formats, lengths, space=space, seed=seed)
@@ -116,15 +126,18 @@ def export_student(
         made = write_preprocessed(student, info, out_dir, seed)
         record = record.model_copy(update={"parity": (*record.parity, made)})
     for name in reduced:
-        made = REDUCED[name](student, info, out_dir, calibration, seed)
-        record = record.model_copy(update={"parity": (*record.parity, made)})
+        rounded = (REDUCED_STREAMS if keeps_a_state else REDUCED)[name](student, info, out_dir, calibration, seed)
+        record = record.model_copy(update={"parity": (*record.parity, *rounded)})
     files = [entry.file for entry in record.parity]
     if "onnx" in formats and _runs_alone(info):
         shutil.copyfile(SCRIPT, out_dir / SCRIPT_NAME)
         files.append(SCRIPT_NAME)
     info = write_info(out_dir, info, files)
+    names = dict.fromkeys(("safetensors", *formats, *reduced))
+    backends = [open_backend(out_dir, info, name, "cpu", space) for name in names]
+    record = record.model_copy(update={"latency": _latency(backends, info)})
     if validation is not None:
-        found = _validated(out_dir, info, (*formats, *reduced), validation, space)
+        found = _validated(out_dir, info, backends, validation, space)
         record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})
     content = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
     write_text_atomically(out_dir / RECORD_NAME, content)
@@ -172,16 +185,23 @@ def _export_clip_student(
     )
 
 
+def _latency(backends: Sequence[Backend], info: BundleInfo) -> LatencyRecord:
+    """The latency of each form of a student, at batch 1 on the CPU."""
+    example = torch.zeros(1, *info.input_shape)
+    nets = {backend.name: backend.passes(example) for backend in backends}
+    times, waited = timed(nets, torch.device("cpu"), no_progress, rounds=LATENCY_ROUNDS)
+    forms = {name: FormLatency.model_validate(summary(parts, nets[name])) for name, parts in times.items()}
+    return LatencyRecord(threads=torch.get_num_threads(), waited_share=waited, forms=forms)
+
+
 def _validated(
-    folder: Path, info: BundleInfo, formats: Sequence[Format], validation: LabelledSet, space: SearchSpace | None
+    folder: Path, info: BundleInfo, backends: Sequence[Backend], validation: LabelledSet, space: SearchSpace | None
 ) -> list[FileMetrics]:
     """The metrics of each form of a student; one that differs is removed.
 
     Raises:
         ExportError: outputs on real items differ, or the metric is not the one that the bundle states.
     """
-    names = dict.fromkeys(("safetensors", *formats))
-    backends = [open_backend(folder, info, name, "cpu", space) for name in names]
     found = measure([Predictor(folder, info, backend, space) for backend in backends], validation)
     for form in found:
         if form.backend in REDUCED:

@@ -62,14 +62,10 @@ def export_stream(
         ExportError: an output or a FLOP count differs, or a package is missing; the files in question are removed.
     """
     assert isinstance(student, KeyFrameNet), "a student that keeps a state runs frame by frame"
-    generator = torch.Generator().manual_seed(seed)
     interval = student.keyframe_interval
-    shape = (3, interval, *info.input_shape[2:])
-    clips = [torch.randn(n, *shape, generator=generator) for n in BATCHES]
+    clips, expected, largest = random_intervals(student, info, seed)
+    shape = tuple(clips[0].shape[1:])
     pair = Exported(student, shape)
-    with torch.no_grad():
-        expected = [student(clip) for clip in clips]
-    largest = max(float(y.abs().max()) for y in expected)
     out_dir.mkdir(parents=True, exist_ok=True)
 
     save_bundle(out_dir, student, info)
@@ -85,7 +81,7 @@ def export_stream(
             continue
         key_path, delta_path = out_dir / f"key.{kind}", out_dir / f"delta.{kind}"
         graphs, flops = (_write_pt2 if kind == "pt2" else _write_onnx)(pair, info, key_path, delta_path)
-        apart = [_compare(*graphs, clip, y) for clip, y in zip(clips, expected, strict=True)]
+        apart = [compare_interval(*graphs, clip, y) for clip, y in zip(clips, expected, strict=True)]
         entries = [
             Parity.of(path, max(each), largest, None if flops is None else flops[i])
             for i, (path, each) in enumerate(zip((key_path, delta_path), zip(*apart, strict=True), strict=True))
@@ -113,6 +109,16 @@ def export_stream(
         ),
         environment=environment("cpu"),
     )
+
+
+def random_intervals(student: KeyFrameNet, info: BundleInfo, seed: int) -> tuple[list[Tensor], list[Tensor], float]:
+    """Random clips of an interval at the compared batch sizes, the outputs of the student, and the largest of them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, student.keyframe_interval, *info.input_shape[2:])
+    clips = [torch.randn(n, *shape, generator=generator) for n in BATCHES]
+    with torch.no_grad():
+        expected = [student(clip) for clip in clips]
+    return clips, expected, max(float(y.abs().max()) for y in expected)
 
 
 class Exported:
@@ -167,9 +173,14 @@ def _write_pt2(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tupl
 
 
 def _write_onnx(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tuple[tuple[Graph, Graph], None]:
-    onnxruntime = need_onnx()
+    write_onnx_pair(pair, key, delta)
+    return (open_onnx(key), open_onnx(delta)), None
+
+
+def write_onnx_pair(pair: Exported, key: Path, delta: Path) -> None:
+    """Write both passes as ONNX graphs with an open batch dimension."""
+    need_onnx()
     state = list(pair.layout.names)
-    graphs: list[Graph] = []
     for module, inputs, shapes, path, names, results in (
         (pair.key, (pair.frame,), pair.key_shapes(), key, ["frame"], ["output", *state]),
         (pair.delta, (pair.frame, *pair.tensors), pair.delta_shapes(), delta, ["frame", *state], ["output"]),
@@ -186,14 +197,18 @@ def _write_onnx(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tup
             )
             assert program is not None
             program.save(path, external_data=False)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-        def run(*tensors: Tensor, session: Any = session, names: list[str] = names) -> tuple[Tensor, ...]:
-            feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-            return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
 
-        graphs.append(run)
-    return (graphs[0], graphs[1]), None
+def open_onnx(path: Path) -> Graph:
+    """A graph on the CPU: tensors in the order of its inputs -> tensors in the order of its outputs."""
+    session: Any = need_onnx().InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
+
+    return run
 
 
 def _tuple(module: torch.nn.Module) -> Graph:
@@ -205,7 +220,7 @@ def _tuple(module: torch.nn.Module) -> Graph:
     return run
 
 
-def _compare(key: Graph, delta: Graph, clip: Tensor, expected: Tensor) -> tuple[float, float]:
+def compare_interval(key: Graph, delta: Graph, clip: Tensor, expected: Tensor) -> tuple[float, float]:
     """Largest differences of key frames and of the others; the state is the one that the key graph gave."""
     output, *state = key(clip[:, :, 0])
     others = [delta(clip[:, :, t], *state)[0] for t in range(1, clip.shape[2])]

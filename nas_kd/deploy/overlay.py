@@ -52,7 +52,7 @@ class Canvas:
 
 
 class VideoWriter:
-    """Writes an MP4 file; `close` ends it.
+    """Writes an MP4 file, which is there from the first frame on; `close` ends it.
 
     Args:
         path: of the file.
@@ -60,9 +60,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: Fraction | int = 25) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w")
-        self._rate = rate
+        self._path, self._rate = path, rate
+        self._container: Any = None
         self._stream: Any = None
         self._last = -1
 
@@ -73,7 +72,9 @@ class VideoWriter:
             picture: uint8 [height, width, 3], RGB, of even sides.
             time: when it is shown, in seconds; None for the usual distance after the one before.
         """
-        if self._stream is None:
+        if self._container is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(self._path), "w")
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             stream: Any = self._container.add_stream(codec, rate=self._rate)
             stream.height, stream.width = picture.shape[:2]
@@ -89,9 +90,9 @@ class VideoWriter:
 
     def close(self) -> None:
         """Write what is left and the end of the file."""
-        if self._stream is not None:
+        if self._container is not None:
             self._container.mux(self._stream.encode(None))
-        self._container.close()
+            self._container.close()
 
 
 def _even(pixels: float) -> int:

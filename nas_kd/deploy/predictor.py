@@ -81,6 +81,14 @@ class Predictor:
     Attributes:
         decoding: how files become clips; the default where the student was trained on data that were no files.
         notes: sentences on what was decided about it.
+
+    Examples:
+        >>> stream = nas_kd.load("runs/streams/export/trial-0000")
+        >>> for frame in stream.frames("video.mp4"):
+        ...     print(frame.number, frame.arrays["classes"].shape)
+        0 (16, 24)
+        1 (16, 24)
+        2 (16, 24)
     """
 
     def __init__(self, folder: Path, info: BundleInfo, backend: Backend, space: SearchSpace | None = None) -> None:
@@ -229,6 +237,12 @@ def load(
 
     Raises:
         ValueError: a file is missing, damaged or exchanged, or code is needed; the sentence says which.
+
+    Examples:
+        >>> student = nas_kd.load("runs/demo/export/trial-0000")
+        >>> label, score = student.classify("video.mp4").labels[0]  # the highest score first
+        >>> 0 <= score <= 1
+        True
     """
     folder = Path(bundle)
     info = read_info(folder)

@@ -23,7 +23,14 @@ TOLERANCE = 1e-3  # largest difference of an output, relative to the largest out
 
 
 class ExportError(RuntimeError):
-    """A written file does not compute what the student computes, or needs a package that is not installed."""
+    """A written file does not compute what the student computes, or needs a package that is not installed.
+
+    Examples:
+        >>> try:
+        ...     folder, record = nas_kd.export("runs/demo", formats=("safetensors",), out_dir="student")
+        ... except nas_kd.ExportError as error:
+        ...     print(error)
+    """
 
 
 class Parity(BaseModel):
@@ -109,6 +116,43 @@ class FileMetrics(BaseModel):
         return self.metrics[self.metric]
 
 
+class FormLatency(BaseModel):
+    """Of one form of a student, in milliseconds at batch 1 on the CPU.
+
+    Attributes:
+        ms: median; of a stream the mean of a frame over the interval from key frame to key frame.
+        low: 10 % quantile.
+        high: 90 % quantile.
+        keyframe_ms: median of a key frame; None for students without.
+        delta_ms: median of a frame after a key frame.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ms: float
+    low: float
+    high: float
+    keyframe_ms: float | None = None
+    delta_ms: float | None = None
+
+
+class LatencyRecord(BaseModel):
+    """How fast the forms of a student ran when they were exported, in turns.
+
+    Attributes:
+        threads: that each had.
+        waited_share: share of the time in which the process did not run, because others did; above a tenth the figures
+            tell little.
+        forms: backend -> its latency.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int
+    waited_share: float
+    forms: Mapping[str, FormLatency]
+
+
 class StateTensor(BaseModel):
     """One tensor that the key graph gives and the delta graph takes.
 
@@ -166,8 +210,16 @@ class ExportRecord(BaseModel):
         parity: one entry a file.
         validated_on: the labelled data on which each form of the student was measured again; empty where it was not.
         validation: metrics on these data from each form, and its largest difference to the weights there.
+        latency: of each form.
         stream: of a student that runs frame by frame.
         environment: versions and hardware.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> text = Path("runs/demo/export/trial-0000/verification.json").read_text()
+        >>> record = nas_kd.ExportRecord.model_validate_json(text)
+        >>> record.parity[0].file, record.parity[0].max_abs_difference
+        ('student.safetensors', 0.0)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,6 +235,7 @@ class ExportRecord(BaseModel):
     parity: tuple[Parity, ...]
     validated_on: str = ""
     validation: tuple[FileMetrics, ...] = ()
+    latency: LatencyRecord | None = None
     stream: StreamRecord | None = None
     environment: Mapping[str, str]
 

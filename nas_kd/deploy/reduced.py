@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,32 @@ CALIBRATION_ITEMS = 64
 
 
 class Half(nn.Module):
-    """A student that computes in 16 bits; what goes in and comes out has 32."""
+    """A net that computes in 16 bits; what goes in and comes out has 32."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.student = copy.deepcopy(student).half()
+        self.net = copy.deepcopy(net).half()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The student's outputs, rounded."""
-        outputs: Tensor = self.student(inputs.half())
-        return outputs.float()
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The net's outputs, rounded."""
+        return _float(self.net(inputs.half()))
 
 
-def write_fp16(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int) -> Parity:
+class HalfWithState(Half):
+    """The same of a net that reads a state beside its input."""
+
+    def forward(self, inputs: Tensor, *state: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The net's outputs, rounded."""
+        return _float(self.net(inputs.half(), *(tensor.half() for tensor in state)))
+
+
+def _float(outputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return outputs.float() if isinstance(outputs, Tensor) else tuple(tensor.float() for tensor in outputs)
+
+
+def write_fp16(
+    student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int
+) -> tuple[Parity, ...]:
     """Write `student.fp16.onnx`, and say how far it is off; arguments as of `write_int8`.
 
     ONNX Runtime computes on a CPU, by its own choice, in 32 bits what it cannot compute in 16; the weights are rounded
@@ -53,16 +67,14 @@ def write_fp16(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
     """
     need_onnx()
     path = folder / f"student.{ENDINGS['onnx-fp16']}"
-    try:
+    with kept_if_it_works((path,), "the student has no form in 16 bits", "onnx-fp16"):
         write_graph(Half(student).eval(), torch.zeros(2, *info.input_shape), path, names_of(student, info))
-        return _compared(path, student, info, seed)
-    except Exception as error:  # of the exporter or of the runtime: a layer without a form in 16 bits
-        path.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"the student has no form in 16 bits: {reason}; leave out onnx-fp16") from error
+        return (_compared(path, student, info, seed),)
 
 
-def write_int8(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int) -> Parity:
+def write_int8(
+    student: nn.Module, info: BundleInfo, folder: Path, items: Tensor | None, seed: int
+) -> tuple[Parity, ...]:
     """Write `student.int8.onnx` from `student.onnx`, and say how far it is off.
 
     Args:
@@ -78,22 +90,40 @@ def write_int8(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
         ExportError: it cannot be quantised, or a package is missing.
     """
     need_onnx()
-    if items is None or len(items) == 0:
-        raise ValueError("onnx-int8 is calibrated on clips of the training split, but there are none; give the data")
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
     source, path = folder / "student.onnx", folder / f"student.{ENDINGS['onnx-int8']}"
     name, _ = names_of(student, info)
-    inputs = info.prepare(items)
+    inputs = info.prepare(calibration_of(items))
     if info.input_type.reads == "frames" and inputs.ndim == 5:
         inputs = inputs.transpose(1, 2).flatten(0, 1)
+    with kept_if_it_works((path,), "the graph cannot be quantised", "onnx-int8"):
+        quantise(source, path, ({name: item[None].numpy()} for item in inputs))
+        return (_compared(path, student, info, seed),)
+
+
+def calibration_of(items: Tensor | None) -> Tensor:
+    """The items on which ranges of activations are measured.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if items is None or len(items) == 0:
+        raise ValueError("onnx-int8 is calibrated on clips of the training split, but there are none; give the data")
+    return items
+
+
+def quantise(source: Path, path: Path, feeds: Iterator[Mapping[str, Any]]) -> None:
+    """Write a graph with 8-bit weights and activations.
+
+    Args:
+        source: the graph in 32 bits.
+        path: of the new one.
+        feeds: inputs by name, on which the ranges of activations are measured.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        def __init__(self) -> None:
-            self.feeds: Iterator[dict[str, Any]] = ({name: item[None].numpy()} for item in inputs)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.feeds, None)
+        def get_next(self) -> Mapping[str, Any] | None:
+            return next(feeds, None)
 
     root = logging.getLogger()
     level = root.level
@@ -104,18 +134,35 @@ def write_int8(student: nn.Module, info: BundleInfo, folder: Path, items: Tensor
                 source, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
                 activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
-        return _compared(path, student, info, seed)
-    except Exception as error:
-        path.unlink(missing_ok=True)
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"the graph cannot be quantised: {reason}; leave out onnx-int8") from error
     finally:
         root.setLevel(level)
 
 
-Writer = Callable[[nn.Module, BundleInfo, Path, "Tensor | None", int], Parity]
+@contextmanager
+def kept_if_it_works(paths: Sequence[Path], problem: str, name: str) -> Iterator[None]:
+    """Removes files whose writing or first run fails, and says so with the way out.
+
+    Args:
+        paths: of the files.
+        problem: what could not be done.
+        name: of the format.
+
+    Raises:
+        ExportError: it failed.
+    """
+    try:
+        yield
+    except Exception as error:  # of the exporter or of the runtime, such as a layer without a form in 16 bits
+        for path in paths:
+            path.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{problem}: {reason}; leave out {name}") from error
+
+
+Writer = Callable[[nn.Module, BundleInfo, Path, "Tensor | None", int], tuple[Parity, ...]]
 REDUCED: dict[str, Writer] = {"onnx-int8": write_int8, "onnx-fp16": write_fp16}
-"""Format of less precision -> function that writes its file and measures how far it is off."""
+"""Format of less precision -> function that writes its file and measures how far it is off; of streams, see
+`nas_kd.deploy.reduced_stream`."""
 
 
 def _compared(path: Path, student: nn.Module, info: BundleInfo, seed: int) -> Parity:

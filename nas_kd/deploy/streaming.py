@@ -39,6 +39,12 @@ class StreamState:
             rows of a stream, such as windows; the rows of one stream are neighbours.
         thumbnails: (B, 3, 8, 8) of the key frames, where a change of scene is looked for.
         frame_shape: (3, H, W) of the frames; None before the first one.
+
+    Examples:
+        >>> student, info = nas_kd.load_bundle("runs/streams/export/trial-0000")
+        >>> state = nas_kd.StreamingStudent(student).start(num_streams=2)
+        >>> state.num_streams, state.ages
+        (2, (-1, -1))
     """
 
     ages: tuple[int, ...]
@@ -108,6 +114,14 @@ class StreamingStudent:
     Raises:
         ValueError: an argument is out of its range, or the student does not run frame by frame or still has several
             candidates.
+
+    Examples:
+        >>> student, info = nas_kd.load_bundle("runs/streams/export/trial-0000")
+        >>> runtime = nas_kd.StreamingStudent(student)
+        >>> state = runtime.start(num_streams=2)
+        >>> output, state = runtime.step(torch.zeros(2, 3, 16, 24), state)
+        >>> state.ages  # both streams have just had their key frame
+        (0, 0)
     """
 
     def __init__(

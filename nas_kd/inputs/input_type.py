@@ -63,6 +63,17 @@ class Passes:
     parts: Mapping[str, Callable[[], Any]]
     weights: Mapping[str, float]
 
+    @classmethod
+    def whole(cls, run: Callable[[], Any]) -> Passes:
+        """Of a net that does the same for every input."""
+        return cls({"ms": run}, {"ms": 1.0})
+
+    @classmethod
+    def interval(cls, key: Callable[[], Any], later: Callable[[], Any], frames: int) -> Passes:
+        """Of a net that does something else in the first one of so many frames; the latency is the mean of a frame."""
+        share = 1 / frames
+        return cls({"keyframe_ms": key, "delta_ms": later}, {"keyframe_ms": share, "delta_ms": 1 - share})
+
 
 class InputType(ABC):
     """How the items of a data set reach the teacher and the students of a campaign.
@@ -309,7 +320,7 @@ class InputType(ABC):
             student: in evaluation mode.
             example: its input, with batch size 1.
         """
-        return Passes({"ms": lambda: student(example)}, {"ms": 1.0})
+        return Passes.whole(lambda: student(example))
 
     def latency_table(self, space: SearchSpace, knobs: Mapping[str, Choice], device: torch.device) -> CostTable:
         """Measured nanoseconds of every candidate, where a budget of latency is possible.

@@ -134,10 +134,8 @@ class KeyFrameInput(FrameInput):
         frame = example[:, :, 0].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             _, state = net.key(frame)
-        share = 1 / net.keyframe_interval
-        return Passes(
-            {"keyframe_ms": lambda: net.key(frame)[0], "delta_ms": lambda: net.delta(frame, state)[0]},
-            {"keyframe_ms": share, "delta_ms": 1 - share},
+        return Passes.interval(
+            lambda: net.key(frame)[0], lambda: net.delta(frame, state)[0], frames=net.keyframe_interval
         )
 
     def latency_table(self, space: SearchSpace, knobs: Mapping[str, Choice], device: torch.device) -> CostTable:

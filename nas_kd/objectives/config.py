@@ -39,6 +39,11 @@ class ObjectiveConfig(Section):
     Attributes:
         finetune_share: last share of the training in which the task's loss counts alone (with weight 1 where it has
             none).
+
+    Examples:
+        >>> objective = nas_kd.ObjectiveConfig(feature={"weight": 1}, response={"weight": 0.1})
+        >>> sorted(objective.active_terms)
+        ['feature', 'response']
     """
 
     model_config = ConfigDict(extra="allow")  # terms of the user's, see `_read_custom_terms`

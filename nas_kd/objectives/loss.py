@@ -61,6 +61,18 @@ class DistillationLoss(nn.Module):
     Raises:
         ModuleNameError: a named module does not exist, or gives nothing that can be compared.
         ValueError: a term does not fit the task or the nets, or two maps cannot be compared.
+
+    Examples:
+        >>> student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)) for _ in range(2))
+        >>> task = nas_kd.TASKS["classification"](nas_kd.load_config("demo.yaml").data.info)
+        >>> config = nas_kd.ObjectiveConfig(feature={"weight": 0}, response={"weight": 0.5})
+        >>> clips, labels = torch.rand(2, 3, 4, 16, 16), torch.tensor([0, 3])
+        >>> objective = nas_kd.DistillationLoss(config, task, student, teacher, clips, clips)
+        >>> answers = [nas_kd.ModelOutput(net(clips)) for net in (student, teacher)]
+        >>> terms = objective(*answers, {"label": labels})
+        >>> sorted(terms)
+        ['response', 'task']
+        >>> objective.total(terms).backward()
     """
 
     def __init__(

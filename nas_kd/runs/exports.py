@@ -63,6 +63,10 @@ def pick(
 
     Raises:
         ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
+
+    Examples:
+        >>> nas_kd.pick(nas_kd.load_run("runs/demo").records, max_flops=1_000_000).number
+        0
     """
     from nas_kd.analysis import ParetoFront
 
@@ -189,6 +193,11 @@ def export(
     Raises:
         ValueError: nothing to export, or the data cannot be read.
         ExportError: what was written does not compute what was trained.
+
+    Examples:
+        >>> folder, record = nas_kd.export("runs/demo", max_flops=1_000_000, formats=("safetensors",))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['MODEL_CARD.md', 'arch.json', 'student.safetensors', 'verification.json']
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir)
@@ -241,6 +250,11 @@ def export_front(
     Raises:
         ValueError: nothing to export, or the data cannot be read.
         ExportError: a student's file does not compute what was trained; the students before it are kept.
+
+    Examples:
+        >>> folder, records = nas_kd.export_front("runs/demo", formats=("safetensors",), with_data=False)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['index.csv', 'index.md', 'trial-0000']
     """
     from nas_kd.analysis import ParetoFront
 

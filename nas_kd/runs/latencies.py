@@ -1,8 +1,4 @@
-"""Latency of the front's students and of their teacher, measured after the trials: one net at a time, nothing beside.
-
-All nets take turns in several rounds, so that a machine that slows down or is used by others shows in the spread of
-each and not in the order of the nets.
-"""
+"""Latency of the front's students and of their teacher, measured after the trials, one net at a time."""
 
 from __future__ import annotations
 
@@ -17,13 +13,13 @@ import numpy as np
 import torch
 
 from nas_kd.deploy.bundle import load_bundle
+from nas_kd.deploy.timing import PASSES, ROUNDS, summary, timed
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
 from nas_kd.trial import CampaignContext
-from nas_kd.trial.latency import PASSES, ROUNDS, summary, timed
 from nas_kd.trials import Ranking, TrialRecord
 from nas_kd.trials.files import trial_directory
 
@@ -97,7 +93,7 @@ def passes_of_nets(context: CampaignContext, run_dir: Path, numbers: Sequence[in
     found = {}
     teacher = context.teacher_model
     if not is_precomputed(teacher):
-        found[TEACHER] = Passes({"ms": partial(teacher, context.teacher_example())}, {"ms": 1.0})
+        found[TEACHER] = Passes.whole(partial(teacher, context.teacher_example()))
     for number in numbers:
         try:
             student, info = load_bundle(trial_directory(run_dir, number), context.space)

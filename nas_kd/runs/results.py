@@ -52,13 +52,19 @@ def report(
 
     Raises:
         ValueError: the folder holds no run, there is no such format, or the points cannot be read.
+
+    Examples:
+        >>> paths = nas_kd.report("runs/demo")
+        >>> paths.report.name, paths.picture.name
+        ('report.html', 'front.png')
     """
     from nas_kd.analysis import write_report  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.bench import read_bench
+    from nas_kd.analysis.exported import read_exported
     from nas_kd.analysis.latencies import read_latencies
-    from nas_kd.analysis.published import read_points
+    from nas_kd.analysis.references import read_points
 
-    run_dir, published = Path(run_dir), () if points is None else read_points(points)
+    run_dir, references = Path(run_dir), () if points is None else read_points(points)
     config, ledger = open_run(run_dir)
     ranking = config.ranking
     latencies = None if MEASURED_LATENCY in ranking.names else read_latencies(run_dir)
@@ -85,10 +91,11 @@ def report(
         tolerance=tolerance,
         latencies=latencies,
         bench=read_bench(run_dir),
+        exported=read_exported(run_dir, records),
         with_grid=bool(config.grid),
         progress=run_progress(run_dir, config, ledger),
         formats=formats,
-        published=published,
+        references=references,
     )
 
 
@@ -173,6 +180,11 @@ def table(
 
     Raises:
         ValueError: the folder holds no run, or no such knob, value or metric.
+
+    Examples:
+        >>> table = nas_kd.table("runs/demo", ["resolution"])
+        >>> len(table.cells)
+        1
     """
     from nas_kd.analysis import write_pivot  # a second of plotting libraries, which a search does without
     from nas_kd.analysis.pivot import pivot

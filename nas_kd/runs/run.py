@@ -36,9 +36,11 @@ class Run:
 
     Examples:
         >>> run = nas_kd.load_run("runs/demo")
-        >>> run.front[["trial", "flops", "val_metric"]]
-        >>> run.figure()
+        >>> run.front[["trial", "flops", "val_metric"]].shape
+        (1, 3)
+        >>> figure = run.figure()
         >>> run.pick.number
+        0
     """
 
     run_dir: Path
@@ -94,6 +96,11 @@ def load_run(run_dir: Path | str) -> Run:
 
     Raises:
         ValueError: the folder holds no run, or a file of it is damaged.
+
+    Examples:
+        >>> run = nas_kd.load_run("runs/demo")
+        >>> [record.state for record in run.records]
+        ['complete']
     """
     config, ledger = open_run(run_dir)
     return Run(Path(run_dir), config, shown_records(Path(run_dir), config, ledger.records()))

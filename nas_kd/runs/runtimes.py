@@ -1,6 +1,6 @@
 """Latency of a front's students as they are deployed: PyTorch, compiled, and ONNX Runtime, with one thread and several.
 
-All students and runtimes take turns in several rounds, as in `nas_kd.runs.latencies`.
+All students and runtimes take turns in several rounds, as in `nas_kd.deploy.timing`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from nas_kd.deploy.bundle import load_bundle, read_info
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.deploy.runtime_passes import RUNTIMES, runtime_passes
+from nas_kd.deploy.timing import PASSES, ROUNDS, summary, timed
 from nas_kd.files import write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.runs.latencies import front_students
@@ -22,7 +23,6 @@ from nas_kd.runs.own_space import own_space
 from nas_kd.runs.run import load_run
 from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
-from nas_kd.trial.latency import PASSES, ROUNDS, summary, timed
 from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bench(
     before = torch.get_num_threads()
     numbers = sorted({1, threads or before})
     rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
+    skipped: dict[tuple[str, str], list[int]] = {}  # runtime and reason -> trials
     waited = 0.0
     try:
         for count in numbers:
@@ -76,10 +76,13 @@ def bench(
                     try:
                         made = runtime_passes(name, student, info, bundle, space)
                         with torch.no_grad(), third_party_warnings():
-                            made.parts["ms"]()  # what is compiled is so when it first runs
+                            for run_once in made.parts.values():  # what is compiled is so when it first runs
+                                run_once()
                         nets[f"{record.number}/{name}"] = made
                     except Exception as error:  # no compiler, no onnxruntime, a layer that one of them lacks
-                        skipped[name] = f"trial {record.number}: {' '.join(str(error).split())[:200]}"
+                        trials = skipped.setdefault((name, " ".join(str(error).split())[:200]), [])
+                        if record.number not in trials:  # with another number of threads it fails in the same way
+                            trials.append(record.number)
             times, share = timed(nets, torch.device("cpu"), progress)
             waited = max(waited, share)
             costs = {str(record.number): record.cost for record in students}
@@ -97,7 +100,9 @@ def bench(
             "passes": ROUNDS * PASSES,
             "waited_share": waited,
             "rows": rows,
-            "skipped": skipped,
+            "skipped": [
+                {"runtime": name, "reason": reason, "trials": trials} for (name, reason), trials in skipped.items()
+            ],
         }
     )
     write_text_atomically(run_dir / BENCH_NAME, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")

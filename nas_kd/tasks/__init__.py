@@ -1,4 +1,9 @@
-"""Tasks: what a student is trained for and measured by."""
+"""Tasks: what a student is trained for and measured by. `TASKS` has those of the package by name.
+
+Examples:
+    >>> sorted(nas_kd.TASKS)
+    ['classification', 'detection', 'multilabel', 'saliency', 'segmentation']
+"""
 
 from __future__ import annotations
 

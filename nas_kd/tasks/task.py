@@ -59,6 +59,11 @@ class Task(ABC):
 
     Raises:
         ValueError: the data have no labels for this task.
+
+    Examples:
+        >>> task = nas_kd.TASKS["classification"](nas_kd.load_config("demo.yaml").data.info)
+        >>> task.metric, task.class_names
+        ('accuracy', ('3-up', '3-down', '8-up', '8-down'))
     """
 
     metric: ClassVar[str]

@@ -76,6 +76,10 @@ class TeacherConfig(Section):
             could be.
         outputs: numbers of the net's outputs that stand for the data's classes, in their order, or by their names.
         cache: how its outputs are kept for the trainings of a campaign.
+
+    Examples:
+        >>> nas_kd.TeacherConfig(model="mymodels:heavy_net", weights="heavy.safetensors").model
+        'mymodels:heavy_net'
     """
 
     model: str = "r2plus1d"
@@ -310,6 +314,11 @@ class Teacher(nn.Module):
         model: (N, 3, T, H, W) normalised clips -> logits.
         taps: names of the modules whose maps are wanted.
         norm: BatchNorm takes its `running` statistics, or those of the `batch`; its buffers stay as they are.
+
+    Examples:
+        >>> teacher = nas_kd.Teacher(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), taps=["0"])
+        >>> teacher(torch.zeros(2, 3, 8, 8)).features["0"].shape
+        torch.Size([2, 8, 6, 6])
     """
 
     def __init__(

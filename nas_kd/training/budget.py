@@ -38,6 +38,12 @@ class BudgetController:
 
     Raises:
         ValueError: the budget or the descent is out of range.
+
+    Examples:
+        >>> budget = nas_kd.BudgetController(max_flops=2e6)
+        >>> budget.advance(0.5, torch.tensor(4e6))  # half of the steps are done, students are expected to cost 4 M
+        >>> bool(budget.penalty(torch.tensor(4e6)) > 0)
+        True
     """
 
     def __init__(

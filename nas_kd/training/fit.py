@@ -73,6 +73,10 @@ class TrainingConfig(FitConfig):
         keep: `last`, the weights after the last epoch; or `best`, those of the epoch, the start included, that is best
             on the validation split. Validation values of what was kept so are optimistic.
         patience: with `keep: best`, epochs without a better value after which the training ends. null: it never does.
+
+    Examples:
+        >>> nas_kd.TrainingConfig(epochs=5, lr=2e-3, ema=0.99).optimizer
+        'adamw'
     """
 
     accumulate: int = Field(default=1, ge=1)
@@ -269,6 +273,16 @@ def fit(
 
     Raises:
         ValueError: `keep: best` without `validate`.
+
+    Examples:
+        >>> from nas_kd.data import ClipLoader, load
+        >>> train = load(nas_kd.load_config("demo.yaml").data, seed=0).retrain
+        >>> loader = ClipLoader(train, 8, seed=0, shuffle=True, keys=("clip", "label"))
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+        >>> def loss(batch):
+        ...     return {"task": nn.functional.cross_entropy(net(batch["clip"] / 255), batch["label"])}
+        >>> config = nas_kd.TrainingConfig(epochs=1)
+        >>> epochs = nas_kd.fit(net, loader, loss, lambda terms: terms["task"], config, seed=0)
     """
     chosen = list(parameters) if parameters is not None else list(module.parameters())
     later = list(slow)

@@ -51,6 +51,10 @@ class GateConfig(Section):
         warmup: share of the epochs in which only weights train.
         split_share: share of the training clips on which gates train; weights train on the rest.
         knots: budgets at which the gates of a shared search have logits of their own; in between they are interpolated.
+
+    Examples:
+        >>> nas_kd.GateConfig(estimator="two_path", split_share=0.25).estimator
+        'two_path'
     """
 
     estimator: str = "straight_through"
@@ -148,6 +152,24 @@ def search_gates(
         tag: names the search in the checkpoint.
         progress: called after every step.
         log: called with the mean terms after every epoch.
+
+    Examples:
+        >>> from nas_kd.data import ClipLoader, load
+        >>> config = nas_kd.load_config("demo.yaml")
+        >>> splits = load(config.data, seed=0)
+        >>> def loader(half):
+        ...     return ClipLoader(half, 8, seed=0, shuffle=True, keys=("clip", "label"))
+        >>> supernet = nas_kd.Supernet(config.space.build(4))
+        >>> task, example = nas_kd.TASKS["classification"](splits.info), torch.zeros(1, 3, 4, 16, 16)
+        >>> objective = nas_kd.ObjectiveConfig(feature={"weight": 0})
+        >>> objective = nas_kd.DistillationLoss(objective, task, supernet, None, example, example)
+        >>> def loss(batch):
+        ...     return {"task": task.loss(supernet(batch["clip"] / 255), batch)}
+        >>> budget = nas_kd.BudgetController(max_flops=200_000)
+        >>> schedule = nas_kd.TrainingConfig(epochs=1)
+        >>> halves = loader(splits.weights), loader(splits.gates)
+        >>> config = nas_kd.GateConfig()
+        >>> nas_kd.search_gates(supernet, objective, loss, *halves, budget, schedule, config, seed=0)
     """
     fast, slow, slow_scale = trained_parameters(supernet, supernet.weight_parameters(), objective)
     weight_parameters = [*fast, *slow]  # what is frozen stays so

@@ -20,6 +20,7 @@ from nas_kd.config import LATENCY_OBJECTIVE, CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, Measured, SeveralTrainings, save_bundle
 from nas_kd.deploy.student_view import view_of
+from nas_kd.deploy.timing import summary, timed
 from nas_kd.files import write_text_atomically
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import ArchSpec, count_flops, count_params, layer_flops
@@ -29,7 +30,6 @@ from nas_kd.teachers.weights import match_weights
 from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch, no_progress
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
-from nas_kd.trial.latency import summary, timed
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import (
     Cost,

@@ -28,6 +28,10 @@ class DeltaBlocksSettings(BaseModel):
         skip_first: number of layers at the start of the teacher that stay as they are.
         skip_last: number of layers at the end that stay as they are.
         min_share: layers with less than this share of the teacher's FLOPs stay as they are.
+
+    Examples:
+        >>> nas_kd.DeltaBlocksSettings(keyframe_interval=(3, 6)).keyframe_interval
+        (3, 6)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -52,6 +52,15 @@ class DeltaBlocksSpace(SearchSpace):
         ValueError: no layer is eligible, a pattern matches nothing, or the teacher does not give one tensor for a
             frame, or gives another one when other frames are in the batch; a function is not given, or does not keep
             the contract of `own_candidate`.
+
+    Examples:
+        >>> convolutions = [nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8)]
+        >>> teacher = nn.Sequential(*convolutions, nn.Conv2d(8, 2, 1))
+        >>> settings = nas_kd.DeltaBlocksSettings(keyframe_interval=(3,))
+        >>> space = nas_kd.DeltaBlocksSpace(settings, teacher, frame_size=(16, 16))
+        >>> student = space.student(space.sample(np.random.default_rng(0)))
+        >>> student(torch.zeros(1, 3, 6, 16, 16)).shape
+        torch.Size([1, 6, 2, 16, 16])
     """
 
     name = "delta_blocks"

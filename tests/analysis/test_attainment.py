@@ -10,7 +10,7 @@ from synthetic import record
 from nas_kd.analysis.attainment import attainment
 from nas_kd.analysis.front import ParetoFront
 from nas_kd.analysis.interactive import front_chart, hypervolume_chart
-from nas_kd.analysis.published import PublishedPoint, read_points
+from nas_kd.analysis.references import ReferencePoint, read_points
 from nas_kd.analysis.table import seconds_spent
 from nas_kd.trials.record import Metric, TrialRecord
 
@@ -46,8 +46,8 @@ def test_the_band_is_what_the_worst_and_the_best_seed_attain() -> None:
 def test_published_points_are_read_and_drawn(tmp_path: Path) -> None:
     path = tmp_path / "points.csv"
     path.write_text("\ufeffvalue,year,name,cost\n0.76,2020,X3D-M <b>,6.2e9\n")
-    assert read_points(path) == (PublishedPoint("X3D-M <b>", 6.2e9, 0.76),)
-    figure = front_chart([record(0, 10, 0.5)], published=read_points(path))
+    assert read_points(path) == (ReferencePoint("X3D-M <b>", 6.2e9, 0.76),)
+    figure = front_chart([record(0, 10, 0.5)], references=read_points(path))
     (trace,) = [trace for trace in figure.data if trace.name == "published"]
     assert (trace.x, trace.y, trace.text) == ((6.2e9,), (0.76,), ("X3D-M &lt;b&gt;",))
     for text, sentence in (

@@ -62,6 +62,7 @@ def floats(): return plain(clip=torch.zeros(3, 2, 4, 6))
 def shape(): return plain(clip=torch.zeros(3, 2, 4, 5, dtype=torch.uint8))
 def label(): return plain(label=torch.tensor(3))
 def few(): return load() | {"class_names": ["a", "b"]}
+def hot(): return load() | {"train": Hot()}
 def lists(): return [1, 2]
 def partial(): return {"train": make(3)}
 def typo(): return load() | {"tset": 1}
@@ -80,6 +81,10 @@ constant = 5
 
 class Failing(Plain):
     def __getitem__(self, index): raise RuntimeError("no disk today")
+
+class Hot(Plain):
+    labels = torch.zeros(4, 3)
+    def __init__(self): super().__init__(make(1)[0])
 """
 
 
@@ -115,6 +120,10 @@ def test_own_data_names_the_values_of_masks_and_boxes(module):
         ("shape", r"must have the shape \(3, 2, 4, 6\), but it has \(3, 2, 4, 5\)"),
         ("label", r"test\[0\]\['label'\] must lie in 0..2, but it is 3"),
         ("few", r"train.labels must give each of 12 items a class in 0..1"),
+        (
+            "hot",
+            r"train.labels must give each item one class, a whole number, but it is a Tensor of the shape \[4, 3\]",
+        ),
         ("lists", "returned a list"),
         ("partial", "must return train, val and test"),
         ("typo", "unknown key 'tset'"),

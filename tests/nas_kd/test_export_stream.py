@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -23,7 +25,7 @@ from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.deploy.export_stream import Exported
 from nas_kd.deploy.predict_files import predict_files
 from nas_kd.deploy.predictor import Predictor
-from nas_kd.deploy.record import ExportRecord, third_party_warnings
+from nas_kd.deploy.record import ExportRecord, Format, third_party_warnings
 from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
@@ -34,6 +36,7 @@ from tests.nas_kd.commands import cli, succeed
 
 SIZE = (16, 24)
 SETTINGS: dict[str, Any] = {"widths": [8], "depths": [2], "head_width": 8}
+FORMATS: tuple[Format, ...] = ("safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16")
 IDENTITY: dict[str, Any] = {"model": "framenet", "settings": SETTINGS, "num_outputs": 3}
 
 
@@ -134,14 +137,16 @@ def exported(space: DeltaBlocksSpace, tmp_path_factory: pytest.TempPathFactory) 
     """A student, and what is written of it in all formats."""
     folder = tmp_path_factory.mktemp("exported")
     student = bundle(folder / "trial", space, seed=4)
-    return student, export_student(folder / "trial", folder / "out"), folder / "out"
+    clips = torch.randint(0, 256, (4, 3, 5, *SIZE), dtype=torch.uint8)
+    return student, export_student(folder / "trial", folder / "out", FORMATS, calibration=clips), folder / "out"
 
 
 def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, Path], tmp_path: Path) -> None:
     student, record, out = exported
     stream = record.stream
     assert stream is not None
-    assert [p.file for p in record.parity] == ["student.safetensors", "key.pt2", "delta.pt2", "key.onnx", "delta.onnx"]
+    files = ["student.safetensors", "key.pt2", "delta.pt2", "key.onnx", "delta.onnx"]
+    assert [p.file for p in record.parity if p.is_exact] == files
     assert (record.parity[1].flops, record.parity[2].flops) == (stream.keyframe_flops, stream.delta_flops)
     assert stream.keyframe_flops + 2 * stream.delta_flops == stream.interval_flops
     assert record.flops == record.parity[0].flops == -(-stream.interval_flops // 3)
@@ -174,7 +179,9 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
     camera = "camera:lavfi:testsrc=size=64x48:rate=10"
     assert "camera: 4 frames" in succeed("predict", out, camera, "--max-frames", 4, "--out", tmp_path / "live")
     assert np.load(tmp_path / "live" / "camera.npz")["classes"].shape == (4, *SIZE)
-    assert cli("predict", out, "camera:lavfi:nothing")[0] == 2
+    with contextlib.chdir(tmp_path):
+        assert cli("predict", out, "camera:lavfi:nothing")[0] == 2
+        assert not Path("predictions").exists()  # nothing was written, so there is no folder for it either
     raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
     assert (raised.argmax(1).numpy() == np.load(expected)["classes"]).mean() > 0.999
 
@@ -202,13 +209,46 @@ def check_video(predictor: Predictor, folder: Path) -> None:
 
 def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpace, tmp_path: Path) -> None:
     student = bundle(tmp_path / "trial", space, seed=4, form="residual")
-    with pytest.raises(ValueError, match="onnx-fp16 are for students without a state; leave them out"):
-        export_student(tmp_path / "trial", tmp_path / "out", ("pt2", "onnx-fp16"))
     record = export_student(tmp_path / "trial", tmp_path / "out", ("pt2",))
     assert record.stream is not None
     assert record.stream.form == "residual"
     assert record.stream.delta_flops == student.delta_flops(torch.zeros(1, 3, *SIZE))
     assert {tensor.name.rpartition("#")[2] for tensor in record.stream.state} == {"0"}
+
+
+def test_files_of_less_precision_run_as_a_stream(exported: tuple[DeltaNet, ExportRecord, Path]) -> None:
+    student, record, out = exported
+    names = ["key.int8.onnx", "delta.int8.onnx", "key.fp16.onnx", "delta.fp16.onnx"]
+    assert [entry.file for entry in record.parity if not entry.is_exact] == names
+    assert b"QuantizeLinear" in (out / "delta.int8.onnx").read_bytes()
+    _, info = load_bundle(out)
+    clips = torch.randint(0, 256, (2, 3, 5, *SIZE), dtype=torch.uint8)  # 5 frames at K = 3
+    with torch.no_grad():
+        expected = student(info.prepare(clips))
+    apart = {}
+    for name in FORMATS[2:]:
+        found = nas_kd.load(out, backend=name).outputs(clips)
+        assert found.dtype == torch.float32
+        apart[name] = float((found - expected).abs().max() / expected.abs().max())
+    assert apart["onnx"] < 1e-4 < apart["onnx-fp16"] < 1e-2 < apart["onnx-int8"] < 0.3
+    assert record.latency is not None
+    assert set(record.latency.forms) == set(FORMATS)
+    for form in record.latency.forms.values():
+        assert form.keyframe_ms is not None
+        assert form.delta_ms is not None
+        assert 0 < form.low <= form.ms <= form.high
+
+
+def test_the_graphs_run_as_the_page_on_streams_shows(
+    exported: tuple[DeltaNet, ExportRecord, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text()
+    (block,) = re.findall(r"```python\n((?:(?!```).)*import onnxruntime.*?)```", page, flags=re.S)
+    monkeypatch.chdir(exported[2])
+    names: dict[str, Any] = {"frames": np.zeros((4, 2, 3, *SIZE), np.float32)}
+    exec(block, names)
+    assert names["t"] == 3
+    assert names["output"].shape[0] == 2
 
 
 def test_a_file_holds_the_weights_of_its_graph_and_no_states(exported: tuple[DeltaNet, ExportRecord, Path]) -> None:

@@ -29,7 +29,7 @@ def non_dominated(rows: Sequence[tuple[int, tuple[float, ...]]]) -> set[int]:
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_kd.trial.latency.ROUNDS", 1)
+    monkeypatch.setattr("nas_kd.deploy.timing.ROUNDS", 1)
 
 
 def test_three_objectives_of_which_one_is_measured_rank_study_front_status_and_report(tiny: Tiny) -> None:

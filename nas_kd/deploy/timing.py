@@ -1,4 +1,7 @@
-"""Timing of nets at batch 1: passes in turns, and what is kept of them."""
+"""Latency of several nets: all take turns in several rounds, one at a time.
+
+So a machine that slows down or is used by others shows in the spread of each and not in the order of the nets.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,23 @@ _QUANTILES = (0.5, 0.1, 0.9)
 
 @torch.no_grad()
 def timed(
-    nets: Mapping[str, Passes], device: torch.device, progress: OnProgress
+    nets: Mapping[str, Passes], device: torch.device, progress: OnProgress, *, rounds: int | None = None
 ) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """(net -> part -> milliseconds of each pass, share of the time in which the process did not run)."""
+    """(net -> part -> milliseconds of each pass, share of the time in which the process did not run).
+
+    Args:
+        nets: name of a net -> its passes.
+        device: where they run.
+        progress: called with the share that is done and a text.
+        rounds: `ROUNDS` by default.
+    """
+    rounds = ROUNDS if rounds is None else rounds
     finish: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in net.parts} for name, net in nets.items()}
     wall, cpu = 0.0, 0.0
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for place, (name, net) in enumerate(nets.items()):
-            progress((turn + place / len(nets)) / ROUNDS, "latency, all nets in turns")
+            progress((turn + place / len(nets)) / rounds, "latency, all nets in turns")
             for part, run in net.parts.items():
                 for _ in range(WARMUP):
                     run()

@@ -1,4 +1,4 @@
-"""Points that a reader wants beside the front, such as published nets: a CSV file with `name`, `cost` and `value`."""
+"""Points beside the front that are no trials, such as published nets: a CSV file with `name`, `cost` and `value`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+PUBLISHED = "published"
 _COLUMNS = ("name", "cost", "value")
 
 
 @dataclass(frozen=True)
-class PublishedPoint:
-    """A net that was not trained here.
+class ReferencePoint:
+    """A net that is no student of the campaign.
 
     Attributes:
         name: what to call it.
         cost: as the campaign counts it: FLOPs (one multiply-accumulate is one FLOP), or milliseconds.
         value: of the primary metric, as the campaign writes it: 0.85 for an accuracy of 85 %.
+        group: what it is one of, for the legend.
     """
 
     name: str
     cost: float
     value: float
+    group: str = PUBLISHED
 
 
-def read_points(path: Path | str) -> tuple[PublishedPoint, ...]:
+def read_points(path: Path | str) -> tuple[ReferencePoint, ...]:
     """The points of a CSV file with the columns `name`, `cost` and `value` in any order; others are passed over.
 
     Raises:
@@ -44,9 +47,9 @@ def read_points(path: Path | str) -> tuple[PublishedPoint, ...]:
     for row in rows:
         name, cost, value = (str(row[column] or "").strip() for column in _COLUMNS)
         try:
-            point = PublishedPoint(name, float(cost), float(value))
+            point = ReferencePoint(name, float(cost), float(value))
         except ValueError:
-            point = PublishedPoint(name, math.nan, math.nan)
+            point = ReferencePoint(name, math.nan, math.nan)
         if not (point.name and math.isfinite(point.cost) and point.cost > 0 and math.isfinite(point.value)):
             raise ValueError(
                 f"{path}, line {rows.line_num}: a point needs a name, a cost above 0 and a value, such as "
