@@ -245,7 +245,7 @@ def main() -> None:
     }
     if options.result:
         options.result.parent.mkdir(parents=True, exist_ok=True)
-        options.result.write_text(json.dumps(outcome, indent=1) + "\n")
+        options.result.write_text(json.dumps(outcome) + "\n")
     print(json.dumps(outcome))
 
 
