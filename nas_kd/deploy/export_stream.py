@@ -132,8 +132,8 @@ class Exported:
     def __init__(self, student: KeyFrameNet, shape: tuple[int, ...]) -> None:
         self.frame = torch.zeros(2, 3, *shape[2:])
         self.layout: StateLayout = layout_of(student, self.frame)
-        self.key = KeyPass(student, self.layout).eval()
-        self.delta = DeltaPass(student.for_delta_frames(), self.layout).eval()
+        self.key: nn.Module = KeyPass(student, self.layout).eval()
+        self.delta: nn.Module = DeltaPass(student.for_delta_frames(), self.layout).eval()
         with torch.no_grad():
             self.tensors = tuple(tensor.clone() for tensor in self.key(self.frame)[1:])  # none a view of the frame
         self.state = tuple(
