@@ -33,7 +33,7 @@ from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment, run_assignment
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.resources import Resources
-from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher
+from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _SECONDS_TO_STOP = 30.0
@@ -170,7 +170,8 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir="/tmp")
         _remove_session_of_killed_driver(run_dir)
         (run_dir / _SESSION_NAME).write_text(temporary, encoding="utf-8")
-        options |= {"num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
+        # Without an address Ray joins a cluster that was begun here by `ray start`, or fails at what a dead one left.
+        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
         _start_ray(options, resources)
@@ -287,6 +288,7 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
         scratch = driver.ledger.run_dir / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
         searcher = LedgerSearcher(driver, max_concurrent=places, max_failures=resources.max_failures)
+        restarts = Restarts(resources.max_failures)
         trainable = tune.with_resources(
             tune.with_parameters(
                 _TrialActor,
@@ -302,7 +304,7 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=LedgerScheduler(driver, searcher),
+                    scheduler=LedgerScheduler(driver, searcher, restarts),
                     num_samples=-1,  # the searcher says when it is enough
                     reuse_actors=True,
                 ),
@@ -310,7 +312,8 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
                     name="trials",
                     storage_path=str(scratch),
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+                    failure_config=tune.FailureConfig(max_failures=-1),  # `restarts` says how often
+                    callbacks=[restarts],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()

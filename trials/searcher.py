@@ -8,9 +8,11 @@ This module imports Ray; `import nas_kd.trials` does not.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -22,6 +24,10 @@ from nas_kd.trials.record import TrialRecord
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
+
+# Ray takes up to a minute to notice that a machine is dead, and until then starts processes on it.
+_SECONDS_TO_START = 120.0
+_SECONDS_BETWEEN_STARTS = 1.0
 
 
 class LedgerSearcher(Searcher):
@@ -41,6 +47,8 @@ class LedgerSearcher(Searcher):
         self._assignments: dict[str, Assignment] = {}
         self.reasons: dict[str, str] = {}
         """Why a trial could not go on, by Tune's id; only the scheduler sees the errors themselves."""
+        self.without_process: set[str] = set()
+        """Trials for which no process could be started at last, by Tune's id."""
 
     def assignment(self, trial_id: str) -> Assignment:
         """The assignment behind one of Tune's trials."""
@@ -63,11 +71,18 @@ class LedgerSearcher(Searcher):
             attempts = self._max_failures + 1
             times = "once" if attempts == 1 else f"{attempts} times"
             reason = self.reasons.pop(trial_id, "its process died (killed, or out of memory)")
-            self._driver.lose(
-                number,
-                f"trial {number} was started {times} and could not be finished: {reason}; give a trial more memory, "
-                "or run fewer at a time",
-            )
+            if trial_id in self.without_process:
+                self.without_process.remove(trial_id)
+                sentence = (
+                    f"trial {number} could not go on: no process could be started for it ({reason}); look at the "
+                    "machines with `ray status`"
+                )
+            else:
+                sentence = (
+                    f"trial {number} was started {times} and could not be finished: {reason}; give a trial more "
+                    "memory, or run fewer at a time"
+                )
+            self._driver.lose(number, sentence)
         elif result is not None and "record" in result:
             self._driver.finish(TrialRecord.from_json(result["record"]))
         else:
@@ -84,16 +99,60 @@ class LedgerSearcher(Searcher):
         """Nothing to restore: the ledger is the state."""
 
 
+class Restarts(Callback):
+    """How often Tune may start a trial again.
+
+    A trial has `max_failures` restarts for deaths of its process while it runs. A process that cannot be started, as on
+    a machine that has just died, says nothing of the trial: a second later it is started again, for two minutes.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._deaths: dict[str, int] = {}
+        self._running: set[str] = set()
+        self._waiting_since: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """From now on a death counts."""
+        self._running.add(trial.trial_id)
+        self._waiting_since.pop(trial.trial_id, None)
+        left = self._max_failures - self._deaths.get(trial.trial_id, 0)
+        trial.max_failures = trial.run_metadata.num_failures + left
+
+    def after_death(self, trial: Trial, error: Exception | None) -> bool:
+        """Set what the trial may do next; called where Tune starts it again.
+
+        Returns:
+            Whether its process died while it ran; otherwise none could be started.
+        """
+        if trial.trial_id in self._running:
+            self._running.discard(trial.trial_id)
+            self._deaths[trial.trial_id] = self._deaths.get(trial.trial_id, 0) + 1
+            trial.max_failures = -1  # until it runs again
+            return True
+        since = self._waiting_since.setdefault(trial.trial_id, time.monotonic())
+        time.sleep(_SECONDS_BETWEEN_STARTS)
+        lost = isinstance(error, RayActorError) and not error.actor_init_failed
+        if not lost or time.monotonic() - since > _SECONDS_TO_START:
+            trial.max_failures = trial.run_metadata.num_failures  # its next start is the last
+        return False
+
+    def is_waiting(self, trial_id: str) -> bool:
+        """Whether no process could be started for it since it last ran."""
+        return trial_id in self._waiting_since
+
+
 class LedgerScheduler(FIFOScheduler):
     """Starts trials in the searcher's order, and stops those that the driver stops."""
 
     # Reports that came together would be judged after the trial had gone on.
     _supports_buffered_results = False
 
-    def __init__(self, driver: Driver, searcher: LedgerSearcher) -> None:
+    def __init__(self, driver: Driver, searcher: LedgerSearcher, restarts: Restarts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._driver = driver
         self._searcher = searcher
+        self._restarts = restarts
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as for the searcher."""
@@ -113,6 +172,9 @@ class LedgerScheduler(FIFOScheduler):
         error = trial.get_pickled_error()
         if error is not None and not isinstance(error, RayActorError):
             self._searcher.reasons[trial.trial_id] = str(error).strip().splitlines()[-1]
-        if trial.should_recover():  # type: ignore[no-untyped-call]
-            number = self._searcher.assignment(trial.trial_id).number
+        number = self._searcher.assignment(trial.trial_id).number
+        if not trial.should_recover():  # type: ignore[no-untyped-call]
+            if self._restarts.is_waiting(trial.trial_id):
+                self._searcher.without_process.add(trial.trial_id)
+        elif self._restarts.after_death(trial, error):
             self._driver.retry(number, "its process died; it is started again from its last checkpoint")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def ray_session() -> Iterator[None]:
     set_ray_environment()
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -208,6 +209,64 @@ def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Pa
         (3, "run"),
     ]
     assert [event.number for event in events if event.kind == "retried"] == [1, 2]
+
+
+class _TuneTrial:
+    """Of a trial of Tune what says how often it may be started again."""
+
+    def __init__(self) -> None:
+        self.trial_id, self.max_failures = "7", -1
+        self.run_metadata = types.SimpleNamespace(num_failures=0)
+
+    def fail(self) -> bool:
+        """As Tune counts: whether the trial is started again."""
+        self.run_metadata.num_failures += 1
+        return self.max_failures < 0 or self.run_metadata.num_failures <= self.max_failures
+
+
+@pytest.mark.ray
+def test_starts_on_a_dead_machine_are_no_failures_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayActorError, RayTaskError
+
+    from nas_kd.trials import searcher
+
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(searcher, "time", types.SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    restarts, trial = searcher.Restarts(max_failures=1), _TuneTrial()
+    died: Any = RayActorError()
+
+    def start() -> None:
+        restarts.on_trial_start(0, [], trial)  # type: ignore[arg-type]
+
+    def fail(error: Any) -> bool | None:
+        """Whether it died while it ran; None where it is not started again."""
+        return restarts.after_death(trial, error) if trial.fail() else None  # type: ignore[arg-type]
+
+    start()
+    assert fail(died) is True  # its machine dies
+    assert [fail(died) for _ in range(100)] == [False] * 100  # Ray does not know yet
+    assert now == 100  # a second between two starts
+    start()
+    assert not restarts.is_waiting("7")
+    assert fail(died) is None  # the second death while it ran: it had one restart
+
+    # A machine never comes: two minutes after the first start that failed, it ends.
+    restarts, trial, now = searcher.Restarts(max_failures=1), _TuneTrial(), 0.0
+    num_starts = 1
+    while fail(died) is not None:
+        num_starts += 1
+    assert restarts.is_waiting("7")
+    assert num_starts == 122
+
+    # A start that raises is tried once more, not for two minutes.
+    restarts, trial = searcher.Restarts(max_failures=5), _TuneTrial()
+    error: Any = RayTaskError.__new__(RayTaskError)
+    assert [fail(error), fail(error)] == [False, None]
 
 
 @pytest.mark.ray
