@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas_kd.analysis.cells import Cell, Table, number_cell
-from nas_kd.analysis.latencies import busy_sentence
+from nas_kd.analysis.latencies import Latency, busy_sentence
 from nas_kd.analysis.statistics import MIN_PAIRS, rank_correlation
 from nas_kd.analysis.text import MISSING, count, si
 
@@ -18,32 +18,21 @@ Runtime = Literal["eager", "compiled", "onnx"]
 _WORDS: dict[str, str] = {"eager": "PyTorch", "compiled": "PyTorch, compiled", "onnx": "ONNX Runtime"}
 
 
-class BenchRow(BaseModel):
-    """Latency of a student in a runtime, in milliseconds at batch 1; of a stream the mean of a frame.
+class BenchRow(Latency):
+    """Latency of a student in a runtime, at batch 1; of a stream (key frame + (K − 1) · delta frame) / K, as for its
+    FLOPs, with the state carried.
 
     Attributes:
         trial: of the student.
         flops: that it costs.
         runtime: `eager`, `compiled` or `onnx`.
         threads: that it had.
-        ms: median; of a stream (key frame + (K − 1) · delta frame) / K, as for its FLOPs, with the state carried.
-        low: 10 % quantile.
-        high: 90 % quantile.
-        keyframe_ms: median of a key frame; None for students without.
-        delta_ms: median of a frame after a key frame.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: int
     flops: int
     runtime: Runtime
     threads: int
-    ms: float
-    low: float
-    high: float
-    keyframe_ms: float | None = None
-    delta_ms: float | None = None
 
 
 class Skipped(BaseModel):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.cells import Cell, Table, number_cell
 from nas_kd.analysis.figures import metric_label
-from nas_kd.analysis.latencies import busy_sentence
+from nas_kd.analysis.latencies import Latency, busy_sentence
 from nas_kd.analysis.references import ReferencePoint
 from nas_kd.analysis.text import MISSING, count, metric_text, range_text, si
 from nas_kd.trials.record import TrialRecord
@@ -52,18 +52,10 @@ class _Form(_Model):
     measured: _Measured
 
 
-class _Latency(_Model):
-    ms: float
-    low: float
-    high: float
-    keyframe_ms: float | None = None
-    delta_ms: float | None = None
-
-
 class _Latencies(_Model):
     threads: int
     waited_share: float
-    forms: Mapping[str, _Latency]
+    forms: Mapping[str, Latency]
 
 
 class _Record(_Model):
@@ -96,7 +88,7 @@ class ExportedForm:
     low: float | None
     high: float | None
     is_exact: bool
-    latency: _Latency | None
+    latency: Latency | None
 
 
 @dataclass(frozen=True)
