@@ -134,7 +134,7 @@ def shared(lab: Lab, seed: int) -> Iterator[Point]:
 def derivation_compute(lab: Lab, search: SharedSearch, budget: float) -> float:
     """FLOPs of comparing the candidates at a budget: BatchNorm statistics, then the gates' split."""
     config, splits = search.context.config.search, search.context.splits
-    clips = min(CALIBRATION_BATCHES * config.batch_size, len(splits.weights)) + len(splits.gates)
+    clips = min(CALIBRATION_BATCHES * config.batch_size, len(splits.weights)) + len(splits.compared)
     return float(sum(clips * lab.cost(arch) for arch in search.candidates(budget, config.candidates)))
 
 

@@ -60,7 +60,8 @@ class ClipDataset(Protocol):
 
     A sequence of ints named `labels` on it spares a read of every item where classes are counted. Where `reads_ahead`
     is there and true, items may be read by a thread beside the training: they then neither draw from the global random
-    generators nor depend on the thread.
+    generators nor depend on the thread. `without_overlap(indices)`, where items may share frames, gives those of some
+    items that share none with each other.
     """
 
     def __len__(self) -> int:

@@ -123,6 +123,14 @@ class WindowDataset:
             sample["boxes"] = torch.stack([self._boxes_of(start + i, frame) for i, frame in enumerate(mask)])
         return sample
 
+    def without_overlap(self, indices: Sequence[int]) -> list[int]:
+        """Of some windows those that share no frame with a window before them."""
+        kept: list[int] = []
+        for index in sorted(indices, key=lambda index: self.starts[index]):
+            if not kept or self.starts[index] >= self.starts[kept[-1]] + self.length:
+                kept.append(index)
+        return kept
+
     def _boxes_of(self, position: int, mask: Tensor) -> Tensor:
         if position not in self._boxes:
             self._boxes[position] = _boxes(mask[None], self.config)[0]

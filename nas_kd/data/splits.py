@@ -61,6 +61,13 @@ class Splits:
         """The union of `weights` and `gates`, on which a derived student is trained."""
         return Subset(self.weights.base, sorted((*self.weights.indices, *self.gates.indices)))
 
+    @property
+    def compared(self) -> Subset:
+        """Of `gates`, the items on which architectures are compared: of windows that overlap, as far as the data set
+        tells them, those that share no frame. The others would cost many times as much and say little more."""
+        without_overlap = getattr(self.gates.base, "without_overlap", None)
+        return self.gates if without_overlap is None else Subset(self.gates.base, without_overlap(self.gates.indices))
+
 
 def stratified_split(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Part items in two, each class by the same share.

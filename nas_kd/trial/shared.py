@@ -239,7 +239,7 @@ class SharedSearch:
     def inherited_score(self, arch: ArchSpec) -> float:
         """The task's metric of a student with inherited weights on the gates' split."""
         knobs = self.context.space.knobs_of(arch)
-        metrics = self.context.evaluate_student(self.student(arch), self.context.splits.gates, knobs)
+        metrics = self.context.evaluate_student(self.student(arch), self.context.splits.compared, knobs)
         return float(metrics[self.context.task.metric])
 
     def compare(

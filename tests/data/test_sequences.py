@@ -93,6 +93,8 @@ def test_windows_of_each_split(root):
     assert (splits.val.starts, splits.test.starts) == ((0, 4), (0, 4))
     assert splits.notes == ("3 of 11 test frames fill no window of 4 frames (max_gap 1) and are left out",)
     assert {splits.weights.indices, splits.gates.indices} == {(0, 1, 2, 3), (4, 5)}
+    assert base.without_overlap([5, 4, 3, 2, 1, 0]) == [0, 2, 4]
+    assert splits.compared.indices == ((0, 2) if 0 in splits.gates.indices else (4,))  # share no frame
     info = splits.info
     assert (info.num_classes, info.mask_names, info.box_names, info.name) == (3, NAMES, (), "set")
     for part in (splits.weights, splits.gates, splits.val, splits.test):
