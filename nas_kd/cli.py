@@ -20,8 +20,8 @@ from nas_kd.console import (
     plain_errors,
     progress_bar,
     say,
+    say_table,
     termination_is_interrupt,
-    wide_console,
 )
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ def table(
             where=_assigned(where, "--where"),
             out_dir=out,
         )
-        # Into a file or a pipe whole, however wide; a terminal gets what fits.
-        wide_console().print(pivot_rich(made))
+        say_table(pivot_rich(made))
         if out is not None:
             for name in ("table.md", "table.csv"):
                 say(out / name)
@@ -375,7 +374,7 @@ def bench(
         table = Table(*map(str, shown.headers))
         for row in shown.rows:
             table.add_row(*(cell.text + (f"\n{cell.note}" if cell.note else "") for cell in row))
-        wide_console().print(table)
+        say_table(table)
         for sentence in made.sentences():
             say(sentence)
         say(f"{run / 'bench.json'}; nas-kd report {run} shows it")

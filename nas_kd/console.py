@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,9 +16,16 @@ console = Console()
 errors = Console(stderr=True)
 
 
-def wide_console() -> Console:
-    """For tables, whose lines are not broken where they go into a file."""
-    return console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)
+def say_table(table: RenderableType) -> None:
+    """Print a table as wide as the terminal; into a file or a pipe whole, however wide."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    wide = Console(width=WIDTH_OF_A_FILE)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        say(line.rstrip())  # captions are padded to the whole width
 
 
 def say(text: object) -> None:

@@ -197,6 +197,7 @@ def test_a_grid_is_run_resumed_and_printed(tiny: Tiny, tmp_path: Path, monkeypat
 
     arguments = ("--rows", "resolution", "--columns", WEIGHT, "--against", f"{WEIGHT}=0", "--out", tmp_path / "out")
     output = succeed("table", config.run_dir, *arguments)
+    assert all(line == line.rstrip() for line in output.splitlines())  # not padded to the width of a file
     assert "accuracy on test, retrained student, in %" in output
     assert f"difference of accuracy to {WEIGHT} = 0" in output
     assert "seed by seed" in output
