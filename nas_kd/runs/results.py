@@ -11,7 +11,9 @@ from nas_kd.config.sections import parse_flops
 from nas_kd.runs.run import load_run, open_run, shown_records, teacher_point
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import MEASURED_LATENCY, KnobValue, Ledger, Split, is_driven
+from nas_kd.trial.shared import PREFIX as CHOICE_PREFIX
+from nas_kd.trials import MEASURED_LATENCY, KnobValue, Ledger, Split, TrialRecord, is_driven
+from nas_kd.trials.record import FrozenDict
 
 if TYPE_CHECKING:
     from nas_kd.analysis import ComparisonPaths, PivotTable, ReportPaths, RunProgress
@@ -152,6 +154,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _with_architecture(record: TrialRecord) -> TrialRecord:
+    """The record with the choices of its architecture as one knob; as it is where the study did not propose them."""
+    knobs = {name: value for name, value in record.knobs.items() if not name.startswith(CHOICE_PREFIX)}
+    if len(knobs) == len(record.knobs) or record.arch_id is None:
+        return record
+    return record.model_copy(update={"knobs": FrozenDict({"architecture": record.arch_id, **knobs})})
+
+
 def table(
     run_dir: Path | str,
     rows: Sequence[str] = (),
@@ -164,6 +174,8 @@ def table(
     out_dir: Path | str | None = None,
 ) -> PivotTable:
     """The trained students of a run by the values of knobs, with intervals; see `nas_kd.analysis.pivot`.
+
+    Architectures that the study proposed are one knob, `architecture`, unless one of their choices (`arch.…`) is named.
 
     Args:
         run_dir: the run's folder.
@@ -190,8 +202,10 @@ def table(
     from nas_kd.analysis.pivot import pivot
 
     run = load_run(run_dir)
+    named = {*rows, *columns, *(against or {}), *(where or {})}
+    is_choice_named = any(name.startswith(CHOICE_PREFIX) for name in named)
     made = pivot(
-        run.records,
+        run.records if is_choice_named else [_with_architecture(record) for record in run.records],
         rows,
         columns,
         f"{split}/{metric or find_task(run.config.task).metric}",

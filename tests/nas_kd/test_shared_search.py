@@ -15,7 +15,7 @@ from torch import nn
 
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.runs import export
+from nas_kd.runs import export, table
 from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty
@@ -107,6 +107,11 @@ def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tm
     assert last.cost.flops <= 250_000  # whatever the sampler proposes is within the highest budget
     assert {name for name in last.knobs if name.startswith("arch.")}
     assert "max_flops" not in last.knobs
+    made = table(config.run_dir)
+    assert {key[made.rows.index("architecture")] for key in made.row_keys} == {r.arch_id for r in result.records}
+    assert {*made.rows, *made.columns} <= {"architecture", "resolution"}
+    named = table(config.run_dir, ["arch.stages.1.width"], ["resolution"])
+    assert {key for (key,) in named.row_keys} == {record.knobs["arch.stages.1.width"] for record in result.records}
     folder, exported = export(config.run_dir, trial=last.number, formats=["safetensors"])
     assert exported.flops == last.cost.flops
     assert (folder / "student.safetensors").is_file()
