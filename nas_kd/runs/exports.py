@@ -65,7 +65,7 @@ def pick(
         ValueError: more than one is given, or there is no such trial; the sentence lists what there is.
 
     Examples:
-        >>> nas_kd.pick(nas_kd.load_run("runs/demo").records, max_flops=1_000_000).number
+        >>> nas_kd.pick(nas_kd.load_run("runs/demo").records, limits={"max_flops": 1_000_000}).number
         0
     """
     from nas_kd.analysis import ParetoFront
