@@ -17,6 +17,7 @@ campaign's seed and their numbers alone, so the front must equal that of a campa
     lost       trials that were announced as ended, or are due, and have no record
     doubled    trials that were announced as ended more than once, or have two records in the ledger
     changed    records that are others than when they were first seen
+    failed     trials that the faults left unfinished, with a record that says so
     left_over  processes of Ray, its session folders and checkpoints that remain
 
 The last line is one JSON object.
@@ -302,7 +303,7 @@ def _await_end(child: int, watch: Watch, seconds: float) -> None:
 
 def front(ledger: Ledger) -> list[tuple[float, ...]]:
     """Values of the trials on the front."""
-    values = [ledger.ranking.values(record) for record in ledger.records()]
+    values = [ledger.ranking.values(record) for record in ledger.records() if record.state == "complete"]
     return sorted(values[i] for i in front_of(values, ledger.ranking.maximize))
 
 
@@ -338,6 +339,7 @@ def main() -> None:
         os.waitpid(quiet.start(), 0)
         with campaign.ledger() as ledger, quiet.ledger() as without:
             numbers = Counter(record.number for record in ledger.records())
+            errors = [str(record.error) for record in ledger.records() if record.state == "failed"]
             same = front(ledger) == front(without)
         announced = Counter(int(line) for line in (campaign.run_dir / ANNOUNCED).read_text().split())
         due = set(range(options.trials)) | set(announced)
@@ -355,6 +357,8 @@ def main() -> None:
             "lost": len(due - numbers.keys()),
             "doubled": sum(n > 1 for n in numbers.values()) + sum(n > 1 for n in announced.values()),
             "changed": len(watch.changed),
+            "failed": len(errors),
+            "errors": errors[:3],
             "left_over": len(left),
             "left": left[:5],
             "front_as_without_faults": same,
