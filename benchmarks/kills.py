@@ -194,7 +194,7 @@ class Watch:
                 self.changed.add(int(path.parent.name))
         note = self.campaign.run_dir / SESSION
         if note.is_file():
-            self.sessions.add(Path(note.read_text()))
+            self.sessions.update(map(Path, note.read_text().split()))
 
     def num_ended(self) -> int:
         return len(list(self.campaign.run_dir.glob("trials/[0-9]*/record.json")))

@@ -168,8 +168,8 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
     else:
         # Ray puts sockets below it, whose paths may have 107 bytes at most: not in the run folder, nor in TMPDIR.
         temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir="/tmp")
-        _remove_session_of_killed_driver(run_dir)
-        (run_dir / _SESSION_NAME).write_text(temporary, encoding="utf-8")
+        earlier = _remove_sessions(run_dir)
+        (run_dir / _SESSION_NAME).write_text("\n".join([*earlier, temporary]), encoding="utf-8")
         # Without an address Ray joins a cluster that was begun here by `ray start`, or fails at what a dead one left.
         options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
     on_termination = signal.getsignal(signal.SIGTERM)
@@ -181,7 +181,7 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
     finally:
         ray.shutdown()
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_sessions(run_dir)
             (run_dir / _SESSION_NAME).unlink(missing_ok=True)
 
 
@@ -208,13 +208,19 @@ def _start_ray(options: dict[str, Any], resources: Resources) -> None:
         ) from error
 
 
-def _remove_session_of_killed_driver(run_dir: Path) -> None:
-    """Delete Ray's files of the last driver of this run, if it could not do so itself."""
+def _remove_sessions(run_dir: Path) -> list[str]:
+    """Delete Ray's files of this driver and of those before it that were killed; returns the folders.
+
+    Processes of a killed driver live on for some seconds and may make their folders again, so those of the drivers
+    before are noted until a driver ends by itself.
+    """
     note = run_dir / _SESSION_NAME
-    if note.exists():
-        left = Path(note.read_text(encoding="utf-8"))
-        if left.parent == Path("/tmp") and left.name.startswith(_TEMPORARY_PREFIX):
-            shutil.rmtree(left, ignore_errors=True)
+    noted = note.read_text(encoding="utf-8").split() if note.exists() else []
+    start = f"/tmp/{_TEMPORARY_PREFIX}"
+    folders = [name for name in noted if Path(name).parent == Path("/tmp") and name.startswith(start)]
+    for name in folders:
+        shutil.rmtree(name, ignore_errors=True)
+    return folders
 
 
 def _places(resources: Resources) -> int:
