@@ -247,8 +247,9 @@ class _Model:
                 _known_values(history.running, column) if surrogate is None else surrogate.believe(running)
                 for column, surrogate in enumerate(self._costs)
             ]
-            costs = np.vstack([costs, np.column_stack(believed)])
-            everything = np.vstack([everything, costs])
+            costs_believed = np.column_stack(believed)
+            costs = np.vstack([costs, costs_believed])
+            everything = np.vstack([everything, costs_believed])
         reference = (worst, *(everything.max(axis=0) + 0.05 * np.ptp(everything, axis=0)).tolist())
         self._cells = cells(losses, costs, reference)
         self._successful = points

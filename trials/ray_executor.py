@@ -293,8 +293,8 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
         places = _places(resources)
         scratch = driver.ledger.run_dir / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
-        searcher = LedgerSearcher(driver, max_concurrent=places, max_failures=resources.max_failures)
         restarts = Restarts(resources.max_failures)
+        searcher = LedgerSearcher(driver, max_concurrent=places, restarts=restarts)
         trainable = tune.with_resources(
             tune.with_parameters(
                 _TrialActor,

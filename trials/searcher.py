@@ -30,25 +30,66 @@ _SECONDS_TO_START = 120.0
 _SECONDS_BETWEEN_STARTS = 1.0
 
 
+class Restarts(Callback):
+    """How often Tune may start a trial again.
+
+    A trial has `max_failures` restarts for deaths of its process while it runs. A process that cannot be started, as on
+    a machine that has just died, says nothing of the trial: a second later it is started again, for two minutes.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self.max_failures = max_failures
+        self._deaths: dict[str, int] = {}
+        self._running: set[str] = set()
+        self._waiting_since: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """From now on a death counts."""
+        self._running.add(trial.trial_id)
+        self._waiting_since.pop(trial.trial_id, None)
+        left = self.max_failures - self._deaths.get(trial.trial_id, 0)
+        trial.max_failures = trial.run_metadata.num_failures + left
+
+    def after_death(self, trial: Trial, error: Exception | None) -> bool:
+        """Set what the trial may do next; called where Tune starts it again.
+
+        Returns:
+            Whether its process died while it ran; otherwise none could be started.
+        """
+        if trial.trial_id in self._running:
+            self._running.discard(trial.trial_id)
+            self._deaths[trial.trial_id] = self._deaths.get(trial.trial_id, 0) + 1
+            trial.max_failures = -1  # until it runs again
+            return True
+        since = self._waiting_since.setdefault(trial.trial_id, time.monotonic())
+        time.sleep(_SECONDS_BETWEEN_STARTS)
+        lost = isinstance(error, RayActorError) and not error.actor_init_failed
+        if not lost or time.monotonic() - since > _SECONDS_TO_START:
+            trial.max_failures = trial.run_metadata.num_failures  # its next start is the last
+        return False
+
+    def is_waiting(self, trial_id: str) -> bool:
+        """Whether no process could be started for it since it last ran."""
+        return trial_id in self._waiting_since
+
+
 class LedgerSearcher(Searcher):
     """Ask and tell over the ledger, through the driver.
 
     Args:
         driver: Says which trial is next, and sees it to its end.
         max_concurrent: No more trials than this are proposed ahead of their results.
-        max_failures: How often a trial is started again whose process died.
+        restarts: How often a trial is started again whose process died.
     """
 
-    def __init__(self, driver: Driver, *, max_concurrent: int, max_failures: int) -> None:
+    def __init__(self, driver: Driver, *, max_concurrent: int, restarts: Restarts) -> None:
         super().__init__()
         self._driver = driver
         self._max_concurrent = max_concurrent
-        self._max_failures = max_failures
+        self._restarts = restarts
         self._assignments: dict[str, Assignment] = {}
         self.reasons: dict[str, str] = {}
         """Why a trial could not go on, by Tune's id; only the scheduler sees the errors themselves."""
-        self.without_process: set[str] = set()
-        """Trials for which no process could be started at last, by Tune's id."""
 
     def assignment(self, trial_id: str) -> Assignment:
         """The assignment behind one of Tune's trials."""
@@ -68,11 +109,10 @@ class LedgerSearcher(Searcher):
         """Tell how a trial ended: with a record, stopped by the scheduler, or lost with its process."""
         number = self._assignments.pop(trial_id).number
         if error:
-            attempts = self._max_failures + 1
+            attempts = self._restarts.max_failures + 1
             times = "once" if attempts == 1 else f"{attempts} times"
             reason = self.reasons.pop(trial_id, "its process died (killed, or out of memory)")
-            if trial_id in self.without_process:
-                self.without_process.remove(trial_id)
+            if self._restarts.is_waiting(trial_id):
                 sentence = (
                     f"trial {number} could not go on: no process could be started for it ({reason}); look at the "
                     "machines with `ray status`"
@@ -97,49 +137,6 @@ class LedgerSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the ledger is the state."""
-
-
-class Restarts(Callback):
-    """How often Tune may start a trial again.
-
-    A trial has `max_failures` restarts for deaths of its process while it runs. A process that cannot be started, as on
-    a machine that has just died, says nothing of the trial: a second later it is started again, for two minutes.
-    """
-
-    def __init__(self, max_failures: int) -> None:
-        self._max_failures = max_failures
-        self._deaths: dict[str, int] = {}
-        self._running: set[str] = set()
-        self._waiting_since: dict[str, float] = {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """From now on a death counts."""
-        self._running.add(trial.trial_id)
-        self._waiting_since.pop(trial.trial_id, None)
-        left = self._max_failures - self._deaths.get(trial.trial_id, 0)
-        trial.max_failures = trial.run_metadata.num_failures + left
-
-    def after_death(self, trial: Trial, error: Exception | None) -> bool:
-        """Set what the trial may do next; called where Tune starts it again.
-
-        Returns:
-            Whether its process died while it ran; otherwise none could be started.
-        """
-        if trial.trial_id in self._running:
-            self._running.discard(trial.trial_id)
-            self._deaths[trial.trial_id] = self._deaths.get(trial.trial_id, 0) + 1
-            trial.max_failures = -1  # until it runs again
-            return True
-        since = self._waiting_since.setdefault(trial.trial_id, time.monotonic())
-        time.sleep(_SECONDS_BETWEEN_STARTS)
-        lost = isinstance(error, RayActorError) and not error.actor_init_failed
-        if not lost or time.monotonic() - since > _SECONDS_TO_START:
-            trial.max_failures = trial.run_metadata.num_failures  # its next start is the last
-        return False
-
-    def is_waiting(self, trial_id: str) -> bool:
-        """Whether no process could be started for it since it last ran."""
-        return trial_id in self._waiting_since
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -172,9 +169,7 @@ class LedgerScheduler(FIFOScheduler):
         error = trial.get_pickled_error()
         if error is not None and not isinstance(error, RayActorError):
             self._searcher.reasons[trial.trial_id] = str(error).strip().splitlines()[-1]
-        number = self._searcher.assignment(trial.trial_id).number
-        if not trial.should_recover():  # type: ignore[no-untyped-call]
-            if self._restarts.is_waiting(trial.trial_id):
-                self._searcher.without_process.add(trial.trial_id)
-        elif self._restarts.after_death(trial, error):
+        recovers = trial.should_recover()  # type: ignore[no-untyped-call]
+        if recovers and self._restarts.after_death(trial, error):
+            number = self._searcher.assignment(trial.trial_id).number
             self._driver.retry(number, "its process died; it is started again from its last checkpoint")

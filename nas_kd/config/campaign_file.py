@@ -265,12 +265,10 @@ class CampaignConfig(Section):
                 )
         for constraint in ranking.constraints:
             if constraint.name in COSTS and constraint.name != MEASURED_LATENCY:
-                limits = ", ".join(
-                    f"max_{figure}" for figure in ("flops", "params", "worst_frame_flops", "state_bytes")
-                )
                 raise ValueError(
                     f"constraints.{constraint.name}: what is known of a student before it is trained is limited by the "
-                    f"budget ({limits}, max_latency_ms), so that no other is proposed; give it there"
+                    "budget (max_flops, max_params, max_worst_frame_flops, max_state_bytes, max_latency_ms), so that "
+                    "no other is proposed; give it there"
                 )
             if constraint.name in COSTS and constraint.max is None:
                 raise ValueError(f"constraints.{constraint.name}: less of a cost is better; give max and not min")
