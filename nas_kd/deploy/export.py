@@ -60,6 +60,7 @@ def export_student(
     calibration: Tensor | None = None,
     with_preprocessing: bool = False,
     dynamic_frames: bool = False,
+    with_latency: bool = True,
     license: str = "",
     intended_use: str = "",
 ) -> ExportRecord:
@@ -85,6 +86,7 @@ def export_student(
         with_preprocessing: whether `student_uint8.onnx` is written too, which reads the bytes of clips.
         dynamic_frames: whether `student.pt2` and `student.onnx` take any number of frames, where the student does; they
             are compared at several numbers. FLOPs and metrics are those of the number that it was trained with.
+        with_latency: whether each form is timed.
         license: of the weights, for the model card.
         intended_use: what the student is meant for, for the model card.
 
@@ -133,9 +135,12 @@ def export_student(
         shutil.copyfile(SCRIPT, out_dir / SCRIPT_NAME)
         files.append(SCRIPT_NAME)
     info = write_info(out_dir, info, files)
-    names = dict.fromkeys(("safetensors", *formats, *reduced))
-    backends = [open_backend(out_dir, info, name, "cpu", space) for name in names]
-    record = record.model_copy(update={"latency": _latency(backends, info)})
+    backends: list[Backend] = []
+    if with_latency or validation is not None:
+        names = dict.fromkeys(("safetensors", *formats, *reduced))
+        backends = [open_backend(out_dir, info, name, "cpu", space) for name in names]
+    if with_latency:
+        record = record.model_copy(update={"latency": _latency(backends, info)})
     if validation is not None:
         found = _validated(out_dir, info, backends, validation, space)
         record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})

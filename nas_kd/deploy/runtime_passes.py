@@ -33,7 +33,7 @@ def runtime_passes(name: str, student: nn.Module, info: BundleInfo, bundle: Path
     example = torch.zeros(1, *info.input_shape)
     if name == "onnx":
         with tempfile.TemporaryDirectory() as folder:
-            export_student(bundle, folder, ("onnx",), space=space)
+            export_student(bundle, folder, ("onnx",), space=space, with_latency=False)
             return OnnxBackend(Path(folder), read_info(folder), "cpu", None).passes(example)
     if isinstance(student, KeyFrameNet):
         runtime, frame = StreamingStudent(student, compile=name == "compiled"), example[:, :, 0].contiguous()

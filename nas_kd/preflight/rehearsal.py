@@ -165,7 +165,13 @@ class Rehearsal:
                 continue
             self.progress(_SHARES["bundle"], f"rehearsal, export as {kind}")
             try:
-                export_student(trial_dir, self.folder / "export", (kind,), space=space)  # type: ignore[arg-type]
+                export_student(
+                    trial_dir,
+                    self.folder / "export",
+                    (kind,),  # type: ignore[arg-type]
+                    space=space,
+                    with_latency=False,
+                )
             except Exception as error:  # whatever exporters raise; the campaign can do without
                 self.note(f"warning: students of this campaign cannot be exported as {kind}: {reason_of(error)}")
             else:
