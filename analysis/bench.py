@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nas_kd.analysis.cells import Cell, Table, number_cell
+from nas_kd.analysis.cells import Cell, Table, latency_cell, number_cell
 from nas_kd.analysis.latencies import Latency, busy_sentence
 from nas_kd.analysis.statistics import MIN_PAIRS, rank_correlation
-from nas_kd.analysis.text import MISSING, count, si
+from nas_kd.analysis.text import count, si
 
 BENCH_NAME = "bench.json"
 Runtime = Literal["eager", "compiled", "onnx"]
@@ -91,13 +91,7 @@ class Bench(BaseModel):
             cells = [Cell(str(trial)), number_cell(si(flops, trim=False))]
             for runtime, threads in self.columns:
                 row = found.get((trial, runtime, threads))
-                if row is None:
-                    cells.append(number_cell(MISSING))
-                    continue
-                note = None
-                if row.keyframe_ms is not None and row.delta_ms is not None:
-                    note = f"key {row.keyframe_ms:.3g}, delta {row.delta_ms:.3g}"
-                cells.append(Cell(f"{row.ms:.3g} ({row.low:.3g} – {row.high:.3g})", note=note, is_number=True))
+                cells.append(latency_cell(row))
             rows.append(cells)
         headers = [f"{_where(*column)}, ms" for column in self.columns]
         return Table(["trial", "FLOPs", *headers], rows)

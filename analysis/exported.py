@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas_kd.analysis.axes import Axis
-from nas_kd.analysis.cells import Cell, Table, number_cell
+from nas_kd.analysis.cells import Cell, Table, latency_cell, number_cell
 from nas_kd.analysis.figures import metric_label
 from nas_kd.analysis.latencies import Latency, busy_sentence
 from nas_kd.analysis.references import ReferencePoint
@@ -121,11 +121,6 @@ class Exported:
         for form in self.forms:
             metric, cost = form.record.metric, form.record.cost
             interval = MISSING if form.low is None or form.high is None else range_text(form.low, form.high, metric)
-            latency, note = MISSING, None
-            if form.latency is not None:
-                latency = f"{form.latency.ms:.3g} ({form.latency.low:.3g} – {form.latency.high:.3g})"
-                if form.latency.keyframe_ms is not None and form.latency.delta_ms is not None:
-                    note = f"key {form.latency.keyframe_ms:.3g}, delta {form.latency.delta_ms:.3g}"
             rows.append(
                 [
                     Cell(str(form.record.number)),
@@ -134,7 +129,7 @@ class Exported:
                     number_cell(f"{form.size / 1000:,.0f} kB"),
                     number_cell(metric_text(form.value, metric)),
                     number_cell(interval),
-                    Cell(latency, note=note, is_number=True),
+                    latency_cell(form.latency),
                 ]
             )
         return Table(headers, rows)

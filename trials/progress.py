@@ -49,6 +49,13 @@ def format_count(value: float | None) -> str:
     return f"{value:g}"
 
 
+def format_value(name: str, value: float | None) -> str:
+    """A value that ranks a trial: of a cost as a count, of a metric with four digits; empty where there is none."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return format_count(value) if name in COSTS else f"{value:.4g}"
+
+
 def format_duration(seconds: float) -> str:
     """A duration in its two largest units, such as `2 h 05 min`."""
     whole = round(seconds)
@@ -246,11 +253,7 @@ class Progress:
 
     def _values(self, record: TrialRecord) -> list[str]:
         """What ranks a trial, in the order of the names; empty texts for what was not measured."""
-        found = {each.name: (each.of(record), each.name in COSTS) for each in self._ranking.ranked}
-        return [
-            "" if value is None or not math.isfinite(value) else format_count(value) if is_cost else f"{value:.4g}"
-            for value, is_cost in found.values()
-        ]
+        return [format_value(each.name, each.of(record)) for each in self._ranking.ranked]
 
     def _shown(self, on_front: set[int]) -> list[_Row]:
         def importance(row: _Row) -> tuple[bool, bool, int]:

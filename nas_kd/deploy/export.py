@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from nas_kd.deploy.backends import Backend, open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
-from nas_kd.deploy.lengths import Lengths, batches_of_lengths, cannot_be_open, lengths_of, open_sizes
+from nas_kd.deploy.lengths import Lengths, batches_of_lengths, lengths_of, open_or_refused, open_sizes
 from nas_kd.deploy.measure import LabelledSet, differs, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
-from nas_kd.deploy.onnx_graph import largest_difference, names_of, open_graph, random_batches, write_graph
+from nas_kd.deploy.onnx_graph import first_output, largest_difference, names_of, random_batches, write_graph
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.preprocessed import Preprocessed, write_preprocessed
 from nas_kd.deploy.record import (
-    BATCHES,
     RECORD_NAME,
     TOLERANCE,
     ExportError,
@@ -167,7 +166,7 @@ def _export_clip_student(
     seed: int,
 ) -> ExportRecord:
     """Of a student without a state; arguments as of `export_stream`, and the numbers of frames that graphs take."""
-    inputs, expected = random_batches(student, info, BATCHES, seed)
+    inputs, expected = random_batches(student, info, seed)
     if lengths is not None:
         more, outputs = batches_of_lengths(student, info, lengths, seed)
         inputs, expected = inputs + more, expected + outputs
@@ -245,12 +244,8 @@ def _write_pt2(
 ) -> Written:
     path, example = folder / "student.pt2", torch.zeros(2, *info.input_shape)
     with third_party_warnings():
-        try:
+        with open_or_refused(lengths):
             program = torch.export.export(student, (example,), dynamic_shapes=(open_sizes(lengths),))
-        except Exception as error:
-            if lengths is None:
-                raise
-            raise cannot_be_open() from error
         save_program(program, path, {ARCH_NAME: json.dumps(info.model_dump(mode="json"))})
         graph = torch.export.load(path).module()
         flops = count_flops(graph, torch.zeros(1, *info.input_shape)).total
@@ -262,13 +257,10 @@ def _write_onnx(
 ) -> Written:
     need_onnx()
     path, example = folder / "student.onnx", torch.zeros(2, *info.input_shape)
-    try:
-        write_graph(student, example, path, names_of(student, info), open_sizes(lengths))
-    except Exception as error:
-        if lengths is None:
-            raise
-        raise cannot_be_open() from error
-    return path, open_graph(path), None
+    name, result = names_of(student, info)
+    with open_or_refused(lengths):
+        write_graph(student, (example,), path, [name], [result], (open_sizes(lengths),))
+    return path, first_output(path), None
 
 
 Writer = Callable[[nn.Module, BundleInfo, Path, "SearchSpace | None", "Lengths | None"], Written]

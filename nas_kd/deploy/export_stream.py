@@ -9,15 +9,15 @@ The delta graph holds no weights of the teacher's layers that have a student.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle
+from nas_kd.deploy.onnx_graph import Graph, open_graph, random_inputs, write_graph
 from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of
 from nas_kd.deploy.record import (
     BATCHES,
@@ -34,8 +34,6 @@ from nas_kd.deploy.record import (
 )
 from nas_kd.search_spaces import KeyFrameNet, SearchSpace, count_flops
 from nas_kd.training.measure import environment
-
-Graph = Callable[..., tuple[Tensor, ...]]
 
 
 def export_stream(
@@ -113,11 +111,8 @@ def export_stream(
 
 def random_intervals(student: KeyFrameNet, info: BundleInfo, seed: int) -> tuple[list[Tensor], list[Tensor], float]:
     """Random clips of an interval at the compared batch sizes, the outputs of the student, and the largest of them."""
-    generator = torch.Generator().manual_seed(seed)
     shape = (3, student.keyframe_interval, *info.input_shape[2:])
-    clips = [torch.randn(n, *shape, generator=generator) for n in BATCHES]
-    with torch.no_grad():
-        expected = [student(clip) for clip in clips]
+    clips, expected = random_inputs(student, [(n, *shape) for n in BATCHES], seed)
     return clips, expected, max(float(y.abs().max()) for y in expected)
 
 
@@ -174,7 +169,7 @@ def _write_pt2(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tupl
 
 def _write_onnx(pair: Exported, info: BundleInfo, key: Path, delta: Path) -> tuple[tuple[Graph, Graph], None]:
     write_onnx_pair(pair, key, delta)
-    return (open_onnx(key), open_onnx(delta)), None
+    return (open_graph(key), open_graph(delta)), None
 
 
 def write_onnx_pair(pair: Exported, key: Path, delta: Path) -> None:
@@ -185,30 +180,7 @@ def write_onnx_pair(pair: Exported, key: Path, delta: Path) -> None:
         (pair.key, (pair.frame,), pair.key_shapes(), key, ["frame"], ["output", *state]),
         (pair.delta, (pair.frame, *pair.tensors), pair.delta_shapes(), delta, ["frame", *state], ["output"]),
     ):
-        with third_party_warnings(), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                inputs,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=names,
-                output_names=results,
-                verbose=False,
-            )
-            assert program is not None
-            program.save(path, external_data=False)
-
-
-def open_onnx(path: Path) -> Graph:
-    """A graph on the CPU: tensors in the order of its inputs -> tensors in the order of its outputs."""
-    session: Any = need_onnx().InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
-
-    return run
+        write_graph(module, inputs, path, names, results, shapes)
 
 
 def _tuple(module: torch.nn.Module) -> Graph:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import BundleInfo
+from nas_kd.deploy.onnx_graph import random_inputs
 from nas_kd.deploy.record import ExportError, batch_dim
 
 MOST_FRAMES = 65536
@@ -70,19 +72,26 @@ def batches_of_lengths(
     student: nn.Module, info: BundleInfo, lengths: Lengths, seed: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Random inputs, two items of each compared number of frames, and what the student gives for them."""
-    generator = torch.Generator().manual_seed(seed)
     shapes = [_with_frames((2, *info.input_shape), lengths.axis, number) for number in lengths.compared]
-    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
-    with torch.no_grad():
-        return inputs, [student(x) for x in inputs]
+    return random_inputs(student, shapes, seed)
 
 
-def cannot_be_open() -> ExportError:
-    """What to say where the exporter fixes the number of frames."""
-    return ExportError(
-        "the exporter fixes the number of frames in this student's graph, since a layer loops over frames or treats "
-        "some numbers of them differently; leave out dynamic_frames"
-    )
+@contextmanager
+def open_or_refused(lengths: Lengths | None) -> Iterator[None]:
+    """Around the export of a graph with `open_sizes`.
+
+    Raises:
+        ExportError: the exporter fixes a number of frames that was to be open.
+    """
+    try:
+        yield
+    except Exception as error:
+        if lengths is None:
+            raise
+        raise ExportError(
+            "the exporter fixes the number of frames in this student's graph, since a layer loops over frames or "
+            "treats some numbers of them differently; leave out dynamic_frames"
+        ) from error
 
 
 def _with_frames(shape: tuple[int, ...], axis: int, number: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""ONNX graphs of students without a state: written with a free batch dimension, run, compared with the student."""
+"""ONNX graphs of students: written with a free batch dimension, run; what files are compared with the student on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.deploy.bundle import BundleInfo
-from nas_kd.deploy.record import batch_dim, need_onnx, third_party_warnings
+from nas_kd.deploy.record import BATCHES, batch_dim, need_onnx, third_party_warnings
+
+Graph = Callable[..., tuple[Tensor, ...]]
 
 
 def names_of(student: nn.Module, info: BundleInfo) -> tuple[str, str]:
@@ -28,44 +30,57 @@ def names_of(student: nn.Module, info: BundleInfo) -> tuple[str, str]:
 
 
 def write_graph(
-    module: nn.Module, example: Tensor, path: Path, names: tuple[str, str], sizes: Mapping[int, Any] | None = None
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    sizes: tuple[Mapping[int, Any], ...] | None = None,
 ) -> None:
-    """Write a module of one input and one output.
+    """Write a module.
 
     Args:
         module: in evaluation mode.
-        example: an input with batch size 2, so that the size is not taken for one that is fixed.
+        examples: inputs with batch size 2, so that the size is not taken for one that is fixed.
         path: of the file.
-        names: of the input and of the output.
-        sizes: dimensions of the input that are not fixed; the batch by default.
+        inputs: their names.
+        outputs: names of the outputs.
+        sizes: of each input the dimensions that are not fixed; the batch by default.
     """
     with third_party_warnings(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            (example,),
+            examples,
             dynamo=True,
-            dynamic_shapes=(sizes or {0: batch_dim()},),
-            input_names=[names[0]],
-            output_names=[names[1]],
+            dynamic_shapes=sizes or tuple({0: batch_dim()} for _ in examples),
+            input_names=list(inputs),
+            output_names=list(outputs),
             verbose=False,
         )
         assert program is not None
         program.save(path, external_data=False)
 
 
-def open_graph(path: Path) -> Callable[[Tensor], Tensor]:
-    """What runs a graph of one input and one output on the CPU.
+def open_graph(path: Path) -> Graph:
+    """A graph on the CPU: tensors in the order of its inputs -> tensors in the order of its outputs.
 
     Raises:
         ExportError: a package is missing.
     """
     session: Any = need_onnx().InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    names = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(None, {name: inputs.numpy()})[0]))
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return tuple(torch.from_numpy(np.asarray(result)) for result in session.run(None, feed))
 
     return run
+
+
+def first_output(path: Path) -> Callable[[Tensor], Tensor]:
+    """What runs a graph of one input and one output; errors as of `open_graph`."""
+    graph = open_graph(path)
+    return lambda inputs: graph(inputs)[0]
 
 
 def largest_difference(
@@ -83,11 +98,14 @@ def largest_difference(
     return float(torch.stack(differences).max()), float(torch.stack([y.abs().max() for y in expected]).max())
 
 
-def random_batches(
-    student: nn.Module, info: BundleInfo, sizes: Sequence[int], seed: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Random inputs of some batch sizes, and what the student gives for them."""
+def random_inputs(student: nn.Module, shapes: Iterable[Sequence[int]], seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Random inputs of some shapes, and what the student gives for them."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(size, *info.input_shape, generator=generator) for size in sizes]
+    inputs = [torch.randn(*shape, generator=generator) for shape in shapes]
     with torch.no_grad():
         return inputs, [student(x) for x in inputs]
+
+
+def random_batches(student: nn.Module, info: BundleInfo, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The same at the compared batch sizes, which a graph must not freeze."""
+    return random_inputs(student, [(size, *info.input_shape) for size in BATCHES], seed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nas_kd.deploy.answers import has_maps, scores_of
 from nas_kd.deploy.bundle import BundleInfo
-from nas_kd.deploy.onnx_graph import largest_difference, open_graph, write_graph
+from nas_kd.deploy.onnx_graph import first_output, largest_difference, write_graph
 from nas_kd.deploy.record import BATCHES, Parity, need_onnx
 
 FILE_NAME = "student_uint8.onnx"
@@ -70,10 +70,10 @@ def write_preprocessed(student: nn.Module, info: BundleInfo, folder: Path, seed:
     module, path = Preprocessed(student, info).eval(), folder / FILE_NAME
     need_onnx()
     example = torch.zeros(2, *module.shape, dtype=torch.uint8)
-    write_graph(module, example, path, ("clips", "maps" if has_maps(info) else "scores"))
+    write_graph(module, (example,), path, ["clips"], ["maps" if has_maps(info) else "scores"])
     generator = torch.Generator().manual_seed(seed)
     clips = [torch.randint(0, 256, (n, *module.shape), dtype=torch.uint8, generator=generator) for n in BATCHES]
     with torch.no_grad():
         outputs = [student(info.prepare(batch)) for batch in clips]
     expected = outputs if has_maps(info) else [scores_of(each, info) for each in outputs]
-    return Parity.of(path, *largest_difference(open_graph(path), clips, expected))
+    return Parity.of(path, *largest_difference(first_output(path), clips, expected))

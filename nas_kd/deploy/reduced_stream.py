@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.export_stream import (
     Exported,
-    Graph,
     compare_interval,
-    open_onnx,
     random_intervals,
     write_onnx_pair,
 )
+from nas_kd.deploy.onnx_graph import Graph, open_graph
 from nas_kd.deploy.record import Parity, need_onnx
 from nas_kd.deploy.reduced import ENDINGS, Half, HalfWithState, Writer, calibration_of, kept_if_it_works, quantise
 from nas_kd.search_spaces import KeyFrameNet
@@ -57,7 +56,7 @@ def write_int8(
     key, delta = (folder / f"{name}.{ENDINGS['onnx-int8']}" for name in ("key", "delta"))
     names = Exported(student, (3, student.keyframe_interval, *info.input_shape[2:])).layout.names
     with kept_if_it_works((key, delta), "the graphs cannot be quantised", "onnx-int8"):
-        run, interval = open_onnx(exact[0]), student.keyframe_interval
+        run, interval = open_graph(exact[0]), student.keyframe_interval
         quantise(exact[0], key, _key_frames(clips, interval))
         quantise(exact[1], delta, _other_frames(clips, interval, run, names))
         return _compared(key, delta, student, info, seed)
@@ -90,7 +89,7 @@ def _other_frames(clips: Tensor, interval: int, key: Graph, names: tuple[str, ..
 def _compared(key: Path, delta: Path, student: KeyFrameNet, info: BundleInfo, seed: int) -> tuple[Parity, ...]:
     """The differences to the student over a random interval; that of the delta graph has those of its state in it."""
     clips, expected, largest = random_intervals(student, info, seed)
-    graphs = open_onnx(key), open_onnx(delta)
+    graphs = open_graph(key), open_graph(delta)
     apart = [compare_interval(*graphs, clip, y) for clip, y in zip(clips, expected, strict=True)]
     return tuple(
         Parity.of(path, max(each), largest, is_exact=False)

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from nas_kd.analysis.axes import Axis
 
 ALL_FORMATS: tuple[Format, ...] = ("safetensors", "pt2", "onnx")
-LIMITS: Mapping[
-    str, tuple[str, ...]
-] = {  # as a campaign's budget names them -> the cost, or those of which one is known
+# As a campaign's budget names them -> the cost, or those of which one is known.
+LIMITS: Mapping[str, tuple[str, ...]] = {
     "max_flops": ("flops",),
     "max_latency_ms": ("latency_ms", "predicted_latency_ms"),
     "max_params": ("parameters",),

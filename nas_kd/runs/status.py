@@ -17,11 +17,11 @@ from rich.text import Text
 from nas_kd.runs.results import run_progress
 from nas_kd.runs.run import is_run, open_run, shown_records
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import COSTS, KnobValue, Ranking, TrialRecord, is_driven, time_left
+from nas_kd.trials import KnobValue, Ranking, TrialRecord, is_driven, time_left
 from nas_kd.trials.execution import LOCK_NAME
 from nas_kd.trials.files import trial_directory
 from nas_kd.trials.ledger import DRIVER_LOCK
-from nas_kd.trials.progress import format_count, format_duration
+from nas_kd.trials.progress import format_duration, format_value
 
 State = Literal["preparing", "search", "trials", "complete", "interrupted"]
 _END_OF_LOG = 4096  # bytes, which hold its last line
@@ -250,10 +250,7 @@ def render(status: RunStatus) -> Group:
     for title in ("trial", "state", *status.objectives, "message"):
         table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
     for each in status.front:
-        texts = [
-            format_count(value) if name in COSTS else f"{value:.4g}"
-            for name, value in zip(status.objectives, each.values, strict=True)
-        ]
+        texts = [format_value(name, value) for name, value in zip(status.objectives, each.values, strict=True)]
         table.add_row(str(each.number), "front", *texts, "")
     for trial in status.running:
         since = "" if trial.elapsed_s is None else f"{format_duration(trial.elapsed_s)}; "
