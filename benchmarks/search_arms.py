@@ -13,14 +13,14 @@ import torch
 from search_lab import Lab, Result, count_supernets
 from torch import Tensor
 
-from nas_kd.campaign.campaign import study_knobs
-from nas_kd.preparation.shared import known_costs
+from nas_kd.preparation.study import known_costs, study_knobs
 from nas_kd.search_spaces import ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.training.budget import BudgetController
 from nas_kd.trial.context import all_knobs
 from nas_kd.trial.learner import Learner
-from nas_kd.trial.shared import CALIBRATION_BATCHES, SharedSearch, study_choices, study_values
+from nas_kd.trial.shared import CALIBRATION_BATCHES, SharedSearch
+from nas_kd.trial.study_values import study_choices, study_values
 from nas_kd.trials import build_sampler, proposal_seed
 from nas_kd.trials.samplers import quiet_optuna
 

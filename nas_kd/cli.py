@@ -13,16 +13,8 @@ import typer
 from rich.live import Live
 
 from nas_kd import cli_start
-from nas_kd.console import (
-    console,
-    listed,
-    no_progress,
-    plain_errors,
-    progress_bar,
-    say,
-    say_table,
-    termination_is_interrupt,
-)
+from nas_kd.callbacks import no_progress
+from nas_kd.console import console, listed, plain_errors, progress_bar, say, say_table, termination_is_interrupt
 
 if TYPE_CHECKING:
     from nas_kd.deploy.record import ExportRecord

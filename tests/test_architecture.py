@@ -30,7 +30,7 @@ TYPES = {
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
     "nas_kd/trial/trial.py": {"trials.record", "trials.objectives", "trials.TrialContext"},
     "nas_kd/trial/function.py": {"trials.record", "trials.TrialContext"},
-    "nas_kd/trial/shared.py": {"trials.record"},  # values of the study stand for an architecture
+    "nas_kd/trial/study_values.py": {"trials.record"},  # values of the study stand for an architecture
 }
 WITHOUT_TORCH = ("trials", "analysis")
 
@@ -96,8 +96,8 @@ EXCEPTIONS = {
 
 # Parts of nas_kd, from the bottom up: each imports those before it and itself.
 LAYERS = (
-    *("files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs", "config", "deploy"),
-    *("trial", "runs", "preparation", "preflight", "campaign"),
+    *("callbacks", "files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs"),
+    *("config", "deploy", "trial", "runs", "preparation", "preflight", "campaign"),
     *("evaluation", "console", "completion", "cli_start", "cli", "__main__", "testing"),
 )
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nas_kd.campaign.campaign import Campaign, CampaignResult, search, study_knobs
+from nas_kd.campaign.campaign import Campaign, CampaignResult, search
 
-__all__ = ["Campaign", "CampaignResult", "search", "study_knobs"]
+__all__ = ["Campaign", "CampaignResult", "search"]

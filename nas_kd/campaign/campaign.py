@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import yaml
 
+from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.grid import Cell
 from nas_kd.config.sections import BudgetRange
 from nas_kd.files import CONFIG_NAME, write_text_atomically
-from nas_kd.preflight.checks import (
-    check_budget,
-    check_items,
-    check_machine,
-    check_nets,
-    check_shared,
-    grid_cells,
-    nets_depend_on,
-)
+from nas_kd.preflight.checked_context import checked_context
+from nas_kd.preflight.checks import check_budget, grid_cells
 from nas_kd.preflight.explain import with_place
-from nas_kd.preflight.overview import describe_left_out
 from nas_kd.preflight.rehearsal import rehearse
 from nas_kd.preparation.output_checks import describe_certainty, describe_classes
-from nas_kd.preparation.pairs import describe_pairs
 from nas_kd.preparation.ranking import check_costs, check_metrics, describe_ranking
-from nas_kd.preparation.shared import known_costs, prepare_search, searched_knobs, space_knobs
+from nas_kd.preparation.shared import prepare_search
+from nas_kd.preparation.study import known_costs, study_knobs
 from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.runs.latencies import measure_latencies
 from nas_kd.runs.run import Run, shown_records
-from nas_kd.search_spaces.cpu_convolutions import describe_check
 from nas_kd.tasks import find_task
-from nas_kd.training.fit import OnProgress, no_progress
-from nas_kd.trial import CampaignContext, TrialFunction, build_context
-from nas_kd.trial.context import with_decoded_data
+from nas_kd.trial import CampaignContext, TrialFunction
 from nas_kd.trials import (
     MEASURED_LATENCY,
-    SAMPLERS,
-    ChoiceKnob,
-    FloatKnob,
     Knob,
     KnobValue,
     KnownCosts,
@@ -51,30 +37,10 @@ from nas_kd.trials import (
     RungScheduler,
     StorageError,
     Summary,
-    check_cluster,
-    check_url,
     has_password,
-    parse_knobs,
     proposal_seed,
     run_trials,
 )
-
-
-def study_knobs(context: CampaignContext) -> dict[str, Knob]:
-    """Everything that the study proposes: the budget, or with a shared search the choices of an architecture; the
-    space's knobs with several values, and the dotted knobs."""
-    config, space = context.config, context.space
-    options = config.budget.options
-    knobs: dict[str, Knob] = {}
-    if context.shares_search:
-        knobs |= searched_knobs(space)
-    else:
-        if isinstance(options, BudgetRange):
-            knobs[config.budget.knob] = FloatKnob(low=options.low, high=options.high, log=True)
-        else:
-            knobs[config.budget.knob] = ChoiceKnob(values=options)
-        knobs |= space_knobs(space)
-    return {**knobs, **parse_knobs(config.knobs)}
 
 
 @dataclass(frozen=True)
@@ -91,39 +57,6 @@ class CampaignResult(Run):
     """
 
     summary: Summary
-
-
-def checked_context(config: CampaignConfig, note: Callable[[str], None] = lambda text: None) -> CampaignContext:
-    """Data, space and an untrained teacher of a campaign that can work.
-
-    Args:
-        config: of the campaign.
-        note: called with a sentence on each decision.
-
-    Raises:
-        ConfigError, ValueError: the campaign cannot work; nothing was trained.
-    """
-    if config.sampler not in SAMPLERS:
-        raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
-    check_shared(config)
-    check_machine(config)
-    try:
-        check_url(config.storage)
-        check_cluster(config.resources)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
-    if device == "cpu" and (text := describe_check()):
-        note(text)
-    outlined = build_context(config, device, decode=False)
-    sentences = check_nets(config, outlined)
-    context = with_decoded_data(outlined)
-    if nets_depend_on(context) != nets_depend_on(outlined):
-        sentences = check_nets(config, context)
-    sentences += [*describe_left_out(context.space.left_out), *describe_pairs(context.pairs)]
-    for text in [*check_items(context), *sentences]:
-        note(text)
-    return context
 
 
 class Campaign:
@@ -163,7 +96,7 @@ class Campaign:
         if self.ledger is not None:
             self.ledger.close()
 
-    def prepare(self, progress: OnProgress = no_progress, note: Callable[[str], None] = lambda text: None) -> Ledger:
+    def prepare(self, progress: OnProgress = no_progress, note: Note = no_note) -> Ledger:
         """Check the config against the data, then train or load the teacher.
 
         Args:
@@ -173,7 +106,7 @@ class Campaign:
         Raises:
             ConfigError, ValueError: the config cannot work; nothing was trained.
         """
-        config, metric = self.config, self._metric
+        config = self.config
         context = self._context = checked_context(config, note)
         self._knobs = study_knobs(context)
         cells = grid_cells(config, context.space.knobs)
@@ -188,6 +121,21 @@ class Campaign:
             check_budget(config, context)
         if config.rehearse:
             rehearse(context, self.run_dir, note, progress)
+        self._note_data(context, note)
+        with with_place("teacher"):
+            self._prepare_teacher(context, progress, note)
+        if context.shares_search:
+            with with_place("search"):
+                found = prepare_search(context, self.run_dir, progress)
+            self._derived, self._known_costs = found.derived, known_costs(context, found)
+            note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
+        self._note_other_settings(self.ledger, note)
+        self._write_config()
+        self._enqueue(self.ledger, cells, note)
+        return self.ledger
+
+    def _note_data(self, context: CampaignContext, note: Note) -> None:
+        """Say what of the data is left out, and from now on how fast they are read."""
         for text in context.splits.notes:
             note(text)
         if context.splits.skipped:
@@ -195,9 +143,12 @@ class Campaign:
             listed.write_text(json.dumps(context.splits.skipped, indent=2) + "\n")
             note(f"{len(context.splits.skipped)} rows of the data were left out; {listed} lists the reasons")
         context.tell_pace = note
-        with with_place("teacher"):
-            known = prepare_teacher(context, self.run_dir, progress, note)
-        write_text_atomically(self.run_dir / "teacher" / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
+
+    def _prepare_teacher(self, context: CampaignContext, progress: OnProgress, note: Note) -> None:
+        """Train or load the teacher, and say how good it is, how sure that is, and what is odd about it."""
+        config, metric, folder = self.config, self._metric, self.run_dir / "teacher"
+        known = prepare_teacher(context, self.run_dir, progress, note)
+        write_text_atomically(folder / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
         check_metrics(config, [name.removeprefix("val/") for name in known if name.startswith("val/")])
         if f"val/{metric.name}" not in known:
             raise ValueError(
@@ -206,51 +157,46 @@ class Campaign:
             )
         value = float(known[f"val/{metric.name}"])
         if known["classes"]:
-            note(describe_classes(known["classes"], self.run_dir / "teacher" / "teacher.json"))
+            note(describe_classes(known["classes"], folder / "teacher.json"))
         note(f"teacher: validation {metric.name} {value:.3f}{describe_flops(known, context.input_type.unit)}")
         of_validation = known.get("evaluated", {}).get("val", {})
         if of_validation:
             note(describe_certainty(of_validation, value, is_share=metric.name in metric.percent))
         for warning in known.get("warnings", []):
             note(warning)
-        if context.shares_search:
-            with with_place("search"):
-                found = prepare_search(context, self.run_dir, progress)
-            self._derived, self._known_costs = found.derived, known_costs(context, found)
-            note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
-        others = [r.number for r in self.ledger.records() if r.config_hash != config.digest()]
+
+    def _note_other_settings(self, ledger: Ledger, note: Note) -> None:
+        """Say how many trials that have ended had other settings."""
+        digest = self.config.digest()
+        others = [record.number for record in ledger.records() if record.config_hash != digest]
         if others:
             note(
                 f"{len(others)} trials of this run had another space, search, retraining or objective; they stay on "
                 "the front, so compare them with care, or give this campaign another name"
             )
-        self._write_config()
-        self._enqueue(cells, note)
-        return self.ledger
 
-    def _enqueue(self, cells: Sequence[Cell], note: Callable[[str], None]) -> None:
+    def _enqueue(self, ledger: Ledger, cells: Sequence[Cell], note: Note) -> None:
         """Queue what runs before the sampler proposes anything."""
         config, options = self.config, self.config.budget.options
-        assert self.ledger is not None, "the ledger is open by now"
         if cells:
             # One seed for all: differences between cells are then taken seed by seed. Not the campaign's own, with
             # which the teacher begins: a student that begins from its weights would be close to it from the start.
             seed = proposal_seed(config.seed, 0)
-            numbers = self.ledger.enqueue(cells, self._knobs, seed=seed)
-            done = {record.number for record in self.ledger.records()}
+            numbers = ledger.enqueue(cells, self._knobs, seed=seed)
+            done = {record.number for record in ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
         elif self._derived:  # the gates' choice at each budget before the sampler decides
-            numbers = self.ledger.enqueue(self._derived[: config.trials], self._knobs)
+            numbers = ledger.enqueue(self._derived[: config.trials], self._knobs)
         elif isinstance(options, BudgetRange):
             numbers = []
         else:  # each budget once before the sampler decides
             budgets = [{config.budget.knob: value} for value in options[: config.trials]]
-            numbers = self.ledger.enqueue(budgets, self._knobs)
-        withdrawn = self.ledger.withdraw(keep=numbers)
+            numbers = ledger.enqueue(budgets, self._knobs)
+        withdrawn = ledger.withdraw(keep=numbers)
         if withdrawn:
             note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
         if cells:  # trials of another grid, or of none, are no reason to leave cells out
-            known = self.ledger.count("queued", "running", "complete", "failed", "stopped")
+            known = ledger.count("queued", "running", "complete", "failed", "stopped")
             self._num_trials = max(config.trials, known)
 
     def _open_ledger(self) -> Ledger:
@@ -307,9 +253,7 @@ class Campaign:
         return CampaignResult(self.run_dir, config, records, summary)
 
 
-def search(
-    config: CampaignConfig, on_event: OnEvent | None = None, note: Callable[[str], None] = lambda text: None
-) -> CampaignResult:
+def search(config: CampaignConfig, on_event: OnEvent | None = None, note: Note = no_note) -> CampaignResult:
     """Run or resume a campaign: the same call after any crash goes on with what is missing.
 
     Args:

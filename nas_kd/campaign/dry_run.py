@@ -12,7 +12,6 @@ import resource
 import shutil
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +19,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from nas_kd.campaign.campaign import checked_context
+from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import ClipDataset
 from nas_kd.files import existing_parent
+from nas_kd.preflight.checked_context import checked_context
 from nas_kd.preflight.overview import describe_disk
 from nas_kd.preflight.rehearsal import NUM_ITEMS, Rehearsal, generators_kept, rehearse
 from nas_kd.preparation.nets import build_nets, num_steps
@@ -33,7 +33,6 @@ from nas_kd.preparation.teacher import prepare_latency
 from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.settings.sizes import bytes_text
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import latency_ms
 from nas_kd.trial import CampaignContext
 from nas_kd.trials.files import bytes_on_disk as bytes_of_folder
@@ -75,9 +74,7 @@ class StepClock:
         return statistics.median(steps) if steps else 0.0
 
 
-def dry_run(
-    config: CampaignConfig, note: Callable[[str], None] = lambda text: None, progress: OnProgress = no_progress
-) -> list[str]:
+def dry_run(config: CampaignConfig, note: Note = no_note, progress: OnProgress = no_progress) -> list[str]:
     """Build everything, rehearse it, time some steps, and say what the campaign takes.
 
     Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import no_progress
 from nas_kd.deploy.backends import Backend, open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
@@ -39,7 +40,6 @@ from nas_kd.deploy.timing import summary, timed
 from nas_kd.files import write_text_atomically
 from nas_kd.search_spaces import SearchSpace, count_flops
 from nas_kd.tasks import TASKS
-from nas_kd.training.fit import no_progress
 from nas_kd.training.measure import environment
 
 LATENCY_ROUNDS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nas_kd.callbacks import Note, OnProgress, no_progress
 from nas_kd.data.decode import frame_files
 from nas_kd.data.sample import DecodeError, PartlyReadableError
 from nas_kd.data.video import ShownFrame
@@ -23,8 +24,6 @@ from nas_kd.files import atomic_file, write_text_atomically
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
 )
-OnProgress = Callable[[float, str], None]
-"""(share of the files that are done, a few words)."""
 
 
 @dataclass
@@ -118,7 +117,7 @@ def predict_files(
     root: Path | None = None,
     *,
     overlay: bool = True,
-    progress: OnProgress = lambda share, words: None,
+    progress: OnProgress = no_progress,
 ) -> list[FileResult]:
     """Run a student on files; one that cannot be read does not keep the others from being read.
 
@@ -197,7 +196,7 @@ def _predict_frames(
     out: Path | None,
     name: str,
     overlay: bool,
-    report: Callable[[str], None],
+    report: Note,
 ) -> None:
     found: list[Arrays] = []
     canvas: Canvas | None = None

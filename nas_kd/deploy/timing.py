@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas_kd.callbacks import OnProgress
 from nas_kd.inputs import Passes
-from nas_kd.training.fit import OnProgress
 
 ROUNDS, PASSES, ROUND_S, WARMUP = 5, 10, 0.5, 2
 _QUANTILES = (0.5, 0.1, 0.9)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.search_spaces import CostTable, SearchSpace, Supernet
 from nas_kd.search_spaces.arch import Choice
@@ -26,7 +27,7 @@ from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.teacher import trained_outputs
-from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, Scored, evaluate
 from nas_kd.training.gate_search import LocalConfig
 
 KINDS_BY_NDIM = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader, DataInfo
 from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import FrameInput, frame_by_frame
@@ -25,7 +26,7 @@ from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import FitConfig, OnProgress, Scored, evaluate, no_progress
+from nas_kd.training.fit import FitConfig, Scored, evaluate
 from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
 from nas_kd.training.streaming_cost import streaming_cost

@@ -5,7 +5,6 @@ All of it is checked before anything is trained.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -34,56 +33,6 @@ from nas_kd.settings.mistakes import choose
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.fit import FitConfig
 from nas_kd.trial import CampaignContext
-
-
-def check_machine(config: CampaignConfig) -> None:
-    """Raise where a trial asks for more than this machine has; on a cluster, Ray checks this.
-
-    Raises:
-        ConfigError: the value and what there is.
-    """
-    resources = config.resources
-    if resources.address is not None:
-        return
-    cores = os.cpu_count() or 1
-    if resources.cpus_per_trial > cores:
-        raise ConfigError(
-            f"resources.cpus_per_trial: this machine has {cores} cores, but got {resources.cpus_per_trial}; lower it"
-        )
-    if resources.gpus_per_trial > torch.cuda.device_count():
-        raise ConfigError(
-            f"resources.gpus_per_trial: torch finds {torch.cuda.device_count()} GPUs on this machine, but got "
-            f"{resources.gpus_per_trial:g}; lower it, or give the address of a cluster"
-        )
-    trainings = {"teacher.fit": config.teacher.fit, "search": config.search, "retrain": config.retrain}
-    if resources.gpus_per_trial == 0 or torch.cuda.is_bf16_supported(including_emulation=False):
-        return
-    for name, training in trainings.items():
-        if training.precision == "bfloat16":
-            raise ConfigError(
-                f"{name}.precision: the GPU of this machine does not compute in bfloat16; set it to float32"
-            )
-
-
-def check_shared(config: CampaignConfig) -> None:
-    """Raise where what a campaign varies cannot vary within one search.
-
-    Raises:
-        ConfigError: the key and the way out.
-    """
-    if not config.search.shared:
-        return
-    if config.grid:
-        raise ConfigError(
-            "search.shared: the cells of a grid are trained as they stand, each with a search of its own; set "
-            "search.shared: false, or drop the grid"
-        )
-    own = [path for path in config.knobs if path.startswith("search.")]
-    if own:
-        raise ConfigError(
-            f"knobs.{own[0]}: all trials share one search, so nothing of it can vary between them; set search.shared: "
-            "false, or drop the knob"
-        )
 
 
 def grid_cells(config: CampaignConfig, knobs: Mapping[str, Sequence[Choice]]) -> list[Cell]:

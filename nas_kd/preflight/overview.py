@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from nas_kd.config import CampaignConfig
 from nas_kd.data.sample import clip_bytes
 from nas_kd.objectives import DistillationLoss
-from nas_kd.preflight.checks import check_machine, check_nets, check_shared
+from nas_kd.preflight.checks import check_nets, grid_cells
+from nas_kd.preflight.file_checks import check_file
 from nas_kd.preparation.nets import TrialNets, build_nets, build_objective
 from nas_kd.preparation.output_checks import describe_classes
+from nas_kd.preparation.pairs import describe_left_out_layers
 from nas_kd.preparation.proposals import proposals
 from nas_kd.preparation.ranking import check_costs, describe_ranking
+from nas_kd.preparation.study import study_knobs
 from nas_kd.preparation.teacher_outputs import bytes_on_disk
 from nas_kd.search_spaces import count_params
 from nas_kd.search_spaces.arch import Choice
@@ -27,7 +30,6 @@ from nas_kd.training.measure import step_bytes
 from nas_kd.trial import CampaignContext, build_context
 
 ALL_KNOBS = 64  # combinations of knobs whose costs are counted; of more, each value is with the first of the others
-NAMED_LAYERS = 4
 NAMED_PAIRS = 8
 SAVING = 1.5  # students that cannot be cheaper by more than this are remarked upon
 
@@ -43,10 +45,11 @@ def overview(config: CampaignConfig) -> list[str]:
     Raises:
         ConfigError, ValueError: the campaign cannot work; what `nas-kd search` would say too.
     """
-    check_shared(config)
-    check_machine(config)
+    check_file(config)
     context = build_context(config, "cpu", decode=False)
     notes = check_nets(config, context)
+    study_knobs(context)  # what they check are ranges and choices
+    grid_cells(config, context.space.knobs)
     check_costs(context)
     lines = [_splits(context), *_stored(context), *context.splits.notes]
     if context.splits.skipped:
@@ -55,7 +58,7 @@ def overview(config: CampaignConfig) -> list[str]:
         lines.append(describe_classes(context.task.class_names))
     flops, uncounted = _teacher_flops(context)
     lines += [*notes, _teacher(context, flops, uncounted), *_costs(context, flops if not uncounted else None)]
-    lines += describe_left_out(context.space.left_out)
+    lines += describe_left_out_layers(context.space.left_out)
     nets = build_nets(context, proposals(config, context.space)[0].knobs[-1])
     lines.append(describe_ranking(config))
     return [*lines, *_taps(context, nets), *describe_disk(context), *_memory(context, nets)]
@@ -168,22 +171,6 @@ def _knobs(knobs: Mapping[str, tuple[Choice, ...]]) -> list[dict[str, Choice]]:
         return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
     first = {name: values[0] for name, values in knobs.items()}
     return [{**first, name: value} for name, values in knobs.items() for value in values]
-
-
-def describe_left_out(left_out: Mapping[str, str]) -> list[str]:
-    """The layers that a space leaves as they are, in one line a reason.
-
-    Args:
-        left_out: layer -> why.
-    """
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in left_out.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines = []
-    for reason, names in by_reason.items():
-        shown = ", ".join(names[:NAMED_LAYERS]) + (f", … ({len(names)})" if len(names) > NAMED_LAYERS else "")
-        lines.append(f"layers left out: {shown}: {reason}")
-    return lines
 
 
 def _taps(context: CampaignContext, nets: TrialNets) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.sections import BudgetConfig
 from nas_kd.data import ClipDataset, Sample, Splits, Subset
@@ -37,7 +38,6 @@ from nas_kd.runs.latencies import passes_of_nets
 from nas_kd.runs.own_space import own_space
 from nas_kd.tasks import Task, make_task
 from nas_kd.teachers import bare
-from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.trial import CampaignContext, SearchTrial, SharedSearch, Trial
 from nas_kd.trial.architecture_trial import ArchitectureTrial
 from nas_kd.trial.context import restore_teacher, teacher_of
@@ -59,13 +59,11 @@ _SHARES = {
     "bundle": 0.5,
 }  # of the time, roughly, when a stage begins
 
-Note = Callable[[str], None]
-
 
 def rehearse(
     context: CampaignContext,
     run_dir: Path,
-    note: Note = lambda text: None,
+    note: Note = no_note,
     progress: OnProgress = no_progress,
 ) -> None:
     """Do everything once that the campaign will do. Once for each campaign file: a run that goes on is not rehearsed.

@@ -1,4 +1,4 @@
-"""Which modules a campaign compares, in words."""
+"""Which modules a campaign compares, and which it leaves out, in words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ Pairs = dict[str, list[tuple[str, str]]]
 """Term of the objective -> (module of the teacher, module of the student) each."""
 
 _LISTED = 6  # pairs in a sentence
+_NAMED_LAYERS = 4  # of those that are left out for one reason
 
 
 def keep_pairs(pairs: Pairs, section: str, objective: DistillationLoss) -> None:
@@ -36,6 +37,22 @@ def describe_left_out_terms(section: str, objective: DistillationLoss) -> list[s
         f"{section}.{term} is left out, since {reason}; name modules at {section}.{term}.pairs to have it"
         for term, reason in objective.left_out.items()
     ]
+
+
+def describe_left_out_layers(left_out: Mapping[str, str]) -> list[str]:
+    """The layers that a space leaves as they are, in one line a reason.
+
+    Args:
+        left_out: layer -> why.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        shown = ", ".join(names[:_NAMED_LAYERS]) + (f", … ({len(names)})" if len(names) > _NAMED_LAYERS else "")
+        lines.append(f"layers left out: {shown}: {reason}")
+    return lines
 
 
 def describe_pairs(pairs: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:

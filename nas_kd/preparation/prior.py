@@ -13,7 +13,8 @@ import numpy.typing as npt
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.gates import position
-from nas_kd.trial.shared import SharedSearch, study_choices
+from nas_kd.trial.shared import SharedSearch
+from nas_kd.trial.study_values import study_choices
 from nas_kd.trials import Knob, KnobValue
 from nas_kd.trials.encoding import Encoding
 from nas_kd.trials.surrogate import Surrogate

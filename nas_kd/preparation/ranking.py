@@ -11,7 +11,7 @@ from nas_kd.search_spaces import CostTable, count_params
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.settings.mistakes import choose
 from nas_kd.trial.context import CampaignContext, all_knobs
-from nas_kd.trial.shared import study_choices
+from nas_kd.trial.study_values import study_choices
 from nas_kd.trials import COSTS, Cost, KnobValue, Objective
 
 _OF_ALL_STUDENTS = ("flops", "params", "latency_ms", "predicted_latency_ms")  # fields of a cost

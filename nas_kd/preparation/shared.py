@@ -9,17 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.files import check_tensors, read_json, write_text_atomically
-from nas_kd.preparation.prior import LEAST_COMPARED, GateTable, InheritedPrior, gate_table
-from nas_kd.preparation.ranking import known_objectives
+from nas_kd.preparation.prior import GateTable, gate_table
 from nas_kd.search_spaces import ArchSpec, SearchSpace
-from nas_kd.training.fit import OnProgress, log_epoch, no_progress
+from nas_kd.training.fit import log_epoch
 from nas_kd.trial import CampaignContext, SharedSearch
-from nas_kd.trial.context import all_knobs
-from nas_kd.trial.shared import FOLDER, PREFIX, WEIGHTS_NAME, study_choices, study_values
-from nas_kd.trials import ChoiceKnob, Knob, KnobValue, KnownCosts
+from nas_kd.trial.shared import FOLDER, WEIGHTS_NAME
+from nas_kd.trial.study_values import study_values
+from nas_kd.trials import KnobValue
 
-CHEAPEST_SHARE = 0.5  # of the lowest budget: what the sampler proposes costs at least that
 TRAINING_SHARE = 0.8  # of the stage's time, roughly; the rest goes into comparing derived architectures
 
 
@@ -36,69 +35,6 @@ class SearchFound:
     derived: list[dict[str, KnobValue]]
     compared: list[tuple[dict[str, KnobValue], float]]
     gates: GateTable
-
-
-def space_knobs(space: SearchSpace) -> dict[str, Knob]:
-    """The knobs of the space as knobs of the study; those with one choice are left out."""
-    return {name: ChoiceKnob(values=values) for name, values in space.knobs.items() if len(values) > 1}
-
-
-def searched_knobs(space: SearchSpace) -> dict[str, Knob]:
-    """The variables and knobs of the space as knobs of the study; those with one choice are left out."""
-    knobs: dict[str, Knob] = {PREFIX + n: ChoiceKnob(values=v) for n, v in space.variables.items() if len(v) > 1}
-    return knobs | space_knobs(space)
-
-
-def known_costs(context: CampaignContext, found: SearchFound | None = None) -> KnownCosts:
-    """What is known of an architecture before it is trained: the cost of the budget, in its unit, and objectives.
-
-    Args:
-        context: of the campaign.
-        found: by the search; where it has compared enough architectures, they give a prior of the metric.
-    """
-    budget = context.config.budget
-    space, factor = context.space, 1e-6 if budget.is_latency else 1.0
-    tables = {tuple(knobs.values()): context.table(knobs) for knobs in all_knobs(space)}
-    limits = {tuple(knobs.values()): context.limits(knobs) for knobs in all_knobs(space)}
-
-    def cost(values: Mapping[str, KnobValue]) -> float:
-        choices = study_choices(values, space)
-        return tables[tuple(choices[name] for name in space.knobs)].cost(choices) * factor
-
-    def within_limits(values: Mapping[str, KnobValue]) -> bool:
-        choices = study_choices(values, space)
-        own = limits[tuple(choices[name] for name in space.knobs)]
-        return all(table.cost(choices) <= limit.high for limit in own for table in limit.tables)
-
-    def canonical(values: Mapping[str, KnobValue]) -> dict[str, KnobValue]:
-        choices = study_choices(values, space)
-        active = space.active(choices)
-        result = dict(values)
-        for name, options in space.variables.items():
-            if name not in active and PREFIX + name in result:
-                result[PREFIX + name] = options[0]
-        return result
-
-    prior = None
-    judged = context.config.ranking.objectives[0].name  # the prior is one of the main metric
-    if found is not None and len(found.compared) >= LEAST_COMPARED and judged == context.task.metric:
-        prior = InheritedPrior(
-            found.compared,
-            searched_knobs(space),
-            lambda values: cost(values) / factor,
-            found.gates,
-            gain=context.task.gain,
-        )
-    return KnownCosts(
-        cost=cost,
-        canonical=canonical,
-        prior=prior,
-        within_limits=within_limits if budget.limits else None,
-        objectives=known_objectives(context),
-        # Students far below the lowest budget widen the front where nobody asked for it.
-        min_cost=CHEAPEST_SHARE * float(budget.lowest) if budget.lowest < budget.highest else 0.0,
-        max_cost=float(budget.highest),
-    )
 
 
 def prepare_search(context: CampaignContext, run_dir: Path, progress: OnProgress = no_progress) -> SearchFound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
@@ -29,7 +30,7 @@ from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.outputs import describe
 from nas_kd.teachers.weights import save_weights
-from nas_kd.training.fit import OnProgress, fit, no_progress
+from nas_kd.training.fit import fit
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.training.precision import autocast
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name, load_kept_teacher
@@ -40,7 +41,7 @@ def prepare_teacher(
     context: CampaignContext,
     run_dir: Path,
     progress: OnProgress = no_progress,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = no_note,
 ) -> dict[str, Any]:
     """Train or load the teacher, measure it, and keep it and its outputs in the run's folder. Done once a campaign.
 
@@ -107,7 +108,7 @@ def prepare_teacher(
     return known
 
 
-def _known(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
+def _known(folder: Path, note: Note) -> dict[str, Any] | None:
     """What is known of the teacher of a run; None before it is ready, and where its file is damaged."""
     manifest = folder / "teacher.json"
     try:
@@ -119,7 +120,7 @@ def _known(folder: Path, note: Callable[[str], None]) -> dict[str, Any] | None:
         return None
 
 
-def _load_kept(context: CampaignContext, folder: Path, note: Callable[[str], None]) -> None:
+def _load_kept(context: CampaignContext, folder: Path, note: Note) -> None:
     """Give the teacher the weights that the run keeps; those of a file that the user gave are kept once more.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nas_kd.callbacks import Note, OnProgress
 from nas_kd.data import Augment, Batch, ClipLoader, Subset, Views
 from nas_kd.data.fingerprint import changing_item, fingerprint, spread
 from nas_kd.objectives import DistillationLoss
@@ -22,7 +23,6 @@ from nas_kd.teachers import Teacher, is_precomputed
 from nas_kd.teachers.cache import DTYPES, CacheKey, Manifest, TeacherCache, folder_name, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, kept_bytes, new_manifest, remove
 from nas_kd.teachers.weights import hash_of_weights
-from nas_kd.training.fit import OnProgress
 from nas_kd.trial import CampaignContext
 
 NUM_CHECKED = 4  # items whose outputs are computed again when a campaign starts
@@ -37,7 +37,6 @@ _WORDS = {
     "seed": "another seed",
     "dtype": "another type",
 }
-Note = Callable[[str], None]
 
 
 def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress, note: Note) -> None:

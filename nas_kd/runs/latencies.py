@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.deploy.bundle import load_bundle
 from nas_kd.deploy.timing import PASSES, ROUNDS, summary, timed
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
 from nas_kd.trial import CampaignContext
 from nas_kd.trials import Ranking, TrialRecord

@@ -11,7 +11,7 @@ from nas_kd.config.sections import parse_flops
 from nas_kd.runs.run import load_run, open_run, shown_records, teacher_point
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trial.shared import PREFIX as CHOICE_PREFIX
+from nas_kd.trial.study_values import CHOICE_PREFIX
 from nas_kd.trials import MEASURED_LATENCY, KnobValue, Ledger, Split, TrialRecord, is_driven
 from nas_kd.trials.record import FrozenDict
 

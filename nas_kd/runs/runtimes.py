@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.deploy.bundle import load_bundle, read_info
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.deploy.runtime_passes import RUNTIMES, runtime_passes
@@ -21,7 +22,6 @@ from nas_kd.inputs import Passes
 from nas_kd.runs.latencies import front_students
 from nas_kd.runs.own_space import own_space
 from nas_kd.runs.run import load_run
-from nas_kd.training.fit import OnProgress, no_progress
 from nas_kd.training.measure import environment
 from nas_kd.trials.files import trial_directory
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas_kd.callbacks import Note
 from nas_kd.search_spaces.frame_selectors import uniform
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.teachers.layouts import Inputs, Layout, lay_out
 from nas_kd.teachers.map_forms import MapForm, find_forms
 from nas_kd.teachers.outputs import Path, check_indices, describe, find, pick
 
-Note = Callable[[str], None]
 PROBE_SEED = 20_240_607
 _DEFAULT = NormalizeConfig()
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas_kd.callbacks import OnProgress
 from nas_kd.data import Batch
 from nas_kd.files import write_text_atomically
 from nas_kd.teachers.cache import DTYPES, MANIFEST, CacheKey, Manifest, Output, folder_name, read_manifest
-from nas_kd.training.fit import OnProgress
 
 BLOCK_BYTES = 64 * 2**20  # of a block, at most, unless one item is larger
 _SAVE_EVERY_S = 2.0

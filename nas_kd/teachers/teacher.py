@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
+from nas_kd.callbacks import Note, no_note
 from nas_kd.data import Batch, DataInfo
 from nas_kd.settings.imports import call_function
 from nas_kd.settings.mistakes import choose, explain
@@ -24,7 +25,7 @@ from nas_kd.teachers.cache import TeacherCacheConfig
 from nas_kd.teachers.layouts import Layout
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS
-from nas_kd.teachers.weights import Note, load_weights, no_note
+from nas_kd.teachers.weights import load_weights
 from nas_kd.training.fit import TrainingConfig
 
 Side = Annotated[int, Field(ge=1)]

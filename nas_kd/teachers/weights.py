@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nas_kd.callbacks import Note, no_note
 from nas_kd.files import save_tensors
 
 State = dict[str, Tensor]
-Note = Callable[[str], None]
 
 KEY = "teacher.weights"
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "teacher", "weights")
 _WRAPPERS = ("module", "_orig_mod")  # components of names that DataParallel and torch.compile add
 _MAX_PREFIXES = 3
 _LISTED = 3
-
-
-def no_note(text: str) -> None:
-    """Says nothing."""
 
 
 def load_weights(model: nn.Module, path: Path, note: Note = no_note) -> None:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Augment, Batch, ClipLoader, MixConfig
 from nas_kd.settings.strict import Section
 from nas_kd.tasks import Task
@@ -93,14 +94,6 @@ class TrainingConfig(FitConfig):
 
 Loss = Callable[[Batch], Mapping[str, Tensor]]
 """Batch -> unweighted terms."""
-OnProgress = Callable[[float, str], None]
-"""(share done from 0 to 1, a few words)."""
-
-
-def no_progress(fraction: float, message: str) -> None:
-    """Shows nothing."""
-
-
 Scored = Callable[[ItemScores], None]
 """What an evaluation rests on."""
 Log = Callable[[int, Mapping[str, float]], None]

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
 from nas_kd.search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
@@ -26,12 +27,10 @@ from nas_kd.training.fit import (
     LaterCheck,
     Log,
     Loss,
-    OnProgress,
     check_finite,
     learning_rate,
     make_optimizer,
     no_log,
-    no_progress,
     set_learning_rate,
 )
 

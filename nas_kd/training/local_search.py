@@ -18,11 +18,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.data.frame_sampling import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
 from nas_kd.search_spaces import DeltaNet, Edge, Supernet
-from nas_kd.training.fit import FitConfig, OnProgress, learning_rate, make_optimizer, no_progress, set_learning_rate
+from nas_kd.training.fit import FitConfig, learning_rate, make_optimizer, set_learning_rate
 from nas_kd.training.gate_search import LocalConfig, cycle
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
 from nas_kd.search_spaces import ArchSpec
@@ -37,12 +38,10 @@ from nas_kd.training.fit import (
     FitConfig,
     LaterCheck,
     Log,
-    OnProgress,
     check_finite,
     learning_rate,
     make_optimizer,
     no_log,
-    no_progress,
     set_learning_rate,
 )
 from nas_kd.training.gate_search import LOGIT_RANGE, GateConfig, cycle, train_only, trained_parameters

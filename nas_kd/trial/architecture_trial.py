@@ -7,7 +7,8 @@ from functools import cached_property
 
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.search_spaces.arch import Choice
-from nas_kd.trial.shared import SharedSearch, study_choices
+from nas_kd.trial.shared import SharedSearch
+from nas_kd.trial.study_values import study_choices
 from nas_kd.trial.trial import Derived, Trial
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import Note, no_note
 from nas_kd.config import CampaignConfig
 from nas_kd.config.sections import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
@@ -26,7 +27,7 @@ from nas_kd.tasks.item_scores import ItemScores, interval_over_items
 from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, layers_of, teacher_example, teacher_input
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import TeacherCache, open_caches
-from nas_kd.teachers.weights import Note, load_weights, no_note
+from nas_kd.teachers.weights import load_weights
 from nas_kd.training.fit import FitConfig, Scored, evaluate
 from nas_kd.trials import Evaluated, Split
 
@@ -62,7 +63,7 @@ class CampaignContext:
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     caches: dict[Augment, TeacherCache] = field(default_factory=dict)
     latencies: dict[str, CostTable] = field(default_factory=dict)
-    tell_pace: Callable[[str], None] | None = None
+    tell_pace: Note | None = None
 
     @property
     def eval_batch_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.config.sections import SearchConfig
 from nas_kd.data import Augment, Batch, ClipDataset, Views
 from nas_kd.objectives import DistillationLoss, ObjectiveConfig
@@ -19,7 +20,7 @@ from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
-from nas_kd.training.fit import Log, OnProgress, TrainingConfig, fit, no_log, no_progress
+from nas_kd.training.fit import Log, TrainingConfig, fit, no_log
 from nas_kd.training.gate_search import search_gates, trained_parameters
 from nas_kd.training.precision import Precision, autocast, for_losses
 from nas_kd.trial.context import CampaignContext

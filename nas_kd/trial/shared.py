@@ -14,45 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.config.sections import BudgetRange
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.files import save_tensors
-from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError, SearchSpace
+from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
-from nas_kd.training.fit import Log, OnProgress, no_log, no_progress
+from nas_kd.training.fit import Log, no_log
 from nas_kd.training.shared_search import Candidate, KnobPolicy, SearchedNet, search_shared
 from nas_kd.trial.context import CampaignContext, all_knobs, load_context, teacher_state
 from nas_kd.trial.learner import Learner
-from nas_kd.trials import KnobValue
 
 CALIBRATION_BATCHES = 16  # on which BatchNorm statistics of a derived student are measured
 RANGE_BUDGETS = 8  # of a range of budgets, for each of which students are derived
 WEIGHTS_NAME = "supernet.safetensors"
 FOLDER = "search"  # of a run, with what the search left
 ADAPTERS = "objective"  # before the names of their tensors in the file
-PREFIX = "arch."  # of the study's names for the variables of the space
-
-
-def study_values(arch: ArchSpec, space: SearchSpace) -> dict[str, KnobValue]:
-    """An architecture as values of the study: every variable, those without effect at their first choice."""
-    values: dict[str, KnobValue] = {n: arch.choices[n] for n, options in space.knobs.items() if len(options) > 1}
-    for name, options in space.variables.items():
-        if len(options) > 1:
-            values[PREFIX + name] = arch.choices.get(name, options[0])
-    return values
-
-
-def study_choices(values: Mapping[str, KnobValue], space: SearchSpace) -> dict[str, Choice]:
-    """A choice for every knob and variable of a space, from values of the study; other values are passed over."""
-    choices: dict[str, Choice] = {n: options[0] for n, options in [*space.knobs.items(), *space.variables.items()]}
-    for name in space.knobs:
-        if name in values:
-            choices[name] = values[name]  # type: ignore[assignment]
-    for name in space.variables:
-        if PREFIX + name in values:
-            choices[name] = values[PREFIX + name]  # type: ignore[assignment]
-    return choices
 
 
 class SharedSearch:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.config import LATENCY_OBJECTIVE, CampaignConfig
 from nas_kd.data import ClipDataset
 from nas_kd.deploy.bundle import BundleInfo, Measured, SeveralTrainings, save_bundle
@@ -27,7 +28,7 @@ from nas_kd.search_spaces import ArchSpec, count_flops, count_params, layer_flop
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers.weights import match_weights
-from nas_kd.training.fit import FitConfig, OnProgress, Scored, log_epoch, no_progress
+from nas_kd.training.fit import FitConfig, Scored, log_epoch
 from nas_kd.training.measure import environment, part_flops
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner

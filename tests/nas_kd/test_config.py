@@ -13,6 +13,7 @@ from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError, load_config, validate
 from nas_kd.config.sections import parse_flops
 from nas_kd.data import FolderConfig
+from nas_kd.preflight.overview import overview
 
 FLOAT = {"type": "float", "low": 0.1, "high": 1.0}
 
@@ -154,6 +155,10 @@ def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (config.run_dir / "teacher").exists()
+    if "sqlite" not in str(config.storage):  # a database is not connected to by `nas-kd check`
+        with pytest.raises(ConfigError) as of_check:
+            overview(config)
+        assert str(of_check.value) == str(caught.value)
 
 
 def test_two_mistakes_are_two_lines() -> None:

@@ -16,7 +16,8 @@ from nas_kd.campaign import Campaign
 from nas_kd.cli import app
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.console import termination_is_interrupt
-from nas_kd.preflight.overview import describe_left_out, overview
+from nas_kd.preflight.overview import overview
+from nas_kd.preparation.pairs import describe_left_out_layers
 from nas_kd.training.measure import step_bytes
 
 
@@ -85,11 +86,11 @@ def test_the_command_prints_the_overview_and_refuses_what_search_refuses(tmp_pat
 
 def test_layers_left_out_are_listed_by_reason() -> None:
     names = {**{f"stages.{i}.dw": "depthwise" for i in range(6)}, "stem": "among the first or the last layers"}
-    assert describe_left_out(names) == [
+    assert describe_left_out_layers(names) == [
         "layers left out: stages.0.dw, stages.1.dw, stages.2.dw, stages.3.dw, … (6): depthwise",
         "layers left out: stem: among the first or the last layers",
     ]
-    assert describe_left_out({}) == []
+    assert describe_left_out_layers({}) == []
 
 
 def test_the_memory_of_a_step_is_what_is_kept_for_the_backward_pass() -> None:

@@ -13,9 +13,9 @@ from scipy.stats import kendalltau
 
 from nas_kd.config import CampaignConfig
 from nas_kd.preparation.prior import GateTable, InheritedPrior, gate_table
-from nas_kd.preparation.shared import known_costs, searched_knobs
+from nas_kd.preparation.study import known_costs, searched_knobs
 from nas_kd.trial import SharedSearch, build_context
-from nas_kd.trial.shared import study_values
+from nas_kd.trial.study_values import study_values
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nas_kd.callbacks import no_progress
 from nas_kd.config import CampaignConfig, validate
 from nas_kd.data import AugmentConfig, Batch, DataInfo, MemoryDataset, Splits
 from nas_kd.data.splits import make_splits
@@ -24,7 +25,6 @@ from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.teachers import cache_files
 from nas_kd.teachers.cache import CacheKey, Manifest, TeacherCache, read_manifest
 from nas_kd.teachers.cache_files import CacheError, check_blocks, fill, new_manifest
-from nas_kd.training.fit import no_progress
 from nas_kd.trial import CampaignContext, Learner, build_context, load_context
 
 Make = Callable[..., CampaignConfig]
