@@ -26,6 +26,7 @@ FRONT_DOOR = (
 )
 TYPES = {
     "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.objectives", "trials.passwords", "trials.resources"},
+    "nas_kd/config/reading.py": {"trials.passwords"},
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
     "nas_kd/trial/trial.py": {"trials.record", "trials.objectives", "trials.TrialContext"},

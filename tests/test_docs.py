@@ -16,14 +16,8 @@ from pydantic import BaseModel, TypeAdapter
 
 import nas_kd
 from nas_kd.config import CampaignConfig, load_config, validate
-from nas_kd.config.sections import (
-    BudgetConfig,
-    EarlyStoppingConfig,
-    EvaluationConfig,
-    NormalizeConfig,
-    RetrainConfig,
-    SearchConfig,
-)
+from nas_kd.config.budget import BudgetConfig
+from nas_kd.config.sections import EarlyStoppingConfig, EvaluationConfig, RetrainConfig, SearchConfig
 from nas_kd.data import SOURCES, CameraConfig, DataConfig, SequencesConfig
 from nas_kd.objectives import ObjectiveConfig, TaskLossConfig
 from nas_kd.preflight.checks import check_fit
@@ -31,6 +25,7 @@ from nas_kd.search_spaces import SPACES
 from nas_kd.search_spaces.frame_sequence.encoders import FAMILIES
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.search_spaces.saliency.settings import DecoderSettings, TrunkSettings
+from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TEACHERS, TeacherConfig
 from nas_kd.training.gate_search import GateConfig, LocalConfig

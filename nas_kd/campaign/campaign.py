@@ -10,8 +10,8 @@ import yaml
 
 from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.budget import BudgetRange
 from nas_kd.config.grid import Cell
-from nas_kd.config.sections import BudgetRange
 from nas_kd.files import CONFIG_NAME, write_text_atomically
 from nas_kd.preflight.checked_context import checked_context
 from nas_kd.preflight.checks import check_budget, grid_cells

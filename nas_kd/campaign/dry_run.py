@@ -21,7 +21,7 @@ import torch
 
 from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig
-from nas_kd.config.sections import BudgetRange
+from nas_kd.config.budget import BudgetRange
 from nas_kd.data import ClipDataset
 from nas_kd.files import existing_parent
 from nas_kd.preflight.checked_context import checked_context

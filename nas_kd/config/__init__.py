@@ -7,12 +7,10 @@ from nas_kd.config.campaign_file import (
     TEACHER_SECTIONS,
     CampaignConfig,
     ConfigError,
-    load_config,
-    read_path,
-    set_path,
-    split_path,
     validate,
 )
+from nas_kd.config.paths import read_path, set_path, split_path
+from nas_kd.config.reading import load_config
 
 __all__ = [
     "LATENCY_OBJECTIVE",

@@ -1,15 +1,14 @@
-"""`CampaignConfig`: all sections of a campaign file, checks across sections, and reading the file."""
+"""`CampaignConfig`: all sections of a campaign file, with the checks across sections."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -18,24 +17,18 @@ from pydantic import (
     model_validator,
 )
 
+from nas_kd.config.budget import BudgetConfig, ConstraintConfig, parse_flops
 from nas_kd.config.grid import Cell, Value, distinct, multiply, values_of
-from nas_kd.config.sections import (
-    BudgetConfig,
-    ConstraintConfig,
-    EarlyStoppingConfig,
-    EvaluationConfig,
-    NormalizeConfig,
-    RetrainConfig,
-    SearchConfig,
-    Section,
-    SpaceConfig,
-    parse_flops,
-)
+from nas_kd.config.paths import read_path, set_path, split_path
+from nas_kd.config.sections import EarlyStoppingConfig, EvaluationConfig, RetrainConfig, SearchConfig
+from nas_kd.config.space import SpaceConfig
 from nas_kd.data import DataConfig, GeneratedConfig
 from nas_kd.inputs import check_space_name, input_type_of_file
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import derived_spaces
 from nas_kd.settings.mistakes import choose, explain, fields
+from nas_kd.settings.normalize import NormalizeConfig
+from nas_kd.settings.strict import Section
 from nas_kd.tasks import find_task, task_config
 from nas_kd.teachers import TeacherConfig
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
@@ -84,24 +77,6 @@ def _boundary_values(path: str, definition: Mapping[str, Any]) -> list[Any]:
         return list(knob.values)
     between = [knob.low + 0.381966 * (knob.high - knob.low)] if isinstance(knob, FloatKnob) else []  # no whole number
     return [knob.low, knob.high, *between]
-
-
-def split_path(path: str) -> list[str]:
-    """The keys of a dotted path; `objective.package.module:Term.weight` holds one key with a dot of its own."""
-    parts = path.split(".")
-    own = next((i for i, part in enumerate(parts) if ":" in part), None)
-    if own is None:
-        return parts
-    start = parts.index("objective") + 1 if "objective" in parts[:own] else own
-    return [*parts[:start], ".".join(parts[start : own + 1]), *parts[own + 1 :]]
-
-
-def read_path(section: BaseModel, path: str) -> Any:
-    """What stands at a dotted path of a section."""
-    node: Any = section
-    for part in split_path(path):
-        node = getattr(node, part)
-    return node
 
 
 def _with_kind_of_search(given: dict[str, Any]) -> dict[str, Any]:
@@ -414,62 +389,6 @@ class CampaignConfig(Section):
 
 def _short_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> CampaignConfig:
-    """Read a campaign file.
-
-    Args:
-        path: YAML; None for the defaults.
-        overrides: `dotted.path=value`, the value in YAML.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is wrong; a line for each mistake.
-
-    Examples:
-        >>> nas_kd.load_config("demo.yaml", ["trials=20"]).trials
-        20
-    """
-    source = str(path) if path else "the default campaign"
-    data: Any = {}
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such campaign file")
-        try:
-            data = yaml.safe_load(path.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: a campaign file holds keys and values, but this one is a {type(data).__name__}")
-        data.setdefault("name", path.stem)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(masked(f"--set takes dotted.path=value, but got {override!r}"))
-        try:
-            set_path(data, key, yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {masked(override)}: {_yaml_problem(error)}") from None
-    return validate(data, source=source)
-
-
-def _yaml_problem(error: Exception) -> str:
-    """What is wrong with a YAML text, without the lines that the parser would show: one may hold a password."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem}, in line {mark.line + 1}, column {mark.column + 1}"
-    return " ".join(str(error).split())
-
-
-def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `data["a"]["b"]` for the path `a.b`, with the sections on the way made where they are missing."""
-    *parents, last = split_path(path)
-    for part in parents:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise ValueError(f"{part!r} on the way of {path!r} holds a value and no section")
-    data[last] = value
 
 
 def validate(data: Mapping[str, Any], *, source: str) -> CampaignConfig:

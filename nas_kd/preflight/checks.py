@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.config.budget import BudgetRange
 from nas_kd.config.grid import Cell, Value, distinct
-from nas_kd.config.sections import BudgetRange
 from nas_kd.data import DataInfo, OwnConfig
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig

@@ -22,7 +22,7 @@ import torch
 
 from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.config.sections import BudgetConfig
+from nas_kd.config.budget import BudgetConfig
 from nas_kd.data import ClipDataset, Sample, Splits, Subset
 from nas_kd.deploy.bundle import read_info
 from nas_kd.deploy.export import WRITERS, export_student

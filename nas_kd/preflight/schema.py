@@ -16,7 +16,7 @@ from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonS
 from pydantic_core import core_schema
 
 from nas_kd.config.campaign_file import CampaignConfig
-from nas_kd.config.sections import SpaceConfig
+from nas_kd.config.space import SpaceConfig
 from nas_kd.data import SOURCES, GeneratedConfig
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.search_spaces import SPACES

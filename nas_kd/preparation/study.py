@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nas_kd.config.sections import BudgetRange
+from nas_kd.config.budget import BudgetRange
 from nas_kd.preparation.prior import LEAST_COMPARED, InheritedPrior
 from nas_kd.preparation.ranking import known_objectives
 from nas_kd.preparation.shared import SearchFound

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nas_kd.config import CampaignConfig
-from nas_kd.config.sections import SpaceConfig
+from nas_kd.config.space import SpaceConfig
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.tasks import find_task

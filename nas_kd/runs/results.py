@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_kd.config import CampaignConfig
-from nas_kd.config.sections import parse_flops
+from nas_kd.config.budget import parse_flops
 from nas_kd.runs.run import load_run, open_run, shown_records, teacher_point
 from nas_kd.tasks import find_task
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER

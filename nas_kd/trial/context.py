@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nas_kd.callbacks import Note, no_note
 from nas_kd.config import CampaignConfig
-from nas_kd.config.sections import LATENCY_FIGURE
+from nas_kd.config.budget import LATENCY_FIGURE
 from nas_kd.data import Augment, Batch, ClipDataset, ClipLoader, Splits, Views, load
 from nas_kd.data.pace import Pace
 from nas_kd.files import check_tensors, read_json

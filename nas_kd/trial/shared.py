@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_kd.callbacks import OnProgress, no_progress
-from nas_kd.config.sections import BudgetRange
+from nas_kd.config.budget import BudgetRange
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.files import save_tensors
 from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError

@@ -11,7 +11,7 @@ import yaml
 
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError, load_config, validate
-from nas_kd.config.sections import parse_flops
+from nas_kd.config.budget import parse_flops
 from nas_kd.data import FolderConfig
 from nas_kd.preflight.overview import overview
 
