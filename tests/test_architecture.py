@@ -21,7 +21,7 @@ ALLOWED = {
 # The front door of nas_kd composes all four packages. Beside it, the campaign file is typed with the knobs of a trial,
 # and a trial fills in the record that the ledger keeps.
 FRONT_DOOR = (
-    *("nas_kd/__init__.py", "nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/console.py"),
+    *("nas_kd/__init__.py", "nas_kd/cli/"),
     *("nas_kd/campaign/", "nas_kd/preflight/", "nas_kd/preparation/", "nas_kd/runs/"),
 )
 TYPES = {
@@ -39,10 +39,10 @@ WITHOUT_TORCH = ("trials", "analysis")
 GENERIC = (
     *(
         path.relative_to(ROOT).as_posix()
-        for part in ("config", "trial", "runs", "preparation", "preflight", "campaign", "settings", "deploy")
+        for part in ("cli", "config", "trial", "runs", "preparation", "preflight", "campaign", "settings", "deploy")
         for path in sorted((ROOT / "nas_kd" / part).glob("*.py"))
     ),
-    *("nas_kd/cli.py", "nas_kd/cli_start.py", "nas_kd/files.py", "nas_kd/taps.py"),
+    *("nas_kd/files.py", "nas_kd/taps.py"),
     *(f"nas_kd/data/{name}.py" for name in ("augment", "loader", "splits", "views")),
     *(f"nas_kd/objectives/{name}.py" for name in ("config", "loss", "maps", "term")),
     *(f"nas_kd/teachers/{name}.py" for name in ("cache", "cache_files")),
@@ -99,7 +99,7 @@ EXCEPTIONS = {
 LAYERS = (
     *("callbacks", "files", "settings", "data", "taps", "tasks", "objectives", "training", "teachers", "inputs"),
     *("config", "deploy", "trial", "runs", "preparation", "preflight", "campaign"),
-    *("evaluation", "console", "completion", "cli_start", "cli", "__main__", "testing"),
+    *("evaluation", "cli", "__main__", "testing"),
 )
 
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]

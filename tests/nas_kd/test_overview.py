@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from nas_kd.campaign import Campaign
 from nas_kd.cli import app
+from nas_kd.cli.console import termination_is_interrupt
 from nas_kd.config import CampaignConfig, ConfigError
-from nas_kd.console import termination_is_interrupt
 from nas_kd.preflight.overview import overview
 from nas_kd.preparation.pairs import describe_left_out_layers
 from nas_kd.training.measure import step_bytes

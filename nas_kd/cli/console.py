@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas_kd.callbacks import OnProgress
 
 WIDTH_OF_A_FILE = 10_000  # characters of a line
 console = Console()
@@ -73,12 +75,8 @@ def termination_is_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def no_progress(share: float, words: str) -> None:
-    """Shows nothing."""
-
-
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar() -> Iterator[OnProgress]:
     """A bar with ETA on a terminal; on anything else a line for each quarter."""
     if not console.is_terminal:
         said: set[tuple[str, int]] = set()
