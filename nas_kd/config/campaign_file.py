@@ -380,11 +380,16 @@ class CampaignConfig(Section):
         return _short_hash({name: content[name] for name in names})
 
     @property
-    def teacher_digest(self) -> str:
-        """A short hash of what decides the teacher; how its outputs are kept does not."""
+    def teacher_content(self) -> dict[str, Any]:
+        """What decides the teacher, as JSON values; how its outputs are kept does not."""
         content = {**self.model_dump(mode="json"), "data": self.data.content}
         del content["teacher"]["cache"]
-        return _short_hash({name: content[name] for name in TEACHER_SECTIONS})
+        return {name: content[name] for name in TEACHER_SECTIONS}
+
+    @property
+    def teacher_digest(self) -> str:
+        """A short hash of what decides the teacher."""
+        return _short_hash(self.teacher_content)
 
 
 def _short_hash(content: Mapping[str, Any]) -> str:

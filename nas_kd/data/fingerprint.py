@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,52 +16,72 @@ from nas_kd.data.file_identity import content_of, state_of
 from nas_kd.data.sample import ClipDataset, MemoryDataset
 
 NUM_SAMPLES = 16
-"""Items of a set that is not in memory whose content is read."""
+"""Items of a set that is not in memory whose content is always read."""
+READ_S = 10.0
+"""Seconds in which the items of a set that says nothing about its content are read."""
 
 _LABELS = {"label"}  # compared by themselves
 
 
-def fingerprint(dataset: ClipDataset, key: str) -> str:
+def fingerprint(dataset: ClipDataset, key: str, content: str) -> str:
     """A hash that changes with what nets see of the items and with their order.
 
-    Of a set in memory all content counts. Of others, a string named `fingerprint` on the data set, where there is one,
-    which stands for all items (those of this package have the state of their files in it), and the content
+    Of a set in memory all of it counts. Of others, the content that `content_hash` gave, a string named `fingerprint`
+    on the data set, where there is one (those of this package have the state of their files in it), and what nets see
     of a few items, evenly spaced.
 
     Args:
         dataset: What is read; not a subset.
         key: Of the sample, what nets see.
+        content: Hash of the content, as `content_hash` gave it.
     """
-    return _hash_of_items(dataset, f"{len(dataset)} {key}\n", "fingerprint", lambda names: [key])
+    digest = hashlib.sha256(f"{len(dataset)} {key}\n".encode())
+    if isinstance(dataset, MemoryDataset):
+        _add(digest, dataset.tensors[key])
+        return digest.hexdigest()
+    digest.update(f"{content} {getattr(dataset, 'fingerprint', '')}".encode())
+    for index in spread(len(dataset), NUM_SAMPLES):
+        _add(digest, dataset[index][key])
+    return digest.hexdigest()
 
 
-def content_hash(dataset: ClipDataset) -> str:
+def content_hash(dataset: ClipDataset, num_read: int | None = None) -> tuple[str, int]:
     """A hash of the content of items and of their order, whatever their files are called and wherever they lie.
 
-    Of a set in memory all content counts. Of others, a string named `identity` on the data set, where there is one
-    (those of this package have the content of their files in it), and a few items, evenly spaced.
+    Of a set in memory all content counts. Of others, a string named `identity` on the data set (those of this package
+    have the content of their files in it), and a few items, evenly spaced. Of a set without one, all items are read, or
+    as many as 10 seconds allow, spread over the set.
 
     Args:
         dataset: What is read; not a subset.
+        num_read: Items to read of a set without `identity`, whatever it takes, for a hash that can be compared.
+
+    Returns:
+        The hash, and the number of items whose content it stands for.
     """
-    return _hash_of_items(dataset, f"{len(dataset)}\n", "identity", lambda names: sorted(set(names) - _LABELS))
-
-
-def _hash_of_items(
-    dataset: ClipDataset, header: str, attribute: str, chosen: Callable[[Iterable[str]], Sequence[str]]
-) -> str:
-    """A hash of the tensors with the `chosen` names: all of a set in memory, else an attribute and a few items."""
-    digest = hashlib.sha256(header.encode())
+    length = len(dataset)
+    digest = hashlib.sha256(f"{length}\n".encode())
     if isinstance(dataset, MemoryDataset):
-        for name in chosen(dataset.tensors):
-            _add(digest, dataset.tensors[name])
-        return digest.hexdigest()
-    digest.update(str(getattr(dataset, attribute, "")).encode())
-    for index in spread(len(dataset), NUM_SAMPLES):
-        sample = dataset[index]
-        for name in chosen(sample):
-            _add(digest, sample[name])
-    return digest.hexdigest()
+        _add_all(digest, dataset.tensors)
+        return digest.hexdigest(), length
+    named = getattr(dataset, "identity", None)
+    if named is not None:
+        digest.update(str(named).encode())
+        for index in spread(length, NUM_SAMPLES):
+            _add_all(digest, dataset[index])
+        return digest.hexdigest(), length
+    end = time.monotonic() + READ_S
+    for done, index in enumerate(_scattered(length)):
+        if done == num_read or (num_read is None and done >= NUM_SAMPLES and time.monotonic() > end):
+            return digest.hexdigest(), done
+        _add_all(digest, dataset[index])
+    return digest.hexdigest(), length
+
+
+def _scattered(length: int) -> list[int]:
+    """All positions of a list of that length, in an order of which every beginning is spread over the list."""
+    bits = max(length - 1, 1).bit_length()
+    return sorted(range(length), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2))
 
 
 def contents_of(paths: Iterable[Path], content: Callable[[Path], str] = content_of) -> str:
@@ -118,6 +139,11 @@ def hash_of_files(paths: Iterable[Path], *settings: object) -> str:
             known[path] = f"{state_of(path)}\n"
         digest.update(known[path].encode())
     return digest.hexdigest()
+
+
+def _add_all(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name in sorted(set(tensors) - _LABELS):
+        _add(digest, tensors[name])
 
 
 def _add(digest: hashlib._Hash, value: Tensor) -> None:

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
-from nas_kd.config import TEACHER_SECTIONS
 from nas_kd.data import Batch
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import InputType
-from nas_kd.preparation.identity import answers, check_identity, identity, same_answers
+from nas_kd.preparation.identity import (
+    answers,
+    check_identity,
+    check_sections,
+    describe_unread,
+    identity,
+    same_answers,
+)
 from nas_kd.preparation.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
 from nas_kd.preparation.output_checks import OutputChecks, changed_classes
 from nas_kd.preparation.teacher_outputs import prepare_caches
@@ -64,20 +70,16 @@ def prepare_teacher(
     """
     folder = run_dir / "teacher"
     config, model = context.config, context.teacher_model
-    digest = config.teacher_digest
     manifest = folder / "teacher.json"
     check_teacher(context)
     classes = list(context.task.class_names)
     known = _known(folder, note)
     if known is not None:
-        if known.get("digest") != digest:
-            raise ValueError(
-                f"{run_dir} was begun with another teacher or other data; give the campaign another name, or restore "
-                f"the sections {', '.join(TEACHER_SECTIONS)}"
-            )
+        check_sections(run_dir, known.get("sections", {}), config.teacher_content)
         if known.get("classes") != classes:
             raise ValueError(changed_classes(run_dir, known.get("classes", []), classes))
-        check_identity(run_dir, known.get("identity", {}), identity(context))
+        before = known.get("identity", {})
+        check_identity(run_dir, before, identity(context, before))
         _load_kept(context, folder, note)
         if not same_answers(known.get("answers"), answers(context)):
             note(
@@ -91,11 +93,14 @@ def prepare_teacher(
         folder.mkdir(parents=True, exist_ok=True)
         if manifest.is_file():  # damaged
             _load_kept(context, folder, note)
-        elif config.teacher.trains and not is_precomputed(model):
-            _train(context, folder / "checkpoint.pt", progress)
+        found = identity(context)
+        for text in describe_unread(found):
+            note(text)
+        if config.teacher.trains and not is_precomputed(model) and not manifest.is_file():
+            _train(context, folder / "checkpoint.pt", json.dumps([config.teacher_digest, found]), progress)
         model.eval()
-        known = {"digest": digest, "params": count_params(model), "classes": classes, "identity": identity(context)}
-        known |= _measured(context)
+        known = {"sections": config.teacher_content, "classes": classes, "identity": found}
+        known |= {"params": count_params(model), **_measured(context)}
         save_weights(bare(model), folder / "teacher.safetensors")
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -103,7 +108,7 @@ def prepare_teacher(
     if intervals := missing_intervals(context, known.get("by_interval", {})):
         known["by_interval"] = merge(known.get("by_interval", {}), _by_interval(context, intervals, progress))
         write_text_atomically(manifest, json.dumps(known, indent=2) + "\n")
-    prepare_caches(context, folder / "outputs", progress, note)
+    prepare_caches(context, folder / "outputs", known["identity"]["train"]["content"], progress, note)
     context.caches = open_caches(folder / "outputs")
     return known
 
@@ -147,8 +152,8 @@ def _by_interval(context: CampaignContext, intervals: Sequence[int], progress: O
     return found
 
 
-def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> None:
-    """Train the teacher, or go on from its checkpoint."""
+def _train(context: CampaignContext, checkpoint: Path, tag: str, progress: OnProgress) -> None:
+    """Train the teacher, or go on from its checkpoint, if it has the tag."""
     config, model, metric = context.config, context.teacher_model, context.task.metric
     fit(
         model,
@@ -159,7 +164,7 @@ def _train(context: CampaignContext, checkpoint: Path, progress: OnProgress) -> 
         seed=config.seed,
         validate=lambda: context.task.gain(context.evaluate_teacher(context.splits.val)[metric]),
         checkpoint=checkpoint,
-        tag=config.teacher_digest,
+        tag=tag,
         progress=lambda share, words: progress(share, f"teacher, {words}"),
     )
 

@@ -39,12 +39,13 @@ _WORDS = {
 }
 
 
-def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress, note: Note) -> None:
+def prepare_caches(context: CampaignContext, folder: Path, content: str, progress: OnProgress, note: Note) -> None:
     """Bring the caches of a run up to date. Of what is there, only what was checked stays.
 
     Args:
         context: with the frozen teacher.
         folder: of all caches of the run; each has a folder of its own in it.
+        content: hash of the content of the training items.
         progress: called with the share that is done and a text.
         note: called with a sentence on what was computed again or is not kept, and why.
     """
@@ -63,7 +64,7 @@ def prepare_caches(context: CampaignContext, folder: Path, progress: OnProgress,
         remove(old)
     if not wanted:
         return
-    data, teacher = fingerprint(dataset, key), hash_of_weights(context.teacher_model)
+    data, teacher = fingerprint(dataset, key, content), hash_of_weights(context.teacher_model)
     room = config.max_bytes
     for augment, taps in wanted.items():
         cache_key = CacheKey(

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from nas_kd.data import FolderConfig, MemoryDataset
-from nas_kd.data.fingerprint import changing_item, content_hash, fingerprint, spread
+from nas_kd.data.fingerprint import NUM_SAMPLES, changing_item, content_hash, fingerprint, spread
 
 
 def items(**changes: object) -> MemoryDataset:
@@ -24,8 +25,8 @@ def test_content_and_order_of_a_set_in_memory_count_and_labels_do_not() -> None:
     one_byte = clip.clone()
     one_byte[17, 1, 1, 2, 3] ^= 1
     others = [items(clip=one_byte), items(clip=clip.roll(1, 0)), items(clip=clip.mT), items(clip=clip[:, :, :1])]
-    assert {fingerprint(dataset, "clip") for dataset in same} == {fingerprint(base, "clip")}
-    assert len({fingerprint(dataset, "clip") for dataset in (base, *others)}) == 5
+    assert {fingerprint(dataset, "clip", "") for dataset in same} == {fingerprint(base, "clip", "")}
+    assert len({fingerprint(dataset, "clip", "") for dataset in (base, *others)}) == 5
 
 
 def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_files_of_a_folder_that_is_read_item_by_item_count(tmp_path: Path) -> No
     config = FolderConfig(root=tmp_path, frames=1, size=4, cache_dir=tmp_path / "cache")
 
     def current() -> str:
-        return fingerprint(config.load(seed=0).weights.base, "clip")
+        return fingerprint(config.load(seed=0).weights.base, "clip", "")
 
     first = current()
     assert current() == first
@@ -66,7 +67,7 @@ def test_the_identity_of_a_folder_is_the_content_of_all_its_files_wherever_it_li
 
     def current(folder: Path) -> str:
         config = FolderConfig(root=folder, frames=1, size=4, cache_dir=tmp_path / "cache")
-        return content_hash(config.load(seed=0).weights.base)
+        return content_hash(config.load(seed=0).weights.base)[0]
 
     first = current(root)
     shutil.copytree(root, tmp_path / "moved")
@@ -80,6 +81,42 @@ def test_the_identity_of_a_folder_is_the_content_of_all_its_files_wherever_it_li
         changed.add(current(tmp_path / "moved"))
         path.write_bytes(content)
     assert len(changed - {first}) == 5
+
+
+class Own:
+    """A set of a user, read item by item."""
+
+    def __init__(self) -> None:
+        self.values = list(range(100))
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.asked.append(index)
+        return {"clip": torch.tensor(self.values[index]), "label": torch.tensor(0)}
+
+
+def test_of_a_set_that_says_nothing_of_its_content_every_item_counts_as_far_as_time_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = Own()
+    first, read = content_hash(own)
+    assert read == 100
+    assert sorted(own.asked) == list(range(100))
+    for index in range(100):
+        other = Own()
+        other.values[index] += 1
+        assert content_hash(other)[0] != first
+    monkeypatch.setattr("nas_kd.data.fingerprint.READ_S", 0.0)
+    slow = Own()
+    partly, read = content_hash(slow)
+    assert read == NUM_SAMPLES
+    assert sorted(slow.asked) == sorted({*range(0, 100, 8), 4, 20, 36, 52, 68, 84} & {*slow.asked})  # all over the set
+    monkeypatch.setattr("nas_kd.data.fingerprint.READ_S", 1e9)
+    assert content_hash(Own(), read) == (partly, read)  # a faster start reads as many, so that both can be compared
+    assert fingerprint(own, "clip", first) != fingerprint(own, "clip", partly)
 
 
 class Windows:

@@ -183,7 +183,7 @@ def test_data_that_changed_under_the_same_names_are_never_answered_from_the_old_
     order = np.random.default_rng(0).permutation(len(rows))
     table.write_text("\n".join(["path,label,split", *(rows[i] for i in order)]) + "\n")
     with pytest.raises(
-        ValueError, match=r"was begun with other training data \(other items\), other validation data .*: its"
+        ValueError, match=r"was begun with other training data \(other content or order\), other val.*: its"
     ):
         agreement()
     # Begun again in the same process: neither the cache nor the context of before may answer.
