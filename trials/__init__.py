@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from nas_kd.trials.known_costs import KnownCosts
     from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
     from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, CostKind, Objective, Ranking
+    from nas_kd.trials.pace import Underway, Work, ended_pace, time_left
     from nas_kd.trials.passwords import has_password, masked
-    from nas_kd.trials.progress import Progress, time_left
+    from nas_kd.trials.progress import Progress
     from nas_kd.trials.record import (
         SCHEMA_VERSION,
         Cost,
@@ -81,10 +82,13 @@ __all__ = [
     "TrialFn",
     "TrialRecord",
     "TrialStopped",
+    "Underway",
+    "Work",
     "build_sampler",
     "check_cluster",
     "check_database",
     "check_url",
+    "ended_pace",
     "has_password",
     "is_driven",
     "masked",
@@ -105,7 +109,7 @@ _NAMES = {
     "ledger": "COST_CONVENTION Ledger ProposedTrial is_driven",
     "objectives": "COSTS MEASURED_LATENCY Constraint CostKind Objective Ranking",
     "passwords": "has_password masked",
-    "progress": "Progress time_left",
+    "progress": "Progress",
     "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",
     "resources": "Executor Resources",
     "cluster": "NodeView",
@@ -113,6 +117,7 @@ _NAMES = {
     "samplers": "SAMPLERS MutationSampler build_sampler proposal_seed",
     "scheduler": "RungScheduler should_stop",
     "storage": "DamagedJournalError StorageError check_database check_url",
+    "pace": "Underway Work ended_pace time_left",
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 

@@ -16,6 +16,7 @@ from nas_kd.trials.files import remove_checkpoints, trial_directory
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger, ProposedTrial
+from nas_kd.trials.pace import Work
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler
@@ -37,6 +38,7 @@ class Driver:
         seed: int,
         sampler: str = "tpe",
         known_costs: KnownCosts | None = None,
+        work: Work | None = None,
         scheduler: RungScheduler | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
@@ -51,6 +53,7 @@ class Driver:
         self._seed = seed
         self._sampler = sampler
         self._known_costs = known_costs
+        self._work = work
         self._scheduler = scheduler
         self._on_event = on_event
         self._num_ended = 0  # counted once: a count of the ledger takes longer the more trials there are
@@ -90,7 +93,7 @@ class Driver:
             assignment, kind = self._left_running.popleft(), "continued"
         elif self.has_work():
             proposal = self.ledger.ask(
-                self._space, sampler=self._sampler, seed=self._seed, known_costs=self._known_costs
+                self._space, sampler=self._sampler, seed=self._seed, known_costs=self._known_costs, work=self._work
             )
             assignment = self._assign(proposal)
         else:
@@ -163,6 +166,7 @@ class Driver:
             metric=self.ledger.metric,
             ranking=self.ledger.ranking,
             config_hash=str(self.ledger.metadata.get("config_hash", "")),
+            work=proposal.work,
         )
 
     def announce(
@@ -190,5 +194,6 @@ class Driver:
                 message=report.message,
                 values=report.values,
                 record=record,
+                work=None if assignment is None else assignment.work,
             )
         )

@@ -31,6 +31,8 @@ class Event:
     message: str = ""
     values: Mapping[str, float] | None = None
     record: TrialRecord | None = None
+    work: float | None = None
+    """Of a trial that starts: what its time grows with, where that is known."""
 
 
 OnEvent = Callable[[Event], None]

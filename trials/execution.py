@@ -30,6 +30,7 @@ class Assignment:
     metric: Metric
     ranking: Ranking
     config_hash: str
+    work: float | None = None
 
     def record_without_result(
         self,

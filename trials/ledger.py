@@ -34,6 +34,7 @@ from nas_kd.trials.files import FileLock, is_locked
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, Ranking
+from nas_kd.trials.pace import Work
 from nas_kd.trials.passwords import masked
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.recovery import check_sound, open_or_renew, trials_of_folders
@@ -62,6 +63,8 @@ class ProposedTrial:
     number: int
     knobs: Mapping[str, KnobValue]
     seed: int | None = None
+    work: float | None = None
+    """What its time grows with, where that is known."""
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -246,7 +249,13 @@ class Ledger:
         return number + (sum(map(is_queued, self._trials())) if "queued" in states else 0)
 
     def ask(
-        self, space: KnobSpace, *, sampler: str = "tpe", seed: int = 0, known_costs: KnownCosts | None = None
+        self,
+        space: KnobSpace,
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        known_costs: KnownCosts | None = None,
+        work: Work | None = None,
     ) -> ProposedTrial:
         """Propose the next trial and record it as running. Queued trials come first.
 
@@ -257,6 +266,7 @@ class Ledger:
             sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
             seed: The campaign's.
             known_costs: What is known of a trial from its knobs, for samplers that can use it.
+            work: What the time of a trial grows with; kept with the trial.
 
         Raises:
             ValueError: A queued trial has values that the space does not hold.
@@ -274,9 +284,10 @@ class Ledger:
                 # A sampler that knows no costs proposes again; at last the one that knows them decides.
                 other = sampler if attempt < _MAX_PROPOSALS else "known_cost"
                 proposed = self._proposed(trials, number, space, other, seed + attempt * 1_000_003, known_costs)
-            self._write_proposal(proposed, trials, waiting)
+            own_work = None if work is None else work(proposed.params)
+            self._write_proposal(proposed, trials, waiting, own_work)
             own_seed = None if waiting is None else waiting.user_attrs.get("seed")
-            return ProposedTrial(number, dict(proposed.params), own_seed)
+            return ProposedTrial(number, dict(proposed.params), own_seed, own_work)
 
     def _proposed(
         self,
@@ -300,7 +311,11 @@ class Ledger:
         return self._translation.view(trials, space, _directions(self.ranking), self.ranking)
 
     def _write_proposal(
-        self, proposed: FrozenTrial, trials: Sequence[FrozenTrial], waiting: FrozenTrial | None
+        self,
+        proposed: FrozenTrial,
+        trials: Sequence[FrozenTrial],
+        waiting: FrozenTrial | None,
+        work: float | None,
     ) -> None:
         stored_names = self._translation.stored_names(proposed.distributions, trials)
         attributes = {key: value for key, value in proposed.system_attrs.items() if key != FIXED}
@@ -310,7 +325,7 @@ class Ledger:
                 state=TrialState.RUNNING,
                 params={stored_names[name]: value for name, value in proposed.params.items()},
                 distributions={stored_names[name]: item for name, item in proposed.distributions.items()},
-                user_attrs={"knobs": dict(proposed.params)},
+                user_attrs={"knobs": dict(proposed.params)} | ({} if work is None else {"work": work}),
                 system_attrs=attributes,
             )
             self._storage.create_new_trial(self._study_id, template_trial=template)
@@ -323,11 +338,18 @@ class Ledger:
                 self._storage.set_trial_param(trial_id, stored_names[name], internal, distribution)
         for key, value in attributes.items():
             self._storage.set_trial_system_attr(trial_id, key, value)
+        if work is not None and waiting.user_attrs.get("work") != work:
+            self._storage.set_trial_user_attr(trial_id, "work", work)
         self._storage.set_trial_user_attr(trial_id, "knobs", dict(proposed.params))
         self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
 
     def enqueue(
-        self, cells: Iterable[Mapping[str, KnobValue]], space: KnobSpace, *, seed: int | None = None
+        self,
+        cells: Iterable[Mapping[str, KnobValue]],
+        space: KnobSpace,
+        *,
+        seed: int | None = None,
+        work: Work | None = None,
     ) -> list[int]:
         """Queue trials, in order; they are proposed before anything from the sampler.
 
@@ -338,6 +360,7 @@ class Ledger:
             space: The knobs, to check the values against.
             seed: With it these trials run, instead of one that follows from their number. Trials that were queued
                 with another one are others.
+            work: What the time of a trial grows with; kept with the trial.
 
         Returns:
             The numbers of the trials; earlier ones where the same values were queued before, so that a campaign file
@@ -368,7 +391,9 @@ class Ledger:
                     if earlier.state == TrialState.WAITING and not is_queued(earlier):
                         self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
                     continue
-                attributes = {"queued": values} | ({} if seed is None else {"seed": seed})
+                attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
+                own_work = None if work is None else work(values)
+                attributes |= {} if own_work is None else {"work": own_work}
                 template = create_trial(state=TrialState.WAITING, user_attrs=attributes)
                 trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
                 numbers[key] = self._storage.get_trial_number_from_id(trial_id)
@@ -437,10 +462,23 @@ class Ledger:
     def running(self) -> list[ProposedTrial]:
         """Trials that were proposed and are not recorded yet. After a crash, run them again under their numbers."""
         return [
-            ProposedTrial(trial.number, dict(trial.user_attrs["knobs"]), trial.user_attrs.get("seed"))
+            ProposedTrial(
+                trial.number,
+                dict(trial.user_attrs["knobs"]),
+                trial.user_attrs.get("seed"),
+                trial.user_attrs.get("work"),
+            )
             for trial in self._trials()
             if trial.state == TrialState.RUNNING
         ]
+
+    def works(self) -> dict[int, float]:
+        """What the time of trials grows with, by number, where it is known; withdrawn trials are left out."""
+        return {
+            trial.number: trial.user_attrs["work"]
+            for trial in self._trials()
+            if "work" in trial.user_attrs and (trial.state != TrialState.WAITING or is_queued(trial))
+        }
 
     def records(self) -> list[TrialRecord]:
         """The records of all trials that have ended, by number."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,11 +18,11 @@ from rich.text import Text
 from nas_kd.trials.dominance import front
 from nas_kd.trials.events import Event
 from nas_kd.trials.objectives import COSTS, Ranking
+from nas_kd.trials.pace import Underway, ended_pace, time_left
 from nas_kd.trials.record import KnobValue, TrialRecord
 
 _MAX_KNOBS = 6  # of a trial in a plain line
 _KNOBS_WIDTH = 36  # characters of the table's column
-_LEAST_SHARE = 0.1  # of a running trial that must be done before its pace says how long it takes
 _STATE_STYLES = {"running": "cyan", "complete": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -37,6 +37,7 @@ class _Row:
     started_at: float | None = None
     reported_at: float | None = None  # first: before it, a process starts
     first_fraction: float = 0.0
+    work: float | None = None
 
 
 def format_count(value: float | None) -> str:
@@ -66,18 +67,6 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def time_left(duration: float, left: Sequence[float], num_waiting: int, *, at_once: int) -> float:
-    """Seconds until the last trial of a campaign ends.
-
-    Args:
-        duration: Of a trial, in seconds.
-        left: Seconds that each running trial still takes.
-        num_waiting: How many trials have not begun.
-        at_once: How many run at a time.
-    """
-    return max([(sum(left) + num_waiting * duration) / at_once, *left])
-
-
 class Progress:
     """Shows events. Give it to `run_trials` as `on_event`, inside its `with` block.
 
@@ -86,6 +75,8 @@ class Progress:
     Args:
         ranking: Of the ledger; its objectives are shown, and the front so far is marked.
         records: Of trials that ended before this run.
+        works: Number of a trial -> what its time grows with, where known: of those before this run, and queued ones.
+        hypervolume: Records -> the share of a box that their front dominates, to be shown beside it.
         console: Where to write; by default standard output.
         max_rows: Rows of the live table. Running trials come first, then the front, then the latest.
     """
@@ -95,6 +86,8 @@ class Progress:
         ranking: Ranking,
         records: Sequence[TrialRecord] = (),
         *,
+        works: Mapping[int, float] = MappingProxyType({}),
+        hypervolume: Callable[[Sequence[TrialRecord]], float | None] | None = None,
         console: Console | None = None,
         max_rows: int = 20,
     ) -> None:
@@ -102,7 +95,13 @@ class Progress:
         self._console = console or Console()
         self._max_rows = max_rows
         self._rows = {record.number: _row_of(record) for record in records}
-        self._durations = [each.durations_s["total"] for each in records if "total" in each.durations_s]
+        self._pace = ended_pace(records, works)
+        self._works = dict(works)
+        self._queued = {number: work for number, work in works.items() if number not in self._rows}
+        self._measure = hypervolume
+        self._hypervolume: float | None = None
+        self._measure_from = 0.0  # when the front may be measured again
+        self._measure_front()
         self._most_at_once = 1
         self._num_ended = len(self._rows)
         self._num_trials = 0
@@ -140,7 +139,11 @@ class Progress:
         """Keep what an event of a trial says."""
         now = time.monotonic()
         if event.kind in ("started", "continued", "retried"):
-            self._rows[number] = _Row(number, event.knobs, message=event.message or "starting", started_at=now)
+            message = event.message or "starting"
+            self._rows[number] = _Row(number, event.knobs, message=message, started_at=now, work=event.work)
+            self._queued.pop(number, None)
+            if event.work is not None:
+                self._works[number] = event.work
             self._most_at_once = max(self._most_at_once, len(self._running()))
         row = self._rows.setdefault(number, _Row(number, event.knobs))
         row.message = event.message or row.message
@@ -151,8 +154,12 @@ class Progress:
         if event.record is not None:
             started_at = row.started_at if row.reported_at is None else row.reported_at
             elapsed = 0.0 if started_at is None else now - started_at
-            self._durations.append(event.record.durations_s.get("total", elapsed))
+            complete = event.record.state == "complete"
+            seconds = event.record.durations_s.get("total", elapsed)
+            self._pace.add(seconds, self._works.get(number), complete=complete)
             self._rows[number] = _row_of(event.record)
+            if complete:
+                self._measure_front()
 
     def _running(self) -> list[_Row]:
         return [row for row in self._rows.values() if row.state == "running"]
@@ -173,30 +180,35 @@ class Progress:
         chosen = front([self._ranking.values(record) for record in kept], self._ranking.maximize)
         return {kept[i].number for i in chosen}
 
-    def eta_s(self) -> float | None:
-        """Seconds until the campaign ends; None where nothing is known of how long a trial takes.
+    def _measure_front(self) -> None:
+        """Measure the hypervolume of the front, as long as that takes at most a tenth of the time."""
+        begun = time.monotonic()
+        if self._measure is None or begun < self._measure_from:
+            return
+        records = [row.record for row in self._rows.values() if row.record and row.record.state == "complete"]
+        if records:
+            self._hypervolume = self._measure(records)
+            now = time.monotonic()
+            self._measure_from = now + 10 * (now - begun)
 
-        A trial takes the mean time of those that ended, before this run too; until there is one, the time that the
-        progress of the running trials gives. As many are taken to run at once as have done so in this run.
+    def eta_s(self) -> float | None:
+        """Seconds until the last trial ends; None where nothing is known of how long a trial takes.
+
+        As many are taken to run at once as have done so in this run. See `nas_kd.trials.pace`.
         """
         running = self._running()
-        duration = self._mean_duration(running)
-        if duration is None or self._num_ended >= self._num_trials:
+        if self._num_ended >= self._num_trials:
             return None
-        left = [(1 - row.fraction) * duration for row in running]
-        num_waiting = max(self._num_trials - self._num_ended - len(running), 0)
-        return time_left(duration, left, num_waiting, at_once=self._most_at_once)
-
-    def _mean_duration(self, running: Sequence[_Row]) -> float | None:
-        """Seconds that a trial takes."""
-        if self._durations:
-            return sum(self._durations) / len(self._durations)
-        paces = []
-        for row in running:
-            share = row.fraction - row.first_fraction
-            if row.reported_at is not None and share >= _LEAST_SHARE:
-                paces.append((time.monotonic() - row.reported_at) / share)
-        return sum(paces) / len(paces) if paces else None
+        waiting = max(self._num_trials - self._num_ended - len(running), 0)
+        queued = list(self._queued.values())[:waiting]
+        return time_left(
+            self._pace,
+            [_underway(row) for row in running],
+            queued,
+            waiting - len(queued),
+            mean_work=sum(self._works.values()) / len(self._works) if self._works else None,
+            at_once=self._most_at_once,
+        )
 
     def describe(self, event: Event) -> str:
         """An event as one line of plain text."""
@@ -212,6 +224,8 @@ class Progress:
                 words.append("(front)")
             if event.record.error:
                 words.append(event.record.reason() or "")
+            if event.record.state == "complete" and self._hypervolume is not None:
+                words.append(f"- hypervolume {self._hypervolume:.4f}")
             eta = self.eta_s()
             if eta is not None:
                 words.append(f"- {format_duration(eta)} left")
@@ -245,6 +259,7 @@ class Progress:
             )
         hidden = len(self._rows) - table.row_count
         foot = f"{self._num_ended} of {self._num_trials} trials ended, {len(on_front)} on the front"
+        foot += f", hypervolume {self._hypervolume:.4f}" if self._hypervolume is not None else ""
         foot += f", {hidden} not shown" if hidden else ""
         eta = self.eta_s()
         foot += f", about {format_duration(eta)} left" if eta is not None else ""
@@ -304,6 +319,13 @@ def _values_text(knobs: Mapping[str, KnobValue], shown: Sequence[tuple[str, str]
         elif value is not None:
             words.append(f"{short}={value}")
     return ", ".join(words)
+
+
+def _underway(row: _Row) -> Underway:
+    """A running trial from its first report on: until then, a process starts."""
+    if row.reported_at is None:
+        return Underway(row.work, 0.0)
+    return Underway(row.work, time.monotonic() - row.reported_at, row.fraction, row.first_fraction)
 
 
 def _row_of(record: TrialRecord) -> _Row:

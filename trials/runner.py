@@ -23,6 +23,7 @@ from nas_kd.trials.inline import run_inline
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger
+from nas_kd.trials.pace import Work
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.scheduler import RungScheduler
 
@@ -114,6 +115,7 @@ def run_trials(
     seed: int = 0,
     sampler: str = "tpe",
     known_costs: KnownCosts | None = None,
+    work: Work | None = None,
     scheduler: RungScheduler | None = None,
     on_event: OnEvent | None = None,
 ) -> Summary:
@@ -129,6 +131,7 @@ def run_trials(
         seed: With one trial at a time, the same seed gives the same proposals, resumed or not.
         sampler: A name in `nas_kd.trials.samplers.SAMPLERS`.
         known_costs: What is known of a trial from its knobs, for samplers that can use it.
+        work: What the time of a trial grows with, by which the time left is told.
         scheduler: Stops trials early; by default none is.
         on_event: Called with everything that happens, in this process.
 
@@ -148,6 +151,7 @@ def run_trials(
         seed=seed,
         sampler=sampler,
         known_costs=known_costs,
+        work=work,
         scheduler=scheduler,
         on_event=on_event,
     )

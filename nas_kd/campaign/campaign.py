@@ -20,7 +20,7 @@ from nas_kd.preflight.rehearsal import rehearse
 from nas_kd.preparation.output_checks import describe_certainty, describe_classes
 from nas_kd.preparation.ranking import check_costs, check_metrics, describe_ranking
 from nas_kd.preparation.shared import prepare_search
-from nas_kd.preparation.study import known_costs, study_knobs
+from nas_kd.preparation.study import known_costs, study_knobs, trial_work
 from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.runs.latencies import measure_latencies
 from nas_kd.runs.run import Run, shown_records
@@ -37,6 +37,7 @@ from nas_kd.trials import (
     RungScheduler,
     StorageError,
     Summary,
+    Work,
     has_password,
     proposal_seed,
     run_trials,
@@ -86,6 +87,7 @@ class Campaign:
         self._num_trials = config.trials
         self._derived: list[dict[str, KnobValue]] = []
         self._known_costs: KnownCosts | None = None
+        self._work: Work | None = None
         self.ledger: Ledger | None = None
         self._context: CampaignContext | None = None
 
@@ -178,20 +180,21 @@ class Campaign:
     def _enqueue(self, ledger: Ledger, cells: Sequence[Cell], note: Note) -> None:
         """Queue what runs before the sampler proposes anything."""
         config, options = self.config, self.config.budget.options
+        work = self._work = trial_work(config, self._known_costs)
         if cells:
             # One seed for all: differences between cells are then taken seed by seed. Not the campaign's own, with
             # which the teacher begins: a student that begins from its weights would be close to it from the start.
             seed = proposal_seed(config.seed, 0)
-            numbers = ledger.enqueue(cells, self._knobs, seed=seed)
+            numbers = ledger.enqueue(cells, self._knobs, seed=seed, work=work)
             done = {record.number for record in ledger.records()}
             note(f"grid: {len(cells)} cells, {sum(number in done for number in numbers)} of them have ended")
         elif self._derived:  # the gates' choice at each budget before the sampler decides
-            numbers = ledger.enqueue(self._derived[: config.trials], self._knobs)
+            numbers = ledger.enqueue(self._derived[: config.trials], self._knobs, work=work)
         elif isinstance(options, BudgetRange):
             numbers = []
         else:  # each budget once before the sampler decides
             budgets = [{config.budget.knob: value} for value in options[: config.trials]]
-            numbers = ledger.enqueue(budgets, self._knobs)
+            numbers = ledger.enqueue(budgets, self._knobs, work=work)
         withdrawn = ledger.withdraw(keep=numbers)
         if withdrawn:
             note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
@@ -242,6 +245,7 @@ class Campaign:
             seed=config.seed,
             sampler=config.sampler,
             known_costs=self._known_costs,
+            work=self._work,
             scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
             on_event=on_event,
         )

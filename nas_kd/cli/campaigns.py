@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,7 @@ def search(
     with plain_errors(), termination_is_interrupt():
         from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
         from nas_kd.config import load_config
+        from nas_kd.runs import hypervolume
         from nas_kd.trials import Progress as TrialsProgress
 
         config = load_config(file, overrides or ())
@@ -81,7 +83,14 @@ def search(
             except KeyboardInterrupt:  # as while trials run; the teacher goes on from its last epoch
                 say("interrupted; run the same command again to continue")
                 raise typer.Exit(130) from None
-            with TrialsProgress(ledger.ranking, ledger.records(), console=console) as table:
+            shown = TrialsProgress(
+                ledger.ranking,
+                ledger.records(),
+                works=ledger.works(),
+                hypervolume=partial(hypervolume, ranking=ledger.ranking),
+                console=console,
+            )
+            with shown as table:
                 result = campaign.run(table)
         say(result.summary)
         say(f"next: nas-kd report {config.run_dir}")

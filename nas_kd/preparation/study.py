@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nas_kd.config import CampaignConfig
 from nas_kd.config.budget import BudgetRange
 from nas_kd.preparation.prior import LEAST_COMPARED, InheritedPrior
 from nas_kd.preparation.ranking import known_objectives
@@ -12,7 +13,7 @@ from nas_kd.search_spaces import SearchSpace
 from nas_kd.trial import CampaignContext
 from nas_kd.trial.context import all_knobs
 from nas_kd.trial.study_values import CHOICE_PREFIX, study_choices
-from nas_kd.trials import ChoiceKnob, FloatKnob, Knob, KnobValue, KnownCosts, parse_knobs
+from nas_kd.trials import ChoiceKnob, FloatKnob, Knob, KnobValue, KnownCosts, Work, parse_knobs
 
 CHEAPEST_SHARE = 0.5  # of the lowest budget: what the sampler proposes costs at least that
 
@@ -43,6 +44,26 @@ def searched_knobs(space: SearchSpace) -> dict[str, Knob]:
     """The variables and knobs of the space as knobs of the study; those with one choice are left out."""
     knobs: dict[str, Knob] = {CHOICE_PREFIX + n: ChoiceKnob(values=v) for n, v in space.variables.items() if len(v) > 1}
     return knobs | space_knobs(space)
+
+
+def trial_work(config: CampaignConfig, costs: KnownCosts | None) -> Work:
+    """What the time of a trial grows with: the cost of its student, or the budget, times the epochs of retraining.
+
+    Args:
+        config: of the campaign.
+        costs: known before the trials; None where each trial searches by itself.
+    """
+
+    def work(values: Mapping[str, KnobValue]) -> float | None:
+        try:
+            cost = values[config.budget.knob] if costs is None else costs.cost(values)
+        except KeyError:  # a cell of a grid leaves it to the sampler
+            return None
+        dotted = {name: value for name, value in values.items() if name.startswith("retrain.")}
+        retrain = config.with_knobs(dotted).retrain if dotted else config.retrain
+        return float(cost) * retrain.epochs * retrain.num_seeds
+
+    return work
 
 
 def known_costs(context: CampaignContext, found: SearchFound | None = None) -> KnownCosts:

@@ -6,7 +6,7 @@ from nas_kd.runs.exports import export, export_front, export_name, pick
 from nas_kd.runs.results import compare, report, table
 from nas_kd.runs.run import Run, load_run
 from nas_kd.runs.runtimes import bench
-from nas_kd.runs.status import RunStatus, status
+from nas_kd.runs.status import RunStatus, hypervolume, status
 
 __all__ = [
     "Run",
@@ -16,6 +16,7 @@ __all__ = [
     "export",
     "export_front",
     "export_name",
+    "hypervolume",
     "load_run",
     "pick",
     "report",

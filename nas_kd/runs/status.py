@@ -17,7 +17,7 @@ from rich.text import Text
 from nas_kd.runs.results import run_progress
 from nas_kd.runs.run import is_run, open_run, shown_records
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
-from nas_kd.trials import KnobValue, Ranking, TrialRecord, is_driven, time_left
+from nas_kd.trials import KnobValue, Ledger, Ranking, TrialRecord, Underway, ended_pace, is_driven, time_left
 from nas_kd.trials.execution import LOCK_NAME
 from nas_kd.trials.files import trial_directory
 from nas_kd.trials.ledger import DRIVER_LOCK
@@ -75,8 +75,8 @@ class RunStatus:
         front: the front so far, by increasing second objective.
         hypervolume: share of the box of the report that the front dominates; None without a front.
         elapsed_s: seconds from the start of the first trial until now, or until the last one ended.
-        eta_s: seconds until the last trial ends, by the mean time of those that ended and by how many run at once; None
-            where it is not known, or nothing runs.
+        eta_s: seconds until the last trial ends, by the time that those that ended took for the FLOPs and epochs they
+            had, and by how many run at once; None where it is not known, or nothing runs.
     """
 
     run: str
@@ -123,7 +123,7 @@ def status(run_dir: Path | str) -> RunStatus:
         state = _stage(run_dir)
     counts = {kind: sum(record.state == kind for record in records) for kind in ("complete", "failed", "stopped")}
     ranking = config.ranking
-    front, hypervolume = _front(shown_records(run_dir, config, records), ranking)
+    front, dominated = _front(shown_records(run_dir, config, records), ranking)
     return RunStatus(
         run=str(run_dir),
         name=config.name,
@@ -134,9 +134,9 @@ def status(run_dir: Path | str) -> RunStatus:
         running=running,
         objectives=tuple(objective.name for objective in ranking.objectives),
         front=front,
-        hypervolume=hypervolume,
+        hypervolume=dominated,
         elapsed_s=_elapsed(records, now if progress.is_driven else None),
-        eta_s=_eta(records, running, progress.planned) if state == "trials" else None,
+        eta_s=_eta(ledger, records, running, progress.planned) if state == "trials" else None,
     )
 
 
@@ -199,6 +199,11 @@ def _front(records: Sequence[TrialRecord], ranking: Ranking) -> tuple[tuple[Fron
     return placed, front.hypervolume if placed else None
 
 
+def hypervolume(records: Sequence[TrialRecord], *, ranking: Ranking) -> float | None:
+    """Share of the box of the report that the front of some trials dominates; None without a front."""
+    return _front(records, ranking)[1]
+
+
 def _elapsed(records: Sequence[TrialRecord], now: float | None) -> float | None:
     """Seconds from the start of the first trial until now, or without it until the last one ended."""
     starts = [datetime.datetime.fromisoformat(r.started_at).timestamp() for r in records if r.started_at]
@@ -212,14 +217,21 @@ def _elapsed(records: Sequence[TrialRecord], now: float | None) -> float | None:
     return (max(ends) if now is None else now) - min(starts)
 
 
-def _eta(records: Sequence[TrialRecord], running: Sequence[RunningTrial], planned: int) -> float | None:
-    durations = [record.durations_s["total"] for record in records if "total" in record.durations_s]
-    if not durations or len(records) >= planned:
+def _eta(ledger: Ledger, records: Sequence[TrialRecord], running: Sequence[RunningTrial], planned: int) -> float | None:
+    waiting = max(planned - len(records) - len(running), 0)
+    if not waiting and not running:
         return None
-    duration = sum(durations) / len(durations)
-    left = [max(duration - (trial.elapsed_s or 0.0), 0.0) for trial in running]
-    num_waiting = max(planned - len(records) - len(running), 0)
-    return time_left(duration, left, num_waiting, at_once=max(len(running), 1))
+    works = ledger.works()
+    begun = {record.number for record in records} | {trial.number for trial in running}
+    queued = [work for number, work in works.items() if number not in begun][:waiting]
+    return time_left(
+        ended_pace(records, works),
+        [Underway(works.get(trial.number), trial.elapsed_s or 0.0) for trial in running],
+        queued,
+        waiting - len(queued),
+        mean_work=sum(works.values()) / len(works) if works else None,
+        at_once=max(len(running), 1),
+    )
 
 
 def render(status: RunStatus) -> Group:

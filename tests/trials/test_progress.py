@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -141,9 +142,9 @@ def test_time_left_goes_by_the_time_of_a_trial_and_how_many_run_at_once(monkeypa
     progress(Event("ended", 1, 8, number=0, knobs=KNOBS, record=record))
     assert progress.eta_s() == pytest.approx((40 + 6 * 40) / 2)  # measured from its first report on
     progress(Event("started", 1, 8, number=2, knobs=KNOBS))
-    progress(Event("progress", 1, 8, number=1, fraction=0.5))
+    progress(Event("progress", 1, 8, number=1, fraction=0.5))  # 40 s by now: half of it as the other, half by itself
     progress(Event("progress", 1, 8, number=2, fraction=0.25))
-    assert progress.eta_s() == pytest.approx((20 + 30 + 5 * 40) / 2)
+    assert progress.eta_s() == pytest.approx((0.5 * (0.5 * 80 + 0.5 * 40) + 30 + 5 * 40) / 2)
     for number in range(1, 7):
         progress(Event("ended", number + 1, 8, number=number, knobs=KNOBS, record=timed(number, 60.0)))
     progress(Event("started", 7, 8, number=7, knobs=KNOBS))
@@ -161,6 +162,25 @@ def test_time_left_of_a_resumed_run_goes_by_the_trials_before() -> None:
     progress = Progress(RANKING, [timed(0, 20.0), timed(1, 40.0)], console=console)
     progress(event("begun", 2))
     assert progress.eta_s() == pytest.approx(60.0)
+
+
+def test_the_table_and_the_log_tell_the_hypervolume_of_the_front() -> None:
+    file, console = plain()
+    seen: list[list[int]] = []
+
+    def measure(records: Sequence[TrialRecord]) -> float:
+        seen.append([record.number for record in records])
+        return 0.25 * len(records)
+
+    with Progress(RANKING, [timed(0, 1.0)], hypervolume=measure, console=console) as progress:
+        progress(ended(1, 2))
+        progress(ended(2, 3, state="failed"))  # changes nothing
+    assert seen == [[0], [0, 1]]
+    assert "- hypervolume 0.5000 - " in file.getvalue().splitlines()[0]
+    assert "hypervolume" not in file.getvalue().splitlines()[1]
+    recorder = Console(file=io.StringIO(), width=120, record=True)
+    recorder.print(progress.render())
+    assert "on the front, hypervolume 0.5000, " in recorder.export_text()
 
 
 def test_the_live_table_tells_trials_apart_by_their_knobs() -> None:
