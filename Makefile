@@ -38,7 +38,7 @@ docs:
 	test -x $(VENV)-docs/bin/mkdocs || ($(PYTHON) -m venv $(VENV)-docs && $(VENV)-docs/bin/python -m pip install --quiet \
 		--disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8')
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
-	@echo "site/index.html; its search needs a server: python -m http.server --directory site"
+	@echo "site/index.html"
 
 # The campaigns of docs/gallery.md and their pictures; one of them: make gallery GALLERY=saliency
 GALLERY ?= $(basename $(notdir $(wildcard examples/gallery/*.yaml)))

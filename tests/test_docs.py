@@ -106,6 +106,12 @@ def test_example_campaigns_are_valid(path: Path) -> None:
     assert load_config(path).name == path.stem
 
 
+def test_the_site_loads_nothing_from_a_network() -> None:
+    scripts = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["extra"]["polyfills"]
+    assert any("iframe-worker" in name for name in scripts), "else the plugin `offline` adds one from a network"
+    assert all((ROOT / "docs" / name).is_file() for name in scripts)
+
+
 def test_the_gallery_has_each_of_its_campaigns_with_command_and_picture() -> None:
     page = (ROOT / "docs" / "gallery.md").read_text()
     campaigns = sorted(path.stem for path in (ROOT / "examples" / "gallery").glob("*.yaml"))
