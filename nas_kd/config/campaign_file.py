@@ -167,13 +167,12 @@ class CampaignConfig(Section):
         if isinstance(value.get("data"), dict) and "source" not in value["data"]:
             value = {**value, "data": {"source": "generated", **value["data"]}}
         task, data = value.get("task"), value.get("data")
-        source = data.get("source") if isinstance(data, Mapping) else None
         try:
             known = find_task(task) if isinstance(task, str) else None
         except ValueError:  # said below
             known = None
         own = _merged(known.defaults, value) if known is not None else value
-        return _with_kind_of_search(_merged(input_type_of_file(known, source).defaults, own))
+        return _with_kind_of_search(_merged(input_type_of_file(known, data).defaults, own))
 
     @model_validator(mode="wrap")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -17,7 +17,6 @@ from nas_kd.data.splits import Splits
 class FeatureFramesConfig(CachedConfig):
     """The `data` section of a source of frame features, whose data sets list their `entries` of the cache."""
 
-    gives_features: ClassVar[bool] = True
     stored_by: ClassVar[str] = "data.stored_frames"
 
     frames: int | None = Field(
@@ -32,6 +31,10 @@ class FeatureFramesConfig(CachedConfig):
         description="Frames of an item that are kept, for windows in time (`augment.temporal`); nets see `frames` of "
         "them. By default `frames`.",
     )
+
+    @classmethod
+    def gives_features(cls, section: Mapping[str, object]) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _stores_what_is_seen(self) -> Self:

@@ -36,8 +36,16 @@ class OwnConfig(SourceConfig):
     stored_by: ClassVar[str] = "longer samples, and `frames` of what data.function returns"
 
     source: Literal["own"] = "own"
+    items: Literal["clips", "features"] = Field(
+        default="clips",
+        description="What samples hold; with `features`, the defaults of the file are those of frame features.",
+    )
     function: str = Field(description="module:function; modules in the current directory are found.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+
+    @classmethod
+    def gives_features(cls, section: Mapping[str, object]) -> bool:
+        return section.get("items") == "features"
 
     @field_validator("function")
     @classmethod
@@ -72,6 +80,7 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
         ) from error
     given = function(**config.arguments)
     if isinstance(given, Splits):
+        _check_items(config, given.info)
         _check_sets({name: getattr(given, name) for name in ("weights", "gates", "val", "test")}, given.info)
         return given
     if not isinstance(given, Mapping):
@@ -81,8 +90,18 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
         )
     sets = _sets(config.function, given)
     info = _info(config.function, given, sets["train"])
+    _check_items(config, info)
     _check_sets(sets, info)
     return make_splits(sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share)
+
+
+def _check_items(config: OwnConfig, info: DataInfo) -> None:
+    found: Literal["clips", "features"] = "features" if info.feature_size else "clips"
+    if config.items != found:
+        raise DataError(
+            f"data.items must say what {config.function} gives, but it is {config.items} and samples hold "
+            f"{info.input_key!r}; set data.items: {found}"
+        )
 
 
 def _find(function: str) -> Callable[..., object]:

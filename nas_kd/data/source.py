@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,14 +57,12 @@ class SourceConfig(BaseModel):
     """The `data` section of a source. Subclasses add a literal `source`, the name, and its options.
 
     Attributes:
-        gives_features: whether items are frame features instead of clips.
         decodes: whether `load` decodes files, which `outline` does not.
         stored_by: key by which samples get more frames than nets see; "" where none does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gives_features: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
     stored_by: ClassVar[str] = ""
 
@@ -83,6 +81,15 @@ class SourceConfig(BaseModel):
             root: the folder.
         """
         return None
+
+    @classmethod
+    def gives_features(cls, section: Mapping[str, object]) -> bool:
+        """Whether items are frame features instead of clips.
+
+        Args:
+            section: what the campaign file says, not checked yet.
+        """
+        return False
 
     @property
     def content(self) -> dict[str, Any]:

@@ -44,17 +44,17 @@ def teacher_input_type(task: Task) -> type[InputType]:
     return FeatureInput if task.info.feature_size else ClipInput
 
 
-def input_type_of_file(task: type[Task] | None, source: object) -> type[InputType]:
+def input_type_of_file(task: type[Task] | None, data: object) -> type[InputType]:
     """The kind of input of a campaign file, as far as the file tells; its defaults complete the file.
 
     Args:
         task: of the campaign; None where the file does not name one.
-        source: of the data; what the file says.
+        data: the section of the file, not checked yet.
     """
     if task is not None and task.framewise:
         return KeyFrameInput
-    is_known = isinstance(source, str) and source in SOURCES
-    return FeatureInput if is_known and SOURCES[str(source)].gives_features else ClipInput
+    source = SOURCES.get(str(data.get("source"))) if isinstance(data, Mapping) else None
+    return FeatureInput if source is not None and source.gives_features(data) else ClipInput
 
 
 def input_type_of_bundle(shape: Sequence[int], mean: Rgb | None, keyframe_interval: int | None) -> type[InputType]:

@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from nas_kd.objectives.maps import adapter_for
 from nas_kd.objectives.term import DistillationTerm, TermConfig, TermContext
-from nas_kd.taps import ModelOutput
+from nas_kd.taps import ModelOutput, shapes_given
 from nas_kd.tasks import Batch
+
+_ENCODER = "encoder"
+_NUM_DIMS = 2  # of an encoding, (N, E)
 
 
 def representation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -86,15 +89,16 @@ class FewerFramesConfig(TermConfig):
         training: `serial` uses a trained teacher; `parallel` trains a new one beside the student, on the
             labels alone.
         student: name of the student's module that returns the encoding.
-        teacher: name of the teacher's module that returns the encoding.
+        teacher: name of the teacher's module that returns the encoding; by default `encoder`, and where no module of
+            that name returns one, the encodings are not compared.
     """
 
     representation: float = Field(default=1.0, ge=0)
     prediction: float = Field(default=1.0, ge=0)
     distance: Literal["squared", "kl"] = "squared"
     training: Literal["serial", "parallel"] = "serial"
-    student: str = "encoder"
-    teacher: str = "encoder"
+    student: str = _ENCODER
+    teacher: str | None = None
 
     @property
     def co_trains_teacher(self) -> bool:
@@ -107,6 +111,11 @@ class FewerFramesConfig(TermConfig):
 
     def build(self, context: TermContext) -> DistillationTerm:
         return FewerFramesTerm(self, context)
+
+
+def _gives_encoding(context: TermContext) -> bool:
+    """Whether the teacher has a module of the usual name with an output for the whole video."""
+    return len(shapes_given(context.teacher, context.teacher_example).get(_ENCODER, ())) == _NUM_DIMS
 
 
 class FewerFramesTerm(DistillationTerm):
@@ -127,9 +136,14 @@ class FewerFramesTerm(DistillationTerm):
         self._varying_width = context.varying_width
         self.needs_teacher = bool(self.weights)
         self.adapter: nn.Module | None = None
-        if config.representation > 0:
-            self.tap([(config.student, config.teacher)], "fewer_frames.student", "fewer_frames.teacher")
-            self.ndims = (2,)
+        if config.representation > 0 and (config.teacher or _gives_encoding(context)):
+            self.tap([(config.student, config.teacher or _ENCODER)], "fewer_frames.student", "fewer_frames.teacher")
+            self.ndims = (_NUM_DIMS,)
+        elif config.representation > 0:
+            del self.weights["fewer_frames.representation"]
+            reason = f"no module of the teacher is called {_ENCODER!r} and gives an encoding (N, E)"
+            self.left_out = {"fewer_frames.representation": (reason, "teacher")}
+            self.needs_teacher = bool(self.weights)
 
     def build(self, student: ModelOutput, teacher: ModelOutput) -> None:
         for student_module, teacher_module in self.pairs:
@@ -138,7 +152,7 @@ class FewerFramesTerm(DistillationTerm):
                 ("student", student_module, student_encoding),
                 ("teacher", teacher_module, teacher_encoding),
             ):
-                if found.ndim != 2:
+                if found.ndim != _NUM_DIMS:
                     raise ValueError(
                         f"fewer_frames.{who}: an encoding has the form (N, E), but module {name!r} gives "
                         f"{tuple(found.shape)}; name the module that encodes the whole video"

@@ -176,9 +176,13 @@ class DistillationLoss(nn.Module):
         return {part.name: part.pairs for part in self._parts if part.pairs}
 
     @property
-    def left_out(self) -> dict[str, str]:
-        """Term -> why it adds nothing."""
-        return {part.name: part.why_left_out for part in self._parts if part.why_left_out}
+    def left_out(self) -> dict[str, tuple[str, str]]:
+        """Value that a term does not add -> why, and the key of the objective that names modules for it."""
+        return {
+            name: (reason, f"{part.name}.{key}")
+            for part in self._parts
+            for name, (reason, key) in part.left_out.items()
+        }
 
     @property
     def needs_previous_frame(self) -> bool:

@@ -109,7 +109,7 @@ class LeftOut(DistillationTerm):
 
     def __init__(self, context: TermContext, weight: float, reason: str) -> None:
         super().__init__(context.name, weight)
-        self.why_left_out = reason
+        self.left_out = {context.name: (reason, "pairs")}
 
     def is_active(self, progress: float) -> bool:
         return False

@@ -125,7 +125,8 @@ class DistillationTerm(nn.Module):
         student_keys: module of the student -> key of the `objective` section that names it.
         teacher_keys: module of the teacher -> key of the `objective` section that names it.
         ndims: how many dimensions the outputs of tapped modules may have; empty for any.
-        why_left_out: why the term found nothing to compare and adds nothing; empty where it does.
+        left_out: name of a value that the term does not add, since it found nothing to compare -> why, and the key of
+            the term's options that names modules.
         replaces_task: while the term is active, the task's own loss is left out: the term has the labels in its values.
     """
 
@@ -138,7 +139,7 @@ class DistillationTerm(nn.Module):
     ndims: tuple[int, ...] = ()
     needs_teacher: bool = True
     needs_previous_frame: bool = False
-    why_left_out: str = ""
+    left_out: Mapping[str, tuple[str, str]] = MappingProxyType({})
     replaces_task: bool = False
 
     def __init__(self, name: str, weight: float) -> None:

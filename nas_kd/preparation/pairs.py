@@ -27,15 +27,15 @@ def keep_pairs(pairs: Pairs, section: str, objective: DistillationLoss) -> None:
 
 
 def describe_left_out_terms(section: str, objective: DistillationLoss) -> list[str]:
-    """A sentence for each term of an objective that finds nothing to compare.
+    """A sentence for each value that a term of an objective does not add, since it finds nothing to compare.
 
     Args:
         section: of the campaign file that the objective is.
         objective: built for a student or a supernet.
     """
     return [
-        f"{section}.{term} is left out, since {reason}; name modules at {section}.{term}.pairs to have it"
-        for term, reason in objective.left_out.items()
+        f"{section}.{name} is left out, since {reason}; name modules at {section}.{key} to have it"
+        for name, (reason, key) in objective.left_out.items()
     ]
 
 

@@ -341,7 +341,9 @@ def test_own_features(tmp_path, monkeypatch):
     (tmp_path / "own_features.py").write_text(OWN_FEATURES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    splits = load(OwnConfig(function="own_features:load"), seed=0)
+    with pytest.raises(DataError, match=r"it is clips and samples hold 'features'; set data\.items: features"):
+        load(OwnConfig(function="own_features:load"), seed=0)
+    splits = load(OwnConfig(function="own_features:load", items="features"), seed=0)
     assert (splits.info.input_shape, splits.info.multi_label) == ((4, 5), True)
     assert (splits.info.height, splits.info.width, len(splits.retrain)) == (0, 0, 12)
     (batch,) = ClipLoader(splits.test, 8).epoch(0)
@@ -350,4 +352,4 @@ def test_own_features(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="set augment: none"):
         next(ClipLoader(splits.test, 8, augment="flip").epoch(0))
     with pytest.raises(DataError, match=r"features: \[4, 0\]"):
-        load(OwnConfig(function="own_features:empty"), seed=0)
+        load(OwnConfig(function="own_features:empty", items="features"), seed=0)

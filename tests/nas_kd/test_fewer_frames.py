@@ -14,7 +14,7 @@ import yaml
 from commands import succeed
 from torch import Tensor, nn
 
-from nas_kd.config import CampaignConfig
+from nas_kd.config import CampaignConfig, validate
 from nas_kd.data import DataInfo
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.objectives.fewer_frames import prediction_kl, prediction_squared, representation
@@ -370,3 +370,43 @@ def make(tmp_path: Path) -> Callable[..., CampaignConfig]:
         )
 
     return make
+
+
+class Attention(nn.Module):
+    """A teacher of frame features whose module `encoder` gives something for each frame."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, 6)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.head(self.encoder(frames).mean(1))
+
+
+def test_a_teacher_without_an_encoding_is_distilled_by_its_answers() -> None:
+    case = Case(config())
+    few, whole = case.few, case.all
+    of_answers = DistillationLoss(config(), Multilabel(FEATURES), case.student, Attention(3), few[:1], whole[:1])
+    assert of_answers.left_out == {
+        "fewer_frames.representation": (
+            "no module of the teacher is called 'encoder' and gives an encoding (N, E)", "fewer_frames.teacher",
+        )
+    }  # fmt: skip
+    assert set(of_answers(case.answers()[0], ModelOutput(torch.zeros(2, 3)), BATCH)) == {
+        "task", "fewer_frames.prediction",
+    }  # fmt: skip
+    assert case.objective.left_out == {}
+    with pytest.raises(ValueError, match=r"module 'encoder' gives \(1, 6, 6\)"):  # named, so it is not left out
+        DistillationLoss(
+            config(teacher="encoder"), Multilabel(FEATURES), case.student, Attention(3), few[:1], whole[:1]
+        )
+
+
+def test_own_features_have_the_defaults_of_features() -> None:
+    own = {"source": "own", "function": "a:b"}
+    with_items = validate({"task": "multilabel", "data": {**own, "items": "features"}}, source="test")
+    of_files = validate({"task": "multilabel", "data": {"source": "features", "root": "x"}}, source="test")
+    for section in ("teacher", "space", "budget", "objective", "search"):
+        assert getattr(with_items, section) == getattr(of_files, section)
+    assert validate({"data": own}, source="test").space.name == "clip_cell"

@@ -57,10 +57,9 @@ def own_campaign(kind: str, folder: Path, **changes: Any) -> CampaignConfig:
     SETS.clear()
     SETS.update({name: Own(kind, num) for name, num in {"train": 40, "val": 24, "test": 8}.items()})
     SETS.update({NAMES[kind]: ["a", "b"], "num_classes": 0} if kind in NAMES else {"class_names": ["a", "b"]})
-    of_features = {"teacher": {"model": "frame_sequence"}, "space": {"name": "frame_sequence"}}
-    data = {"source": "own", "function": "test_identity:load"}
-    fields = {"runs": str(folder), "task": TASKS[kind], "data": data, **(of_features if kind == "features" else {})}
-    return validate({**fields, **changes}, source="test")
+    items = "features" if kind == "features" else "clips"
+    data = {"source": "own", "function": "test_identity:load", "items": items}
+    return validate({"runs": str(folder), "task": TASKS[kind], "data": data, **changes}, source="test")
 
 
 def row_of_pixels(own: Own) -> None:

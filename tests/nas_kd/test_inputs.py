@@ -205,16 +205,16 @@ def test_teachers_of_frames_run_on_every_frame_of_a_clip() -> None:
 
 
 def test_a_file_tells_which_defaults_it_has() -> None:
-    names = {
-        ("segmentation", "generated"): "KeyFrameInput",
-        ("segmentation", "features"): "KeyFrameInput",
-        ("classification", "youtube8m"): "FeatureInput",
-        ("classification", "own"): "ClipInput",
-        (None, None): "ClipInput",
-    }
-    assert input_type_of_file(None, {}).__name__ == "ClipInput"
-    for (task, source), name in names.items():
-        assert input_type_of_file(None if task is None else find_task(task), source).__name__ == name
+    for task, data, name in (
+        ("segmentation", {"source": "generated"}, "KeyFrameInput"),
+        ("segmentation", {"source": "features"}, "KeyFrameInput"),
+        ("classification", {"source": "youtube8m"}, "FeatureInput"),
+        ("classification", {"source": "own"}, "ClipInput"),
+        ("multilabel", {"source": "own", "items": "features"}, "FeatureInput"),
+        (None, {"source": []}, "ClipInput"),
+        (None, None, "ClipInput"),
+    ):
+        assert input_type_of_file(None if task is None else find_task(task), data).__name__ == name
     assert Saliency.defaults["space"] == {"name": "saliency"}
     assert space_settings(CLIPS) == {}
     assert space_settings(FEATURES) == {"feature_size": D, "frames": T}
