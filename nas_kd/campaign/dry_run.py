@@ -27,7 +27,7 @@ from nas_kd.files import existing_parent
 from nas_kd.preflight.checked_context import checked_context
 from nas_kd.preflight.overview import describe_disk
 from nas_kd.preflight.rehearsal import NUM_ITEMS, Rehearsal, generators_kept, rehearse
-from nas_kd.preparation.nets import build_nets, num_steps
+from nas_kd.preparation.nets import build_nets, num_batches
 from nas_kd.preparation.proposals import proposals
 from nas_kd.preparation.teacher import prepare_latency
 from nas_kd.preparation.teacher_outputs import bytes_on_disk
@@ -122,9 +122,9 @@ def _times(context: CampaignContext, clock: StepClock) -> list[str]:
     passes = _Passes(context)
     lines, total = [], 0.0
     if config.teacher.trains and not is_precomputed(context.teacher_model):
-        steps, each = num_steps(context, config.teacher.fit), clock.seconds("teacher", "epoch")
-        seconds = steps * each + passes.teacher(splits.val, splits.test)
-        lines.append(f"teacher: {steps:,} steps of {each:.3g} s, about {format_duration(seconds)}")
+        batches, each = num_batches(context, config.teacher.fit), clock.seconds("teacher", "epoch")
+        seconds = batches * each + passes.teacher(splits.val, splits.test)
+        lines.append(f"teacher: {batches:,} batches of {each:.3g} s, about {format_duration(seconds)}")
         total += seconds
     views = [1 if augment == "none" else config.teacher.cache.views for augment in bytes_on_disk(context)]
     if views:
@@ -138,16 +138,16 @@ def _times(context: CampaignContext, clock: StepClock) -> list[str]:
         seconds = steps * each + budgets * config.search.candidates * passes.student(splits.val)
         lines.append(f"search: {steps:,} steps of {each:.3g} s, about {format_duration(seconds)}")
         total += seconds
-    steps, each = num_steps(context, config.retrain), clock.seconds("trial", "epoch")
+    batches, each = num_batches(context, config.retrain), clock.seconds("trial", "epoch")
     validations = config.retrain.epochs if config.retrain.keep == "best" else 0
-    of_seed = steps * each + validations * passes.student(splits.val) + passes.student(splits.val, splits.test)
+    of_seed = batches * each + validations * passes.student(splits.val) + passes.student(splits.val, splits.test)
     seconds = config.retrain.num_seeds * of_seed
     if not context.shares_search:
         seconds += _search_steps(context) * clock.seconds("trial", "search")
     at_once = min(_at_once(config.resources), config.trials)
     trials = math.ceil(config.trials / at_once) * seconds
     lines.append(
-        f"trials: {config.trials} of about {format_duration(seconds)} (steps of {each:.3g} s), {at_once} at once: "
+        f"trials: {config.trials} of about {format_duration(seconds)} (batches of {each:.3g} s), {at_once} at once: "
         f"about {format_duration(trials)}"
     )
     total += trials

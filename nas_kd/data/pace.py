@@ -10,6 +10,7 @@ WARM_UP = 2
 COUNTED = 8
 """Batches after them over which is averaged."""
 _NOTABLE = 0.1  # share of the time that a training waits for batches
+_HIDDEN = 0.95  # share of the time of reading beyond which a training waits for all of it
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Pace:
         read_per_s: items a second that are read where nothing waits.
         step_s: seconds of a training step, without waiting for its batch.
         batch_size: items of a step.
-        waiting: share of the time that the training waits for batches, in [0, 1].
+        waiting: share of the time that the training waited for batches, in [0, 1].
+        is_ahead: whether batches are read while a step runs.
     """
 
     read_per_s: float
     step_s: float
     batch_size: int
     waiting: float
+    is_ahead: bool
 
     def describe(self, hint: str) -> str:
         """One sentence.
@@ -39,9 +42,15 @@ class Pace:
             f"reading: {self.read_per_s:,.0f} items a second; a training step of {self.batch_size} items takes "
             f"{self.step_s * 1e3:.3g} ms, so it uses {used:,.0f} items a second"
         )
+        keeps_up = self.is_ahead and self.read_per_s >= used
         if self.waiting < _NOTABLE:
-            return text
-        return f"{text}, and waits for data for {self.waiting:.0%} of the time: {hint}"
+            # What was read before the training began hides it for a while.
+            is_slow = self.is_ahead and self.read_per_s < (1 - _NOTABLE) * used
+            return f"{text}, which reading does not keep up with: {hint}" if is_slow else text
+        waits = f"waits for data for {self.waiting:.0%} of the time"
+        if keeps_up:
+            return f"{text}; it {waits} all the same, since batches take unequally long or the machine does other work"
+        return f"{text}, and {waits}: {hint}"
 
 
 class PaceMeter:
@@ -88,5 +97,6 @@ class PaceMeter:
                     step_s=self._step_s / COUNTED,
                     batch_size=round(self._items / COUNTED),
                     waiting=self._wait_s / max(self._wait_s + self._step_s, 1e-9),
+                    is_ahead=self._wait_s < _HIDDEN * self._read_s,
                 )
             )

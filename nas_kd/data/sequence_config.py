@@ -84,6 +84,17 @@ class SequenceOptions(CachedConfig):
     def _names_are_text(cls, value: object) -> object:
         return names_as_text(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _frames_are_seen_whole(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("stored_size") is not None:
+            raise ValueError(
+                "stored_size is a key of source folder: nets that answer for each pixel are evaluated on whole frames, "
+                "and what they find is drawn over these, so frames are stored as nets see them; raise size, and let "
+                "augment take windows of a frame (crop)"
+            )
+        return value
+
     @model_validator(mode="after")
     def _classes_make_sense(self) -> SequenceOptions:
         if self.is_binary and len(self.classes) not in (0, 2):

@@ -53,7 +53,9 @@ def input_type_of_file(task: type[Task] | None, data: object) -> type[InputType]
     """
     if task is not None and task.framewise:
         return KeyFrameInput
-    source = SOURCES.get(str(data.get("source"))) if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping):
+        return ClipInput
+    source = SOURCES.get(str(data.get("source")))
     return FeatureInput if source is not None and source.gives_features(data) else ClipInput
 
 

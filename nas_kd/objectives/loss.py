@@ -206,10 +206,10 @@ class DistillationLoss(nn.Module):
         """Whether any term needs the teacher's answer at the present progress."""
         return any(part.needs_teacher for part in self._active)
 
-    def check_steps(self, num_steps: int) -> None:
-        """Raise `ValueError` where a training of so many steps has none for a stage that a term needs."""
+    def check_batches(self, batches: int) -> None:
+        """Raise `ValueError` where a training of so many batches has none for a stage that a term needs."""
         for part in self._parts:
-            part.check_steps(num_steps)
+            part.check_batches(batches)
 
     def searched_tensors(self) -> dict[str, Tensor]:
         """What has trained along with a supernet, such as adapters, for the students that inherit its weights."""

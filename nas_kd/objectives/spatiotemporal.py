@@ -129,11 +129,11 @@ class SpatiotemporalTerm(DistillationTerm):
         """In the second stage, for the decoder that fuses: nothing else reaches it."""
         return self.is_fused and not self.is_active(progress)
 
-    def check_steps(self, num_steps: int) -> None:
+    def check_batches(self, batches: int) -> None:
         share = self._fusion_share
-        if self.is_fused and share > 0 and self.is_active((num_steps - 1) / num_steps):
+        if self.is_fused and share > 0 and self.is_active((batches - 1) / batches):
             raise ValueError(
-                f"spatiotemporal.fusion_share: {share:g} of a training of {num_steps} steps is less than one, so the "
+                f"spatiotemporal.fusion_share: {share:g} of a training of {batches} batches is less than one, so the "
                 "decoder that fuses would learn nothing; raise it or the number of epochs, or set it to 0"
             )
 

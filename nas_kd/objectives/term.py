@@ -190,8 +190,9 @@ class DistillationTerm(nn.Module):
         """Whether the task's loss must be computed at this progress even where its weight is 0."""
         return False
 
-    def check_steps(self, num_steps: int) -> None:
-        """Raise `ValueError` where a training of `num_steps` steps has no step for a stage that the term needs."""
+    def check_batches(self, batches: int) -> None:
+        """Raise `ValueError` where a training of so many batches, over all epochs, has none for a stage that the term
+        needs."""
 
     def advance(self, progress: float) -> None:
         """Called before every step with the progress of the training, from 0 to 1."""

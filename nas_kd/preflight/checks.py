@@ -22,7 +22,7 @@ from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.preflight.idle_keys import idle_keys
 from nas_kd.preflight.start_checks import check_start
 from nas_kd.preflight.view_checks import check_views
-from nas_kd.preparation.nets import TrialNets, build_nets, build_objective, num_steps, supports_batch_size_1
+from nas_kd.preparation.nets import TrialNets, build_nets, build_objective, num_batches, supports_batch_size_1
 from nas_kd.preparation.pairs import describe_left_out_terms, keep_pairs
 from nas_kd.preparation.proposals import Proposal, corner_knobs, proposals, structure_key
 from nas_kd.preparation.teacher import check_outputs, check_teacher
@@ -269,13 +269,13 @@ def _check_objective(config: CampaignConfig, context: CampaignContext) -> list[s
                 ("search.objective", proposal.config.search.objective, (nets.supernet,)),
                 ("objective", proposal.config.objective, nets.students),
             ):
-                steps = num_steps(context, proposal.config.retrain) if section == "objective" else None
-                key = (section, str(knobs), structure_key(objective), str(steps))
+                batches = num_batches(context, proposal.config.retrain) if section == "objective" else None
+                key = (section, str(knobs), structure_key(objective), str(batches))
                 if key in seen:
                     continue
                 seen.add(key)
                 try:
-                    for built in _check_terms(context, nets, objective, over, steps):
+                    for built in _check_terms(context, nets, objective, over, batches):
                         keep_pairs(context.pairs, section, built)
                         sentences |= dict.fromkeys(describe_left_out_terms(section, built))
                 except ValueError as error:
@@ -285,7 +285,11 @@ def _check_objective(config: CampaignConfig, context: CampaignContext) -> list[s
 
 
 def _check_terms(
-    context: CampaignContext, nets: TrialNets, objective: ObjectiveConfig, over: Sequence[nn.Module], steps: int | None
+    context: CampaignContext,
+    nets: TrialNets,
+    objective: ObjectiveConfig,
+    over: Sequence[nn.Module],
+    batches: int | None,
 ) -> list[DistillationLoss]:
     objectives = []
     for net in over:
@@ -296,8 +300,8 @@ def _check_terms(
                 raise
             each = [set(nets.shapes(other)) for other in (nets.supernet, *nets.students)]
             raise error.among(set.intersection(*each)) from error
-        if steps is not None:
-            built.check_steps(steps)
+        if batches is not None:
+            built.check_batches(batches)
         objectives.append(built)
     return objectives
 

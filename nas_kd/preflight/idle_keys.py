@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil, floor
+from math import floor
 
 from nas_kd.config import CampaignConfig
 from nas_kd.training.fit import TrainingConfig
@@ -40,7 +40,7 @@ def _of_training(training: TrainingConfig, num_items: int) -> list[str]:
             f"accumulate: an epoch has {batches} batches, so a step takes no more than these, not "
             f"{training.accumulate}; lower it, or batch_size"
         )
-    steps = ceil(batches / training.accumulate) * epochs
+    steps = training.num_steps(batches)
     if training.ema is not None and training.ema**steps > _KEPT:
         most = floor(1e4 * _AIM ** (1 / steps)) / 1e4
         sentences.append(

@@ -283,7 +283,7 @@ class Rehearsal:
         objective = build_objective(self.context, self.proposal.config.objective, nets, nets.students[0])
         for steps in STEPS[:-1]:
             try:
-                objective.check_steps(steps)
+                objective.check_batches(steps)
             except ValueError:
                 continue
             return steps

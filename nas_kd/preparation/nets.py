@@ -61,8 +61,8 @@ def build_objective(
     return DistillationLoss(config, context.task, net, teacher, nets.example, teacher_example, varying_width=varying)
 
 
-def num_steps(context: CampaignContext, config: FitConfig) -> int:
-    """Steps of a training on both splits together."""
+def num_batches(context: CampaignContext, config: FitConfig) -> int:
+    """Batches that a training on both splits together sees, over all epochs."""
     return len(context.loader(context.splits.retrain, config, seed=0, train=True)) * config.epochs
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import cos, pi
+from math import ceil, cos, pi
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,14 @@ class TrainingConfig(FitConfig):
     ema: float | None = Field(default=None, gt=0, lt=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(default=None, ge=1)
+
+    def num_steps(self, batches: int) -> int:
+        """Steps of the optimizer in the whole training.
+
+        Args:
+            batches: of an epoch; the last step of an epoch takes those that are left.
+        """
+        return ceil(batches / self.accumulate) * self.epochs
 
     @model_validator(mode="after")
     def _patience_needs_the_best(self) -> TrainingConfig:
@@ -254,11 +262,11 @@ def fit(
         parameters: what is optimised; those of `module` by default.
         slow: further parameters, optimised at `slow_scale` times the learning rate.
         slow_scale: at most 1.
-        advance: called before every step with the progress of the training, from 0 to 1.
+        advance: called before every batch with the progress of the training, from 0 to 1.
         extra_parts: further modules for the checkpoint, such as the objective with its adapters.
         checkpoint: file, or None to keep nothing.
         tag: names what is trained in the checkpoint.
-        progress: called after every step.
+        progress: called after every batch.
         log: called with the mean terms after every epoch, and with the `validation` score where there is one.
 
     Returns:
@@ -292,7 +300,7 @@ def fit(
     if best is not None and start == 0:
         module.eval()
         best.see(0)
-    steps, check = len(loader) * config.epochs, LaterCheck("the training")
+    batches, check = len(loader) * config.epochs, LaterCheck("the training")
     for epoch in range(start, config.epochs):
         if best is not None and best.has_ended:
             break
@@ -301,8 +309,8 @@ def fit(
         averages = Averages()
         for i, batch in enumerate(loader.epoch(epoch)):
             done = epoch * len(loader) + i
-            set_learning_rate(optimizer, learning_rate(config, done / steps))
-            advance(done / steps)
+            set_learning_rate(optimizer, learning_rate(config, done / batches))
+            advance(done / batches)
             terms = loss(batch)
             value = total(terms)
             check.add(value, terms)
@@ -317,7 +325,7 @@ def fit(
                 if average is not None:
                     average.step()
             averages.add({**terms, "total": value})
-            progress((done + 1) / steps, f"epoch {epoch + 1}/{config.epochs}")
+            progress((done + 1) / batches, f"epoch {epoch + 1}/{config.epochs}")
         check.finish()
         means = averages.means()
         if best is not None:

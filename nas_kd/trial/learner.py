@@ -181,7 +181,7 @@ class Learner:
             options: of `nas_kd.training.fit.fit`.
         """
         loader = self.context.loader(dataset, config, seed=seed, train=True, views=self.views)
-        self.objective.check_steps(len(loader) * config.epochs)
+        self.objective.check_batches(len(loader) * config.epochs)
         fast, slow, slow_scale = trained_parameters(self.net, self.net.parameters(), self.objective)
         context, metric = self.context, self.context.task.metric
 

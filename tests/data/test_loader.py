@@ -156,6 +156,32 @@ def test_the_pace_of_reading_is_told_once_beside_that_of_training():
     for _ in range(10):
         meter.add(4, read_s=0.004, wait_s=0.001, step_s=0.1)
     assert told[1].describe("do this").endswith("takes 100 ms, so it uses 40 items a second")
+
+
+def pace(read_s, wait_s, step_s):
+    """How ten batches of four items are described."""
+    told = []
+    meter = PaceMeter(told.append, readers=1)
+    for _ in range(10):
+        meter.add(4, read_s, wait_s, step_s)
+    return told[0].describe("do this").partition(" items a second; ")[2].partition("so it uses ")[2]
+
+
+def test_the_hint_on_reading_does_not_contradict_its_figures():
+    assert pace(0.1, 0.06, 0.05) == "80 items a second, and waits for data for 55% of the time: do this"
+    # On a busy machine a training may wait although its batches are read faster than it uses them.
+    assert pace(0.04, 0.03, 0.05) == (
+        "80 items a second; it waits for data for 38% of the time all the same, since batches take unequally long or "
+        "the machine does other work"
+    )
+    # What is read when it is needed is waited for, however fast.
+    assert pace(0.04, 0.04, 0.05) == "80 items a second, and waits for data for 44% of the time: do this"
+    # The batches that were read before the first step hide slow reading at first.
+    assert pace(0.1, 0.001, 0.05) == "80 items a second, which reading does not keep up with: do this"
+    assert pace(0.001, 0.0, 0.05) == "80 items a second"
+
+
+def test_the_pace_of_a_loader_is_told_once():
     seen = []
     loader = ClipLoader(make_set(), 2, on_pace=seen.append)
     for epoch in range(3):

@@ -128,6 +128,8 @@ def test_training_windows_hold_more_frames_for_windows_in_time(root):
     assert torch.equal(shown(splits.val, "none")["clip"][0], splits.val[0]["clip"])
     with pytest.raises(ValueError, match="stored_frames must be at least frames, 4, but is 3"):
         config(root, stored_frames=3)
+    with pytest.raises(ValueError, match=r"stored_size is a key of source folder: .*; raise size, and let augment"):
+        config(root, stored_size=24)
 
 
 def test_samples_say_which_video_they_are_of(root):

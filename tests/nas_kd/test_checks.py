@@ -159,8 +159,8 @@ def test_what_students_lack_is_refused_in_their_objective_alone(tiny: Make) -> N
 def test_the_fusion_stage_has_at_least_one_step() -> None:
     assert check_fit(saliency(), build_context(saliency(), "cpu")) == []
     term = {"spatiotemporal": {"weight": 1, "fusion_share": 0.4}}
-    assert "fusion_share: 0.4 of a training of 2 steps is less than one" in refusal(saliency(objective=term))
-    assert "fusion_share: 0.5 of a training of 1 steps" in refusal(saliency(retrain={"epochs": 1}))
+    assert "fusion_share: 0.4 of a training of 2 batches is less than one" in refusal(saliency(objective=term))
+    assert "fusion_share: 0.5 of a training of 1 batches" in refusal(saliency(retrain={"epochs": 1}))
     for change in (
         {"space": {"net": ["spatial"]}},
         {"objective": {"spatiotemporal": {"weight": 1, "fusion_share": 0}}},

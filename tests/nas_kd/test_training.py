@@ -14,6 +14,7 @@ from torch import nn
 
 from nas_kd.config import CampaignConfig
 from nas_kd.data import Batch
+from nas_kd.preparation.nets import num_batches
 from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
@@ -116,6 +117,17 @@ def test_gradients_of_several_batches_make_one_step(context: CampaignContext) ->
     assert changed == [False, False, False, True, False, True]  # four batches, and the two that are left
     one = Recorded(context, epochs=1, batch_size=32, schedule="constant")  # clips in the same order
     torch.testing.assert_close(several.weights[4], one.weights[1])
+
+
+@pytest.mark.parametrize(("epochs", "accumulate"), [(1, 1), (2, 4), (3, 7)])
+def test_steps_of_a_training_are_those_of_its_optimizer(
+    context: CampaignContext, monkeypatch: pytest.MonkeyPatch, epochs: int, accumulate: int
+) -> None:
+    taken, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: taken.append(step(self)))
+    Recorded(context, epochs=epochs, accumulate=accumulate)
+    assert TrainingConfig(epochs=epochs, accumulate=accumulate).num_steps(6) == len(taken)
+    assert num_batches(context, TrainingConfig(epochs=epochs, batch_size=8, accumulate=accumulate)) == 6 * epochs
 
 
 def test_the_average_of_the_weights_is_left(context: CampaignContext) -> None:
