@@ -67,6 +67,28 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class FrontVolume:
+    """The hypervolume of a front that grows, measured so often that it takes at most a tenth of the time.
+
+    Args:
+        measure: complete records -> the hypervolume of their front; None where nobody wants to know.
+    """
+
+    def __init__(self, measure: Callable[[Sequence[TrialRecord]], float | None] | None) -> None:
+        self._measure = measure
+        self._next = 0.0  # when it may be measured again
+
+    def of(self, records: Sequence[TrialRecord]) -> float | None:
+        """The hypervolume; None without trials, or where it was measured just now."""
+        begun = time.monotonic()
+        if self._measure is None or not records or begun < self._next:
+            return None
+        found = self._measure(records)
+        now = time.monotonic()
+        self._next = now + 9 * (now - begun)
+        return found
+
+
 class Progress:
     """Shows events. Give it to `run_trials` as `on_event`, inside its `with` block.
 
@@ -98,9 +120,8 @@ class Progress:
         self._pace = ended_pace(records, works)
         self._works = dict(works)
         self._queued = {number: work for number, work in works.items() if number not in self._rows}
-        self._measure = hypervolume
+        self._volume = FrontVolume(hypervolume)
         self._hypervolume: float | None = None
-        self._measure_from = 0.0  # when the front may be measured again
         self._measure_front()
         self._most_at_once = 1
         self._num_ended = len(self._rows)
@@ -181,15 +202,9 @@ class Progress:
         return {kept[i].number for i in chosen}
 
     def _measure_front(self) -> None:
-        """Measure the hypervolume of the front, as long as that takes at most a tenth of the time."""
-        begun = time.monotonic()
-        if self._measure is None or begun < self._measure_from:
-            return
         records = [row.record for row in self._rows.values() if row.record and row.record.state == "complete"]
-        if records:
-            self._hypervolume = self._measure(records)
-            now = time.monotonic()
-            self._measure_from = now + 10 * (now - begun)
+        measured = self._volume.of(records)
+        self._hypervolume = self._hypervolume if measured is None else measured
 
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends; None where nothing is known of how long a trial takes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import yaml
 
@@ -24,6 +25,7 @@ from nas_kd.preparation.study import known_costs, study_knobs, trial_work
 from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_teacher
 from nas_kd.runs.latencies import measure_latencies
 from nas_kd.runs.run import Run, shown_records
+from nas_kd.runs.status import hypervolume
 from nas_kd.tasks import find_task
 from nas_kd.trial import CampaignContext, TrialFunction
 from nas_kd.trials import (
@@ -42,6 +44,7 @@ from nas_kd.trials import (
     proposal_seed,
     run_trials,
 )
+from nas_kd.trials.trackers import Place, Tracking, find_trackers
 
 
 @dataclass(frozen=True)
@@ -234,21 +237,29 @@ class Campaign:
         if self.ledger is None:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")
         config, stopping = self.config, self.config.early_stopping
-        summary = run_trials(
-            # Trials do not see the database, so its password does not travel.
-            TrialFunction(config.model_copy(update={"storage": None}).model_dump_json(), self.run_dir),
-            self.ledger,
-            self._knobs,
-            num_trials=self._num_trials,
-            run_dir=self.run_dir,
-            resources=config.resources,
-            seed=config.seed,
-            sampler=config.sampler,
-            known_costs=self._known_costs,
-            work=self._work,
-            scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
-            on_event=on_event,
+        tracking = Tracking(
+            find_trackers(config.trackers),
+            Place(config.name, self.run_dir),
+            self.ledger.records(),
+            partial(hypervolume, ranking=config.ranking),
+            on_event,
         )
+        with tracking:
+            summary = run_trials(
+                # Trials do not see the database, so its password does not travel.
+                TrialFunction(config.model_copy(update={"storage": None}).model_dump_json(), self.run_dir),
+                self.ledger,
+                self._knobs,
+                num_trials=self._num_trials,
+                run_dir=self.run_dir,
+                resources=config.resources,
+                seed=config.seed,
+                sampler=config.sampler,
+                known_costs=self._known_costs,
+                work=self._work,
+                scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
+                on_event=tracking,
+            )
         records = tuple(self.ledger.records())
         if self._context is not None and not summary.interrupted:
             if MEASURED_LATENCY not in config.ranking.names:  # else each trial has measured its own

@@ -120,6 +120,8 @@ class CampaignConfig(Section):
         evaluation: how nets are evaluated.
         early_stopping: which trials end before their last epoch; without it none does.
         resources: where trials run, and with what.
+        trackers: which of `tensorboard`, `mlflow` and `wandb` show the trials; by default `tensorboard`, where it is
+            installed.
         knobs: what the study varies besides the budget and the space's own knobs (those with several values): dotted
             paths into `objective`, `search` and `retrain`, each with a definition such as
             `{type: float, low: 0.1, high: 3, log: true}`.
@@ -158,6 +160,7 @@ class CampaignConfig(Section):
     early_stopping: EarlyStoppingConfig | None = None
     rehearse: bool = True
     resources: Resources = Resources()
+    trackers: tuple[str, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -8,10 +8,12 @@ import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.trials import SAMPLERS, check_cluster, check_url
+from nas_kd.trials.trackers import find_trackers
 
 
 def check_file(config: CampaignConfig) -> None:
-    """Raise where a campaign cannot work whatever its data are: sampler, shared search, machine, database, cluster.
+    """Raise where a campaign cannot work whatever its data are: sampler, shared search, machine, database, cluster,
+    trackers.
 
     Raises:
         ConfigError: the key and the way out.
@@ -23,6 +25,7 @@ def check_file(config: CampaignConfig) -> None:
     try:
         check_url(config.storage)
         check_cluster(config.resources)
+        find_trackers(config.trackers)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -110,7 +110,7 @@ def _budgets(config: CampaignConfig) -> tuple[float, ...]:
 
 
 # Of a campaign file: who it is and where it runs, which does not make its results others.
-_IDENTITY = ("name", "runs", "seed", "storage", "resources")
+_IDENTITY = ("name", "runs", "seed", "storage", "resources", "trackers")
 
 
 def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -> ComparisonPaths:
