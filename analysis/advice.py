@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from nas_kd.analysis.axes import FLOPS, Axis
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
-from nas_kd.analysis.text import count, difference_text, fewer_or_more, metric_text
+from nas_kd.analysis.text import count, difference_text, fewer_or_more, metric_text, range_text
 from nas_kd.analysis.uncertainty import Uncertain, optimism_of_the_best, trivial_level, uncertainty
 from nas_kd.trials.record import TrialRecord
 
@@ -56,11 +56,18 @@ def advise(front: ParetoFront, teacher: TeacherPoint | None = None, budgets: Seq
         return None
     return Advice(
         pick=pick,
-        sentence=f"Pick trial {pick.number}: {_place(pick, front)}, {_reason(pick, front)}.",
+        sentence=_lead(pick, front),
         beside=_beside(pick, front, teacher),
         alternatives=tuple(_alternatives(pick, front, teacher, budgets)),
         caveats=tuple(_caveats(pick, front, teacher)),
     )
+
+
+def _lead(pick: TrialRecord, front: ParetoFront) -> str:
+    value, interval = metric_text(pick.score(front.split, front.stage), pick.metric), front.interval(pick)
+    if interval is not None:
+        value += f" (95 % interval {range_text(interval.low, interval.high, pick.metric)})"
+    return f"Pick trial {pick.number}: {value} at {front.place_text(pick)}, {_reason(pick, front)}."
 
 
 def _place(record: TrialRecord, front: ParetoFront) -> str:

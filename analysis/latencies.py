@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nas_kd.analysis.text import count
 from nas_kd.trials.record import TrialRecord
 
 LATENCY_NAME, TEACHER = "latency.json", "teacher"
@@ -69,10 +70,9 @@ class Latencies(BaseModel):
     @property
     def note(self) -> str:
         """How they were measured, what the teacher needs, and whether the machine was quiet."""
-        threads = self.environment.get("threads", "?")
-        place = (
-            f"{self.environment.get('device', 'this device')}, {threads} {'thread' if threads == '1' else 'threads'}"
-        )
+        place, threads = self.environment.get("device", "this device"), self.environment.get("threads")
+        if threads is not None:
+            place += f", {count(int(threads), 'thread')}"
         words = (
             f"Latency: after all trials, one net at a time ({place}, batch 1); median, and below it the range of 80 % "
             f"of up to {self.passes} passes."

@@ -34,7 +34,7 @@ from nas_kd.analysis.search_figures import MOST_SHOWN, gate_order, gates_picture
 from nas_kd.analysis.search_files import SearchFileError, read_search
 from nas_kd.analysis.search_numbers import budget_table, epoch_table, probability_table
 from nas_kd.analysis.search_section import SearchSection, search_section
-from nas_kd.analysis.summary import RunProgress, constraint_sentence, progress_sentence, summarise
+from nas_kd.analysis.summary import RunProgress, constraint_sentence, progress_sentence, summarise, trials_sentence
 from nas_kd.analysis.table import front_rows, seconds_spent, trial_table, write_csv
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import TrialRecord
@@ -155,6 +155,8 @@ def write_report(
         "pick_command": sections.export_command(metadata.get("run", "RUN"), pick.pick.number) if pick else "",
         "progress": progress_sentence(records, progress),
         "ablation": ablation_section(records) if with_grid else None,
+        # Trials of a grid that share an architecture are its arms and no repeats.
+        "repeated": None if with_grid else sections.repeated_architectures(records),
         "latency_note": latencies.note if latencies is not None else "",
         "bench": bench,
         "exported": exported,
@@ -213,11 +215,10 @@ def _values(
     with_secondary = with_streaming or (teacher is not None and bool(teacher.secondary))
     values: dict[str, object] = {
         "title": title,
-        "started": sorted(record.started_at for record in records if record.started_at),
+        "counts": trials_sentence(records) if records else "",
         "any_complete": any(record.state == "complete" for record in records),
         "is_line": front.is_plane,
         "constraints": constraint_sentence(front) if front.left_out else "",
-        "tiles": sections.tiles(records, front),
         "summary": summarise(records, front, teacher),
         "front": None,
         "streaming": None,
@@ -270,7 +271,6 @@ def _front_values(
         "free": free_chart(records, front),
         "drivers": drivers_section(front),
         "correlations": sections.correlations(records),
-        "repeated": sections.repeated_architectures(records),
         "stage_words": " and ".join(STAGE_WORDS[stage] for stage in stages),
         "stage_chart": chart(
             "stages",

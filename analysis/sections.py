@@ -57,19 +57,6 @@ def export_command(run: str, number: int) -> str:
     return f"nas-kd export {shlex.quote(run)} --trial {number}"
 
 
-def tiles(records: Sequence[TrialRecord], front: ParetoFront) -> Pairs:
-    """The run's figures at a glance."""
-    states = Counter(record.state for record in records)
-    return [
-        ("complete", str(states["complete"])),
-        ("failed", str(states["failed"])),
-        ("stopped early", str(states["stopped"])),
-        ("on the front", str(len(front.records))),
-        ("unique architectures", str(len(group_by_arch(records)))),
-        ("hypervolume", f"{front.hypervolume:.3f}" if front.records else MISSING),
-    ]
-
-
 def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Latencies | None = None) -> Table:
     """The front by increasing first cost, with intervals and, of a line, the paired gain over the next cheaper point.
 
@@ -132,7 +119,7 @@ class Architecture:
     Attributes:
         heading: the trial, what it reaches and what it costs.
         is_pick: whether it is the recommended trial.
-        tally: how often each operator was chosen.
+        tally: how often each operator was chosen, where one was chosen more than once.
         choices: one line a cell.
         space: name of the space.
         settings: of the space.
@@ -168,10 +155,12 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Laye
     return Architecture(
         heading=f"trial {record.number}: {value} at {cost}, architecture {record.arch_id or 'unnamed'}",
         is_pick=front.pick is not None and front.pick.number == record.number,
-        tally=", ".join(f"{number} × {choice}" for choice, number in tally.most_common()),
+        tally=", ".join(f"{number} × {choice}" for choice, number in tally.most_common())
+        if len(tally) < tally.total()
+        else "",
         choices=_grouped(choices),
         space=str(arch.get("space", "")),
-        settings=_shown(settings),
+        settings=_shown({name: value for name, value in settings.items() if value is not None}),
         json=json.dumps(arch, indent=2, default=str) if is_other_shape else "",
         knobs=_shown(record.knobs),
         command=export_command(run, record.number),

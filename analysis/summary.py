@@ -48,13 +48,31 @@ def progress_sentence(records: Sequence[TrialRecord], progress: RunProgress | No
     return f"{words}. {way}."
 
 
-def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None = None) -> list[str]:
-    """The run in a few sentences: what happened to the trials, what the front spans, what it covers."""
+def trials_sentence(records: Sequence[TrialRecord]) -> str:
+    """`30 trials: 22 complete, 3 failed, 5 stopped early. They began on 2026-11-27, from 05:10 to 07:42 UTC.`"""
     states = Counter(record.state for record in records)
-    sentences = [
+    words = (
         f"{count(len(records), 'trial')}: {states['complete']} complete, {states['failed']} failed, "
         f"{states['stopped']} stopped early."
-    ]
+    )
+    begun = sorted(record.started_at for record in records if record.started_at)
+    if not begun:
+        return words
+    (day, first), (last_day, last) = (_day_and_time(text) for text in (begun[0], begun[-1]))
+    last = last if last_day == day else f"{last_day}, {last}"
+    when = f"{day}, {first}" if first == last else f"{day}, from {first} to {last}"
+    return f"{words} {'They' if len(begun) > 1 else 'It'} began on {when} UTC."
+
+
+def _day_and_time(text: str) -> tuple[str, str]:
+    """`2026-11-27` and `05:10` of a time in ISO 8601."""
+    day, _, clock = text.partition("T")
+    return day, clock[:5]
+
+
+def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: TeacherPoint | None = None) -> list[str]:
+    """The run in a few sentences: why trials failed, what the front spans, what it covers, what the teacher reaches."""
+    sentences = []
     reasons = failure_groups(records)
     if reasons:
         listed = "; ".join(f"{len(group)} × {reason}" for reason, group in reasons[:3])
@@ -65,7 +83,7 @@ def summarise(records: Sequence[TrialRecord], front: ParetoFront, teacher: Teach
     if with_arch:
         unique = count(len(architectures), "unique architecture")
         sentences.append(f"{count(with_arch, 'trial')} chose an architecture: {unique}.")
-    unplaced = states["complete"] - len(front.placed)
+    unplaced = sum(record.state == "complete" for record in records) - len(front.placed)
     if unplaced:
         sentences.append(
             f"{count(unplaced, 'complete trial')} without a {front.stage} validation value cannot be placed."

@@ -36,8 +36,10 @@ function fit(layout, width) {
       layout[axis].tickvals = tickvals.filter(kept);
     }
     if (title && title.text && title.text.length > 34) {
-      const middle = title.text.indexOf(" ", Math.floor(title.text.length / 2));
-      if (middle > 0) title.text = title.text.slice(0, middle) + "<br>" + title.text.slice(middle + 1);
+      const half = Math.floor(title.text.length / 2);
+      const spaces = [title.text.indexOf(" ("), title.text.indexOf(" ", half), title.text.lastIndexOf(" ", half)];
+      const middle = spaces.find((place) => place > 0);
+      if (middle) title.text = title.text.slice(0, middle) + "<br>" + title.text.slice(middle + 1);
     }
   }
 }

@@ -11,7 +11,7 @@ from synthetic import TEACHER, record, run
 
 from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, summarise, uncertainty
 from nas_kd.analysis.failures import failure_groups
-from nas_kd.analysis.summary import RunProgress, progress_sentence
+from nas_kd.analysis.summary import RunProgress, progress_sentence, trials_sentence
 from nas_kd.analysis.text import difference_text, error_headline, flops_label, metric_text, si
 from nas_kd.trials.record import Cost, Evaluated, Metric, TrialRecord
 
@@ -220,11 +220,35 @@ def test_a_better_cheaper_student_is_said_to_be_so_whatever_the_direction() -> N
 
 def test_summary_counts_states_reasons_and_architectures() -> None:
     records = run(30)
+    assert trials_sentence(records).startswith("30 trials: 22 complete, 3 failed, 5 stopped early. They began on 2026-")
     text = " ".join(summarise(records, ParetoFront.from_records(records), TEACHER))
-    assert "30 trials: 22 complete, 3 failed, 5 stopped early." in text
     assert "2 × FloatingPointError: the loss became NaN in epoch 3" in text
     assert "27 trials chose an architecture: 27 unique architectures." in text
     assert "The teacher, R3D, width 64, reaches 95.7 % at 1.91 G FLOPs." in text
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        (
+            ["2026-11-27T05:10:05+00:00"],
+            "1 trial: 1 complete, 0 failed, 0 stopped early. It began on 2026-11-27, 05:10 UTC.",
+        ),
+        (
+            ["2026-11-27T23:10:05+00:00", "2026-11-27T05:09:59+00:00"],
+            "2 trials: 2 complete, 0 failed, 0 stopped early. They began on 2026-11-27, from 05:09 to 23:10 UTC.",
+        ),
+        (
+            ["2026-11-27T23:10:05+00:00", "2026-11-28T00:01:00+00:00"],
+            "2 trials: 2 complete, 0 failed, 0 stopped early. They began on 2026-11-27, from 23:10 to 2026-11-28, "
+            "00:01 UTC.",
+        ),
+        ([""], "1 trial: 1 complete, 0 failed, 0 stopped early."),
+    ],
+)
+def test_when_trials_began_is_said(begun: list[str], expected: str) -> None:
+    records = [record(number, 1, 0.5, started_at=text) for number, text in enumerate(begun)]
+    assert trials_sentence(records) == expected
 
 
 @pytest.mark.parametrize(

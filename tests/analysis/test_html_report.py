@@ -199,14 +199,18 @@ def test_a_report_of_a_thousand_trials_is_below_five_megabytes(tmp_path: Path) -
 
 def test_a_grid_has_the_table_of_its_ablation(tmp_path: Path) -> None:
     metrics = [{"val": {"accuracy": 0.4}, "test": {"accuracy": 0.5 + n / 100}} for n in range(4)]
-    records = [record(n, 10, metrics={"retrained": metrics[n]}, knobs={"frames": n // 2}) for n in range(4)]
+    records = [
+        record(n, 10, metrics={"retrained": metrics[n]}, knobs={"frames": n // 2}, arch_id="aa") for n in range(4)
+    ]
     paths = write_report(records, tmp_path, title="t", teacher=None, metadata={}, with_grid=True)
     text = paths.report.read_text(encoding="utf-8")
     assert "<h2>Ablation</h2>" in text
     assert "50.50" in text  # the mean of 50 and 51 % at one value of the knob
     assert "52.50" in text
+    assert "found more than once" not in text  # arms of a grid are no repeats
     _, page = report(records, tmp_path)
     assert "Ablation" not in page.text
+    assert "found more than once" in page.text
 
 
 def test_sections_follow_what_was_measured(tmp_path: Path) -> None:
@@ -230,12 +234,14 @@ def test_streams_state_their_amortised_cost(tmp_path: Path) -> None:
 
 
 def test_architectures_are_readable_whatever_their_shape(tmp_path: Path) -> None:
-    arch = {"space": "s", "settings": {"width": 8}, "choices": {"c0.e0": "conv", "c0.e1": "skip", "depth": 3}}
+    choices = {"c0.e0": "conv", "c0.e1": "skip", "c1.e0": "conv", "depth": 3}
+    arch = {"space": "s", "settings": {"width": 8, "unused": None}, "choices": choices}
     records = [record(0, 1, 0.5, arch=arch, arch_id="aa"), record(1, 2, 0.6, arch={"layers": [1, 2]}, arch_id="bb")]
     records += [record(2, 3, 0.7, arch_id="aa")]
     _, page = report(records, tmp_path)
-    for part in ("1 × conv, 1 × skip", "e0: conv, e1: skip", "Space s", '"layers": [', "found more than once"):
+    for part in ("2 × conv, 1 × skip", "e0: conv, e1: skip", "Space s", '"layers": [', "found more than once"):
         assert part in page.text
+    assert "unused" not in page.text
 
 
 def test_minimised_metric_reports_gains_as_positive(tmp_path: Path) -> None:

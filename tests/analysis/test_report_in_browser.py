@@ -108,6 +108,7 @@ def test_it_fits_the_window_in_both_colour_schemes(
     browser: Chromium, page: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
     open_page(browser, page, width=width, dark=dark)
+    browser.run("document.querySelector('.axes option').textContent = 'a metric with a long name, '.repeat(3)")
     assert browser.run("document.documentElement.scrollWidth") <= width
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     shades = [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")[:3]]
