@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 import torch
@@ -71,6 +72,10 @@ def check_task(task_class: type[Task], info: DataInfo, batch: Batch, options: Ma
     outputs = outputs.detach()
     _run(f"{name}.update", task.update, outputs, batch, None)
     whole = _run(f"{name}.compute", task.compute)
+    known = task_class.known_metrics()
+    for metric in whole if known else ():
+        named = any(fnmatchcase(metric.partition("@")[0], each) for each in known)
+        assert named, f"{name}.metrics must name all that compute gives, but {metric!r} is not among {', '.join(known)}"
     assert isinstance(whole, dict), f"{name}.compute must give a dict of metrics, but gives {_described(whole)}"
     assert task.metric in whole, f"{name}.compute must give the primary metric {task.metric!r}, but gives {list(whole)}"
     for metric, value in whole.items():

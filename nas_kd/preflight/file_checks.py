@@ -7,19 +7,24 @@ import os
 import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preparation.ranking import check_metrics
+from nas_kd.tasks import find_task
 from nas_kd.trials import SAMPLERS, check_cluster, check_url
 from nas_kd.trials.trackers import find_trackers
 
 
 def check_file(config: CampaignConfig) -> None:
-    """Raise where a campaign cannot work whatever its data are: sampler, shared search, machine, database, cluster,
-    trackers.
+    """Raise where a campaign cannot work whatever its data are.
+
+    Looked at are sampler, metrics, shared search, machine, database, cluster and trackers.
 
     Raises:
         ConfigError: the key and the way out.
     """
     if config.sampler not in SAMPLERS:
         raise ConfigError(f"sampler: {config.sampler!r} is unknown; choose from {', '.join(SAMPLERS)}")
+    if metrics := find_task(config.task).known_metrics():
+        check_metrics(config, metrics)
     check_shared(config)
     check_machine(config)
     try:

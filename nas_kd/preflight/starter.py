@@ -26,6 +26,7 @@ from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.settings.mistakes import models_in
 from nas_kd.teachers import is_precomputed
 from nas_kd.trial import CampaignContext, build_context
+from nas_kd.trials import MEASURED_LATENCY
 
 NUM_BUDGETS = 4
 LEAST_ROOM = 1.1  # the lowest budget, times what the cheapest student costs
@@ -60,7 +61,7 @@ def starter_file(name: str, task: str | None, root: Path | None) -> str:
         f"# A campaign of nas-kd. `nas-kd check {name}` says what it means, `nas-kd search {name} --dry-run` what it",
         f"# takes, `nas-kd search {name}` runs it. Keys that are not here have their defaults (`nas-kd schema`).",
     ]
-    return "\n".join([*head, *_section(values, CampaignConfig, ""), *_others(values)]) + "\n"
+    return "\n".join([*head, *_section(values, CampaignConfig, ""), *_others(values, _examples(first))]) + "\n"
 
 
 def _recognised(root: Path | None) -> Recognised:
@@ -158,13 +159,21 @@ def _entry(key: str, value: Any) -> str:
     return f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}"
 
 
-def _others(values: Mapping[str, Any]) -> list[str]:
-    """Keys of the file that are left out, as comments with their defaults."""
+def _examples(config: CampaignConfig) -> dict[str, Any]:
+    """What stands behind keys of which the default shows nothing."""
+    names = [objective.name for objective in config.ranking.objectives]
+    return {"objectives": names, "constraints": {MEASURED_LATENCY: {"max": 5}}}
+
+
+def _others(values: Mapping[str, Any], examples: Mapping[str, Any]) -> list[str]:
+    """Keys of the file that are left out, as comments with their defaults, or an example."""
     lines: list[str] = []
     meanings = attributes_of(CampaignConfig)
     for key, field in CampaignConfig.model_fields.items():
         # The name of a campaign is by default that of its file.
-        if key not in values and key != "name" and not models_in(field.annotation):
+        if key in examples:
+            lines += ["", *_comment(f"{meanings[key]} For example:", ""), f"#{_entry(key, examples[key])}"]
+        elif key not in values and key != "name" and not models_in(field.annotation):
             default = TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
             lines += ["", *_comment(meanings.get(key, ""), ""), f"#{_entry(key, default)}"]
     return lines

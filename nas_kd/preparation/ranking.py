@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.preparation.proposals import corner_knobs
@@ -52,13 +53,13 @@ def check_metrics(config: CampaignConfig, names: Collection[str]) -> None:
 
     Args:
         config: of the campaign.
-        names: of the metrics that were measured of a net.
+        names: of the metrics that were measured of a net, or may be; `*` stands for any letters.
 
     Raises:
         ConfigError: the metric and those that there are.
     """
     for name in config.ranking.names:
-        if name not in COSTS and name.partition("@")[0] not in names:
+        if name not in COSTS and not any(fnmatchcase(name.partition("@")[0], known) for known in names):
             raise ConfigError(
                 f"objectives, constraints: task {config.task} measures no {name!r}; {choose(name, [*names, *COSTS])}"
             )

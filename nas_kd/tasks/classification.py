@@ -26,6 +26,7 @@ class Classification(Task):
     """
 
     metric: ClassVar[str] = "accuracy"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "cross_entropy", "top5", "f1", "auc")
     percent: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "f1")
     options: ClassVar[type[BaseModel]] = CrossEntropyConfig
     mixes: ClassVar[bool] = True

@@ -68,6 +68,7 @@ class Detection(Task):
     """
 
     metric: ClassVar[str] = "map50"
+    metrics: ClassVar[tuple[str, ...]] = ("map50", "map")
     percent: ClassVar[tuple[str, ...]] = ("map50", "map")
     framewise: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "other"

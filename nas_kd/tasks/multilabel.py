@@ -54,6 +54,7 @@ class Multilabel(Task):
     """
 
     metric: ClassVar[str] = "gap"
+    metrics: ClassVar[tuple[str, ...]] = ("gap", "map", "hit1", "binary_cross_entropy")
     percent: ClassVar[tuple[str, ...]] = ("gap", "map", "hit1")
     outputs: ClassVar[Outputs] = "multilabel"
     keys: ClassVar[tuple[str, ...]] = ("labels",)

@@ -70,6 +70,7 @@ class Saliency(Task):
     """
 
     metric: ClassVar[str] = "nss"
+    metrics: ClassVar[tuple[str, ...]] = ("nss", "auc_judd", "auc_shuffled", "sim", "cc", "mae", "scored_share")
     dense: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "other"
     keys: ClassVar[tuple[str, ...]] = ("mask",)

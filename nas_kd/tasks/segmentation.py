@@ -189,6 +189,14 @@ class Segmentation(Task):
     """
 
     metric: ClassVar[str] = "miou"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "miou",
+        "pixel_accuracy",
+        "cross_entropy",
+        "iou_*",
+        "temporal_consistency",
+        "label_stability",
+    )
     percent: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "iou_*", "temporal_consistency", "label_stability")
     framewise: ClassVar[bool] = True
     keys: ClassVar[tuple[str, ...]] = ("mask",)

@@ -42,6 +42,8 @@ class Task(ABC):
     Attributes:
         metric: name of the primary metric, a key of `compute`.
         maximize: whether more of it is better.
+        metrics: names of all metrics that `compute` may give, per offset from a key frame left out; `*` stands for any
+            letters. Empty where they are known only when something was measured.
         minimized: other metrics of which less is better, by name; `*` stands for any letters. Of all others more is.
         percent: metrics that are shares of 1 and are written in percent, by name; `*` stands for any letters.
         framewise: whether models see single frames.
@@ -68,6 +70,7 @@ class Task(ABC):
 
     metric: ClassVar[str]
     maximize: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ()
     minimized: ClassVar[tuple[str, ...]] = ()
     percent: ClassVar[tuple[str, ...]] = ()
     framewise: ClassVar[bool] = False
@@ -119,6 +122,13 @@ class Task(ABC):
                     f"{'be trained' if name == 'train' else 'score students'} on it, but none of its {len(dataset)} "
                     "items has one; mend its labels, or move other items into it"
                 )
+
+    @classmethod
+    def known_metrics(cls) -> tuple[str, ...]:
+        """`metrics`, or nothing where a subclass measures something else and does not say what."""
+        says = next(each for each in cls.__mro__ if "metrics" in vars(each))
+        measures = next(each for each in cls.__mro__ if "compute" in vars(each))
+        return cls.metrics if issubclass(says, measures) else ()
 
     @classmethod
     def gain(cls, value: float) -> float:

@@ -85,6 +85,8 @@ def test_init_writes_a_file_with_the_meaning_of_each_key(tmp_path: Path, monkeyp
     assert config.space.model_extra == {"resolution": [16, 32], "frames": [4, 8]}
     assert "# Passes over the training split.\n  epochs: 16" in text
     assert "\n# Which Optuna sampler proposes the knobs.\n#sampler: known_cost\n" in text
+    assert "#objectives: [accuracy, flops]\n" in text
+    assert "For example:\n#constraints: {latency_ms: {max: 5}}\n" in text
     code, output = cli("init", "c.yaml")
     assert code == 2
     assert "is there already" in output

@@ -10,8 +10,10 @@ import pytest
 
 from nas_kd import report, search
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preflight.file_checks import check_file
 from nas_kd.preparation.ranking import check_costs, check_metrics, describe_ranking, known_objectives
 from nas_kd.runs import status
+from nas_kd.tasks import Classification, Segmentation
 from nas_kd.trial import build_context
 from nas_kd.trials import Ledger
 
@@ -103,6 +105,23 @@ def test_what_cannot_rank_is_one_sentence(tiny: Tiny, changes: dict[str, object]
     with pytest.raises(ConfigError, match=message) as raised:
         tiny(**changes)
     assert "\n" not in str(raised.value)
+
+
+class Halved(Classification):
+    """A task that measures something else than the one it is made of."""
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": super().compute()["accuracy"], "half": 0.5}
+
+
+def test_names_of_metrics_are_known_before_anything_is_read(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"^objectives, constraints: task classification measures no 'acuracy'; did"):
+        check_file(tiny(objectives=["acuracy", "flops"]))
+    with pytest.raises(ConfigError, match="measures no 'half'"):
+        check_file(tiny(constraints={"half": {"min": 0.1}}))
+    check_file(tiny(objectives=["f1", "accuracy", "flops"], constraints={"auc": {"min": 0.1}}))
+    check_metrics(tiny(objectives=["iou_car", "flops"]), Segmentation.known_metrics())
+    assert Halved.known_metrics() == ()  # found by the rehearsal
 
 
 def test_metrics_and_costs_that_there_are_not_are_refused_before_training(tiny: Tiny) -> None:
