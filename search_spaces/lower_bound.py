@@ -65,7 +65,11 @@ def bounded_flops(module: nn.Module, example: Any) -> tuple[int, tuple[str, ...]
 
 
 def _noise_like(example: Any) -> Any:
-    return torch.randn_like(example) if isinstance(example, Tensor) else [_noise_like(each) for each in example]
+    if not isinstance(example, Tensor):
+        return [_noise_like(each) for each in example]
+    if not example.is_floating_point():  # bytes of pixels
+        return torch.randint_like(example, 256)
+    return torch.randn_like(example)
 
 
 def _products_or_none(module: nn.Module, example: Any) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +25,7 @@ from nas_kd.teachers.outputs import Path, check_indices, describe, find, pick
 
 PROBE_SEED = 20_240_607
 _DEFAULT = NormalizeConfig()
+_BYTES = NormalizeConfig(mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class InputForm:
         frames: that the net wants; None for those of the data.
         normalize: of the net, where it is another one than the campaign's.
         given: the campaign's.
+        as_bytes: whether the net wants bytes, uint8 from 0 to 255, instead of normalised numbers.
     """
 
     layout: Layout | Literal["auto"] = "auto"
@@ -46,6 +48,7 @@ class InputForm:
     frames: int | None = None
     normalize: NormalizeConfig | None = None
     given: NormalizeConfig = _DEFAULT
+    as_bytes: bool = False
 
     def fit(self, clip: Tensor) -> Tensor:
         """A clip (N, 3, T, H, W), or frames (N, 3, H, W), with the numbers, frames and size that the net wants."""
@@ -55,14 +58,15 @@ class InputForm:
             frames = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
             frames = F.interpolate(frames, size=self.size, mode="bilinear", align_corners=False, antialias=True)
             clip = frames.reshape(len(clip), -1, *frames.shape[1:]).transpose(1, 2) if clip.ndim == 5 else frames
-        if self.normalize is not None and self.normalize != self.given:
+        normalize = _BYTES if self.as_bytes else self.normalize
+        if normalize is not None and normalize != self.given:
             shape = (3,) + (1,) * (clip.ndim - 2)
             mean, std, own_mean, own_std = (
                 clip.new_tensor(values).reshape(shape)
-                for values in (self.given.mean, self.given.std, self.normalize.mean, self.normalize.std)
+                for values in (self.given.mean, self.given.std, normalize.mean, normalize.std)
             )
             clip = (clip * std + mean - own_mean) / own_std
-        return clip
+        return clip.round().clamp(0, 255).to(torch.uint8) if self.as_bytes else clip
 
 
 def _nearest_frames(total: int, wanted: int) -> list[int]:
@@ -303,13 +307,14 @@ def adapt(
     if not clips:
         inputs = _for_other_than_clips(inputs)
     probe = probe_input(example, 2)
-    options: Sequence[Layout] = get_args(Layout) if inputs.layout == "auto" else (inputs.layout,)
-    attempts: list[_Attempt] = []
-    for layout in options:
-        attempts.append(_try(net, layout, inputs, outputs, probe, alone=len(options) == 1))
-        if sum(bool(attempt.paths) for attempt in attempts) == 1 and len(attempts) > 1:
-            break  # one layout alone; with the first two of them, others decide
+    attempts = _attempts(net, inputs, outputs, probe)
     running = [attempt for attempt in attempts if attempt.runs]
+    if not running and example.ndim > 3:  # pixels
+        of_bytes = replace(inputs, as_bytes=True)
+        running = [attempt for attempt in _attempts(net, of_bytes, outputs, probe) if attempt.runs]
+        if running:
+            inputs = of_bytes
+            note(f"teacher.model: {name} takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`")
     fitting = [attempt for attempt in running if attempt.paths]
     if not running:
         raise ValueError(_cannot_read(name, item, example, inputs, attempts))
@@ -326,7 +331,7 @@ def adapt(
             f"gives {describe(chosen.output)}"
         )
     path = chosen.paths[0] if chosen.paths else None
-    found = InputForm(chosen.layout, inputs.strides, inputs.size, inputs.frames, inputs.normalize, inputs.given)
+    found = replace(inputs, layout=chosen.layout)
     teacher = AdaptedTeacher(net, found, OutputForm(path, outputs.picked, outputs.num_outputs, outputs.maps))
     if clips and inputs.layout == "auto" and chosen.layout != "NCTHW":
         note(f"teacher.input_layout: {name} takes clips as {chosen.layout}")
@@ -364,11 +369,22 @@ def _run(net: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
             module.training = mode
 
 
+def _attempts(net: nn.Module, inputs: InputForm, outputs: OutputForm, probe: Tensor) -> list[_Attempt]:
+    """What the net gives for each layout that it may take, as far as they decide."""
+    options: Sequence[Layout] = get_args(Layout) if inputs.layout == "auto" else (inputs.layout,)
+    attempts: list[_Attempt] = []
+    for layout in options:
+        attempts.append(_try(net, layout, inputs, outputs, probe, alone=len(options) == 1))
+        if sum(bool(attempt.paths) for attempt in attempts) == 1 and len(attempts) > 1:
+            break  # one layout alone; with the first two of them, others decide
+    return attempts
+
+
 def _try(
     net: nn.Module, layout: Layout, inputs: InputForm, outputs: OutputForm, probe: Tensor, *, alone: bool
 ) -> _Attempt:
     """One layout, on a copy of the net: a pass that fails may leave buffers of a wrong shape behind."""
-    form = InputForm(layout, inputs.strides, inputs.size, inputs.frames, inputs.normalize, inputs.given)
+    form = replace(inputs, layout=layout)
     open_output = AdaptedTeacher(net, form, outputs)
     attempt = _Attempt(layout)
     if probe.ndim == 5 and layout == "pathways" and min(probe.shape[2], form.frames or probe.shape[2]) < 2:

@@ -20,6 +20,7 @@ from nas_kd.search_spaces import SPACES
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher, TeacherConfig
+from nas_kd.teachers.adapter import InputForm, OutputForm, adapt
 from nas_kd.teachers.layouts import lay_out
 from nas_kd.teachers.teacher import TeacherView, build_teacher_model
 from nas_kd.trial import build_context
@@ -155,6 +156,25 @@ class WritesInput(Clips):
 
 
 @torch.no_grad()
+def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
+    class Brightness(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            assert clip.dtype == torch.uint8
+            return clip.double().mean((3, 4))[:, :, 0].float()
+
+    notes: list[str] = []
+    normalize = NormalizeConfig(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    form, clip = InputForm(given=normalize), torch.zeros(1, 3, 2, 8, 8)
+    teacher = adapt(Brightness(), "bright", form, OutputForm(None, None, 3), clip, "a clip", notes.append)
+    pixels = torch.randint(0, 256, (2, 3, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shape = (3, 1, 1, 1)
+    mean, std = (torch.tensor(values).view(shape) for values in (normalize.mean, normalize.std))
+    torch.testing.assert_close(teacher((pixels / 255 - mean) / std), pixels.double().mean((3, 4))[:, :, 0].float())
+    assert notes == [
+        "teacher.model: bright takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`"
+    ]
+
+
 def test_a_net_that_writes_into_its_input_leaves_that_of_the_student_as_it_is() -> None:
     teacher, given = taken(f"{__name__}:WritesInput"), CLIP.clone()
     first = teacher(given)

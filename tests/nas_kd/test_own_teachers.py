@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,12 +80,23 @@ PUBLISHED: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "ImagesVit": ("frames", [("blocks.0", "stages.0"), ("blocks.1", "stages.1")]),
     "ChannelsLast": ("NTHWC", [("conv1", "stages.0"), ("conv2", "stages.1")]),
 }
+# Of recent_nets.
+RECENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "AuxiliaryHead": ("NCTHW", [("stages.0", "stages.0"), ("stages.1", "stages.1")]),
+    "ConvLstm": ("NTCHW", STAGES),
+    "FlowInside": ("NCTHW", [("appearance.0", "stages.0"), ("appearance", "stages.1")]),
+    "DividedAttention": ("NCTHW", [("blocks.0", "stages.0"), ("blocks.1", "stages.1")]),
+    "Scan": ("NCTHW", [("layers.0", "stages.0"), ("layers.1", "stages.1")]),
+    "PoolingAttention": ("NCTHW", [("blocks.0", "stages.0"), ("blocks.1", "stages.1")]),
+    "Normed": ("NCTHW", STAGES),
+    "TakesBytes": ("NCTHW", STAGES),
+}
 REFUSED = {
     "own_nets:NotFinite": "teacher.model: own_nets:NotFinite gives values that are not finite .* divides by zero",
     "own_nets:scripted": "teacher.model: it is scripted by torch.jit, .* return the net as it was before torch.jit.scr",
     "published_nets:DropsAlways": "DropsAlways in evaluation mode gives another answer at each pass .* training=self",
 }
-TABLES = {"own_nets": NETS, "multiscale_nets": MULTISCALE, "published_nets": PUBLISHED}
+TABLES = {"own_nets": NETS, "multiscale_nets": MULTISCALE, "published_nets": PUBLISHED, "recent_nets": RECENT}
 
 
 def taken(tiny: Make, net: str, **teacher: Any) -> CampaignContext:
@@ -151,6 +163,19 @@ def test_every_net_is_checked_counted_trained_and_distilled_at_default_settings(
     assert set(terms) == ({"task", "feature"} if pairs else {"task"})
     assert all(bool(value.isfinite()) for value in terms.values())
     learner.close()
+
+
+def test_a_net_with_connections_past_the_small_maps_is_a_teacher_of_maps(tmp_path: Path) -> None:
+    sections = {"task": "segmentation", "data": {**TINY["data"], "size": 32}, "teacher": {"model": "recent_nets:UNet"}}
+    context = build_context(validate({"runs": str(tmp_path), **sections}, source="test"), "cpu")
+    check_teacher(context)
+    pixels = {1: 32 * 32, 2: 16 * 16, 4: 8 * 8}
+    convolutions = 9 * (3 * 8 * pixels[1] + 8 * 16 * pixels[2] + 16 * 24 * pixels[4] + 32 * 16 * pixels[2])
+    convolutions += 9 * 16 * 8 * pixels[1] + 8 * 3 * pixels[1]
+    transposed = 4 * (24 * 16 * pixels[4] + 16 * 8 * pixels[2])
+    counted = context.input_type.teacher_flops(context.teacher_model, context.teacher_example(), context.space)
+    assert counted == (convolutions + transposed, ())  # BatchNorm is folded
+    assert set(context.space.left_out) == {"down1.0", "out"}
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
