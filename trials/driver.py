@@ -187,7 +187,7 @@ class Driver:
             Event(
                 kind=kind,
                 num_ended=self._num_ended,
-                num_trials=self.num_trials,
+                num_trials=max(self.num_trials, self._num_ended),  # fewer may be wanted than have ended
                 number=None if assignment is None else assignment.number,
                 knobs=knobs,
                 fraction=report.fraction,

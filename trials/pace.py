@@ -2,7 +2,8 @@
 
 Trials are not alike: an architecture of four times the FLOPs may train four times as long, and the first trials of a
 campaign are often its cheapest. So each trial has a `work`, a number that its training time grows with, where that is
-known before it runs; and a trial takes `base + rate * work` seconds, with both at least 0, by least squares.
+known before it runs; and a trial takes `base + rate * work` seconds, with both at least 0, by least squares that keep
+the rate small where few trials tell of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from nas_kd.trials.record import KnobValue, TrialRecord
 
 Work = Callable[[Mapping[str, KnobValue]], float | None]
 """Knobs of a trial -> what its time grows with, in any unit; None where that is not known, as of a few knobs alone."""
+_DOUBT = 0.2  # of the rate, in relative variance of the work: two trials that hardly differ say little of others
 _LEAST_SHARE = 0.1  # of a running trial that must be done before its pace says how long it takes
 
 
@@ -82,7 +84,7 @@ class _Sums:
         spread = self.num * self._squares - self.work**2
         if spread <= 1e-9 * self.num * self._squares:
             return None
-        rate = (self.num * self._products - self.work * self.seconds) / spread
+        rate = (self.num * self._products - self.work * self.seconds) / (spread + _DOUBT / self.num * self.work**2)
         rate = min(max(rate, 0.0), self._products / self._squares)  # the latter with nothing beside the work
         return max((self.seconds - rate * self.work) / self.num, 0.0), rate
 

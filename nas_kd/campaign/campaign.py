@@ -46,6 +46,8 @@ from nas_kd.trials import (
 )
 from nas_kd.trials.trackers import Place, Tracking, find_trackers
 
+SETTINGS = "settings"  # folder of the run with a campaign file for each `config_hash` of its records
+
 
 @dataclass(frozen=True)
 class CampaignResult(Run):
@@ -200,7 +202,7 @@ class Campaign:
             numbers = ledger.enqueue(budgets, self._knobs, work=work)
         withdrawn = ledger.withdraw(keep=numbers)
         if withdrawn:
-            note(f"{withdrawn} queued trials are not in the campaign file any more and were withdrawn")
+            note(f"queued trials that are not in the campaign file any more, and were withdrawn: {withdrawn}")
         if cells:  # trials of another grid, or of none, are no reason to leave cells out
             known = ledger.count("queued", "running", "complete", "failed", "stopped")
             self._num_trials = max(config.trials, known)
@@ -227,6 +229,12 @@ class Campaign:
         # The end is marked, since a YAML file that was cut may still be one.
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
         write_text_atomically(path, text)
+        # Records have this hash, and the campaign file may change between them.
+        settings = self.run_dir / SETTINGS / f"{self.config.digest()}.yaml"
+        if not settings.is_file():
+            settings.parent.mkdir(exist_ok=True)
+            without = self.config.model_copy(update={"storage": None})  # which may hold a password
+            write_text_atomically(settings, yaml.safe_dump(without.model_dump(mode="json"), sort_keys=False))
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
         """Run the trials that the ledger lacks.

@@ -12,6 +12,7 @@ import resource
 import shutil
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +74,13 @@ class StepClock:
         steps = [after - before for before, after in pairwise(times)]
         return statistics.median(steps) if steps else 0.0
 
+    def beside_steps(self, stage: str, seconds: float) -> float:
+        """What a stage that took so long needs beside its steps: nets built, costs counted, architectures derived."""
+        for (known, kind), times in self.times.items():
+            if known == stage:
+                seconds -= times[-1] - times[0] + self.seconds(stage, kind)
+        return max(seconds, 0.0)
+
 
 def dry_run(config: CampaignConfig, note: Note = no_note, progress: OnProgress = no_progress) -> list[str]:
     """Build everything, rehearse it, time some steps, and say what the campaign takes.
@@ -94,17 +102,21 @@ def dry_run(config: CampaignConfig, note: Note = no_note, progress: OnProgress =
         folder = Path(name)
         if config.budget.max_latency_ms is not None:
             prepare_latency(context, folder, config.resources.threads, progress)
+        begun = time.perf_counter()
         rehearse(context, folder, note, progress)
+        rehearsal = time.perf_counter() - begun if config.rehearse else 0.0
         clock = StepClock(config.resources.threads)
         small = folder / "steps"
         proposal = proposals(config, context.space)[0]
         progress(0.8, "steps of each training")
         try:
-            begun = time.perf_counter()
+            done: dict[str, float] = {}
             Rehearsal(
-                context, proposal, small, begun, note, clock.see, items=_num_items(context), on_step=clock.see
-            ).train({})
-            lines = [*_times(context, clock), _memory(config.resources), *describe_disk(context)]
+                *(context, proposal, small, time.perf_counter(), note, clock.see),
+                items=_num_items(context),
+                on_step=clock.see,
+            ).train(done)
+            lines = [*_times(context, clock, rehearsal, done), _memory(config.resources), *describe_disk(context)]
         finally:
             torch.set_num_threads(threads)
         return [*lines, _run_folder(config, small)]
@@ -116,14 +128,26 @@ def _num_items(context: CampaignContext) -> int:
     return max(min(BATCHES * largest, len(splits.weights), len(splits.gates)), NUM_ITEMS)
 
 
-def _times(context: CampaignContext, clock: StepClock) -> list[str]:
-    """What each stage takes, and all together."""
+def _times(context: CampaignContext, clock: StepClock, rehearsal: float, done: Mapping[str, float]) -> list[str]:
+    """What each stage takes, and all together.
+
+    Args:
+        context: of the campaign.
+        clock: of the small run.
+        rehearsal: its seconds.
+        done: stage of the small run -> seconds from the begin of that run to the end of the stage.
+    """
     config, splits = context.config, context.splits
     passes = _Passes(context)
-    lines, total = [], 0.0
+    begins = [0.0, *done.values()]
+    took = {stage: end - begin for (stage, end), begin in zip(done.items(), begins, strict=False)}
+    beside = {stage: clock.beside_steps(stage, seconds) for stage, seconds in took.items()}
+    lines, total = [], rehearsal
+    if rehearsal:
+        lines.append(f"rehearsal: about {format_duration(rehearsal)}")
     if config.teacher.trains and not is_precomputed(context.teacher_model):
         batches, each = num_batches(context, config.teacher.fit), clock.seconds("teacher", "epoch")
-        seconds = batches * each + passes.teacher(splits.val, splits.test)
+        seconds = beside["teacher"] + batches * each + passes.teacher(splits.val, splits.test)
         lines.append(f"teacher: {batches:,} batches of {each:.3g} s, about {format_duration(seconds)}")
         total += seconds
     views = [1 if augment == "none" else config.teacher.cache.views for augment in bytes_on_disk(context)]
@@ -135,13 +159,14 @@ def _times(context: CampaignContext, clock: StepClock) -> list[str]:
         steps, each = _search_steps(context), clock.seconds("search", "search")
         options = config.budget.options
         budgets = config.search.gates.knots if isinstance(options, BudgetRange) else len(options)
-        seconds = steps * each + budgets * config.search.candidates * passes.student(splits.val)
+        compared = budgets * config.search.candidates * passes.student(splits.val)
+        seconds = beside["search"] + steps * each + compared
         lines.append(f"search: {steps:,} steps of {each:.3g} s, about {format_duration(seconds)}")
         total += seconds
     batches, each = num_batches(context, config.retrain), clock.seconds("trial", "epoch")
     validations = config.retrain.epochs if config.retrain.keep == "best" else 0
     of_seed = batches * each + validations * passes.student(splits.val) + passes.student(splits.val, splits.test)
-    seconds = config.retrain.num_seeds * of_seed
+    seconds = beside["trial"] + config.retrain.num_seeds * of_seed
     if not context.shares_search:
         seconds += _search_steps(context) * clock.seconds("trial", "search")
     at_once = min(_at_once(config.resources), config.trials)
@@ -153,7 +178,8 @@ def _times(context: CampaignContext, clock: StepClock) -> list[str]:
     total += trials
     gpus = config.resources.gpus_per_trial
     of_gpus = f", {(total - trials + config.trials * seconds * gpus) / 3600:.2g} GPU-hours" if gpus else ""
-    return [*lines, f"in all about {format_duration(total)}{of_gpus}, without decoding and Ray's start"]
+    without = "without decoding, Ray's start and the latencies that are measured last"
+    return [*lines, f"in all about {format_duration(total)}{of_gpus}, {without}"]
 
 
 def _search_steps(context: CampaignContext) -> int:
@@ -202,10 +228,9 @@ def _at_once(resources: Resources) -> int:
 def _memory(resources: Resources) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     at_once = _at_once(resources)
-    text = (
-        f"memory: {bytes_text(peak)} at most in this process; a campaign with {at_once} trials at once has "
-        f"{at_once + 1}"
-    )
+    text = f"memory: {bytes_text(peak)} at most in this process"
+    if resources.executor != "inline":
+        text += f"; a campaign with {at_once} trial{'s' if at_once > 1 else ''} at once has {at_once + 1}"
     if torch.cuda.is_available() and resources.gpus_per_trial:
         text += f"; of a GPU {bytes_text(torch.cuda.max_memory_reserved())} at most"
     return text

@@ -109,7 +109,7 @@ def test_a_dry_run_times_the_steps_and_writes_nothing(
     monkeypatch.setattr(dry_run, "rehearse", lambda *_: None)  # test_rehearsal.py
     config = tiny(space=SMALL, retrain={"num_seeds": 3})
     lines = dry_run.dry_run(config)
-    starts = ["teacher: 3 steps", "the teacher's outputs", "trials: 2 of about", "in all about", "memory:"]
+    starts = ["teacher: 3 batches", "the teacher's outputs", "trials: 2 of about", "in all about", "memory:"]
     for start in [*starts, "caches on disk", "run folder"]:
         assert sum(line.startswith(start) for line in lines) == 1, (start, lines)
     assert not config.run_dir.exists()
@@ -128,6 +128,9 @@ def test_the_time_of_a_step_is_the_median_between_two_ends(monkeypatch: pytest.M
     clock.see(1.0, "search 1/1")
     assert (clock.seconds("teacher", "epoch"), clock.seconds("search", "search")) == (1.5, 1.0)
     assert clock.seconds("trial", "epoch") == 0.0
+    assert clock.beside_steps("teacher", 20.0) == 20 - 12.5 - 1.5  # its first step is taken to be like the others
+    assert clock.beside_steps("search", 5.0) == 5 - 1 - 1
+    assert clock.beside_steps("trial", 3.0) == 3.0
 
 
 def findings(config: CampaignConfig) -> dict[str, Finding]:

@@ -12,7 +12,8 @@ from commands import cli, succeed
 
 import nas_kd
 from nas_kd.analysis import estimate_mean
-from nas_kd.config import CampaignConfig, load_config
+from nas_kd.campaign.campaign import Campaign
+from nas_kd.config import CampaignConfig, load_config, validate
 from nas_kd.deploy.bundle import load_bundle
 from nas_kd.preparation import teacher as prepared
 from nas_kd.preparation.teacher import prepare_teacher
@@ -221,6 +222,18 @@ def test_a_bad_campaign_is_one_sentence_before_anything_trains(
     assert len(complaints) == 1
     assert "Traceback" not in output
     assert not (config.run_dir / "teacher").exists()
+
+
+def test_the_settings_of_each_record_are_kept_without_passwords(tiny: Callable[..., CampaignConfig]) -> None:
+    first = tiny(storage="postgresql://me:topsecret@host/db")
+    second = tiny(retrain={"epochs": 5})
+    first.run_dir.mkdir(parents=True)
+    for config in (first, second, tiny(trials=9)):  # the last one trains as the first did
+        Campaign(config)._write_config()
+    kept = {path.stem: path.read_text() for path in (first.run_dir / "settings").iterdir()}
+    assert set(kept) == {first.digest(), second.digest()}
+    assert "topsecret" not in kept[first.digest()]
+    assert validate(yaml.safe_load(kept[second.digest()]), source="test").retrain.epochs == 5
 
 
 def test_the_dumped_campaign_reads_back(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
