@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from nas_kd.search_spaces.copies import copied
 from nas_kd.search_spaces.gates import Gate, GateFactory
 
 
@@ -45,7 +45,7 @@ class Edge(nn.Module):
 
     def chosen(self, name: str) -> nn.Module:
         """A copy of the candidate of that name, with its present weights."""
-        return copy.deepcopy(self.by_name[name])
+        return copied(self.by_name[name], f"the operator {name}")
 
 
 def mix_widths(gate: Gate, run: Callable[[Any], Tensor]) -> Tensor:

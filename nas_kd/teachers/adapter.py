@@ -316,6 +316,11 @@ def adapt(
             inputs = of_bytes
             note(f"teacher.model: {name} takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`")
     fitting = [attempt for attempt in running if attempt.paths]
+    if not running and example.ndim == len("NCHW") and _reads_clips(net, probe):
+        raise ValueError(
+            f"teacher.model: {name} takes clips, but this task and space look at single frames, of shape "
+            f"{tuple(example.shape)[1:]}; take a net of frames"
+        )
     if not running:
         raise ValueError(_cannot_read(name, item, example, inputs, attempts))
     chosen = _choose(fitting, name) if fitting else running[0]
@@ -367,6 +372,16 @@ def _run(net: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _reads_clips(net: nn.Module, frames: Tensor) -> bool:
+    """Whether a net runs on clips of such frames."""
+    clips = frames[:, :, None].repeat(1, 1, 4, 1, 1)
+    try:
+        _run(_copied(net), lambda module: module(clips))
+    except Exception:  # whatever a net raises for an input that it does not take
+        return False
+    return True
 
 
 def _attempts(net: nn.Module, inputs: InputForm, outputs: OutputForm, probe: Tensor) -> list[_Attempt]:

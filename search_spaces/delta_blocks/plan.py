@@ -5,7 +5,7 @@ All of it is seen in one forward pass, so any module works; nothing is traced or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nas_kd.search_spaces.delta_blocks.ops import LayerShape
 from nas_kd.search_spaces.flops import count_flops
+
+_NAMED = 4  # layers in a sentence
 
 Terms = frozenset[frozenset[str]]
 """A monotone condition as alternatives of conjunctions: {{}} is always true."""
@@ -153,9 +155,7 @@ def plan_layers(
         left_out[name] = "the output does not depend on it"
         del eligible[name]
     if not eligible:
-        raise ValueError(
-            "no layer of the teacher can become a delta layer; loosen include, exclude, skip_first or skip_last"
-        )
+        raise ValueError(f"no layer of the teacher can become a delta layer{_why_none(left_out)}")
     may_be_zero, alive = _liveness(list(eligible), feeds)
     layers = tuple(
         PlannedLayer(
@@ -224,6 +224,17 @@ def _observe(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def _why_none(left_out: Mapping[str, str]) -> str:
+    if not left_out:
+        return (
+            ", since it has no nn.Conv2d and no nn.Linear; take a teacher with such layers, or name modules from "
+            "(N, C, H, W) to (N, C', H', W') as blocks"
+        )
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:_NAMED])
+    more = f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    return f" ({reasons}{more}); loosen include, exclude, skip_first or skip_last"
 
 
 def _unfit(module: nn.Module, seen: _Seen, *, is_block: bool) -> str | None:

@@ -22,6 +22,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.cells import Edge
 from nas_kd.search_spaces.chain import Effect
 from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
+from nas_kd.search_spaces.copies import copied
 from nas_kd.search_spaces.cost import CostTable
 from nas_kd.search_spaces.delta_blocks.cost import CandidateCosts, is_read, read_effects
 from nas_kd.search_spaces.delta_blocks.figures import frame_tables, params_table, state_table
@@ -80,13 +81,13 @@ class DeltaBlocksSpace(SearchSpace):
         self._s, self._own = settings, needed(settings.candidates, operators)
         self.frame_size = frame_size
         frame = torch.randn(1, 3, *frame_size, generator=torch.Generator().manual_seed(0))
-        own = copy.deepcopy(teacher).cpu().eval()
+        own = copied(teacher, "the teacher").cpu().eval()
         _check_teacher(own, frame)
         folded = fold_batchnorm(own, frame)
         for module in folded.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]  # z_0 must outlive the activation after it
-        self._teacher: nn.Module = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._teacher: nn.Module = _channels_last(folded)
         self._teacher.requires_grad_(False)
         self.plan = plan_layers(
             self._teacher,
@@ -221,6 +222,14 @@ class DeltaBlocksSpace(SearchSpace):
             )
             replace_module(net, module, delta)
         return DeltaNet(net, interval)
+
+
+def _channels_last(net: nn.Module) -> nn.Module:
+    """The net with its kernels of two dimensions in the layout that is fastest on CPUs; `to` takes no others along."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.ndim == len("NCHW"):
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return net
 
 
 def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:

@@ -175,6 +175,12 @@ def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
     ]
 
 
+def test_a_net_of_clips_is_no_teacher_of_frames() -> None:
+    form = OutputForm(None, None, 3, maps=True)
+    with pytest.raises(ValueError, match=r"takes clips, but this task and space look at single frames, .*; take a"):
+        adapt(Clips(3), "clips", InputForm(), form, torch.zeros(1, 3, 32, 32), "a frame", lambda text: None)
+
+
 def test_a_net_that_writes_into_its_input_leaves_that_of_the_student_as_it_is() -> None:
     teacher, given = taken(f"{__name__}:WritesInput"), CLIP.clone()
     first = teacher(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -337,8 +338,32 @@ def test_patterns_choose() -> None:
     for setting in ("include", "exclude", "blocks"):
         with pytest.raises(ValueError, match=r"pattern 'stage9\.\*' matches no module; the teacher has stem"):
             space_of(ResNet, **{setting: ("*", "stage9.*") if setting == "include" else ("stage9.*",)})
-    with pytest.raises(ValueError, match="no layer of the teacher can become a delta layer; loosen include"):
+    with pytest.raises(
+        ValueError, match=r"become a delta layer \(stem.0: include and exclude; .*; and 9 more\); loosen"
+    ):
         space_of(ResNet, include=("head",))
+
+
+class OfClips(nn.Module):
+    """A net of clips that is shown each frame as a clip of one frame; it holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+        self.lock = threading.Lock()
+
+    def forward(self, frame: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.conv(frame[:, :, None])[:, :, 0]
+        return maps
+
+
+def test_a_teacher_without_layers_of_frames_or_that_cannot_be_copied_is_refused_with_the_reason() -> None:
+    teacher = OfClips()
+    with pytest.raises(ValueError, match=r"the teacher must be .* copied, but copy.deepcopy gives: cannot pickle '_th"):
+        DeltaBlocksSpace(DeltaBlocksSettings(), teacher, (16, 16))
+    del teacher.lock
+    with pytest.raises(ValueError, match=r"can become a delta layer, since it has no nn.Conv2d and no nn.Linear; take"):
+        DeltaBlocksSpace(DeltaBlocksSettings(), teacher, (16, 16))
 
 
 def test_blocks_may_be_what_layers_may_not() -> None:
