@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas_kd.data import DataInfo, FolderConfig
+from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.folder import load_labelled
+from nas_kd.deploy.answers import has_maps
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.tasks import make_task
@@ -16,25 +18,30 @@ TABLE_NAME = "labels.csv"
 def labelled_folder(folder: Path, split: str | None, info: BundleInfo) -> LabelledSet:
     """The clips of a folder with labels.csv of the columns `path,label`, read as the student's own were.
 
+    They are read as `source: folder` reads them where the student was not trained on files.
+
     Args:
         folder: with the table.
         split: rows of this value in the column `split`; None takes all rows.
         info: of the student.
 
     Raises:
-        ValueError: the table cannot be read, or the student was trained on data of another kind.
+        ValueError: the table cannot be read, or the student answers for other items.
     """
-    if ":" in info.task or info.mean is None or info.decoding is None or info.decoding.sampling != "uniform":
+    decoding, name = info.decoding or FileDecoding(), str(folder)
+    if ":" in info.task or info.mean is None or has_maps(info) or decoding.sampling != "uniform":
         raise ValueError(
-            f"a folder with {TABLE_NAME} holds classes of clips, but the student's task is {info.task}, on data of "
-            "another kind; give a campaign file whose section data names the labelled data"
+            f"a folder with {TABLE_NAME} holds classes of whole clips, but this student ({info.task}) answers for "
+            "other items; give a campaign file whose section data names the labelled data"
         )
-    stored = info.decoding.stored or (info.source_frames, *info.source_size)
+    if info.decoding is None:
+        name += f" (the student was not trained on files: they are read as those of source folder are, {decoding.fit})"
+    stored = decoding.stored or (info.source_frames, *info.source_size)
     config = FolderConfig(
         root=folder,
         frames=info.source_frames,
         size=info.source_size,
-        fit=info.decoding.fit,
+        fit=decoding.fit,
         stored_frames=stored[0],
         stored_size=stored[1:],
         classes=info.class_names,
@@ -50,4 +57,4 @@ def labelled_folder(folder: Path, split: str | None, info: BundleInfo) -> Labell
         stored_frames=stored[0],
         stored_size=stored[1:],
     )
-    return LabelledSet(str(folder), dataset, None, known, lambda: make_task(info.task, known, info.task_options))
+    return LabelledSet(name, dataset, None, known, lambda: make_task(info.task, known, info.task_options))

@@ -37,7 +37,7 @@ from tests.nas_kd.commands import cli, succeed
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def saved(folder: Path, space: SearchSpace, info: DataInfo, config: FolderConfig) -> nn.Module:
+def saved(folder: Path, space: SearchSpace, info: DataInfo, config: FolderConfig | None) -> nn.Module:
     """A student of random weights with two frames of 12 × 12 pixels, and its bundle."""
     torch.manual_seed(0)
     knobs = {"frames": 2, "resolution": 12}
@@ -55,7 +55,7 @@ def saved(folder: Path, space: SearchSpace, info: DataInfo, config: FolderConfig
             input_shape=tuple(example.shape[1:]),
             source_frames=info.frames,
             source_size=(info.height, info.width),
-            decoding=config.decoding,
+            decoding=None if config is None else config.decoding,
             view=view_of(space, knobs, info.input_shape),
             class_names=info.class_names,
             task="classification",
@@ -137,6 +137,19 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     by_path = {Path(entry["path"]): entry["labels"][0] for entry in written["files"]}
     for answer in answers:
         assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
+
+
+def test_a_student_of_data_without_files_is_measured_on_files_as_it_predicts(
+    clips: FolderConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    saved(tmp_path / "bundle", space, load(clips, seed=0).info, None)
+    predictor = nas_kd.load(tmp_path / "bundle")
+    rows = [line.split(",") for line in (clips.root / "labels.csv").read_text().split()[1:]]
+    right = [predictor.classify(clips.root / path).labels[0][0] == label for path, label, _ in rows]
+    told: list[str] = []
+    found = nas_kd.evaluate(tmp_path / "bundle", clips.root, progress=lambda share, words: told.append(words))
+    assert found.value == np.float32(sum(right) / len(right))
+    assert "not trained on files: they are read as those of source folder are, crop" in told[-1]
 
     (clips.root / "v00.mp4").write_bytes(b"")
     code, output = cli("predict", tmp_path / "bundle", clips.root, "--json")
