@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ MIN_TRAININGS = 3  # fewer tell nothing about the spread: with two, it is 25 sta
 
 
 class NeedsCodeError(ValueError):
-    """The net of a bundle can only be built with code of the user's, which loading a bundle does not import."""
+    """The net of a bundle can only be built with code of the user's, or a package, which is not there."""
 
 
 class OverSeeds(BaseModel):
@@ -265,8 +265,10 @@ def check_file(folder: Path | str, info: BundleInfo, name: str) -> Path:
         ValueError: the bundle does not have it, or it is not the file that was written with the bundle.
     """
     path = Path(folder) / name
-    if name not in info.files or not path.is_file():
+    if name not in info.files:
         raise ValueError(f"the bundle {folder} has no {name}, but {', '.join(info.files)}; export it again with it")
+    if not path.is_file():
+        raise ValueError(f"{name} was written with the bundle {folder} and is gone; export the bundle again")
     if sha256_of(path) != info.files[name]:
         raise ValueError(
             f"{path} is not the file that was written with {ARCH_NAME}: its SHA-256 differs, so it was damaged, cut "
@@ -316,6 +318,12 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     try:
         with safe_open(folder / WEIGHTS_NAME, "pt") as file:
             metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_NAME} cannot be read, so it was damaged, cut short or exchanged; export the bundle "
+            f"again ({' '.join(str(error).split())[:300]})"
+        ) from error
+    try:
         trained_arch = metadata.get("arch_id")
         if trained_arch != arch.arch_id:
             raise ValueError(f"they were trained for architecture {trained_arch}")
@@ -345,6 +353,12 @@ def _space_of(arch: ArchSpec) -> SearchSpace:
         )
     try:
         return _made(entry, arch, settings)
+    except ModuleNotFoundError as error:  # the layers of a delta student are planned by FLOPs, which fvcore counts
+        package = (error.name or "").partition(".")[0]
+        raise NeedsCodeError(
+            f"the weights of this student need {package}, which is not installed: pip install {package}, or run the "
+            "bundle's graphs, which do not need it (backend pt2 or onnx)"
+        ) from error
     except ValidationError as error:
         sentences = "; ".join(explain(error, entry.settings, settings))
         raise ValueError(
@@ -375,7 +389,10 @@ def read_info(folder: Path | str) -> BundleInfo:
     """
     for name in (ARCH_NAME, WEIGHTS_NAME):
         if not (Path(folder) / name).is_file():
-            raise ValueError(f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}")
+            raise ValueError(
+                f"a bundle holds {ARCH_NAME} and {WEIGHTS_NAME}, but {folder} has no {name}; name a folder that "
+                "nas-kd export has written"
+            )
     path = Path(folder) / ARCH_NAME
     if path.stat().st_size > MAX_ARCH_BYTES:
         raise ValueError(

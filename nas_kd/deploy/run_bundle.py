@@ -6,6 +6,7 @@ frames to VIDEO.npz. `nas-kd predict` does more: overlays, damaged files, folder
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,11 @@ STORED = DECODING["stored"] or SEEN
 
 def graph(name: str) -> Any:
     """A function of the inputs of an ONNX graph that gives the list of its outputs."""
-    session = onnxruntime.InferenceSession(HERE / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    file = f"{name}.onnx"
+    content = (HERE / file).read_bytes()
+    if hashlib.sha256(content).hexdigest() != INFO["files"].get(file):
+        sys.exit(f"{file} is not the file that was written with arch.json: damaged, cut short or exchanged")
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
@@ -119,6 +124,8 @@ def maps(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit("name videos: python run.py VIDEO ...")
     for name in sys.argv[1:]:
         if INFO["task"] in ("classification", "multilabel"):
             print(json.dumps({"path": name, "scores": classify(Path(name))}))

@@ -136,7 +136,7 @@ def test_a_bundle_that_was_changed_is_refused(space: SearchSpace, tmp_path: Path
     save_file(weights, weights_file, {"arch_id": "another"})
     refused("they were trained for architecture another")
     weights_file.write_bytes(b"no safetensors")
-    refused("do not fit architecture")
+    refused(r"student\.safetensors cannot be read, so it was damaged")
     weights_file.unlink()
     refused("has no student.safetensors")
 

@@ -26,7 +26,7 @@ from nas_kd.deploy.export_stream import Exported
 from nas_kd.deploy.predict_files import predict_files
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import ExportRecord, Format, third_party_warnings
-from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops
+from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops, flops
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
 from nas_kd.search_spaces.delta_blocks.residual import ResidualLayer, residual_form
@@ -184,6 +184,17 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
         assert not Path("predictions").exists()  # nothing was written, so there is no folder for it either
     raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
     assert (raised.argmax(1).numpy() == np.load(expected)["classes"]).mean() > 0.999
+
+
+def test_without_fvcore_the_graphs_run(
+    exported: tuple[DeltaNet, ExportRecord, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, out = exported
+    monkeypatch.setattr(flops, "_analysis_class", flops._analysis_class.__wrapped__)
+    monkeypatch.setitem(sys.modules, "fvcore.nn", None)
+    assert nas_kd.load(out).backend.name == "pt2"
+    with pytest.raises(ValueError, match=r"need fvcore, .* pip install fvcore, .*backend pt2 or onnx"):
+        nas_kd.load(out, backend="safetensors")
 
 
 def check_video(predictor: Predictor, folder: Path) -> None:
