@@ -145,6 +145,8 @@ class Ledger:
                 study.set_user_attr("objectives", [objective.model_dump() for objective in wanted.objectives])
                 study.set_user_attr("convention", COST_CONVENTION)
                 study.set_user_attr("format", LEDGER_FORMAT)
+                with quiet_optuna():  # for Optuna's own tools
+                    study.set_metric_names([objective.name for objective in wanted.objectives])
             own = opened if storage is None else Database(opened, storage, wait_s=WAIT_S)
             ledger = cls(own, study.study_name, run_dir, lock)
             ledger._check_place()

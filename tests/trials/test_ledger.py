@@ -390,6 +390,9 @@ def test_metadata(tmp_path: Path) -> None:
     assert metadata["note"] == {"a": [1]}
     assert metadata["config_hash"] == "two"
     assert metadata["metric"] == METRIC.model_dump()
+    with quiet_optuna():  # as Optuna's own tools open it
+        study = optuna.load_study(study_name=None, storage=open_storage(tmp_path, None))
+        assert study.metric_names == ["accuracy", "flops"]
     assert metadata["convention"] == "one multiply-accumulate is one FLOP"
 
 
