@@ -29,8 +29,8 @@ from nas_kd.data import Batch
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import Choices, ModuleSpace, Supernet
-from nas_kd.training.fit import make_optimizer
-from nas_kd.training.gate_search import cycle, trained_parameters
+from nas_kd.training.gate_search import cycle
+from nas_kd.training.steps import WeightSteps, trained_parameters
 from nas_kd.trial import CampaignContext, Learner, build_context
 
 GOAL = 1.05  # a cached step, in plain steps
@@ -125,15 +125,12 @@ def step_of(learner: Learner, batches: Iterator[Batch]) -> Callable[[], None]:
     """One training step, as `nas_kd.training.fit.fit` makes it."""
     config = learner.context.config.retrain
     fast, slow, scale = trained_parameters(learner.net, learner.net.parameters(), learner.objective)
-    optimizer = make_optimizer(config, fast, slow=slow, slow_scale=scale)
-    parameters = [*fast, *slow]
+    steps = WeightSteps(config, fast, slow, scale, what="the benchmark")
 
     def step() -> None:
-        value = learner.objective.total(learner.loss(next(batches)))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
+        terms = learner.loss(next(batches))
+        steps.add(learner.objective.total(terms), terms)
+        steps.take(0.5)
 
     return step
 

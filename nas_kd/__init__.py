@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from nas_kd.tasks import TASKS, Task
     from nas_kd.teachers import Teacher, TeacherConfig
     from nas_kd.training.budget import BudgetController
-    from nas_kd.training.fit import TrainingConfig, fit
-    from nas_kd.training.gate_search import GateConfig, search_gates
+    from nas_kd.training.fit import fit
+    from nas_kd.training.gate_search import search_gates
+    from nas_kd.training.settings import GateConfig, TrainingConfig
 
 __all__ = [
     "TASKS",
@@ -101,8 +102,9 @@ _NAMES = {
     "nas_kd.tasks": "TASKS Task",
     "nas_kd.teachers": "Teacher TeacherConfig",
     "nas_kd.training.budget": "BudgetController",
-    "nas_kd.training.fit": "TrainingConfig fit",
-    "nas_kd.training.gate_search": "GateConfig search_gates",
+    "nas_kd.training.fit": "fit",
+    "nas_kd.training.gate_search": "search_gates",
+    "nas_kd.training.settings": "GateConfig TrainingConfig",
     "nas_kd.search_spaces": "DeltaBlocksSettings DeltaBlocksSpace Edge ModuleSpace SearchSpace Supernet count_flops",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -28,7 +28,7 @@ from nas_kd.search_spaces.saliency.settings import DecoderSettings, TrunkSetting
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.tasks import TASKS
 from nas_kd.teachers import TEACHERS, TeacherConfig
-from nas_kd.training.gate_search import GateConfig, LocalConfig
+from nas_kd.training.settings import GateConfig, LocalConfig
 from nas_kd.trial import build_context
 from nas_kd.trials import Resources
 

@@ -11,8 +11,7 @@ from nas_kd.data import DataInfo
 from nas_kd.data.framing import Cut, evaluation_cuts
 from nas_kd.objectives import ObjectiveConfig
 from nas_kd.settings.strict import Section
-from nas_kd.training.fit import FitConfig, TrainingConfig
-from nas_kd.training.gate_search import GateConfig, LocalConfig
+from nas_kd.training.settings import FitConfig, GateConfig, LocalConfig, TrainingConfig
 
 
 class SearchConfig(FitConfig):

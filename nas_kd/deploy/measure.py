@@ -16,7 +16,7 @@ from nas_kd.deploy.record import FileMetrics
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import interval_over_items
 from nas_kd.tasks.task import metrics_of
-from nas_kd.training.fit import mean_of_views
+from nas_kd.training.evaluate import mean_of_views
 
 TOLERANCE = 2e-3  # of a metric measured again, relative to its value (at least 1); one item's share where that is more
 

@@ -20,7 +20,7 @@ from nas_kd.search_spaces import SearchSpace
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import Scored, evaluate
+from nas_kd.training.evaluate import Scored, evaluate
 
 
 def on_frames(model: Callable[[Tensor], Tensor], *, chunk: int) -> Callable[[Tensor], Tensor]:

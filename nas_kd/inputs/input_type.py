@@ -27,8 +27,8 @@ from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.teacher import trained_outputs
-from nas_kd.training.fit import FitConfig, Scored, evaluate
-from nas_kd.training.gate_search import LocalConfig
+from nas_kd.training.evaluate import Scored, evaluate
+from nas_kd.training.settings import FitConfig, LocalConfig
 
 KINDS_BY_NDIM = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
 

@@ -26,9 +26,9 @@ from nas_kd.search_spaces.delta_blocks.residual import residual_form
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet
 from nas_kd.taps import ModelOutput
 from nas_kd.tasks import Task
-from nas_kd.training.fit import FitConfig, Scored, evaluate
-from nas_kd.training.gate_search import LocalConfig
+from nas_kd.training.evaluate import Scored, evaluate
 from nas_kd.training.local_search import start_locally
+from nas_kd.training.settings import FitConfig, LocalConfig
 from nas_kd.training.streaming_cost import streaming_cost
 
 LOCAL_SHARE = 0.2  # of a search's time, roughly, that its local start takes

@@ -31,7 +31,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import InfeasibleBudgetError, Knapsack, cost_range
 from nas_kd.settings.mistakes import choose
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.fit import FitConfig
+from nas_kd.training.settings import FitConfig
 from nas_kd.trial import CampaignContext
 
 

@@ -14,7 +14,8 @@ from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.preparation.shared import prepare_search
 from nas_kd.search_spaces import count_flops
 from nas_kd.teachers.weights import load_weights
-from nas_kd.training.fit import evaluate, fit
+from nas_kd.training.evaluate import evaluate
+from nas_kd.training.fit import fit
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.shared_search import search_shared
 

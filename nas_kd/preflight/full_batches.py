@@ -19,8 +19,8 @@ from nas_kd.preparation.proposals import Proposal
 from nas_kd.preparation.teacher import teacher_loss
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.fit import FitConfig
 from nas_kd.training.precision import autocast
+from nas_kd.training.settings import FitConfig
 from nas_kd.trial import CampaignContext
 
 

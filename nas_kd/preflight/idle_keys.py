@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import floor
 
 from nas_kd.config import CampaignConfig
-from nas_kd.training.fit import TrainingConfig
+from nas_kd.training.settings import TrainingConfig
 
 _KEPT = 0.05  # share of the first weights in an average, above which it is remarked upon
 _AIM = 0.01

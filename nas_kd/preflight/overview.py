@@ -25,8 +25,8 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.settings.sizes import bytes_text
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.fit import FitConfig
 from nas_kd.training.measure import step_bytes
+from nas_kd.training.settings import FitConfig
 from nas_kd.trial import CampaignContext, build_context
 
 ALL_KNOBS = 64  # combinations of knobs whose costs are counted; of more, each value is with the first of the others

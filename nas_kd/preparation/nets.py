@@ -13,7 +13,7 @@ from nas_kd.objectives import DistillationLoss, ObjectiveConfig
 from nas_kd.search_spaces import Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.taps import shapes_given
-from nas_kd.training.fit import FitConfig
+from nas_kd.training.settings import FitConfig
 from nas_kd.trial import CampaignContext
 
 

@@ -13,7 +13,7 @@ from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.files import check_tensors, read_json, write_text_atomically
 from nas_kd.preparation.prior import GateTable, gate_table
 from nas_kd.search_spaces import ArchSpec, SearchSpace
-from nas_kd.training.fit import log_epoch
+from nas_kd.training.log import log_epoch
 from nas_kd.trial import CampaignContext, SharedSearch
 from nas_kd.trial.shared import FOLDER, WEIGHTS_NAME
 from nas_kd.trial.study_values import study_values

@@ -26,7 +26,7 @@ from nas_kd.teachers.layouts import Layout
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.registry import TEACHERS
 from nas_kd.teachers.weights import load_weights
-from nas_kd.training.fit import TrainingConfig
+from nas_kd.training.settings import TrainingConfig
 
 Side = Annotated[int, Field(ge=1)]
 

@@ -7,108 +7,23 @@ Gates stay uniform during the warm-up, so that no candidate is judged before it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field
-from torch import nn
 
 from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.objectives import DistillationLoss
-from nas_kd.search_spaces import ESTIMATORS, Supernet, TemperatureSchedule
-from nas_kd.settings.strict import Section
+from nas_kd.search_spaces import Supernet
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import Checkpoint
-from nas_kd.training.fit import (
-    Averages,
-    FitConfig,
-    LaterCheck,
-    Log,
-    Loss,
-    check_finite,
-    learning_rate,
-    make_optimizer,
-    no_log,
-    set_learning_rate,
-)
+from nas_kd.training.fit import Loss
+from nas_kd.training.log import Log, no_log
+from nas_kd.training.settings import FitConfig, GateConfig
+from nas_kd.training.steps import Averages, WeightSteps, check_finite, seed_epoch, train_only, trained_parameters
 
 LOGIT_RANGE = 8.0  # that the default learning rate can cover in a search: from even odds to certainty
-
-
-class GateConfig(Section):
-    """The gates of a search.
-
-    Attributes:
-        estimator: `straight_through` runs one candidate an edge; see `nas_kd.search_spaces.gates` for the others.
-        temperature_start: gate temperature at the start of the search.
-        temperature_end: gate temperature at its end.
-        lr: learning rate of the gates (Adam, β₁ = 0.5 as in DARTS). null sets it so that a logit can move by about
-            `LOGIT_RANGE` over the whole search, however long that is: gates then settle when the budget is reached and
-            not before.
-        warmup: share of the epochs in which only weights train.
-        split_share: share of the training clips on which gates train; weights train on the rest.
-        knots: budgets at which the gates of a shared search have logits of their own; in between they are interpolated.
-
-    Examples:
-        >>> nas_kd.GateConfig(estimator="two_path", split_share=0.25).estimator
-        'two_path'
-    """
-
-    estimator: str = "straight_through"
-    temperature_start: float = Field(default=2.0, gt=0)
-    temperature_end: float = Field(default=0.5, gt=0)
-    lr: float | None = Field(default=None, gt=0)
-    warmup: float = Field(default=0.25, ge=0, lt=1)
-    split_share: float = Field(default=0.5, gt=0, lt=1)
-    knots: int = Field(default=5, ge=2)
-
-    def model_post_init(self, _: object) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"unknown gate estimator {self.estimator!r}; choose from {', '.join(ESTIMATORS)}")
-
-    @property
-    def schedule(self) -> TemperatureSchedule:
-        """Gate temperature over the search."""
-        return TemperatureSchedule(self.temperature_start, self.temperature_end)
-
-
-class LocalConfig(Section):
-    """The local start of a search, for students of `delta_blocks`.
-
-    Attributes:
-        steps: of training all candidates on their own layers; 0 starts with uniform gates, without this phase.
-        probes: batches of the gates' split on which the candidates are judged.
-        prior: logits for a candidate that misses the whole change; 0 keeps gates uniform.
-    """
-
-    steps: int = Field(default=60, ge=0)
-    probes: int = Field(default=16, ge=1)
-    prior: float = Field(default=100.0, ge=0)
-
-
-def trained_parameters(
-    net: nn.Module, weights: Iterable[nn.Parameter], objective: DistillationLoss
-) -> tuple[list[nn.Parameter], list[nn.Parameter], float]:
-    """What trains, and what trains slowly.
-
-    Which parameters are slow a term of the objective decides, none by default. They are made trainable here.
-
-    Args:
-        net: a supernet or a student.
-        weights: of the net.
-        objective: whose own parameters train along.
-
-    Returns:
-        Those at the learning rate, those at a share of it, and that share.
-    """
-    slow, scale = objective.slow_parameters(net)
-    for p in slow:
-        p.requires_grad_(True)
-    taken = {id(p) for p in slow}
-    fast = [p for p in (*weights, *objective.parameters()) if p.requires_grad and id(p) not in taken]
-    return fast, slow, scale
 
 
 def cycle(loader: ClipLoader, epoch: int = 0) -> Iterator[Batch]:
@@ -171,9 +86,8 @@ def search_gates(
         >>> nas_kd.search_gates(supernet, objective, loss, *halves, budget, schedule, config, seed=0)
     """
     fast, slow, slow_scale = trained_parameters(supernet, supernet.weight_parameters(), objective)
-    weight_parameters = [*fast, *slow]  # what is frozen stays so
+    trained = WeightSteps(fit, fast, slow, slow_scale, what="the weights")  # what is frozen stays so
     gate_parameters = supernet.gate_parameters()
-    optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
     steps, warm = len(weights) * fit.epochs, round(config.warmup * fit.epochs)
     gate_steps = max(steps - warm * len(weights), 1)
     gate_lr = LOGIT_RANGE / gate_steps if config.lr is None else config.lr
@@ -181,55 +95,43 @@ def search_gates(
     parts = {
         "supernet": supernet,
         "objective": objective,
-        "optimizer": optimizer,
+        "optimizer": trained.optimizer,
         "gate_optimizer": gate_optimizer,
         "budget": budget,
     }
     keeper = Checkpoint(checkpoint, tag, parts)
-    start, check = keeper.restore(progress), LaterCheck("the weights")
-    for epoch in range(start, fit.epochs):
-        torch.manual_seed(seed * 100_003 + epoch)
-        if supernet.control.generator is not None:
-            supernet.control.generator.manual_seed(seed * 100_003 + epoch)
+
+    def gate_step(batch: Batch, progress: float) -> None:
+        terms, expected = loss(batch), supernet.expected_cost()
+        budget.advance(progress, expected)
+        value = objective.total(terms) + budget.penalty(expected)
+        check_finite(value, terms, "the gates")
+        gate_optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        gate_optimizer.step()
+        budget.update(expected)
+
+    for epoch in range(keeper.restore(progress), fit.epochs):
+        seed_epoch(seed, epoch, supernet.control.generator)
         supernet.train()
         averages, gate_batches = Averages(), cycle(gates, epoch)
         for i, batch in enumerate(weights.epoch(epoch)):
             done = epoch * len(weights) + i
             supernet.gate_temperature = config.schedule.at(done / steps)
             objective.advance(done / steps)
-            set_learning_rate(optimizer, learning_rate(fit, done / steps))
-            train_only(weight_parameters, gate_parameters)
+            train_only(trained.parameters, gate_parameters)
             terms = loss(batch)
             value = objective.total(terms)
-            check.add(value, terms)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
-            optimizer.step()
+            trained.add(value, terms)
+            trained.take(done / steps)
             averages.add({**terms, "total": value})
             if epoch >= warm:
-                train_only(gate_parameters, weight_parameters)
-                gate_terms = loss(next(gate_batches))
-                expected = supernet.expected_cost()
-                budget.advance((done - warm * len(weights)) / gate_steps, expected)
-                value = objective.total(gate_terms) + budget.penalty(expected)
-                check_finite(value, gate_terms, "the gates")
-                gate_optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-                gate_optimizer.step()
-                budget.update(expected)
+                train_only(gate_parameters, trained.parameters)
+                gate_step(next(gate_batches), (done - warm * len(weights)) / gate_steps)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
-        check.finish()
+        trained.end_epoch()
         reached = float(supernet.expected_cost().detach())
         log(epoch, {**averages.means(), "expected_flops": reached, "penalty_weight": budget.weight})
         keeper.save(epoch + 1)
-    train_only([*weight_parameters, *gate_parameters], [])
+    train_only([*trained.parameters, *gate_parameters], [])
     supernet.eval()
-
-
-def train_only(trained: Iterable[nn.Parameter], frozen: Iterable[nn.Parameter]) -> None:
-    """Let some parameters have gradients, and others not."""
-    for p in frozen:
-        p.requires_grad_(False)
-    for p in trained:
-        p.requires_grad_(True)

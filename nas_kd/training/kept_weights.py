@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nas_kd.training.settings import TrainingConfig
 
 Validate = Callable[[], float]
 """The score of the weights at present, of which more is better."""
@@ -99,3 +101,64 @@ class BestEpoch:
         self.score, self.epoch, self._seen = float(state["score"]), int(state["epoch"]), int(state["seen"])
         device = next(self._module.parameters()).device
         self._state = {name: tensor.to(device) for name, tensor in state["state"].items()}
+
+
+class KeptWeights:
+    """The weights that a training leaves, by `ema` and `keep` of its config.
+
+    Args:
+        module: that is trained.
+        config: of the training.
+        validate: the score of its present weights; for `keep: best`.
+
+    Raises:
+        ValueError: `keep: best` without `validate`.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, validate: Validate | None) -> None:
+        self._module, self._epochs = module, config.epochs
+        self._average = None if config.ema is None else AveragedWeights(module, config.ema)
+        self._best: BestEpoch | None = None
+        if config.keep == "best":
+            if validate is None:
+                raise ValueError("keep: best needs a validation split; give `validate`, or take `keep: last`")
+            self._best = BestEpoch(module, validate, config.patience)
+
+    @property
+    def parts(self) -> dict[str, AveragedWeights | BestEpoch]:
+        """What a checkpoint keeps."""
+        parts = {"average": self._average, "best": self._best}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether patience is at its end."""
+        return self._best is not None and self._best.has_ended
+
+    def begin(self) -> None:
+        """Look at the weights before the first epoch."""
+        if self._best is not None:
+            self._module.eval()
+            self._best.see(0)
+
+    def step(self) -> None:
+        """Look at the weights after a step."""
+        if self._average is not None:
+            self._average.step()
+
+    def end_epoch(self, epochs: int) -> dict[str, float]:
+        """Look at the weights after so many epochs; returns their `validation` score where there is one."""
+        if self._best is None:
+            return {}
+        self._module.eval()
+        with self._average.applied() if self._average is not None else nullcontext():
+            return {"validation": self._best.see(epochs)}
+
+    def apply(self) -> int:
+        """Give the net the weights that are kept; returns the number of epochs after which it had them."""
+        if self._best is not None:
+            self._best.apply()
+            return self._best.epoch
+        if self._average is not None:
+            self._average.apply()
+        return self._epochs

@@ -23,8 +23,9 @@ from nas_kd.data import Batch, ClipLoader
 from nas_kd.data.frame_sampling import random_pairs
 from nas_kd.objectives.delta import LEAST_CHANGE
 from nas_kd.search_spaces import DeltaNet, Edge, Supernet
-from nas_kd.training.fit import FitConfig, learning_rate, make_optimizer, set_learning_rate
-from nas_kd.training.gate_search import LocalConfig, cycle
+from nas_kd.training.gate_search import cycle
+from nas_kd.training.settings import FitConfig, LocalConfig
+from nas_kd.training.steps import learning_rate, make_optimizer, set_learning_rate
 
 
 def start_locally(

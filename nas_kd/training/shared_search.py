@@ -33,18 +33,10 @@ from nas_kd.search_spaces.gates import BudgetGate, Condition
 from nas_kd.search_spaces.shared import SharedSupernet
 from nas_kd.training.budget import BudgetPenalty
 from nas_kd.training.checkpoint import Checkpoint
-from nas_kd.training.fit import (
-    Averages,
-    FitConfig,
-    LaterCheck,
-    Log,
-    check_finite,
-    learning_rate,
-    make_optimizer,
-    no_log,
-    set_learning_rate,
-)
-from nas_kd.training.gate_search import LOGIT_RANGE, GateConfig, cycle, train_only, trained_parameters
+from nas_kd.training.gate_search import LOGIT_RANGE, cycle
+from nas_kd.training.log import Log, no_log
+from nas_kd.training.settings import FitConfig, GateConfig
+from nas_kd.training.steps import Averages, WeightSteps, check_finite, seed_epoch, train_only, trained_parameters
 
 # That the logits of knobs cover in a search: less than those of gates, so that every combination is drawn to the end.
 KNOB_RANGE = 3.0
@@ -163,140 +155,153 @@ def search_shared(
         log: called with the mean terms after every epoch.
         start: called before the first epoch of a search that is not continued.
     """
-    penalties = [BudgetPenalty(net.supernet) for net in nets]
-    fast: list[nn.Parameter] = []
-    slow: list[nn.Parameter] = []
-    slow_scale = 1.0
-    for net in nets:
-        own = trained_parameters(net.supernet, net.supernet.weight_parameters(), net.objective)
-        fast, slow, slow_scale = [*fast, *own[0]], [*slow, *own[1]], own[2]
-    weight_parameters = [*fast, *slow]
-    gate_parameters = [p for net in nets for p in net.supernet.gate_parameters()]
-    optimizer = make_optimizer(fit, fast, slow=slow, slow_scale=slow_scale)
-    steps, fixed = len(weights) * fit.epochs, fit.epochs - round(finish * fit.epochs)
-    warm = round(config.warmup * fixed)
-    gate_steps = max((fixed - warm) * len(weights), 1)
-    knots = nets[0].supernet.knots
-    # A step moves the logits of one setting at two knots; Adam's second moment makes up for the steps between.
-    gate_lr = LOGIT_RANGE / gate_steps * math.sqrt(len(knots)) if config.lr is None else config.lr
-    groups: list[dict[str, Any]] = [
-        {"params": gate_parameters},
-        {"params": list(policy.parameters()), "lr": KNOB_RANGE / gate_steps},
-    ]
-    gate_optimizer = torch.optim.Adam(groups, lr=gate_lr, betas=(0.5, 0.999))
-    keeper = Checkpoint(checkpoint, tag, _parts(nets, policy, penalties, optimizer, gate_optimizer))
+    loop = _Loop(nets, policy, fit, config, len(weights), paths=paths, finish=finish)
+    keeper = Checkpoint(checkpoint, tag, loop.parts)
     first_epoch = keeper.restore(progress)
     if first_epoch == 0:
         start()
-    generator = torch.Generator()
-    finalists: Sequence[Candidate] = ()
-    check = LaterCheck("the weights")
+    steps = len(weights) * fit.epochs
     for epoch in range(first_epoch, fit.epochs):
-        torch.manual_seed(seed * 100_003 + epoch)
-        generator.manual_seed(seed * 100_003 + epoch)
-        for net in nets:
-            net.supernet.train()
-            if net.supernet.control.generator is not None:
-                net.supernet.control.generator.manual_seed(seed * 100_003 + epoch)
+        loop.begin_epoch(seed, epoch)
         averages, gate_batches = Averages(), cycle(gates, epoch)
-        if epoch >= fixed and not finalists:
-            finalists = candidates()
+        if epoch >= loop.fixed and not loop.finalists:
+            loop.finalists = candidates()
         for i, batch in enumerate(weights.epoch(epoch)):
             done = epoch * len(weights) + i
-            for net in nets:
-                net.supernet.gate_temperature = config.schedule.at(done / steps)
-                net.objective.advance(done / steps)
-            set_learning_rate(optimizer, learning_rate(fit, done / steps))
-            optimizer.zero_grad(set_to_none=True)
-            train_only(weight_parameters, gate_parameters)
-            for _ in range(paths):
-                with _drawn(nets, policy, knots, finalists, generator) as net:
-                    terms = net.loss(batch)
-                value = net.objective.total(terms)
-                check.add(value, terms)
-                (value / paths).backward()  # type: ignore[no-untyped-call]
-                averages.add({**terms, "total": value})
-            torch.nn.utils.clip_grad_norm_(weight_parameters, fit.clip_norm)
-            optimizer.step()
-            if warm <= epoch < fixed:
-                train_only(gate_parameters, weight_parameters)
-                _gate_step(nets, policy, penalties, gate_optimizer, next(gate_batches), knots, generator, averages)
+            loop.weight_step(batch, done / steps, averages)
+            if loop.warm <= epoch < loop.fixed:
+                loop.gate_step(next(gate_batches), averages)
             progress((done + 1) / steps, f"search {epoch + 1}/{fit.epochs}")
-        check.finish()
+        loop.weights.end_epoch()
         log(epoch, averages.means())
         keeper.save(epoch + 1)
-    for net in nets:
-        net.supernet.requires_grad_(False).eval()
-    policy.requires_grad_(False)
+    loop.end()
 
 
-def _parts(
-    nets: Sequence[SearchedNet],
-    policy: KnobPolicy,
-    penalties: Sequence[BudgetPenalty],
-    optimizer: torch.optim.Optimizer,
-    gate_optimizer: torch.optim.Optimizer,
-) -> dict[str, Any]:
-    """The content of a checkpoint."""
-    parts: dict[str, Any] = {"policy": policy, "optimizer": optimizer, "gate_optimizer": gate_optimizer}
-    for i, (net, penalty) in enumerate(zip(nets, penalties, strict=True)):
-        parts |= {f"supernet-{i}": net.supernet, f"objective-{i}": net.objective, f"penalty-{i}": penalty}
-    return parts
+class _Loop:
+    """What the steps of a shared search work on.
 
+    Args:
+        nets: what is searched.
+        policy: of the knobs.
+        fit: schedule of the weights.
+        config: gates.
+        num_batches: of an epoch.
+        paths: architectures that are drawn in a step of the weights.
+        finish: share of the epochs in which gates are fixed.
+    """
 
-@contextmanager
-def _drawn(
-    nets: Sequence[SearchedNet],
-    policy: KnobPolicy,
-    knots: Sequence[float],
-    candidates: Sequence[Candidate],
-    generator: torch.Generator,
-) -> Iterator[SearchedNet]:
-    """A net at one of the candidates, or without any at a drawn budget and combination of knobs."""
-    if not candidates:
-        budget = _draw_budget(knots, generator)
-        yield nets[policy.move_to(policy.draw(budget, 1, generator)[0], budget)]
-        return
-    chosen = candidates[int(torch.randint(len(candidates), (), generator=generator))]
-    net = nets[chosen.net]
-    net.supernet.condition_at(net.supernet.space.knobs_of(chosen.arch), chosen.budget)
-    with net.supernet.pinned(chosen.arch):
-        yield net
+    def __init__(
+        self,
+        nets: Sequence[SearchedNet],
+        policy: KnobPolicy,
+        fit: FitConfig,
+        config: GateConfig,
+        num_batches: int,
+        *,
+        paths: int,
+        finish: float,
+    ) -> None:
+        self._nets, self._policy, self._config, self._paths = nets, policy, config, paths
+        self._knots = nets[0].supernet.knots
+        self._penalties = [BudgetPenalty(net.supernet) for net in nets]
+        self._generator = torch.Generator()
+        self.fixed = fit.epochs - round(finish * fit.epochs)  # the epoch from which gates are fixed
+        self.warm = round(config.warmup * self.fixed)  # the epoch from which gates train
+        self.finalists: Sequence[Candidate] = ()
+        fast: list[nn.Parameter] = []
+        slow: list[nn.Parameter] = []
+        slow_scale = 1.0
+        for net in nets:
+            own = trained_parameters(net.supernet, net.supernet.weight_parameters(), net.objective)
+            fast, slow, slow_scale = [*fast, *own[0]], [*slow, *own[1]], own[2]
+        self.weights = WeightSteps(fit, fast, slow, slow_scale, what="the weights")
+        self._gate_parameters = [p for net in nets for p in net.supernet.gate_parameters()]
+        gate_steps = max((self.fixed - self.warm) * num_batches, 1)
+        # A step moves the logits of one setting at two knots; Adam's second moment makes up for the steps between.
+        gate_lr = LOGIT_RANGE / gate_steps * math.sqrt(len(self._knots)) if config.lr is None else config.lr
+        groups: list[dict[str, Any]] = [
+            {"params": self._gate_parameters},
+            {"params": list(policy.parameters()), "lr": KNOB_RANGE / gate_steps},
+        ]
+        self._gate_optimizer = torch.optim.Adam(groups, lr=gate_lr, betas=(0.5, 0.999))
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        parts: dict[str, Any] = {
+            "policy": self._policy,
+            "optimizer": self.weights.optimizer,
+            "gate_optimizer": self._gate_optimizer,
+        }
+        for i, (net, penalty) in enumerate(zip(self._nets, self._penalties, strict=True)):
+            parts |= {f"supernet-{i}": net.supernet, f"objective-{i}": net.objective, f"penalty-{i}": penalty}
+        return parts
 
-def _draw_budget(knots: Sequence[float], generator: torch.Generator) -> float:
-    """Between the first and the last knot, uniform in the logarithm."""
-    low, high = math.log(knots[0]), math.log(knots[-1])
-    return math.exp(low + (high - low) * float(torch.rand((), generator=generator)))
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Seed all noise, and put the nets into training mode."""
+        seed_epoch(seed, epoch, self._generator, *(net.supernet.control.generator for net in self._nets))
+        for net in self._nets:
+            net.supernet.train()
 
+    def weight_step(self, batch: Batch, progress: float, averages: Averages) -> None:
+        """One step of the weights of some drawn architectures, all on the same batch."""
+        for net in self._nets:
+            net.supernet.gate_temperature = self._config.schedule.at(progress)
+            net.objective.advance(progress)
+        train_only(self.weights.parameters, self._gate_parameters)
+        for _ in range(self._paths):
+            with self._drawn() as net:
+                terms = net.loss(batch)
+            value = net.objective.total(terms)
+            self.weights.add(value, terms, of=self._paths)
+            averages.add({**terms, "total": value})
+        self.weights.take(progress)
 
-def _gate_step(
-    nets: Sequence[SearchedNet],
-    policy: KnobPolicy,
-    penalties: Sequence[BudgetPenalty],
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    knots: Sequence[float],
-    generator: torch.Generator,
-    averages: Averages,
-) -> None:
-    budget = _draw_budget(knots, generator)
-    drawn = policy.draw(budget, 2, generator)
-    optimizer.zero_grad(set_to_none=True)
-    other: float | None = None
-    if len(drawn) == 2:  # the loss of another combination, on the same batch
-        net = nets[policy.move_to(drawn[1], budget)]
-        with torch.no_grad():
-            other = float(net.objective.total(net.loss(batch)))
-    index = policy.move_to(drawn[0], budget)
-    net, penalty = nets[index], penalties[index]
-    terms = net.loss(batch)
-    loss, expected = net.objective.total(terms), net.supernet.expected_cost()
-    value = loss + penalty.penalty(expected)
-    if other is not None:
-        value = value + policy.surrogate(budget, drawn[0], drawn[1], float(loss.detach()) - other)
-    check_finite(value, terms, "the gates")
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    penalty.update(expected)
-    averages.add({"gap": penalty.gap(expected.detach()).abs()})
+    def gate_step(self, batch: Batch, averages: Averages) -> None:
+        """One step of the gates and of the knobs' logits at a drawn budget."""
+        train_only(self._gate_parameters, self.weights.parameters)
+        budget = self._draw_budget()
+        drawn = self._policy.draw(budget, 2, self._generator)
+        self._gate_optimizer.zero_grad(set_to_none=True)
+        other: float | None = None
+        if len(drawn) == 2:  # the loss of another combination, on the same batch
+            net = self._nets[self._policy.move_to(drawn[1], budget)]
+            with torch.no_grad():
+                other = float(net.objective.total(net.loss(batch)))
+        index = self._policy.move_to(drawn[0], budget)
+        net, penalty = self._nets[index], self._penalties[index]
+        terms = net.loss(batch)
+        loss, expected = net.objective.total(terms), net.supernet.expected_cost()
+        value = loss + penalty.penalty(expected)
+        if other is not None:
+            value = value + self._policy.surrogate(budget, drawn[0], drawn[1], float(loss.detach()) - other)
+        check_finite(value, terms, "the gates")
+        value.backward()  # type: ignore[no-untyped-call]
+        self._gate_optimizer.step()
+        penalty.update(expected)
+        averages.add({"gap": penalty.gap(expected.detach()).abs()})
+
+    def end(self) -> None:
+        """Leave nothing to train."""
+        for net in self._nets:
+            net.supernet.requires_grad_(False).eval()
+        self._policy.requires_grad_(False)
+
+    @contextmanager
+    def _drawn(self) -> Iterator[SearchedNet]:
+        """A net at one of the finalists, or without any at a drawn budget and combination of knobs."""
+        if not self.finalists:
+            budget = self._draw_budget()
+            yield self._nets[self._policy.move_to(self._policy.draw(budget, 1, self._generator)[0], budget)]
+            return
+        chosen = self.finalists[int(torch.randint(len(self.finalists), (), generator=self._generator))]
+        net = self._nets[chosen.net]
+        net.supernet.condition_at(net.supernet.space.knobs_of(chosen.arch), chosen.budget)
+        with net.supernet.pinned(chosen.arch):
+            yield net
+
+    def _draw_budget(self) -> float:
+        """Between the first and the last knot, uniform in the logarithm."""
+        low, high = math.log(self._knots[0]), math.log(self._knots[-1])
+        return math.exp(low + (high - low) * float(torch.rand((), generator=self._generator)))

@@ -28,7 +28,8 @@ from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, la
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import TeacherCache, open_caches
 from nas_kd.teachers.weights import load_weights
-from nas_kd.training.fit import FitConfig, Scored, evaluate
+from nas_kd.training.evaluate import Scored, evaluate
+from nas_kd.training.settings import FitConfig
 from nas_kd.trials import Evaluated, Split
 
 

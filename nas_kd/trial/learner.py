@@ -20,9 +20,12 @@ from nas_kd.taps import ModelOutput, Taps
 from nas_kd.teachers import Teacher, teacher_input
 from nas_kd.training.budget import BudgetController
 from nas_kd.training.checkpoint import load_checkpoint
-from nas_kd.training.fit import Log, TrainingConfig, fit, no_log
-from nas_kd.training.gate_search import search_gates, trained_parameters
+from nas_kd.training.fit import fit
+from nas_kd.training.gate_search import search_gates
+from nas_kd.training.log import Log, no_log
 from nas_kd.training.precision import Precision, autocast, for_losses
+from nas_kd.training.settings import TrainingConfig
+from nas_kd.training.steps import trained_parameters
 from nas_kd.trial.context import CampaignContext
 
 

@@ -14,7 +14,7 @@ from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Supernet
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import cost_range, most_expensive_within
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import log_epoch
+from nas_kd.training.log import log_epoch
 from nas_kd.trial.trial import Derived, Trial
 
 

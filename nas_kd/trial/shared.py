@@ -21,7 +21,7 @@ from nas_kd.files import save_tensors
 from nas_kd.search_spaces import ArchSpec, InfeasibleBudgetError
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.shared import SharedSupernet
-from nas_kd.training.fit import Log, no_log
+from nas_kd.training.log import Log, no_log
 from nas_kd.training.shared_search import Candidate, KnobPolicy, SearchedNet, search_shared
 from nas_kd.trial.context import CampaignContext, all_knobs, load_context, teacher_state
 from nas_kd.trial.learner import Learner

@@ -28,8 +28,10 @@ from nas_kd.search_spaces import ArchSpec, count_flops, count_params, layer_flop
 from nas_kd.search_spaces.arch import Choice
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers.weights import match_weights
-from nas_kd.training.fit import FitConfig, Scored, log_epoch
+from nas_kd.training.evaluate import Scored
+from nas_kd.training.log import log_epoch
 from nas_kd.training.measure import environment, part_flops
+from nas_kd.training.settings import FitConfig
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
 from nas_kd.trials import (

@@ -25,8 +25,8 @@ from nas_kd.runs import export, report
 from nas_kd.search_spaces import CostTable, DeltaNet, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.taps import Taps
-from nas_kd.training.gate_search import LocalConfig
 from nas_kd.training.local_search import start_locally
+from nas_kd.training.settings import LocalConfig
 from nas_kd.trial import CampaignContext, Learner, build_context
 from nas_kd.trials import Ledger
 

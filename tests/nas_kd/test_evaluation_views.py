@@ -15,7 +15,7 @@ from nas_kd.data.framing import Cut, evaluation_cuts, middle_cut
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.inputs.clips import ClipInput
 from nas_kd.tasks import make_task
-from nas_kd.training.fit import evaluate
+from nas_kd.training.evaluate import evaluate
 
 STORED, SEEN = (16, 8, 14), (4, 8, 10)
 

@@ -30,7 +30,7 @@ from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.student_view import StudentView, view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
 from nas_kd.tasks import Classification
-from nas_kd.training.fit import evaluate
+from nas_kd.training.evaluate import evaluate
 from tests.data.small_sets import write_table, write_video
 from tests.nas_kd.commands import cli, succeed
 

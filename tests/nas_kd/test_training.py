@@ -19,17 +19,11 @@ from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.search_spaces import CostTable, CostTerm, Gate, Supernet
 from nas_kd.search_spaces.knapsack import cost_range
 from nas_kd.training.budget import BudgetController
-from nas_kd.training.fit import (
-    FitConfig,
-    LaterCheck,
-    NotFiniteError,
-    TrainingConfig,
-    fit,
-    learning_rate,
-    make_optimizer,
-)
+from nas_kd.training.fit import fit
 from nas_kd.training.gate_search import search_gates
 from nas_kd.training.precision import Precision
+from nas_kd.training.settings import FitConfig, TrainingConfig
+from nas_kd.training.steps import LaterCheck, NotFiniteError, learning_rate, make_optimizer
 from nas_kd.trial import CampaignContext, Learner, build_context
 
 
