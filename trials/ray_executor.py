@@ -11,10 +11,8 @@ import logging
 import math
 import os
 import queue
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -31,6 +29,7 @@ from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.context import Report, TrialFn, TrialStopped
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment, run_assignment
+from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
@@ -38,8 +37,6 @@ from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _SECONDS_TO_STOP = 30.0
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
-_TEMPORARY_PREFIX = "nas_kd_ray_"
-_SESSION_NAME = ".ray_session"
 
 
 class _Run:
@@ -162,16 +159,12 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    temporary = None
     if resources.address is not None:
         options = {"address": resources.address, "log_to_driver": False, "logging_level": "ERROR"}
     else:
-        # Ray puts sockets below it, whose paths may have 107 bytes at most: not in the run folder, nor in TMPDIR.
-        temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir="/tmp")
-        earlier = _remove_sessions(run_dir)
-        (run_dir / _SESSION_NAME).write_text("\n".join([*earlier, temporary]), encoding="utf-8")
         # Without an address Ray joins a cluster that was begun here by `ray start`, or fails at what a dead one left.
-        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": temporary}
+        num_cpus = len(os.sched_getaffinity(0))
+        options |= {"address": "local", "num_cpus": num_cpus, "_temp_dir": new_session_folder(run_dir)}
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
         _start_ray(options, resources)
@@ -180,9 +173,6 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        if temporary is not None:
-            _remove_sessions(run_dir)
-            (run_dir / _SESSION_NAME).unlink(missing_ok=True)
 
 
 def _start_ray(options: dict[str, Any], resources: Resources) -> None:
@@ -206,21 +196,6 @@ def _start_ray(options: dict[str, Any], resources: Resources) -> None:
             f"Ray did not start on this machine ({reason}); run the same command again when the machine is less busy, "
             "or set resources.executor: inline"
         ) from error
-
-
-def _remove_sessions(run_dir: Path) -> list[str]:
-    """Delete Ray's files of this driver and of those before it that were killed; returns the folders.
-
-    Processes of a killed driver live on for some seconds and may make their folders again, so those of the drivers
-    before are noted until a driver ends by itself.
-    """
-    note = run_dir / _SESSION_NAME
-    noted = note.read_text(encoding="utf-8").split() if note.exists() else []
-    start = f"/tmp/{_TEMPORARY_PREFIX}"
-    folders = [name for name in noted if Path(name).parent == Path("/tmp") and name.startswith(start)]
-    for name in folders:
-        shutil.rmtree(name, ignore_errors=True)
-    return folders
 
 
 def _places(resources: Resources) -> int:
@@ -291,8 +266,6 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
     """Run all trials of the driver on Ray; see `nas_kd.trials.runner.run_trials`."""
     with _quiet_tune(), _session(resources, driver.ledger.run_dir):
         places = _places(resources)
-        scratch = driver.ledger.run_dir / ".tune"
-        shutil.rmtree(scratch, ignore_errors=True)
         restarts = Restarts(resources.max_failures)
         searcher = LedgerSearcher(driver, max_concurrent=places, restarts=restarts)
         trainable = tune.with_resources(
@@ -316,7 +289,7 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
                 ),
                 run_config=tune.RunConfig(
                     name="trials",
-                    storage_path=str(scratch),
+                    storage_path=str(scratch_folder(driver.ledger.run_dir)),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=-1),  # `restarts` says how often
                     callbacks=[restarts],
@@ -328,5 +301,3 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
             if error.__cause__ is not None:
                 raise error.__cause__ from None
             raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

@@ -23,6 +23,7 @@ from nas_kd.trials.inline import run_inline
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger
+from nas_kd.trials.leftovers import remove_leftovers
 from nas_kd.trials.pace import Work
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.scheduler import RungScheduler
@@ -157,6 +158,7 @@ def run_trials(
     )
     interrupted = False
     try:
+        remove_leftovers(run_dir)  # of a driver that was killed
         driver.recover()
         if resources.executor == "inline":
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
@@ -168,6 +170,8 @@ def run_trials(
             run_on_ray(driver, trial_fn, resources)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        remove_leftovers(run_dir)
     driver.announce(
         "interrupted" if interrupted else "finished",
         message="interrupted; run the same command again to continue" if interrupted else "",

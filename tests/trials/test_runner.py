@@ -33,6 +33,7 @@ from nas_kd.trials import (
     run_trials,
 )
 from nas_kd.trials.files import FileLock
+from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
 pytestmark = [
@@ -311,6 +312,26 @@ def test_a_start_of_ray_that_fails_is_one_sentence_and_leaves_nothing(
     assert folder != tmp_path
     assert not folder.exists()
     assert not (tmp_path / ".ray_session").exists()
+
+
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_path: Path, executor: Executor) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    campaign(run_dir, toy_trials.succeed, 2, "inline")
+    before = sorted(path.name for path in run_dir.iterdir())
+    session = new_session_folder(run_dir)
+    (scratch_folder(run_dir) / "trials").mkdir(parents=True)
+    # As Ray's processes, of which workers do not name the folder in their command line.
+    script = f"sleep 60 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/worker; wait"
+    with subprocess.Popen(["/bin/sh", "-c", script, f"--session-dir={session}/session_1"]) as process:
+        wait_for(tmp_path / "worker")
+        assert campaign(run_dir, toy_trials.succeed, 2, executor).num_complete == 2
+        assert process.wait(10) == -signal.SIGKILL
+    assert not Path(session).exists()
+    assert sorted(path.name for path in run_dir.iterdir()) == before
+    worker = Path(f"/proc/{(tmp_path / 'worker').read_text().strip()}/stat")
+    assert not worker.exists() or worker.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str]:

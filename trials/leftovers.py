@@ -1,0 +1,68 @@
+"""What Ray writes for a driver, and its removal: at the driver's end, or by the next driver where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+_PREFIX = "/tmp/nas_kd_ray_"
+_NOTE_NAME = ".ray_session"
+_SCRATCH_NAME = ".tune"
+
+
+def scratch_folder(run_dir: Path) -> Path:
+    """Where Tune writes its snapshots, which nobody reads."""
+    return run_dir / _SCRATCH_NAME
+
+
+def new_session_folder(run_dir: Path) -> str:
+    """A folder for the files of a Ray session, noted in the run's folder.
+
+    Ray puts sockets below it, whose paths may have 107 bytes at most, so it is neither in the run folder nor in TMPDIR.
+    """
+    folder = tempfile.mkdtemp(prefix=Path(_PREFIX).name, dir=Path(_PREFIX).parent)
+    (run_dir / _NOTE_NAME).write_text(folder, encoding="utf-8")
+    return folder
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what Ray wrote for a driver of a run, and end its processes where they are still there.
+
+    Processes of a killed driver live on for some seconds, and would make their folder again.
+
+    Args:
+        run_dir: of the run, which no other driver drives.
+    """
+    note = run_dir / _NOTE_NAME
+    folder = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
+    if folder.startswith(_PREFIX) and Path(folder).parent == Path(_PREFIX).parent:
+        for pid in _processes_of(folder):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+    note.unlink(missing_ok=True)
+    shutil.rmtree(scratch_folder(run_dir), ignore_errors=True)
+
+
+def _processes_of(folder: str) -> set[int]:
+    """Processes whose command line names the folder, and their descendants; none where there is no /proc."""
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):  # it has ended
+            continue
+        if os.fsencode(folder) in words:
+            found.add(int(entry.name))
+    found.discard(os.getpid())
+    while True:  # workers change their command line
+        children = {pid for pid, parent in parents.items() if parent in found} - found - {os.getpid()}
+        if not children:
+            return found
+        found |= children
