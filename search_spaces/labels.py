@@ -1,12 +1,13 @@
 """Label search: the best complete choices of a chain whose costs lie within bounds, exactly.
 
-A partial solution is a *label*: state, costs so far, score so far, choices. Two rules keep labels few without losing a
-solution:
+A partial solution is a *label*: state, costs so far, score so far, choices. Three rules keep labels few without losing
+a solution:
 
 - reach: in each table, the costs with which a label can still end must meet the bounds; for the first table they are
   known exactly towards the end of the net where an interval is too coarse;
 - Lagrange: no completion of a label scores more than its relaxation, in which each table's costs have a price
-  (Handler and Zang, 1980, for one table). Labels whose relaxation is not above the solutions already known are dropped.
+  (Handler and Zang, 1980, for one table). Labels whose relaxation is not above the solutions already known are dropped;
+- equality: labels of the same state and the same costs can be completed alike, so only the k best of them matter.
 
 Labels beyond a fixed number are searched depth first, the most promising ones first, so that memory stays bounded.
 """
@@ -228,8 +229,21 @@ class LabelSearch:
             row, column = row[exact], column[exact]
         choice = labels.choice[row]
         choice[:, step.new] = step.choices[column]
-        kept = Labels(state[row, column], cost[row, column], score[row, column], choice)
-        return kept, bound[row, column]
+        kept, bound = Labels(state[row, column], cost[row, column], score[row, column], choice), bound[row, column]
+        if len(kept) > _BEAM:
+            best = self._best_of_equal(kept)
+            kept, bound = kept[best], bound[best]
+        return kept, bound
+
+    def _best_of_equal(self, labels: Labels) -> Ints:
+        """Indices of the k best labels of each state and costs, which all can be completed alike."""
+        keys = np.column_stack([labels.state, labels.cost])
+        order = np.lexsort([-labels.score, *keys.T])
+        is_first = np.ones(len(order), dtype=bool)
+        is_first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+        place = np.arange(len(order))
+        rank = place - np.maximum.accumulate(np.where(is_first, place, 0))
+        return np.sort(order[rank < self.k])
 
     def _can_end(self, point: int, state: Ints, cost: Floats) -> Bools:
         """Whether the first table's costs can end within their bounds, exactly."""
