@@ -27,8 +27,10 @@ import fcntl
 import json
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -161,7 +163,7 @@ def check_url(url: str | None) -> None:
     """
     if url is not None:
         with storage_errors(url):
-            make_url(url).get_dialect()
+            make_url(_with_driver(url)).get_dialect()
 
 
 def check_database(url: str) -> None:
@@ -171,7 +173,7 @@ def check_database(url: str) -> None:
         StorageError: What is wrong.
     """
     with storage_errors(url):
-        engine = create_engine(url, **_engine_options(url))
+        engine = create_engine(_with_driver(url), **_engine_options(url))
         try:
             with engine.connect() as connection:
                 connection.execute(text("SELECT 1"))
@@ -251,12 +253,28 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
         except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:  # while it is replayed
             raise DamagedJournalError(f"{path} is damaged: lines of it are missing or were changed") from error
     with storage_errors(url):
-        return RDBStorage(url, engine_kwargs=_engine_options(url))
+        storage = RDBStorage(_with_driver(url), engine_kwargs=_engine_options(url))
+        weakref.finalize(storage, storage.engine.dispose)  # else its connections stay open until they are collected
+        return storage
+
+
+def _with_driver(url: str) -> str:
+    """The URL with the driver that is installed, where it is one of PostgreSQL and names none.
+
+    SQLAlchemy's own choice is psycopg2 before version 2.1 and psycopg from then on.
+    """
+    parsed = make_url(url)
+    if parsed.drivername != "postgresql":
+        return url
+    driver = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
+    if driver is None:
+        return url
+    return parsed.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
 
 
 def _engine_options(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been started again
-    parsed = make_url(url)
+    parsed = make_url(_with_driver(url))
     if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT and "connect_timeout" not in parsed.query:
         options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
     return options
