@@ -189,7 +189,7 @@ def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp
 
     code, output = cli("search", file, "--set", "teacher.fit.epochs=2")
     assert code == 2
-    assert "another teacher or other data" in output
+    assert "was begun with another teacher.fit.epochs (1 then, 2 now)" in output
 
 
 @pytest.mark.parametrize(
