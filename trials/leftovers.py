@@ -48,6 +48,25 @@ def remove_leftovers(run_dir: Path) -> None:
     shutil.rmtree(scratch_folder(run_dir), ignore_errors=True)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; False where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return Path("/proc").is_dir()
+
+
+def servers_of(folder: str) -> dict[int, str]:
+    """Process -> name of Ray's servers of a session, without which it cannot go on; empty where there is no /proc."""
+    found = {}
+    for pid in _processes_of(folder):
+        with contextlib.suppress(OSError):
+            program = Path(os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0])).name
+            if program in ("raylet", "gcs_server"):
+                found[pid] = program
+    return found
+
+
 def _processes_of(folder: str) -> set[int]:
     """Processes whose command line names the folder, and their descendants; none where there is no /proc."""
     parents: dict[int, int] = {}

@@ -29,12 +29,13 @@ from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.context import Report, TrialFn, TrialStopped
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment, run_assignment
-from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.leftovers import has_ended, new_session_folder, remove_leftovers, scratch_folder, servers_of
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.5  # at the servers of a session
 _SECONDS_TO_STOP = 30.0
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
 
@@ -170,9 +171,41 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         _start_ray(options, resources)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
-        yield
+        with _watched(options["_temp_dir"], run_dir) if "_temp_dir" in options else contextlib.nullcontext():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched(folder: str, run_dir: Path) -> Iterator[None]:
+    """End this process with a sentence where a server of the session dies; nothing of the campaign is lost by it.
+
+    Ray itself ends it, after 5 (raylet) or 60 seconds, with pages of its log. Until then the main thread may wait in
+    Ray's C++ code, where no exception reaches it.
+    """
+    over = threading.Event()
+    servers = servers_of(folder)
+
+    def watch() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            for pid, name in servers.items():
+                if has_ended(pid) and not over.wait(_SECONDS_BETWEEN_LOOKS):
+                    remove_leftovers(run_dir)
+                    sys.stderr.write(
+                        f"{name}, a process of Ray on this machine, has died: it was killed, or memory ran out; run "
+                        "the same command again to continue\n"
+                    )
+                    sys.stderr.flush()
+                    os._exit(1)
+
+    thread = threading.Thread(target=watch, name="ray-servers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _start_ray(options: dict[str, Any], resources: Resources) -> None:

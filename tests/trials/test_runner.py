@@ -33,7 +33,7 @@ from nas_kd.trials import (
     run_trials,
 )
 from nas_kd.trials.files import FileLock
-from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.leftovers import new_session_folder, scratch_folder, servers_of
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
 pytestmark = [
@@ -332,6 +332,29 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     assert sorted(path.name for path in run_dir.iterdir()) == before
     worker = Path(f"/proc/{(tmp_path / 'worker').read_text().strip()}/stat")
     assert not worker.exists() or worker.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.ray
+def test_a_driver_whose_ray_died_says_so_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "toy_campaign.py"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path), "ray", "40"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        wait_for(tmp_path / "trials" / "0000")
+        folder = (tmp_path / ".ray_session").read_text()
+        server = next(pid for pid, name in servers_of(folder).items() if name == "gcs_server")
+        os.kill(server, signal.SIGKILL)
+        output, _ = process.communicate(timeout=30)  # Ray itself ends it after 60 s
+    assert process.returncode == 1
+    assert output == (
+        "gcs_server, a process of Ray on this machine, has died: it was killed, or memory ran out; run the same "
+        "command again to continue\n"
+    )
+    assert not Path(folder).exists()
+    assert not {".ray_session", ".tune"} & {path.name for path in tmp_path.iterdir()}
 
 
 def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str]:
