@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -134,19 +134,7 @@ class Ledger:
             with quiet_optuna(), storage_errors(storage):
                 own_name = _only_study(opened) if storage is None else None
                 own_name = own_name or study_name(run_dir, storage, name or run_dir.name, make=True)
-                study = optuna.create_study(
-                    storage=opened,
-                    study_name=own_name,
-                    directions=_directions(wanted),
-                    load_if_exists=True,
-                )
-            if "format" not in study.user_attrs:  # new, or killed right after it was made
-                study.set_user_attr("metric", metric.model_dump())
-                study.set_user_attr("objectives", [objective.model_dump() for objective in wanted.objectives])
-                study.set_user_attr("convention", COST_CONVENTION)
-                study.set_user_attr("format", LEDGER_FORMAT)
-                with quiet_optuna():  # for Optuna's own tools
-                    study.set_metric_names([objective.name for objective in wanted.objectives])
+                study = _begin_study(opened, own_name, metric, wanted)
             own = opened if storage is None else Database(opened, storage, wait_s=WAIT_S)
             ledger = cls(own, study.study_name, run_dir, lock)
             ledger._check_place()
@@ -194,6 +182,25 @@ class Ledger:
             raise DamagedJournalError(
                 f"{error}; the same `nas-kd search` command makes it anew from the records in {run_dir / 'trials'}"
             ) from error
+
+    @classmethod
+    def of_records(cls, run_dir: Path, *, metric: Metric, ranking: Ranking) -> Ledger:
+        """A ledger in memory of the trials whose records are in the run's folder, for reading while a database is away.
+
+        Args:
+            run_dir: The run's folder.
+            metric: The primary metric.
+            ranking: What the campaign ranks by.
+
+        Raises:
+            ValueError: A record is of another campaign.
+        """
+        storage = InMemoryStorage()
+        with quiet_optuna():
+            study = _begin_study(storage, run_dir.name, metric, ranking)
+        for template in trials_of_folders(run_dir, 0, metric, ranking)[0]:
+            storage.create_new_trial(study._study_id, template_trial=template)
+        return cls(storage, study.study_name, run_dir.resolve(), None)
 
     def _check_place(self) -> None:
         """Raise where two folders, one of them a copy, would write to one study; else note where the run is."""
@@ -517,6 +524,18 @@ def _take_fitting(trials: list[FrozenTrial], values: Mapping[str, KnobValue], se
             trials.remove(trial)
             return trial
     return None
+
+
+def _begin_study(storage: BaseStorage, name: str | None, metric: Metric, ranking: Ranking) -> optuna.Study:
+    """The study of a campaign, made where there is none."""
+    study = optuna.create_study(storage=storage, study_name=name, directions=_directions(ranking), load_if_exists=True)
+    if "format" not in study.user_attrs:  # new, or killed right after it was made
+        study.set_user_attr("metric", metric.model_dump())
+        study.set_user_attr("objectives", [objective.model_dump() for objective in ranking.objectives])
+        study.set_user_attr("convention", COST_CONVENTION)
+        study.set_user_attr("format", LEDGER_FORMAT)
+        study.set_metric_names([objective.name for objective in ranking.objectives])  # for Optuna's own tools
+    return study
 
 
 def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:

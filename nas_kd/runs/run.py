@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.files import CONFIG_NAME, DamagedFileError, read_json
 from nas_kd.tasks import find_task
-from nas_kd.trials import MEASURED_LATENCY, Evaluated, Ledger, TrialRecord
+from nas_kd.trials import MEASURED_LATENCY, Evaluated, Ledger, Metric, StorageError, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from nas_kd.analysis import ParetoFront, TeacherPoint
 
+_LOGGER = logging.getLogger("nas_kd")
 CONFIG_END = "..."  # that of a YAML document
 _SHOWN = ("trial", "flops", "params", "latency_ms", "val_metric", "val_low", "val_high", "test_metric", "pick")
 
@@ -126,6 +128,9 @@ def is_run(run_dir: Path) -> bool:
 def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
     """The config of a run, and its ledger for reading.
 
+    Where its database cannot be used, the ledger holds the trials whose records are in the run's folder, which is said
+    in a warning of the logger `nas_kd`.
+
     Raises:
         ValueError: the folder holds no run, or a file of it is damaged.
     """
@@ -133,8 +138,18 @@ def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
     if not is_run(run_dir):
         raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
     config = _kept_config(run_dir / CONFIG_NAME)
-    ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
     task = find_task(config.task)
+    try:
+        ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
+    except StorageError as error:
+        metric = Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
+        ledger = Ledger.of_records(run_dir, metric=metric, ranking=config.ranking)
+        _LOGGER.warning(
+            "%s; trials that have ended are read from their records in %s instead: %d",
+            error,
+            run_dir / "trials",
+            len(ledger.records()),
+        )
     if task.metric != ledger.metric.name:
         raise ValueError(
             f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {task.metric}, but the trials are "

@@ -13,11 +13,11 @@ from nas_kd.campaign.campaign import Campaign
 from nas_kd.config import CampaignConfig, load_config
 from nas_kd.files import CONFIG_NAME, DamagedFileError, check_tensors, read_json, save_tensors
 from nas_kd.preparation.teacher import prepare_teacher
-from nas_kd.runs import Run, exports, load_run, results
+from nas_kd.runs import Run, exports, load_run, results, status
 from nas_kd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nas_kd.trial import build_context
-from nas_kd.trials import Ledger, Metric
-from nas_kd.trials.storage import JOURNAL_NAME
+from nas_kd.trials import Cost, Ledger, Metric, TrialRecord
+from nas_kd.trials.storage import JOURNAL_NAME, STUDY_FILE
 
 JUNK = {
     "empty": b"",
@@ -133,6 +133,37 @@ def test_a_config_that_names_another_task_is_one_sentence(run: CampaignConfig) -
     for use in (load_run, results.report, results.table, exports.export):
         with pytest.raises(ValueError, match=r"names the task classification, whose metric is accuracy, .* by miou"):
             use(run.run_dir)
+
+
+def test_a_run_whose_database_is_down_is_read_from_its_records(
+    run: CampaignConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [
+        TrialRecord(
+            number=number,
+            state=state,
+            seed=1,
+            config_hash=run.digest(),
+            knobs={"max_flops": 2000 * (number + 1)},
+            metric=Metric(name="accuracy"),
+            cost=Cost(flops=1000 * (number + 1), params=10),
+            metrics={"retrained": {"val": {"accuracy": 0.5 + number / 10}}} if state == "complete" else {},
+        )
+        for number, state in ((0, "complete"), (1, "failed"), (3, "complete"))  # 2 has not ended
+    ]
+    for record in records:
+        record.write(run.run_dir / "trials" / f"{record.number:04d}" / "record.json")
+    away = run.model_copy(update={"storage": "sqlite:////no/such/folder/secret.db"})
+    Campaign(away)._write_config()
+    (run.run_dir / STUDY_FILE).write_text("x-00000000\n")
+    found = load_run(run.run_dir)
+    assert list(found.records) == records
+    assert found.pareto.pick == records[2]
+    stands = status(run.run_dir)
+    assert (stands.complete, stands.failed, stands.running) == (2, 1, ())
+    (text,) = {entry.getMessage() for entry in caplog.records}
+    assert text.startswith("storage: the database cannot be used: ")
+    assert text.endswith(f"; trials that have ended are read from their records in {run.run_dir / 'trials'} instead: 3")
 
 
 def test_no_password_in_mistakes_of_a_campaign_file(tmp_path: Path) -> None:
