@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
     from nas_kd.trials.known_cost import KnownCostSampler
     from nas_kd.trials.known_costs import KnownCosts
-    from nas_kd.trials.ledger import COST_CONVENTION, Ledger, ProposedTrial, is_driven
+    from nas_kd.trials.ledger import Ledger, ProposedTrial, is_driven
     from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, CostKind, Objective, Ranking
     from nas_kd.trials.pace import Underway, Work, ended_pace, time_left
     from nas_kd.trials.passwords import has_password, masked
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
     from nas_kd.trials.scheduler import RungScheduler, should_stop
     from nas_kd.trials.storage import DamagedJournalError, StorageError, check_database, check_url
+    from nas_kd.trials.study import COST_CONVENTION
 
 __all__ = [
     "COSTS",
@@ -106,7 +107,7 @@ _NAMES = {
     "knobs": "ChoiceKnob FloatKnob IntKnob Knob KnobSpace parse_knobs",
     "known_cost": "KnownCostSampler",
     "known_costs": "KnownCosts",
-    "ledger": "COST_CONVENTION Ledger ProposedTrial is_driven",
+    "ledger": "Ledger ProposedTrial is_driven",
     "objectives": "COSTS MEASURED_LATENCY Constraint CostKind Objective Ranking",
     "passwords": "has_password masked",
     "progress": "Progress",
@@ -116,6 +117,7 @@ _NAMES = {
     "runner": "Summary check_cluster run_trials view_nodes",
     "samplers": "SAMPLERS MutationSampler build_sampler proposal_seed",
     "scheduler": "RungScheduler should_stop",
+    "study": "COST_CONVENTION",
     "storage": "DamagedJournalError StorageError check_database check_url",
     "pace": "Underway Work ended_pace time_left",
 }

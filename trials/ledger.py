@@ -26,7 +26,6 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.database import WAIT_S, Database
@@ -36,6 +35,7 @@ from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, Ranking
 from nas_kd.trials.pace import Work
 from nas_kd.trials.passwords import masked
+from nas_kd.trials.queued import KnownQueue
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.recovery import check_sound, open_or_renew, trials_of_folders
 from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
@@ -47,10 +47,9 @@ from nas_kd.trials.storage import (
     storage_errors,
     study_name,
 )
+from nas_kd.trials.study import LEDGER_FORMAT, begin_study, directions_of, only_study
 from nas_kd.trials.translation import FIXED, STATES, Translation, is_queued
 
-COST_CONVENTION = "one multiply-accumulate is one FLOP"
-LEDGER_FORMAT = 1
 DRIVER_LOCK = ".driver.lock"  # in the folder of a run
 
 _MAX_PROPOSALS = 10  # of a sampler that knows no costs, for one that is within their range
@@ -132,9 +131,9 @@ class Ledger:
             wanted = ranking or Ranking.default(metric)
             opened, repairs = open_or_renew(run_dir, storage)
             with quiet_optuna(), storage_errors(storage):
-                own_name = _only_study(opened) if storage is None else None
+                own_name = only_study(opened) if storage is None else None
                 own_name = own_name or study_name(run_dir, storage, name or run_dir.name, make=True)
-                study = _begin_study(opened, own_name, metric, wanted)
+                study = begin_study(opened, own_name, metric, wanted)
             own = opened if storage is None else Database(opened, storage, wait_s=WAIT_S)
             ledger = cls(own, study.study_name, run_dir, lock)
             ledger._check_place()
@@ -174,7 +173,7 @@ class Ledger:
                 opened = open_storage(run_dir, storage)
                 if storage is None:
                     check_sound(opened, run_dir / JOURNAL_NAME)
-                    own_name = _only_study(opened) or name
+                    own_name = only_study(opened) or name
                 return cls(opened if storage is None else Database(opened, storage), own_name, run_dir, None)
         except KeyError as error:
             raise FileNotFoundError(missing) from error
@@ -197,7 +196,7 @@ class Ledger:
         """
         storage = InMemoryStorage()
         with quiet_optuna():
-            study = _begin_study(storage, run_dir.name, metric, ranking)
+            study = begin_study(storage, run_dir.name, metric, ranking)
         for template in trials_of_folders(run_dir, 0, metric, ranking)[0]:
             storage.create_new_trial(study._study_id, template_trial=template)
         return cls(storage, study.study_name, run_dir.resolve(), None)
@@ -317,7 +316,7 @@ class Ledger:
 
     def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
         """What a sampler sees of these trials; see `nas_kd.trials.translation`."""
-        return self._translation.view(trials, space, _directions(self.ranking), self.ranking)
+        return self._translation.view(trials, space, directions_of(self.ranking), self.ranking)
 
     def _write_proposal(
         self,
@@ -382,31 +381,27 @@ class Ledger:
         for values in wanted:
             check_values(values, space)
         with self._driving():
-            known: dict[object, FrozenTrial] = {}
-            taken_in = []  # what they were queued with is not known
-            for trial in self._trials():
-                if "queued" in trial.user_attrs:
-                    known.setdefault(_key(trial.user_attrs["queued"], trial.user_attrs.get("seed")), trial)
-                elif trial.user_attrs.get("taken_in"):
-                    taken_in.append(trial)
+            known = KnownQueue(self._trials(), seed)
             numbers: dict[object, int] = {}
             for values in wanted:
-                key = _key(values, seed)
-                if key in numbers:
+                if frozenset(values.items()) in numbers:
                     continue
-                earlier = known.get(key) or _take_fitting(taken_in, values, seed)
-                if earlier is not None:
-                    numbers[key] = earlier.number
-                    if earlier.state == TrialState.WAITING and not is_queued(earlier):
-                        self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
-                    continue
-                attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
-                own_work = None if work is None else work(values)
-                attributes |= {} if own_work is None else {"work": own_work}
-                template = create_trial(state=TrialState.WAITING, user_attrs=attributes)
-                trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-                numbers[key] = self._storage.get_trial_number_from_id(trial_id)
-            return [numbers[_key(values, seed)] for values in wanted]
+                earlier = known.find(values)
+                if earlier is not None and earlier.state == TrialState.WAITING and not is_queued(earlier):
+                    self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
+                number = earlier.number if earlier is not None else self._queue(values, seed, work)
+                numbers[frozenset(values.items())] = number
+            return [numbers[frozenset(values.items())] for values in wanted]
+
+    def _queue(self, values: dict[str, KnobValue], seed: int | None, work: Work | None) -> int:
+        """Queue a trial that is new; returns its number."""
+        attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
+        own_work = None if work is None else work(values)
+        attributes |= {} if own_work is None else {"work": own_work}
+        template = create_trial(state=TrialState.WAITING, user_attrs=attributes)
+        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
+        number: int = self._storage.get_trial_number_from_id(trial_id)
+        return number
 
     def withdraw(self, keep: Collection[int]) -> int:
         """Withdraw queued trials that are not wanted any more; queued again, they return under their numbers.
@@ -509,47 +504,9 @@ class Ledger:
             yield
 
 
-def _only_study(storage: BaseStorage) -> str | None:
-    """The name of the study in a journal, which has one alone; None where it is new."""
-    names = [study.study_name for study in storage.get_all_studies()]
-    return names[0] if names else None
-
-
-def _take_fitting(trials: list[FrozenTrial], values: Mapping[str, KnobValue], seed: int | None) -> FrozenTrial | None:
-    """The first of the trials that may have been queued with these values; it is taken from the list."""
-    for trial in trials:
-        record = trial.user_attrs["record"]
-        same_seed = seed is None or record["seed"] == seed
-        if same_seed and values.items() <= trial.user_attrs["knobs"].items():
-            trials.remove(trial)
-            return trial
-    return None
-
-
-def _begin_study(storage: BaseStorage, name: str | None, metric: Metric, ranking: Ranking) -> optuna.Study:
-    """The study of a campaign, made where there is none."""
-    study = optuna.create_study(storage=storage, study_name=name, directions=_directions(ranking), load_if_exists=True)
-    if "format" not in study.user_attrs:  # new, or killed right after it was made
-        study.set_user_attr("metric", metric.model_dump())
-        study.set_user_attr("objectives", [objective.model_dump() for objective in ranking.objectives])
-        study.set_user_attr("convention", COST_CONVENTION)
-        study.set_user_attr("format", LEDGER_FORMAT)
-        study.set_metric_names([objective.name for objective in ranking.objectives])  # for Optuna's own tools
-    return study
-
-
 def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:
     """Whether a proposal is within the range of costs and all limits, where they are known."""
     return known_costs is None or known_costs.allows(proposed.params)
-
-
-def _key(values: Mapping[str, KnobValue], seed: int | None) -> object:
-    """Equal for trials that were queued with equal values and the same seed."""
-    return frozenset(values.items()), seed
-
-
-def _directions(ranking: Ranking) -> list[StudyDirection]:
-    return [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in ranking.maximize]
 
 
 def _listed(ranking: Ranking) -> str:

@@ -262,8 +262,13 @@ def _with_driver(url: str) -> str:
     """The URL with the driver that is installed, where it is one of PostgreSQL and names none.
 
     SQLAlchemy's own choice is psycopg2 before version 2.1 and psycopg from then on.
+
+    Raises:
+        ArgumentError: It is no URL.
     """
     parsed = make_url(url)
+    if "@" in (parsed.host or ""):
+        raise ArgumentError("a password with an @ is cut at it")
     if parsed.drivername != "postgresql":
         return url
     driver = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
