@@ -12,6 +12,7 @@ from pathlib import Path
 _PREFIX = "/tmp/nas_kd_ray_"
 _NOTE_NAME = ".ray_session"
 _SCRATCH_NAME = ".tune"
+_PACKAGE = b"/ray/"  # that programs of Ray lie in
 
 
 def scratch_folder(run_dir: Path) -> Path:
@@ -68,7 +69,10 @@ def servers_of(folder: str) -> dict[int, str]:
 
 
 def _processes_of(folder: str) -> set[int]:
-    """Processes whose command line names the folder, and their descendants; none where there is no /proc."""
+    """Ray's processes whose command line names the folder, and their descendants; none where there is no /proc.
+
+    A command of a user that names it, such as one that shows a log, is none of them.
+    """
     parents: dict[int, int] = {}
     found: set[int] = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -77,7 +81,7 @@ def _processes_of(folder: str) -> set[int]:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):  # it has ended
             continue
-        if os.fsencode(folder) in words:
+        if os.fsencode(folder) in words and _PACKAGE in words:
             found.add(int(entry.name))
     found.discard(os.getpid())
     while True:  # workers change their command line

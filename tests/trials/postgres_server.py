@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psycopg
+
 PASSWORD = "geh:eim/1"
 URL_PASSWORD = "geh%3Aeim%2F1"
 
@@ -23,7 +25,7 @@ def programs() -> dict[str, str]:
 
 
 class PostgresServer:
-    """A server with one role, `anna`, and a database `campaigns`, which can be stopped and started again."""
+    """A server with one role, `anna`, which can be stopped and started again."""
 
     def __init__(self) -> None:
         self._programs = programs()
@@ -69,9 +71,9 @@ class PostgresServer:
         deadline = time.monotonic() + 30
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                psycopg.connect(self.url(), connect_timeout=5).close()
                 return
-            except OSError:
+            except psycopg.OperationalError:  # it is not there, or replays its log
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import toy_trials
-from postgres_server import URL_PASSWORD, PostgresServer, programs
 from toy_trials import SPACE, executions, open_ledger
 
 from nas_kd.trials import Event, Ledger, Resources, StorageError, Summary, run_trials
 
+pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'nas-kd[postgresql]'")
+from postgres_server import URL_PASSWORD, PostgresServer, programs
+
 if len(programs()) < 2:
     pytest.skip("no PostgreSQL server is installed", allow_module_level=True)
-pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'nas-kd[postgresql]'")
 
 
 @pytest.fixture(scope="module")

@@ -324,10 +324,14 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     (scratch_folder(run_dir) / "trials").mkdir(parents=True)
     # As Ray's processes, of which workers do not name the folder in their command line.
     script = f"sleep 60 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/worker; wait"
-    with subprocess.Popen(["/bin/sh", "-c", script, f"--session-dir={session}/session_1"]) as process:
+    of_ray = ["/bin/sh", "-c", script, "/site-packages/ray/raylet", f"--session-dir={session}/session_1"]
+    of_a_user = ["/bin/sh", "-c", "sleep 60; true", f"{session}/session_1/raylet.out"]
+    with subprocess.Popen(of_ray) as process, subprocess.Popen(of_a_user, start_new_session=True) as other:
         wait_for(tmp_path / "worker")
         assert campaign(run_dir, toy_trials.succeed, 2, executor).num_complete == 2
         assert process.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        os.killpg(other.pid, signal.SIGKILL)
     assert not Path(session).exists()
     assert sorted(path.name for path in run_dir.iterdir()) == before
     worker = Path(f"/proc/{(tmp_path / 'worker').read_text().strip()}/stat")
