@@ -69,7 +69,7 @@ def servers_of(folder: str) -> dict[int, str]:
 
 
 def _processes_of(folder: str) -> set[int]:
-    """Ray's processes whose command line names the folder, and their descendants; none where there is no /proc.
+    """Ray's processes that name the folder or print into it, and their descendants; none where there is no /proc.
 
     A command of a user that names it, such as one that shows a log, is none of them.
     """
@@ -81,11 +81,21 @@ def _processes_of(folder: str) -> set[int]:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):  # it has ended
             continue
-        if os.fsencode(folder) in words and _PACKAGE in words:
+        if (os.fsencode(folder) in words and _PACKAGE in words) or _prints_into(folder, entry):
             found.add(int(entry.name))
     found.discard(os.getpid())
-    while True:  # workers change their command line
+    while True:
         children = {pid for pid, parent in parents.items() if parent in found} - found - {os.getpid()}
         if not children:
             return found
         found |= children
+
+
+def _prints_into(folder: str, process: Path) -> bool:
+    """Whether the output of a process goes to a file below the folder, as that of workers does, whose command line says
+    nothing of it."""
+    for stream in ("1", "2"):
+        with contextlib.suppress(OSError):
+            if str((process / "fd" / stream).readlink()).startswith(f"{folder}/"):
+                return True
+    return False

@@ -325,11 +325,19 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     # As Ray's processes, of which workers do not name the folder in their command line.
     script = f"sleep 60 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/worker; wait"
     of_ray = ["/bin/sh", "-c", script, "/site-packages/ray/raylet", f"--session-dir={session}/session_1"]
+    worker = ["/bin/sh", "-c", "sleep 60; true"]  # its raylet has died before
+    log = Path(session) / "worker.out"
     of_a_user = ["/bin/sh", "-c", "sleep 60; true", f"{session}/session_1/raylet.out"]
-    with subprocess.Popen(of_ray) as process, subprocess.Popen(of_a_user, start_new_session=True) as other:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(worker, stdout=file) as orphan,
+        subprocess.Popen(of_ray) as process,
+        subprocess.Popen(of_a_user, start_new_session=True) as other,
+    ):
         wait_for(tmp_path / "worker")
         assert campaign(run_dir, toy_trials.succeed, 2, executor).num_complete == 2
         assert process.wait(10) == -signal.SIGKILL
+        assert orphan.wait(10) == -signal.SIGKILL
         assert other.poll() is None
         os.killpg(other.pid, signal.SIGKILL)
     assert not Path(session).exists()
