@@ -6,10 +6,10 @@ imported where one is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.labelled_folder import TABLE_NAME, labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
@@ -28,7 +28,7 @@ def evaluate(
     backend: str | None = None,
     device: str = "cpu",
     batch_size: int | None = None,
-    progress: Callable[[float, str], None] = lambda share, words: None,
+    progress: OnProgress = no_progress,
 ) -> FileMetrics:
     """The metrics of an exported student on labelled data.
 

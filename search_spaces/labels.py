@@ -227,18 +227,18 @@ class LabelSearch:
         if k + 1 in self.endings:
             exact = self._can_end(k + 1, state[row, column], cost[row, column, 0])
             row, column = row[exact], column[exact]
+        if len(row) > _BEAM:
+            best = self._best_of_equal(state[row, column], cost[row, column], score[row, column])
+            row, column = row[best], column[best]
         choice = labels.choice[row]
         choice[:, step.new] = step.choices[column]
-        kept, bound = Labels(state[row, column], cost[row, column], score[row, column], choice), bound[row, column]
-        if len(kept) > _BEAM:
-            best = self._best_of_equal(kept)
-            kept, bound = kept[best], bound[best]
-        return kept, bound
+        kept = Labels(state[row, column], cost[row, column], score[row, column], choice)
+        return kept, bound[row, column]
 
-    def _best_of_equal(self, labels: Labels) -> Ints:
+    def _best_of_equal(self, state: Ints, cost: Floats, score: Floats) -> Ints:
         """Indices of the k best labels of each state and costs, which all can be completed alike."""
-        keys = np.column_stack([labels.state, labels.cost])
-        order = np.lexsort([-labels.score, *keys.T])
+        keys = np.column_stack([state, cost])
+        order = np.lexsort([-score, *keys.T])
         is_first = np.ones(len(order), dtype=bool)
         is_first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         place = np.arange(len(order))

@@ -25,7 +25,9 @@ FRONT_DOOR = (
     *("nas_kd/campaign/", "nas_kd/preflight/", "nas_kd/preparation/", "nas_kd/runs/"),
 )
 TYPES = {
-    "nas_kd/config/campaign_file.py": {"trials.knobs", "trials.objectives", "trials.passwords", "trials.resources"},
+    "nas_kd/config/campaign_file.py": {
+        *("trials.knobs", "trials.objectives", "trials.passwords", "trials.record", "trials.resources"),
+    },
     "nas_kd/config/reading.py": {"trials.passwords"},
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on

@@ -384,13 +384,13 @@ class Ledger:
             known = KnownQueue(self._trials(), seed)
             numbers: dict[object, int] = {}
             for values in wanted:
-                if frozenset(values.items()) in numbers:
+                key = frozenset(values.items())
+                if key in numbers:
                     continue
                 earlier = known.find(values)
                 if earlier is not None and earlier.state == TrialState.WAITING and not is_queued(earlier):
                     self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
-                number = earlier.number if earlier is not None else self._queue(values, seed, work)
-                numbers[frozenset(values.items())] = number
+                numbers[key] = earlier.number if earlier is not None else self._queue(values, seed, work)
             return [numbers[frozenset(values.items())] for values in wanted]
 
     def _queue(self, values: dict[str, KnobValue], seed: int | None, work: Work | None) -> int:

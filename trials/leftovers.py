@@ -52,9 +52,10 @@ def remove_leftovers(run_dir: Path) -> None:
 def has_ended(pid: int) -> bool:
     """Whether a process runs no more; False where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        state, _ = _state_and_parent(Path(f"/proc/{pid}"))
     except OSError:
         return Path("/proc").is_dir()
+    return state == "Z"
 
 
 def servers_of(folder: str) -> dict[int, str]:
@@ -78,8 +79,8 @@ def _processes_of(folder: str) -> set[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes()
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):  # it has ended
+            _, parents[int(entry.name)] = _state_and_parent(entry)
+        except OSError:  # it has ended
             continue
         if (os.fsencode(folder) in words and _PACKAGE in words) or _prints_into(folder, entry):
             found.add(int(entry.name))
@@ -89,6 +90,12 @@ def _processes_of(folder: str) -> set[int]:
         if not children:
             return found
         found |= children
+
+
+def _state_and_parent(process: Path) -> tuple[str, int]:
+    """The state, `Z` of one that has ended, and the id of the parent; the name before them may hold any character."""
+    state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+    return state, int(parent)
 
 
 def _prints_into(folder: str, process: Path) -> bool:

@@ -72,18 +72,26 @@ class FrontVolume:
 
     Args:
         measure: complete records -> the hypervolume of their front; None where nobody wants to know.
+        records: of trials that ended before, of which the complete ones count.
     """
 
-    def __init__(self, measure: Callable[[Sequence[TrialRecord]], float | None] | None) -> None:
+    def __init__(
+        self, measure: Callable[[Sequence[TrialRecord]], float | None] | None, records: Sequence[TrialRecord]
+    ) -> None:
         self._measure = measure
+        self._complete = [record for record in records if record.state == "complete"]
         self._next = 0.0  # when it may be measured again
 
-    def of(self, records: Sequence[TrialRecord]) -> float | None:
-        """The hypervolume; None without trials, or where it was measured just now."""
+    def add(self, record: TrialRecord) -> None:
+        """Take in a complete trial."""
+        self._complete.append(record)
+
+    def measured(self) -> float | None:
+        """The hypervolume now; None without trials, or where it was measured just now."""
         begun = time.monotonic()
-        if self._measure is None or not records or begun < self._next:
+        if self._measure is None or not self._complete or begun < self._next:
             return None
-        found = self._measure(records)
+        found = self._measure(self._complete)
         now = time.monotonic()
         self._next = now + 9 * (now - begun)
         return found
@@ -120,9 +128,8 @@ class Progress:
         self._pace = ended_pace(records, works)
         self._works = dict(works)
         self._queued = {number: work for number, work in works.items() if number not in self._rows}
-        self._volume = FrontVolume(hypervolume)
-        self._hypervolume: float | None = None
-        self._measure_front()
+        self._volume = FrontVolume(hypervolume, records)
+        self._hypervolume = self._volume.measured()
         self._most_at_once = 1
         self._num_ended = len(self._rows)
         self._num_trials = 0
@@ -180,7 +187,9 @@ class Progress:
             self._pace.add(seconds, self._works.get(number), complete=complete)
             self._rows[number] = _row_of(event.record)
             if complete:
-                self._measure_front()
+                self._volume.add(event.record)
+                measured = self._volume.measured()
+                self._hypervolume = self._hypervolume if measured is None else measured
 
     def _running(self) -> list[_Row]:
         return [row for row in self._rows.values() if row.state == "running"]
@@ -200,11 +209,6 @@ class Progress:
         kept = [record for record in complete if self._ranking.keeps(record)]
         chosen = front([self._ranking.values(record) for record in kept], self._ranking.maximize)
         return {kept[i].number for i in chosen}
-
-    def _measure_front(self) -> None:
-        records = [row.record for row in self._rows.values() if row.record and row.record.state == "complete"]
-        measured = self._volume.of(records)
-        self._hypervolume = self._hypervolume if measured is None else measured
 
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends; None where nothing is known of how long a trial takes.

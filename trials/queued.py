@@ -23,14 +23,14 @@ class KnownQueue:
         self._taken_in: list[FrozenTrial] = []  # what they were queued with is not known
         for trial in trials:
             if "queued" in trial.user_attrs:
-                key = self._key(trial.user_attrs["queued"], trial.user_attrs.get("seed"))
-                self._queued.setdefault(key, trial)
+                if trial.user_attrs.get("seed") == seed:
+                    self._queued.setdefault(frozenset(trial.user_attrs["queued"].items()), trial)
             elif trial.user_attrs.get("taken_in"):
                 self._taken_in.append(trial)
 
     def find(self, values: Mapping[str, KnobValue]) -> FrozenTrial | None:
         """The trial that was queued with these values; None where there is none. A trial is found once."""
-        trial = self._queued.get(self._key(values, self._seed))
+        trial = self._queued.get(frozenset(values.items()))
         return trial if trial is not None else self._take_fitting(values)
 
     def _take_fitting(self, values: Mapping[str, KnobValue]) -> FrozenTrial | None:
@@ -41,7 +41,3 @@ class KnownQueue:
                 self._taken_in.remove(trial)
                 return trial
         return None
-
-    @staticmethod
-    def _key(values: Mapping[str, KnobValue], seed: int | None) -> object:
-        return frozenset(values.items()), seed

@@ -190,6 +190,7 @@ def _watched(folder: str, run_dir: Path) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
             for pid, name in servers.items():
+                # Where the session is being ended, `over` is set within that time.
                 if has_ended(pid) and not over.wait(_SECONDS_BETWEEN_LOOKS):
                     remove_leftovers(run_dir)
                     sys.stderr.write(

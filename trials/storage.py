@@ -38,7 +38,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from nas_kd.trials.files import write_atomically
@@ -163,7 +163,7 @@ def check_url(url: str | None) -> None:
     """
     if url is not None:
         with storage_errors(url):
-            make_url(_with_driver(url)).get_dialect()
+            _parsed(url).get_dialect()
 
 
 def check_database(url: str) -> None:
@@ -173,7 +173,8 @@ def check_database(url: str) -> None:
         StorageError: What is wrong.
     """
     with storage_errors(url):
-        engine = create_engine(_with_driver(url), **_engine_options(url))
+        parsed = _parsed(url)
+        engine = create_engine(parsed, **_engine_options(parsed))
         try:
             with engine.connect() as connection:
                 connection.execute(text("SELECT 1"))
@@ -253,13 +254,14 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
         except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:  # while it is replayed
             raise DamagedJournalError(f"{path} is damaged: lines of it are missing or were changed") from error
     with storage_errors(url):
-        storage = RDBStorage(_with_driver(url), engine_kwargs=_engine_options(url))
+        parsed = _parsed(url)
+        storage = RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed))
         weakref.finalize(storage, storage.engine.dispose)  # else its connections stay open until they are collected
         return storage
 
 
-def _with_driver(url: str) -> str:
-    """The URL with the driver that is installed, where it is one of PostgreSQL and names none.
+def _parsed(url: str) -> URL:
+    """A URL, with the driver that is installed where it is one of PostgreSQL and names none.
 
     SQLAlchemy's own choice is psycopg2 before version 2.1 and psycopg from then on.
 
@@ -269,17 +271,14 @@ def _with_driver(url: str) -> str:
     parsed = make_url(url)
     if "@" in (parsed.host or ""):
         raise ArgumentError("a password with an @ is cut at it")
-    if parsed.drivername != "postgresql":
-        return url
-    driver = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
-    if driver is None:
-        return url
-    return parsed.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+    if parsed.drivername == "postgresql":
+        driver = next((name for name in ("psycopg", "psycopg2") if find_spec(name)), None)
+        return parsed if driver is None else parsed.set(drivername=f"postgresql+{driver}")
+    return parsed
 
 
-def _engine_options(url: str) -> dict[str, Any]:
+def _engine_options(parsed: URL) -> dict[str, Any]:
     options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been started again
-    parsed = make_url(_with_driver(url))
     if parsed.get_driver_name() in _DRIVERS_WITH_CONNECT_TIMEOUT and "connect_timeout" not in parsed.query:
         options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
     return options

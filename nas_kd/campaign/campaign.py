@@ -26,7 +26,6 @@ from nas_kd.preparation.teacher import describe_flops, prepare_latency, prepare_
 from nas_kd.runs.latencies import measure_latencies
 from nas_kd.runs.run import Run, shown_records
 from nas_kd.runs.status import hypervolume
-from nas_kd.tasks import find_task
 from nas_kd.trial import CampaignContext, TrialFunction
 from nas_kd.trials import (
     MEASURED_LATENCY,
@@ -34,7 +33,6 @@ from nas_kd.trials import (
     KnobValue,
     KnownCosts,
     Ledger,
-    Metric,
     OnEvent,
     RungScheduler,
     StorageError,
@@ -86,8 +84,6 @@ class Campaign:
     def __init__(self, config: CampaignConfig) -> None:
         self.config = config
         self.run_dir = config.run_dir.resolve()
-        task = find_task(config.task)
-        self._metric = Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
         self._knobs: dict[str, Knob] = {}
         self._num_trials = config.trials
         self._derived: list[dict[str, KnobValue]] = []
@@ -153,7 +149,7 @@ class Campaign:
 
     def _prepare_teacher(self, context: CampaignContext, progress: OnProgress, note: Note) -> None:
         """Train or load the teacher, and say how good it is, how sure that is, and what is odd about it."""
-        config, metric, folder = self.config, self._metric, self.run_dir / "teacher"
+        config, metric, folder = self.config, self.config.metric, self.run_dir / "teacher"
         known = prepare_teacher(context, self.run_dir, progress, note)
         write_text_atomically(folder / "pairs.json", json.dumps(context.pairs, indent=2) + "\n")
         check_metrics(config, [name.removeprefix("val/") for name in known if name.startswith("val/")])
@@ -212,7 +208,7 @@ class Campaign:
         try:
             return Ledger.open(
                 self.run_dir,
-                metric=self._metric,
+                metric=config.metric,
                 ranking=config.ranking,
                 config_hash=config.digest(),
                 storage=config.storage,
@@ -245,10 +241,11 @@ class Campaign:
         if self.ledger is None:
             raise ValueError("a campaign must be prepared before it runs: call prepare() first")
         config, stopping = self.config, self.config.early_stopping
+        trackers = find_trackers(config.trackers)
         tracking = Tracking(
-            find_trackers(config.trackers),
+            trackers,
             Place(config.name, self.run_dir),
-            self.ledger.records(),
+            self.ledger.records() if trackers else (),
             partial(hypervolume, ranking=config.ranking),
             on_event,
         )

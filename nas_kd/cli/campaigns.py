@@ -61,7 +61,7 @@ def search(
 ) -> None:
     """Launch a campaign, or resume it. The same command after any crash goes on with what is missing."""
     with plain_errors(), termination_is_interrupt():
-        from nas_kd import campaign as campaigns  # torch and the rest load after --help has been answered
+        from nas_kd.campaign import Campaign  # torch and the rest load after --help has been answered
         from nas_kd.config import load_config
         from nas_kd.runs import hypervolume
         from nas_kd.trials import Progress as TrialsProgress
@@ -76,7 +76,7 @@ def search(
                 say(line)
             return
         say(f"run folder: {config.run_dir}")
-        with campaigns.Campaign(config) as campaign:
+        with Campaign(config) as campaign:
             try:
                 with progress_bar() as progress:
                     ledger = campaign.prepare(progress, say)

@@ -34,6 +34,7 @@ from nas_kd.teachers import TeacherConfig
 from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, describe, parse_knobs
 from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, Objective, Ranking
 from nas_kd.trials.passwords import masked
+from nas_kd.trials.record import Metric
 from nas_kd.trials.resources import Resources
 
 
@@ -214,6 +215,12 @@ class CampaignConfig(Section):
         for values in product(*({min(v), max(v)} for v in weights.values())):  # terms may all be off together
             self._accepts(dict(zip(weights, values, strict=True)))
         return self
+
+    @property
+    def metric(self) -> Metric:
+        """The main metric of the task."""
+        task = find_task(self.task)
+        return Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
 
     @property
     def ranking(self) -> Ranking:

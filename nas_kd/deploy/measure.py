@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import ClipDataset, ClipLoader, DataInfo
 from nas_kd.data.framing import Cut
 from nas_kd.deploy.bundle import BundleInfo, Measured
@@ -47,7 +48,7 @@ def measure(
     labelled: LabelledSet,
     *,
     batch_size: int | None = None,
-    progress: Callable[[float, str], None] = lambda share, words: None,
+    progress: OnProgress = no_progress,
 ) -> list[FileMetrics]:
     """The metrics of a student in each form, all on the same batches.
 

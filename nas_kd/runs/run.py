@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nas_kd.config import CampaignConfig, ConfigError, load_config
 from nas_kd.files import CONFIG_NAME, DamagedFileError, read_json
 from nas_kd.tasks import find_task
-from nas_kd.trials import MEASURED_LATENCY, Evaluated, Ledger, Metric, StorageError, TrialRecord
+from nas_kd.trials import MEASURED_LATENCY, Evaluated, Ledger, StorageError, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,22 +138,20 @@ def open_run(run_dir: Path | str) -> tuple[CampaignConfig, Ledger]:
     if not is_run(run_dir):
         raise ValueError(f"{run_dir} is not the folder of a run: it has no {CONFIG_NAME}; begin with `nas-kd search`")
     config = _kept_config(run_dir / CONFIG_NAME)
-    task = find_task(config.task)
     try:
         ledger = Ledger.load(run_dir, storage=config.storage, name=config.name)
     except StorageError as error:
-        metric = Metric(name=task.metric, maximize=task.maximize, percent=task.percent)
-        ledger = Ledger.of_records(run_dir, metric=metric, ranking=config.ranking)
+        ledger = Ledger.of_records(run_dir, metric=config.metric, ranking=config.ranking)
         _LOGGER.warning(
             "%s; trials that have ended are read from their records in %s instead: %d",
             error,
             run_dir / "trials",
             len(ledger.records()),
         )
-    if task.metric != ledger.metric.name:
+    if config.metric.name != ledger.metric.name:
         raise ValueError(
-            f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {task.metric}, but the trials are "
-            f"ranked by {ledger.metric.name}; restore it: the `nas-kd search` command of the run writes it"
+            f"{run_dir / CONFIG_NAME} names the task {config.task}, whose metric is {config.metric.name}, but the "
+            f"trials are ranked by {ledger.metric.name}; restore it: the `nas-kd search` command of the run writes it"
         )
     return config, ledger
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.files import atomic_file
 
 
@@ -66,7 +67,7 @@ class Checkpoint:
     def __init__(self, path: Path | str | None, tag: str, parts: Mapping[str, Any]) -> None:
         self.path, self.tag, self.parts = None if path is None else Path(path), tag, dict(parts)
 
-    def restore(self, progress: Callable[[float, str], None] = lambda share, words: None) -> int:
+    def restore(self, progress: OnProgress = no_progress) -> int:
         """Load the parts.
 
         Args:

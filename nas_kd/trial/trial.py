@@ -38,7 +38,6 @@ from nas_kd.trials import (
     Cost,
     Evaluated,
     FinalState,
-    Metric,
     Split,
     Stage,
     TrialContext,
@@ -160,14 +159,13 @@ class Trial(ABC):
     ) -> TrialRecord:
         """What is kept of the trial, whose clock began at `clock`."""
         self.durations_s["total"] = time.perf_counter() - clock
-        task = self.campaign.task
         return TrialRecord(
             number=self.context.number,
             state=state,
             seed=self.context.seed,
             config_hash=self.campaign.config.digest(),
             knobs=self.context.knobs,
-            metric=Metric(name=task.metric, maximize=task.maximize, percent=task.percent),
+            metric=self.config.metric,
             arch=arch.as_dict(),
             arch_id=arch.arch_id,
             cost=cost,

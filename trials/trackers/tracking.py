@@ -51,8 +51,7 @@ class Tracking:
         self._threads = [_Thread(name, partial(make, place)) for name, make in makers.items()]
         self._run_dir = place.run_dir
         self._on_event = on_event or (lambda event: None)
-        self._complete = [record for record in records if record.state == "complete"]
-        self._volume = FrontVolume(hypervolume)
+        self._volume = FrontVolume(hypervolume, records)
         self._read: dict[int, int] = {}  # bytes of each trial's log that the trackers know
         self._last = Event("begun", 0, 0)
 
@@ -122,8 +121,8 @@ class Tracking:
         self._tell(lambda tracker: tracker.end(record, results))
         if record.state != "complete":
             return
-        self._complete.append(record)
-        volume = self._volume.of(self._complete)
+        self._volume.add(record)
+        volume = self._volume.measured()
         if volume is not None:
             self._tell(lambda tracker: tracker.front({"hypervolume": volume}, num_ended))
 
