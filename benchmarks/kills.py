@@ -200,9 +200,9 @@ class Watch:
         return len(list(self.campaign.run_dir.glob("trials/[0-9]*/record.json")))
 
 
-def marked(mark: str, name: str = "") -> list[int]:
-    """Processes that have the mark in their environment, and a name in their command line."""
-    found = []
+def marked(mark: str, name: str = "") -> dict[int, str]:
+    """Process -> command line of those that have the mark in their environment, and a name in their command line."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes()
@@ -210,7 +210,7 @@ def marked(mark: str, name: str = "") -> list[int]:
         except OSError:
             continue
         if f"{MARK}={mark}".encode() in environment and name in command and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
+            found[int(folder.name)] = command[:200]
     return found
 
 
@@ -233,7 +233,7 @@ def strike(kind: str, child: int, watch: Watch, mark: str, rng: random.Random, l
         processes = marked(mark, name)
         if not processes:
             return False
-        os.kill(rng.choice(processes), signal.SIGKILL)
+        os.kill(rng.choice(sorted(processes)), signal.SIGKILL)
     elif kind == "database":
         assert watch.campaign.storage is not None
         database = sqlite3.connect(watch.campaign.storage.removeprefix("sqlite:///"), timeout=60, isolation_level=None)
@@ -345,7 +345,7 @@ def main() -> None:
         due = set(range(options.trials)) | set(announced)
         time.sleep(2.0)  # processes of Ray end a moment after their driver
         left = [
-            *(f"process {number}" for number in marked(mark)),
+            *(f"process {number} {words}" for number, words in marked(mark).items()),
             *(str(path) for path in watch.sessions if path.exists()),
             *(str(path) for path in campaign.run_dir.glob("trials/*/checkpoint*")),
             *(str(path) for path in (campaign.run_dir / ".tune", campaign.run_dir / SESSION) if path.exists()),

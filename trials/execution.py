@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_kd.trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
-from nas_kd.trials.files import locked
+from nas_kd.trials.files import disk_full, locked
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 
@@ -72,10 +72,12 @@ def run_assignment(
 ) -> TrialRecord:
     """Run a trial and write its record into its folder.
 
-    An exception of the trial function becomes a failed record, with the traceback. `TrialStopped` and interrupts pass.
+    An exception of the trial function becomes a failed record, with the traceback. `TrialStopped` and interrupts pass,
+    and so does a full disk, which says nothing of the trial: it goes on from its checkpoint when there is space again.
 
     Raises:
         RuntimeError: Another process still works in the trial's folder.
+        Exception: Whatever came from a full disk; see `disk_full`.
     """
     assignment.directory.mkdir(parents=True, exist_ok=True)
     # After a driver was killed its workers may outlive it for a moment; two runs of one trial would share checkpoints.
@@ -98,7 +100,9 @@ def run_assignment(
         started = time.monotonic()
         try:
             record = _checked(trial_fn(context), assignment)
-        except Exception:
+        except Exception as error:
+            if disk_full(error) is not None:
+                raise
             durations_s = {"total": time.monotonic() - started}
             record = assignment.record_without_result("failed", traceback.format_exc(), durations_s=durations_s)
         record.write(assignment.directory / RECORD_NAME)

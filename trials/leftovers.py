@@ -9,10 +9,12 @@ import signal
 import tempfile
 from pathlib import Path
 
+from nas_kd.trials.processes import command_lines, prints_into, with_descendants
+
 _PREFIX = "/tmp/nas_kd_ray_"
 _NOTE_NAME = ".ray_session"
 _SCRATCH_NAME = ".tune"
-_PACKAGE = b"/ray/"  # that programs of Ray lie in
+_PACKAGE = "/ray/"  # that programs of Ray lie in
 
 
 def scratch_folder(run_dir: Path) -> Path:
@@ -49,60 +51,15 @@ def remove_leftovers(run_dir: Path) -> None:
     shutil.rmtree(scratch_folder(run_dir), ignore_errors=True)
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process runs no more; False where there is no /proc."""
-    try:
-        state, _ = _state_and_parent(Path(f"/proc/{pid}"))
-    except OSError:
-        return Path("/proc").is_dir()
-    return state == "Z"
-
-
-def servers_of(folder: str) -> dict[int, str]:
-    """Process -> name of Ray's servers of a session, without which it cannot go on; empty where there is no /proc."""
-    found = {}
-    for pid in _processes_of(folder):
-        with contextlib.suppress(OSError):
-            program = Path(os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0])).name
-            if program in ("raylet", "gcs_server"):
-                found[pid] = program
-    return found
-
-
 def _processes_of(folder: str) -> set[int]:
-    """Ray's processes that name the folder or print into it, and their descendants; none where there is no /proc.
+    """Ray's processes that name the folder or print into it, and their descendants.
 
-    A command of a user that names it, such as one that shows a log, is none of them.
+    Workers do the latter: their command lines say nothing of it. A command of a user that names the folder, such as one
+    that shows a log, is none of them.
     """
-    parents: dict[int, int] = {}
-    found: set[int] = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes()
-            _, parents[int(entry.name)] = _state_and_parent(entry)
-        except OSError:  # it has ended
-            continue
-        if (os.fsencode(folder) in words and _PACKAGE in words) or _prints_into(folder, entry):
-            found.add(int(entry.name))
-    found.discard(os.getpid())
-    while True:
-        children = {pid for pid, parent in parents.items() if parent in found} - found - {os.getpid()}
-        if not children:
-            return found
-        found |= children
-
-
-def _state_and_parent(process: Path) -> tuple[str, int]:
-    """The state, `Z` of one that has ended, and the id of the parent; the name before them may hold any character."""
-    state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
-    return state, int(parent)
-
-
-def _prints_into(folder: str, process: Path) -> bool:
-    """Whether the output of a process goes to a file below the folder, as that of workers does, whose command line says
-    nothing of it."""
-    for stream in ("1", "2"):
-        with contextlib.suppress(OSError):
-            if str((process / "fd" / stream).readlink()).startswith(f"{folder}/"):
-                return True
-    return False
+    found = set()
+    for pid, words in command_lines():
+        of_ray = any(_PACKAGE in word for word in words)
+        if (of_ray and any(folder in word for word in words)) or prints_into(folder, pid):
+            found.add(pid)
+    return with_descendants(found)

@@ -29,13 +29,14 @@ from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.context import Report, TrialFn, TrialStopped
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment, run_assignment
-from nas_kd.trials.leftovers import has_ended, new_session_folder, remove_leftovers, scratch_folder, servers_of
+from nas_kd.trials.files import disk_full
+from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.ray_servers import watched
 from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
-_SECONDS_BETWEEN_LOOKS = 0.5  # at the servers of a session
 _SECONDS_TO_STOP = 30.0
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
 
@@ -78,13 +79,15 @@ class _Run:
             self._last_progress = time.monotonic()
             self._messages.put(report)
 
-    def next_message(self) -> Report | TrialRecord:
-        """Let the trial run until its next report or its record."""
+    def next_message(self) -> Report | TrialRecord | OSError:
+        """Let the trial run until its next report, its record, or the error of a full disk."""
         if self._waiting:
             self._waiting = False
             self._go_on.release()
         message = self._messages.get()
         if isinstance(message, BaseException):
+            if (full := disk_full(message)) is not None:
+                return full
             raise RuntimeError(f"the trial's thread ended with {message!r}") from message
         self._waiting = isinstance(message, Report) and message.values is not None
         return message
@@ -120,6 +123,8 @@ class _TrialActor(tune.Trainable):
         message = self._run.next_message()
         if isinstance(message, TrialRecord):
             return {"record": message.to_json(), "done": True}
+        if isinstance(message, OSError):
+            return {"disk_full": message, "done": True}
         return {"report": message, "done": False}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -154,15 +159,20 @@ def _quiet_tune() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
-    """A Ray session: the one that is there already, or one for the time of the campaign."""
+def _session(resources: Resources, run_dir: Path | None = None) -> Iterator[None]:
+    """A Ray session: the one that is there already, or one for the time of the campaign.
+
+    Args:
+        resources: with the address of a cluster, or without.
+        run_dir: of the campaign; None where a cluster is only asked something.
+    """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     if resources.address is not None:
         options = {"address": resources.address, "log_to_driver": False, "logging_level": "ERROR"}
-    else:
+    elif run_dir is not None:
         # Without an address Ray joins a cluster that was begun here by `ray start`, or fails at what a dead one left.
         num_cpus = len(os.sched_getaffinity(0))
         options |= {"address": "local", "num_cpus": num_cpus, "_temp_dir": new_session_folder(run_dir)}
@@ -171,42 +181,10 @@ def _session(resources: Resources, run_dir: Path) -> Iterator[None]:
         _start_ray(options, resources)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler prints a backtrace of C++
-        with _watched(options["_temp_dir"], run_dir) if "_temp_dir" in options else contextlib.nullcontext():
+        with contextlib.nullcontext() if run_dir is None else watched(run_dir, resources.address):
             yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _watched(folder: str, run_dir: Path) -> Iterator[None]:
-    """End this process with a sentence where a server of the session dies; nothing of the campaign is lost by it.
-
-    Ray itself ends it, after 5 (raylet) or 60 seconds, with pages of its log. Until then the main thread may wait in
-    Ray's C++ code, where no exception reaches it.
-    """
-    over = threading.Event()
-    servers = servers_of(folder)
-
-    def watch() -> None:
-        while not over.wait(_SECONDS_BETWEEN_LOOKS):
-            for pid, name in servers.items():
-                # Where the session is being ended, `over` is set within that time.
-                if has_ended(pid) and not over.wait(_SECONDS_BETWEEN_LOOKS):
-                    remove_leftovers(run_dir)
-                    sys.stderr.write(
-                        f"{name}, a process of Ray on this machine, has died: it was killed, or memory ran out; run "
-                        "the same command again to continue\n"
-                    )
-                    sys.stderr.flush()
-                    os._exit(1)
-
-    thread = threading.Thread(target=watch, name="ray-servers", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _start_ray(options: dict[str, Any], resources: Resources) -> None:
@@ -257,7 +235,7 @@ def check_places(resources: Resources) -> None:
     Raises:
         ValueError: It cannot be joined, or has no place for a trial.
     """
-    with _quiet_tune(), _session(resources, Path()):
+    with _quiet_tune(), _session(resources):
         _places(resources)
 
 
@@ -274,7 +252,7 @@ def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
         return importlib.metadata.version("nas-kd"), missing, time.time()
 
     found = []
-    with _quiet_tune(), _session(resources, Path()):
+    with _quiet_tune(), _session(resources):
         for node in ray.nodes():  # type: ignore[no-untyped-call]
             if not node["Alive"]:
                 continue

@@ -18,7 +18,7 @@ from nas_kd.trials.cluster import NodeView, check_address
 from nas_kd.trials.context import TrialFn
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.events import OnEvent
-from nas_kd.trials.files import bytes_on_disk
+from nas_kd.trials.files import bytes_on_disk, disk_full
 from nas_kd.trials.inline import run_inline
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
@@ -142,6 +142,7 @@ def run_trials(
 
     Raises:
         ValueError: An argument breaks its rule, or the machines cannot hold a single trial.
+        RuntimeError: A disk is full, which ends the campaign; running trials can be continued.
     """
     resources = resources or Resources()
     started = time.monotonic()
@@ -171,6 +172,14 @@ def run_trials(
             run_on_ray(driver, trial_fn, resources)
     except KeyboardInterrupt:
         interrupted = True
+    except Exception as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        place = full.filename or f"that of {run_dir}, or of temporary files"
+        raise RuntimeError(
+            f"a disk is full ({place}); free some space, and run the same command again to continue"
+        ) from error
     finally:
         remove_leftovers(run_dir)
     driver.announce(

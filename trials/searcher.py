@@ -125,6 +125,8 @@ class LedgerSearcher(Searcher):
             self._driver.lose(number, sentence)
         elif result is not None and "record" in result:
             self._driver.finish(TrialRecord.from_json(result["record"]))
+        elif result is not None and "disk_full" in result:
+            raise result["disk_full"]
         else:
             self._driver.stop(number)
 

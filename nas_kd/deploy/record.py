@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -252,7 +253,9 @@ def save_program(program: torch.export.ExportedProgram, path: Path, extra_files:
     """
     zero, (inputs, _) = torch.zeros(()), program.example_inputs
     program.example_inputs = (tuple(zero.expand_as(tensor) for tensor in inputs), {})
-    torch.export.save(program, path, extra_files=dict(extra_files))
+    content = io.BytesIO()  # torch writing to a full disk ends the whole process
+    torch.export.save(program, content, extra_files=dict(extra_files))
+    path.write_bytes(content.getbuffer())
 
 
 def need_onnx() -> Any:

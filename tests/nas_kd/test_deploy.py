@@ -25,6 +25,7 @@ from nas_kd.deploy.backends import BACKENDS
 from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.preprocessed import Preprocessed
+from nas_kd.deploy.record import save_program
 from nas_kd.deploy.student_view import view_of
 from nas_kd.runs import load_run, pick
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
@@ -236,7 +237,10 @@ def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(space: Se
     assert record.parity[0].flops == record.parity[1].flops == record.flops
     assert record.parity[2].flops is None
     assert all(p.bytes == (out / p.file).stat().st_size for p in record.parity)
-    (example,) = torch.export.load(out / "student.pt2").example_inputs[0]
+    program = torch.export.load(out / "student.pt2")
+    with pytest.raises(OSError, match="No space left"):  # torch writing to a path ends the process there
+        save_program(program, Path("/dev/full"), {})
+    (example,) = program.example_inputs[0]
     assert example.untyped_storage().nbytes() == 4  # an example of the input could be most of the file
     assert json.loads((out / "verification.json").read_text()) == record.model_dump(mode="json")
     _, info = load_bundle(out)

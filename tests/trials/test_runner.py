@@ -33,7 +33,8 @@ from nas_kd.trials import (
     run_trials,
 )
 from nas_kd.trials.files import FileLock
-from nas_kd.trials.leftovers import new_session_folder, scratch_folder, servers_of
+from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.processes import command_lines
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
 pytestmark = [
@@ -346,6 +347,16 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     assert not worker.exists() or worker.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_a_full_disk_is_no_failure_of_the_trial(tmp_path: Path, executor: Executor) -> None:
+    full = r"a disk is full \(/data/cache/x\); free some space, and run the same command again to continue"
+    with pytest.raises(RuntimeError, match=full):
+        campaign(tmp_path, toy_trials.second_finds_the_disk_full, 3, executor)
+    (tmp_path / "space").touch()
+    summary = campaign(tmp_path, toy_trials.second_finds_the_disk_full, 3, executor)
+    assert (summary.num_complete, summary.num_failed) == (3, 0)
+    assert executions(tmp_path) == [(0, "run"), (1, "run"), (2, "run")]
+
+
 @pytest.mark.ray
 def test_a_driver_whose_ray_died_says_so_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     script = Path(__file__).parent / "toy_campaign.py"
@@ -357,7 +368,9 @@ def test_a_driver_whose_ray_died_says_so_at_once_and_leaves_nothing(tmp_path: Pa
     ) as process:
         wait_for(tmp_path / "trials" / "0000")
         folder = (tmp_path / ".ray_session").read_text()
-        server = next(pid for pid, name in servers_of(folder).items() if name == "gcs_server")
+        server = next(
+            pid for pid, words in command_lines() if Path(words[0]).name == "gcs_server" and folder in " ".join(words)
+        )
         os.kill(server, signal.SIGKILL)
         output, _ = process.communicate(timeout=30)  # Ray itself ends it after 60 s
     assert process.returncode == 1
@@ -367,6 +380,26 @@ def test_a_driver_whose_ray_died_says_so_at_once_and_leaves_nothing(tmp_path: Pa
     )
     assert not Path(folder).exists()
     assert not {".ray_session", ".tune"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.ray
+def test_the_head_of_a_cluster_is_dead_when_it_does_not_answer_for_a_while() -> None:
+    from nas_kd.trials.ray_servers import is_away
+
+    over = threading.Event()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert is_away(address, 0.0, over), "nothing listens yet"
+        threading.Timer(0.6, server.listen).start()
+        began = time.monotonic()
+        assert not is_away(address, 30.0, over), "it came back"
+        assert 0.5 < time.monotonic() - began < 10.0
+    began = time.monotonic()
+    assert is_away(address, 1.0, over)
+    assert 1.0 <= time.monotonic() - began < 10.0
+    over.set()
+    assert not is_away(address, 30.0, over), "the session is being ended"
 
 
 def start(run_dir: Path, executor: str, num_trials: int) -> subprocess.Popen[str]:

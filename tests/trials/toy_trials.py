@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -65,6 +66,16 @@ def succeed(context: TrialContext) -> TrialRecord:
 def fail_second(context: TrialContext) -> TrialRecord:
     if context.number == 1:
         raise ValueError("the second trial is unlucky")
+    return succeed(context)
+
+
+def second_finds_the_disk_full(context: TrialContext) -> TrialRecord:
+    """Until there is a file `space` in the run's folder, as where PyTorch writes a checkpoint."""
+    if context.number == 1 and not (context.directory.parent.parent / "space").exists():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/cache/x")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
     return succeed(context)
 
 

@@ -1,0 +1,53 @@
+"""Processes of this machine as /proc shows them; none are seen where there is no /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def command_lines() -> Iterator[tuple[int, list[str]]]:
+    """Process and the words of its command, for all that run."""
+    for entry in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            yield int(entry.name), os.fsdecode((entry / "cmdline").read_bytes()).split("\0")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; False where there is no /proc."""
+    try:
+        state, _ = _state_and_parent(pid)
+    except OSError:
+        return _PROC.is_dir()
+    return state == "Z"
+
+
+def with_descendants(pids: Iterable[int]) -> set[int]:
+    """Processes, and all that they and their children have started, but this process."""
+    parents: dict[int, int] = {}
+    for pid, _ in command_lines():
+        with contextlib.suppress(OSError):
+            _, parents[pid] = _state_and_parent(pid)
+    found = set(pids) - {os.getpid()}
+    while children := {pid for pid, parent in parents.items() if parent in found} - found - {os.getpid()}:
+        found |= children
+    return found
+
+
+def prints_into(folder: str, pid: int) -> bool:
+    """Whether the output of a process goes to a file below a folder."""
+    for stream in ("1", "2"):
+        with contextlib.suppress(OSError):
+            if str((_PROC / str(pid) / "fd" / stream).readlink()).startswith(f"{folder}/"):
+                return True
+    return False
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """The state, `Z` of one that has ended, and the id of the parent; the name before them may hold any character."""
+    state, parent, *_ = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return state, int(parent)
