@@ -127,6 +127,8 @@ def _say_export(record: ExportRecord, folder: Path) -> None:
             f"  {' + '.join(form.files)}: {form.metric} {form.value:.4f} on {record.validated_on} "
             f"({form.measured.num_items} items)"
         )
+    for warning in record.warnings:
+        say(f"  warning: {warning}")
 
 
 def evaluate(

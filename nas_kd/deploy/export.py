@@ -15,7 +15,7 @@ from nas_kd.deploy.backends import Backend, open_backend
 from nas_kd.deploy.bundle import ARCH_NAME, WEIGHTS_NAME, BundleInfo, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export_stream import export_stream
 from nas_kd.deploy.lengths import Lengths, batches_of_lengths, lengths_of, open_or_refused, open_sizes
-from nas_kd.deploy.measure import LabelledSet, differs, measure
+from nas_kd.deploy.measure import LabelledSet, differs, losses, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
 from nas_kd.deploy.onnx_graph import first_output, largest_difference, names_of, random_batches, write_graph
 from nas_kd.deploy.predictor import Predictor
@@ -142,7 +142,9 @@ def export_student(
         record = record.model_copy(update={"latency": _latency(backends, info)})
     if validation is not None:
         found = _validated(out_dir, info, backends, validation, space)
-        record = record.model_copy(update={"validated_on": validation.name, "validation": tuple(found)})
+        told = losses(found, type(validation.make_task()))
+        about = {"validated_on": validation.name, "validation": tuple(found), "warnings": told}
+        record = record.model_copy(update=about)
     content = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
     write_text_atomically(out_dir / RECORD_NAME, content)
     write_text_atomically(out_dir / CARD_NAME, model_card(info, record))

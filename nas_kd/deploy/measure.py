@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -14,11 +15,13 @@ from nas_kd.data.framing import Cut
 from nas_kd.deploy.bundle import BundleInfo, Measured
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import FileMetrics
+from nas_kd.deploy.reduced import ENDINGS
 from nas_kd.tasks import Task
 from nas_kd.tasks.item_scores import interval_over_items
 from nas_kd.tasks.task import metrics_of
 from nas_kd.training.evaluate import mean_of_views
 
+NOTABLE_LOSS = 0.02  # 2 points of a metric in percent, 2 % of the value of another: more by rounding is told
 TOLERANCE = 2e-3  # of a metric measured again, relative to its value (at least 1); one item's share where that is more
 
 
@@ -117,6 +120,33 @@ def differs(found: float, expected: float, num_items: int) -> bool:
     An item whose best classes are nearly equal may change sides.
     """
     return not abs(found - expected) <= max(TOLERANCE * max(1.0, abs(expected)), 1.0 / num_items + 1e-6)
+
+
+def losses(found: Sequence[FileMetrics], task: type[Task]) -> tuple[str, ...]:
+    """A sentence for each file of less precision that is much worse than the weights, by `NOTABLE_LOSS`.
+
+    Args:
+        found: of each form of a student on the same items.
+        task: says which way its metric is better, and whether it is a share of 1.
+    """
+    exact = next((form for form in found if form.backend not in ENDINGS), None)
+    if exact is None:
+        return ()
+    is_share = any(fnmatchcase(exact.metric, pattern) for pattern in task.percent)
+    sentences = []
+    for form in found:
+        lost = task.gain(exact.value) - task.gain(form.value)
+        if form.backend not in ENDINGS or not lost > NOTABLE_LOSS * (1.0 if is_share else abs(exact.value)):
+            continue
+        much = f"{100 * lost:.1f} points" if is_share else f"{100 * lost / abs(exact.value):.1f} %"
+        instead = "the float32 graph (--format onnx)"
+        if form.backend != "onnx-fp16":
+            instead += ", or the 16-bit one (--format onnx-fp16) if its metric holds"
+        sentences.append(
+            f"rounding costs {' and '.join(form.files)} {much} of {exact.metric} ({form.value:.4f}, the weights "
+            f"{exact.value:.4f}, on {form.measured.num_items} items); deploy {instead}"
+        )
+    return tuple(sentences)
 
 
 def _check_fits(info: BundleInfo, labelled: LabelledSet) -> None:

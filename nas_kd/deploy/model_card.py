@@ -93,6 +93,8 @@ def _less_precise(record: ExportRecord) -> Iterator[str]:
                 f"- `{entry.file}` rounds weights and activations: {entry.bytes:,} bytes, outputs on random inputs "
                 f"differ by at most {entry.max_abs_difference:.2g} (largest output {entry.largest_logit:.2g}); {known}."
             )
+    for warning in record.warnings:
+        yield f"- **Warning:** {warning}."
     if any(entry.file.endswith(ENDINGS["onnx-fp16"]) for entry in record.parity):
         yield (
             "- Figures of the 16-bit file are from a CPU, where ONNX Runtime computes much of it in 32 bits; on a GPU "

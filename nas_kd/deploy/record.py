@@ -211,6 +211,7 @@ class ExportRecord(BaseModel):
         parity: one entry a file.
         validated_on: the labelled data on which each form of the student was measured again; empty where it was not.
         validation: metrics on these data from each form, and its largest difference to the weights there.
+        warnings: a sentence for each file of less precision that is much worse than the weights there.
         latency: of each form.
         stream: of a student that runs frame by frame.
         environment: versions and hardware.
@@ -236,6 +237,7 @@ class ExportRecord(BaseModel):
     parity: tuple[Parity, ...]
     validated_on: str = ""
     validation: tuple[FileMetrics, ...] = ()
+    warnings: tuple[str, ...] = ()
     latency: LatencyRecord | None = None
     stream: StreamRecord | None = None
     environment: Mapping[str, str]

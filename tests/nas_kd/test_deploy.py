@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,16 +20,20 @@ from torch import Tensor, nn
 
 import nas_kd
 from nas_kd.config import CampaignConfig
+from nas_kd.data import DataInfo, MemoryDataset
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy import export as exporting
+from nas_kd.deploy import measure
 from nas_kd.deploy.backends import BACKENDS
-from nas_kd.deploy.bundle import BundleInfo, digest_of, load_bundle, save_bundle, write_info
+from nas_kd.deploy.bundle import BundleInfo, Measured, digest_of, load_bundle, save_bundle, write_info
 from nas_kd.deploy.export import ExportError, Format, export_student
+from nas_kd.deploy.measure import LabelledSet
 from nas_kd.deploy.preprocessed import Preprocessed
-from nas_kd.deploy.record import save_program
+from nas_kd.deploy.record import FileMetrics, save_program
 from nas_kd.deploy.student_view import view_of
 from nas_kd.runs import load_run, pick
 from nas_kd.search_spaces import SPACES, ArchSpec, Edge, ModuleSpace, SearchSpace, count_flops
+from nas_kd.tasks import Classification, Saliency, Segmentation
 from nas_kd.trials import Cost, Metric, TrialRecord
 from tests.data.small_sets import write_video
 
@@ -214,14 +219,24 @@ runpy.run_path(folder + "/run.py", run_name="__main__")
 """
 
 
-def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(space: SearchSpace, tmp_path: Path) -> None:
+def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = tmp_path / "trial", tmp_path / "out"
     student = bundle(source, space, seed=1)
     clips = torch.randint(0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8)
     formats: tuple[Format, ...] = ("safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16")
     with pytest.raises(ValueError, match="onnx-int8 is calibrated on training clips; give the data, or leave it out"):
         export_student(source, out, formats)
-    record = export_student(source, out, formats, calibration=clips, with_preprocessing=True, dynamic_frames=True)
+    _, info = load_bundle(source)
+    labels = student(info.prepare(clips)).argmax(1) + torch.tensor([0, 0, 1])  # two of three right: .5 but for an item
+    seen = DataInfo(4, info.class_names, 4, 16, 16, "random")
+    items = MemoryDataset({"clip": clips, "label": labels % 4})
+    labelled = LabelledSet("val", items, None, seen, lambda: Classification(seen))
+    monkeypatch.setattr(measure, "NOTABLE_LOSS", -1.0)  # so that files that lose nothing are told of too
+    record = export_student(
+        source, out, formats, calibration=clips, validation=labelled, with_preprocessing=True, dynamic_frames=True
+    )
     assert record.compared_frames == (2, 5, 8)  # the student has 4
     files = ["student.safetensors", "student.pt2", "student.onnx", "student_uint8.onnx"]
     assert [p.file for p in record.parity if p.is_exact] == files
@@ -231,7 +246,12 @@ def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(space: Se
     largest_weights = {int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim > 1}
     assert largest_weights == {64}  # 7 bits: products of 8-bit weights may saturate
     card = (out / "MODEL_CARD.md").read_text()
-    assert card.count("its metric was not measured") == 2
+    assert card.count("its metric is above") == 2
+    assert [warning.partition(" of accuracy (")[0] for warning in record.warnings] == [
+        "rounding costs student.int8.onnx 0.0 points",
+        "rounding costs student.fp16.onnx 0.0 points",
+    ]
+    assert all(f"- **Warning:** {warning}.\n" in card for warning in record.warnings)
     assert "on a GPU it was not measured" in " ".join(card.split())
     assert record.parity[3].max_abs_difference < 1e-5
     assert record.parity[0].flops == record.parity[1].flops == record.flops
@@ -273,10 +293,36 @@ def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(space: Se
     assert list(scores) == [name for name, _ in labels]
     assert list(scores.values()) == pytest.approx([score for _, score in labels], abs=1e-5)
 
+    script = runpy.run_path(str(out / "run.py"))
+    script["graph"]("student")
     for file in ("student.onnx", "student.pt2"):
         (out / file).write_bytes((out / file).read_bytes()[:-100])
         with pytest.raises(ValueError, match=rf"{file} is not the file that was written .* cut short or exchanged"):
             nas_kd.load(out, backend=file.rpartition(".")[2])
+    with pytest.raises(SystemExit, match=r"student\.onnx is not the file that was written with arch\.json: damaged"):
+        script["graph"]("student")
+
+
+def test_files_that_lose_much_by_rounding_are_told() -> None:
+    def form(backend: str, value: float, metric: str = "miou") -> FileMetrics:
+        found = {"metrics": {metric: value}, "measured": Measured(num_items=40), "largest_output": 1.0}
+        return FileMetrics(backend=backend, files=(f"{backend}.onnx",), metric=metric, **found)
+
+    class Error(Saliency):
+        maximize = False
+
+    exact = [form("safetensors", 0.732), form("onnx", 0.732)]
+    (told,) = measure.losses([*exact, form("onnx-int8", 0.479), form("onnx-fp16", 0.713)], Segmentation)
+    assert told == (
+        "rounding costs onnx-int8.onnx 25.3 points of miou (0.4790, the weights 0.7320, on 40 items); deploy the "
+        "float32 graph (--format onnx), or the 16-bit one (--format onnx-fp16) if its metric holds"
+    )
+    assert not measure.losses([*exact, form("onnx-int8", 0.9)], Segmentation)  # it gained
+    (told,) = measure.losses([*exact, form("onnx-int8", 0.72), form("onnx-fp16", 0.715)], Saliency)  # -1.6, -2.3 %
+    assert told.startswith("rounding costs onnx-fp16.onnx 2.3 % of miou")
+    assert told.endswith("deploy the float32 graph (--format onnx)")
+    (told,) = measure.losses([form("safetensors", 2.0, "error"), form("onnx-int8", 2.1, "error")], Error)
+    assert "5.0 % of error" in told
 
 
 @pytest.mark.parametrize(
