@@ -6,10 +6,13 @@ random moment, something happens to it:
     driver    the driver is killed (SIGKILL)
     write     the driver is killed within a random write: after its bytes are written, before they are synced
     disk      a random write of the driver ends with "no space left on device"
+    full      the disk of the run's folder is full for a second (a disk in memory, which only root may mount)
     worker    a process in which a trial runs is killed (Ray)
-    raylet    Ray's raylet is killed
-    gcs       Ray's global control service is killed
-    database  the database is locked by somebody else for `--locked` seconds (SQLite)
+    raylet    Ray's raylet is killed (a session of the driver's own)
+    gcs       Ray's global control service is killed (likewise)
+    node      all processes of a machine of the cluster are killed, and another machine comes (a cluster of Ray)
+    head      all processes of all machines of the cluster are killed, and a new cluster comes (likewise)
+    database  the database does not answer for `--away` seconds: PostgreSQL is stopped, SQLite is locked
 
 A driver that ended is started again with the same command, as a user would. Trials are proposed at random, from the
 campaign's seed and their numbers alone, so the front must equal that of a campaign without faults. Counted are:
@@ -26,33 +29,44 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kill_faults import (
+    IN_WRITES,
+    MARK,
+    Database,
+    Machines,
+    PostgresDatabase,
+    SmallDisk,
+    SqliteDatabase,
+    fail_at_write,
+    kill,
+    marked,
+)
 from no_op_trials import METRIC, SPACE, no_op
 
 from nas_kd.trials import Event, Ledger, Resources, TrialContext, TrialRecord, run_trials
 from nas_kd.trials.dominance import front as front_of
 
-KINDS = ("driver", "write", "disk", "worker", "raylet", "gcs", "database")
-OF_RAY = ("worker", "raylet", "gcs")
-MARK = "NAS_KD_KILLS"  # an environment variable, by which processes of a campaign are told from others
+EXECUTORS = ("inline", "ray", "cluster")
+STORAGES = ("journal", "sqlite", "postgresql")
+OF_RAY = {"worker": "ray::", "raylet": "raylet/raylet", "gcs": "gcs_server"}  # kind -> in the command line
 LONGEST_S = 180.0  # that a driver may take to notice a fault
 SECONDS_OF_WORK = 0.1
-ANNOUNCED, SESSION = "announced.log", ".ray_session"
+SECONDS_TO_LEAVE = 2.0  # of Ray's processes, after their driver
+SESSION = ".ray_session"
 
 
 def work(context: TrialContext) -> TrialRecord:
@@ -71,16 +85,27 @@ class Campaign:
     Attributes:
         run_dir: the run's folder.
         trials: how many there are to be.
-        executor: `inline` or `ray`.
-        storage: URL of a database; None for the journal file.
         seed: of the proposals.
+        mark: of the drivers' processes.
+        logs: folder for what drivers say.
+        on_ray: whether trials run on Ray.
+        address: of a cluster; None where Ray is the driver's own.
+        storage: URL of a database; None for the journal file.
     """
 
     run_dir: Path
     trials: int
-    executor: str
-    storage: str | None
     seed: int
+    mark: str
+    logs: Path
+    on_ray: bool = False
+    address: str | None = None
+    storage: str | None = None
+
+    @property
+    def announced(self) -> Path:
+        """Numbers of trials in the order in which they were announced as ended."""
+        return self.logs / f"{self.run_dir.name}-announced.log"
 
     def ledger(self) -> Ledger:
         return Ledger.open(self.run_dir, metric=METRIC, config_hash="benchmark", storage=self.storage, name="kills")
@@ -90,11 +115,15 @@ class Campaign:
 
         def note(event: Event) -> None:
             if event.kind == "ended":
-                with (self.run_dir / ANNOUNCED).open("a") as file:
+                with self.announced.open("a") as file:
                     file.write(f"{event.number}\n")
 
-        workers = 1 if self.executor == "inline" else 2
-        resources = Resources(executor=self.executor, max_concurrent=workers, max_failures=1000)  # type: ignore[arg-type]
+        resources = Resources(
+            executor="ray" if self.on_ray else "inline",
+            address=self.address,
+            max_concurrent=2 if self.on_ray else 1,
+            max_failures=1000,
+        )
         with self.ledger() as ledger:
             run_trials(
                 work,
@@ -108,12 +137,12 @@ class Campaign:
                 on_event=note,
             )
 
-    def start(self, at_write: Callable[[], None] | None = None, after: int = 0) -> int:
+    def start(self, kind: str = "", number: int = 0) -> int:
         """Fork a driver; returns its process id.
 
         Args:
-            at_write: what happens in its write of that number, before it is synced.
-            after: number of that write, from 1.
+            kind: of a fault in one of its writes; another or none where nothing happens there.
+            number: of that write, from 1.
         """
         child = os.fork()
         if child:
@@ -121,45 +150,18 @@ class Campaign:
         status = 1
         try:
             os.setsid()
-            log = os.open(self.run_dir.parent / "drivers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.environ[MARK] = self.mark
+            log = os.open(self.logs / "drivers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            if at_write is not None:
-                _fail_at_write(at_write, after)
+            if kind in IN_WRITES:
+                fail_at_write(IN_WRITES[kind], number)
             self.drive()
             status = 0
         except BaseException as error:
             print(f"driver ended: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(status)
-
-
-def _fail_at_write(what: Callable[[], None], after: int) -> None:
-    """Have something happen in a write: all that must last is synced."""
-    left = after
-
-    def replaced(sync: Callable[[int], None]) -> Callable[[int], None]:
-        def call(descriptor: int) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                what()
-            sync(descriptor)
-
-        return call
-
-    os.fsync = replaced(os.fsync)
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _no_space() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-IN_WRITES: dict[str, Callable[[], None]] = {"write": _die, "disk": _no_space}
 
 
 @dataclass
@@ -200,20 +202,6 @@ class Watch:
         return len(list(self.campaign.run_dir.glob("trials/[0-9]*/record.json")))
 
 
-def marked(mark: str, name: str = "") -> dict[int, str]:
-    """Process -> command line of those that have the mark in their environment, and a name in their command line."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes()
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if f"{MARK}={mark}".encode() in environment and name in command and int(folder.name) != os.getpid():
-            found[int(folder.name)] = command[:200]
-    return found
-
-
 def ended(child: int, seconds: float) -> bool:
     """Whether the driver ends within some seconds."""
     deadline = time.monotonic() + seconds
@@ -224,38 +212,71 @@ def ended(child: int, seconds: float) -> bool:
     return False
 
 
-def strike(kind: str, child: int, watch: Watch, mark: str, rng: random.Random, locked_s: float) -> bool:
-    """Let the fault happen to a running driver; returns whether it did."""
-    if kind == "driver":
-        os.kill(child, signal.SIGKILL)
-    elif kind in OF_RAY:
-        name = {"worker": "ray::", "raylet": "raylet/raylet", "gcs": "gcs_server"}[kind]
-        processes = marked(mark, name)
-        if not processes:
-            return False
-        os.kill(rng.choice(sorted(processes)), signal.SIGKILL)
-    elif kind == "database":
-        assert watch.campaign.storage is not None
-        database = sqlite3.connect(watch.campaign.storage.removeprefix("sqlite:///"), timeout=60, isolation_level=None)
-        database.execute("BEGIN EXCLUSIVE")
-        time.sleep(locked_s)
-        database.execute("ROLLBACK")
-        database.close()
-    return True
+@dataclass
+class Faults:
+    """What happens to the campaign.
+
+    Attributes:
+        kinds: that may happen.
+        kills: how many there are to be.
+        rng: chooses them and their moments.
+        mark: of the campaign's processes.
+        away_s: how long a database does not answer.
+        database: of the ledger, where it is one.
+        machines: of the cluster, where there is one.
+        disk: of the run's folder, where it may be full.
+    """
+
+    kinds: list[str]
+    kills: int
+    rng: random.Random
+    mark: str
+    away_s: float
+    database: Database | None
+    machines: Machines | None
+    disk: SmallDisk | None
+
+    def strike(self, kind: str, child: int) -> bool:
+        """Let a fault happen to a running driver; returns whether it did."""
+        if kind == "driver":
+            os.kill(child, signal.SIGKILL)
+        elif kind in OF_RAY:
+            processes = marked(self.mark, OF_RAY[kind])
+            if not processes:
+                return False
+            kill([self.rng.choice(sorted(processes))])
+        elif kind == "database":
+            assert self.database is not None
+            self.database.stop_for(self.away_s)
+        elif kind == "full":
+            assert self.disk is not None
+            self.disk.fill()
+        elif kind == "node":
+            assert self.machines is not None
+            self.machines.kill_node(self.rng)
+        else:
+            assert kind == "head"
+            assert self.machines is not None
+            self.machines.kill_all()
+        return True
+
+    def left(self, watch: Watch) -> int:
+        """How many there are still to be."""
+        return self.kills - watch.faults.total()
 
 
-def run(campaign: Campaign, kinds: list[str], kills: int, rng: random.Random, locked_s: float, mark: str) -> Watch:
+def run(campaign: Campaign, faults: Faults) -> Watch:
     """Drive the campaign to its end, with faults as long as there are trials."""
     watch = Watch(campaign)
     while watch.num_ended() < campaign.trials:
-        kind = rng.choice(kinds) if watch.faults.total() < kills else ""
-        child = campaign.start(IN_WRITES.get(kind), rng.randint(1, 20))
+        kind = faults.rng.choice(faults.kinds) if faults.left(watch) > 0 else ""
+        child = campaign.start(kind, faults.rng.randint(1, 20))
         watch.drivers += 1
         if kind in IN_WRITES:
             watch.faults[kind] += 1
             _await_end(child, watch, LONGEST_S)
         else:
-            _strike_until_end(child, kinds, kills, watch, mark, rng, locked_s)
+            _strike_until_end(child, faults, watch)
         watch.look()
         print(f"{watch.faults.total()} faults, {watch.num_ended()} of {campaign.trials} trials ended", flush=True)
     # A driver that was killed at the very end may not have said all; as a user does, the same command is given again.
@@ -264,15 +285,14 @@ def run(campaign: Campaign, kinds: list[str], kills: int, rng: random.Random, lo
     return watch
 
 
-def _strike_until_end(
-    child: int, kinds: list[str], kills: int, watch: Watch, mark: str, rng: random.Random, locked_s: float
-) -> None:
+def _strike_until_end(child: int, faults: Faults, watch: Watch) -> None:
     """Let one fault after the other happen to a driver until it ends."""
-    kinds = [kind for kind in kinds if kind not in IN_WRITES]
-    while kinds and watch.faults.total() < kills:
+    kinds = [kind for kind in faults.kinds if kind not in IN_WRITES]
+    trials, rng = watch.campaign.trials, faults.rng
+    while kinds and faults.left(watch) > 0:
         kind, before = rng.choice(kinds), watch.num_ended()
         # The next fault comes once the campaign has got on, so that trials last for all of them.
-        room = 2 * (watch.campaign.trials - before) // (kills - watch.faults.total())
+        room = 2 * (trials - before) // faults.left(watch)
         due = before + rng.randint(0, max(room - 1, 0))
         while watch.num_ended() < due:
             watch.look()
@@ -281,11 +301,11 @@ def _strike_until_end(
         if ended(child, rng.random() * 2 * SECONDS_OF_WORK):
             return
         watch.look()
-        if not strike(kind, child, watch, mark, rng, locked_s):
+        clock, then = time.monotonic(), watch.num_ended()
+        if not faults.strike(kind, child):
             continue
         watch.faults[kind] += 1
-        clock, then = time.monotonic(), watch.num_ended()
-        while not (is_over := ended(child, 0.2)) and watch.num_ended() < min(then + 3, watch.campaign.trials):
+        while not (is_over := ended(child, 0.2)) and watch.num_ended() < min(then + 3, trials):
             if time.monotonic() - clock > LONGEST_S:
                 break
         watch.slowest_s[kind] = max(watch.slowest_s.get(kind, 0.0), round(time.monotonic() - clock, 1))
@@ -307,73 +327,114 @@ def front(ledger: Ledger) -> list[tuple[float, ...]]:
     return sorted(values[i] for i in front_of(values, ledger.ranking.maximize))
 
 
-def main() -> None:
+def left_over(watch: Watch, mark: str) -> list[str]:
+    """What remains of the campaign's drivers: processes, folders of Ray, checkpoints."""
+    run_dir = watch.campaign.run_dir
+    return [
+        *(f"process {number} {words}" for number, words in marked(f"{MARK}={mark}").items()),
+        *(f"process {number} {words}" for number, words in marked(mark, "ray::_TrialActor").items()),
+        *(str(path) for path in watch.sessions if path.exists()),
+        *(str(path) for path in run_dir.glob("trials/*/checkpoint*")),
+        *(str(path) for path in (run_dir / ".tune", run_dir / SESSION) if path.exists()),
+    ]
+
+
+def found(watch: Watch, quiet: Campaign) -> dict[str, object]:
+    """What came of a campaign, beside one without faults."""
+    campaign = watch.campaign
+    with campaign.ledger() as ledger, quiet.ledger() as without:
+        numbers = Counter(record.number for record in ledger.records())
+        errors = [str(record.error) for record in ledger.records() if record.state == "failed"]
+        same = front(ledger) == front(without)
+    announced = Counter(int(line) for line in campaign.announced.read_text().split())
+    due = set(range(campaign.trials)) | set(announced)
+    return {
+        "kills": watch.faults.total(),
+        "of_each_kind": dict(watch.faults),
+        "trials": campaign.trials,
+        "lost": len(due - numbers.keys()),
+        "doubled": sum(n > 1 for n in numbers.values()) + sum(n > 1 for n in announced.values()),
+        "changed": len(watch.changed),
+        "failed": len(errors),
+        "errors": errors[:3],
+        "front_as_without_faults": same,
+        "drivers": watch.drivers,
+        "hung": watch.hung,
+        "slowest_s": watch.slowest_s,
+    }
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--executor", choices=("inline", "ray"), default="ray")
-    parser.add_argument("--storage", choices=("journal", "sqlite"), default="journal")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, help="Default: all that there are with executor and storage."
-    )
-    parser.add_argument("--locked", type=float, default=30.0, help="Seconds that a database is locked.")
+    parser.add_argument("--executor", choices=EXECUTORS, default="ray")
+    parser.add_argument("--storage", choices=STORAGES, default="journal")
+    parser.add_argument("--kinds", nargs="+", help="Default: all that there are with executor, storage and user.")
+    parser.add_argument("--away", type=float, default=30.0, help="Seconds that a database does not answer.")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    kinds = options.kinds or [
-        kind
-        for kind in KINDS
-        if (options.executor == "ray" or kind not in OF_RAY) and (options.storage == "sqlite" or kind != "database")
-    ]
-    mark = os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    on_ray = options.executor != "inline"
+    mark = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="nas-kd-kills-"))
-    try:
-        storage = f"sqlite:///{folder}/study.db" if options.storage == "sqlite" else None
-        campaign = Campaign(folder / "run", options.trials, options.executor, storage, options.seed)
+    kinds = ["driver", "write", "disk", *(["worker"] if on_ray else [])]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(lambda: kill(sorted(marked(f"{MARK}={mark}"))))
+        disk = database = machines = None
+        if os.geteuid() == 0:
+            disk = SmallDisk(folder / "disk")
+            stack.callback(disk.close)
+            kinds += ["full"]
+        if options.storage != "journal":
+            database = SqliteDatabase(folder) if options.storage == "sqlite" else PostgresDatabase()
+            stack.callback(database.close)
+            kinds += ["database"]
+        if options.executor == "cluster":
+            machines = Machines(folder / "ray", mark)
+            stack.callback(machines.close)
+            kinds += ["node", "head"]
+        elif on_ray:
+            kinds += ["raylet", "gcs"]
+        if unknown := set(options.kinds or ()) - set(kinds):
+            raise SystemExit(f"there is no {', '.join(sorted(unknown))} here; choose from {', '.join(kinds)}")
+        campaign = Campaign(
+            (folder if disk is None else disk.folder) / "run",
+            options.trials,
+            options.seed,
+            mark,
+            folder,
+            on_ray=on_ray,
+            address=None if machines is None else machines.address,
+            storage=None if database is None else database.url,
+        )
         campaign.run_dir.mkdir()
         clock = time.monotonic()
         rng = random.Random(options.seed)
-        watch = run(campaign, kinds, options.kills, rng, options.locked, mark)
+        faults = Faults(options.kinds or kinds, options.kills, rng, mark, options.away, database, machines, disk)
+        watch = run(campaign, faults)
         seconds = time.monotonic() - clock
-        quiet = Campaign(folder / "quiet", options.trials, "inline", None, options.seed)
+        quiet = Campaign(folder / "quiet", options.trials, options.seed, mark, folder)
         quiet.run_dir.mkdir()
         os.waitpid(quiet.start(), 0)
-        with campaign.ledger() as ledger, quiet.ledger() as without:
-            numbers = Counter(record.number for record in ledger.records())
-            errors = [str(record.error) for record in ledger.records() if record.state == "failed"]
-            same = front(ledger) == front(without)
-        announced = Counter(int(line) for line in (campaign.run_dir / ANNOUNCED).read_text().split())
-        due = set(range(options.trials)) | set(announced)
-        time.sleep(2.0)  # processes of Ray end a moment after their driver
-        left = [
-            *(f"process {number} {words}" for number, words in marked(mark).items()),
-            *(str(path) for path in watch.sessions if path.exists()),
-            *(str(path) for path in campaign.run_dir.glob("trials/*/checkpoint*")),
-            *(str(path) for path in (campaign.run_dir / ".tune", campaign.run_dir / SESSION) if path.exists()),
-        ]
-        found = {
-            "kills": watch.faults.total(),
-            "of_each_kind": dict(watch.faults),
-            "trials": options.trials,
-            "lost": len(due - numbers.keys()),
-            "doubled": sum(n > 1 for n in numbers.values()) + sum(n > 1 for n in announced.values()),
-            "changed": len(watch.changed),
-            "failed": len(errors),
-            "errors": errors[:3],
+        result = found(watch, quiet)
+        time.sleep(SECONDS_TO_LEAVE)
+        left = left_over(watch, mark)
+        if left:
+            time.sleep(30.0)  # what is still there then stays
+        result |= {
             "left_over": len(left),
+            "left_over_after_30_s": len(left_over(watch, mark)) if left else 0,
             "left": left[:5],
-            "front_as_without_faults": same,
-            "drivers": watch.drivers,
-            "hung": watch.hung,
-            "slowest_s": watch.slowest_s,
             "seconds": round(seconds, 1),
             "executor": options.executor,
             "storage": options.storage,
         }
-        print(json.dumps(found))
-    finally:
-        for number in marked(mark):
-            os.kill(number, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":
