@@ -72,10 +72,10 @@ bench-sampler: install
 bench-trials: install
 	$(BIN)/python benchmarks/trials.py
 
-# 50 faults on Ray, then 20 with the ledger in SQLite.
+# 50 faults on a Ray of the driver's own, then 50 on a cluster with the ledger in PostgreSQL, where a server is installed.
 bench-kills: install
 	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400
-	$(BIN)/python benchmarks/kills.py --kills 20 --trials 150 --executor inline --storage sqlite
+	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400 --executor cluster --storage postgresql
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep

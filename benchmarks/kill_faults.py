@@ -107,8 +107,12 @@ class PostgresDatabase:
     """A server of its own, which can be stopped."""
 
     def __init__(self) -> None:
-        from postgres_server import PostgresServer  # needs psycopg
-
+        try:
+            from postgres_server import PostgresServer, programs
+        except ImportError:
+            raise SystemExit("--storage postgresql needs psycopg: pip install 'nas-kd[postgresql]'") from None
+        if len(programs()) < 2:
+            raise SystemExit("--storage postgresql needs `initdb` and `postgres` of a server that is installed here")
         self._server = PostgresServer()
         self.url = self._server.url()
 
