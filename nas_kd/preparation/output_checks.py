@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nas_kd.data import Batch
@@ -265,6 +264,8 @@ def order_of_outputs(answers: Answers, num_classes: int, num_items: int | None =
 
 def _fitting(answers: Answers, num_classes: int) -> npt.NDArray[np.int64]:
     """[C] class that fits each output best, all different."""
+    from scipy.optimize import linear_sum_assignment  # here: processes of trials do without its load time
+
     table = np.zeros((num_classes, num_classes))
     np.add.at(table, (answers.outputs, answers.labels), answers.weights)
     table += 1e-9 * np.eye(num_classes)  # an output of which nothing is known keeps its class

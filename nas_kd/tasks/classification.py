@@ -14,6 +14,7 @@ from nas_kd.data import ClipDataset, DataError, DataInfo, Splits
 from nas_kd.data.mix import PARTNER, SHARE
 from nas_kd.data.sample import labels_of
 from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
+from nas_kd.tasks.classification_metrics import area_under_roc, confusion_matrix, f1_of_classes
 from nas_kd.tasks.item_scores import ItemScores, mean_of_items
 from nas_kd.tasks.task import Batch, Task, check_finite_outputs
 
@@ -45,9 +46,6 @@ class Classification(Task):
             )
         self.config = config or CrossEntropyConfig()
         self._weights = given_weights(self.config.class_weights, self.class_names)
-        from torchmetrics.classification import MulticlassAccuracy  # here: exported students do without these seconds
-
-        self._accuracy = MulticlassAccuracy(info.num_classes, average="micro")
         self._loss_sum, self._count = 0.0, 0
         self._right: list[bool] = []
         self._labels: list[int] = []
@@ -96,7 +94,6 @@ class Classification(Task):
 
     def update(self, outputs: Tensor, batch: Batch, offsets: Sequence[int] | None = None) -> None:
         check_finite_outputs(outputs)
-        self._accuracy.update(outputs.cpu(), batch["label"].cpu())
         self._loss_sum += float(F.cross_entropy(outputs, batch["label"], reduction="sum"))
         self._count += len(outputs)
         self._right += (outputs.argmax(1) == batch["label"]).tolist()
@@ -116,9 +113,8 @@ class Classification(Task):
     def compute(self) -> dict[str, float]:
         if self._count == 0:
             raise ValueError("metrics need at least one clip, but the split is empty")
-        values = {"accuracy": float(self._accuracy.compute()), "cross_entropy": self._loss_sum / self._count}
+        values = {"accuracy": sum(self._right) / self._count, "cross_entropy": self._loss_sum / self._count}
         values |= ranking_metrics(torch.cat(self._outputs), torch.tensor(self._labels))
-        self._accuracy.reset()
         self._loss_sum, self._count = 0.0, 0
         self._right, self._labels, self._outputs = [], [], []
         return values
@@ -141,17 +137,15 @@ def ranking_metrics(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         over the classes that occur in the labels; `auc`, the mean area under the ROC curve of one class against the
         rest, over the same classes, without it where a single class occurs.
     """
-    from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
-
     values = {}
     num_classes = outputs.shape[1]
     if num_classes > 5:
         values["top5"] = float((outputs.topk(5).indices == labels[:, None]).any(1).double().mean())
-    occurring = torch.bincount(labels, minlength=num_classes).nonzero().flatten()
-    f1 = multiclass_f1_score(outputs.argmax(1), labels, num_classes, average="none", validate_args=False)
-    values["f1"] = float(f1[occurring].mean())
+    confusion = confusion_matrix(outputs.argmax(1), labels, num_classes)
+    occurring = confusion.sum(1).nonzero().flatten()
+    values["f1"] = float(f1_of_classes(confusion)[occurring].mean())
     if len(occurring) > 1:
         shares = outputs.double().softmax(1)
-        areas = [float(binary_auroc(shares[:, c], labels == c, validate_args=False)) for c in occurring.tolist()]
+        areas = [area_under_roc(shares[:, c], labels == c) for c in occurring.tolist()]
         values["auc"] = sum(areas) / len(areas)
     return values

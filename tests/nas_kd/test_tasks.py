@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from sklearn import metrics as reference
 
 from nas_kd.data import DataError, DataInfo, MemoryDataset, Sample, Splits, Subset, make_splits
 from nas_kd.tasks import TASKS, Classification, Detection, Segmentation, make_task
+from nas_kd.tasks.classification import ranking_metrics
+from nas_kd.tasks.classification_metrics import area_under_roc, confusion_matrix, f1_of_classes
 from nas_kd.tasks.offsets import frames_by_offset, over_offsets
 
 INFO = DataInfo(
@@ -147,6 +150,30 @@ def test_metrics_of_classification_are_those_of_the_classes_that_occur() -> None
     assert two.hints(make_splits(whole, whole, part, INFO, seed=0)) == [
         "data: no item of up in test; f1 and auc leave out it"
     ]
+
+
+def test_metrics_of_classification_are_those_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (200,), generator=generator)  # of seven classes; five occur
+    logits = torch.randint(0, 9, (200, 7), generator=generator) / 4  # with ties
+    logits[range(200), labels] += 1
+    predicted = logits.argmax(1)
+    confusion = confusion_matrix(predicted, labels, 7)
+    assert torch.equal(confusion, torch.from_numpy(reference.confusion_matrix(labels, predicted, labels=range(7))))
+    f1 = reference.f1_score(labels, predicted, labels=range(7), average=None, zero_division=0)
+    assert f1_of_classes(confusion).tolist() == pytest.approx(f1)
+    for c in range(5):
+        area = reference.roc_auc_score(labels == c, logits[:, c])
+        assert area_under_roc(logits[:, c], labels == c) == pytest.approx(area)
+    probabilities = logits.double().softmax(1)
+    areas = [reference.roc_auc_score(labels == c, probabilities[:, c]) for c in range(5)]
+    values = ranking_metrics(logits, labels)
+    assert values["f1"] == pytest.approx(f1[:5].mean())
+    assert values["auc"] == pytest.approx(sum(areas) / 5)
+    unlabelled = labels.where(labels != 3, 255)
+    left = confusion.clone()
+    left[3] = 0
+    assert torch.equal(confusion_matrix(predicted, unlabelled, 7), left)
 
 
 LABELLED = {
