@@ -173,8 +173,12 @@ def evaluate(
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Folder of an exported student.")],
-    source: Annotated[
-        str, typer.Argument(help="A video, an image, a folder of images, a folder of videos, or camera (camera:1, …).")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Videos, images, folders of images, folders of videos; or camera (camera:1, …) alone.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -198,14 +202,17 @@ def predict(
 
         student = load(bundle, backend=backend, device=device)
         folder = out or (Path("predictions") if student.has_maps else None)
-        name, _, which = source.partition(":")
-        if name == "camera":
+        cameras = [source for source in sources if source.partition(":")[0] == "camera"]
+        if cameras and len(sources) > 1:
+            raise ValueError(f"a camera is read alone, but {len(sources)} sources are named; leave out the others")
+        if cameras:
+            which = cameras[0].partition(":")[2]
             frames = live_frames(*camera(which))
             results = [predict_live(student, frames, "camera", folder, overlay=overlay, max_frames=max_frames)]
         else:
-            paths, quiet = files_to_read(Path(source)), contextlib.nullcontext(no_progress)
+            files, quiet = files_to_read([Path(source) for source in sources]), contextlib.nullcontext(no_progress)
             with quiet if as_json else progress_bar() as progress:
-                results = predict_files(student, paths, folder, Path(source), overlay=overlay, progress=progress)
+                results = predict_files(student, files, folder, overlay=overlay, progress=progress)
         if as_json:
             say(json.dumps([result.as_dict(top) for result in results], indent=2))
         else:

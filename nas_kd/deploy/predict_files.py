@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -91,17 +92,32 @@ class FileResult:
         return {**entry, "note": self.note} if self.note else entry
 
 
-def files_to_read(path: Path) -> list[Path]:
-    """The clips that a path names: a file, a folder of images, or all videos and folders of images below a folder.
+def files_to_read(sources: Sequence[Path]) -> dict[Path, str]:
+    """The clips that sources name -> what is written of each is called, a path relative to a folder of all of them.
+
+    Args:
+        sources: a file, a folder of images, or a folder with videos and folders of images below it, each.
 
     Raises:
         ValueError: there is nothing, or nothing that looks like a video or an image.
     """
+    found = [file for source in sources for file in _below(source)]
+    places = {file: Path(os.path.normpath(file.absolute())) for file in found}  # without `..`, so that names stay below
+    is_folder = len(sources) == 1 and sources[0] not in places
+    tops = [sources[0] / "clip"] if is_folder else sources
+    root = os.path.commonpath([Path(os.path.normpath(top.absolute())).parent for top in tops])
+    return {file: str(place.relative_to(root)) for file, place in places.items()}
+
+
+def _below(path: Path) -> list[Path]:
+    """The clips that one source names."""
     if "#" in path.name or path.is_file():
         return [path]
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {path}")
-    below = sorted(entry for entry in path.rglob("*") if not any(part.startswith(".") for part in entry.parts[1:]))
+    below = sorted(
+        entry for entry in path.rglob("*") if not any(part.startswith(".") for part in entry.relative_to(path).parts)
+    )
     found = [entry for entry in below if entry.suffix.lower() in {*VIDEO_SUFFIXES, ".npy", ".npz"} and entry.is_file()]
     with_videos = {entry.parent for entry in found}  # images beside videos are their covers, and no clip
     folders = [e for e in (path, *below) if e.is_dir() and e not in with_videos and frame_files(e)]
@@ -112,9 +128,8 @@ def files_to_read(path: Path) -> list[Path]:
 
 def predict_files(
     predictor: Predictor,
-    paths: Sequence[Path],
+    files: Mapping[Path, str],
     out: Path | None,
-    root: Path | None = None,
     *,
     overlay: bool = True,
     progress: OnProgress = no_progress,
@@ -123,25 +138,22 @@ def predict_files(
 
     Args:
         predictor: the student.
-        paths: the files.
+        files: see `files_to_read`.
         out: where `predictions.json`, arrays (`NAME.npz`) and overlays (`NAME.overlay.mp4`) go; None writes nothing.
-        root: folder that the names of what is written are relative to.
         overlay: whether videos with what was found are written.
         progress: called after each file, and often in a long one.
     """
     results = []
-    for number, path in enumerate(paths):
+    for number, (path, name) in enumerate(files.items()):
 
         def report(words: str, number: int = number, path: Path = path) -> None:
-            progress(number / len(paths), f"predicting, {path.name}{words}")
+            progress(number / len(files), f"predicting, {path.name}{words}")
 
         report("")
         begin = time.perf_counter()
         result = FileResult(path)
         try:
             if predictor.has_maps:
-                inside = root is not None and path != root and path.is_relative_to(root)
-                name = str(path.relative_to(root)) if inside and root is not None else path.name
                 _predict_frames(predictor, predictor.frames(path), result, out, name, overlay, report)
             else:
                 answer = predictor.classify(path)

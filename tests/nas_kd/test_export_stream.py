@@ -23,7 +23,7 @@ from nas_kd.deploy import export_stream as exporting
 from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
 from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.deploy.export_stream import Exported
-from nas_kd.deploy.predict_files import predict_files
+from nas_kd.deploy.predict_files import files_to_read, predict_files
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import ExportRecord, Format, third_party_warnings
 from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops, flops
@@ -204,7 +204,7 @@ def check_video(predictor: Predictor, folder: Path) -> None:
     clip = torch.from_numpy(read_clip(path, 7, *SIZE, "crop"))[None]
     maps = predictor.outputs(clip)[0]
     raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
-    (result,) = predict_files(predictor, [path], folder / "out", folder)
+    (result,) = predict_files(predictor, files_to_read([path]), folder / "out")
     with np.load(folder / "out" / "clip.mp4.npz") as arrays:
         share = (torch.from_numpy(arrays["classes"]) == raised.argmax(1)).float().mean()
     assert result.num_frames == 7

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
+from PIL import Image
 from torch import nn
 
 import nas_kd
@@ -26,6 +27,7 @@ from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.measure import LabelledSet, measure
+from nas_kd.deploy.predict_files import files_to_read
 from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.student_view import StudentView, view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
@@ -131,12 +133,29 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     with pytest.raises(ValueError, match=r"v01\.mp4: its label 'dog' is none of the student's classes"):
         nas_kd.evaluate(tmp_path / "bundle", clips.root)
 
-    output = succeed("predict", tmp_path / "bundle", clips.root, "--out", tmp_path / "out")
-    assert output.count(" ms)") == 12
+    two = [clips.root / "v01.mp4", clips.root / "v02.mp4"]
+    output = succeed("predict", tmp_path / "bundle", *two, clips.root, "--out", tmp_path / "out")
+    assert output.count(" ms)") == 12  # each once
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     by_path = {Path(entry["path"]): entry["labels"][0] for entry in written["files"]}
     for answer in answers:
         assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
+
+
+def test_names_of_what_is_written_stay_apart_and_below_their_folder(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in ("a", "b", ".hidden/c"))
+    for file in (a / "x.mp4", a / ".y.mp4", b / "x.mp4", c / "z.mp4"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert files_to_read([a / "x.mp4"]) == files_to_read([a]) == {a / "x.mp4": "x.mp4"}
+    assert files_to_read([c]) == {c / "z.mp4": "z.mp4"}  # a folder that is named is read, wherever it is
+    up = a / ".." / "b"
+    assert files_to_read([a / "x.mp4", up]) == {a / "x.mp4": "a/x.mp4", up / "x.mp4": "b/x.mp4"}
+    Image.new("RGB", (8, 8)).save(b / "0.png")
+    (b / "x.mp4").unlink()
+    assert files_to_read([b]) == {b: "b"}  # a folder of images is one clip
+    with pytest.raises(ValueError, match=r"nothing\.mp4"):
+        files_to_read([a, tmp_path / "nothing.mp4"])
 
 
 def test_a_student_of_data_without_files_is_measured_on_files_as_it_predicts(
