@@ -51,7 +51,7 @@ class Group:
     """Campaigns that differ in their seed alone.
 
     Attributes:
-        name: that of the only campaign, or that of the first with the number of them.
+        name: that of the only campaign, or that of the first with the number of seeds.
         runs: in the order given.
         fronts: of each.
         hypervolumes: of each front, in the box of the comparison.
@@ -153,13 +153,34 @@ class Comparison:
         """Dotted paths of the campaign files whose values are not those of all groups -> the value of each group."""
         return _what_differs([group.runs[0].settings for group in self.groups])
 
-    def choice_differences(self, cost: float) -> dict[str, list[Any]]:
-        """Choices in which the students of the groups' first campaigns within a cost differ -> those of each group."""
-        choices = []
-        for group in self.groups:
-            record = group.best_within(cost)[0]
-            choices.append(dict((record.arch or {}).get("choices") or {}) if record is not None else {})
-        return _what_differs(choices)
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences on what may make one campaign look better than another beside what is compared."""
+        sentences = []
+        data = [name for name in self.setting_differences() if name.split(".")[0] in ("data", "task_options")]
+        if data:
+            sentences.append(
+                f"The campaigns differ in {', '.join(data[:5])}{', …' if len(data) > 5 else ''}: their values can be "
+                "compared only if these leave the clips of validation and test, and what the metric counts, the same."
+            )
+        ended = [sum(r.state == "complete" for r in run.records) for group in self.groups for run in group.runs]
+        if min(ended) < max(ended):
+            sentences.append(
+                f"The campaigns have {min(ended)} to {max(ended)} complete trials: the best of more trials are better "
+                "by chance too, and a hypervolume never falls with a further one."
+            )
+        return tuple(sentences)
+
+    def choice_differences(self, cost: float) -> dict[str, list[list[Any]]]:
+        """Choices in which the students of all campaigns within a cost differ -> of each group those of its campaigns.
+
+        Campaigns without a student are left out.
+        """
+        of_groups = [
+            [dict((record.arch or {}).get("choices") or {}) for record in group.best_within(cost) if record is not None]
+            for group in self.groups
+        ]
+        differing = _what_differs([each for choices in of_groups for each in choices])
+        return {name: [[each.get(name) for each in choices] for choices in of_groups] for name in differing}
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -207,15 +228,15 @@ def compare(runs: Sequence[Run]) -> Comparison:
             for run in members
         )
         hypervolumes = tuple(box.hypervolume_of(front.points) for front in fronts)
-        name = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more seeds"
+        name = members[0].name if len(members) == 1 else f"{members[0].name} ({len(members)} seeds)"
         groups.append(Group(name, tuple(members), fronts, hypervolumes))
     return Comparison(tuple(groups), metric, box.axis, box)
 
 
-def _what_differs(of_groups: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Names whose values are not those of all groups -> the value of each group, None where it has none."""
-    names = dict.fromkeys(name for each in of_groups for name in each)
-    values = {name: [each.get(name) for each in of_groups] for name in names}
+def _what_differs(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Names whose values are not the same in all -> the value in each, None where it has none."""
+    names = dict.fromkeys(name for each in mappings for name in each)
+    values = {name: [each.get(name) for each in mappings] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,18 @@ def write_comparison(runs: Sequence[Run], out_dir: Path | str) -> ComparisonPath
         "costs no more. Campaigns that differ in their seed alone have one colour."
     )
     values = {
-        "title": " and ".join(group.name for group in made.groups),
+        "title": f"Compared: {', '.join(group.name for group in made.groups)}",
+        "cautions": made.cautions(),
         "headline": paths.headline,
         "groups": _group_table(made),
         "chart": chart("fronts", fronts_chart(made), caption, fallback_png=paths.picture.read_bytes()),
         "students": _student_cells(made),
-        "settings": _difference_table(made, made.setting_differences(), "setting"),
+        "settings": _difference_table(made, _as_text(made.setting_differences(), _value_text), "setting"),
         "choices": [
-            (made.axis.text(cost), _difference_table(made, made.choice_differences(cost), "choice"))
+            (
+                made.axis.text(cost),
+                _difference_table(made, _as_text(made.choice_differences(cost), _values_text), "choice"),
+            )
             for cost in made.costs
         ],
     }
@@ -100,8 +105,7 @@ def headlines(made: Comparison) -> tuple[str, ...]:
         if gain.low is None or gain.high is None:
             runs = min(len(group.runs), len(first.runs))
             sentences.append(
-                f"{start}. {count(runs, 'campaign')} of a kind cannot tell a difference from chance: run each with "
-                "three seeds or more."
+                f"{start}. With {count(runs, 'seed')} this may be chance: run each with three seeds or more."
             )
         elif gain.low > 0 or gain.high < 0:
             word = "more" if gain.mean > 0 else "less"
@@ -206,18 +210,30 @@ def _difference_cell(difference: Estimate | None, metric: Metric) -> Cell:
     return Cell(signed_text(difference.mean, metric), note=note, is_number=True)
 
 
-def _difference_table(made: Comparison, differences: dict[str, list[Any]], noun: str) -> Table | None:
+def _difference_table(made: Comparison, differences: dict[str, list[str]], noun: str) -> Table | None:
     """The values that differ, a row each; None where nothing does."""
     shown = list(differences.items())[:_MOST_SETTINGS]
-    rows = [[Cell(name, is_code=True), *(Cell(_value_text(value)) for value in values)] for name, values in shown]
+    rows = [[Cell(name, is_code=True), *map(Cell, texts)] for name, texts in shown]
     left = len(differences) - len(shown)
     if left:
         rows.append([Cell(f"and {left} more"), *(Cell() for _ in made.groups)])
     return Table([noun, *(group.name for group in made.groups)], rows) if rows else None
 
 
+def _as_text(differences: Mapping[str, Sequence[Any]], to_text: Callable[[Any], str]) -> dict[str, list[str]]:
+    return {name: [to_text(value) for value in values] for name, values in differences.items()}
+
+
 def _value_text(value: Any) -> str:
     return MISSING if value is None else str(value)
+
+
+def _values_text(values: Sequence[Any]) -> str:
+    """Those of several campaigns: one where they agree, else each with how many have it, the most frequent first."""
+    counted = Counter(map(_value_text, values)).most_common()
+    if len(counted) < 2:
+        return counted[0][0] if counted else MISSING
+    return ", ".join(f"{text} ({number} of {len(values)})" for text, number in counted)
 
 
 def fronts_figure(made: Comparison) -> Figure:

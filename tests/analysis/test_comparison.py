@@ -35,7 +35,7 @@ FAST = [
 
 def test_campaigns_that_differ_in_their_seed_alone_are_repeats() -> None:
     made = compare([SLOW[0], FAST[0], *SLOW[1:], *FAST[1:]])
-    assert [group.name for group in made.groups] == ["slow-0 and 2 more seeds", "fast-0 and 2 more seeds"]
+    assert [group.name for group in made.groups] == ["slow-0 (3 seeds)", "fast-0 (3 seeds)"]
     assert [run.name for run in made.groups[0].runs] == ["slow-0", "slow-1", "slow-2"]
     assert made.setting_differences() == {"search.epochs": [12, 6]}
     # The box goes from no cost to 1.1 times the dearest one, and from 0 to 1: (1 x .5 + 2 x .6 + .4 x .7) / 4.4
@@ -66,7 +66,24 @@ def test_students_at_a_budget_are_chosen_on_validation_and_compared_on_test() ->
     assert fast.difference.mean == pytest.approx(0.05)
     assert slow.difference is None
     assert [r.number for r in fast.records] == [1, 1, 1]
-    assert made.choice_differences(2_000_000) == {"op": ["conv", "shift"]}
+    assert made.choice_differences(2_000_000) == {"op": [["conv"] * 3, ["shift"] * 3]}
+    assert made.cautions() == ()
+
+
+def test_what_else_may_make_a_campaign_look_better_is_said(tmp_path: Path) -> None:
+    mixed = [student(0, COSTS[0], 0.5), student(1, COSTS[1], 0.65)]
+    other = [
+        ComparedRun("mixed", 0, {"search.epochs": 12, "data.num_val": 9}, [*mixed, student(2, COSTS[2], 0.7, "pool")]),
+        ComparedRun("mixed-1", 1, {"search.epochs": 12, "data.num_val": 9}, mixed),
+    ]
+    data, trials = compare([*SLOW, *other]).cautions()
+    assert "differ in data.num_val: their values can be compared only if" in data
+    assert "have 2 to 3 complete trials" in trials
+    made = compare([*SLOW, *other])
+    assert made.choice_differences(COSTS[2]) == {"op": [["conv"] * 3, ["pool", "conv"]]}
+    page = write_comparison([*SLOW, *other], tmp_path).page.read_text()
+    assert "pool (1 of 2), conv (1 of 2)" in page
+    assert trials in page
 
 
 def test_without_common_budgets_the_fronts_are_compared_at_costs_that_both_reach() -> None:
@@ -96,12 +113,12 @@ def test_the_page_says_what_seeds_can_tell_and_escapes_names(tmp_path: Path) -> 
     hostile = "<script>alert(1)</script>"
     one = [SLOW[0], ComparedRun(hostile, 0, {"search.epochs": hostile}, FAST[0].records, COSTS)]
     paths = write_comparison(one, tmp_path / "one")
-    assert "1 campaign of a kind cannot tell a difference from chance" in paths.headline[0]
+    assert "With 1 seed this may be chance" in paths.headline[0]
     page = paths.page.read_text()
     assert hostile not in page
     assert "&lt;script&gt;alert(1)" in page
     paths = write_comparison([*SLOW, *FAST], tmp_path / "three")
-    assert paths.headline[0].startswith("fast-0 and 2 more seeds covers a hypervolume of 0.")
+    assert paths.headline[0].startswith("fast-0 (3 seeds) covers a hypervolume of 0.")
     assert ": more, by +0.0" in paths.headline[0]
     table = pd.read_csv(paths.students)
     assert len(table) == 2 * 6
