@@ -14,13 +14,15 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Sample, check_sample
+from nas_kd.data.checked import checked, read_item
+from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Subset, check_sample
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, make_splits
 
@@ -81,8 +83,10 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
     given = function(**config.arguments)
     if isinstance(given, Splits):
         _check_items(config, given.info)
-        _check_sets({name: getattr(given, name) for name in ("weights", "gates", "val", "test")}, given.info)
-        return given
+        bases = {"train": given.weights.base, "val": given.val, "test": given.test}
+        sets = _checked_sets(bases, given.info)
+        weights, gates = (Subset(sets["train"], part.indices) for part in (given.weights, given.gates))
+        return replace(given, weights=weights, gates=gates, val=sets["val"], test=sets["test"])
     if not isinstance(given, Mapping):
         raise DataError(
             f"{config.function} must return Splits or a mapping with train, val, test and class_names, "
@@ -91,7 +95,7 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
     sets = _sets(config.function, given)
     info = _info(config.function, given, sets["train"])
     _check_items(config, info)
-    _check_sets(sets, info)
+    sets = _checked_sets(sets, info)
     return make_splits(sets["train"], sets["val"], sets["test"], info, seed=seed, gate_share=gate_share)
 
 
@@ -164,7 +168,7 @@ def _info(function: str, given: Mapping[str, Any], train: ClipDataset) -> DataIn
     else:
         names = _names(function, given, "class_names")
     names = tuple(names)
-    sample = _first(train, f"{function}()['train']")
+    sample = read_item(train, 0, f"{function}()['train'][0]")
     holds = sample if isinstance(sample, Mapping) else {}
     features, clip = holds.get("features"), holds.get("clip")
     common: dict[str, Any] = {
@@ -230,9 +234,10 @@ def _names(function: str, given: Mapping[str, Any], key: str) -> tuple[str, ...]
     return tuple(map(str, names))
 
 
-def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
+def _checked_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> dict[str, ClipDataset]:
+    """The data sets, of which each item is checked when it is read."""
     for name, dataset in sets.items():
-        check_sample(_first(dataset, name), info, f"{name}[0]")
+        check_sample(read_item(dataset, 0, f"{name}[0]"), info, f"{name}[0]")
         labels = getattr(dataset, "labels", None)
         if labels is None:
             continue
@@ -249,13 +254,7 @@ def _check_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> None:
                 f"{name}.labels must give each of {len(dataset)} items a class in 0..{info.num_classes - 1}, but it "
                 f"gives {len(classes)} items" + (f" and holds {wrong[0]}" if wrong else "")
             )
-
-
-def _first(dataset: ClipDataset, name: str) -> Sample:
-    try:
-        return dataset[0]
-    except Exception as error:  # whatever a user's code raises, kept apart from failures of the package
-        raise DataError(f"{name}[0] could not be read: {type(error).__name__}: {error}") from error
+    return {name: checked(dataset, info, name) for name, dataset in sets.items()}
 
 
 def _describe(sample: object) -> str:

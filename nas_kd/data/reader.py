@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nas_kd.data.ahead import map_ahead
 from nas_kd.data.augment import Batch
-from nas_kd.data.sample import ClipDataset, DataError, Subset
+from nas_kd.data.sample import ClipDataset, DataError, Sample, Subset
 
 BATCHES_AHEAD = 2
 """Batches that a thread, or each worker, reads before they are needed."""
@@ -132,7 +132,7 @@ class _Stacked(Dataset["Read | DataError"]):
     def read(self, positions: npt.NDArray[np.int64]) -> Read:
         begin = time.perf_counter()
         samples = [select(self.dataset[position], self.keys) for position in positions.tolist()]
-        batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        batch = {key: _stack(key, samples, positions) for key in samples[0]}
         return Read(batch, time.perf_counter() - begin)
 
     def __getitem__(self, rows: Rows) -> Read | DataError:
@@ -145,6 +145,27 @@ class _Stacked(Dataset["Read | DataError"]):
             return self.read(rows.positions)
         except DataError as error:
             return DataError(str(error))
+
+
+def _stack(key: str, samples: Sequence[Sample], positions: npt.NDArray[np.int64]) -> Tensor:
+    """One key of the items of a batch.
+
+    Raises:
+        DataError: It is not of one type and one shape; torch would take the widest of several types.
+    """
+    forms = {_form(sample.get(key)): position for sample, position in zip(samples, positions.tolist(), strict=True)}
+    if len(forms) > 1 or not isinstance(samples[0][key], Tensor):
+        found = ", ".join(f"{form} in item {position}" for form, position in forms.items())
+        raise DataError(
+            f"all items of a data set must hold a tensor of one type and one shape at {key!r}, but it is {found}"
+        )
+    return torch.stack([sample[key] for sample in samples])
+
+
+def _form(value: object) -> str:
+    if value is None:
+        return "missing"
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def end_with_parent(_: int) -> None:

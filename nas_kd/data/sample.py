@@ -257,6 +257,9 @@ _DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "mask": (torch.uint8,),
     "boxes": (torch.float32,),
 }
+KEYS = frozenset(_DTYPES)
+"""The keys of a sample that the contract knows, beside `map.<name>`."""
+
 _OF_PIXELS = ("clip", "mask", "boxes")
 
 
@@ -301,12 +304,30 @@ def check_sample(sample: object, info: DataInfo, where: str) -> None:
             raise DataError(f"{where}[{key!r}] must be a tensor, but it is a {type(value).__name__}")
         if value.dtype not in dtypes:
             raise DataError(
-                f"{where}[{key!r}] must be {' or '.join(map(str, dtypes))}, but it is {value.dtype}; convert it with "
-                f".to({dtypes[0]})"
+                f"{where}[{key!r}] must be {' or '.join(map(str, dtypes))}, but it is {value.dtype}; "
+                f"{_conversion(key, value, dtypes[0])}"
             )
         if key in shapes and tuple(value.shape) != shapes[key]:
             raise DataError(f"{where}[{key!r}] must have the shape {shapes[key]}, but it has {tuple(value.shape)}")
     _check_values(sample, info, where)
+
+
+def _conversion(key: str, value: Tensor, dtype: torch.dtype) -> str:
+    """How a value of another type becomes one of the contract's, without a change of what it means."""
+    whole = value.double()
+    if not bool(whole.isfinite().all()):
+        return "some of its values are not finite"
+    low, high = (float(whole.min()), float(whole.max())) if value.numel() else (0.0, 0.0)
+    spans = f"its values span {low:.4g} to {high:.4g}"
+    if key == "clip" and value.is_floating_point():
+        if low >= 0 and high <= 1:
+            return f"{spans}, so convert it with (clip * 255).round().to({dtype})"
+        if low >= 0 and high <= 255:
+            return f"{spans}, so convert it with .round().to({dtype})"
+        return f"{spans}, so give the bytes as they were before, since `normalize` of the campaign file is applied here"
+    if dtype.is_floating_point or torch.equal(whole.to(dtype).double(), whole):
+        return f"convert it with .to({dtype})"
+    return f"{spans}, which do not fit into it, so give values that do"
 
 
 def _check_values(sample: Mapping[str, Tensor], info: DataInfo, where: str) -> None:

@@ -17,6 +17,7 @@ from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.config.budget import BudgetRange
 from nas_kd.config.grid import Cell, Value, distinct
 from nas_kd.data import DataInfo, OwnConfig
+from nas_kd.data.brightness import describe_darkness
 from nas_kd.inputs import InputType
 from nas_kd.objectives import DistillationLoss, ModuleNameError, ObjectiveConfig
 from nas_kd.preflight.idle_keys import idle_keys
@@ -106,7 +107,7 @@ def check_items(context: CampaignContext) -> list[str]:
         DataError: the split, what its items lack, and the way out.
     """
     context.task.check_splits(context.splits)
-    return context.task.hints(context.splits)
+    return [*context.task.hints(context.splits), *describe_darkness(context.splits)]
 
 
 def check_nets(config: CampaignConfig, context: CampaignContext) -> list[str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from nas_kd.config import ConfigError
 from nas_kd.deploy.export import ExportError, export_student
 from nas_kd.preparation.shared import prepare_search
 from nas_kd.search_spaces import count_flops
+from nas_kd.settings.user_code import is_ours, users_line
 from nas_kd.teachers.weights import load_weights
 from nas_kd.training.evaluate import evaluate
 from nas_kd.training.fit import fit
@@ -45,7 +45,7 @@ def with_place(stage: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_sentence(error) or isinstance(error, OSError) or not _users_line(error):
+        if _is_sentence(error) or isinstance(error, OSError) or not users_line(error):
             raise
         with explained(stage, "correct it and run the same command again, which goes on from there"):
             raise
@@ -85,19 +85,12 @@ def _doing(error: BaseException) -> str:
     return found
 
 
-_PACKAGE = Path(__file__).parents[1]
-
-
-def _is_ours(path: str) -> bool:
-    return path.startswith(str(_PACKAGE))
-
-
 def _is_sentence(error: BaseException) -> bool:
     """Whether an exception has a sentence of this package for the user, and not one of a library or of the user's."""
     if isinstance(error, ExportError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError | FloatingPointError) and _is_ours(frames[-1].filename)
+    return isinstance(error, ValueError | FloatingPointError) and is_ours(frames[-1].filename)
 
 
 def reason_of(error: BaseException) -> str:
@@ -107,17 +100,8 @@ def reason_of(error: BaseException) -> str:
         text = f"{text[:400]}…"
     if _is_sentence(error):
         return text
-    where = _users_line(error)
+    where = users_line(error)
     return f"{type(error).__name__}{where}: {text}" if text else f"{type(error).__name__}{where}"
-
-
-def _users_line(error: BaseException) -> str:
-    """The innermost line that is neither of this package nor of a library; empty where there is none."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        libraries = "site-packages" in frame.filename or "lib/python" in frame.filename
-        if not _is_ours(frame.filename) and not libraries:
-            return f" in {Path(frame.filename).name}, line {frame.lineno} ({frame.name})"
-    return ""
 
 
 def _advice(error: BaseException, way_out: str) -> str:

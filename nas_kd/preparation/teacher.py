@@ -24,6 +24,7 @@ from nas_kd.preparation.identity import (
     identity,
     same_answers,
 )
+from nas_kd.preparation.normalization_check import better_normalization
 from nas_kd.preparation.offset_metrics import ByInterval, OffsetMetrics, merge, missing_intervals
 from nas_kd.preparation.output_checks import OutputChecks, changed_classes
 from nas_kd.preparation.teacher_outputs import prepare_caches
@@ -198,6 +199,8 @@ def _measured(context: CampaignContext) -> dict[str, Any]:
         value=known[f"val/{context.task.metric}"],
         picked=model.outputs.picked if isinstance(model, AdaptedTeacher) else None,
     )
+    if not config.teacher.trains and (sentence := better_normalization(context)):
+        known["warnings"].append(sentence)
     return {name: value for name, value in known.items() if value not in ([], None)}
 
 

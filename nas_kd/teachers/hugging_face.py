@@ -20,6 +20,8 @@ from nas_kd.teachers.layouts import Layout
 
 _SIZES = ("image_size", "crop_size")  # names in the configs of transformers
 _FRAMES = ("num_frames", "frames_per_clip")
+_PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+_NESTED = ("video_processor", "image_processor")  # sections of the last one
 
 
 class HuggingFaceSettings(BaseModel):
@@ -43,12 +45,14 @@ class Wanted:
         size: (H, W); None for any.
         frames: None for any.
         normalize: of its preprocessor; None where the folder has none.
+        source: the file that says so, or that there is none, for sentences.
     """
 
     layout: Layout
     size: tuple[int, int] | None
     frames: int | None
     normalize: NormalizeConfig | None
+    source: str
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def has_weights(settings: Mapping[str, Any]) -> bool:
 def files(settings: Mapping[str, Any]) -> list[Path]:
     """The files of the folder that decide what the model computes."""
     folder = Path(str(settings.get("folder", "")))
-    configs = [path for name in ("config.json", "preprocessor_config.json") if (path := folder / name).is_file()]
+    configs = [path for name in ("config.json", *_PREPROCESSORS) if (path := folder / name).is_file()]
     return [*configs, *sorted(folder.glob("*.safetensors"))]
 
 
@@ -139,14 +143,27 @@ def _loader(transformers: Any, kind: str, folder: Path) -> Any:
     )
 
 
+def _preprocessor(folder: Path) -> tuple[dict[str, Any], str]:
+    """What a folder says about the preprocessing of its model, and in which file; nothing where it does not."""
+    for name in _PREPROCESSORS:
+        if (folder / name).is_file():
+            content = _read(folder / name)
+            nested = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), content)
+            if "image_mean" in nested or "do_normalize" in nested:
+                return nested, name
+    return {}, ""
+
+
 def _normalization(content: Mapping[str, Any]) -> NormalizeConfig | None:
     """What a preprocessor makes of a byte b: (b · rescale_factor − offset − image_mean) / image_std."""
-    if not content.get("do_normalize", True) or "image_mean" not in content or "image_std" not in content:
+    normalizes = content.get("do_normalize", True)
+    if normalizes and not ("image_mean" in content and "image_std" in content):
         return None
+    means, stds = (content["image_mean"], content["image_std"]) if normalizes else ((0, 0, 0), (1, 1, 1))
     scale = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
     offset = 1.0 if content.get("offset") else 0.0
-    mean = tuple((offset + float(value)) / scale for value in content["image_mean"])
-    std = tuple(float(value) / scale for value in content["image_std"])
+    mean = tuple((offset + float(value)) / scale for value in means)
+    std = tuple(float(value) / scale for value in stds)
     return NormalizeConfig.model_validate({"mean": mean, "std": std})
 
 
@@ -162,10 +179,11 @@ def wanted(settings: Mapping[str, Any], model: nn.Module) -> Wanted:
     side = next((getattr(config, name) for name in _SIZES if getattr(config, name, None)), None)
     size = (side, side) if isinstance(side, int) else (tuple(side) if side else None)
     frames = next((getattr(config, name) for name in _FRAMES if getattr(config, name, None)), None)
-    normalize = None
-    if (folder / "preprocessor_config.json").is_file():
-        content = _read(folder / "preprocessor_config.json")
-        normalize = _normalization(content)
+    content, source = _preprocessor(folder)
     return Wanted(
-        "NTCHW" if is_video else "frames", cast(tuple[int, int], size), frames if is_video else None, normalize
+        "NTCHW" if is_video else "frames",
+        cast(tuple[int, int], size),
+        frames if is_video else None,
+        _normalization(content),
+        source or f"no {_PREPROCESSORS[0]} or {_PREPROCESSORS[1]}",
     )

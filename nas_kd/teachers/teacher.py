@@ -287,8 +287,13 @@ def _input_form(config: TeacherConfig, model: nn.Module, view: TeacherView, note
         note(f"teacher.input_frames: {config.model} wants {asked.frames} frames; they are taken uniformly")
         form = replace(form, frames=asked.frames)
     if form.normalize is None and asked.normalize is not None and asked.normalize != view.normalize:
-        note(f"teacher.normalize: as in the model's preprocessor_config.json, {asked.normalize.model_dump()}")
+        note(f"teacher.normalize: as in the model's {asked.source}, {asked.normalize.model_dump()}")
         form = replace(form, normalize=asked.normalize)
+    elif form.normalize is None and asked.normalize is None and not config.trains:
+        note(
+            f"teacher.normalize: the model's folder has {asked.source} that says how its input is normalised, so it is "
+            f"as in the campaign, {view.normalize.model_dump()}; set it where the model learned from another one"
+        )
     return form
 
 

@@ -28,6 +28,8 @@ from nas_kd.data import (
     make_splits,
     stratified_split,
 )
+from nas_kd.data.brightness import describe_darkness
+from nas_kd.data.checked import CheckedDataset
 
 ADAPTER: TypeAdapter[object] = TypeAdapter(DataConfig)
 INFO = DataInfo(
@@ -116,7 +118,10 @@ def test_own_data_names_the_values_of_masks_and_boxes(module):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("floats", r"test\[0\]\['clip'\] must be torch.uint8, but it is torch.float32"),
+        (
+            "floats",
+            r"test\[0\]\['clip'\] must be torch.uint8, but it is torch.float32",
+        ),
         ("shape", r"must have the shape \(3, 2, 4, 6\), but it has \(3, 2, 4, 5\)"),
         ("label", r"test\[0\]\['label'\] must lie in 0..2, but it is 3"),
         ("few", r"train.labels must give each of 12 items a class in 0..1"),
@@ -131,7 +136,7 @@ def test_own_data_names_the_values_of_masks_and_boxes(module):
         ("unnamed", "returned neither"),
         ("number", "but it is a int"),
         ("naked", "must be a dict with 'clip'.*but it is a int"),
-        ("failing", r"test\[0\] could not be read: RuntimeError: no disk today"),
+        ("failing", r"test\[0\] could not be read: RuntimeError in .*line.*: no disk today"),
         ("grouped", r"data.arguments must fit .*grouped\(\*, count\), but they are \{\}: missing"),
         ("nameless", r"test\[0\]\['mask'\] must hold indices into mask_names"),
         ("letters", r"\['mask_names'\] must be a list of names, but it is a str"),
@@ -143,6 +148,72 @@ def test_own_function_that_breaks_the_contract_is_one_sentence(module, function,
     with pytest.raises(DataError, match=words) as caught:
         load(OwnConfig(function=f"{module}:{function}"), seed=0)
     assert "\n" not in str(caught.value)
+
+
+CLIP = torch.arange(96, dtype=torch.uint8).reshape(3, 2, 4, 4)
+
+
+class Spoiled:
+    """Items of which some are not like the others."""
+
+    def __init__(self, changes, *at):
+        self.changes, self.at = changes, at
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        sample = {"clip": CLIP, "label": torch.tensor(index % 2), "age": torch.tensor(1.5)}
+        return sample | self.changes if index in self.at else sample
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clip": CLIP / 255}, r"span 0 to 0.3725, so convert it with \(clip \* 255\).round\(\).to\(torch.uint8\)"),
+        ({"clip": CLIP.float()}, r"span 0 to 95, so convert it with .round\(\).to\(torch.uint8\)"),
+        ({"clip": CLIP / 255 - 0.5}, "give the bytes as they were before, since `normalize`"),
+        ({"clip": CLIP / 0}, "some of its values are not finite"),
+        ({"clip": CLIP.int()}, r"convert it with .to\(torch.uint8\)"),
+        ({"clip": CLIP.int() * 257}, "span 0 to 2.442e\\+04, which do not fit into it"),
+        ({"clip": CLIP[:, :1]}, r"must have the shape \(3, 2, 4, 4\), but it has \(3, 1, 4, 4\)"),
+        ({"label": torch.tensor(-1)}, "must lie in 0..1, but it is -1"),
+        ({"label": torch.tensor(0.5)}, "span 0.5 to 0.5, which do not fit into it"),
+        ({"sequence": torch.tensor(1)}, r"must be as in train\[0\], not there, but it is torch.int64 \(\)"),
+    ],
+)
+def test_every_item_of_own_data_is_held_against_the_contract(changes, words):
+    info = DataInfo(2, ("a", "b"), 2, 4, 4, "own")
+    dataset = CheckedDataset(Spoiled(changes, 5), info, "train")
+    assert dataset[4]["label"] == 0
+    with pytest.raises(DataError, match=r"train\[5\].*" + words):
+        dataset[5]
+
+
+def test_what_the_code_of_a_data_set_raises_names_item_and_line():
+    dataset = CheckedDataset(Spoiled(None, 3), DataInfo(2, ("a", "b"), 2, 4, 4, "own"), "val")
+    with pytest.raises(DataError, match=r"val\[3\] could not be read: TypeError in test_sources.py, line \d+ \(__get"):
+        dataset[3]
+    dataset.labels = [1] * 6
+    with pytest.raises(DataError, match="labels must give the classes of the items, but it gives item 0 1 and"):
+        dataset[0]
+
+
+def test_items_of_several_types_make_no_batch():
+    loader = ClipLoader(Spoiled({"age": torch.tensor(1)}, 5), 6)
+    with pytest.raises(DataError, match=r"torch.float32 \(\) in item 4, torch.int64 \(\) in item 5"):
+        next(loader.epoch(0))
+
+
+def test_clips_that_are_dark_as_a_whole_are_named():
+    info = DataInfo(2, ("a", "b"), 2, 4, 4, "own")
+    dark = {"clip": (CLIP / 255).to(torch.uint8)}  # as advised in many places, and wrong
+    one_bright, none = (
+        make_splits(Spoiled(dark, *items), Spoiled({}), Spoiled({}), info, seed=0) for items in ((0, 1, 2), range(6))
+    )
+    assert describe_darkness(one_bright) == []
+    (sentence,) = describe_darkness(none)
+    assert "no pixel of 6 training clips that were looked at is brighter than 0 of 255" in sentence
 
 
 def test_imports_that_fail_are_explained(module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher, TeacherConfig
 from nas_kd.teachers.adapter import InputForm, OutputForm, adapt
+from nas_kd.teachers.hugging_face import wanted
 from nas_kd.teachers.layouts import lay_out
 from nas_kd.teachers.teacher import TeacherView, build_teacher_model
 from nas_kd.trial import build_context
@@ -305,7 +307,8 @@ def test_a_folder_of_transformers_is_a_teacher(tiny: Make, tmp_path: Path) -> No
     torch.manual_seed(0)
     saved = videomae(4)
     saved.save_pretrained(tmp_path / "model")
-    (tmp_path / "model/preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
+    preprocessor = tmp_path / "model/video_preprocessor_config.json"
+    preprocessor.write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
     data = {"frames": 2 * T, "size": 48, "num_train": 8, "num_val": 4, "num_test": 4}
     teacher = {"model": "hugging_face", "settings": {"folder": str(tmp_path / "model")}}
     config = tiny(data=data, space={"frames": [4]}, teacher=teacher)
@@ -313,11 +316,23 @@ def test_a_folder_of_transformers_is_a_teacher(tiny: Make, tmp_path: Path) -> No
     context = build_context(config, "cpu")
     check_teacher(context)
     assert any("wants 32 x 32 pixels" in note for note in context.notes)
+    assert any("as in the model's video_preprocessor_config.json" in note for note in context.notes)
     clip = torch.randn(1, 3, 2 * T, 48, 48)
     with torch.no_grad():
         shown = context.teacher_model.lay_out(clip)
         assert shown.shape == (1, T, 3, 32, 32)
         torch.testing.assert_close(context.teacher_model.eval()(clip), saved.eval()(shown).logits)
+    values = {"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [1] * 3}
+    for changes, mean, std in (({}, 0, 1), ({"do_rescale": False}, 0, 1 / 255), ({"offset": True}, 1, 1)):
+        preprocessor.write_text(json.dumps(values | changes))
+        assert wanted(teacher["settings"], saved).normalize == NormalizeConfig(mean=(mean,) * 3, std=(std,) * 3)
+    preprocessor.rename(preprocessor.with_name("processor_config.json")).write_text(
+        json.dumps({"video_processor": values | {"do_normalize": True}})
+    )
+    assert wanted(teacher["settings"], saved).normalize == NormalizeConfig(mean=(0.5,) * 3, std=(1,) * 3)
+    preprocessor.with_name("processor_config.json").unlink()
+    (note,) = [note for note in build_context(config, "cpu").notes if "teacher.normalize" in note]
+    assert "folder has no video_preprocessor_config.json or preprocessor_config.json" in note
     (tmp_path / "model/model.safetensors").unlink()
     assert config.teacher.trains  # a config alone gives random weights
     for folder, sentence in ((tmp_path, "there is no config.json in"), (tmp_path / "model", "")):

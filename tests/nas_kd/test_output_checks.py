@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nas_kd.config import CampaignConfig
-from nas_kd.data import DataInfo
+from nas_kd.data import DataInfo, MemoryDataset
+from nas_kd.preparation.normalization_check import right_shares
 from nas_kd.preparation.output_checks import Answers, OutputChecks, describe_classes, order_of_outputs
 from nas_kd.preparation.teacher import describe_flops, prepare_teacher
 from nas_kd.tasks import Classification, Multilabel, Segmentation, Task
@@ -129,6 +130,53 @@ def doubts(
     evaluated["chance"] = scores.chance
     value = task.compute()[task.metric]
     return checks.doubts(trained_here=trained_here, evaluated=evaluated, value=value, picked=picked)
+
+
+LEVELS = torch.tensor([20.0, 100.0, 180.0])  # of 255, of the three classes below
+
+
+def bright_clips() -> dict[str, object]:
+    """Clips of one brightness each, which is their class."""
+    labels = torch.arange(12) % 3
+    clips = LEVELS[labels].to(torch.uint8)[:, None, None, None, None].expand(-1, 3, 2, 8, 8).clone()
+    sets = dict.fromkeys(("train", "val", "test"), MemoryDataset({"clip": clips, "label": labels}))
+    return {**sets, "class_names": ["dark", "grey", "bright"]}
+
+
+class Brightness(nn.Module):
+    """The class whose level is nearest, of frames from 0 to 255."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(LEVELS)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return -((clip.mean((1, 2, 3, 4))[:, None] - self.levels) ** 2)
+
+
+def test_a_normalisation_with_which_a_given_teacher_is_right_is_named(tmp_path: Path) -> None:
+    save_file(Brightness(3).state_dict(), tmp_path / "weights.safetensors")
+    teacher = {"model": f"{__name__}:Brightness", "weights": str(tmp_path / "weights.safetensors")}
+    small = {"cache": {"views": 0}}
+    content = {"runs": str(tmp_path), "data": {"source": "own", "function": f"{__name__}:bright_clips"}}
+    space = {"space": {"frames": [2], "resolution": [8]}}
+    config = CampaignConfig.model_validate({**content, **space, "name": "now", "teacher": {**teacher, **small}})
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    assert known["val/accuracy"] == pytest.approx(1 / 3)  # all are far below the lowest level
+    assert f"1.000 with its input normalised by mean [0.0, 0.0, 0.0] and std {[0.003922] * 3}" in known["warnings"][-1]
+    told = {**teacher, **small, "normalize": {"mean": [0, 0, 0], "std": [0.003922] * 3}}  # as the warning says
+    config = CampaignConfig.model_validate({**content, **space, "name": "then", "teacher": told})
+    known = prepare_teacher(build_context(config, "cpu"), config.run_dir)
+    assert (known["val/accuracy"], "warnings" in known) == (1.0, False)
+
+
+def test_right_answers_of_an_item() -> None:
+    logits = torch.tensor([[0.0, 2, 1], [3, 0, 1]])
+    assert right_shares(logits, torch.tensor([1, 2])).tolist() == [1, 0]
+    assert right_shares(logits, torch.tensor([[1, 0, 0], [1, 0, 1]])).tolist() == [0, 1]
+    maps = torch.nn.functional.one_hot(torch.tensor([[0, 1], [2, 2]]), 3).permute(2, 0, 1)[None, None].float()
+    wanted = torch.tensor([[0, 1], [1, 255]])[None, None]  # right, right, wrong, unknown
+    assert right_shares(maps, wanted.repeat_interleave(2, 2).repeat_interleave(2, 3)).tolist() == pytest.approx([2 / 3])
 
 
 def test_probabilities_and_answers_at_chance_are_named() -> None:
