@@ -7,14 +7,18 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
-from nas_kd.trials.processes import command_lines, prints_into, with_descendants
+from nas_kd.trials.processes import command_lines, has_open, with_descendants
 
 _PREFIX = "/tmp/nas_kd_ray_"
 _NOTE_NAME = ".ray_session"
 _SCRATCH_NAME = ".tune"
 _PACKAGE = "/ray/"  # that programs of Ray lie in
+_TITLE = "ray::"
+_SECONDS_TO_END = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def scratch_folder(run_dir: Path) -> Path:
@@ -43,23 +47,31 @@ def remove_leftovers(run_dir: Path) -> None:
     note = run_dir / _NOTE_NAME
     folder = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
     if folder.startswith(_PREFIX) and Path(folder).parent == Path(_PREFIX).parent:
-        for pid in _processes_of(folder):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        _end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
     note.unlink(missing_ok=True)
     shutil.rmtree(scratch_folder(run_dir), ignore_errors=True)
 
 
-def _processes_of(folder: str) -> set[int]:
-    """Ray's processes that name the folder or print into it, and their descendants.
+def _end_processes_of(folder: str) -> None:
+    """Kill them until none is left: one that is killed may just have started others."""
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while (found := _processes_of(folder)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    Workers do the latter: their command lines say nothing of it. A command of a user that names the folder, such as one
-    that shows a log, is none of them.
+
+def _processes_of(folder: str) -> set[int]:
+    """Ray's processes that name the folder or have a file of it open, and their descendants.
+
+    Workers and agents do the latter: they put `ray::` and their name in place of their command. A command of a user
+    that names the folder, such as one that shows a log, is none of them.
     """
     found = set()
     for pid, words in command_lines():
-        of_ray = any(_PACKAGE in word for word in words)
-        if (of_ray and any(folder in word for word in words)) or prints_into(folder, pid):
+        of_ray = words[0].startswith(_TITLE) or any(_PACKAGE in word for word in words)
+        if of_ray and (any(folder in word for word in words) or has_open(folder, pid)):
             found.add(pid)
     return with_descendants(found)

@@ -38,12 +38,13 @@ def with_descendants(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def prints_into(folder: str, pid: int) -> bool:
-    """Whether the output of a process goes to a file below a folder."""
-    for stream in ("1", "2"):
-        with contextlib.suppress(OSError):
-            if str((_PROC / str(pid) / "fd" / stream).readlink()).startswith(f"{folder}/"):
-                return True
+def has_open(folder: str, pid: int) -> bool:
+    """Whether a process has a file below a folder open."""
+    with contextlib.suppress(OSError):  # it has ended, or is another user's
+        for link in (_PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(f"{folder}/"):
+                    return True
     return False
 
 

@@ -8,6 +8,8 @@ This module imports Ray; `import nas_kd.trials` does not.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # Ray takes up to a minute to notice that a machine is dead, and until then starts processes on it.
 _SECONDS_TO_START = 120.0
+_SECONDS_TO_PREPARE = 15.0  # where an error comes before the trial itself, as on a machine without nas-kd
 _SECONDS_BETWEEN_STARTS = 1.0
 
 
@@ -34,7 +37,8 @@ class Restarts(Callback):
     """How often Tune may start a trial again.
 
     A trial has `max_failures` restarts for deaths of its process while it runs. A process that cannot be started, as on
-    a machine that has just died, says nothing of the trial: a second later it is started again, for two minutes.
+    a machine that has just died, says nothing of the trial: a second later it is started again, for two minutes, or for
+    15 seconds where an error comes before the trial.
     """
 
     def __init__(self, max_failures: int) -> None:
@@ -63,8 +67,8 @@ class Restarts(Callback):
             return True
         since = self._waiting_since.setdefault(trial.trial_id, time.monotonic())
         time.sleep(_SECONDS_BETWEEN_STARTS)
-        lost = isinstance(error, RayActorError) and not error.actor_init_failed
-        if not lost or time.monotonic() - since > _SECONDS_TO_START:
+        lost = error is None or (isinstance(error, RayActorError) and not error.actor_init_failed)
+        if time.monotonic() - since > (_SECONDS_TO_START if lost else _SECONDS_TO_PREPARE):
             trial.max_failures = trial.run_metadata.num_failures  # its next start is the last
         return False
 
@@ -169,8 +173,10 @@ class LedgerScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Say that a trial whose process died is started again."""
         error = trial.get_pickled_error()
-        if error is not None and not isinstance(error, RayActorError):
+        if error is not None and (not isinstance(error, RayActorError) or error.actor_init_failed):
             self._searcher.reasons[trial.trial_id] = str(error).strip().splitlines()[-1]
+            if os.strerror(errno.ENOSPC) in str(error):  # Ray keeps the text alone
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         recovers = trial.should_recover()  # type: ignore[no-untyped-call]
         if recovers and self._restarts.after_death(trial, error):
             number = self._searcher.assignment(trial.trial_id).number
