@@ -18,6 +18,7 @@ from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger, ProposedTrial
 from nas_kd.trials.pace import Work
 from nas_kd.trials.record import TrialRecord
+from nas_kd.trials.remote_files import remote_files
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler
 
@@ -41,6 +42,7 @@ class Driver:
         work: Work | None = None,
         scheduler: RungScheduler | None = None,
         on_event: OnEvent | None = None,
+        files_url: str | None = None,
     ) -> None:
         if num_trials < 1:
             raise ValueError(f"`num_trials` must be 1 or more, but got {num_trials}")
@@ -56,6 +58,8 @@ class Driver:
         self._work = work
         self._scheduler = scheduler
         self._on_event = on_event
+        self._files_url = files_url
+        self._remote = remote_files(files_url, self._run_dir)
         self._num_ended = 0  # counted once: a count of the ledger takes longer the more trials there are
         self._live: dict[int, Assignment] = {}
         self._left_running: deque[Assignment] = deque()
@@ -69,8 +73,11 @@ class Driver:
         """Finish what an earlier driver left: record results that were written, and queue trials that were running."""
         self._num_ended = self.ledger.count("complete", "failed", "stopped")
         self.announce("begun")
+        if self._remote is not None:
+            self._remote.push_shared()
         for proposal in self.ledger.running():
             assignment = self._assign(proposal)
+            self._fetch(proposal.number)  # it may have ended on another machine
             record = assignment.written_record()
             if record is not None:
                 self._live[proposal.number] = assignment
@@ -123,6 +130,7 @@ class Driver:
 
     def stop(self, number: int) -> None:
         """End a live trial as stopped; the values of its last report go into the record's diagnostics."""
+        self._fetch(number)
         reports = self.ledger.reports().get(number, {})
         diagnostics: dict[str, float] = {}
         if reports:
@@ -133,6 +141,7 @@ class Driver:
 
     def lose(self, number: int, reason: str) -> None:
         """Record a live trial as failed because its process died too often."""
+        self._fetch(number)
         written = self._live[number].written_record()  # the process may have died after it wrote its record
         if written is not None:
             self.finish(written)
@@ -146,12 +155,20 @@ class Driver:
     def finish(self, record: TrialRecord) -> None:
         """Delete the checkpoints of a trial whose record is in its folder, add it to the ledger, and announce it."""
         assignment = self._live[record.number]
+        self._fetch(record.number)
         # First: after a kill between the two, the trial still counts as running, and this is done again.
         remove_checkpoints(assignment.directory)
         if self.ledger.tell(record):
             self._num_ended += 1
         del self._live[record.number]
+        if self._remote is not None:
+            self._remote.drop_trial(record.number)
         self.announce("ended", assignment, record=record)
+
+    def _fetch(self, number: int) -> None:
+        """Get what another machine has left of a trial, where machines share no disk."""
+        if self._remote is not None:
+            self._remote.pull_trial(number)
 
     def _finish_without_result(self, record: TrialRecord) -> None:
         record.write(self._live[record.number].directory / RECORD_NAME)
@@ -167,6 +184,7 @@ class Driver:
             ranking=self.ledger.ranking,
             config_hash=str(self.ledger.metadata.get("config_hash", "")),
             work=proposal.work,
+            files_url=self._files_url,
         )
 
     def announce(

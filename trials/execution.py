@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas_kd.trials.context import RECORD_NAME, Reporter, TrialContext, TrialFn
+from nas_kd.trials.context import RECORD_NAME, Report, Reporter, TrialContext, TrialFn
 from nas_kd.trials.files import disk_full, locked
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
+from nas_kd.trials.remote_files import RemoteFiles, remote_files
 
 LOCK_NAME = ".lock"  # in the folder of a trial
 _WAIT_FOR_PREDECESSOR_S = 60.0
@@ -31,6 +32,12 @@ class Assignment:
     ranking: Ranking
     config_hash: str
     work: float | None = None
+    files_url: str | None = None  # where machines that share no disk exchange files of the run
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.directory.parent.parent
 
     def record_without_result(
         self,
@@ -74,6 +81,7 @@ def run_assignment(
 
     An exception of the trial function becomes a failed record, with the traceback. `TrialStopped` and interrupts pass,
     and so does a full disk, which says nothing of the trial: it goes on from its checkpoint when there is space again.
+    Files that are exchanged by a URL are got before, and copied there after it and with its reports.
 
     Raises:
         RuntimeError: Another process still works in the trial's folder.
@@ -83,30 +91,51 @@ def run_assignment(
     # After a driver was killed its workers may outlive it for a moment; two runs of one trial would share checkpoints.
     message = f"trial {assignment.number} is still being run by process {{owner}} in {assignment.directory}"
     with locked(assignment.directory / LOCK_NAME, timeout_s=_WAIT_FOR_PREDECESSOR_S, message=message):
+        remote = remote_files(assignment.files_url, assignment.run_dir)
+        if remote is not None:
+            remote.pull_shared()
+            remote.pull_trial(assignment.number)
+            reporter = _copying(reporter, remote, assignment.number)
         record = assignment.written_record()
-        if record is not None:
-            return record
-        context = TrialContext(
-            number=assignment.number,
-            knobs=dict(assignment.knobs),
-            seed=assignment.seed,
-            directory=assignment.directory,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            device="cuda:0" if num_gpus > 0 else "cpu",  # Ray shows a worker its own GPUs only, counted from 0
-            ranked_by=assignment.ranking.names,
-            reporter=reporter,
-        )
-        started = time.monotonic()
-        try:
-            record = _checked(trial_fn(context), assignment)
-        except Exception as error:
-            if disk_full(error) is not None:
-                raise
-            durations_s = {"total": time.monotonic() - started}
-            record = assignment.record_without_result("failed", traceback.format_exc(), durations_s=durations_s)
-        record.write(assignment.directory / RECORD_NAME)
+        if record is None:
+            record = _run(assignment, trial_fn, reporter, num_cpus, num_gpus)
+            record.write(assignment.directory / RECORD_NAME)
+        if remote is not None:
+            remote.push_trial(assignment.number)
         return record
+
+
+def _copying(reporter: Reporter, remote: RemoteFiles, number: int) -> Reporter:
+    """Reports that come with a copy of the trial's checkpoint."""
+
+    def report(report: Report) -> None:
+        remote.push_checkpoint(number)
+        reporter(report)
+
+    return report
+
+
+def _run(assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, num_cpus: int, num_gpus: float) -> TrialRecord:
+    """The record of a trial, which is run now."""
+    context = TrialContext(
+        number=assignment.number,
+        knobs=dict(assignment.knobs),
+        seed=assignment.seed,
+        directory=assignment.directory,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        device="cuda:0" if num_gpus > 0 else "cpu",  # Ray shows a worker its own GPUs only, counted from 0
+        ranked_by=assignment.ranking.names,
+        reporter=reporter,
+    )
+    started = time.monotonic()
+    try:
+        return _checked(trial_fn(context), assignment)
+    except Exception as error:
+        if disk_full(error) is not None:
+            raise
+        durations_s = {"total": time.monotonic() - started}
+        return assignment.record_without_result("failed", traceback.format_exc(), durations_s=durations_s)
 
 
 def _checked(record: object, assignment: Assignment) -> TrialRecord:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+TRIALS = "trials"  # folder of the run with one for each trial
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` so that after a crash the file is either the old one or the new one, complete.
@@ -57,13 +59,13 @@ def disk_full(error: BaseException | None) -> OSError | None:
 
 def trial_directory(run_dir: Path, number: int) -> Path:
     """The folder of a trial: `trials/0003` in the run's folder."""
-    return run_dir / "trials" / f"{number:04d}"
+    return run_dir / TRIALS / f"{number:04d}"
 
 
 def trial_folders(run_dir: Path) -> list[tuple[int, Path]]:
     """The folders of trials in a run's folder with their numbers, in order; other files and folders are passed over."""
     found = []
-    for folder in (run_dir / "trials").glob("[0-9]*"):
+    for folder in (run_dir / TRIALS).glob("[0-9]*"):
         name = folder.name
         if name.isascii() and name.isdigit() and folder == trial_directory(run_dir, int(name)) and folder.is_dir():
             found.append((int(name), folder))

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nas_kd.trials.passwords import masked
+
 Executor = Literal["ray", "inline"]
 
 
@@ -20,7 +22,9 @@ class Resources(BaseModel):
             they fit together.
         max_concurrent: at most so many trials at a time; null for as many as fit.
         address: of a running Ray cluster, such as `auto`; without it a local one is started. The run's folder must be
-            at the same path on all machines.
+            at the same path on all machines: on a disk that they share, or see `files_url`.
+        files_url: a URL of fsspec, such as `s3://bucket/demo`, where machines that share no disk exchange the run's
+            files: what trials have in common, their checkpoints, and what they leave. Null where they share a disk.
         max_failures: how often a trial is started again whose process died. An exception is no such death: it is
             recorded at once.
     """
@@ -32,6 +36,7 @@ class Resources(BaseModel):
     gpus_per_trial: float = Field(default=0.0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
     address: str | None = None
+    files_url: str | None = None
     max_failures: int = Field(default=1, ge=0)
 
     @field_validator("cpus_per_trial", "gpus_per_trial", "max_concurrent", "max_failures", mode="before")
@@ -55,6 +60,15 @@ class Resources(BaseModel):
     def _one_after_the_other(self) -> Resources:
         if self.executor == "inline" and self.max_concurrent not in (None, 1):
             raise ValueError(f"max_concurrent must be 1 or null with executor inline, but is {self.max_concurrent}")
+        return self
+
+    @model_validator(mode="after")
+    def _url_of_a_cluster(self) -> Resources:
+        if self.files_url is not None and self.address is None:
+            raise ValueError(
+                f"files_url is for machines of a cluster that share no disk, but there is no address; drop files_url "
+                f"({masked(self.files_url)}), or name the cluster"
+            )
         return self
 
     @property

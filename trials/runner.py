@@ -25,6 +25,7 @@ from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger
 from nas_kd.trials.leftovers import remove_leftovers
 from nas_kd.trials.pace import Work
+from nas_kd.trials.remote_files import RemoteFiles
 from nas_kd.trials.resources import Resources
 from nas_kd.trials.scheduler import RungScheduler
 
@@ -82,10 +83,13 @@ def check_cluster(resources: Resources) -> None:
     """Raise where no trial could run on the cluster that `resources` name; without an address nothing is done.
 
     Raises:
-        ValueError: Nothing answers at the address, or no machine of the cluster has what a trial asks for.
+        ValueError: Nothing answers at the address, no machine of the cluster has what a trial asks for, or
+            `resources.files_url` cannot be written.
     """
     if resources.executor != "ray" or resources.address is None:
         return
+    if resources.files_url is not None:
+        RemoteFiles(resources.files_url, Path()).check()
     check_address(resources.address)
     set_ray_environment()
     from nas_kd.trials.ray_executor import check_places  # after its settings, and only where Ray is used
@@ -157,6 +161,7 @@ def run_trials(
         work=work,
         scheduler=scheduler,
         on_event=on_event,
+        files_url=resources.files_url,
     )
     interrupted = False
     try:

@@ -239,8 +239,10 @@ def _cluster(config: CampaignConfig) -> list[Finding]:
     if resources.address is None or resources.executor == "inline":
         return [Finding("cluster", "ok", "none; trials run on this machine")]
     check_cluster(resources)
-    # The folder of the runs is made by the first campaign; what is above it must be shared.
-    nodes = view_nodes(resources, str(existing_parent(config.runs.absolute())), str(Path.cwd()))
+    folders = [str(Path.cwd())]
+    if resources.files_url is None:  # the folder of the runs is made by the first campaign; what is above it is shared
+        folders.append(str(existing_parent(config.runs.absolute())))
+    nodes = view_nodes(resources, *folders)
     return [Finding("cluster", "ok", f"{len(nodes)} machines at {resources.address}"), *map(_node, nodes)]
 
 
