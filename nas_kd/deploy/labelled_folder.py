@@ -7,7 +7,6 @@ from pathlib import Path
 from nas_kd.data import DataInfo, FolderConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.folder import load_labelled
-from nas_kd.deploy.answers import has_maps
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.tasks import make_task
@@ -26,13 +25,15 @@ def labelled_folder(folder: Path, split: str | None, info: BundleInfo) -> Labell
         info: of the student.
 
     Raises:
-        ValueError: the table cannot be read, or the student answers for other items.
+        ValueError: the table cannot be read, or the student answers for something else.
     """
     decoding, name = info.decoding or FileDecoding(), str(folder)
-    if ":" in info.task or info.mean is None or has_maps(info) or decoding.sampling != "uniform":
+    if info.task != "classification" or info.mean is None or decoding.sampling != "uniform":
+        reads = "frame features" if info.mean is None else "videos"
         raise ValueError(
-            f"a folder with {TABLE_NAME} holds classes of whole clips, but this student ({info.task}) answers for "
-            "other items; give a campaign file whose section data names the labelled data"
+            f"a folder with {TABLE_NAME} holds one class for each clip, but this student ({info.task} of {reads}) "
+            "answers for something else; give a campaign file whose section data names the labelled data (to read it, "
+            "nas-kd must be installed with all that it depends on)"
         )
     if info.decoding is None:
         name += f" (the student was not trained on files: they are read as those of source folder are, {decoding.fit})"

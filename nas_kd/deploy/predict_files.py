@@ -93,7 +93,10 @@ class FileResult:
 
 
 def files_to_read(sources: Sequence[Path]) -> dict[Path, str]:
-    """The clips that sources name -> what is written of each is called, a path relative to a folder of all of them.
+    """The clips that sources name -> what is written of each is called.
+
+    That is its name, or its path below a folder that was named; where these are not all different, its path below the
+    deepest folder that holds all of them.
 
     Args:
         sources: a file, a folder of images, or a folder with videos and folders of images below it, each.
@@ -101,11 +104,12 @@ def files_to_read(sources: Sequence[Path]) -> dict[Path, str]:
     Raises:
         ValueError: there is nothing, or nothing that looks like a video or an image.
     """
-    found = [file for source in sources for file in _below(source)]
+    found = {file: source for source in sources for file in _below(source)}
     places = {file: Path(os.path.normpath(file.absolute())) for file in found}  # without `..`, so that names stay below
-    is_folder = len(sources) == 1 and sources[0] not in places
-    tops = [sources[0] / "clip"] if is_folder else sources
-    root = os.path.commonpath([Path(os.path.normpath(top.absolute())).parent for top in tops])
+    names = {file: str(file.relative_to(top)) if file != top else places[file].name for file, top in found.items()}
+    if len(set(names.values())) == len(names):
+        return names
+    root = os.path.commonpath([place.parent for place in places.values()])
     return {file: str(place.relative_to(root)) for file, place in places.items()}
 
 

@@ -26,6 +26,7 @@ from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
+from nas_kd.deploy.labelled_folder import labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.predict_files import files_to_read
 from nas_kd.deploy.pt2_archive import check_graph
@@ -149,6 +150,7 @@ def test_names_of_what_is_written_stay_apart_and_below_their_folder(tmp_path: Pa
         file.touch()
     assert files_to_read([a / "x.mp4"]) == files_to_read([a]) == {a / "x.mp4": "x.mp4"}
     assert files_to_read([c]) == {c / "z.mp4": "z.mp4"}  # a folder that is named is read, wherever it is
+    assert files_to_read([a, c]) == {a / "x.mp4": "x.mp4", c / "z.mp4": "z.mp4"}
     up = a / ".." / "b"
     assert files_to_read([a / "x.mp4", up]) == {a / "x.mp4": "a/x.mp4", up / "x.mp4": "b/x.mp4"}
     Image.new("RGB", (8, 8)).save(b / "0.png")
@@ -313,6 +315,10 @@ def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path
         np.testing.assert_allclose(frame.arrays["saliency"], raised[0, 0], atol=2e-3)  # of 16 bits
     with pytest.raises(ValueError, match="a student of saliency answers for each frame: take frames"):
         nas_kd.load(tmp_path).classify(video)
+    for task in ("saliency", "multilabel"):
+        other = info.model_copy(update={"task": task, "decoding": None})
+        with pytest.raises(ValueError, match=rf"one class for each clip, but this student \({task} of videos\)"):
+            labelled_folder(tmp_path, None, other)
 
 
 def test_a_graph_that_only_unpickling_could_load_is_refused(tmp_path: Path) -> None:
