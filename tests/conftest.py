@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 
 import pytest
 
@@ -16,3 +17,9 @@ def pytest_collection_finish() -> None:
     """What is there by now, modules and the tests themselves, stays: Python need not look for garbage in it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtestloop() -> None:
+    """pytest gives a handler to each logger that does not propagate; this one of torch then composes and keeps traces
+    of every step of an export."""
+    logging.getLogger("torch.__trace").propagate = True

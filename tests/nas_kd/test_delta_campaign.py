@@ -58,18 +58,11 @@ def streams(tmp_path: Path) -> Callable[..., CampaignConfig]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose teacher is trained, and read by the others."""
+def context(tmp_path_factory: pytest.TempPathFactory) -> CampaignContext:
+    """Of a run whose teacher is trained."""
     folder = tmp_path_factory.mktemp("trained")
     context = build_context(validate({**STREAMS, "name": "streams", "runs": str(folder)}, source="test"), "cpu")
     prepare_teacher(context, folder)
-    return folder
-
-
-@pytest.fixture
-def context(streams: Callable[..., CampaignConfig], trained: Path) -> CampaignContext:
-    context = build_context(streams(), "cpu")
-    prepare_teacher(context, trained)
     return context
 
 

@@ -223,7 +223,10 @@ def test_the_residual_form_is_exported_with_its_own_costs(space: DeltaBlocksSpac
     record = export_student(tmp_path / "trial", tmp_path / "out", ("pt2",))
     assert record.stream is not None
     assert record.stream.form == "residual"
-    assert record.stream.delta_flops == student.delta_flops(torch.zeros(1, 3, *SIZE))
+    assert record.stream.delta_flops == record.parity[2].flops == student.delta_flops(torch.zeros(1, 3, *SIZE))
+    total = count_flops(student, torch.zeros(1, 3, 3, *SIZE))
+    assert record.stream.keyframe_flops == record.parity[1].flops == total.total - 2 * record.stream.delta_flops
+    assert total.by_operator["counted_elementwise"] > 0
     assert {tensor.name.rpartition("#")[2] for tensor in record.stream.state} == {"0"}
 
 
@@ -290,24 +293,9 @@ def programs(student: DeltaNet, folder: Path) -> tuple[Exported, Any, Any]:
     return pair, loaded[0], loaded[1]
 
 
-def test_graphs_cost_what_students_cost(space: DeltaBlocksSpace, tmp_path: Path) -> None:
-    for seed in range(2):
-        student = student_of(space, space.sample(np.random.default_rng(seed)))
-        for net in (student, residual_form(student))[: 1 + seed % 2]:
-            _, key, delta = programs(net, tmp_path)
-            frame = torch.zeros(1, 3, *SIZE)
-            with torch.no_grad():
-                state = key(frame)[1:]
-            flops = count_flops(key, frame).total, count_flops(delta, (frame, *state)).total
-            assert flops[1] == net.delta_flops(frame)
-            total = count_flops(net, torch.zeros(1, 3, 3, *SIZE))
-            assert flops[0] + 2 * flops[1] == total.total
-            assert total.by_operator["counted_elementwise"] > 0
-
-
-def test_the_delta_graph_holds_no_layer_that_was_replaced(space: DeltaBlocksSpace, tmp_path: Path) -> None:
-    student = student_of(space, space.sample(np.random.default_rng(1)))
-    _, key, delta = programs(student, tmp_path)
+def test_the_delta_graph_holds_no_layer_that_was_replaced(exported: tuple[DeltaNet, ExportRecord, Path]) -> None:
+    student, _, out = exported
+    key, delta = (torch.export.load(out / f"{name}.pt2").module() for name in ("key", "delta"))
     replaced = {
         (tuple(p.shape), float(p.sum()))
         for layer in student.layers().values()
@@ -319,7 +307,7 @@ def test_the_delta_graph_holds_no_layer_that_was_replaced(space: DeltaBlocksSpac
     def held(graph: nn.Module) -> set[tuple[tuple[int, ...], float]]:
         return {(tuple(t.shape), float(t.sum())) for t in graph.state_dict().values()} & replaced
 
-    assert held(key) == replaced
+    assert held(key) == replaced != set()
     assert held(delta) == set()
 
 
