@@ -67,6 +67,10 @@ def parse_place(text: str) -> Place:
     return Place(file, names[0] if names else "", row)
 
 
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
+"""What numpy and zipfile raise: the last two where an archive is encrypted, and where a header promises too much."""
+
+
 class ArrayFiles:
     """Reads items of .npy files, which are memory-mapped, and of .npz files, whose arrays are read whole."""
 
@@ -116,7 +120,7 @@ class ArrayFiles:
         if key not in held:
             try:
                 held[key] = np.lib.format.open_memmap(path, mode="r") if mapped else _read_npz(path, array)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            except _UNREADABLE as error:
                 if isinstance(error, DecodeError):
                     raise
                 raise DecodeError(f"the file cannot be read ({getattr(error, 'strerror', None) or error})") from error

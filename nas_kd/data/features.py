@@ -437,7 +437,7 @@ def _check_items(
 ) -> tuple[list[Row], int, np.dtype[Any], list[tuple[str, str]]]:
     """Read every item: the usable rows with their lengths, the size of features, their type, and the others' reasons.
 
-    The size is that of most items.
+    Their size is that of most items, and so is whether they are bytes, which are in another range than floats.
     """
     files = ArrayFiles()
     found: list[tuple[str, Row, int, np.dtype[Any]]] = []
@@ -456,15 +456,23 @@ def _check_items(
         content = hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
         found.append((text, replace(row, length=len(item), content=content), item.shape[1], item.dtype))
     size = Counter(entry[2] for entry in found).most_common(1)[0][0] if found else 0
+    kinds = Counter(_kind(dtype) for _, _, own_size, dtype in found if own_size == size)
+    kind = kinds.most_common(1)[0][0] if kinds else ""
     usable = []
-    for text, row, own_size, _ in found:
+    for text, row, own_size, dtype in found:
         if own_size != size:
             reasons[text] = f"its frames have {own_size} features, but most items' have {size}"
+        elif _kind(dtype) != kind:
+            reasons[text] = f"its features are {_kind(dtype)}, but most items' are {kind}; bring them to one range"
         else:
             usable.append(row)
     half = all(entry[3].type is np.float16 for entry in found if entry[2] == size)
     problems = [(text, reasons[text]) for text, _ in rows if text in reasons]
     return usable, size, np.dtype(np.float16 if half else np.float32), problems
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "bytes (uint8)" if dtype == np.uint8 else "floats"
 
 
 def _thin_out(parts: dict[str, list[Row]], config: FeaturesConfig, notes: list[str]) -> None:

@@ -95,7 +95,7 @@ def _read_array(path: Path) -> npt.NDArray[np.float32]:
         values: npt.NDArray[Any] = load_array(path)
     except FileNotFoundError as error:
         raise DecodeError("no such file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:  # the last where a header promises too much
         raise DecodeError("not a readable array of numpy") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
         kind = f"{values.ndim} dimensions of {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"

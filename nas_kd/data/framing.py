@@ -75,13 +75,13 @@ def evaluation_cuts(
     if stored[0] < needed:
         raise DataError(
             f"{clips} clips of {seen[0]} frames from {window:g} of the stored clip need {needed} stored frames, but "
-            f"there are {stored[0]}; raise data.stored_frames, or change evaluation.clips or window"
+            f"there are {stored[0]}"
         )
     excess = (stored[1] - seen[1], stored[2] - seen[2])
     if crops > 1 and not any(excess):
         raise DataError(
-            f"{crops} crops of {seen[1]} × {seen[2]} pixels need a larger stored frame, but it has as many; set "
-            f"data.stored_size, such as [{seen[1]}, {ceil(4 / 3 * seen[2])}], or evaluation.crops to 1"
+            f"{crops} crops of {seen[1]} × {seen[2]} pixels need a larger stored frame, such as "
+            f"[{seen[1]}, {ceil(4 / 3 * seen[2])}], but it has as many"
         )
     middle = middle_cut(stored, seen)
     corners = [(middle.top, middle.left)]

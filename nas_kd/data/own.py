@@ -35,7 +35,7 @@ _KNOWN_KEYS = frozenset(
 class OwnConfig(SourceConfig):
     """A function of the user's that returns data sets."""
 
-    stored_by: ClassVar[str] = "longer samples, and `frames` of what data.function returns"
+    stored_by: ClassVar[str] = "larger samples, and `frames` and `size` of what data.function returns"
 
     source: Literal["own"] = "own"
     items: Literal["clips", "features"] = Field(

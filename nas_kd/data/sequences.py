@@ -48,6 +48,7 @@ from nas_kd.data.table import (
     unknown_split,
 )
 
+_DIGITS = 18  # of a frame number, at most
 _REMEDY = "mend the files or remove the rows"
 
 
@@ -426,8 +427,8 @@ def _check_rows(
             reason = unknown_split(entry["split"])
         elif not name:
             reason = f"the column {config.sequence} is empty"
-        elif not (number.isascii() and number.isdigit()):
-            reason = f"the column {config.order} must hold a whole number ≥ 0, but it holds {number!r}"
+        elif not (number.isascii() and number.isdigit() and len(number) <= _DIGITS):
+            reason = f"the column {config.order} must hold a whole number ≥ 0, but it holds {number[:50]!r}"
         elif path in first_line:
             reason = f"line {line} names the same file as line {first_line[path]}"
         elif place in first_line:

@@ -4,6 +4,7 @@ wrong, and what its rows say of splits and classes.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import math
@@ -112,7 +113,12 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
                     table.append((reader.line_num, dict(texts)))
             return columns, table
     except UnicodeDecodeError as error:
-        raise DataError(f"labels must be a readable csv file in UTF-8, but {path} gave: {error}; save it so") from error
+        with path.open("rb") as file:
+            is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        found = "is in UTF-16 (Excel calls it Unicode text)" if is_utf16 else f"gave: {error}"
+        raise DataError(
+            f"labels must be a readable csv file in UTF-8, but {path} {found}; save it as CSV UTF-8, with commas"
+        ) from error
     except (OSError, csv.Error) as error:
         raise DataError(
             f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
@@ -139,6 +145,8 @@ def _parquet(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tup
 
 def _way_out(columns: Sequence[str], absent: Sequence[str]) -> str:
     """What may be wrong with a header that lacks columns; "" if nothing is known."""
+    if any("\0" in name for name in columns):
+        return "; it looks like UTF-16, save it as CSV UTF-8"
     if len(columns) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in columns[0]]):
         return f"; separate columns by commas, not by {marks[0]!r}"
     if {name.lower() for name in columns} >= set(absent):
@@ -184,7 +192,10 @@ def locate(root: Path, name: str) -> tuple[Path, str]:
             return path, "the path is empty"
         if not path.is_relative_to(root):
             return path, "the path leaves the root; set data.root to a folder above both, or copy the file"
-        return path, "" if path.exists() else f"no such file{_hint(root, name)}"
+        if path.is_file() or path.is_dir():
+            return path, ""
+        # A pipe would be waited for without end.
+        return path, "it is neither a file nor a folder" if path.exists() else f"no such file{_hint(root, name)}"
     except (OSError, ValueError) as error:  # a name that no file can have, a folder that may not be read
         return root, f"the path cannot be read ({getattr(error, 'strerror', None) or error})"
     except RuntimeError:  # of Python before 3.13

@@ -125,7 +125,11 @@ def _check_evaluation(config: CampaignConfig, context: CampaignContext) -> list[
     try:
         number = len(evaluation.cuts(context.splits.info))
     except DataError as error:
-        raise ConfigError(f"evaluation: {error}") from error
+        by = config.data.stored_by
+        if "stored_size" in type(config.data).model_fields:
+            by += " and data.stored_size"
+        more = f"store more (by {by}), or change" if by else "this source stores no more than nets see, so leave out"
+        raise ConfigError(f"evaluation: {error}; {more} clips, window and crops") from error
     return [
         f"evaluation: the logits of {number} views of each item are averaged, {evaluation.clips} clips × "
         f"{evaluation.crops} crops; FLOPs and latencies are those of one view"

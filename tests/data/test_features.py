@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -141,11 +143,13 @@ def test_float16_stays_float16_and_bytes_become_floats(root):
     for split in COUNTS:
         np.save(root / f"{split}.npy", (values(split)).astype(np.float16))
     assert features_of(load(config(root), seed=0)).dtype == torch.float16
-    np.save(root / "train.npy", np.arange(8 * T * D).astype(np.uint8).reshape(8, T, D))
+    for split, count in COUNTS.items():
+        np.save(root / f"{split}.npy", np.arange(count * T * D).astype(np.uint8).reshape(count, T, D))
     splits = load(config(root), seed=0)
     assert features_of(splits).dtype == torch.float32
     assert features_of(splits)[1, 0].tolist() == [18, 19, 20]
-    np.save(root / "train.npy", values("train"))
+    for split in COUNTS:
+        np.save(root / f"{split}.npy", values(split))
     np.testing.assert_array_equal(features_of(load(config(root), seed=0)).numpy(), values("train").astype(np.float32))
 
 
@@ -167,6 +171,12 @@ def test_labels_may_be_asked_for(root):
     assert [splits.val[index]["labels"].tolist() for index in range(2)] == [[1, 0], [0, 1]]
 
 
+def promising(rows):
+    """The header of a file of numpy with many more rows than follow."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, 4), }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def test_rows_that_cannot_be_used_are_all_named(root):
     spoilt = values("train")
     spoilt[3, 2, 1], spoilt[4, 5, 0], spoilt[5, 0, 0] = np.nan, -np.inf, 1e300
@@ -179,6 +189,15 @@ def test_rows_that_cannot_be_used_are_all_named(root):
     np.savez(root / "two.npz", a=np.ones((T, D)), b=np.ones((T, D)))
     np.savez(root / "none.npz")
     np.savez(root / "objects.npz", a=np.array([{}], dtype=object))
+    np.save(root / "bytes.npy", np.ones((T, D), np.uint8))
+    np.savez(root / "locked.npz", a=np.ones((T, D)))
+    locked = bytearray((root / "locked.npz").read_bytes())
+    locked[locked.find(b"PK\x01\x02") + 8] |= 1
+    locked[6] |= 1
+    (root / "locked.npz").write_bytes(locked)
+    with zipfile.ZipFile(root / "promise.npz", "w") as archive:
+        archive.writestr("a.npy", promising(10**15))
+    os.mkfifo(root / "pipe.npy")
     (root / "text.npy").write_text("no array")
     (root / "text.npz").write_text("no archive")
     (root / "cut.npz").write_bytes((root / "two.npz").read_bytes()[:300])
@@ -207,6 +226,10 @@ def test_rows_that_cannot_be_used_are_all_named(root):
         "single.npz": "holds a single array",
         "cut.npy": "cannot be read",
         "cut.npz": "cannot be read",
+        "locked.npz": "is encrypted",
+        "promise.npz": "cannot be read",
+        "pipe.npy": "it is neither a file nor a folder",
+        "bytes.npy": "its features are bytes (uint8), but most items' are floats",
         "../outside.npy": "leaves the root",
         "absent.npy#0": "no such file",
         "train.mat": "must lie in .npy or .npz files",
@@ -216,12 +239,12 @@ def test_rows_that_cannot_be_used_are_all_named(root):
     more = [("val.npy#x", "a", "val"), ("", "a", "val"), ("whole.npy#1", "", "val"), ("whole.npy#2", "a;", "val")]
     more += [("whole.npy#3", "a;a", "val"), ("whole.npy#4", "a", "dev")]
     write_table(root, [*kept, *((path, "a", "train") for path in wrong), *more])
-    with pytest.raises(UnusableRowsError, match="31 of 44 are not") as caught:
+    with pytest.raises(UnusableRowsError, match="35 of 48 are not") as caught:
         load(config(root), seed=0)
     reasons = dict(caught.value.problems)
     for path, words in wrong.items():
         assert words in reasons[path], (path, reasons[path])
-    assert reasons["line 41"] == "the path is empty"
+    assert reasons["line 45"] == "the path is empty"
     assert "file.npy#row" in reasons["val.npy#x"]
     assert reasons["whole.npy#1"] == "the label is empty"
     assert "has an empty part" in reasons["whole.npy#2"]
@@ -230,8 +253,8 @@ def test_rows_that_cannot_be_used_are_all_named(root):
 
     splits = load(config(root, on_error="skip"), seed=0)
     assert len(splits.retrain) == 5
-    assert len(splits.skipped) == 31
-    assert splits.notes == ("31 of 44 rows of labels.csv were left out",)
+    assert len(splits.skipped) == 35
+    assert splits.notes == ("35 of 48 rows of labels.csv were left out",)
 
 
 def test_val_is_carved_where_there_is_none(root):

@@ -496,8 +496,16 @@ def test_what_is_wrong_with_a_table_as_a_whole_is_told_with_the_way_out(root, ta
 
 
 def test_a_missing_or_binary_table_is_named(root):
-    (root / "labels.csv").write_bytes(b"\xff\xfe\x00path")
-    with pytest.raises(DataError, match="readable csv file in UTF-8"):
+    table = (root / "labels.csv").read_text()
+    for encoding, words in (
+        ("utf-16", "is in UTF-16 .*; save it as CSV UTF-8, with commas"),
+        ("utf-16-le", "; it looks like UTF-16, save it as CSV UTF-8"),
+    ):
+        (root / "labels.csv").write_text(table, encoding=encoding)
+        with pytest.raises(DataError, match=words):
+            load(config(root), seed=0)
+    (root / "labels.csv").write_bytes(b"path,\xe4")
+    with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-8' codec"):
         load(config(root), seed=0)
     (root / "labels.csv").unlink()
     with pytest.raises(DataError, match=r"labels\.csv gave"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -285,6 +286,7 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
         "colour_label": (None, "colour.png", "one channel of class indices, but its mode is RGB"),
     }
     Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(root.parent / "outside.png")
+    os.mkfifo(root / "pipe.png")
     (root / "text.png").write_text("no image")
     (root / "cut.png").write_bytes((root / good).read_bytes()[:60])
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "small.png")
@@ -303,6 +305,8 @@ def test_every_unusable_row_is_listed_before_anything_is_trained(root):
     for name, row, words in (
         ("dev.png", [good, "dev", "x", "1"], "unknown split 'dev'"),
         ("minus.png", [good, "train", "x", "-1"], "whole number ≥ 0, but it holds '-1'"),
+        ("long.png", [good, "train", "x", "9" * 5000], "whole number ≥ 0, but it holds '999"),
+        ("pipe_label.png", ["pipe.png", "train", "x", "7"], "label image pipe.png: it is neither a file nor a folder"),
         ("nameless.png", [good, "train", "", "1"], "the column sequence is empty"),
         ("twin.png", [good, "train", "a", "003"], "same split, sequence and frame number as line 5"),
     ):

@@ -149,6 +149,8 @@ def test_every_frame_without_a_usable_map_is_listed(root):
     (coarse / "1_3.npy").write_bytes(b"\x93NUMPY")
     np.save(coarse / "2_0.npy", np.zeros((2, 2), np.int64))
     np.save(coarse / "2_1.npy", np.zeros((0, 5)))
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000), }".ljust(117) + "\n"
+    (coarse / "2_2.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header.encode())
     with pytest.raises(UnusableRowsError) as caught:
         load(config(root), seed=0)
     problems = dict(caught.value.problems)
@@ -163,6 +165,7 @@ def test_every_frame_without_a_usable_map_is_listed(root):
         "1_3": "map coarse, 1_3.npy: not a readable array of numpy",
         "2_0": "of floats, but it has 2 dimensions of int64",
         "2_1": "a map must hold values, but it is empty, of 0 x 5",
+        "2_2": "map coarse, 2_2.npy: not a readable array of numpy",
     }
     assert problems.keys() == {f"frames/{name}.jpg" for name in expected}
     for name, words in expected.items():

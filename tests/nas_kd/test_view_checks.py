@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.data import FolderConfig
 from nas_kd.preflight.view_checks import check_views
 from nas_kd.preparation.teacher_outputs import cached_taps
 from nas_kd.trial import Learner, build_context
@@ -66,10 +68,12 @@ def test_views_of_the_evaluation_are_checked_and_kept(tiny: Make) -> None:
     config = tiny(evaluation={"clips": 2, "crops": 3})
     context = build_context(config, "cpu")
     info = context.splits.info
-    with pytest.raises(
-        ConfigError, match=rf"evaluation: 2 clips of {info.frames} frames .* need {2 * info.frames} stored"
-    ):
+    needed = rf"evaluation: 2 clips of {info.frames} frames .* need {2 * info.frames} stored frames, but .*; "
+    with pytest.raises(ConfigError, match=needed + "this source stores no more than nets see, so leave out clips"):
         check_views(config, context)
+    folder = FolderConfig(root=Path())
+    with pytest.raises(ConfigError, match=needed + r"store more \(by data\.stored_frames and data\.stored_size\), or"):
+        check_views(config.model_copy(update={"data": folder}), context)
     stored = replace(info, stored_frames=2 * info.frames, stored_size=(info.height, info.width + 3))
     context.splits = replace(context.splits, info=stored)
     assert check_views(config, context) == [
