@@ -141,7 +141,8 @@ def records_of(config: CampaignConfig, trial: int) -> str:
 
 
 def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    config = tiny()
+    one_cell = {"widths": [[6, 8]], "depths": [[1]], "strides": [1], "resolution": [16]}  # for the exporters
+    config = tiny(space=one_cell)
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     output = succeed("search", file)

@@ -214,10 +214,10 @@ def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str
         assert levels[0] == pytest.approx(offsets[0], abs=1e-3)
     page = report(result.run_dir).report.read_text()
     assert "amortised" in page
-    folder, exported = export(result.run_dir, formats=("safetensors", "pt2"))
+    graphs = task == "detection"  # those of segmentation: test_export_stream.py
+    folder, exported = export(result.run_dir, formats=("safetensors", "pt2") if graphs else ("safetensors",))
     assert exported.flops == cost.flops
-    assert (folder / "key.pt2").is_file()
-    assert (folder / "delta.pt2").is_file()
+    assert {path.name for path in folder.glob("*.pt2")} == ({"key.pt2", "delta.pt2"} if graphs else set())
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,10 @@ def test_a_budget_of_latency_is_met_by_the_measured_table(streams: Callable[...,
     assert [each.name for each in Ledger.load(config.run_dir).ranking.objectives] == ["miou", "predicted_latency_ms"]
     front = ParetoFront.from_records([record])
     assert front.points.tolist() == [[record.cost.predicted_latency_ms, record.score("val", "retrained")]]
-    page = report(config.run_dir).report.read_text()
-    assert f"at {record.cost.predicted_latency_ms:.3g} ms" in page
-    assert "predicted latency per frame, amortised (ms)" in page
+    if shared:  # the report of the other record is made of the same parts
+        page = report(config.run_dir).report.read_text()
+        assert f"at {record.cost.predicted_latency_ms:.3g} ms" in page
+        assert "predicted latency per frame, amortised (ms)" in page
 
 
 def test_budgets_of_latency_that_cannot_work_are_refused(streams: Callable[..., CampaignConfig]) -> None:
