@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nas_kd.analysis.text import MISSING, flops_label, metric_text, si
+from nas_kd.analysis.text import MISSING, flops_label, metric_text, ms_text, si
 from nas_kd.trials.objectives import Constraint, Objective, Ranking
 from nas_kd.trials.record import Metric, Split, Stage, TrialRecord
 
@@ -86,7 +86,7 @@ class Axis:
             return MISSING
         if not self.is_cost:
             return metric_text(value, self._metric)
-        return si(value, trim=trim) if self.is_count else f"{value:.3g}"
+        return si(value, trim=trim) if self.is_count else ms_text(value)
 
     def text(self, value: float | None) -> str:
         """A value with its unit: `12.3 M FLOPs`, `1.25 ms`, `f1 81.2 %`."""

@@ -104,7 +104,8 @@ class Bench(BaseModel):
             where = _where(runtime, threads)
             agreement = rank_correlation([float(row.flops) for row in rows], [row.ms for row in rows])
             if agreement.kendall is None or agreement.num_pairs < MIN_PAIRS:
-                said.append(f"{where}: {len(rows)} students are too few for a rank correlation of FLOPs and time.")
+                few = f"{count(len(rows), 'student')} {'is' if len(rows) == 1 else 'are'}"
+                said.append(f"{where}: {few} too few for a rank correlation of FLOPs and time.")
             else:
                 said.append(
                     f"{where}: rank correlation of FLOPs and time: Kendall's tau {agreement.kendall:.2f}, Spearman's "

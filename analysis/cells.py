@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
 from nas_kd.analysis.latencies import Latency
 from nas_kd.analysis.statistics import Estimate
-from nas_kd.analysis.text import MISSING, metric_text, range_text
+from nas_kd.analysis.text import MISSING, metric_text, ms_text, range_text
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
 
@@ -86,8 +86,8 @@ def latency_cell(latency: Latency | None) -> Cell:
         return number_cell(MISSING)
     note = None
     if latency.keyframe_ms is not None and latency.delta_ms is not None:
-        note = f"key {latency.keyframe_ms:.3g}, delta {latency.delta_ms:.3g}"
-    return Cell(f"{latency.ms:.3g} ({latency.text})", note=note, is_number=True)
+        note = f"key {ms_text(latency.keyframe_ms)}, delta {ms_text(latency.delta_ms)}"
+    return Cell(f"{ms_text(latency.ms)} ({latency.text})", note=note, is_number=True)
 
 
 def score_cell(record: TrialRecord, front: ParetoFront, split: Split, metric: Metric) -> Cell:

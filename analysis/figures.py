@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
-from nas_kd.analysis.references import PUBLISHED, ReferencePoint
+from nas_kd.analysis.references import PUBLISHED, ReferencePoint, labels_of
 from nas_kd.analysis.text import in_percent, metric_text
 from nas_kd.trials.record import Metric, TrialRecord
 
@@ -279,7 +279,7 @@ def _draw_pick(axes: Axes, front: ParetoFront, pick: TrialRecord) -> None:
 
 def _draw_references(axes: Axes, references: Sequence[ReferencePoint]) -> None:
     named: set[str] = set()  # one entry of a group in the legend
-    for point in references:
+    for point, text in zip(references, labels_of(references), strict=True):
         place, label = (point.cost, point.value), "_" if point.group in named else point.group
         named.add(point.group)
         # A frame around the student whose file it is, where both lie on each other.
@@ -288,7 +288,7 @@ def _draw_references(axes: Axes, references: Sequence[ReferencePoint]) -> None:
             *place, s=size, marker=marker, facecolors="none", edgecolors=PUBLISHED_COLOR, label=label, zorder=6
         )
         axes.annotate(
-            printable(point.name, 30),
+            printable(text, 60),
             place,
             (-5, 5),
             textcoords="offset points",

@@ -30,8 +30,8 @@ from nas_kd.analysis.figures import (
     step_line,
 )
 from nas_kd.analysis.front import ParetoFront, Placed, TeacherPoint
-from nas_kd.analysis.references import PUBLISHED, ReferencePoint
-from nas_kd.analysis.text import bytes_text, count, metric_text, si
+from nas_kd.analysis.references import PUBLISHED, ReferencePoint, labels_of
+from nas_kd.analysis.text import bytes_text, count, metric_text, ms_text, si
 from nas_kd.trials.objectives import COSTS, Objective
 from nas_kd.trials.record import Metric, Stage, TrialRecord
 
@@ -75,9 +75,9 @@ def hover_text(record: TrialRecord, front: ParetoFront, *, brief: bool = False) 
                 f"one key frame in {record.cost.keyframe_interval}"
             )
         if record.cost.predicted_latency_ms is not None:
-            lines.append(f"{record.cost.predicted_latency_ms:.3g} ms predicted")
+            lines.append(f"{ms_text(record.cost.predicted_latency_ms)} ms predicted")
         if record.cost.latency_ms is not None:
-            lines.append(f"{record.cost.latency_ms:.3g} ms measured")
+            lines.append(f"{ms_text(record.cost.latency_ms)} ms measured")
         if record.cost.state_bytes is not None and "state_bytes" in front.ranking.names:
             lines.append(f"{bytes_text(record.cost.state_bytes)} of state")
     for each in front.ranking.ranked:
@@ -240,8 +240,9 @@ def _reference_traces(references: Sequence[ReferencePoint], metric: Metric | Non
             mode="markers+text",
             name=group,
             marker={"symbol": symbol, "size": size, "color": PUBLISHED_COLOR},
-            text=[plain(point.name, 30) for point in points],
+            text=[plain(label, 60) for label in labels_of(points)],
             textposition="top left",
+            cliponaxis=False,
             textfont={"size": 10},
             hoverinfo="text",
             hovertext=[
@@ -320,6 +321,7 @@ def hypervolume_chart(front: ParetoFront, spent_s: Mapping[int, float] | None = 
         changes = [row for row, before in zip(history[1:], history, strict=False) if row[1] != before[1]]
         history = [history[0], *changes, history[-1]]
     figure = empty_chart("hypervolume (share of the box)", None, [])
+    figure.update_yaxes(rangemode="tozero")  # of a share; around a single value the axis would go below 0
     x: list[float] = [number for number, _ in history]
     title = "trial"
     if spent_s is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nas_kd.analysis.text import count
+from nas_kd.analysis.text import count, ms_text
 from nas_kd.trials.record import TrialRecord
 
 LATENCY_NAME, TEACHER = "latency.json", "teacher"
@@ -38,7 +38,7 @@ class Latency(BaseModel):
     @property
     def text(self) -> str:
         """The range: `3.9 – 4.4`."""
-        return f"{self.low:.3g} – {self.high:.3g}"
+        return f"{ms_text(self.low)} – {ms_text(self.high)}"
 
 
 def busy_sentence(waited_share: float) -> str:
@@ -79,7 +79,7 @@ class Latencies(BaseModel):
         )
         teacher = self.nets.get(TEACHER)
         if teacher is not None:
-            words += f" The teacher needs {teacher.ms:.3g} ms ({teacher.text})."
+            words += f" The teacher needs {ms_text(teacher.ms)} ms ({teacher.text})."
         if busy := busy_sentence(self.waited_share):
             words += f" {busy}"
         elif any(net.high - net.low > WIDE_SPREAD * net.ms for net in self.nets.values()):

@@ -23,7 +23,7 @@ from nas_kd.analysis.offsets import (
 )
 from nas_kd.analysis.page import Chart, chart
 from nas_kd.analysis.statistics import Estimate
-from nas_kd.analysis.text import MISSING, bytes_text, in_percent, metric_text, si, signed_text
+from nas_kd.analysis.text import MISSING, bytes_text, in_percent, metric_text, ms_text, si, signed_text
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
 _SPLIT_TITLES: dict[Split, str] = {"val": "validation", "test": "test *"}
@@ -105,7 +105,7 @@ def cost_table(front: ParetoFront, teacher: TeacherPoint | None) -> Table:
         ]
         if with_latency:
             latencies = [cost.latency_ms, cost.keyframe_latency_ms, cost.delta_latency_ms]
-            row += [number_cell(MISSING if value is None else f"{value:.3g}") for value in latencies]
+            row += [number_cell(MISSING if value is None else ms_text(value)) for value in latencies]
         rows.append(row)
     headers = [
         "trial",

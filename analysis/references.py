@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,14 @@ class ReferencePoint:
     cost: float
     value: float
     group: str = PUBLISHED
+
+
+def labels_of(points: Sequence[ReferencePoint]) -> list[str]:
+    """What is written beside each point; of those that lie on each other the first one has the names of all."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for point in points:
+        places.setdefault((point.cost, round(point.value, 2)), []).append(point.name)
+    return [", ".join(places.pop((point.cost, round(point.value, 2)), ())) for point in points]
 
 
 def read_points(path: Path | str) -> tuple[ReferencePoint, ...]:

@@ -71,6 +71,11 @@ def difference_text(value: float, metric: Metric) -> str:
     return f"{abs(value):.3g}"
 
 
+def ms_text(value: float) -> str:
+    """Milliseconds without their unit: three significant digits, from a thousand on whole ones."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
 def fewer_or_more(saving: float) -> str:
     """How a cost compares with a teacher's that is `saving` times as high: `9.25× fewer`, `2.46× more`."""
     return f"{saving:.3g}× fewer" if saving >= 1 else f"{1 / saving:.3g}× more"

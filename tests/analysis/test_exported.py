@@ -8,7 +8,7 @@ from typing import Any
 
 from nas_kd.analysis.axes import FLOPS
 from nas_kd.analysis.exported import LESS_PRECISE, read_exported
-from nas_kd.analysis.references import ReferencePoint
+from nas_kd.analysis.references import ReferencePoint, labels_of
 from nas_kd.analysis.report import write_report
 from tests.analysis.synthetic import record
 
@@ -60,6 +60,12 @@ def test_a_file_of_less_precision_is_one_more_point_of_its_own_metric(tmp_path: 
     page = files.report.read_text()
     assert "Exported files" in page
     assert LESS_PRECISE in page
+
+
+def test_points_that_lie_on_each_other_share_a_label() -> None:
+    places = [(5.0, 0.751), (5.0, 0.749), (5.0, 0.6), (6.0, 0.75)]
+    points = [ReferencePoint(name, *place) for name, place in zip("abcd", places, strict=True)]
+    assert labels_of(points) == ["a, b", "", "c", "d"]
 
 
 def test_exports_of_other_students_and_damaged_records_are_left_out(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_the_order_by_flops_is_compared_with_that_by_time() -> None:
     assert few.sentences() == [
         "ONNX Runtime, 1 thread: 2 students are too few for a rank correlation of FLOPs and time."
     ]
+    one = few.model_copy(update={"rows": (rows[0].model_copy(update={"ms": 1403.2, "high": 2030.0}),)})
+    assert one.sentences() == ["ONNX Runtime, 1 thread: 1 student is too few for a rank correlation of FLOPs and time."]
+    assert [cell.text for cell in one.table().rows[0]][2] == f"1,403 ({times[0]:.3g} – 2,030)"
 
 
 def test_key_frames_and_those_after_them_are_measured_apart_and_averaged_over_the_interval(
