@@ -89,7 +89,6 @@ def box(own: Own) -> None:
         ("clips", row_of_pixels, "other content or order"),
         ("clips", label, "other labels"),
         ("features", feature, "other content or order"),
-        ("masks", row_of_pixels, "other content or order"),
         ("masks", pixel_of_a_mask, "other content or order"),
         ("boxes", box, "other content or order"),
     ],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_kd.search_spaces import OPS, SPACES, count_flops
+from nas_kd.search_spaces import OPS, SPACES, Supernet, count_flops
 from nas_kd.search_spaces.clip_cell.ops import EdgeShape, FrameConv, TemporalShift, TimeConv, check_name, check_own_op
 
 
@@ -118,3 +119,22 @@ def test_an_operator_of_ones_own_must_be_given_to_the_space() -> None:
     plain = entry.make({**settings, "ops": ["conv2d_k1"]})  # of the same shape
     assert space.cost(arch) == count_flops(space.student(arch), space.example_input(arch.choices)).total
     assert space.cost(arch) < plain.cost(plain.widest({})), "there is no normalisation that is counted"
+
+
+class Holding(Own):
+    """Holds what cannot be copied."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, stride, broken="")
+        self.lock, self.numbers = threading.Lock(), (number for number in range(3))
+
+
+def test_an_operator_that_cannot_be_copied_is_searched_and_derived() -> None:
+    settings = {"num_classes": 2, "ops": ["m:own"], "widths": [[4, 6]], "depths": [[1, 2]], "strides": [2]}
+    space = SPACES["clip_cell"].make({**settings, "frames": [2], "resolution": [8]}, operators={"m:own": Holding})
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    student, example = supernet.derive(), torch.randn(space.example_input(supernet.knobs).shape)
+    assert any(isinstance(module, Holding) for module in student.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(student(example), supernet(example))
