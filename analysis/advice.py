@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from nas_kd.analysis.axes import FLOPS, Axis
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.intervals import Uncertain, optimism_of_the_best, trivial_level, uncertainty
 from nas_kd.analysis.text import count, difference_text, fewer_or_more, metric_text, range_text
-from nas_kd.analysis.uncertainty import Uncertain, optimism_of_the_best, trivial_level, uncertainty
 from nas_kd.trials.record import TrialRecord
 
 _MOST_LISTED = 8

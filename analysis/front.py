@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 
 from nas_kd.analysis.axes import FLOPS, PARAMETERS, Axis, default_ranking
+from nas_kd.analysis.intervals import Uncertain, uncertainty
 from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
 from nas_kd.analysis.statistics import Estimate, seed_estimate
 from nas_kd.analysis.text import in_percent
-from nas_kd.analysis.uncertainty import Uncertain, uncertainty
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Evaluated, FrozenDict, Metric, Split, Stage, TrialRecord
 

@@ -15,6 +15,7 @@ from nas_kd.analysis.axes import Axis
 from nas_kd.analysis.cells import Cell, Table, badge, interval_text, number_cell, saving_cell, trial_cell
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.intervals import Uncertain
 from nas_kd.analysis.latencies import Latencies
 from nas_kd.analysis.layers import Layers, layer_chart
 from nas_kd.analysis.page import Chart, json_for_html, visible
@@ -39,7 +40,6 @@ from nas_kd.analysis.text import (
     si,
     signed_text,
 )
-from nas_kd.analysis.uncertainty import Uncertain
 from nas_kd.trials.objectives import Objective
 from nas_kd.trials.record import Metric, TrialRecord
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
 from nas_kd.trials.record import Split, Stage, TrialRecord
 
@@ -91,6 +90,8 @@ def estimate_mean(values: Sequence[float], *, confidence: float = 0.95) -> Estim
 @lru_cache(maxsize=1000)
 def _student_quantile(confidence: float, degrees: int) -> float:
     """Half the width of Student's two-sided interval in standard errors. A report asks for a few thousands of times."""
+    from scipy import stats  # 0.7 s, which the front of a campaign does without
+
     return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
@@ -130,6 +131,8 @@ def welch_difference(first: Sequence[float], second: Sequence[float], *, confide
     mean, number = a.mean - b.mean, min(a.num_values, b.num_values)
     if number < MIN_VALUES:
         return Estimate(mean, number, None, None, None, confidence)
+    from scipy import stats  # 0.7 s, which the front of a campaign does without
+
     with _nearly_equal_values_allowed():
         low, high = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
     return Estimate(mean, number, None, float(low), float(high), confidence)
@@ -176,6 +179,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> RankCorrelation:
     pairs = pairs[~np.isnan(pairs).any(axis=1)]
     if any(len(np.unique(column)) < 2 for column in pairs.T):
         return RankCorrelation(None, None, len(pairs))
+    from scipy import stats  # 0.7 s, which the front of a campaign does without
+
     kendall = float(stats.kendalltau(pairs[:, 0], pairs[:, 1], variant="b").statistic)
     spearman = float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
     return RankCorrelation(kendall, spearman, len(pairs))

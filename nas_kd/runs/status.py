@@ -190,7 +190,7 @@ def _last_message(log: Path) -> str:
 
 
 def _front(records: Sequence[TrialRecord], ranking: Ranking) -> tuple[tuple[FrontTrial, ...], float | None]:
-    from nas_kd.analysis import ParetoFront  # a second of plotting libraries
+    from nas_kd.analysis import ParetoFront
 
     if not any(record.state == "complete" for record in records):
         return (), None

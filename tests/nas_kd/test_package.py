@@ -84,10 +84,13 @@ def test_modules_of_a_users_project_may_have_the_names_of_our_folders(tmp_path: 
         "nas_kd.load_config(None)\n"
         "print(*(module.OWN for module in (analysis, search_spaces, trials)))\n"
         "print(*(hasattr(module, 'OWN') for module in (nas_kd.analysis, nas_kd.search_spaces, nas_kd.trials)))\n"
+        "import sys, nas_kd.campaign\n"  # a driver, which asks for the front after each trial
+        "nas_kd.analysis.ParetoFront\n"
+        "print({'matplotlib', 'pandas', 'plotly', 'scipy.stats'} & set(sys.modules))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.splitlines() == ["1 1 1", "False False False"]
+    assert run.stdout.splitlines() == ["1 1 1", "False False False", "set()"]
 
 
 def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
