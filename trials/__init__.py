@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas_kd.trials.cluster import NodeView
-    from nas_kd.trials.context import Report, TrialContext, TrialFn, TrialStopped
+    from nas_kd.trials.context import OutOfGpuMemoryError, Report, TrialContext, TrialFn, TrialStopped
     from nas_kd.trials.events import Event, OnEvent
     from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
     from nas_kd.trials.known_cost import KnownCostSampler
@@ -69,6 +69,7 @@ __all__ = [
     "NodeView",
     "Objective",
     "OnEvent",
+    "OutOfGpuMemoryError",
     "Progress",
     "ProposedTrial",
     "Ranking",
@@ -102,7 +103,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "context": "Report TrialContext TrialFn TrialStopped",
+    "context": "OutOfGpuMemoryError Report TrialContext TrialFn TrialStopped",
     "events": "Event OnEvent",
     "knobs": "ChoiceKnob FloatKnob IntKnob Knob KnobSpace parse_knobs",
     "known_cost": "KnownCostSampler",

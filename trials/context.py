@@ -19,6 +19,36 @@ class TrialStopped(BaseException):
     """
 
 
+class OutOfGpuMemoryError(Exception):
+    """Raised by a trial function whose GPU has too little memory left. On a GPU that it shares, it runs again alone.
+
+    Args:
+        message: a sentence.
+        peak_bytes: what it had taken of the GPU.
+    """
+
+    def __init__(self, message: str, peak_bytes: float) -> None:
+        super().__init__(message)
+        self.peak_bytes = peak_bytes
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A trial ran out of the memory of a GPU that it shared.
+
+    Attributes:
+        peak_bytes: what it had taken until then.
+        share: of the GPU, that it was given.
+    """
+
+    peak_bytes: float
+    share: float
+
+    def __str__(self) -> str:
+        """In a sentence."""
+        return f"it ran out of GPU memory after {self.peak_bytes / 1e9:.1f} GB, given {self.share:g} of a GPU"
+
+
 @dataclass(frozen=True)
 class Report:
     """Progress of a running trial. By its `values` and `step` the scheduler may stop the trial."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from nas_kd.trials.context import RECORD_NAME, Report
+from nas_kd.trials.context import RECORD_NAME, Report, Shortage
 from nas_kd.trials.events import Event, EventKind, OnEvent
 from nas_kd.trials.execution import Assignment
 from nas_kd.trials.files import remove_checkpoints, trial_directory
-from nas_kd.trials.knobs import KnobSpace
+from nas_kd.trials.knobs import KnobSpace, check_values
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.ledger import Ledger, ProposedTrial
 from nas_kd.trials.pace import Work
-from nas_kd.trials.record import TrialRecord
+from nas_kd.trials.record import KnobValue, TrialRecord
 from nas_kd.trials.remote_files import remote_files
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed
 from nas_kd.trials.scheduler import RungScheduler
@@ -63,6 +64,7 @@ class Driver:
         self._num_ended = 0  # counted once: a count of the ledger takes longer the more trials there are
         self._live: dict[int, Assignment] = {}
         self._left_running: deque[Assignment] = deque()
+        self._postponed: deque[Assignment] = deque()
 
     @property
     def num_live(self) -> int:
@@ -82,35 +84,64 @@ class Driver:
             if record is not None:
                 self._live[proposal.number] = assignment
                 self.finish(record)
+            elif reason := self._not_allowed(proposal.knobs):
+                self._live[proposal.number] = assignment
+                sentence = f"it is not run any more: {reason}"
+                self.announce("noted", message=f"trial {proposal.number} was running, but {sentence}")
+                self._finish_without_result(
+                    assignment.record_without_result("stopped", None).with_remarks({}, sentence)
+                )
             else:
-                self._left_running.append(assignment)
+                queue = self._left_running if assignment.shortage is None else self._postponed
+                queue.append(assignment)
+
+    def _not_allowed(self, knobs: Mapping[str, KnobValue]) -> str:
+        """Why the present space does not hold these values; empty where it does."""
+        try:
+            check_values(knobs, self._space)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def has_work(self) -> bool:
         """Whether `next` would hand out a trial."""
+        return self.has_postponed or self.has_first_starts()
+
+    @property
+    def has_postponed(self) -> bool:
+        """Whether trials wait until all others have been started."""
+        return bool(self._postponed)
+
+    def has_first_starts(self) -> bool:
+        """Whether `next` would hand out a trial that was not postponed."""
         proposed = self.ledger.count("running", "complete", "failed", "stopped")
         return bool(self._left_running) or proposed < self.num_trials
 
     def next(self) -> Assignment | None:
         """The next trial, already in the ledger; None when there is none to start any more.
 
-        Trials of an earlier driver come first, then queued ones, then the sampler's.
+        Trials of an earlier driver come first, then queued ones, then the sampler's, and those that were postponed
+        last.
         """
         kind: EventKind = "started"
         if self._left_running:
             assignment, kind = self._left_running.popleft(), "continued"
-        elif self.has_work():
+        elif self.has_first_starts():
             proposal = self.ledger.ask(
                 self._space, sampler=self._sampler, seed=self._seed, known_costs=self._known_costs, work=self._work
             )
             assignment = self._assign(proposal)
+        elif self._postponed:
+            assignment, kind = self._postponed.popleft(), "continued"
         else:
             return None
         self._live[assignment.number] = assignment
         # The record of an earlier run would have ended the trial in `recover`.
         has_damaged_record = (assignment.directory / RECORD_NAME).exists()
-        self.announce(
-            kind, assignment, message="its record.json is damaged, so it starts again" if has_damaged_record else ""
-        )
+        message = "its record.json is damaged, so it starts again" if has_damaged_record else ""
+        if assignment.shortage is not None:
+            message = message or "with a GPU of its own"
+        self.announce(kind, assignment, message=message)
         return assignment
 
     def report(self, number: int, report: Report) -> bool:
@@ -152,6 +183,13 @@ class Driver:
         """Announce that a live trial is started again."""
         self.announce("retried", self._live[number], report=Report(message=reason))
 
+    def postpone(self, number: int, shortage: Shortage) -> None:
+        """Have a live trial that ran out of the memory of a shared GPU run again, alone, after all others started."""
+        assignment = self._live.pop(number)
+        self.ledger.postpone(number, shortage)
+        self._postponed.append(replace(assignment, shortage=shortage))
+        self.announce("postponed", assignment, report=Report(message=f"{shortage}; it is run again later, alone"))
+
     def finish(self, record: TrialRecord) -> None:
         """Delete the checkpoints of a trial whose record is in its folder, add it to the ledger, and announce it."""
         assignment = self._live[record.number]
@@ -185,6 +223,7 @@ class Driver:
             config_hash=str(self.ledger.metadata.get("config_hash", "")),
             work=proposal.work,
             files_url=self._files_url,
+            shortage=proposal.shortage,
         )
 
     def announce(

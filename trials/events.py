@@ -9,7 +9,17 @@ from typing import Literal
 from nas_kd.trials.record import KnobValue, TrialRecord
 
 EventKind = Literal[
-    "begun", "preparing", "noted", "started", "continued", "progress", "retried", "ended", "interrupted", "finished"
+    "begun",
+    "preparing",
+    "noted",
+    "started",
+    "continued",
+    "progress",
+    "retried",
+    "postponed",
+    "ended",
+    "interrupted",
+    "finished",
 ]
 
 
@@ -17,9 +27,10 @@ EventKind = Literal[
 class Event:
     """An event of a campaign. The end of a trial is durable in the ledger before it is announced.
 
-    `begun`, `preparing` (what the executor needs before trials start), `noted` (a tracker failed), `interrupted` and
-    `finished` are about the campaign; the others about trial `number`. `continued` is a start of a trial that an
-    earlier driver left running; `ended` carries the `record`. `num_ended` of `num_trials` trials had ended by then.
+    `begun`, `preparing` (what the executor needs before trials start), `noted` (a tracker failed, a trial is left out),
+    `interrupted` and `finished` are about the campaign; the others about trial `number`. `continued` is a start of a
+    trial that an earlier driver left running, or that was `postponed` because it ran out of GPU memory; `ended` carries
+    the `record`. `num_ended` of `num_trials` trials had ended by then.
     """
 
     kind: EventKind

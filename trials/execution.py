@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas_kd.trials.context import RECORD_NAME, Report, Reporter, TrialContext, TrialFn
+from nas_kd.trials.context import RECORD_NAME, OutOfGpuMemoryError, Report, Reporter, Shortage, TrialContext, TrialFn
 from nas_kd.trials.files import disk_full, locked
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 from nas_kd.trials.remote_files import RemoteFiles, remote_files
 
 LOCK_NAME = ".lock"  # in the folder of a trial
+
+# Diagnostics of a trial on a GPU. The trial function tells the first two, the second where nobody shared the GPU.
+GPU_PEAK = "gpu/peak_bytes"  # what the trial took at most
+GPU_USABLE = "gpu/usable_bytes"  # of the GPU, without what others hold
+GPU_SHARE = "gpu/share"
 _WAIT_FOR_PREDECESSOR_S = 60.0
 
 
@@ -33,11 +38,23 @@ class Assignment:
     config_hash: str
     work: float | None = None
     files_url: str | None = None  # where machines that share no disk exchange files of the run
+    shortage: Shortage | None = None
+    """Of an earlier start; it then gets a GPU of its own."""
 
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
         return self.directory.parent.parent
+
+    def remarks(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Diagnostics and warnings of a trial that ran out of memory before."""
+        if self.shortage is None:
+            return {}, ()
+        found = {
+            "gpu/out_of_memory_bytes": self.shortage.peak_bytes,
+            "gpu/out_of_memory_share": self.shortage.share,
+        }
+        return found, (f"{self.shortage}; it was run again with a GPU of its own",)
 
     def record_without_result(
         self,
@@ -48,6 +65,7 @@ class Assignment:
         durations_s: Mapping[str, float] | None = None,
     ) -> TrialRecord:
         """The record of a trial that did not come to its end."""
+        remarks, warnings = self.remarks()
         return TrialRecord(
             number=self.number,
             state=state,
@@ -55,7 +73,8 @@ class Assignment:
             config_hash=self.config_hash,
             knobs=self.knobs,
             metric=self.metric,
-            diagnostics=diagnostics or {},
+            diagnostics={**remarks, **(diagnostics or {})},
+            warnings=warnings,
             durations_s=durations_s or {},
             environment={"host": platform.node(), "python": platform.python_version()},
             started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -76,12 +95,16 @@ class Assignment:
 
 def run_assignment(
     assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, *, num_cpus: int, num_gpus: float
-) -> TrialRecord:
+) -> TrialRecord | Shortage:
     """Run a trial and write its record into its folder.
 
     An exception of the trial function becomes a failed record, with the traceback. `TrialStopped` and interrupts pass,
     and so does a full disk, which says nothing of the trial: it goes on from its checkpoint when there is space again.
     Files that are exchanged by a URL are got before, and copied there after it and with its reports.
+
+    Returns:
+        The record; where the memory of a GPU that the trial shares does not suffice, how far it came: no record is
+        written then, and its checkpoints stay.
 
     Raises:
         RuntimeError: Another process still works in the trial's folder.
@@ -98,7 +121,12 @@ def run_assignment(
             reporter = _copying(reporter, remote, assignment.number)
         record = assignment.written_record()
         if record is None:
-            record = _run(assignment, trial_fn, reporter, num_cpus, num_gpus)
+            ended = _run(assignment, trial_fn, reporter, num_cpus, num_gpus)
+            if isinstance(ended, Shortage):
+                if remote is not None:
+                    remote.push_checkpoint(assignment.number)
+                return ended
+            record = ended
             record.write(assignment.directory / RECORD_NAME)
         if remote is not None:
             remote.push_trial(assignment.number)
@@ -115,8 +143,10 @@ def _copying(reporter: Reporter, remote: RemoteFiles, number: int) -> Reporter:
     return report
 
 
-def _run(assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, num_cpus: int, num_gpus: float) -> TrialRecord:
-    """The record of a trial, which is run now."""
+def _run(
+    assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, num_cpus: int, num_gpus: float
+) -> TrialRecord | Shortage:
+    """The record of a trial, which is run now, or how far it came on a GPU that it shares."""
     context = TrialContext(
         number=assignment.number,
         knobs=dict(assignment.knobs),
@@ -129,13 +159,19 @@ def _run(assignment: Assignment, trial_fn: TrialFn, reporter: Reporter, num_cpus
         reporter=reporter,
     )
     started = time.monotonic()
+    share = {GPU_SHARE: num_gpus} if num_gpus > 0 else {}
+    remarks, warnings = assignment.remarks()
     try:
-        return _checked(trial_fn(context), assignment)
+        return _checked(trial_fn(context), assignment).with_remarks({**share, **remarks}, *warnings)
     except Exception as error:
         if disk_full(error) is not None:
             raise
+        if isinstance(error, OutOfGpuMemoryError) and 0 < num_gpus < 1:
+            return Shortage(error.peak_bytes, num_gpus)
         durations_s = {"total": time.monotonic() - started}
-        return assignment.record_without_result("failed", traceback.format_exc(), durations_s=durations_s)
+        return assignment.record_without_result(
+            "failed", traceback.format_exc(), diagnostics=share, durations_s=durations_s
+        )
 
 
 def _checked(record: object, assignment: Assignment) -> TrialRecord:

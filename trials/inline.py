@@ -5,6 +5,7 @@ from __future__ import annotations
 from nas_kd.trials.context import Report, TrialFn, TrialStopped
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import run_assignment
+from nas_kd.trials.record import TrialRecord
 
 
 def run_inline(driver: Driver, trial_fn: TrialFn, *, num_cpus: int, num_gpus: float) -> None:
@@ -21,4 +22,5 @@ def run_inline(driver: Driver, trial_fn: TrialFn, *, num_cpus: int, num_gpus: fl
         except TrialStopped:
             driver.stop(number)
         else:
+            assert isinstance(record, TrialRecord), "nobody shares the GPU of the only trial"
             driver.finish(record)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas_kd.trials.context import Shortage
 from nas_kd.trials.database import WAIT_S, Database
 from nas_kd.trials.files import FileLock, is_locked
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
@@ -64,6 +65,8 @@ class ProposedTrial:
     seed: int | None = None
     work: float | None = None
     """What its time grows with, where that is known."""
+    shortage: Shortage | None = None
+    """Where it ran out of the memory of a GPU that it shared."""
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -463,6 +466,12 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, STATES[record.state], values)
             return True
 
+    def postpone(self, number: int, shortage: Shortage) -> None:
+        """Keep that a running trial ran out of the memory of a GPU that it shared."""
+        with self._driving():
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            self._storage.set_trial_user_attr(trial_id, "shortage", asdict(shortage))
+
     def running(self) -> list[ProposedTrial]:
         """Trials that were proposed and are not recorded yet. After a crash, run them again under their numbers."""
         return [
@@ -471,6 +480,7 @@ class Ledger:
                 dict(trial.user_attrs["knobs"]),
                 trial.user_attrs.get("seed"),
                 trial.user_attrs.get("work"),
+                Shortage(**trial.user_attrs["shortage"]) if "shortage" in trial.user_attrs else None,
             )
             for trial in self._trials()
             if trial.state == TrialState.RUNNING

@@ -173,6 +173,12 @@ class Progress:
             if event.work is not None:
                 self._works[number] = event.work
             self._most_at_once = max(self._most_at_once, len(self._running()))
+        if event.kind == "postponed":
+            del self._rows[number]
+            self._message = f"trial {number}: {event.message}"
+            if number in self._works:
+                self._queued[number] = self._works[number]
+            return
         row = self._rows.setdefault(number, _Row(number, event.knobs))
         row.message = event.message or row.message
         if event.fraction is not None:

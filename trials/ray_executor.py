@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import signal
 import sys
 import threading
@@ -26,121 +25,17 @@ from ray import cloudpickle, tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas_kd.trials.cluster import NodeView
-from nas_kd.trials.context import Report, TrialFn, TrialStopped
+from nas_kd.trials.context import TrialFn
 from nas_kd.trials.driver import Driver
-from nas_kd.trials.execution import Assignment, run_assignment
-from nas_kd.trials.files import disk_full
+from nas_kd.trials.ledger import Ledger
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.packing import GpuPacking
 from nas_kd.trials.ray_servers import watched
-from nas_kd.trials.record import TrialRecord
 from nas_kd.trials.resources import Resources
-from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
+from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Places, Restarts
+from nas_kd.trials.worker import Request, TrialActor
 
-_SECONDS_BETWEEN_PROGRESS = 0.5
-_SECONDS_TO_STOP = 30.0
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
-
-
-class _Run:
-    """A trial function in a thread, one report at a time.
-
-    Tune pulls results; a trial function pushes reports. A report with values waits in its thread until Tune pulls
-    again, which is its consent to go on, so that a trial does not train past the rung it is stopped at.
-    """
-
-    def __init__(self, assignment: Assignment, trial_fn: TrialFn, num_cpus: int, num_gpus: float) -> None:
-        self._messages: queue.Queue[Report | TrialRecord | BaseException] = queue.Queue()
-        self._go_on = threading.Semaphore(0)
-        self._stopped = threading.Event()
-        self._waiting = False
-        self._last_progress = -math.inf
-
-        def work() -> None:
-            try:
-                self._messages.put(
-                    run_assignment(assignment, trial_fn, self._report, num_cpus=num_cpus, num_gpus=num_gpus)
-                )
-            except BaseException as error:
-                self._messages.put(error)
-
-        self._thread = threading.Thread(target=work, name=f"trial-{assignment.number}", daemon=True)
-        self._thread.start()
-
-    def _report(self, report: Report) -> None:
-        """Called in the trial's thread."""
-        if self._stopped.is_set():
-            raise TrialStopped
-        if report.values is not None:
-            self._messages.put(report)
-            self._go_on.acquire()
-            if self._stopped.is_set():
-                raise TrialStopped
-        elif time.monotonic() - self._last_progress >= _SECONDS_BETWEEN_PROGRESS:
-            self._last_progress = time.monotonic()
-            self._messages.put(report)
-
-    def next_message(self) -> Report | TrialRecord | OSError:
-        """Let the trial run until its next report, its record, or the error of a full disk."""
-        if self._waiting:
-            self._waiting = False
-            self._go_on.release()
-        message = self._messages.get()
-        if isinstance(message, BaseException):
-            if (full := disk_full(message)) is not None:
-                return full
-            raise RuntimeError(f"the trial's thread ended with {message!r}") from message
-        self._waiting = isinstance(message, Report) and message.values is not None
-        return message
-
-    def stop(self) -> bool:
-        """Have the trial function leave at its present or next report; whether it did in time."""
-        self._stopped.set()
-        self._go_on.release()
-        self._thread.join(_SECONDS_TO_STOP)
-        return not self._thread.is_alive()
-
-
-class _TrialActor(tune.Trainable):
-    """A process that runs one trial after the other."""
-
-    def setup(self, config: dict[str, Any], **parameters: Any) -> None:
-        num_cpus, num_gpus = int(parameters["num_cpus"]), float(parameters["num_gpus"])
-        # Before the trial function is loaded, since that imports torch, which reads these when it is loaded.
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(num_cpus)
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        # What the driver can import, the trial function may refer to.
-        sys.path.extend(entry for entry in parameters["python_path"] if entry not in sys.path)
-        self._trial_fn: TrialFn = cloudpickle.loads(parameters["payload"])
-        self._num_cpus = num_cpus
-        self._num_gpus = num_gpus
-        self._assignment: Assignment = config["assignment"]
-        self._run: _Run | None = None
-
-    def step(self) -> dict[str, Any]:
-        if self._run is None:
-            # Not earlier: a process that dies while Tune sets it up or resets it is counted by Tune as two failures.
-            self._run = _Run(self._assignment, self._trial_fn, self._num_cpus, self._num_gpus)
-        message = self._run.next_message()
-        if isinstance(message, TrialRecord):
-            return {"record": message.to_json(), "done": True}
-        if isinstance(message, OSError):
-            return {"disk_full": message, "done": True}
-        return {"report": message, "done": False}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._end()
-        self._assignment = new_config["assignment"]
-        return True
-
-    def cleanup(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._run is not None and not self._run.stop():
-            # It swallows `TrialStopped` or computes without reporting; the next trial must not share the machine with
-            # it. Tune starts a new process for that one.
-            os._exit(1)
-        self._run = None
 
 
 @contextlib.contextmanager
@@ -210,23 +105,34 @@ def _start_ray(options: dict[str, Any], resources: Resources) -> None:
         ) from error
 
 
-def _places(resources: Resources) -> int:
-    """How many trials fit on the cluster at a time.
+def _places(resources: Resources, packing: GpuPacking | None = None) -> Places:
+    """Where trials find room on the cluster.
 
     Raises:
-        ValueError: Not a single one.
+        ValueError: There is none for a single one.
     """
     available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    places = resources.max_concurrent or 10**9
-    for name, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
-        if wanted > 0:
-            there = available.get(name, 0.0)
-            places = min(places, math.floor(there / wanted + 1e-9))
-            if places < 1:
-                raise ValueError(
-                    f"a trial asks for {wanted} {name}, but the machines have {there:g}; ask for less in `resources`"
-                )
-    return places
+    cpus, gpus = available.get("CPU", 0.0), int(available.get("GPU", 0.0))
+    places = math.floor(cpus / resources.cpus_per_trial + 1e-9)
+    for there, wanted, name in ((places, resources.cpus_per_trial, "CPU"), (gpus, resources.gpus_per_trial, "GPU")):
+        if wanted != 0 and there < 1:
+            has = available.get(name, 0.0)
+            asked = f"{wanted} {name}" if wanted != "auto" else "a GPU (gpus_per_trial: auto)"
+            raise ValueError(f"a trial asks for {asked}, but the machines have {has:g}; ask for less in `resources`")
+    return Places(
+        trials=min(places, resources.max_concurrent or places),
+        gpus=gpus,
+        packing=packing or GpuPacking(resources.gpus_per_trial),
+    )
+
+
+def _packing(ledger: Ledger, resources: Resources) -> GpuPacking:
+    """The shares of trials, with what those of an earlier run have taken under the same settings."""
+    if resources.gpus_per_trial != "auto":
+        return GpuPacking(resources.gpus_per_trial)
+    settings = ledger.metadata.get("config_hash", "")
+    measured = [record for record in ledger.records() if record.config_hash == settings]
+    return GpuPacking("auto", measured, ledger.works())
 
 
 def check_places(resources: Resources) -> None:
@@ -277,18 +183,17 @@ def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
     """Run all trials of the driver on Ray; see `nas_kd.trials.runner.run_trials`."""
     with _quiet_tune(), _session(resources, driver.ledger.run_dir):
-        places = _places(resources)
+        places = _places(resources, _packing(driver.ledger, resources))
         restarts = Restarts(resources.max_failures)
-        searcher = LedgerSearcher(driver, max_concurrent=places, restarts=restarts)
+        searcher = LedgerSearcher(driver, places=places, restarts=restarts)
         trainable = tune.with_resources(
             tune.with_parameters(
-                _TrialActor,
+                TrialActor,
                 payload=cloudpickle.dumps(trial_fn),  # type: ignore[no-untyped-call]
                 python_path=list(sys.path),
                 num_cpus=resources.threads,
-                num_gpus=resources.gpus_per_trial,
             ),
-            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+            Request(resources.cpus_per_trial),
         )
         try:
             tune.Tuner(

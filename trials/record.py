@@ -235,6 +235,14 @@ class TrialRecord(BaseModel):
                 return float(value)
         return None
 
+    def with_remarks(self, diagnostics: Mapping[str, float], *warnings: str) -> TrialRecord:
+        """The record with more diagnostics and warnings."""
+        changes = {
+            "diagnostics": _freeze({**self.diagnostics, **diagnostics}),
+            "warnings": (*self.warnings, *warnings),
+        }
+        return self.model_copy(update=changes)
+
     def reason(self) -> str | None:
         """Why the trial failed, in a line: the last one of `error`. None where there is no error."""
         lines = (self.error or "").strip().splitlines()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nas_kd.trials.passwords import masked
 
 Executor = Literal["ray", "inline"]
+GpuShare = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 
 
 class Resources(BaseModel):
@@ -18,8 +19,9 @@ class Resources(BaseModel):
         executor: `ray` for parallel trials, also on a cluster; `inline` runs one after the other in this process.
         cpus_per_trial: CPU cores; a fraction lets trials share one. Its whole part, at least 1, is the number of
             threads that the libraries of a trial use.
-        gpus_per_trial: 1 for a GPU of its own, a fraction to share one, 0 for none. Memory is not divided: see that
-            they fit together.
+        gpus_per_trial: 1 for a GPU of its own, a fraction to share one, 0 for none; `auto` for as many trials on a GPU
+            as its memory holds, by what the first ones took. A trial that runs out of a shared GPU's memory is run
+            again later, with a GPU of its own.
         max_concurrent: at most so many trials at a time; null for as many as fit.
         address: of a running Ray cluster, such as `auto`; without it a local one is started. The run's folder must be
             at the same path on all machines: on a disk that they share, or see `files_url`.
@@ -33,26 +35,28 @@ class Resources(BaseModel):
 
     executor: Executor = "ray"
     cpus_per_trial: int | float = Field(default=1, gt=0)
-    gpus_per_trial: float = Field(default=0.0, ge=0)
+    gpus_per_trial: GpuShare = 0.0
     max_concurrent: int | None = Field(default=None, ge=1)
     address: str | None = None
     files_url: str | None = None
     max_failures: int = Field(default=1, ge=0)
 
-    @field_validator("cpus_per_trial", "gpus_per_trial", "max_concurrent", "max_failures", mode="before")
+    @field_validator("cpus_per_trial", "max_concurrent", "max_failures", mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError(f"must be a number, but got {str(value).lower()}")
         return value
 
-    @field_validator("gpus_per_trial")
+    @field_validator("gpus_per_trial", mode="before")
     @classmethod
-    def _one_at_most(cls, value: float) -> float:
-        if value > 1:
+    def _part_of_one(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and 0 <= value <= 1):
+            got = str(value).lower() if isinstance(value, bool) else f"{value:g}" if is_number else repr(value)
             raise ValueError(
-                f"must be at most 1, but got {value:g}: a trial computes on one GPU, and several GPUs run several "
-                "trials; set it to 1, or to a part of one"
+                f"must be `auto`, or a number from 0 to 1, but got {got}: a trial computes on one GPU, and several "
+                "GPUs run several trials"
             )
         return value
 
@@ -70,6 +74,11 @@ class Resources(BaseModel):
                 f"({masked(self.files_url)}), or name the cluster"
             )
         return self
+
+    @property
+    def use_gpus(self) -> bool:
+        """Whether trials compute on GPUs."""
+        return self.gpus_per_trial != 0
 
     @property
     def threads(self) -> int:

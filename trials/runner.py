@@ -168,7 +168,7 @@ def run_trials(
         remove_leftovers(run_dir)  # of a driver that was killed
         driver.recover()
         if resources.executor == "inline":
-            run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=resources.gpus_per_trial)
+            run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=float(resources.use_gpus))
         elif driver.has_work():
             driver.announce("preparing", message="starting Ray, which takes up to a minute")
             set_ray_environment()

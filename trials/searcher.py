@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError
@@ -18,9 +20,10 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from nas_kd.trials.context import Report
+from nas_kd.trials.context import Report, Shortage
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment
+from nas_kd.trials.packing import GpuPacking, places_of_gpu
 from nas_kd.trials.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -77,21 +80,48 @@ class Restarts(Callback):
         return trial_id in self._waiting_since
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where trials find room.
+
+    Attributes:
+        trials: so many at a time, as CPU cores and `max_concurrent` allow.
+        gpus: of all machines.
+        packing: which part of a GPU a trial gets.
+    """
+
+    trials: int
+    gpus: int
+    packing: GpuPacking
+
+    def has_room(self, taken: Mapping[str, float], share: float) -> bool:
+        """Whether a trial would start at once.
+
+        Args:
+            taken: the shares of the trials that run, by Tune's ids.
+            share: of a GPU, that it would get.
+        """
+        used = sum(1 / places_of_gpu(each) for each in taken.values() if each > 0)
+        needed = 1 / places_of_gpu(share) if share > 0 else 0.0
+        return len(taken) < self.trials and (not needed or used + needed <= self.gpus + 1e-9)
+
+
 class LedgerSearcher(Searcher):
     """Ask and tell over the ledger, through the driver.
 
     Args:
         driver: Says which trial is next, and sees it to its end.
-        max_concurrent: No more trials than this are proposed ahead of their results.
+        places: No more trials than find room are proposed ahead of their results.
         restarts: How often a trial is started again whose process died.
     """
 
-    def __init__(self, driver: Driver, *, max_concurrent: int, restarts: Restarts) -> None:
+    def __init__(self, driver: Driver, *, places: Places, restarts: Restarts) -> None:
         super().__init__()
         self._driver = driver
-        self._max_concurrent = max_concurrent
+        self._places = places
         self._restarts = restarts
         self._assignments: dict[str, Assignment] = {}
+        self._shares: dict[str, float] = {}  # of the trials that run
         self.reasons: dict[str, str] = {}
         """Why a trial could not go on, by Tune's id; only the scheduler sees the errors themselves."""
 
@@ -101,17 +131,27 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while all places are taken; `FINISHED` at the end of the campaign."""
-        if self._driver.num_live >= self._max_concurrent:
+        packing = self._places.packing
+        if not self._places.has_room(self._shares, packing.least):
             return None
+        if not self._driver.has_first_starts():
+            may_be_postponed = any(0 < share < 1 for share in self._shares.values())
+            if self._driver.has_postponed and not self._places.has_room(self._shares, 1.0):
+                return None
+            if not self._driver.has_postponed and may_be_postponed:
+                return None
         assignment = self._driver.next()
         if assignment is None:
             return str(Searcher.FINISHED)
         self._assignments[trial_id] = assignment
-        return {"assignment": assignment}
+        self._shares[trial_id] = packing.share(assignment)
+        return {"assignment": assignment, "share": self._shares[trial_id]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell how a trial ended: with a record, stopped by the scheduler, or lost with its process."""
-        number = self._assignments.pop(trial_id).number
+        assignment = self._assignments.pop(trial_id)
+        del self._shares[trial_id]
+        number = assignment.number
         if error:
             attempts = self._restarts.max_failures + 1
             times = "once" if attempts == 1 else f"{attempts} times"
@@ -128,7 +168,11 @@ class LedgerSearcher(Searcher):
                 )
             self._driver.lose(number, sentence)
         elif result is not None and "record" in result:
-            self._driver.finish(TrialRecord.from_json(result["record"]))
+            record = TrialRecord.from_json(result["record"])
+            self._places.packing.see(record, assignment.work)
+            self._driver.finish(record)
+        elif result is not None and isinstance(shortage := result.get("shortage"), Shortage):
+            self._driver.postpone(number, shortage)
         elif result is not None and "disk_full" in result:
             raise result["disk_full"]
         else:

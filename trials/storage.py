@@ -174,12 +174,23 @@ def check_database(url: str) -> None:
     """
     with storage_errors(url):
         parsed = _parsed(url)
+        if _can_be_made(parsed):
+            return  # to connect would make the file
         engine = create_engine(parsed, **_engine_options(parsed))
         try:
             with engine.connect() as connection:
                 connection.execute(text("SELECT 1"))
         finally:
             engine.dispose()
+
+
+def _can_be_made(url: URL) -> bool:
+    """Whether this is a file of SQLite that is not there yet, in a folder that may have it."""
+    name = url.database
+    if url.get_backend_name() != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+        return False
+    folder = Path(name).absolute().parent
+    return not Path(name).exists() and folder.is_dir() and os.access(folder, os.W_OK)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from nas_kd.runs.latencies import measure_latencies
 from nas_kd.runs.run import Run, shown_records
 from nas_kd.runs.status import hypervolume
 from nas_kd.trial import CampaignContext, TrialFunction
+from nas_kd.trial.memory import release_memory
 from nas_kd.trials import (
     MEASURED_LATENCY,
     Knob,
@@ -129,12 +130,13 @@ class Campaign:
             self._prepare_teacher(context, progress, note)
         if context.shares_search:
             with with_place("search"):
-                found = prepare_search(context, self.run_dir, progress)
+                found = prepare_search(context, self.run_dir, progress, note)
             self._derived, self._known_costs = found.derived, known_costs(context, found)
             note(f"search: {len(self._derived)} architectures derived; {self.run_dir / 'search'} has its records")
         self._note_other_settings(self.ledger, note)
         self._write_config()
         self._enqueue(self.ledger, cells, note)
+        release_memory()  # workers on the same GPU need what the teacher's training and the search have freed
         return self.ledger
 
     def _note_data(self, context: CampaignContext, note: Note) -> None:

@@ -36,7 +36,9 @@ from nas_kd.settings.sizes import bytes_text
 from nas_kd.teachers import is_precomputed
 from nas_kd.training.measure import latency_ms
 from nas_kd.trial import CampaignContext
+from nas_kd.trial.memory import peak_bytes, usable_bytes
 from nas_kd.trials.files import bytes_on_disk as bytes_of_folder
+from nas_kd.trials.packing import places_of_gpu, trials_of_gpu
 from nas_kd.trials.progress import format_duration
 from nas_kd.trials.resources import Resources
 
@@ -176,7 +178,7 @@ def _times(context: CampaignContext, clock: StepClock, rehearsal: float, done: M
         f"about {format_duration(trials)}"
     )
     total += trials
-    gpus = config.resources.gpus_per_trial
+    gpus = _gpu_share(config.resources)
     of_gpus = f", {(total - trials + config.trials * seconds * gpus) / 3600:.2g} GPU-hours" if gpus else ""
     without = "without decoding, Ray's start and the latencies that are measured last"
     return [*lines, f"in all about {format_duration(total)}{of_gpus}, {without}"]
@@ -220,9 +222,19 @@ def _at_once(resources: Resources) -> int:
     if resources.executor == "inline":
         return 1
     places = int(len(os.sched_getaffinity(0)) / resources.cpus_per_trial)
-    if resources.gpus_per_trial:
-        places = min(places, int(torch.cuda.device_count() / resources.gpus_per_trial))
+    share = _gpu_share(resources)
+    if share:
+        places = min(places, torch.cuda.device_count() * places_of_gpu(share))
     return max(min(places, resources.max_concurrent or places), 1)
+
+
+def _gpu_share(resources: Resources) -> float:
+    """Which part of a GPU a trial gets: with `auto` by what this process took, for the teacher's training as well."""
+    if resources.gpus_per_trial != "auto":
+        return resources.gpus_per_trial
+    if not torch.cuda.is_available():
+        return 1.0
+    return 1 / trials_of_gpu(peak_bytes("cuda"), usable_bytes("cuda"))
 
 
 def _memory(resources: Resources) -> str:
@@ -231,8 +243,10 @@ def _memory(resources: Resources) -> str:
     text = f"memory: {bytes_text(peak)} at most in this process"
     if resources.executor != "inline":
         text += f"; a campaign with {at_once} trial{'s' if at_once > 1 else ''} at once has {at_once + 1}"
-    if torch.cuda.is_available() and resources.gpus_per_trial:
-        text += f"; of a GPU {bytes_text(torch.cuda.max_memory_reserved())} at most"
+    if torch.cuda.is_available() and resources.use_gpus:
+        text += f"; of a GPU {bytes_text(peak_bytes('cuda'))} at most"
+        if resources.gpus_per_trial == "auto":
+            text += f", so that {places_of_gpu(_gpu_share(resources))} trials share one"
     return text
 
 

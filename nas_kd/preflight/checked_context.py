@@ -25,7 +25,7 @@ def checked_context(config: CampaignConfig, note: Note = no_note) -> CampaignCon
         ConfigError, ValueError: the campaign cannot work; nothing was trained.
     """
     check_file(config)
-    device = "cuda" if config.resources.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
+    device = "cuda" if config.resources.use_gpus and torch.cuda.is_available() else "cpu"
     if device == "cpu" and (text := describe_check()):
         note(text)
     outlined = build_context(config, device, decode=False)

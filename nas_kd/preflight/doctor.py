@@ -137,7 +137,7 @@ def _cpu_quota() -> float | None:
 
 
 def _gpu(config: CampaignConfig) -> list[Finding]:
-    count, wanted = torch.cuda.device_count(), config.resources.gpus_per_trial
+    count, wanted, share = torch.cuda.device_count(), config.resources.use_gpus, config.resources.gpus_per_trial
     if count:
         names = []
         for index in range(count):
@@ -150,7 +150,7 @@ def _gpu(config: CampaignConfig) -> list[Finding]:
         text = f"there is a driver of NVIDIA, but torch {torch.__version__} is a CPU build; install one for CUDA"
         return [Finding("gpu", "fail" if wanted else "warn", text)]
     if wanted and config.resources.address is None:
-        return [Finding("gpu", "fail", f"none, but resources.gpus_per_trial is {wanted:g}; set it to 0")]
+        return [Finding("gpu", "fail", f"none, but resources.gpus_per_trial is {share}; set it to 0")]
     where = "none here" if wanted else "none; trials run on CPU cores"
     return [Finding("gpu", "ok", where)]
 

@@ -49,13 +49,13 @@ def check_machine(config: CampaignConfig) -> None:
         raise ConfigError(
             f"resources.cpus_per_trial: this machine has {cores} cores, but got {resources.cpus_per_trial}; lower it"
         )
-    if resources.gpus_per_trial > torch.cuda.device_count():
+    if resources.use_gpus and torch.cuda.device_count() == 0:
         raise ConfigError(
-            f"resources.gpus_per_trial: torch finds {torch.cuda.device_count()} GPUs on this machine, but got "
-            f"{resources.gpus_per_trial:g}; lower it, or give the address of a cluster"
+            "resources.gpus_per_trial: torch finds 0 GPUs on this machine, but got "
+            f"{resources.gpus_per_trial}; set it to 0, or give the address of a cluster"
         )
     trainings = {"teacher.fit": config.teacher.fit, "search": config.search, "retrain": config.retrain}
-    if resources.gpus_per_trial == 0 or torch.cuda.is_bf16_supported(including_emulation=False):
+    if not resources.use_gpus or torch.cuda.is_bf16_supported(including_emulation=False):
         return
     for name, training in trainings.items():
         if training.precision == "bfloat16":

@@ -10,10 +10,11 @@ import torch
 
 from nas_kd.trial.architecture_trial import ArchitectureTrial
 from nas_kd.trial.context import load_context
-from nas_kd.trial.memory import release_memory
+from nas_kd.trial.memory import is_out_of_gpu_memory, peak_bytes, release_memory, start_measuring, usable_bytes
 from nas_kd.trial.search_trial import SearchTrial
 from nas_kd.trial.shared import load_search
-from nas_kd.trials import TrialContext, TrialRecord
+from nas_kd.trials import OutOfGpuMemoryError, TrialContext, TrialRecord
+from nas_kd.trials.execution import GPU_PEAK, GPU_USABLE
 
 
 @dataclass
@@ -31,13 +32,35 @@ class TrialFunction:
     working_dir: Path = field(default_factory=Path.cwd)
 
     def __call__(self, context: TrialContext) -> TrialRecord:
-        """Run the trial of `context`, or continue it from its checkpoints."""
+        """Run the trial of `context`, or continue it from its checkpoints.
+
+        Raises:
+            OutOfGpuMemoryError: the GPU has too little memory left.
+        """
         os.chdir(self.working_dir)
         torch.set_num_threads(context.num_cpus)
+        start_measuring(context.device)
+        record, shortage = None, ""
         try:
-            return self._run(context)
+            record = self._run(context)
+        except Exception as error:
+            if not is_out_of_gpu_memory(error):
+                raise
+            shortage = str(error).splitlines()[0]
         finally:
+            # After the error has gone, whose traceback holds the tensors of the trial.
+            peak = peak_bytes(context.device)
             release_memory()
+        if record is None:
+            raise OutOfGpuMemoryError(
+                f"the GPU has too little memory for this trial, which had taken {peak / 1e9:.1f} GB ({shortage}); set "
+                "smaller batches",
+                peak,
+            )
+        if context.device == "cpu":
+            return record
+        usable = {GPU_USABLE: usable_bytes(context.device)} if context.num_gpus == 1 else {}
+        return record.with_remarks({GPU_PEAK: peak, **usable})
 
     def _run(self, context: TrialContext) -> TrialRecord:
         campaign = load_context(self.config_json, self.run_dir, context.device)

@@ -81,7 +81,7 @@ def test_other_texts_are_no_flops(text: str) -> None:
         ({"resources": {"executor": "inline", "max_concurrent": 4}}, "resources: max_concurrent must be 1 or null"),
         (
             {"resources": {"executor": "ray", "gpus_per_trial": 1.5, "address": "auto"}},
-            "resources.gpus_per_trial: must be at most 1, but got 1.5",
+            "resources.gpus_per_trial: must be `auto`, or a number from 0 to 1, but got 1.5: a",
         ),
         ({"resources": {"cpus_per_trial": True}}, "resources.cpus_per_trial: must be a number, but got true"),
     ],

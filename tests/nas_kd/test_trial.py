@@ -18,10 +18,10 @@ from nas_kd.config import CampaignConfig
 from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.runs import export
 from nas_kd.tasks.item_scores import wilson_interval
-from nas_kd.trial import CampaignContext, Learner, SearchTrial, Trial, build_context, load_context
-from nas_kd.trial.memory import release_memory
+from nas_kd.trial import CampaignContext, Learner, SearchTrial, Trial, TrialFunction, build_context, load_context
+from nas_kd.trial.memory import OUTSIDE_OF_TORCH, release_memory
 from nas_kd.trial.trial import Derived
-from nas_kd.trials import Cost, Event, TrialContext, TrialRecord
+from nas_kd.trials import Cost, Event, Metric, OutOfGpuMemoryError, TrialContext, TrialRecord
 
 SPACE = """
 import torch
@@ -194,6 +194,54 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     release_memory()
     assert held - resident() > 100e6
     assert len(blocks) == 20
+
+
+def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without a GPU: what torch says of one is set here."""
+    measuring = {"since": 0}
+
+    def reset(device: str) -> None:
+        measuring["since"] += 1
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5_000_000_000)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2_000_000_000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000_000_000, 80_000_000_000))
+    record = TrialRecord(
+        number=0, state="failed", seed=0, config_hash="", knobs={}, metric=Metric(name="accuracy"), diagnostics={"a": 1}
+    )
+    function = TrialFunction("", tmp_path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrialFunction, "_run", lambda self, context: record)
+    alone, shared = (TrialContext(0, {}, 0, tmp_path, 1, share, "cuda:0") for share in (1.0, 0.5))
+    assert function(TrialContext(0, {}, 0, tmp_path)) == record  # a CPU is not measured
+    assert measuring["since"] == 0
+    peak = 5e9 + OUTSIDE_OF_TORCH
+    assert function(shared).diagnostics == {"a": 1, "gpu/peak_bytes": peak}
+    assert function(alone).diagnostics == {
+        "a": 1,
+        "gpu/peak_bytes": peak,
+        "gpu/usable_bytes": 72e9 + OUTSIDE_OF_TORCH,
+    }
+    assert measuring["since"] == 2
+
+    raised: RuntimeError = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    def fail(self: TrialFunction, context: TrialContext) -> TrialRecord:
+        raise raised
+
+    monkeypatch.setattr(TrialFunction, "_run", fail)
+    with pytest.raises(OutOfGpuMemoryError, match=r"had taken 5\.6 GB \(CUDA out of memory\. Tried to allocate 2 G"):
+        function(shared)
+    raised = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    with pytest.raises(OutOfGpuMemoryError) as found:
+        function(shared)
+    assert found.value.peak_bytes == peak
+    raised = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        function(shared)
 
 
 def test_an_own_space_runs_a_campaign_and_is_exported(

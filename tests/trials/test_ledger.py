@@ -36,6 +36,7 @@ from nas_kd.trials.storage import (
     STUDY_FILE,
     DamagedJournalError,
     StorageError,
+    check_database,
     open_storage,
     repair_journal,
     study_name,
@@ -531,6 +532,13 @@ def test_no_password_in_errors_of_a_database(tmp_path: Path, url: str, words: st
         printed = "".join(traceback.format_exception(error))
         assert "Geheim" not in printed.replace(url, "") or url.startswith("anna")
         assert "heim" not in str(error) or url.startswith("anna")
+
+
+def test_a_check_of_a_database_makes_no_file(tmp_path: Path) -> None:
+    check_database(f"sqlite:///{tmp_path}/study.db")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError, match=r"storage: the database cannot be used: .*unable to open"):
+        check_database(f"sqlite:///{tmp_path}/no folder/study.db")
 
 
 @pytest.mark.parametrize("method", ["get_all_trials", "get_study_id_from_name", "get_study_user_attrs", "__init__"])

@@ -34,6 +34,7 @@ from nas_kd.trials import (
 )
 from nas_kd.trials.files import FileLock
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
+from nas_kd.trials.packing import GpuPacking
 from nas_kd.trials.processes import command_lines
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
@@ -54,7 +55,7 @@ def ray_session() -> Iterator[None]:
     set_ray_environment()
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -211,6 +212,35 @@ def test_dying_worker_is_retried_under_its_number_and_then_given_up(tmp_path: Pa
         (3, "run"),
     ]
     assert [event.number for event in events if event.kind == "retried"] == [1, 2]
+
+
+@pytest.mark.ray
+def test_gpus_are_packed_by_measured_memory_and_shortage_is_no_failure(tmp_path: Path, ray_session: None) -> None:
+    events: list[Event] = []
+    resources = Resources(cpus_per_trial=0.5, gpus_per_trial="auto", max_failures=0)
+    summary = campaign(tmp_path, toy_trials.share_a_gpu, 6, "ray", resources=resources, on_event=events.append)
+    assert (summary.num_complete, summary.num_failed) == (6, 0)
+    # Each of the first two has one of the two simulated GPUs. They took 35 of 80 GB: two share one from then on.
+    assert sorted(executions(tmp_path)[:2]) == [(0, "1"), (1, "1")]
+    assert sorted(executions(tmp_path)[2:]) == [(2, "0.5"), (3, "0.5"), (3, "1"), (4, "0.5"), (5, "0.5")]
+    records = Ledger.load(tmp_path).records()
+    assert [record.diagnostics["at_once"] for record in records] == [1, 1, 2, 1, 2, 2]
+    assert [record.diagnostics["gpu/share"] for record in records] == [1, 1, 0.5, 1, 0.5, 0.5]
+    # Trial 3 ran again, alone, from its checkpoint, and its record says so.
+    retried = records[3]
+    assert retried.diagnostics["from_checkpoint"] == 1
+    assert retried.diagnostics["gpu/out_of_memory_bytes"] == 30e9
+    assert retried.diagnostics["gpu/out_of_memory_share"] == 0.5
+    assert retried.diagnostics["gpu/peak_bytes"] == 50e9
+    assert retried.warnings == (
+        "it ran out of GPU memory after 30.0 GB, given 0.5 of a GPU; it was run again with a GPU of its own",
+    )
+    kinds = [event.kind for event in events if event.number == 3]
+    assert kinds == ["started", "postponed", "continued", "ended"]
+    # The next run of the campaign begins with what is known: 50 of 80 GB, one on each.
+    with open_ledger(tmp_path) as ledger:
+        packing = GpuPacking("auto", ledger.records())
+    assert packing.least == 1
 
 
 class _TuneTrial:
@@ -488,6 +518,30 @@ def test_kill_around_the_end_of_a_trial_loses_nothing(
     assert list(tmp_path.glob("trials/*/checkpoint*")) == []
 
 
+def test_what_was_running_and_is_outside_of_a_narrower_space_is_not_run(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        ledger.enqueue([{"op": "delta"}, {"op": "conv"}], SPACE)
+        for _ in range(2):
+            ledger.ask(SPACE)
+        narrower = {**SPACE, "op": ChoiceKnob(values=("conv", "shift"))}
+        notes: list[str] = []
+        run_trials(
+            toy_trials.succeed,
+            ledger,
+            narrower,
+            num_trials=3,
+            run_dir=tmp_path,
+            resources=Resources(executor="inline"),
+            on_event=lambda event: notes.append(event.message) if event.kind == "noted" else None,
+        )
+        records = ledger.records()
+    assert [record.state for record in records] == ["stopped", "complete", "complete"]
+    assert executions(tmp_path) == [(1, "run"), (2, "run")]
+    sentence = "it is not run any more: knob 'op' cannot be 'delta'; its definition is one of conv, shift"
+    assert records[0].warnings == (sentence,)
+    assert notes == [f"trial 0 was running, but {sentence}"]
+
+
 def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_kd.trials.execution._WAIT_FOR_PREDECESSOR_S", 0.1)
     lock = FileLock(tmp_path / "trials" / "0000" / ".lock")
@@ -571,8 +625,9 @@ def test_wrong_arguments(tmp_path: Path, options: dict[str, Any], message: str) 
         ({"executor": "slurm"}, "'ray' or 'inline'"),
         ({"cpus_per_trial": 0}, "greater than 0"),
         ({"cpus_per_trial": True}, "must be a number, but got true"),
-        ({"gpus_per_trial": -1}, "greater than or equal to 0"),
-        ({"gpus_per_trial": 1.5}, "must be at most 1, but got 1.5"),
+        ({"gpus_per_trial": -1}, "must be `auto`, or a number from 0 to 1, but got -1"),
+        ({"gpus_per_trial": True}, "must be `auto`, or a number from 0 to 1, but got true"),
+        ({"gpus_per_trial": "all"}, "must be `auto`, or a number from 0 to 1, but got 'all'"),
         ({"max_concurrent": 0}, "greater than or equal to 1"),
         ({"max_failures": -1}, "greater than or equal to 0"),
         ({"executor": "inline", "max_concurrent": 2}, "max_concurrent must be 1 or null with executor inline"),

@@ -9,7 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nas_kd.trials import ChoiceKnob, Cost, FloatKnob, IntKnob, KnobSpace, Ledger, Metric, TrialContext, TrialRecord
+from nas_kd.trials import (
+    ChoiceKnob,
+    Cost,
+    FloatKnob,
+    IntKnob,
+    KnobSpace,
+    Ledger,
+    Metric,
+    OutOfGpuMemoryError,
+    TrialContext,
+    TrialRecord,
+)
 
 METRIC = Metric(name="accuracy")
 SPACE: KnobSpace = {
@@ -143,3 +154,44 @@ def tell_environment(context: TrialContext) -> TrialRecord:
         "num_cpus": str(context.num_cpus),
     }
     return make_record(context.number, context.knobs, seed=context.seed, environment=environment)
+
+
+def share_a_gpu(context: TrialContext) -> TrialRecord:
+    """Four trials on halves of two GPUs wait until they have seen each other; trial 3 runs out of memory there."""
+    gpu, run_dir, share = os.environ["CUDA_VISIBLE_DEVICES"], context.directory.parent.parent, context.num_gpus
+    until = time.monotonic() + 120
+
+    def wait_for_others(what: str) -> None:
+        (run_dir / f"{what}-{share:g}-{gpu}-{context.number}").touch()
+        while len(list(run_dir.glob(f"{what}-{share:g}-*"))) < (4 if share < 1 else 1) and time.monotonic() < until:
+            time.sleep(0.05)
+
+    wait_for_others("on")
+    at_once = len(list(run_dir.glob(f"on-*-{gpu}-*")))
+    wait_for_others("seen")
+    (run_dir / f"on-{share:g}-{gpu}-{context.number}").unlink()
+    log_execution(context, f"{share:g}")
+    checkpoints = len(list(context.directory.glob("checkpoint*")))
+    if context.number == 3 and share < 1:
+        (context.directory / "checkpoint.txt").write_text("epoch 1")
+        raise OutOfGpuMemoryError("CUDA out of memory", 30e9)
+    diagnostics = {"gpu/peak_bytes": 50e9 if context.number == 3 else 35e9}
+    diagnostics |= {"at_once": at_once, "from_checkpoint": checkpoints}
+    if share == 1:
+        diagnostics["gpu/usable_bytes"] = 80e9
+    return make_record(context.number, context.knobs, diagnostics=diagnostics)
+
+
+def train_on_a_node(context: TrialContext) -> TrialRecord:
+    """Three epochs with a checkpoint after each; in the second one it waits for the file `go`."""
+    run_dir, checkpoint = context.directory.parent.parent, context.directory / "checkpoint.txt"
+    done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    log_execution(context, f"from-{done}")
+    for epoch in range(done + 1, 4):
+        checkpoint.write_text(str(epoch))
+        if epoch == 2:
+            node = os.environ["RAY_NODE_ID"]
+            (run_dir / f"waiting-{context.number}-{node}").touch()
+            while not (run_dir / "go").exists():
+                time.sleep(0.02)
+    return make_record(context.number, context.knobs, diagnostics={"continued_after": done})
