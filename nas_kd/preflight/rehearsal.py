@@ -189,8 +189,7 @@ class Rehearsal:
             with self._stage("search", "change space, search or search.objective"):
                 small.latencies = self.context.latencies
                 derived = prepare_search(small, self.folder, self.on_step).derived
-                search = SharedSearch(worker)
-                search.load(self.folder / FOLDER)
+                search = SharedSearch.load(worker, self.folder / FOLDER)
             done["search"] = self._seconds()
             trial = ArchitectureTrial(worker, worker.config, self._trial_context(trial_dir, derived[-1]), search=search)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas_kd.callbacks import OnProgress, no_progress
+from nas_kd.config import CampaignConfig
 from nas_kd.config.budget import BudgetRange
 from nas_kd.data import Batch, ClipLoader
 from nas_kd.files import save_tensors
@@ -31,6 +32,7 @@ RANGE_BUDGETS = 8  # of a range of budgets, for each of which students are deriv
 WEIGHTS_NAME = "supernet.safetensors"
 FOLDER = "search"  # of a run, with what the search left
 ADAPTERS = "objective"  # before the names of their tensors in the file
+KNOTS = "knots"  # their name in the file
 
 
 class SharedSearch:
@@ -38,6 +40,8 @@ class SharedSearch:
 
     Args:
         context: of the campaign, with its trained teacher.
+        knots: budgets at which gates have logits of their own, in the units of the cost table; those of the campaign
+            where none are given. A search that was done keeps its own while budgets change between them.
 
     Attributes:
         supernets: together they have all combinations of knobs.
@@ -45,8 +49,9 @@ class SharedSearch:
         adapters: of each supernet, what of its objective has trained along with it.
     """
 
-    def __init__(self, context: CampaignContext) -> None:
+    def __init__(self, context: CampaignContext, knots: Sequence[float] = ()) -> None:
         self.context = context
+        self.knots = tuple(knots) or knots_of(context.config)
         config, space = context.config, context.space
         groups: dict[tuple[Choice, ...], list[dict[str, Choice]]] = {}
         for knobs in all_knobs(space):
@@ -56,7 +61,7 @@ class SharedSearch:
             SharedSupernet(
                 space,
                 settings,
-                self._knots(),
+                self.knots,
                 estimator=config.search.gates.estimator,
                 seed=config.seed,
                 tables=[context.table(knobs) for knobs in settings],
@@ -67,13 +72,6 @@ class SharedSearch:
         self.policy = KnobPolicy(self.supernets)
         self.adapters: list[dict[str, Tensor]] = [{} for _ in self.supernets]
 
-    def _knots(self) -> list[float]:
-        budget = self.context.config.budget
-        low, high = budget.cost(budget.lowest), budget.cost(budget.highest)
-        if low == high:
-            return [float(low)]
-        return [float(x) for x in np.geomspace(low, high, self.context.config.search.gates.knots)]
-
     @property
     def budgets(self) -> list[float]:
         """Those that the campaign lists, ascending, or some of its range; in the units of the campaign file."""
@@ -83,6 +81,12 @@ class SharedSearch:
         return sorted(float(value) for value in options)
 
     # Training
+
+    @property
+    def tag(self) -> str:
+        """What decides the result of the training, for its checkpoint."""
+        config = self.context.config
+        return f"shared search {trained_by(config)} {self.budgets} {config.budget.limits} {config.seed}"
 
     def train(
         self,
@@ -114,7 +118,7 @@ class SharedSearch:
                 candidates=self._all_candidates,
                 seed=config.seed,
                 checkpoint=checkpoint,
-                tag=f"shared search {config.digest()} {config.seed}",
+                tag=self.tag,
                 start=lambda: self._start(weights, gates),
                 progress=progress,
                 log=log,
@@ -299,18 +303,36 @@ class SharedSearch:
     def save(self, folder: Path) -> None:
         """Write weights, gates and adapters."""
         tensors = {f"policy.{n}": t for n, t in self.policy.state_dict().items()}
+        tensors[KNOTS] = torch.tensor(self.knots, dtype=torch.float64)
         for i, supernet in enumerate(self.supernets):
             tensors |= {f"{i}.{n}": t for n, t in supernet.state_dict().items()}
             tensors |= {f"{ADAPTERS}.{i}.{n}": t for n, t in self.adapters[i].items()}
         save_tensors(tensors, folder / WEIGHTS_NAME)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+    @classmethod
+    def load(cls, context: CampaignContext, folder: Path) -> SharedSearch:
+        """What `save` wrote."""
         tensors = load_file(folder / WEIGHTS_NAME)
-        for prefix, module in [("policy", self.policy), *((str(i), net) for i, net in enumerate(self.supernets))]:
+        search = cls(context, tensors[KNOTS].tolist())
+        for prefix, module in [("policy", search.policy), *((str(i), net) for i, net in enumerate(search.supernets))]:
             module.load_state_dict(_below(prefix, tensors))
             module.requires_grad_(False).eval()
-        self.adapters = [_below(f"{ADAPTERS}.{i}", tensors) for i in range(len(self.supernets))]
+        search.adapters = [_below(f"{ADAPTERS}.{i}", tensors) for i in range(len(search.supernets))]
+        return search
+
+
+def trained_by(config: CampaignConfig) -> dict[str, str]:
+    """What decides a search beside the budgets: section -> hash, where `teacher` has data and task as well."""
+    return {"teacher": config.teacher_digest, "space": config.digest("space"), "search": config.digest("search")}
+
+
+def knots_of(config: CampaignConfig) -> tuple[float, ...]:
+    """The knots of a search for the budgets of a campaign, ascending, in the units of the cost table."""
+    budget = config.budget
+    low, high = budget.cost(budget.lowest), budget.cost(budget.highest)
+    if low == high:
+        return (float(low),)
+    return tuple(float(x) for x in np.geomspace(low, high, config.search.gates.knots))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -331,6 +353,4 @@ def load_search(config_json: str, run_dir: Path, device: str) -> SharedSearch:
 
 @lru_cache(maxsize=1)
 def _load_search(config_json: str, run_dir: Path, device: str, state: tuple[str, int]) -> SharedSearch:
-    search = SharedSearch(load_context(config_json, run_dir, device))
-    search.load(run_dir / FOLDER)
-    return search
+    return SharedSearch.load(load_context(config_json, run_dir, device), run_dir / FOLDER)

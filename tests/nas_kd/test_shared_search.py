@@ -15,6 +15,7 @@ from torch import nn
 
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.preparation.shared import _outdated
 from nas_kd.runs import export, table
 from nas_kd.search_spaces import BUDGET_SHARE, ArchSpec, Choices, ModuleSpace
 from nas_kd.search_spaces.shared import SharedSupernet
@@ -195,6 +196,69 @@ def test_an_interrupted_search_goes_on_to_the_same_result(tiny: Callable[..., Ca
         found.append((json.loads((left / "search.json").read_text())["budgets"], adapters))
         assert not (config.run_dir / "search" / "checkpoint.pt").exists()
     assert found[0] == found[1]
+
+
+def test_a_search_goes_on_with_what_is_still_true_and_is_done_anew_otherwise(
+    tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    train = SharedSearch.train
+
+    def count(self: SharedSearch, **options: Any) -> None:
+        trained.append(self.tag)
+        train(self, **options)
+
+    monkeypatch.setattr(SharedSearch, "train", count)
+    notes: list[str] = []
+
+    def prepared(campaign: Campaign) -> tuple[int, list[str]]:
+        """How many searches there have been, and what is said of an earlier one."""
+        notes.clear()
+        campaign.prepare(note=notes.append)
+        return len(trained), [text for text in notes if text.startswith(("search: it", "search: the"))]
+
+    def config(*budgets: int, **changes: Any) -> CampaignConfig:
+        short = {"retrain": {"epochs": 1}, "space": {"resolution": [16]}, "trials": 1, **changes}
+        search = {"shared": True, "paths": 1, "candidates": 1, "epochs": 1}
+        return tiny(search=search, budget={"max_flops": list(budgets)}, **short)
+
+    with Campaign(config(150_000, 250_000)) as campaign:
+        assert prepared(campaign) == (1, [])
+        folder = campaign.run_dir / "search"
+    weights = (folder / "supernet.safetensors").read_bytes()
+
+    # Other budgets within the range, and other resources: students come from the same supernet.
+    with Campaign(config(200_000, resources={"executor": "inline", "cpus_per_trial": 0.5})) as campaign:
+        sentence = (
+            "search: the budgets are others, within the range that was searched; its supernet gives their students"
+        )
+        assert prepared(campaign) == (1, [sentence])
+        (record,) = campaign.run().records
+    assert (folder / "supernet.safetensors").read_bytes() == weights
+    (entry,) = json.loads((folder / "search.json").read_text())["budgets"]
+    assert (entry["budget"], entry["arch_id"]) == (200_000, record.arch_id)
+    assert record.state == "complete", record.error
+    assert record.cost is not None
+    assert 0 < record.cost.flops <= 200_000
+
+    # Budgets beyond it: searched anew, and what was there is kept.
+    with Campaign(config(300_000)) as campaign:
+        sentence = (
+            "search: it was done with budgets from 150,000 FLOPs to 250,000 FLOPs, and now they go beyond; it is kept "
+            f"in {folder}-1, and the search is done anew"
+        )
+        assert prepared(campaign) == (2, [sentence])
+        assert campaign.ledger is not None
+        assert [each.arch_id for each in campaign.ledger.records()] == [record.arch_id]
+    assert (folder.with_name("search-1") / "supernet.safetensors").read_bytes() == weights
+    known = json.loads((folder / "search.json").read_text())
+    assert [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()] == [1]
+
+    # So is it with other settings of what decides it; settings of the trials do not.
+    assert _outdated(known, config(300_000, retrain={"epochs": 3}, trials=9)) == ""
+    assert _outdated(known, config(300_000, space={"resolution": [12, 16]})) == "other settings (space)"
+    longer = config(300_000).model_copy(update={"search": config(300_000).search.model_copy(update={"epochs": 2})})
+    assert _outdated(known, longer) == "other settings (search)"
 
 
 def test_what_cannot_vary_within_one_search_is_refused(tiny: Callable[..., CampaignConfig]) -> None:
