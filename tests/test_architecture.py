@@ -32,7 +32,7 @@ TYPES = {
     "nas_kd/settings/mistakes.py": {"trials.passwords"},  # a refused value may be a URL of a database
     "nas_kd/trial/context.py": {"trials.record"},  # what the evaluation of a split rests on
     "nas_kd/trial/trial.py": {"trials.record", "trials.objectives", "trials.TrialContext"},
-    "nas_kd/trial/function.py": {"trials.record", "trials.TrialContext"},
+    "nas_kd/trial/function.py": {"trials.record", "trials.context", "trials.TrialContext"},
     "nas_kd/trial/study_values.py": {"trials.record"},  # values of the study stand for an architecture
 }
 WITHOUT_TORCH = ("trials", "analysis")

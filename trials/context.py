@@ -10,6 +10,10 @@ from nas_kd.trials.record import KnobValue, TrialRecord
 
 RECORD_NAME = "record.json"
 
+# Diagnostics that a trial function on a GPU tells; the second where nobody shared the GPU.
+GPU_PEAK = "gpu/peak_bytes"  # what the trial took at most
+GPU_USABLE = "gpu/usable_bytes"  # of the GPU, without what others hold
+
 
 class TrialStopped(BaseException):
     """Raised by `TrialContext.report` where the scheduler stops the trial.

@@ -17,11 +17,7 @@ from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 from nas_kd.trials.remote_files import RemoteFiles, remote_files
 
 LOCK_NAME = ".lock"  # in the folder of a trial
-
-# Diagnostics of a trial on a GPU. The trial function tells the first two, the second where nobody shared the GPU.
-GPU_PEAK = "gpu/peak_bytes"  # what the trial took at most
-GPU_USABLE = "gpu/usable_bytes"  # of the GPU, without what others hold
-GPU_SHARE = "gpu/share"
+GPU_SHARE = "gpu/share"  # diagnostic of a trial on a GPU
 _WAIT_FOR_PREDECESSOR_S = 60.0
 
 

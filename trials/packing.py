@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from nas_kd.trials.execution import GPU_PEAK, GPU_USABLE, Assignment
+from nas_kd.trials.context import GPU_PEAK, GPU_USABLE
+from nas_kd.trials.execution import Assignment
 from nas_kd.trials.record import TrialRecord
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from nas_kd.trial.context import load_context
 from nas_kd.trial.memory import is_out_of_gpu_memory, peak_bytes, release_memory, start_measuring, usable_bytes
 from nas_kd.trial.search_trial import SearchTrial
 from nas_kd.trial.shared import load_search
-from nas_kd.trials import OutOfGpuMemoryError, TrialContext, TrialRecord
-from nas_kd.trials.execution import GPU_PEAK, GPU_USABLE
+from nas_kd.trials import TrialContext, TrialRecord
+from nas_kd.trials.context import GPU_PEAK, GPU_USABLE, OutOfGpuMemoryError
 
 
 @dataclass

@@ -23,7 +23,7 @@ def measured(number: int, peak: float, usable: float | None = None) -> toy_trial
 
 
 def assignment(tmp_path: Path, work: float | None, shortage: Shortage | None = None) -> Assignment:
-    return Assignment(0, KNOBS, 0, tmp_path, toy_trials.METRIC, RANKING, "", work, shortage)
+    return Assignment(0, KNOBS, 0, tmp_path, toy_trials.METRIC, RANKING, "", work=work, shortage=shortage)
 
 
 @pytest.mark.parametrize(
