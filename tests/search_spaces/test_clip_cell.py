@@ -53,7 +53,7 @@ def test_expected_flops_of_one_hot_gates_are_the_integers_of_the_table() -> None
 @pytest.mark.parametrize("kind", SPACES)
 def test_the_exported_graph_has_the_same_flops(kind: str) -> None:
     space, rng = SPACES[kind](), np.random.default_rng(1)
-    for _ in range(3):
+    for _ in range(2):  # which have every candidate between them
         arch = space.sample(rng)
         example = space.example_input(arch.choices)
         exported = torch.export.export(space.student(arch).eval(), (example,)).module()
