@@ -129,7 +129,8 @@ def front_figure(
         _draw_teacher(axes, teacher, axis, teacher.level([record for record, _, _ in rows], front.split))
     _draw_references(axes, references)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", frameon=False, fontsize=8)
+        # Below the axes: inside, it might cover points.
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8, markerscale=0.7)
     return figure
 
 
@@ -223,7 +224,17 @@ def _draw_front(axes: Axes, front: ParetoFront, right: float) -> None:
         axes.scatter(x, y, s=34, color=FRONT_COLOR, zorder=3, label="front")
     else:
         third = front.axes[1]
-        marks = axes.scatter(x, y, s=40, c=front.points[:, 1], cmap="viridis", zorder=3, label="front")
+        marks = axes.scatter(
+            x,
+            y,
+            s=40,
+            c=front.points[:, 1],
+            cmap="viridis",
+            edgecolors="#777777",
+            linewidths=0.8,
+            zorder=3,
+            label="front",
+        )
         bar = axes.figure.colorbar(marks, ax=axes, pad=0.02)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: third.number(value)))
         bar.set_label(third.header)
@@ -287,12 +298,13 @@ def _draw_references(axes: Axes, references: Sequence[ReferencePoint]) -> None:
         axes.scatter(
             *place, s=size, marker=marker, facecolors="none", edgecolors=PUBLISHED_COLOR, label=label, zorder=6
         )
+        is_left = axes.transAxes.inverted().transform(axes.transData.transform(place))[0] < 0.3  # no room on that side
         axes.annotate(
             printable(text, 60),
             place,
-            (-5, 5),
+            (5, 11) if is_left else (-5, 5),
             textcoords="offset points",
-            ha="right",
+            ha="left" if is_left else "right",
             fontsize=8,
             parse_math=False,
         )

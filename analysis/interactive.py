@@ -182,7 +182,8 @@ def _front_colors(rows: Sequence[Placed], front: ParetoFront) -> dict[str, Any]:
         "ticktext": [axis.number(value) for value in ends],
         "thickness": 12,
     }
-    return {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": bar}
+    edge = {"color": "#777777", "width": 1}  # the ends of the scale are near to the page's colour, light and dark
+    return {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": bar, "line": edge}
 
 
 def _points(rows: Sequence[Placed], front: ParetoFront, name: str, marker: dict[str, Any]) -> list[go.Scatter]:
