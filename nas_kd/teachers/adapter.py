@@ -8,6 +8,7 @@ buffers that are made in the first pass exist afterwards.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -321,6 +322,11 @@ def adapt(
             f"teacher.model: {name} takes clips, but this task and space look at single frames, of shape "
             f"{tuple(example.shape)[1:]}; take a net of frames"
         )
+    if not running and (odd := _odd_signature(net)):
+        raise ValueError(
+            f"teacher.model: the forward of {name} must take one input, {item} of the data, but takes {odd}; let the "
+            "function return a module around the net that calls it so"
+        )
     if not running:
         raise ValueError(_cannot_read(name, item, example, inputs, attempts))
     chosen = _choose(fitting, name) if fitting else running[0]
@@ -458,6 +464,19 @@ def _same(one: _Attempt, other: _Attempt) -> bool:
     if one.answer is None or other.answer is None or one.answer.shape != other.answer.shape:
         return False
     return torch.allclose(one.answer, other.answer, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _odd_signature(net: nn.Module) -> str:
+    """What a net's forward takes, where it cannot be called with one tensor; empty where it can or nobody knows."""
+    try:
+        signature = inspect.signature(net.forward)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(None)
+    except TypeError:
+        return str(signature.replace(return_annotation=inspect.Signature.empty))
+    return ""
 
 
 def _cannot_read(name: str, item: str, example: Tensor, inputs: InputForm, attempts: Sequence[_Attempt]) -> str:

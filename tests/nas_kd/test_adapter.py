@@ -195,6 +195,17 @@ class Bytes(Clips):
         return self.head(self.pooled(clip)[:, :3])  # a mistake in the net
 
 
+class TakesLengths(nn.Module):
+    """Wants more than a clip."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, num_classes)
+
+    def forward(self, clip: Tensor, lengths: Tensor) -> Tensor:
+        return self.head(clip.mean((1, 2, 3, 4))[:, None])  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def test_what_is_ambiguous_is_refused_and_the_advice_works() -> None:
     here = __name__
@@ -209,6 +220,8 @@ def test_what_is_ambiguous_is_refused_and_the_advice_works() -> None:
         taken(f"{here}:TwoHeads", output="logits")
     with pytest.raises(ValueError, match=r"cannot read an item .* set teacher.input_layout.* RuntimeError: "):
         taken(f"{here}:Bytes")
+    with pytest.raises(ValueError, match=r"TakesLengths must take one input, .* but takes \(clip: .*, lengths"):
+        taken(f"{here}:TakesLengths")
     for outputs, sentence in (
         ([0, 1], "names 2 outputs, but the task needs 3"),
         ([0, 1, 1], "output 1 is named twice"),
