@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -113,19 +114,22 @@ def plain(module: str) -> str:
     return inside if inside.partition(".")[0] in OURS[1:] else module
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Dotted names of all imports of a file, at any depth; `from a import b` gives `a.b`.
 
     The packages are named by their folders: `trials.record` for `nas_kd.trials.record`.
     """
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (plain(alias.name) for alias in node.names)
+            found += (plain(alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = ".".join([*path.relative_to(ROOT).parts[: -node.level], *filter(None, [base])])
-            yield from (plain(f"{base}.{alias.name}") for alias in node.names)
+            found += (plain(f"{base}.{alias.name}") for alias in node.names)
+    return tuple(found)
 
 
 def defined(path: Path) -> Iterator[str]:
