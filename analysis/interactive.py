@@ -7,6 +7,7 @@ Hover texts are given ready-made: a template would also look for `%{...}` in the
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ def front_chart(
     others = [row for row in rows if row[0].number not in front.numbers]
     figure.add_traces(_points(others, front, "dominated", {"symbol": "circle-open", "size": 8, "color": OTHER_COLOR}))
     on_front = [row for row in rows if row[0].number in front.numbers]
-    figure.add_traces(_reference_traces(references, metric, axis))
+    figure.add_traces(_reference_traces(references, metric, axis, limits))
     figure.add_traces(_step_trace(front, limits))
     figure.add_traces(_points(on_front, front, "front", {"size": 10, **_front_colors(on_front, front)}))
     if front.pick is not None:
@@ -227,9 +228,12 @@ def _attainment_traces(front: ParetoFront, limits: tuple[float, float] | None) -
     ]
 
 
-def _reference_traces(references: Sequence[ReferencePoint], metric: Metric | None, axis: Axis) -> list[go.Scatter]:
+def _reference_traces(
+    references: Sequence[ReferencePoint], metric: Metric | None, axis: Axis, limits: tuple[float, float] | None
+) -> list[go.Scatter]:
     """A trace for each group of points beside the front."""
     traces = []
+    middle = math.sqrt(limits[0] * limits[1]) if limits else 0.0  # of a logarithmic axis; labels go where there is room
     for group in dict.fromkeys(point.group for point in references):
         points = [point for point in references if point.group == group]
         values = [metric_text(p.value, metric) if metric else f"{p.value:.4g}" for p in points]
@@ -242,8 +246,7 @@ def _reference_traces(references: Sequence[ReferencePoint], metric: Metric | Non
             name=group,
             marker={"symbol": symbol, "size": size, "color": PUBLISHED_COLOR},
             text=[plain(label, 60) for label in labels_of(points)],
-            textposition="top left",
-            cliponaxis=False,
+            textposition=["top right" if point.cost < middle else "top left" for point in points],
             textfont={"size": 10},
             hoverinfo="text",
             hovertext=[

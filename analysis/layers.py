@@ -119,7 +119,7 @@ def layer_chart(name: str, layers: Sequence[Layer], whose: str, *, is_teacher: b
     )
     figure.update_layout(height=88 + 17 * len(rows), bargap=0.25, margin={"t": 28, "b": 44})
     # On a phone the bars have little width beside the names of layers; the caption says what it is a share of.
-    figure.update_xaxes(title_text="share", tickformat=".2~%", rangemode="tozero", nticks=4)
+    figure.update_xaxes(title_text="share", tickformat=".2~%", rangemode="tozero", nticks=3)
     labels = [plain(f"{row.name or '(net)'}: {row.kind}", 52) for row in rows]
     figure.update_yaxes(tickvals=places, ticktext=labels, automargin=True, showgrid=False, tickfont={"size": 10})
     caption = f"Layers of {whose} in the order of the net, by their share of its FLOPs."
