@@ -184,14 +184,16 @@ def share_a_gpu(context: TrialContext) -> TrialRecord:
 
 def train_on_a_node(context: TrialContext) -> TrialRecord:
     """Three epochs with a checkpoint after each; in the second one it waits for the file `go`."""
+    import ray  # which most toys do without
+
     run_dir, checkpoint = context.directory.parent.parent, context.directory / "checkpoint.txt"
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
     log_execution(context, f"from-{done}")
     for epoch in range(done + 1, 4):
         checkpoint.write_text(str(epoch))
         if epoch == 2:
-            node = os.environ["RAY_NODE_ID"]
-            (run_dir / f"waiting-{context.number}-{node}").touch()
+            node = ray.get_runtime_context().get_node_id()
+            (run_dir / f"waiting-{context.number}-{node}-{os.getpid()}").touch()
             while not (run_dir / "go").exists():
                 time.sleep(0.02)
     return make_record(context.number, context.knobs, diagnostics={"continued_after": done})
