@@ -274,7 +274,7 @@ def run(campaign: Campaign, faults: Faults) -> Watch:
         watch.drivers += 1
         if kind in IN_WRITES:
             watch.faults[kind] += 1
-            _await_end(child, watch, LONGEST_S)
+            _await_end(child, watch)
         else:
             _strike_until_end(child, faults, watch)
         watch.look()
@@ -311,14 +311,18 @@ def _strike_until_end(child: int, faults: Faults, watch: Watch) -> None:
         watch.slowest_s[kind] = max(watch.slowest_s.get(kind, 0.0), round(time.monotonic() - clock, 1))
         if is_over:
             return
-    _await_end(child, watch, 10 * LONGEST_S)
+    _await_end(child, watch)
 
 
-def _await_end(child: int, watch: Watch, seconds: float) -> None:
-    if not ended(child, seconds):  # counted, since it neither goes on nor ends
-        os.kill(child, signal.SIGKILL)
-        ended(child, 10.0)
-        watch.hung += 1
+def _await_end(child: int, watch: Watch) -> None:
+    """Wait for a driver; one that neither goes on nor ends is counted and killed."""
+    num_ended = -1
+    while num_ended != (num_ended := watch.num_ended()):
+        if ended(child, LONGEST_S):
+            return
+    os.kill(child, signal.SIGKILL)
+    ended(child, 10.0)
+    watch.hung += 1
 
 
 def front(ledger: Ledger) -> list[tuple[float, ...]]:
@@ -381,7 +385,9 @@ def main() -> None:
     on_ray = options.executor != "inline"
     mark = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="nas-kd-kills-"))
-    kinds = ["driver", "write", "disk", *(["worker"] if on_ray else [])]
+    kinds = ["driver", *(["worker"] if on_ray else [])]
+    if not on_ray or options.storage == "journal":  # else the driver itself syncs nothing
+        kinds += ["write", "disk"]
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.callback(lambda: kill(sorted(marked(f"{MARK}={mark}"))))

@@ -190,6 +190,11 @@ class Driver:
         self._postponed.append(replace(assignment, shortage=shortage))
         self.announce("postponed", assignment, report=Report(message=f"{shortage}; it is run again later, alone"))
 
+    def hand_back(self, number: int, reason: str) -> None:
+        """Have `next` give a live trial again: its process died before the trial ran in it."""
+        self.retry(number, reason)
+        self._left_running.append(self._live.pop(number))
+
     def finish(self, record: TrialRecord) -> None:
         """Delete the checkpoints of a trial whose record is in its folder, add it to the ledger, and announce it."""
         assignment = self._live[record.number]

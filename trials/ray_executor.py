@@ -183,9 +183,6 @@ def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
 def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
     """Run all trials of the driver on Ray; see `nas_kd.trials.runner.run_trials`."""
     with _quiet_tune(), _session(resources, driver.ledger.run_dir):
-        places = _places(resources, _packing(driver.ledger, resources))
-        restarts = Restarts(resources.max_failures)
-        searcher = LedgerSearcher(driver, places=places, restarts=restarts)
         trainable = tune.with_resources(
             tune.with_parameters(
                 TrialActor,
@@ -195,26 +192,35 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
             ),
             Request(resources.cpus_per_trial),
         )
-        try:
-            tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=LedgerScheduler(driver, searcher, restarts),
-                    num_samples=-1,  # the searcher says when it is enough
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=str(scratch_folder(driver.ledger.run_dir)),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=-1),  # `restarts` says how often
-                    callbacks=[restarts],
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()
-        except tune.TuneError as error:
-            # Tune wraps errors of the driver in advice on its own way to resume, which does not apply here.
-            if error.__cause__ is not None:
-                raise error.__cause__ from None
-            raise
+        while driver.has_work():  # once more where a trial was handed back when Tune asked for no more
+            _run_with_tune(driver, trainable, resources)
+
+
+def _run_with_tune(driver: Driver, trainable: Any, resources: Resources) -> None:
+    """Run trials of the driver until it has none to start, and those that were started have ended."""
+    restarts = Restarts(resources.max_failures)
+    places = _places(resources, _packing(driver.ledger, resources))
+    searcher = LedgerSearcher(driver, places=places, restarts=restarts)
+    try:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=LedgerScheduler(driver, searcher, restarts),
+                num_samples=-1,  # the searcher says when it is enough
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch_folder(driver.ledger.run_dir)),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=-1),  # `restarts` says how often
+                callbacks=[restarts],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+    except tune.TuneError as error:
+        # Tune wraps errors of the driver in advice on its own way to resume, which does not apply here.
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise

@@ -13,8 +13,10 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray import cloudpickle
 from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_START = 120.0
 _SECONDS_TO_PREPARE = 15.0  # where an error comes before the trial itself, as on a machine without nas-kd
 _SECONDS_BETWEEN_STARTS = 1.0
+_DIED = "its process died; it is started again from its last checkpoint"
 
 
 class Restarts(Callback):
@@ -122,6 +125,8 @@ class LedgerSearcher(Searcher):
         self._restarts = restarts
         self._assignments: dict[str, Assignment] = {}
         self._shares: dict[str, float] = {}  # of the trials that run
+        self.given_up: set[str] = set()
+        """Ids of trials that Tune ends although they may be started again."""
         self.reasons: dict[str, str] = {}
         """Why a trial could not go on, by Tune's id; only the scheduler sees the errors themselves."""
 
@@ -152,7 +157,10 @@ class LedgerSearcher(Searcher):
         assignment = self._assignments.pop(trial_id)
         del self._shares[trial_id]
         number = assignment.number
-        if error:
+        if error and trial_id in self.given_up:
+            self.given_up.discard(trial_id)
+            self._driver.hand_back(number, _DIED)
+        elif error:
             attempts = self._restarts.max_failures + 1
             times = "once" if attempts == 1 else f"{attempts} times"
             reason = self.reasons.pop(trial_id, "its process died (killed, or out of memory)")
@@ -216,12 +224,24 @@ class LedgerScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Say that a trial whose process died is started again."""
-        error = trial.get_pickled_error()
+        error = _error_of(trial)
         if error is not None and (not isinstance(error, RayActorError) or error.actor_init_failed):
             self._searcher.reasons[trial.trial_id] = str(error).strip().splitlines()[-1]
             if os.strerror(errno.ENOSPC) in str(error):  # Ray keeps the text alone
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        recovers = trial.should_recover()  # type: ignore[no-untyped-call]
-        if recovers and self._restarts.after_death(trial, error):
-            number = self._searcher.assignment(trial.trial_id).number
-            self._driver.retry(number, "its process died; it is started again from its last checkpoint")
+        if not trial.should_recover():  # type: ignore[no-untyped-call]
+            return
+        if trial.status == trial.PENDING:
+            # It was to run in the process of a trial before it, which died: Tune starts it in no other one.
+            self._searcher.given_up.add(trial.trial_id)
+        elif self._restarts.after_death(trial, error):
+            self._driver.retry(self._searcher.assignment(trial.trial_id).number, _DIED)
+
+
+def _error_of(trial: Trial) -> Exception | None:
+    """The error that a trial has just had; None where it was none of Ray's.
+
+    `Trial.get_pickled_error` looks into the storage, where the file comes later.
+    """
+    path = Path(trial.pickled_error_file) if trial.pickled_error_file else None
+    return cloudpickle.loads(path.read_bytes()) if path is not None and path.is_file() else None

@@ -302,6 +302,53 @@ def test_starts_on_a_dead_machine_are_no_failures_of_the_trial(monkeypatch: pyte
 
 
 @pytest.mark.ray
+def test_why_no_process_could_be_started_is_told(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas_kd.trials import searcher
+
+    monkeypatch.setattr(searcher, "_SECONDS_TO_PREPARE", 0.0)
+    summary = campaign(tmp_path, toy_trials.OnlyHere(), 1, "ray")
+    assert summary.failures == {
+        0: "trial 0 could not go on: no process could be started for it (ModuleNotFoundError: No module named "
+        "'of_the_driver'); look at the machines with `ray status`"
+    }
+
+
+@pytest.mark.ray
+def test_a_trial_whose_process_dies_before_it_runs_there_is_given_again(tmp_path: Path) -> None:
+    from nas_kd.trials.driver import Driver
+    from nas_kd.trials.packing import GpuPacking
+    from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Places, Restarts
+
+    events: list[Event] = []
+    with open_ledger(tmp_path) as ledger:
+        driver = Driver(ledger, SPACE, num_trials=1, run_dir=tmp_path, seed=0, on_event=events.append)
+        restarts = Restarts(max_failures=0)
+        searcher = LedgerSearcher(driver, places=Places(1, 0, GpuPacking(0.0)), restarts=restarts)
+        scheduler = LedgerScheduler(driver, searcher, restarts)
+        given = searcher.suggest("7")["assignment"]
+        # What Tune does where it gives a trial the process of an earlier one, and that process is dead.
+        trial: Any = types.SimpleNamespace(
+            trial_id="7",
+            status="PENDING",
+            PENDING="PENDING",
+            pickled_error_file=None,
+            should_recover=lambda: True,
+        )
+        scheduler.on_trial_error(None, trial)  # type: ignore[arg-type]
+        searcher.on_trial_complete("7", error=True)
+        assert driver.has_work()
+        assert searcher.suggest("8")["assignment"] == given
+        driver.finish(make_record(0, given.knobs))
+        assert searcher.suggest("9") == "FINISHED"
+        assert [record.state for record in ledger.records()] == ["complete"]
+    assert [(event.kind, event.number) for event in events] == [
+        ("started", 0), ("retried", 0), ("continued", 0), ("ended", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.ray
 def test_worker_has_its_threads_before_torch_and_serves_many_trials(tmp_path: Path, ray_session: None) -> None:
     resources = Resources(cpus_per_trial=2)
     campaign(tmp_path / "ray", toy_trials.tell_environment, 4, "ray", resources=resources, seed=9)

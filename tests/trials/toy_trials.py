@@ -90,6 +90,20 @@ def second_finds_the_disk_full(context: TrialContext) -> TrialRecord:
     return succeed(context)
 
 
+def _not_there() -> None:
+    raise ModuleNotFoundError("No module named 'of_the_driver'")
+
+
+class OnlyHere:
+    """A trial function that other processes cannot load."""
+
+    def __reduce__(self) -> Any:
+        return _not_there, ()
+
+    def __call__(self, context: TrialContext) -> TrialRecord:
+        return succeed(context)
+
+
 def fail_or_lie(context: TrialContext) -> Any:
     """Trial 1 raises; those from 3 to 7 return what no trial function may return."""
     if context.number < 3:
