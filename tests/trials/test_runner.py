@@ -340,7 +340,7 @@ def test_a_trial_whose_process_dies_before_it_runs_there_is_given_again(tmp_path
         searcher.on_trial_complete("7", error=True)
         assert driver.has_work()
         assert searcher.suggest("8")["assignment"] == given
-        driver.finish(make_record(0, given.knobs))
+        searcher.on_trial_complete("8", {"record": make_record(0, given.knobs).to_json()})
         assert searcher.suggest("9") == "FINISHED"
         assert [record.state for record in ledger.records()] == ["complete"]
     assert [(event.kind, event.number) for event in events] == [
@@ -403,12 +403,12 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     # As Ray's processes, of which workers do not name the folder in their command line.
     script = f"sleep 60 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/worker; wait"
     of_ray = ["/bin/sh", "-c", script, "/site-packages/ray/raylet", f"--session-dir={session}/session_1"]
-    worker = ["/bin/sh", "-c", "sleep 60; true"]  # its raylet has died before
+    worker = ["ray::IDLE", "-c", "sleep 60; true"]  # its raylet has died before
     log = Path(session) / "worker.out"
     of_a_user = ["/bin/sh", "-c", "sleep 60; true", f"{session}/session_1/raylet.out"]
     with (
         log.open("w") as file,
-        subprocess.Popen(worker, stdout=file) as orphan,
+        subprocess.Popen(worker, executable="/bin/sh", stdout=file) as orphan,
         subprocess.Popen(of_ray) as process,
         subprocess.Popen(of_a_user, start_new_session=True) as other,
     ):
