@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         TrialRecord,
     )
     from nas_kd.trials.resources import Executor, Resources
-    from nas_kd.trials.runner import Summary, check_cluster, run_trials, view_nodes
+    from nas_kd.trials.runner import Summary, check_cluster, check_run_folder, run_trials, view_nodes
     from nas_kd.trials.samplers import SAMPLERS, MutationSampler, build_sampler, proposal_seed
     from nas_kd.trials.scheduler import RungScheduler, should_stop
     from nas_kd.trials.storage import DamagedJournalError, StorageError, check_database, check_url
@@ -89,6 +89,7 @@ __all__ = [
     "build_sampler",
     "check_cluster",
     "check_database",
+    "check_run_folder",
     "check_url",
     "ended_pace",
     "has_password",
@@ -115,7 +116,7 @@ _NAMES = {
     "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",
     "resources": "Executor Resources",
     "cluster": "NodeView",
-    "runner": "Summary check_cluster run_trials view_nodes",
+    "runner": "Summary check_cluster check_run_folder run_trials view_nodes",
     "samplers": "SAMPLERS MutationSampler build_sampler proposal_seed",
     "scheduler": "RungScheduler should_stop",
     "study": "COST_CONVENTION",

@@ -47,7 +47,7 @@ class NodeView:
         cpus: that Ray counts there.
         gpus: likewise.
         version: of nas-kd there.
-        missing: those of the asked folders that it has not.
+        missing: those of the asked files and folders that it has not.
         clock_s: how far its clock is ahead of this machine's, in seconds.
         error: why it cannot run trials; empty where it can.
     """

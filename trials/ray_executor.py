@@ -145,7 +145,7 @@ def check_places(resources: Resources) -> None:
         _places(resources)
 
 
-def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
+def ask_nodes(resources: Resources, paths: Sequence[str]) -> list[NodeView]:
     """See `nas_kd.trials.runner.view_nodes`."""
 
     # A function inside of another one travels by value: a machine without nas-kd can say so.
@@ -154,7 +154,7 @@ def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
         import pathlib
         import time
 
-        missing = tuple(folder for folder in wanted if not pathlib.Path(folder).is_dir())
+        missing = tuple(path for path in wanted if not pathlib.Path(path).exists())
         return importlib.metadata.version("nas-kd"), missing, time.time()
 
     found = []
@@ -168,7 +168,7 @@ def ask_nodes(resources: Resources, folders: Sequence[str]) -> list[NodeView]:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             try:
                 before = time.time()
-                asked = ray.remote(look).options(num_cpus=0, scheduling_strategy=place).remote(tuple(folders))
+                asked = ray.remote(look).options(num_cpus=0, scheduling_strategy=place).remote(tuple(paths))
                 version, missing, clock = ray.get(asked, timeout=_SECONDS_TO_ANSWER)
             except Exception as error:  # whatever its Python raises
                 reason = str(error).strip().splitlines()[-1][:200]

@@ -22,7 +22,7 @@ from nas_kd.trials.files import bytes_on_disk, disk_full
 from nas_kd.trials.inline import run_inline
 from nas_kd.trials.knobs import KnobSpace
 from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.ledger import Ledger
+from nas_kd.trials.ledger import DRIVER_LOCK, Ledger
 from nas_kd.trials.leftovers import remove_leftovers
 from nas_kd.trials.pace import Work
 from nas_kd.trials.remote_files import RemoteFiles
@@ -33,6 +33,7 @@ from nas_kd.trials.scheduler import RungScheduler
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves trials beside any other work; `nice nas-kd …` says what is wanted
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",  # with 20 lines of its log; the executor says it in one
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # hides GPUs from trials that ask for none, and warns otherwise
@@ -97,17 +98,35 @@ def check_cluster(resources: Resources) -> None:
     check_places(resources)
 
 
-def view_nodes(resources: Resources, *folders: str) -> list[NodeView]:
+def check_run_folder(resources: Resources, run_dir: Path) -> None:
+    """Raise where a machine of the cluster does not see the folder of a run, which its driver holds.
+
+    Without an address, and with `files_url`, nothing is done.
+
+    Raises:
+        ValueError: The machine, and what to do.
+    """
+    if resources.executor != "ray" or resources.address is None or resources.files_url is not None:
+        return
+    for node in view_nodes(resources, str(run_dir / DRIVER_LOCK)):
+        if node.missing and node.cpus > 0:
+            raise ValueError(
+                f"resources.address: machine {node.host} does not have {run_dir}, where trials write; share it under "
+                "the same path, or set resources.files_url"
+            )
+
+
+def view_nodes(resources: Resources, *paths: str) -> list[NodeView]:
     """Ask every machine of the cluster at `resources.address`.
 
     Args:
         resources: with the address.
-        folders: that must be there under the same path.
+        paths: of files and folders that must be there.
     """
     set_ray_environment()
     from nas_kd.trials.ray_executor import ask_nodes  # after its settings
 
-    return ask_nodes(resources, folders)
+    return ask_nodes(resources, paths)
 
 
 def run_trials(

@@ -39,6 +39,7 @@ from nas_kd.trials import (
     StorageError,
     Summary,
     Work,
+    check_run_folder,
     has_password,
     proposal_seed,
     run_trials,
@@ -120,6 +121,7 @@ class Campaign:
         self.ledger = self._open_ledger()
         for text in self.ledger.repairs:
             note(text)
+        check_run_folder(config.resources, self.run_dir)
         if config.budget.max_latency_ms is not None:
             prepare_latency(context, self.run_dir, config.resources.threads, progress)
             check_budget(config, context)

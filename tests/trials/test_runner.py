@@ -30,8 +30,11 @@ from nas_kd.trials import (
     TrialContext,
     TrialFn,
     check_cluster,
+    check_run_folder,
     run_trials,
+    runner,
 )
+from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.files import FileLock
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 from nas_kd.trials.packing import GpuPacking
@@ -638,6 +641,27 @@ def test_an_address_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch, ad
         check_cluster(Resources(address=address))
     assert sentence in str(raised.value)
     check_cluster(Resources(address=address, executor="inline"))  # which does not use it
+
+
+def test_a_machine_that_does_not_see_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machines(resources: Resources, *paths: str) -> list[NodeView]:
+        missing = tuple(path for path in paths if not Path(path).exists())
+        return [
+            NodeView("head", 0, 0, missing=("/run",)),
+            NodeView("one", 4, 0),
+            NodeView("two", 4, 0, missing=missing),
+        ]
+
+    monkeypatch.setattr(runner, "view_nodes", machines)
+    joined = Resources(address="head:6379")
+    with pytest.raises(
+        ValueError, match=r"^resources\.address: machine two does not have .*, where trials write; share"
+    ):
+        check_run_folder(joined, tmp_path)
+    with open_ledger(tmp_path):
+        check_run_folder(joined, tmp_path)  # its driver holds it
+    check_run_folder(Resources(), tmp_path / "elsewhere")
+    check_run_folder(joined.model_copy(update={"files_url": "s3://bucket"}), tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"number": 0, "st', b"\xff\x00", b"[]"])
