@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills docs gallery clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills bench-worker-memory docs gallery clean
 
 install: $(STAMP)
 
@@ -76,6 +76,9 @@ bench-trials: install
 bench-kills: install
 	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400
 	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400 --executor cluster --storage postgresql
+
+bench-worker-memory: install
+	$(BIN)/python benchmarks/worker_memory.py
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep

@@ -33,7 +33,7 @@ from nas_kd.trials.scheduler import RungScheduler
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_AUTH_MODE": "disabled",
-    "RAY_worker_niceness": "0",  # Ray's own 15 starves trials beside any other work; `nice nas-kd …` says what is wanted
+    "RAY_worker_niceness": "0",  # else 15: trials would starve beside other work; `nice nas-kd` lowers all
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",  # with 20 lines of its log; the executor says it in one
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # hides GPUs from trials that ask for none, and warns otherwise

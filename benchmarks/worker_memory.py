@@ -1,0 +1,107 @@
+"""Memory of a worker over many real trials: `python benchmarks/worker_memory.py [--trials N]`.
+
+One worker of Ray runs a campaign of small trials, each with a gate search and a retraining on generated clips. After
+each trial its private memory is read (USS: without pages that processes share). The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from nas_kd.campaign import Campaign
+from nas_kd.config import CampaignConfig, validate
+from nas_kd.trials import Event
+
+MEGABYTE = 1e6
+
+
+def config_of(folder: str, trials: int) -> CampaignConfig:
+    """A campaign whose trials take a second or two of an idle core."""
+    return validate(
+        {
+            "name": "worker-memory",
+            "runs": folder,
+            "trials": trials,
+            "sampler": "random",
+            "data": {"num_train": 64, "num_val": 32, "num_test": 32, "frames": 8, "size": 32},
+            "teacher": {"fit": {"epochs": 1}},
+            "budget": {"max_flops": ["1M", "2M", "4M"]},
+            "search": {"epochs": 1, "shared": False},
+            "retrain": {"epochs": 1},
+            "rehearse": False,
+            "trackers": [],
+            "resources": {"max_concurrent": 1},
+        },
+        source="benchmark",
+    )
+
+
+def private_bytes(pid: int) -> int:
+    """USS of a process; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def worker() -> int:
+    """The process of Ray below this one that runs trials; it is the largest of Ray's Python processes."""
+    parents, found = dict[int, int](), list[int]()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if (path / "cmdline").read_bytes().startswith(b"ray::"):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return max((pid for pid in found if _is_below(pid, parents)), key=private_bytes)
+
+
+def _is_below(pid: int, parents: dict[int, int]) -> bool:
+    while pid > 1:
+        pid = parents.get(pid, 0)
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def main() -> None:
+    """Run the campaign, print the memory after each trial, and the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trials", type=int, default=50)
+    number = parser.parse_args().trials
+    sizes: list[float] = []
+    workers: set[int] = set()
+
+    def note(event: Event) -> None:
+        if event.kind == "ended":
+            pid = worker()
+            workers.add(pid)
+            sizes.append(private_bytes(pid) / MEGABYTE)
+            print(f"after trial {len(sizes)}: {sizes[-1]:.0f} MB", flush=True)
+
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, Campaign(config_of(folder, number)) as campaign:
+        campaign.prepare()
+        summary = campaign.run(note).summary
+    half = sizes[len(sizes) // 2 :]
+    result = {
+        "trials": len(sizes),
+        "failed": summary.num_failed,
+        "workers": len(workers),
+        "uss_mb": {f"after {i}": round(sizes[i - 1]) for i in (1, 2, 5, 10, 20, 30, 40, 50) if i <= len(sizes)},
+        "largest_mb": round(max(sizes)),
+        "growth_over_last_half_mb": round(half[-1] - half[0]),
+        "seconds": round(time.monotonic() - begun),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
