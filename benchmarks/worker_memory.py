@@ -30,7 +30,7 @@ def config_of(folder: str, trials: int) -> CampaignConfig:
             "sampler": "random",
             "data": {"num_train": 64, "num_val": 32, "num_test": 32, "frames": 8, "size": 32},
             "teacher": {"fit": {"epochs": 1}},
-            "budget": {"max_flops": ["1M", "2M", "4M"]},
+            "budget": {"max_flops": ["2M", "3M", "4M"]},
             "search": {"epochs": 1, "shared": False},
             "retrain": {"epochs": 1},
             "rehearse": False,
