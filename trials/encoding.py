@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Encoding:
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = dict(space)
         self.names = sorted(space)
+        self._of_all = itemgetter(*self.names) if len(self.names) > 1 else None
         self.free = [name for name in self.names if not space[name].single()]
         self._positions: dict[str, dict[Any, int]] = {}
         self._units: dict[str, dict[Any, float]] = {}
@@ -39,6 +41,8 @@ class Encoding:
 
     def key(self, knobs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Equal for equal knobs."""
+        if self._of_all is not None:  # for many trials, which are gone through for each proposal
+            return tuple(self._of_all(knobs))
         return tuple(knobs[name] for name in self.names)
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class KnownCostSampler(BaseSampler):
         return self._propose(history, pool).knobs
 
     def _history(self, study: optuna.Study, number: int) -> _History:
-        names = self._encoding.names
+        names = set(self._encoding.names)
         signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
         complete, running, unsuccessful = [], [], []
         values: list[list[float]] = []
@@ -114,9 +114,10 @@ class KnownCostSampler(BaseSampler):
         counts: dict[tuple[Any, ...], int] = {}
         for other in study.get_trials(deepcopy=False):
             params = other.params or other.system_attrs.get("fixed_params", {})
-            if other.number == number or not all(name in params for name in names):
+            if other.number == number or not names <= params.keys():
                 continue
-            candidate = _candidate({name: params[name] for name in names}, self._known)
+            own = params if len(params) == len(names) else {name: params[name] for name in names}
+            candidate = _candidate(own, self._known)
             key = self._encoding.key(candidate.knobs)
             counts[key] = counts.get(key, 0) + 1
             if other.state == TrialState.COMPLETE:
