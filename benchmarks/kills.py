@@ -62,6 +62,7 @@ from nas_kd.trials.dominance import front as front_of
 
 EXECUTORS = ("inline", "ray", "cluster")
 STORAGES = ("journal", "sqlite", "postgresql")
+TRIAL = "ray::ResourceTrainable"  # the title of a process in which a trial runs
 OF_RAY = {"worker": "ray::", "raylet": "raylet/raylet", "gcs": "gcs_server"}  # kind -> in the command line
 LONGEST_S = 180.0  # that a driver may take to notice a fault
 SECONDS_OF_WORK = 0.1
@@ -311,6 +312,8 @@ def _strike_until_end(child: int, faults: Faults, watch: Watch) -> None:
         watch.slowest_s[kind] = max(watch.slowest_s.get(kind, 0.0), round(time.monotonic() - clock, 1))
         if is_over:
             return
+        if time.monotonic() - clock > LONGEST_S:
+            break  # it may hang
     _await_end(child, watch)
 
 
@@ -336,7 +339,7 @@ def left_over(watch: Watch, mark: str) -> list[str]:
     run_dir = watch.campaign.run_dir
     return [
         *(f"process {number} {words}" for number, words in marked(f"{MARK}={mark}").items()),
-        *(f"process {number} {words}" for number, words in marked(mark, "ray::_TrialActor").items()),
+        *(f"process {number} {words}" for number, words in marked(mark, TRIAL).items()),
         *(str(path) for path in watch.sessions if path.exists()),
         *(str(path) for path in run_dir.glob("trials/*/checkpoint*")),
         *(str(path) for path in (run_dir / ".tune", run_dir / SESSION) if path.exists()),

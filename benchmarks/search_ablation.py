@@ -98,8 +98,7 @@ def measure(lab: Lab, name: str, seed: int, trains: bool) -> dict[str, Any]:
             "expected_over_budget": entry.expected_cost / entry.budget,
         }
     if trains:
-        search = SharedSearch(context)
-        search.load(folder / FOLDER)
+        search = SharedSearch.load(context, folder / FOLDER)
         left = json.loads((folder / FOLDER / "search.json").read_text())
         archs = [ArchSpec.from_dict(entry["arch"]) for entry in left["budgets"]]
         results = [lab.train(a, seed, search.student(a), search.adapters_of(a), f"{name}-{seed}") for a in archs]

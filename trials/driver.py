@@ -6,7 +6,7 @@ Both executors call it, from one thread. It holds no state beyond the ledger but
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Driver:
         scheduler: RungScheduler | None = None,
         on_event: OnEvent | None = None,
         files_url: str | None = None,
+        shared_files: Sequence[str] = (),
     ) -> None:
         if num_trials < 1:
             raise ValueError(f"`num_trials` must be 1 or more, but got {num_trials}")
@@ -60,23 +61,19 @@ class Driver:
         self._scheduler = scheduler
         self._on_event = on_event
         self._files_url = files_url
+        self._shared_files = shared_files
         self._remote = remote_files(files_url, self._run_dir)
         self._num_ended = 0  # counted once: a count of the ledger takes longer the more trials there are
         self._live: dict[int, Assignment] = {}
         self._left_running: deque[Assignment] = deque()
         self._postponed: deque[Assignment] = deque()
 
-    @property
-    def num_live(self) -> int:
-        """How many trials are being run now."""
-        return len(self._live)
-
     def recover(self) -> None:
         """Finish what an earlier driver left: record results that were written, and queue trials that were running."""
         self._num_ended = self.ledger.count("complete", "failed", "stopped")
         self.announce("begun")
         if self._remote is not None:
-            self._remote.push_shared()
+            self._remote.push_shared(self._shared_files)
         for proposal in self.ledger.running():
             assignment = self._assign(proposal)
             self._fetch(proposal.number)  # it may have ended on another machine
@@ -131,6 +128,8 @@ class Driver:
                 self._space, sampler=self._sampler, seed=self._seed, known_costs=self._known_costs, work=self._work
             )
             assignment = self._assign(proposal)
+            if self._remote is not None:
+                self._remote.drop_trial(assignment.number)  # of an earlier run at the same URL
         elif self._postponed:
             assignment, kind = self._postponed.popleft(), "continued"
         else:

@@ -29,8 +29,8 @@ class Event:
 
     `begun`, `preparing` (what the executor needs before trials start), `noted` (a tracker failed, a trial is left out),
     `interrupted` and `finished` are about the campaign; the others about trial `number`. `continued` is a start of a
-    trial that an earlier driver left running, or that was `postponed` because it ran out of GPU memory; `ended` carries
-    the `record`. `num_ended` of `num_trials` trials had ended by then.
+    trial that an earlier driver left running, that was `postponed` because it ran out of GPU memory, or whose process
+    died before it ran there; `ended` carries the `record`. `num_ended` of `num_trials` trials had ended by then.
     """
 
     kind: EventKind

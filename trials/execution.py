@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_kd.trials.context import RECORD_NAME, OutOfGpuMemoryError, Report, Reporter, Shortage, TrialContext, TrialFn
-from nas_kd.trials.files import disk_full, locked
+from nas_kd.trials.files import disk_full, locked, remove_checkpoints
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import FinalState, KnobValue, Metric, TrialRecord
 from nas_kd.trials.remote_files import RemoteFiles, remote_files
@@ -113,7 +113,7 @@ def run_assignment(
         remote = remote_files(assignment.files_url, assignment.run_dir)
         if remote is not None:
             remote.pull_shared()
-            remote.pull_trial(assignment.number)
+            remote.pull_trial(assignment.number, exact=True)
             reporter = _copying(reporter, remote, assignment.number)
         record = assignment.written_record()
         if record is None:
@@ -126,6 +126,7 @@ def run_assignment(
             record.write(assignment.directory / RECORD_NAME)
         if remote is not None:
             remote.push_trial(assignment.number)
+            remove_checkpoints(assignment.directory)  # the driver deletes those of its own machine alone
         return record
 
 

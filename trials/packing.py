@@ -65,10 +65,15 @@ class GpuPacking:
         self._work = max(self._work, work or 0.0)
         self._usable = min(self._usable, record.diagnostics.get(GPU_USABLE, math.inf))
 
+    @property
+    def alone(self) -> float:
+        """The share of a trial that ran out of memory on a shared GPU: all of one, where trials use GPUs."""
+        return float(self._wanted != 0)
+
     def share(self, assignment: Assignment) -> float:
         """Of a trial that starts now."""
         if assignment.shortage is not None:
-            return 1.0
+            return self.alone
         more = 1.0
         if assignment.work is not None and self._work:
             more = max(assignment.work / self._work, 1.0)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nas_kd.trials.files import TRIALS, trial_directory
+from nas_kd.trials.files import disk_full, locked, trial_directory
 from nas_kd.trials.passwords import masked
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _Result = TypeVar("_Result")
 
 SHARED = "shared"  # what trials have in common
 _MANIFEST = "manifest.json"
-_ATTEMPTS = 6  # with 1, 2, 4, 8 and 16 seconds between them
+_ATTEMPTS = 9  # with 1, 2, 4, ... and 128 seconds between them
 _SECONDS_BETWEEN_PUSHES = 30.0  # of the checkpoints of a running trial
 
 
@@ -73,14 +74,18 @@ class RemoteFiles:
                 "its permissions, or share the run's folder"
             ) from error
 
-    def push_shared(self) -> None:
-        """Copy what trials have in common there: all of the run's folder but trials, the ledger and hidden files."""
-        paths = [path for path in self._run_dir.iterdir() if path.name != TRIALS and path.name[0] != "."]
-        self._push(SHARED, [path for path in paths if not path.name.startswith("ledger.")])
+    def push_shared(self, names: Sequence[str]) -> None:
+        """Copy what trials have in common there.
+
+        Args:
+            names: of files and folders in the run's folder, as far as they are there.
+        """
+        self._push(SHARED, [self._run_dir / name for name in names])
 
     def pull_shared(self) -> None:
-        """Get it."""
-        self._pull(SHARED)
+        """Get it; one process of a machine after the other, so that only the first one copies."""
+        with locked(self._run_dir / ".shared.lock", timeout_s=math.inf, message="{owner}"):
+            self._pull(SHARED)
 
     def push_trial(self, number: int) -> None:
         """Copy the folder of a trial that has ended; its checkpoints are dropped there."""
@@ -96,12 +101,23 @@ class RemoteFiles:
         try:
             self._push_once(_part(number), [path for path in folder.iterdir() if path.name[0] != "."])
         except Exception as error:  # of the protocol's own kinds
-            _log.warning("the checkpoint of trial %d was not copied to %s: %s", number, masked(self.url), error)
+            _log.warning(
+                "the checkpoint of trial %d was not copied to %s: %s", number, masked(self.url), masked(str(error))
+            )
         self._last_push = time.monotonic()
 
-    def pull_trial(self, number: int) -> None:
-        """Get the folder of a trial, as far as another machine has copied it."""
+    def pull_trial(self, number: int, *, exact: bool = False) -> None:
+        """Get the folder of a trial, as far as another machine has copied it.
+
+        Args:
+            number: of the trial.
+            exact: whether files that the copy lacks are deleted, such as those of an earlier run under this path.
+        """
         self._pull(_part(number))
+        if exact:
+            for path in list(_files([trial_directory(self._run_dir, number)])):
+                if str(path.relative_to(self._run_dir)) not in self._pulled[_part(number)]:
+                    path.unlink()
 
     def drop_trial(self, number: int) -> None:
         """Delete the folder of a trial there."""
@@ -212,11 +228,21 @@ def _files(paths: list[Path]) -> Iterator[Path]:
 
 
 def _patiently(attempt: Callable[[], _Result]) -> _Result:
-    """Try for half a minute: networks fail, and another machine may be writing what is read."""
+    """Try for four minutes: networks fail, and another machine may be writing what is read."""
     for number in range(_ATTEMPTS - 1):
         try:
             return attempt()
         except Exception as error:  # of the protocol's own kinds
+            if isinstance(error, ValueError) or disk_full(error) is not None:
+                raise
             _log.warning("%s; it is tried again", masked(str(error)))
             time.sleep(2.0**number)
-    return attempt()
+    try:
+        return attempt()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the protocol's own kinds
+        raise OSError(
+            f"resources.files_url: it does not answer ({masked(str(error)) or type(error).__name__}); run the same "
+            "command again to continue"
+        ) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +143,7 @@ def run_trials(
     work: Work | None = None,
     scheduler: RungScheduler | None = None,
     on_event: OnEvent | None = None,
+    shared_files: Sequence[str] = (),
 ) -> Summary:
     """Run trials until the ledger holds `num_trials`; call it again to resume, or with more to go on.
 
@@ -159,6 +160,7 @@ def run_trials(
         work: What the time of a trial grows with, by which the time left is told.
         scheduler: Stops trials early; by default none is.
         on_event: Called with everything that happens, in this process.
+        shared_files: Names in `run_dir` that trials read, which are copied to `resources.files_url`.
 
     Returns:
         How the campaign stands. After Ctrl-C it says `interrupted`, and running trials can be continued.
@@ -181,6 +183,7 @@ def run_trials(
         scheduler=scheduler,
         on_event=on_event,
         files_url=resources.files_url,
+        shared_files=shared_files,
     )
     interrupted = False
     try:

@@ -141,7 +141,7 @@ class LedgerSearcher(Searcher):
             return None
         if not self._driver.has_first_starts():
             may_be_postponed = any(0 < share < 1 for share in self._shares.values())
-            if self._driver.has_postponed and not self._places.has_room(self._shares, 1.0):
+            if self._driver.has_postponed and not self._places.has_room(self._shares, packing.alone):
                 return None
             if not self._driver.has_postponed and may_be_postponed:
                 return None
@@ -225,10 +225,12 @@ class LedgerScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Say that a trial whose process died is started again."""
         error = _error_of(trial)
+        self._searcher.reasons.pop(trial.trial_id, None)  # of an earlier start
         if error is not None and (not isinstance(error, RayActorError) or error.actor_init_failed):
             self._searcher.reasons[trial.trial_id] = str(error).strip().splitlines()[-1]
-            if os.strerror(errno.ENOSPC) in str(error):  # Ray keeps the text alone
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(number) in str(error):  # Ray keeps the text alone
+                    raise OSError(number, os.strerror(number))
         if not trial.should_recover():  # type: ignore[no-untyped-call]
             return
         if trial.status == trial.PENDING:

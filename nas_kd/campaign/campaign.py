@@ -223,8 +223,8 @@ class Campaign:
 
     def _write_config(self) -> None:
         path = self.run_dir / CONFIG_NAME
-        if has_password(self.config.storage):  # the file keeps its mode when it is replaced
-            path.touch(mode=0o600)
+        if has_password(self.config.storage) or has_password(self.config.resources.files_url):
+            path.touch(mode=0o600)  # the file keeps its mode when it is replaced
             path.chmod(0o600)
         # The end is marked, since a YAML file that was cut may still be one.
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
@@ -233,7 +233,8 @@ class Campaign:
         settings = self.run_dir / SETTINGS / f"{self.config.digest()}.yaml"
         if not settings.is_file():
             settings.parent.mkdir(exist_ok=True)
-            without = self.config.model_copy(update={"storage": None})  # which may hold a password
+            resources = self.config.resources.model_copy(update={"files_url": None})
+            without = self.config.model_copy(update={"storage": None, "resources": resources})  # may hold passwords
             write_text_atomically(settings, yaml.safe_dump(without.model_dump(mode="json"), sort_keys=False))
 
     def run(self, on_event: OnEvent | None = None) -> CampaignResult:
@@ -268,6 +269,7 @@ class Campaign:
                 work=self._work,
                 scheduler=RungScheduler(stopping.rungs, stopping.reduction_factor) if stopping else None,
                 on_event=tracking,
+                shared_files=("teacher", "search", "latency"),
             )
         records = tuple(self.ledger.records())
         if self._context is not None and not summary.interrupted:

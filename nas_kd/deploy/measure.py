@@ -138,7 +138,7 @@ def losses(found: Sequence[FileMetrics], task: type[Task]) -> tuple[str, ...]:
         lost = task.gain(exact.value) - task.gain(form.value)
         if form.backend not in ENDINGS or not lost > NOTABLE_LOSS * (1.0 if is_share else abs(exact.value)):
             continue
-        much = f"{100 * lost:.1f} points" if is_share else f"{100 * lost / abs(exact.value):.1f} %"
+        much = f"{100 * lost:.1f} points" if is_share else f"{100 * lost / max(abs(exact.value), 1e-9):.1f} %"
         instead = "the float32 graph (--format onnx)"
         if form.backend != "onnx-fp16":
             instead += ", or the 16-bit one (--format onnx-fp16) if its metric holds"

@@ -47,7 +47,7 @@ def better_normalization(context: CampaignContext) -> str:
     if labels is None or is_precomputed(model) or (isinstance(model, AdaptedTeacher) and model.inputs.as_bytes):
         return ""
     now = _right(context, labels, given, own, own)
-    if float(now.mean()) > 1 - GAIN:
+    if len(now) < 2 or float(now.mean()) > 1 - GAIN:
         return ""
     best, gain = "", GAIN
     for words, tried in CONVENTIONS.items():

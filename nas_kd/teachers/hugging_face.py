@@ -180,10 +180,11 @@ def wanted(settings: Mapping[str, Any], model: nn.Module) -> Wanted:
     size = (side, side) if isinstance(side, int) else (tuple(side) if side else None)
     frames = next((getattr(config, name) for name in _FRAMES if getattr(config, name, None)), None)
     content, source = _preprocessor(folder)
+    normalize = _normalization(content)
     return Wanted(
         "NTCHW" if is_video else "frames",
         cast(tuple[int, int], size),
         frames if is_video else None,
-        _normalization(content),
-        source or f"no {_PREPROCESSORS[0]} or {_PREPROCESSORS[1]}",
+        normalize,
+        source if normalize is not None and source else f"no {_PREPROCESSORS[0]} or {_PREPROCESSORS[1]}",
     )

@@ -16,7 +16,7 @@ _OUT_OF_MEMORY = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 def start_measuring(device: str) -> None:
     """Forget the largest memory of the trial before."""
-    if device != "cpu":
+    if device != "cpu" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # before, torch refuses it
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -205,6 +205,8 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
     def reset(device: str) -> None:
         measuring["since"] += 1
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5_000_000_000)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2_000_000_000)

@@ -60,7 +60,7 @@ def test_explicit_shares_stay_but_for_a_trial_that_ran_out_of_memory(tmp_path: P
     for wanted in (0.0, 0.6, 1.0):
         packing = GpuPacking(wanted, [measured(0, 30e9, 80e9)])
         assert (packing.least, packing.share(assignment(tmp_path, 9.0))) == (wanted, wanted)
-        assert packing.share(assignment(tmp_path, 9.0, Shortage(9e9, 0.6))) == 1
+        assert packing.share(assignment(tmp_path, 9.0, Shortage(9e9, 0.6))) == (wanted > 0)
     assert [places_of_gpu(share) for share in (1.0, 0.6, 0.5, 0.3333, 0.1)] == [1, 1, 2, 3, 10]
 
 

@@ -16,6 +16,8 @@ from nas_kd.trials.execution import Assignment, run_assignment
 from nas_kd.trials.files import trial_directory
 from nas_kd.trials.remote_files import RemoteFiles
 
+NAMES = ["teacher", "search", "x"]  # that trials read; not all are there
+
 
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteFiles, RemoteFiles, Path]:
@@ -33,27 +35,37 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
+def is_content(path: Path) -> bool:
+    return path.is_file() and path.name != ".shared.lock"
+
+
 def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if is_content(path)}
 
 
 def test_what_trials_share_is_copied_and_only_changes_are_copied_again(
     tmp_path: Path, machines: tuple[RemoteFiles, RemoteFiles, Path]
 ) -> None:
     a, b, remote = machines
-    shared = {"teacher/teacher.json": "{}", "teacher/outputs/0": "maps", "campaign.yaml": "name: x"}
-    others = {"ledger.jsonl": "1", "ledger.jsonl.lock": "", ".ray_session": "y", "trials/0000/record.json": "2"}
+    shared = {"teacher/teacher.json": "{}", "teacher/outputs/0": "maps", "search/search.json": "{}, too"}
+    others = {
+        "campaign.yaml": "storage: of anna",
+        "ledger.jsonl": "1",
+        "ledger.jsonl.lock": "",
+        ".ray_session": "y",
+        "trials/0000/record.json": "2",
+    }
     write(tmp_path / "a", shared | others | {"teacher/.half.tmp": "h"})
     b.pull_shared()
     assert content(tmp_path / "b") == {}, "nothing was copied yet"
-    a.push_shared()
+    a.push_shared(NAMES)
     b.pull_shared()
     assert content(tmp_path / "b") == shared
 
     kept = {path.name: path.stat().st_mtime_ns for path in (remote / "shared").iterdir() if path.suffix == ""}
     assert len(kept) == 3
     write(tmp_path / "a", {"teacher/teacher.json": '{"x": 1}'})
-    a.push_shared()
+    a.push_shared(NAMES)
     b.pull_shared()
     assert content(tmp_path / "b") == {**shared, "teacher/teacher.json": '{"x": 1}'}
     now = {path.name: path.stat().st_mtime_ns for path in (remote / "shared").iterdir() if path.suffix == ""}
@@ -67,7 +79,7 @@ def test_a_copy_that_was_cut_off_leaves_the_one_of_before(
     a, b, _ = machines
     before = {"teacher/x": "old x", "teacher/y": "old y"}
     write(tmp_path / "a", before)
-    a.push_shared()
+    a.push_shared(NAMES)
     write(tmp_path / "a", {"teacher/x": "new x", "teacher/y": "new y"})
     put = a._fs.put_file
 
@@ -79,11 +91,11 @@ def test_a_copy_that_was_cut_off_leaves_the_one_of_before(
 
     monkeypatch.setattr(a._fs, "put_file", second_fails)
     with pytest.raises(OSError, match="the connection was lost"):
-        a.push_shared()
+        a.push_shared(NAMES)
     b.pull_shared()
     assert content(tmp_path / "b") == before
     monkeypatch.undo()
-    a.push_shared()
+    a.push_shared(NAMES)
     b.pull_shared()
     assert content(tmp_path / "b") == {"teacher/x": "new x", "teacher/y": "new y"}
 
@@ -93,7 +105,7 @@ def test_damaged_and_malicious_copies_are_refused(
 ) -> None:
     a, b, remote = machines
     write(tmp_path / "a", {"x": "content"})
-    a.push_shared()
+    a.push_shared(NAMES)
     manifest = remote / "shared" / "manifest.json"
     digest = json.loads(manifest.read_text())["x"]
     (remote / "shared" / digest).write_text("c")
@@ -126,7 +138,9 @@ def test_a_trial_goes_on_from_its_checkpoint_on_another_machine(
     a, _, remote = machines
     with open_ledger(tmp_path / "driver") as ledger:
         write(tmp_path / "driver", {"teacher": "7"})
-        driver = Driver(ledger, SPACE, num_trials=1, run_dir=tmp_path / "driver", seed=0, files_url=a.url)
+        driver = Driver(
+            ledger, SPACE, num_trials=1, run_dir=tmp_path / "driver", seed=0, files_url=a.url, shared_files=["teacher"]
+        )
         driver.recover()
         assignment = driver.next()
         assert assignment is not None
@@ -148,6 +162,15 @@ def test_a_trial_goes_on_from_its_checkpoint_on_another_machine(
         assert (kept / "student").read_text() == "trained from epoch 1 on"
         assert [found.diagnostics for found in ledger.records()] == [record.diagnostics]
     assert not list(remote.glob("trial-*")), "nothing of it is left there"
+
+
+def test_what_an_earlier_run_left_on_a_machine_is_not_taken(
+    tmp_path: Path, machines: tuple[RemoteFiles, RemoteFiles, Path]
+) -> None:
+    _, b, _ = machines
+    write(tmp_path / "b", {"trials/0000/record.json": "old", "trials/0000/checkpoint": "old", "trials/0000/.lock": "1"})
+    b.pull_trial(0, exact=True)
+    assert content(tmp_path / "b") == {"trials/0000/.lock": "1"}
 
 
 @pytest.mark.parametrize(
