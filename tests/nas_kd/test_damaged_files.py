@@ -16,7 +16,7 @@ from nas_kd.preparation.teacher import prepare_teacher
 from nas_kd.runs import Run, exports, load_run, results, status
 from nas_kd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nas_kd.trial import build_context
-from nas_kd.trials import Cost, Ledger, Metric, TrialRecord
+from nas_kd.trials import Cost, Ledger, Metric, Resources, TrialRecord
 from nas_kd.trials.storage import JOURNAL_NAME, STUDY_FILE
 
 JUNK = {
@@ -194,3 +194,8 @@ def test_a_config_with_a_password_is_private(tiny: Callable[..., CampaignConfig]
     Campaign(config.model_copy(update={"storage": "postgresql://anna:geheim@db/x"}))._write_config()
     assert path.stat().st_mode & 0o077 == 0
     assert yaml.safe_load(path.read_text())["storage"].endswith("geheim@db/x")
+    path.unlink()
+    resources = Resources(address="head:6379", files_url="sftp://anna:geheim@host/x")
+    Campaign(config.model_copy(update={"resources": resources}))._write_config()
+    assert path.stat().st_mode & 0o077 == 0
+    assert not any("geheim" in kept.read_text() for kept in (config.run_dir / "settings").iterdir())
