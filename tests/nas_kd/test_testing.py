@@ -61,7 +61,7 @@ def test_the_tasks_of_the_examples_keep_the_contract() -> None:
 def test_a_broken_task_is_found() -> None:
     class Remembers(Classification):
         def compute(self) -> dict[str, float]:
-            return {"accuracy": float(self._accuracy.compute())}
+            return {"accuracy": sum(self._right) / max(len(self._right), 1)}
 
     class Rows(Classification):
         def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

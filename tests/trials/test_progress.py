@@ -164,7 +164,8 @@ def test_time_left_of_a_resumed_run_goes_by_the_trials_before() -> None:
     assert progress.eta_s() == pytest.approx(60.0)
 
 
-def test_the_table_and_the_log_tell_the_hypervolume_of_the_front() -> None:
+def test_the_table_and_the_log_tell_the_hypervolume_of_the_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_kd.trials.progress._PAUSE", 0.0)
     file, console = plain()
     seen: list[list[int]] = []
 

@@ -417,8 +417,8 @@ def test_what_a_killed_driver_left_goes_even_where_nothing_is_left_to_run(tmp_pa
     ):
         wait_for(tmp_path / "worker")
         assert campaign(run_dir, toy_trials.succeed, 2, executor).num_complete == 2
-        assert process.wait(10) == -signal.SIGKILL
-        assert orphan.wait(10) == -signal.SIGKILL
+        for ended in (process, orphan):  # by itself where its child is killed first
+            assert ended.wait(10) in (-signal.SIGKILL, 0)
         assert other.poll() is None
         os.killpg(other.pid, signal.SIGKILL)
     assert not Path(session).exists()
