@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from kill_faults import MARK, marked
+
 from nas_kd.campaign import Campaign
 from nas_kd.config import CampaignConfig, validate
 from nas_kd.trials import Event
@@ -50,27 +52,6 @@ def private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
-def worker() -> int:
-    """The process of Ray below this one that runs trials; it is the largest of Ray's Python processes."""
-    parents, found = dict[int, int](), list[int]()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if (path / "cmdline").read_bytes().startswith(b"ray::"):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return max((pid for pid in found if _is_below(pid, parents)), key=private_bytes)
-
-
-def _is_below(pid: int, parents: dict[int, int]) -> bool:
-    while pid > 1:
-        pid = parents.get(pid, 0)
-        if pid == os.getpid():
-            return True
-    return False
-
-
 def main() -> None:
     """Run the campaign, print the memory after each trial, and the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -78,10 +59,11 @@ def main() -> None:
     number = parser.parse_args().trials
     sizes: list[float] = []
     workers: set[int] = set()
+    mark = os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
 
     def note(event: Event) -> None:
         if event.kind == "ended":
-            pid = worker()
+            pid = max(marked(f"{MARK}={mark}", "ray::"), key=private_bytes)  # the others are Ray's own
             workers.add(pid)
             sizes.append(private_bytes(pid) / MEGABYTE)
             print(f"after trial {len(sizes)}: {sizes[-1]:.0f} MB", flush=True)

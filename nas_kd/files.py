@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -61,6 +62,12 @@ def check_tensors(path: Path, way_out: str) -> None:
 
 def _damage(path: Path) -> str:
     return "it is empty" if path.stat().st_size == 0 else "it was cut or overwritten"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_parent(path: Path) -> Path:

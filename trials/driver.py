@@ -80,7 +80,7 @@ class Driver:
             record = assignment.written_record()
             if record is not None:
                 self._live[proposal.number] = assignment
-                self.finish(record)
+                self._end(record)
             elif reason := self._not_allowed(proposal.knobs):
                 self._live[proposal.number] = assignment
                 sentence = f"it is not run any more: {reason}"
@@ -174,7 +174,7 @@ class Driver:
         self._fetch(number)
         written = self._live[number].written_record()  # the process may have died after it wrote its record
         if written is not None:
-            self.finish(written)
+            self._end(written)
         else:
             self._finish_without_result(self._live[number].record_without_result("failed", reason))
 
@@ -195,9 +195,13 @@ class Driver:
         self._left_running.append(self._live.pop(number))
 
     def finish(self, record: TrialRecord) -> None:
+        """End a live trial whose record is in its folder, there where it ran."""
+        self._fetch(record.number)
+        self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
         """Delete the checkpoints of a trial whose record is in its folder, add it to the ledger, and announce it."""
         assignment = self._live[record.number]
-        self._fetch(record.number)
         # First: after a kill between the two, the trial still counts as running, and this is done again.
         remove_checkpoints(assignment.directory)
         if self.ledger.tell(record):
@@ -214,7 +218,7 @@ class Driver:
 
     def _finish_without_result(self, record: TrialRecord) -> None:
         record.write(self._live[record.number].directory / RECORD_NAME)
-        self.finish(record)
+        self._end(record)
 
     def _assign(self, proposal: ProposedTrial) -> Assignment:
         return Assignment(

@@ -22,21 +22,33 @@ def write_atomically(path: Path, text: str) -> None:
         path: The file; its folder is created where missing.
         text: What it shall hold, written as UTF-8.
     """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be written, which takes its place at the end of the `with` block; after an error it goes.
+
+    Args:
+        path: The file; its folder is created where missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         mask = os.umask(0o077)  # it can only be read by setting it
         os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private, whatever the user's umask
-        Path(temporary).replace(path)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes it private, whatever the user's umask
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    _fsync_folder(path.parent)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -12,9 +12,9 @@ _PROC = Path("/proc")
 
 def command_lines() -> Iterator[tuple[int, list[str]]]:
     """Process and the words of its command, for all that run."""
-    for entry in _PROC.glob("[0-9]*"):
+    for pid in _pids():
         with contextlib.suppress(OSError):  # it has ended
-            yield int(entry.name), os.fsdecode((entry / "cmdline").read_bytes()).split("\0")
+            yield pid, os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
 
 
 def has_ended(pid: int) -> bool:
@@ -29,7 +29,7 @@ def has_ended(pid: int) -> bool:
 def with_descendants(pids: Iterable[int]) -> set[int]:
     """Processes, and all that they and their children have started, but this process."""
     parents: dict[int, int] = {}
-    for pid, _ in command_lines():
+    for pid in _pids():
         with contextlib.suppress(OSError):
             _, parents[pid] = _state_and_parent(pid)
     found = set(pids) - {os.getpid()}
@@ -46,6 +46,10 @@ def has_open(folder: str, pid: int) -> bool:
                 if str(link.readlink()).startswith(f"{folder}/"):
                     return True
     return False
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in _PROC.glob("[0-9]*"))
 
 
 def _state_and_parent(pid: int) -> tuple[str, int]:

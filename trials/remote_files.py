@@ -6,16 +6,14 @@ import hashlib
 import json
 import logging
 import math
-import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nas_kd.trials.files import disk_full, locked, trial_directory
+from nas_kd.trials.files import disk_full, locked, replacing, trial_directory
 from nas_kd.trials.passwords import masked
 
 _log = logging.getLogger(__name__)
@@ -159,17 +157,10 @@ class RemoteFiles:
 
     def _get(self, there: str, path: Path, digest: str) -> None:
         """Get a file, which takes its place at once."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            self._fs.get_file(there, temporary)
-            if _sha256(Path(temporary)) != digest:
+        with replacing(path) as temporary:
+            self._fs.get_file(there, str(temporary))
+            if _sha256(temporary) != digest:
                 raise OSError(f"{there} is damaged")
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def _manifest(self, part: str) -> dict[str, str]:
         """Path below the run's folder -> SHA-256; empty where the part is not there."""
@@ -229,20 +220,19 @@ def _files(paths: list[Path]) -> Iterator[Path]:
 
 def _patiently(attempt: Callable[[], _Result]) -> _Result:
     """Try for four minutes: networks fail, and another machine may be writing what is read."""
-    for number in range(_ATTEMPTS - 1):
+    number = 0
+    while True:
         try:
             return attempt()
         except Exception as error:  # of the protocol's own kinds
-            if isinstance(error, ValueError) or disk_full(error) is not None:
+            number += 1
+            last = number == _ATTEMPTS
+            if isinstance(error, ValueError) or disk_full(error) is not None or (last and isinstance(error, OSError)):
                 raise
+            if last:
+                raise OSError(
+                    f"resources.files_url: it does not answer ({masked(str(error)) or type(error).__name__}); run the "
+                    "same command again to continue"
+                ) from error
             _log.warning("%s; it is tried again", masked(str(error)))
-            time.sleep(2.0**number)
-    try:
-        return attempt()
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # of the protocol's own kinds
-        raise OSError(
-            f"resources.files_url: it does not answer ({masked(str(error)) or type(error).__name__}); run the same "
-            "command again to continue"
-        ) from error
+            time.sleep(2.0 ** (number - 1))

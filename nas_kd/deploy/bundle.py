@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.deploy.claims import MAX_ARCH_BYTES, check_claims
 from nas_kd.deploy.student_view import StudentView
-from nas_kd.files import save_tensors, write_text_atomically
+from nas_kd.files import save_tensors, sha256_of, write_text_atomically
 from nas_kd.inputs import InputType, input_type_of_bundle
 from nas_kd.search_spaces import SPACES, ArchSpec, KeyFrameNet, SearchSpace
 from nas_kd.search_spaces.registry import SpaceEntry
@@ -244,12 +244,6 @@ def write_info(folder: Path | str, info: BundleInfo, files: Sequence[str]) -> Bu
     content["digest"] = digest_of(content)
     write_text_atomically(Path(folder) / ARCH_NAME, json.dumps(content, indent=2) + "\n")
     return info
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import torch
 from nas_kd.data import ClipDataset, OwnConfig
 from nas_kd.data.fingerprint import READ_S, changing_item, content_hash
 from nas_kd.data.sample import labels_of
+from nas_kd.files import sha256_of
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.teachers import is_precomputed
 from nas_kd.teachers.adapter import probe_input
@@ -58,12 +59,12 @@ def identity(context: CampaignContext, before: Mapping[str, Any] | None = None) 
     if not evaluation.is_plain:
         found["evaluation"] = evaluation.model_dump(mode="json", include={"clips", "window", "crops"})
     if teacher.weights is not None:
-        found["weights"] = _of_file(teacher.weights)
+        found["weights"] = sha256_of(teacher.weights)
     start = context.config.retrain.weights
     if start is not None:
-        found["start"] = _of_file(start)
+        found["start"] = sha256_of(start)
     if teacher.model_files:
-        found["model"] = {path.name: _of_file(path) for path in teacher.model_files}
+        found["model"] = {path.name: sha256_of(path) for path in teacher.model_files}
     if context.config.space.is_own or context.config.space.own_operators:  # others are known by the campaign file
         found["space"] = _of_space(context.space)
     return found
@@ -94,11 +95,6 @@ def _of_space(space: SearchSpace) -> str:
         table = space.cost_table({name: values[0] for name, values in space.knobs.items()})
     terms = [(term.name, term.variables, term.costs.tolist()) for term in table.terms]
     return _short(dict(space.knobs), dict(table.variables), table.constant, terms)
-
-
-def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.no_grad()
