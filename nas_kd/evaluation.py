@@ -1,4 +1,4 @@
-"""The metrics of an exported student on labelled data: a split of a campaign, or a folder of labelled clips.
+"""The metrics of an exported student on labelled data: a split of a campaign, or a folder of labelled files.
 
 On a folder it runs without the packages that searches need, such as Ray and Optuna: what reads campaign files is
 imported where one is read.
@@ -34,8 +34,8 @@ def evaluate(
 
     Args:
         bundle: folder of the student.
-        data: a campaign file or the folder of a run, whose split is taken; or a folder with labels.csv of the columns
-            `path,label`.
+        data: a campaign file or the folder of a run, whose split is taken; or a folder with labels.csv, as the student
+            was trained on: columns `path,label`, and `sequence,frame` where frames have label images.
         split: `val` or `test`; by default `test` of a campaign, and all rows of a folder.
         backend: as for `nas_kd.load`.
         device: such as `cpu` or `cuda`.
@@ -74,8 +74,8 @@ def labelled_set(data: Path, split: Split | None, info: BundleInfo) -> LabelledS
     if (data / TABLE_NAME).is_file():
         return labelled_folder(data, split, info)
     raise ValueError(
-        f"{data} is no campaign file, no folder of a run and no folder with a {TABLE_NAME} (columns path,label); name "
-        "one of them"
+        f"{data} is no campaign file, no folder of a run and no folder with a {TABLE_NAME} (columns path,label, and "
+        "sequence,frame where frames have label images); name one of them"
     )
 
 
@@ -87,8 +87,7 @@ def _split_of(file: Path, split: Split) -> LabelledSet:
     except ImportError as error:
         raise ValueError(
             f"{file} is a campaign file, and reading it needs {error.name or error}, which is not installed: "
-            "pip install nas-kd with all that it depends on; a student that classifies clips is measured on a folder "
-            f"with {TABLE_NAME} without it"
+            f"pip install nas-kd with all that it depends on, or give a folder with {TABLE_NAME}, which does not need it"
         ) from error
     config = load_config(file)
     return labelled_split(config, campaign_data(config), split)

@@ -33,8 +33,9 @@ from nas_kd.data.feature_frames import FeatureFramesConfig, frames_of
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.fingerprint import contents_of, hash_of_files
 from nas_kd.data.frame_times import sample_positions
+from nas_kd.data.label_form import ClassLabels
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError, DataInfo, DecodeError, Sample, became_unreadable
+from nas_kd.data.sample import DataError, DataInfo, DecodeError, Labelled, Sample, became_unreadable
 from nas_kd.data.shards import Clip
 from nas_kd.data.source import LabelledConfig, Recognised, labels_in
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
@@ -45,6 +46,7 @@ from nas_kd.data.table import (
     by_split,
     class_names,
     groups_of,
+    labelled_rows,
     locate,
     other_labels,
     read_table,
@@ -107,6 +109,11 @@ class FeaturesConfig(FeatureFramesConfig, LabelledConfig):
     def decoding(self) -> FileDecoding | None:
         """Says how many frames are kept, where nets see fewer."""
         return None if self.stored_frames is None else FileDecoding(stored=(self.stored_frames, 0, 0))
+
+    @property
+    def label_form(self) -> ClassLabels:
+        """One class or several for each item."""
+        return ClassLabels(group=self.group)
 
     @property
     def changes_items(self) -> bool:
@@ -358,18 +365,6 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     _thin_out(parts, config, notes)
     if problems:
         notes.append(f"{len(problems)} of {len(table)} rows of {csv_path.name} were left out")
-    info = DataInfo(
-        num_classes=len(names),
-        class_names=tuple(names),
-        frames=frames,
-        height=0,
-        width=0,
-        name=config.root.resolve().name,
-        flip_safe=False,
-        feature_size=size,
-        multi_label=config.multi_label,
-        stored_frames=stored,
-    )
     for name in SPLITS:
         if config.distractors and len(parts[name]) == 1:
             raise DataError(
@@ -383,13 +378,63 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
         train,
         val,
         test,
-        info,
+        _info(config, names, frames, size),
         seed=seed,
         gate_share=gate_share,
         groups={name: groups_of(parts[name], config.group) for name in SPLITS},
         contents=[row.content for row in parts["train"]],
         skipped=problems,
         notes=notes,
+    )
+
+
+def load_labelled(config: FeaturesConfig, split: str | None) -> Labelled:
+    """The items of one split, or of all rows of a csv that needs no column `split`, to measure a student on.
+
+    Args:
+        config: Where the data lie; it lists the classes and says how many frames nets see, and does not change items. A
+            column `group` is read where the csv has it.
+        split: Which rows are read; None reads all.
+
+    Raises:
+        UnusableRowsError: A row cannot be used, or one of its labels is none of the classes.
+        DataError: The csv cannot be used.
+    """
+    csv_path, names = config.root / config.labels, config.listed_classes()
+    assert names is not None, "the classes are listed"
+    assert config.frames is not None, "the frames are those that the student sees"
+    table = labelled_rows(csv_path, ("path", "label"), split, [config.group] if config.group else [])
+    located, problems = _check_rows(table, config)
+    rows, size, dtype, unfit = _check_items(located, config)
+    problems += unfit
+    for row in rows:
+        foreign = [label for label in row.labels if label not in names]
+        if foreign:
+            problems.append((_named(row, config), f"its label {foreign[0]!r} is none of the student's classes"))
+        elif len(row.labels) > 1 and not config.multi_label:
+            problems.append((_named(row, config), "it has several labels, but the student gives one class"))
+    if problems:
+        raise UnusableRowsError(csv_path, len(table), problems, "mend or remove them")
+    cache, stored = config.open_cache(), config.stored_frames or config.frames
+    dataset = FeaturesDataset(rows, names, config, stored, size, dtype, cache)
+    cache.fill(dataset.unpacked, 1, "unpacking features")
+    has_groups = config.group is not None and config.group in table[0][1]
+    groups = groups_of(rows, config.group if has_groups else None)
+    return Labelled(dataset, groups, _info(config, names, config.frames, size))
+
+
+def _info(config: FeaturesConfig, names: Sequence[str], frames: int, size: int) -> DataInfo:
+    return DataInfo(
+        num_classes=len(names),
+        class_names=tuple(names),
+        frames=frames,
+        height=0,
+        width=0,
+        name=config.root.resolve().name,
+        flip_safe=False,
+        feature_size=size,
+        multi_label=config.multi_label,
+        stored_frames=config.stored_frames or frames,
     )
 
 
@@ -425,7 +470,7 @@ def _check_rows(
             reason = unknown_split(entry["split"])
         else:
             first_line[item] = line
-            group = entry[config.group] if config.group else ""
+            group = entry.get(config.group, "") if config.group else ""
             rows.append((text, Row(*item, labels, entry["split"], group, line)))
             continue
         problems.append((text, reason))

@@ -25,10 +25,11 @@ from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.file_identity import KnownFiles
 from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.geometry import Fit
+from nas_kd.data.label_form import ClassLabels
 from nas_kd.data.sample import (
-    DataError,
     DataInfo,
     DecodeError,
+    Labelled,
     PartlyReadableError,
     Sample,
     became_unreadable,
@@ -43,6 +44,7 @@ from nas_kd.data.table import (
     by_split,
     class_names,
     groups_of,
+    labelled_rows,
     locate,
     other_labels,
     read_table,
@@ -130,6 +132,11 @@ class FolderConfig(LabelledConfig):
         """How files become clips."""
         stored = None if self.stored == (self.frames, *self.frame_size) else self.stored
         return FileDecoding(fit=self.fit, stored=stored)
+
+    @property
+    def label_form(self) -> ClassLabels:
+        """A class for each clip."""
+        return ClassLabels(group=self.group)
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_folder(self, seed=seed, gate_share=gate_share)
@@ -259,8 +266,54 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     notes += shared_contents(contents, csv_path)
     used = [row for part in parts.values() for row in part]
     notes += other_labels([(row.key, row.label, _relative(row.path, config)) for row in used], csv_path)
+    train, val, test = (FolderDataset(parts[name], names, decoder) for name in SPLITS)
+    return make_splits(
+        train,
+        val,
+        test,
+        _info(config, names),
+        seed=seed,
+        gate_share=gate_share,
+        groups={name: groups_of(parts[name], config.group) for name in SPLITS},
+        contents=[row.key for row in parts["train"]],
+        skipped=problems,
+        notes=notes,
+    )
+
+
+def load_labelled(config: FolderConfig, split: str | None) -> Labelled:
+    """The clips of one split, or of all rows of a csv that needs no column `split`, to measure a student on.
+
+    Args:
+        config: Where the data lie and how clips are taken from them; it lists the classes. A column `group` is read
+            where the csv has it.
+        split: Which rows are read; None reads all.
+
+    Raises:
+        UnusableRowsError: A row cannot be used, or its label is none of the classes.
+        DataError: The csv cannot be used.
+    """
+    csv_path, names = config.root / config.labels, config.listed_classes()
+    assert names is not None, "the classes are listed"
+    table = labelled_rows(csv_path, ("path", "label"), split, [config.group] if config.group else [])
+    decoder = Decoder(config)
+    rows, problems = _check_rows(table, decoder)
+    failed = decoder.decode_all(rows)
+    for row in rows:
+        if row.label not in names:
+            problems.append((_relative(row.path, config), f"its label {row.label!r} is none of the student's classes"))
+        elif row.key in failed:
+            problems.append((_relative(row.path, config), str(failed[row.key])))
+    if problems:
+        raise UnusableRowsError(csv_path, len(table), problems, "mend or remove them")
+    has_groups = config.group is not None and config.group in table[0][1]
+    groups = groups_of(rows, config.group if has_groups else None)
+    return Labelled(FolderDataset(rows, names, decoder), groups, _info(config, names))
+
+
+def _info(config: FolderConfig, names: Sequence[str]) -> DataInfo:
     height, width = config.frame_size
-    info = DataInfo(
+    return DataInfo(
         num_classes=len(names),
         class_names=tuple(names),
         frames=config.frames,
@@ -271,50 +324,6 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
         stored_frames=config.stored[0],
         stored_size=config.stored[1:],
     )
-    train, val, test = (FolderDataset(parts[name], names, decoder) for name in SPLITS)
-    return make_splits(
-        train,
-        val,
-        test,
-        info,
-        seed=seed,
-        gate_share=gate_share,
-        groups={name: groups_of(parts[name], config.group) for name in SPLITS},
-        contents=[row.key for row in parts["train"]],
-        skipped=problems,
-        notes=notes,
-    )
-
-
-def load_labelled(config: FolderConfig, split: str | None) -> FolderDataset:
-    """The clips of one split, or of all rows of a csv that needs no column `split`.
-
-    Args:
-        config: Where the data lie and how clips are taken from them; it lists the classes.
-        split: Which rows are read; None reads all.
-
-    Raises:
-        UnusableRowsError: A row cannot be used, or its label is none of the classes.
-        DataError: The csv cannot be used.
-    """
-    csv_path, names = config.root / config.labels, config.listed_classes()
-    assert names is not None, "the classes are listed"
-    table = read_table(csv_path, ("path", "label") if split is None else ("path", "label", "split"))
-    if split is not None:
-        table = [(line, entry) for line, entry in table if entry["split"] == split]
-        if not table:
-            raise DataError(f"{csv_path} must have rows with split={split}, but it has none")
-    decoder = Decoder(config)
-    rows, problems = _check_rows([(line, {**entry, "split": split or "test"}) for line, entry in table], decoder)
-    failed = decoder.decode_all(rows)
-    for row in rows:
-        if row.label not in names:
-            problems.append((_relative(row.path, config), f"its label {row.label!r} is none of the student's classes"))
-        elif row.key in failed:
-            problems.append((_relative(row.path, config), str(failed[row.key])))
-    if problems:
-        raise UnusableRowsError(csv_path, len(table), problems, "mend or remove them")
-    return FolderDataset(rows, names, decoder)
 
 
 def _check_rows(

@@ -248,6 +248,21 @@ def labels_of(dataset: ClipDataset) -> list[int]:
     return [int(dataset[index]["label"]) for index in range(len(dataset))]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Items that a student is measured on.
+
+    Attributes:
+        dataset: the items.
+        groups: group of each item, such as its video; None where they are independent.
+        info: what is known of them.
+    """
+
+    dataset: ClipDataset
+    groups: Sequence[str] | None
+    info: DataInfo
+
+
 _DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "clip": (torch.uint8,),
     "features": (torch.float32, torch.float16),

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from nas_kd.data.camera import CameraConfig
 from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Fit
+from nas_kd.data.label_form import LabelImages
 from nas_kd.data.label_image import values_in
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import CachedConfig, Recognised, labels_in
@@ -172,6 +173,20 @@ class SequenceOptions(CachedConfig):
     def decoding(self) -> FileDecoding:
         """How files become clips."""
         return FileDecoding(sampling="consecutive", fit=self.fit)
+
+    @property
+    def label_form(self) -> LabelImages:
+        """How label images are written."""
+        return LabelImages(
+            values=self.mask_names,
+            ignore=self.ignore,
+            binary=self.binary,
+            points=self.points,
+            min_box_pixels=self.min_box_pixels if self.boxes else None,
+            sequence=self.sequence,
+            order=self.order,
+            max_gap=self.max_gap,
+        )
 
     @property
     def mask_names(self) -> tuple[str, ...]:

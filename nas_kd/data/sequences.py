@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ from nas_kd.data.fingerprint import contents_of
 from nas_kd.data.frame_maps import find_map, no_map
 from nas_kd.data.frame_store import PLANES, Frame, FrameStore
 from nas_kd.data.label_image import boxes_of
-from nas_kd.data.sample import ClipDataset, DataError, Sample
+from nas_kd.data.sample import ClipDataset, DataError, DecodeError, Labelled, Sample
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
 from nas_kd.data.splits import Splits, grouped_split, joined_groups, make_splits
@@ -40,6 +40,7 @@ from nas_kd.data.table import (
     LISTED,
     SPLITS,
     UnusableRowsError,
+    labelled_rows,
     locate,
     other_labels,
     read_table,
@@ -259,15 +260,11 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
     # Before the decoding, which takes long; but a row that is wrong is the better explanation.
     starts = {} if problems else {name: _starts(by_split[name], name, config, notes) for name in SPLITS}
     stores = {name: FrameStore(by_split[name], config, name, cache, known) for name in SPLITS}
-    pairs = [pair for store in stores.values() for pair in zip(store.entries, store.frames, strict=True)]
-    frame_entries = [entry for entry, _ in pairs]
+    frame_entries = [entry for store in stores.values() for entry in store.entries]
     failed = cache.fill(frame_entries, config.decode_threads, "decoding frames") if decode else {}
     if decode:
         known.save()
-    root = config.root.resolve()
-    problems += [
-        (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed
-    ]
+    problems += [problem for store in stores.values() for problem in _undecoded(store, failed, config)]
     if problems:
         raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
 
@@ -304,6 +301,51 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
         groups=sequences_of,
         notes=notes,
     )
+
+
+def load_labelled(config: SequenceOptions, split: str | None) -> Labelled:
+    """The windows of one split, or of all rows of a csv that needs no column `split`, to measure a student on.
+
+    They are cut as those of `test` of a campaign: none shares a frame with another.
+
+    Args:
+        config: Where the data lie and how windows are taken from them, without a camera.
+        split: Which rows are read; None reads all.
+
+    Raises:
+        UnusableRowsError: A frame or its label image cannot be used.
+        DataError: The csv cannot be used, or no window fits.
+    """
+    csv_path = config.root / config.labels
+    table = labelled_rows(csv_path, ("path", "label", config.sequence, config.order), split)
+    cache = config.open_cache()
+    known = KnownFiles(cache.folder, config.root)
+    frames, problems = _check_rows(table, config, known)
+    frames.sort(key=lambda frame: (frame.sequence, frame.number))
+    name = split or "test"
+    starts, _ = _windows(frames, name, config, config.max_gap)
+    if not starts and not problems:
+        raise DataError(
+            f"{csv_path} must hold at least one window of {config.frames} frames of a {config.sequence} whose numbers "
+            f"are at most {config.max_gap} apart, but its {len(frames)} rows hold none; add the frames between, or "
+            f"number neighbouring frames so in the column {config.order}"
+        )
+    store = FrameStore(frames, config, name, cache, known)
+    failed = cache.fill(store.entries, config.decode_threads, "decoding frames")
+    known.save()
+    problems += _undecoded(store, failed, config)
+    if problems:
+        raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
+    dataset = WindowDataset(store, starts, config.frames, config)
+    return Labelled(dataset, [frames[start].sequence for start in starts], config.info)
+
+
+def _undecoded(store: FrameStore, failed: Mapping[str, DecodeError], config: SequenceOptions) -> list[tuple[str, str]]:
+    """(path, reason) of the frames of a store that could not be decoded."""
+    root, pairs = config.root.resolve(), zip(store.entries, store.frames, strict=True)
+    return [
+        (str(frame.path.relative_to(root)), str(failed[entry.key])) for entry, frame in pairs if entry.key in failed
+    ]
 
 
 def _boxes(mask: Tensor, config: SequenceOptions) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nas_kd.data.cache import ClipCache
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.label_form import LabelForm
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
 from nas_kd.data.table import read_table
@@ -104,6 +105,11 @@ class SourceConfig(BaseModel):
     @property
     def decoding(self) -> FileDecoding | None:
         """How files become items; None where items are not made from videos or images."""
+        return None
+
+    @property
+    def label_form(self) -> LabelForm | None:
+        """How labels are written; None where they are not those of a table of files."""
         return None
 
     def decoded_bytes(self, splits: Splits) -> int:

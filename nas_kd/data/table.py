@@ -63,28 +63,30 @@ class UnusableRowsError(DataError):
         )
 
 
-def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
     """Number and texts of each row of a csv file or, where it is called .parquet, of a Parquet file.
 
     Args:
         path: The file.
         needed: Columns that are read.
+        optional: Columns that are read where they are there.
 
     Returns:
         The line of each row in a csv file, of which blank lines are no rows, or its number from 1 in a Parquet file;
-        and its text in each column of `needed`, empty where a cell is.
+        and its text in each column that is read, empty where a cell is.
 
     Raises:
         DataError: The file cannot be read, lacks a column of `needed`, or has no row.
     """
-    columns, table = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, needed)
+    read = (*needed, *optional)
+    columns, table = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, read)
     absent = [name for name in needed if name not in columns]
     if absent:
         raise DataError(
             f"{path} must have the columns {','.join(needed)}, but it lacks {', '.join(absent)} "
             f"(its first line reads {printable(','.join(columns))[:200] or 'nothing'}){_way_out(columns, absent)}"
         )
-    twice = [name for name in needed if columns.count(name) > 1]
+    twice = [name for name in read if columns.count(name) > 1]
     if twice:
         raise DataError(
             f"each column of {path} must have a name of its own, but {twice[0]!r} is there twice; rename one"
@@ -177,6 +179,27 @@ def _columns(path: Path, names: Sequence[str]) -> list[list[object]]:
 
     table = pq.read_table(path, columns=list(names))
     return [table.column(name).to_pylist() for name in names]
+
+
+def labelled_rows(
+    path: Path, columns: Sequence[str], split: str | None, optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """The rows of one split of a csv that a student is measured on, or all rows of one without the column `split`.
+
+    Args:
+        path: The csv file.
+        columns: That are needed beside `split`.
+        split: Which rows are read; None reads all, as those of `test`.
+        optional: As for `read_table`.
+
+    Raises:
+        DataError: The csv cannot be used, or has no such row.
+    """
+    table = read_table(path, columns if split is None else (*columns, "split"), optional)
+    rows = [(line, {**entry, "split": split or "test"}) for line, entry in table if entry.get("split") == split]
+    if not rows:
+        raise DataError(f"{path} must have rows with split={split}, but it has none")
+    return rows
 
 
 def locate(root: Path, name: str) -> tuple[Path, str]:

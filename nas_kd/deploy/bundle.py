@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.label_form import LabelForm
 from nas_kd.deploy.claims import MAX_ARCH_BYTES, check_claims
 from nas_kd.deploy.student_view import StudentView
 from nas_kd.files import save_tensors, sha256_of, write_text_atomically
@@ -129,6 +130,7 @@ class BundleInfo(BaseModel):
             the architecture names another selector.
         source_size: (H, W) of such a clip; the student's input is its bilinear resampling. (0, 0) for features.
         decoding: how files became clips of `source_frames` and `source_size`; None where the data were no files.
+        labels: how the labels of the files were written; None where they stood in no table of files.
         view: what the student reads of a normalised clip; None where only its space can tell.
         class_names: meaning of the logits.
         task: what the student was trained for.
@@ -168,6 +170,7 @@ class BundleInfo(BaseModel):
     source_frames: int
     source_size: tuple[int, int]
     decoding: FileDecoding | None = None
+    labels: LabelForm | None = None
     view: StudentView | None = None
     class_names: tuple[str, ...]
     task: str

@@ -1,61 +1,119 @@
-"""A folder of labelled clips, on which an exported student is measured without the campaign that trained it."""
+"""A folder of labelled files, on which an exported student is measured without the campaign that trained it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nas_kd.data import DataInfo, FolderConfig
+from nas_kd.data import FeaturesConfig, FolderConfig, SequencesConfig, features, folder, sequences
 from nas_kd.data.file_decoding import FileDecoding
-from nas_kd.data.folder import load_labelled
+from nas_kd.data.label_form import ClassLabels, LabelForm, LabelImages
+from nas_kd.data.sample import Labelled
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.measure import LabelledSet
-from nas_kd.tasks import make_task
+from nas_kd.tasks import TASKS, make_task
 
 TABLE_NAME = "labels.csv"
 
+_OF_CLASSES = ("label", "labels")  # keys of samples of tasks whose labels are names of classes
+_CAMPAIGN = (
+    "give a campaign file whose section data names the labelled data (to read it, nas-kd must be installed with all "
+    "that it depends on)"
+)
 
-def labelled_folder(folder: Path, split: str | None, info: BundleInfo) -> LabelledSet:
-    """The clips of a folder with labels.csv of the columns `path,label`, read as the student's own were.
 
-    They are read as `source: folder` reads them where the student was not trained on files.
+def labelled_folder(root: Path, split: str | None, info: BundleInfo) -> LabelledSet:
+    """The items of a folder with labels.csv, read as the student's own were, with labels in the form of its own.
+
+    Clips are read as `source: folder` reads them where the student was not trained on files.
 
     Args:
-        folder: with the table.
+        root: with the table.
         split: rows of this value in the column `split`; None takes all rows.
         info: of the student.
 
     Raises:
-        ValueError: the table cannot be read, or the student answers for something else.
+        ValueError: the table cannot be read, or the bundle does not say what labels are.
     """
-    decoding, name = info.decoding or FileDecoding(), str(folder)
-    if info.task != "classification" or info.mean is None or decoding.sampling != "uniform":
-        reads = "frame features" if info.mean is None else "videos"
+    form, decoding, name = _form_of(info), info.decoding or FileDecoding(), str(root)
+    if isinstance(form, LabelImages):
+        found = _frames(root, split, info, form, decoding)
+    elif info.mean is None:
+        found = _features(root, split, info, form, decoding)
+    else:
+        found = _clips(root, split, info, form, decoding)
+        if info.decoding is None:
+            how = "the student was not trained on files: they are read as those of source folder are"
+            name += f" ({how}, {decoding.fit})"
+    known = found.info
+    return LabelledSet(name, found.dataset, found.groups, known, lambda: make_task(info.task, known, info.task_options))
+
+
+def _form_of(info: BundleInfo) -> LabelForm:
+    """The form of the student's labels; names of classes where they stood in no table and it gives classes.
+
+    Raises:
+        ValueError: it gives something else, or the task is the user's.
+    """
+    if info.task not in TASKS:
         raise ValueError(
-            f"a folder with {TABLE_NAME} holds one class for each clip, but this student ({info.task} of {reads}) "
-            "answers for something else; give a campaign file whose section data names the labelled data (to read it, "
-            "nas-kd must be installed with all that it depends on)"
+            f"a folder is measured for tasks of the package, {', '.join(TASKS)}, but the student's is {info.task}, and "
+            f"a bundle runs no code; {_CAMPAIGN}"
         )
-    if info.decoding is None:
-        name += f" (the student was not trained on files: they are read as those of source folder are, {decoding.fit})"
+    if info.labels is not None:
+        return info.labels
+    if any(key not in _OF_CLASSES for key in TASKS[info.task].keys):
+        raise ValueError(
+            f"arch.json must say under labels how label images are written, but that of this student ({info.task}) "
+            "does not: its own labels were no files, or an earlier nas_kd trained it; "
+            f"{_CAMPAIGN}"
+        )
+    return ClassLabels()
+
+
+def _frames(root: Path, split: str | None, info: BundleInfo, form: LabelImages, decoding: FileDecoding) -> Labelled:
+    config = SequencesConfig(
+        root=root,
+        labels=TABLE_NAME,
+        frames=info.source_frames,
+        size=info.source_size,
+        fit=decoding.fit,
+        sequence=form.sequence,
+        order=form.order,
+        max_gap=form.max_gap,
+        classes=form.values,
+        ignore=form.ignore,
+        binary=form.binary,
+        points=form.points,
+        boxes=form.min_box_pixels is not None,
+        min_box_pixels=form.min_box_pixels or 1,
+    )
+    return sequences.load_labelled(config, split)
+
+
+def _features(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
+    config = FeaturesConfig(
+        root=root,
+        labels=TABLE_NAME,
+        frames=info.source_frames,
+        stored_frames=None if decoding.stored is None else decoding.stored[0],
+        classes=info.class_names,
+        group=form.group,
+        multi_label="labels" in TASKS[info.task].keys,
+    )
+    return features.load_labelled(config, split)
+
+
+def _clips(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
     stored = decoding.stored or (info.source_frames, *info.source_size)
     config = FolderConfig(
-        root=folder,
+        root=root,
+        labels=TABLE_NAME,
         frames=info.source_frames,
         size=info.source_size,
         fit=decoding.fit,
         stored_frames=stored[0],
         stored_size=stored[1:],
         classes=info.class_names,
+        group=form.group,
     )
-    dataset = load_labelled(config, split)
-    known = DataInfo(
-        num_classes=len(info.class_names),
-        class_names=info.class_names,
-        frames=info.source_frames,
-        height=info.source_size[0],
-        width=info.source_size[1],
-        name=folder.resolve().name,
-        stored_frames=stored[0],
-        stored_size=stored[1:],
-    )
-    return LabelledSet(name, dataset, None, known, lambda: make_task(info.task, known, info.task_options))
+    return folder.load_labelled(config, split)

@@ -301,6 +301,7 @@ class Trial(ABC):
                 source_frames=info.frames,
                 source_size=(info.height, info.width),
                 decoding=self.config.data.decoding,
+                labels=self.config.data.label_form,
                 view=view_of(space, self.knobs, info.input_shape) if input_type.students_fit_items else None,
                 class_names=self.campaign.task.class_names,
                 task=self.config.task,

@@ -13,7 +13,7 @@ from small_sets import features_of, rows_of, write_table
 
 from nas_kd.data import ClipLoader, DataError, FeaturesConfig, UnusableRowsError, check_sample, load
 from nas_kd.data.arrays import ArrayFiles, parse_place
-from nas_kd.data.features import FeaturesDataset
+from nas_kd.data.features import FeaturesDataset, load_labelled
 from nas_kd.data.sample import DecodeError
 
 T, D = 6, 3
@@ -169,6 +169,27 @@ def test_labels_may_be_asked_for(root):
     splits = load(config(root, multi_label=True), seed=0)
     assert splits.info.multi_label
     assert [splits.val[index]["labels"].tolist() for index in range(2)] == [[1, 0], [0, 1]]
+
+
+def test_items_to_measure_a_student_on_are_those_of_the_split(root):
+    rows = [(place, "a;b" if place.endswith("#2") else label, split) for place, label, split in rows_of(root)]
+    write_table(root, [(*row, f"r{n // 2}") for n, row in enumerate(rows)], "path,label,split,recording")
+    options = {"frames": 2, "stored_frames": 4, "group": "recording"}
+    splits = load(config(root, **options), seed=0)
+    known = config(root, **options, classes=("a", "b"), multi_label=True)
+    found = load_labelled(known, "test")
+    assert found.info == splits.info
+    assert tuple(found.groups) == splits.groups["test"] == ("r6", "r6", "r7", "r7")
+    for index in range(4):
+        for key, value in splits.test[index].items():
+            assert torch.equal(found.dataset[index][key], value)
+    write_table(root, [row[:2] for row in rows], "path,label")  # a table of one's own
+    found = load_labelled(known, None)
+    assert (len(found.dataset), found.groups) == (16, None)
+    with pytest.raises(UnusableRowsError, match=r"#2: its label 'b' is none of the student's classes"):
+        load_labelled(config(root, frames=2, classes=("a", "c"), multi_label=True), None)
+    with pytest.raises(UnusableRowsError, match=r"#2: it has several labels, but the student gives one class"):
+        load_labelled(config(root, frames=2, classes=("a", "b")), None)
 
 
 def promising(rows):

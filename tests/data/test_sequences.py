@@ -26,7 +26,7 @@ from nas_kd.data.cache import ClipCache
 from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
 from nas_kd.data.sample import stack
-from nas_kd.data.sequences import CameraDataset, WindowDataset, windows
+from nas_kd.data.sequences import CameraDataset, WindowDataset, load_labelled, windows
 from nas_kd.tasks import Segmentation
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,24 @@ def test_windows_of_each_split(root):
         expected = np.where(labels == 9, IGNORE, labels)
         assert (sample["clip"][:, place].permute(1, 2, 0).numpy() == frame).all()
         assert (sample["mask"][place].numpy() == expected).all()
+
+
+def test_windows_to_measure_a_student_on_are_those_of_the_split(root):
+    splits = load(config(root, boxes=True), seed=0)
+    found = load_labelled(config(root, boxes=True), "test")
+    assert (found.info, tuple(found.groups)) == (splits.info, splits.groups["test"])
+    assert len(found.dataset) == len(splits.test) == 2
+    for index in range(2):
+        assert found.dataset[index].keys() == splits.test[index].keys()
+        for key, value in splits.test[index].items():
+            assert torch.equal(found.dataset[index][key], value)
+    write_table(root, [(*row[:2], *row[3:]) for row in rows_of(root)], "path,label,sequence,frame")  # without splits
+    found = load_labelled(config(root), None)
+    assert found.groups == ["a", "a", "b", "c", "c", "d", "d"]
+    with pytest.raises(UnusableRowsError, match=r"a_0\.png: label image .*: label values must lie in 0\.\.1"):
+        load_labelled(config(root, classes=NAMES[:2]), None)
+    with pytest.raises(DataError, match=r"12 frames of a sequence whose numbers are at most 1 apart, .* 34 rows hold"):
+        load_labelled(config(root, frames=12), None)
 
 
 def test_training_windows_hold_more_frames_for_windows_in_time(root):

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import nas_kd
 from nas_kd.analysis import ParetoFront
 from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig, ConfigError, validate
+from nas_kd.data import GeneratedConfig, load_generated
 from nas_kd.data.frame_sampling import random_pairs, take_frames
 from nas_kd.inputs.frames import on_frames
 from nas_kd.objectives import ObjectiveConfig
@@ -29,6 +32,7 @@ from nas_kd.training.local_search import start_locally
 from nas_kd.training.settings import LocalConfig
 from nas_kd.trial import CampaignContext, Learner, build_context
 from nas_kd.trials import Ledger
+from tests.data.small_sets import FRAME_HEADER, write_table
 
 STREAMS: dict[str, Any] = {
     "task": "segmentation",
@@ -189,9 +193,40 @@ def test_the_teacher_is_measured_on_the_frames_of_each_offset(context: CampaignC
         assert found[f"val/miou@{offset}"] == pytest.approx(context.task.compute()["miou"])
 
 
+UNKNOWN = 200
+"""Value of pixels of label images that nobody knows."""
+
+
+@pytest.fixture(scope="module")
+def labelled_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """The generated clips as files with a label image each, and the names of the values of those."""
+    root, rows = tmp_path_factory.mktemp("frames"), []
+    splits = load_generated(GeneratedConfig.model_validate({**STREAMS["data"], "num_train": 16, "num_val": 4}), seed=0)
+    for split, dataset in (("train", splits.retrain), ("val", splits.val), ("test", splits.test)):
+        for index in range(len(dataset)):
+            item = dataset[index]
+            item["mask"][:, :3] = UNKNOWN
+            for t, (frame, mask) in enumerate(zip(item["clip"].unbind(1), item["mask"], strict=True)):
+                names = [f"{split}{index}_{t}{kind}.png" for kind in ("", "_labels")]
+                for name, pixels in zip(names, (frame.permute(1, 2, 0), mask), strict=True):
+                    Image.fromarray(pixels.numpy()).save(root / name)
+                rows.append((*names, split, f"{split}{index}", str(t)))
+    write_table(root, rows, FRAME_HEADER)
+    return root, splits.info.mask_names
+
+
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str) -> None:
-    config = streams(task=task)
+def test_a_campaign_of_streams(
+    streams: Callable[..., CampaignConfig],
+    labelled_frames: tuple[Path, tuple[str, ...]],
+    task: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, names = labelled_frames
+    data = {"source": "sequences", "root": str(root), "frames": 6, "size": 24, "classes": names, "ignore": [UNKNOWN]}
+    data |= {"boxes": task == "detection", "min_box_pixels": 9, "cache_dir": str(tmp_path / "cache")}
+    config = validate(streams(task=task).model_dump(mode="json") | {"data": data}, source="test")
     result = search(config)
     (record,) = result.records
     assert record.state == "complete", record.error
@@ -218,6 +253,14 @@ def test_a_campaign_of_streams(streams: Callable[..., CampaignConfig], task: str
     folder, exported = export(result.run_dir, formats=("safetensors", "pt2") if graphs else ("safetensors",))
     assert exported.flops == cost.flops
     assert {path.name for path in folder.glob("*.pt2")} == ({"key.pt2", "delta.pt2"} if graphs else set())
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # files of a folder are decoded into the cache there
+    measured = record.metrics["retrained"]["test"]
+    for backend in ("safetensors", "pt2") if graphs else ("safetensors",):
+        found = nas_kd.evaluate(folder, root, split="test", backend=backend)
+        assert found.metrics == pytest.approx(measured, abs=1e-6)
+        assert found.measured.num_items == 8
+        assert found.measured.num_groups == 8
 
 
 @pytest.mark.parametrize(

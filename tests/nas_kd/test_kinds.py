@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas_kd import export, search
+from nas_kd import export, load, search
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.deploy.bundle import read_info
+from nas_kd.deploy.labelled_folder import labelled_folder
+from nas_kd.deploy.measure import measure
 from nas_kd.preparation.teacher import check_teacher
+from nas_kd.runs.own_space import own_space
 from nas_kd.trial import build_context
 
 OWN = """
@@ -51,12 +54,12 @@ def features(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> Callable[..
     root = tmp_path / "features"
     root.mkdir()
     np.save(root / "all.npy", np.random.default_rng(0).normal(size=(12, 4, 12)).astype(np.float32))
-    rows = [f"all.npy#{i},{'ab'[i % 2]},{('train', 'val', 'test')[i // 4]}" for i in range(12)]
-    (root / "labels.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    rows = [f"all.npy#{i},{'ab'[i % 2]},{('train', 'val', 'test')[i // 4]},{i // 2}" for i in range(12)]
+    (root / "labels.csv").write_text("\n".join(["path,label,split,recording", *rows]) + "\n")
 
     def make(**changes: Any) -> CampaignConfig:
         config = tiny().model_dump(mode="json", include={"runs", "resources"})
-        config |= {"data": {"source": "features", "root": str(root)}, **changes}
+        config |= {"data": {"source": "features", "root": str(root), "group": "recording"}, **changes}
         return CampaignConfig.model_validate(config)
 
     return make
@@ -134,7 +137,13 @@ def test_a_student_of_an_own_space_of_features_is_exported(
     assert record.state == "complete", record.error
     folder, proof = export(config.run_dir, trial=0, formats=("safetensors",))
     assert proof.flops == 12 * 4 + 4 * 2
-    assert read_info(folder).input_shape == (4, 12)
+    info = read_info(folder)
+    assert info.input_shape == (4, 12)
+    space = own_space(config, config.run_dir, info)
+    (found,) = measure([load(folder, space=space)], labelled_folder(tmp_path / "features", "test", info))
+    assert found.metrics == record.metrics["retrained"]["test"]
+    assert found.measured == info.measured["test"]
+    assert found.measured.num_groups == 2
 
 
 def test_keys_that_the_program_fills_in_are_not_offered(tiny: Callable[..., CampaignConfig]) -> None:

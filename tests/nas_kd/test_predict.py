@@ -315,10 +315,10 @@ def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path
         np.testing.assert_allclose(frame.arrays["saliency"], raised[0, 0], atol=2e-3)  # of 16 bits
     with pytest.raises(ValueError, match="a student of saliency answers for each frame: take frames"):
         nas_kd.load(tmp_path).classify(video)
-    for task in ("saliency", "multilabel"):
-        other = info.model_copy(update={"task": task, "decoding": None})
-        with pytest.raises(ValueError, match=rf"one class for each clip, but this student \({task} of videos\)"):
-            labelled_folder(tmp_path, None, other)
+    with pytest.raises(ValueError, match=r"arch\.json must say under labels how label images are written, but that of"):
+        labelled_folder(tmp_path, None, info)
+    with pytest.raises(ValueError, match=r"but the student's is mytask:Depth, and a bundle runs no code; give a"):
+        labelled_folder(tmp_path, None, info.model_copy(update={"task": "mytask:Depth"}))
 
 
 def test_a_graph_that_only_unpickling_could_load_is_refused(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def campaign(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_campaign_takes_the_maps_as_its_teacher_and_trains_none(campaign: dict[str, Any]) -> None:
+def test_a_campaign_takes_the_maps_as_its_teacher_and_trains_none(
+    campaign: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = nas_kd.search(validate(campaign, source="maps"))
     (record,) = result.records
     assert record.state == "complete", record.error
@@ -95,6 +97,10 @@ def test_a_campaign_takes_the_maps_as_its_teacher_and_trains_none(campaign: dict
     assert "flops" not in known
     page = nas_kd.report(folder).report.read_text()
     assert "what it costs is not known" in page
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # files of a folder are decoded into the cache there
+    found = nas_kd.evaluate(folder / "trials" / "0000", tmp_path / "set", split="test")
+    assert found.metrics == pytest.approx(record.metrics["retrained"]["test"], abs=1e-6)
 
 
 def test_a_term_that_asks_for_modules_of_the_teacher_is_refused(campaign: dict[str, Any]) -> None:
