@@ -87,7 +87,7 @@ def _split_of(file: Path, split: Split) -> LabelledSet:
     except ImportError as error:
         raise ValueError(
             f"{file} is a campaign file, and reading it needs {error.name or error}, which is not installed: "
-            f"pip install nas-kd with all that it depends on, or give a folder with {TABLE_NAME}, which does not need it"
+            f"pip install nas-kd with all that it depends on, or give a folder with {TABLE_NAME} instead"
         ) from error
     config = load_config(file)
     return labelled_split(config, campaign_data(config), split)

@@ -133,9 +133,7 @@ def _say_export(record: ExportRecord, folder: Path) -> None:
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of an exported student.")],
-    data: Annotated[
-        Path, typer.Argument(help="Campaign file or folder of a run; or a folder with labels.csv.")
-    ],
+    data: Annotated[Path, typer.Argument(help="Campaign file or folder of a run; or a folder with labels.csv.")],
     split: Annotated[
         str | None, typer.Option(help="val or test. Default: test of a campaign, all rows of a folder.")
     ] = None,
