@@ -126,7 +126,7 @@ def front_figure(
     if limits is not None:
         _draw_budgets(axes, [budget for budget in budgets_of(records, axis) if limits[0] <= budget <= limits[1]])
     if teacher is not None:
-        _draw_teacher(axes, teacher, axis, teacher.level([record for record, _, _ in rows], front.split))
+        _draw_teacher(axes, teacher, front, teacher.level([record for record, _, _ in rows], front.split))
     _draw_references(axes, references)
     if axes.get_legend_handles_labels()[0]:
         # Below the axes: inside, it might cover points.
@@ -189,7 +189,12 @@ def style_axes(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.number(value)))
     if percent_axis(metric, values):
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.4g} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
+
+
+def _percent_tick(value: float, _: int | None) -> str:
+    """A share of 1; the room above 100 % has none."""
+    return f"{value * 100:.4g} %" if value < 1 + 1e-9 else ""
 
 
 def _draw_others(axes: Axes, rows: Sequence[Placed], front: ParetoFront) -> None:
@@ -310,9 +315,9 @@ def _draw_references(axes: Axes, references: Sequence[ReferencePoint]) -> None:
         )
 
 
-def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: Axis, level: float | None) -> None:
+def _draw_teacher(axes: Axes, teacher: TeacherPoint, front: ParetoFront, level: float | None) -> None:
     """The teacher's value as a line where all students may be compared with it, else as a point alone."""
-    cost = teacher.cost(axis)
+    cost = teacher.cost(front.axis)
     value = teacher.value if level is None else level
     if level is not None:
         axes.axhline(level, color=TEACHER_COLOR, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
@@ -322,14 +327,22 @@ def _draw_teacher(axes: Axes, teacher: TeacherPoint, axis: Axis, level: float | 
     else:
         place, within = (float(cost), value), axes.transData
         axes.scatter([cost], [value], s=150, marker="*", color=TEACHER_COLOR, zorder=4)
+    axes.autoscale_view()
+    has_room = True
+    if front.pick is not None:  # its label lies above the front, too
+        pick_cost, *_, pick_value = front.points[front.records.index(front.pick)].tolist()
+        across, up = axes.transAxes.inverted().transform(within.transform(place))
+        pick_across, pick_up = axes.transAxes.inverted().transform(axes.transData.transform((pick_cost, pick_value)))
+        has_room = abs(up - pick_up) > 0.08 or across - pick_across > 0.35
     axes.annotate(
         label,
         place,
-        (0, 9),
+        (0, 9 if has_room else -18),
         xycoords=within,
         textcoords="offset points",
         ha="right",
         color=TEACHER_COLOR,
         fontsize=9,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
         parse_math=False,
     )

@@ -215,6 +215,9 @@ def offsets_chart(front: ParetoFront, split: Split = "val", *, teacher: TeacherP
         )
     for line in lines:
         figure.add_traces(_traces(line, split))
+    # On a phone each entry of the legend takes a line; charts of both splits are equally high.
+    entries = [len(_teacher_lines(front, each, teacher)) + len(_lines(front, each)) for each in SPLITS]
+    figure.update_layout(height=290 + 20 * min(max(entries), _MAX_NAMED))
     return figure
 
 

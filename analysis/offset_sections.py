@@ -78,6 +78,7 @@ def streaming_section(front: ParetoFront, teacher: TeacherPoint | None, picture:
             offsets_chart(front, split, teacher=teacher),
             caption,
             fallback_png=picture if split == splits[0] else None,
+            is_sized=True,
         )
         measured.append(OffsetsOfSplit(_SPLIT_TITLES[split], drawn, offsets_table(front, split, teacher)))
     return StreamingSection(

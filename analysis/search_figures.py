@@ -376,7 +376,8 @@ def idle_chart(result: SearchResult) -> go.Figure:
                 hovertext=hover,
             )
     figure.update_xaxes(**_cost_axis(x, axis), title_text=f"budget ({axis.unit})")
-    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
+    highest = max((value for trace in figure.data for value in trace.y if value is not None), default=0.0)
+    figure.update_yaxes(range=[0, max(1.08 * highest, 0.05)], tickformat=".2~%")
     return figure
 
 

@@ -44,6 +44,19 @@ function fit(layout, width) {
   }
 }
 
+// Around a single value plotly shows what lies within 1 of it, such as −50 % to 150 %: 5 points of a share are enough.
+function separate(data, layout) {
+  const axis = layout.yaxis;
+  if (axis.range || axis.rangemode || axis.type === "log" || data.some((trace) => trace.type === "bar")) return;
+  const heights = data.flatMap((trace) => (trace.yaxis && trace.yaxis !== "y" ? [] : trace.y || []));
+  const values = new Set(heights.filter((value) => typeof value === "number"));
+  if (values.size !== 1 || data.some((trace) => trace.error_y)) return;
+  const [value] = values;
+  const isShare = /[p%]$/.test(axis.tickformat || "");
+  const room = isShare ? 0.05 : 0.05 * Math.abs(value) || 1;
+  axis.range = [value - room, isShare ? Math.min(value + room, 1.009) : value + room];
+}
+
 const BUTTONS = { displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
 
 function linkToTrials(plot) {
@@ -75,6 +88,7 @@ function startFigures() {
     drawn.add(plot);
     const figure = JSON.parse(plot.nextElementSibling.textContent);
     fit(figure.layout, plot.clientWidth);
+    separate(figure.data, figure.layout);
     Plotly.newPlot(plot, figure.data, figure.layout, BUTTONS).then(() => {
       Plotly.relayout(plot, colours(plot));
       linkToTrials(plot);
@@ -155,6 +169,7 @@ function startFreeChart() {
     layout.yaxis.title = { text: metric.label };
     layout.yaxis.tickformat = metric.percent ? ".3~p" : "";
     fit(layout, plot.clientWidth);
+    separate(data, layout);
     const missing = trials.length - points.length;
     said.textContent = (missing ? missing + " of " + trials.length + " complete trials were not measured so. " : "") +
       (metric.better ? "" : "No front: it is not known which way this metric is better.");

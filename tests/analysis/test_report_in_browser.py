@@ -84,6 +84,18 @@ def test_axes_are_chosen(browser: Chromium, page: Path) -> None:
     assert not browser.errors
 
 
+def test_equal_values_have_an_axis_around_them(browser: Chromium, page: Path) -> None:
+    open_page(browser, page)
+    ranges = {".3~p": ("[1, null, 1]", [0.95, 1.009]), "": ("[-40]", [-42, -38]), ".2~%": ("[0.2, 0.3]", None)}
+    for form, (values, expected) in ranges.items():
+        axis = f"{{ tickformat: {form!r} }}"
+        found = browser.run(
+            f"(() => {{ const layout = {{ yaxis: {axis} }}; separate([{{ y: {values} }}, {{ y: [0], yaxis: 'y2' }}], "
+            "layout); return layout.yaxis.range; })()"
+        )
+        assert found == expected
+
+
 def test_the_table_is_sorted_and_filtered(browser: Chromium, page: Path) -> None:
     open_page(browser, page)
     first = "document.querySelector('table.trials tbody tr').id"
