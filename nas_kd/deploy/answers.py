@@ -27,6 +27,7 @@ _TINT = 0.55  # share of the colour where a class is drawn over a picture
 _HEAT = 0.8  # share of the colour where saliency is 1
 _OUTSIDE = 0.45  # brightness of what the student did not see
 _DRAWN_SCORE = 0.3  # boxes below are in the arrays only
+_LISTED = 8  # outputs of a task of the user's that are named
 _IN_LEGEND = 0.002  # share of the pixels from which a class is named
 _COLOURS = (  # of Okabe and Ito, which colour-blind people tell apart
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
@@ -60,10 +61,32 @@ class FrameAnswer(ABC):
 
 
 class Maps(FrameAnswer):
-    """Of a task that is not one of the package: the outputs as they are, and nothing drawn."""
+    """Of a task that is not one of the package: `outputs`, float32 (C, h, w), the maps as they are.
+
+    Only the task knows what they mean, so they are drawn without it: maps as heat from their lowest to their highest
+    value in the frame, a colour each, the one with the larger share of its range over the others; single values (maps
+    of 1 × 1) as numbers, the highest first.
+    """
 
     def read(self, maps: Tensor, info: BundleInfo) -> list[Arrays]:
         return [{"outputs": frame.numpy()} for frame in maps]
+
+    def draw(self, picture: Picture, arrays: Arrays, window: Window, info: BundleInfo) -> Picture:
+        maps, drawn = arrays["outputs"].astype(np.float32), _darkened_outside(picture, window)
+        names = info.class_names if len(info.class_names) == len(maps) else [f"output {n}" for n in range(len(maps))]
+        if maps[0].size == 1:
+            values = maps.ravel()
+            order = np.argsort(-values, kind="stable")[:_LISTED]
+            return _with_legend(drawn, [(f"{names[n]}: {values[n]:.3g}", colour_of(int(n))) for n in order])
+        low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+        grey = (255 * (maps - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+        shares = np.stack([_resized(each, window, Image.Resampling.BILINEAR) for each in grey]) / 255
+        strongest = shares.argmax(0)
+        colours = np.array([colour_of(number) for number in range(len(maps))])
+        covered = _HEAT * shares.max(0)[..., None] ** 2  # what is far below the highest value hides nothing
+        inside = _inside(drawn, window)
+        inside[:] = (inside * (1 - covered) + covered * colours[strongest]).astype(np.uint8)
+        return _with_legend(drawn, [(name, colour_of(number)) for number, name in enumerate(names[:_LISTED])])
 
 
 class PixelClasses(FrameAnswer):

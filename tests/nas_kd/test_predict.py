@@ -24,6 +24,7 @@ import nas_kd
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.deploy.answers import Maps, Window, colour_of
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.labelled_folder import labelled_folder
@@ -319,6 +320,23 @@ def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path
         labelled_folder(tmp_path, None, info)
     with pytest.raises(ValueError, match=r"but the student's is mytask:Depth, and a bundle runs no code; give a"):
         labelled_folder(tmp_path, None, info.model_copy(update={"task": "mytask:Depth"}))
+
+
+def test_maps_of_a_task_of_ones_own_are_drawn_as_heat_and_single_values_as_numbers() -> None:
+    info = BundleInfo.model_construct(class_names=("head", "hand"), source_size=(8, 8))
+    picture, window = np.full((240, 320, 3), 100, np.uint8), Window(0, 40, 240, 240)
+    maps = np.full((2, 8, 8), -3, np.float32)
+    maps[0, 2, 5], maps[1, 6, 1] = 9, -2  # of whatever range
+    drawn = Maps().draw(picture, {"outputs": maps}, window, info).astype(int)
+    for number, (row, column) in enumerate([(75, 40 + 165), (195, 40 + 45)]):
+        tint = drawn[row, column] - 100
+        assert np.abs(tint - 0.8 * (np.array(colour_of(number)) - 100)).max() < 8
+    assert (drawn[120, 270] == 100).all()  # far from both
+    assert (drawn[120, 20] == 45).all()  # what the student did not see
+    numbers = Maps().draw(picture, {"outputs": maps[:, 2:3, 5:6]}, window, info).astype(int)
+    assert (numbers[120] == drawn[120]).all()
+    assert (numbers == colour_of(0)).all(-1).any()
+    assert (picture == 100).all()
 
 
 def test_a_graph_that_only_unpickling_could_load_is_refused(tmp_path: Path) -> None:
