@@ -40,7 +40,8 @@ def bounded_flops(module: nn.Module, example: Any) -> tuple[int, tuple[str, ...]
 
     Args:
         module: any module.
-        example: its input, a tensor or a list of them, at the shapes that matter.
+        example: its input, a tensor or a list of them, at the shapes that matter, with random values: an input whose
+            values are all alike shows whether the FLOPs depend on them.
     """
     products = _products_or_none(module, example)
     try:
@@ -53,10 +54,10 @@ def bounded_flops(module: nn.Module, example: Any) -> tuple[int, tuple[str, ...]
     if products is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            of_noise = _products_or_none(module, _noise_like(example))
-        if of_noise is not None and of_noise != products:
+            of_flat = _products_or_none(module, _flat(example))
+        if of_flat is not None and of_flat != products:
             missing.append(BY_VALUE)
-            total -= max(products - of_noise, 0)
+            total -= max(products - of_flat, 0)
         if products > count.products:
             total += products - count.products
             if not count.unknown:  # else it may be theirs
@@ -64,12 +65,12 @@ def bounded_flops(module: nn.Module, example: Any) -> tuple[int, tuple[str, ...]
     return max(total, 0), tuple(missing)
 
 
-def _noise_like(example: Any) -> Any:
+def _flat(example: Any) -> Any:
+    """An input of the same shape whose values are all 0, or as near to 0 as those of the example come."""
     if not isinstance(example, Tensor):
-        return [_noise_like(each) for each in example]
-    if not example.is_floating_point():  # bytes of pixels
-        return torch.randint_like(example, 256)
-    return torch.randn_like(example)
+        return [_flat(each) for each in example]
+    low, high = (float(value) for value in example.aminmax())
+    return torch.full_like(example, min(max(low, 0), high))
 
 
 def _products_or_none(module: nn.Module, example: Any) -> int | None:

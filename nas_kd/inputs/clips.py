@@ -26,6 +26,11 @@ class ClipInput(InputType):
     def read(self, batch: Batch) -> Tensor:
         return normalize(batch["clip"], self.mean, self.std)
 
+    def examples_of(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        frames = pixels if len(shape) == len("NCTHW") else pixels.unsqueeze(2)
+        return normalize(frames, self.mean, self.std).reshape(shape)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return (3, self.info.frames, self.info.height, self.info.width)

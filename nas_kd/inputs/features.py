@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from nas_kd.data import Batch, DataInfo
@@ -34,6 +35,9 @@ class FeatureInput(InputType):
 
     def read(self, batch: Batch) -> Tensor:
         return batch["features"].float()
+
+    def examples_of(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.rand(shape, generator=generator)  # features have any range; of most, these numbers are a part
 
     @property
     def shape(self) -> tuple[int, ...]:

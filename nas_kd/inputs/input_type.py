@@ -30,6 +30,7 @@ from nas_kd.teachers.teacher import trained_outputs
 from nas_kd.training.evaluate import Scored, evaluate
 from nas_kd.training.settings import FitConfig, LocalConfig
 
+EXAMPLE_SEED = 20_240_607
 KINDS_BY_NDIM = {3: "frame features (N, T, D)", 4: "frames (N, 3, H, W)", 5: "clips (N, 3, T, H, W)"}
 
 
@@ -139,9 +140,19 @@ class InputType(ABC):
     def shape(self) -> tuple[int, ...]:
         """Of one input of the teacher, without the batch dimension."""
 
-    def example(self) -> Tensor:
-        """Zeros of that shape, with batch size 1."""
-        return torch.zeros(1, *self.shape)
+    def example(self, items: int = 1) -> Tensor:
+        """Inputs of the teacher with values such as the data have, as nets see them: always the same for a shape.
+
+        Nets of users may refuse other values, such as those below 0 where they are trained on shares of brightness.
+
+        Args:
+            items: how many.
+        """
+        return self.examples_of((items, *self.shape), torch.Generator().manual_seed(EXAMPLE_SEED))
+
+    @abstractmethod
+    def examples_of(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Random inputs of a shape with values such as the data have, as nets see them."""
 
     def student_example(self, space: SearchSpace, knobs: Mapping[str, Choice]) -> Tensor:
         """Zeros of what a student sees in a training step, with batch size 1."""
@@ -153,7 +164,7 @@ class InputType(ABC):
         Raises:
             ValueError: what they read and what there is.
         """
-        reads, given = space.example_input(knobs), self.example()
+        reads, given = space.example_input(knobs), torch.zeros(1, *self.shape)
         if reads.ndim != given.ndim:
             raise ValueError(
                 f"space.name: students of space {space.name!r} read "

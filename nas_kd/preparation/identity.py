@@ -19,7 +19,6 @@ from nas_kd.data.sample import labels_of
 from nas_kd.files import sha256_of
 from nas_kd.search_spaces import SearchSpace
 from nas_kd.teachers import is_precomputed
-from nas_kd.teachers.adapter import probe_input
 from nas_kd.trial import CampaignContext
 
 _ANSWERS = 64  # of the outputs for a fixed input, at most about twice as many
@@ -110,7 +109,7 @@ def answers(context: CampaignContext) -> list[float] | None:
     model = context.teacher_model
     if is_precomputed(model):
         return None
-    values = model.eval()(probe_input(context.teacher_example(), 2)).flatten()
+    values = model.eval()(context.teacher_examples(2)).flatten()
     step = max(len(values) // _ANSWERS, 1)
     return [float(f"{float(value):.6g}") for value in values[::step]]
 

@@ -5,15 +5,19 @@ Nothing else shows it: a net runs on numbers of any range, and answers to a wron
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_kd.data import Batch, Subset
 from nas_kd.data.fingerprint import spread
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.teachers import is_precomputed, teacher_input
-from nas_kd.teachers.adapter import AdaptedTeacher
+from nas_kd.teachers.adapter import AdaptedTeacher, brightness, normalized
 from nas_kd.training.evaluate import mean_of_views
 from nas_kd.trial import CampaignContext
 
@@ -46,14 +50,16 @@ def better_normalization(context: CampaignContext) -> str:
         own = model.inputs.normalize or given
     if labels is None or is_precomputed(model) or (isinstance(model, AdaptedTeacher) and model.inputs.as_bytes):
         return ""
-    now = _right(context, labels, given, own, own)
-    if len(now) < 2 or float(now.mean()) > 1 - GAIN:
+    now = _right(context, labels, given, own)
+    if now is None or len(now) < 2 or float(now.mean()) > 1 - GAIN:
         return ""
     best, gain = "", GAIN
     for words, tried in CONVENTIONS.items():
         if tried == own:
             continue
-        right = _right(context, labels, given, own, tried)
+        right = _right(context, labels, given, tried)
+        if right is None:
+            continue
         difference = right - now
         deviation = float(difference.std()) / len(difference) ** 0.5
         if float(difference.mean()) >= max(gain, _DEVIATIONS * deviation):
@@ -76,40 +82,51 @@ def _labels_of(context: CampaignContext) -> str | None:
 
 
 @torch.no_grad()
-def _right(
-    context: CampaignContext, labels: str, given: NormalizeConfig, own: NormalizeConfig, tried: NormalizeConfig
-) -> Tensor:
+def _right(context: CampaignContext, labels: str, given: NormalizeConfig, tried: NormalizeConfig) -> Tensor | None:
     """[N] share of right answers for each item, with the input normalised in a way that is tried.
 
     Args:
         context: of the campaign.
         labels: key of a batch.
         given: of the campaign, which the input of the teacher has.
-        own: of the net, which an adapted teacher brings it to.
         tried: which the net is to see.
+
+    Returns:
+        None where the net refuses such an input.
     """
-    val = context.splits.val
+    model, val = context.teacher_model, context.splits.val
     items = Subset(val, spread(len(val), NUM_ITEMS))
     shares: list[Tensor] = []
 
     def shown(batch: Batch) -> Tensor:
-        inputs = teacher_input(context.teacher_model, batch, context.input_type.read(batch))
-        pixels = _changed(inputs, given, backwards=True)
-        as_tried = _changed(pixels, tried, backwards=False)
-        return _changed(_changed(as_tried, own, backwards=True), given, backwards=False)
+        inputs = teacher_input(model, batch, context.input_type.read(batch))
+        return inputs if isinstance(model, AdaptedTeacher) else normalized(brightness(inputs, given), tried)
 
-    predict = context.input_type.on_items(context.teacher_model, context.eval_batch_size)
-    for views in context.loader(items, context.config.retrain, seed=0, train=False).evaluation():
-        outputs = mean_of_views([predict(shown(view)) for view in views])
-        right = right_shares(outputs, views[0][labels])
-        shares.append(right if bool(outputs.isfinite().all()) else torch.zeros_like(right))
+    predict = context.input_type.on_items(model, context.eval_batch_size)
+    with _shown_as(model, tried):
+        for views in context.loader(items, context.config.retrain, seed=0, train=False).evaluation():
+            batches = [shown(view) for view in views]
+            try:
+                outputs = mean_of_views([predict(batch) for batch in batches])
+            except Exception:  # whatever a net raises for numbers of a range that it does not take
+                return None
+            right = right_shares(outputs, views[0][labels])
+            shares.append(right if bool(outputs.isfinite().all()) else torch.zeros_like(right))
     return torch.cat(shares)
 
 
-def _changed(clip: Tensor, normalize: NormalizeConfig, *, backwards: bool) -> Tensor:
-    """Pixels in shares of full brightness (N, 3, T, H, W), normalised; or backwards."""
-    mean, std = (clip.new_tensor(values).view(3, 1, 1, 1) for values in (normalize.mean, normalize.std))
-    return clip * std + mean if backwards else (clip - mean) / std
+@contextmanager
+def _shown_as(model: nn.Module, tried: NormalizeConfig) -> Iterator[None]:
+    """An adapted teacher normalises the input of its net so."""
+    if not isinstance(model, AdaptedTeacher):
+        yield
+        return
+    before = model.inputs
+    model.inputs = replace(before, normalize=tried)
+    try:
+        yield
+    finally:
+        model.inputs = before
 
 
 def right_shares(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_kd.callbacks import Note, OnProgress, no_note, no_progress
 from nas_kd.data import Batch
@@ -253,6 +253,15 @@ def check_outputs(
         )
 
 
+@torch.no_grad()
+def _answer_or_none(model: nn.Module, inputs: Tensor) -> object:
+    """None where the model refuses such inputs."""
+    try:
+        return cast(object, model(inputs))
+    except Exception:  # whatever a net raises for inputs that it does not take
+        return None
+
+
 def check_teacher(context: CampaignContext) -> None:
     """Raise `ValueError` where the teacher does not read what the data are or give what the task reads."""
     model, example, name = context.teacher_model, context.teacher_example(), context.config.teacher.model
@@ -270,17 +279,21 @@ def check_teacher(context: CampaignContext) -> None:
             f"{tuple(example.shape)[1:]}; change its settings or the data's, or choose another teacher (it "
             f"stopped with {type(error).__name__}: {reason})"
         ) from error
+    one_color = example.flatten(2)[..., :1] if example.ndim > 3 else example.flatten(1)[:, :1]
+    flat = one_color.reshape(*one_color.shape, *(1,) * (example.ndim - one_color.ndim)).expand_as(example)
+    of_flat = _answer_or_none(model, flat)
     model.train(mode)
     way_out = (
         "pick them with teacher.output and teacher.outputs, change teacher.settings, or let the function return a "
         "module around the net that gives them"
     )
     check_outputs(context.task, context.input_type, f"teacher.model: {name}", outputs, example, way_out)
-    if not bool(outputs.isfinite().all()):
-        raise ValueError(
-            f"teacher.model: {name} gives values that are not finite (NaN or infinity) for {context.input_type.item} "
-            "of zeros; see whether it divides by zero, or give other weights"
-        )
+    for what, values in {"random values": outputs, "values that are all alike": of_flat}.items():
+        if isinstance(values, Tensor) and not bool(values.isfinite().all()):
+            raise ValueError(
+                f"teacher.model: {name} gives values that are not finite (NaN or infinity) for "
+                f"{context.input_type.item} of {what}; see whether it divides by zero, or give other weights"
+            )
     if trains and not outputs.requires_grad:
         raise ValueError(
             f"teacher.train: {name} has answers without a gradient, since its parameters are frozen or its forward "

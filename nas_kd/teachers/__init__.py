@@ -15,7 +15,7 @@ from nas_kd.teachers.teacher import (
     TeacherView,
     build_teacher_model,
     is_precomputed,
-    teacher_example,
+    teacher_examples,
     teacher_input,
     trained_outputs,
 )
@@ -38,7 +38,7 @@ __all__ = [
     "build_teacher_model",
     "is_precomputed",
     "layers_of",
-    "teacher_example",
+    "teacher_examples",
     "teacher_input",
     "trained_outputs",
 ]

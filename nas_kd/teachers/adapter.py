@@ -24,7 +24,6 @@ from nas_kd.teachers.layouts import Inputs, Layout, lay_out
 from nas_kd.teachers.map_forms import MapForm, find_forms
 from nas_kd.teachers.outputs import Path, check_indices, describe, find, pick
 
-PROBE_SEED = 20_240_607
 _DEFAULT = NormalizeConfig()
 _BYTES = NormalizeConfig(mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
 
@@ -59,15 +58,31 @@ class InputForm:
             frames = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
             frames = F.interpolate(frames, size=self.size, mode="bilinear", align_corners=False, antialias=True)
             clip = frames.reshape(len(clip), -1, *frames.shape[1:]).transpose(1, 2) if clip.ndim == 5 else frames
+            clip = normalized(brightness(clip, self.given), self.given)
         normalize = _BYTES if self.as_bytes else self.normalize
         if normalize is not None and normalize != self.given:
-            shape = (3,) + (1,) * (clip.ndim - 2)
-            mean, std, own_mean, own_std = (
-                clip.new_tensor(values).reshape(shape)
-                for values in (self.given.mean, self.given.std, normalize.mean, normalize.std)
-            )
-            clip = (clip * std + mean - own_mean) / own_std
+            clip = normalized(brightness(clip, self.given), normalize)
         return clip.round().clamp(0, 255).to(torch.uint8) if self.as_bytes else clip
+
+
+def brightness(clip: Tensor, normalize: NormalizeConfig) -> Tensor:
+    """Pixels of a normalised clip (N, 3, T, H, W), or frames (N, 3, H, W), in shares of full brightness.
+
+    They are from 0 to 1, since rounding would take black a little below 0, which some nets refuse.
+    """
+    mean, std = _of_colors(clip, normalize)
+    return (clip * std + mean).clamp(0, 1)
+
+
+def normalized(pixels: Tensor, normalize: NormalizeConfig) -> Tensor:
+    """Pixels in shares of full brightness, (N, 3, T, H, W) or (N, 3, H, W), normalised."""
+    mean, std = _of_colors(pixels, normalize)
+    return (pixels - mean) / std
+
+
+def _of_colors(pixels: Tensor, normalize: NormalizeConfig) -> tuple[Tensor, Tensor]:
+    shape = (3,) + (1,) * (pixels.ndim - 2)
+    return pixels.new_tensor(normalize.mean).reshape(shape), pixels.new_tensor(normalize.std).reshape(shape)
 
 
 def _nearest_frames(total: int, wanted: int) -> list[int]:
@@ -259,17 +274,6 @@ def unwrap(model: nn.Module, note: Note) -> nn.Module:
     return model
 
 
-def probe_input(example: Tensor, items: int) -> Tensor:
-    """A fixed input: normal noise, always the same for a shape.
-
-    Args:
-        example: one input of the teacher.
-        items: how many.
-    """
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    return torch.randn((items, *example.shape[1:]), generator=generator).to(example.device)
-
-
 @dataclass
 class _Attempt:
     """What a net gave for a layout."""
@@ -286,7 +290,7 @@ class _Attempt:
 
 
 def adapt(
-    net: nn.Module, name: str, inputs: InputForm, outputs: OutputForm, example: Tensor, item: str, note: Note
+    net: nn.Module, name: str, inputs: InputForm, outputs: OutputForm, probe: Tensor, item: str, note: Note
 ) -> AdaptedTeacher:
     """A net of the user's as a teacher, without weights yet.
 
@@ -295,8 +299,8 @@ def adapt(
         name: of the model in the campaign file.
         inputs: what the campaign file says about them.
         outputs: what the campaign file says about them.
-        example: one input of the campaign.
-        item: what that is, for sentences.
+        probe: two inputs of the campaign, with values such as the data have.
+        item: what each of them is, for sentences.
         note: called with a sentence on what was found.
 
     Raises:
@@ -304,23 +308,22 @@ def adapt(
     """
     if outputs.picked is not None:
         check_indices(outputs.picked, outputs.num_outputs)
-    clips = example.ndim == 5
+    clips = probe.ndim == 5
     if not clips:
         inputs = _for_other_than_clips(inputs)
-    probe = probe_input(example, 2)
     attempts = _attempts(net, inputs, outputs, probe)
     running = [attempt for attempt in attempts if attempt.runs]
-    if not running and example.ndim > 3:  # pixels
+    if not running and probe.ndim > 3:  # pixels
         of_bytes = replace(inputs, as_bytes=True)
         running = [attempt for attempt in _attempts(net, of_bytes, outputs, probe) if attempt.runs]
         if running:
             inputs = of_bytes
             note(f"teacher.model: {name} takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`")
     fitting = [attempt for attempt in running if attempt.paths]
-    if not running and example.ndim == len("NCHW") and _reads_clips(net, probe):
+    if not running and probe.ndim == len("NCHW") and _reads_clips(net, probe):
         raise ValueError(
             f"teacher.model: {name} takes clips, but this task and space look at single frames, of shape "
-            f"{tuple(example.shape)[1:]}; take a net of frames"
+            f"{tuple(probe.shape)[1:]}; take a net of frames"
         )
     if not running and (odd := _odd_signature(net)):
         raise ValueError(
@@ -328,7 +331,7 @@ def adapt(
             "function return a module around the net that calls it so"
         )
     if not running:
-        raise ValueError(_cannot_read(name, item, example, inputs, attempts))
+        raise ValueError(_cannot_read(name, item, probe, inputs, attempts))
     chosen = _choose(fitting, name) if fitting else running[0]
     if len(chosen.paths) > 1:
         named = ", ".join(".".join(path) for path in chosen.paths)
@@ -479,17 +482,17 @@ def _odd_signature(net: nn.Module) -> str:
     return ""
 
 
-def _cannot_read(name: str, item: str, example: Tensor, inputs: InputForm, attempts: Sequence[_Attempt]) -> str:
+def _cannot_read(name: str, item: str, probe: Tensor, inputs: InputForm, attempts: Sequence[_Attempt]) -> str:
     reasons = []
     for attempt in attempts[:2]:
         reason = f"{type(attempt.error).__name__}: {' '.join(str(attempt.error).split())[:120]}"
         reasons.append(reason if len(attempts) == 1 else f"{attempt.layout}: {reason}")
     ways = "change its settings or the data's, or choose another teacher"
-    if example.ndim == 5:
+    if probe.ndim == 5:
         ways = "set teacher.input_layout, teacher.input_size or teacher.input_frames to what it takes, or change data"
     more = f" (and {len(attempts) - 2} more layouts)" if len(attempts) > 2 else ""
     return (
-        f"teacher.model: {name} cannot read {item} of the data, of shape {tuple(example.shape)[1:]}; {ways} (it "
+        f"teacher.model: {name} cannot read {item} of the data, of shape {tuple(probe.shape)[1:]}; {ways} (it "
         f"stopped with {'; '.join(reasons)}{more})"
     )
 
@@ -499,7 +502,7 @@ def with_forms(teacher: AdaptedTeacher, example: Tensor) -> AdaptedTeacher:
 
     Args:
         teacher: with its weights.
-        example: one input of the campaign.
+        example: one input of the campaign, with values such as the data have.
 
     Raises:
         ValueError: the net does not take batches of another size.
@@ -517,9 +520,8 @@ def with_forms(teacher: AdaptedTeacher, example: Tensor) -> AdaptedTeacher:
                 f"({reason}); make its forward pass fit any number of clips"
             ) from error
 
-    clip = probe_input(example, 1)
-    fitted = teacher.inputs.fit(clip)
+    fitted = teacher.inputs.fit(example)
     teacher.forms = find_forms(
-        teacher.net, run, clip, frames=fitted.shape[2] if fitted.ndim == 5 else None, size=tuple(fitted.shape[-2:])
+        teacher.net, run, example, frames=fitted.shape[2] if fitted.ndim == 5 else None, size=tuple(fitted.shape[-2:])
     )
     return teacher

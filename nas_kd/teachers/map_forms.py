@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -34,7 +35,7 @@ MAX_SPECIAL = 8  # tokens beside those of the grid, before them: of the class, o
 _PLACES: tuple[Place, ...] = (
     (0, 1 / 8, 5 / 8), (1, 3 / 8, 1 / 8), (0, 5 / 8, 7 / 8), (1, 7 / 8, 3 / 8), (1, 1 / 8, 7 / 8), (0, 7 / 8, 1 / 8),
 )  # fmt: skip
-_CHANGE = 4.0  # standard deviations of the clip
+_ROWS = 1 + 2 * len(_PLACES)  # of the clips that are shown
 _REGION = 8  # parts of a side; a region is one of them
 _CONFIRMED = 4  # places in which a form must fit
 _NOT_CONTRADICTED = 3  # places in which a form must fit that other modules have
@@ -120,11 +121,11 @@ def find_forms(
     Args:
         net: that runs.
         run: a pass of the net for clips.
-        clip: one input of the campaign, (1, 3, T, H, W) or (1, 3, H, W).
+        clip: one input of the campaign, (1, 3, T, H, W) or (1, 3, H, W), of random pixels.
         frames: that the net sees; None where it sees single frames.
         size: (H, W) that it sees.
     """
-    seen = _Observer(len(_PLACES) + 1, frames, (size[0], size[1]))
+    seen = _Observer(_ROWS, frames, (size[0], size[1]))
     hooks = [
         module.register_forward_hook(lambda _m, _i, output, name=name: seen.look(name, output))
         for name, module in net.named_modules()
@@ -139,16 +140,19 @@ def find_forms(
 
 
 def _changed(clip: Tensor) -> Tensor:
-    """The clip, and a copy of it for each place in which a region is changed."""
-    clips = clip.repeat(len(_PLACES) + 1, *(1,) * (clip.ndim - 1))
-    for row, place in enumerate(_PLACES, start=1):
+    """The clip, and two copies of it for each place: a region is as bright as its brightest pixel, or as its darkest.
+
+    Other values would be out of its range, and some nets refuse them.
+    """
+    clips = clip.repeat(_ROWS, *(1,) * (clip.ndim - 1))
+    for row, (value, place) in enumerate(product((clip.amax(), clip.amin()), _PLACES), start=1):
         part = clips[row]
         for axis in range(1, part.ndim):
             length, where = part.shape[axis], place[axis + 3 - part.ndim]
             width = max(length // (4 if axis == 1 and part.ndim == 4 else _REGION), 1)
             start = min(max(round(where * length - width / 2), 0), length - width)
             part = part.narrow(axis, start, width)
-        part += _CHANGE
+        part.copy_(value)
     return clips
 
 
@@ -198,7 +202,8 @@ class _Observer:
 
     def _measured(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> _Seen:
         """What measurement says about the forms that fit a shape."""
-        changes = [option.changes(output, self.items) for option in options]
+        of_rows = [option.changes(output, self.items) for option in options]
+        changes = [one[: len(_PLACES)] + one[len(_PLACES) :] for one in of_rows]
         # Of a convolution's output the pixels are known, but for the place of the channels: they decide second.
         scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in changes]
         best = max(scores)

@@ -40,14 +40,15 @@ class TeacherView:
     """What a teacher sees in a campaign, and what is read of it.
 
     Attributes:
-        example: one input: a clip (1, 3, T, H, W), a frame (1, 3, H, W) or features (1, T, D).
+        examples: two inputs with values such as the data have: clips (2, 3, T, H, W), frames (2, 3, H, W) or features
+            (2, T, D).
         item: what that is, for sentences.
         maps: whether maps (N, C, h, w) are read, and not logits (N, C).
         normalize: of the campaign.
         class_names: of the data, in the order of the classes.
     """
 
-    example: Tensor
+    examples: Tensor
     item: str
     maps: bool
     normalize: NormalizeConfig
@@ -168,15 +169,18 @@ def teacher_input(model: nn.Module, batch: Batch, inputs: Tensor) -> Tensor:
     return model.take(batch) if isinstance(model, Precomputed) else inputs
 
 
-def teacher_example(model: nn.Module, info: DataInfo, example: Tensor) -> Tensor:
-    """Zeros of a teacher's input shape, with batch size 1.
+def teacher_examples(model: nn.Module, info: DataInfo, examples: Tensor) -> Tensor:
+    """Inputs of a teacher: the given ones, or zeros where its answers come with the data.
 
     Args:
         model: the teacher.
         info: of the data.
-        example: of the input that nets see.
+        examples: of the input that nets see.
     """
-    return model.example(info) if isinstance(model, Precomputed) else example
+    if not isinstance(model, Precomputed):
+        return examples
+    zeros = model.example(info)
+    return zeros.expand(len(examples), *zeros.shape[1:])
 
 
 def trained_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -219,12 +223,12 @@ def build_teacher_model(
             if not foreign and inputs.layout == "auto":
                 inputs = replace(inputs, layout="NCTHW")
             outputs = _output_form(config, num_outputs, view)
-            adapted = adapt(model, config.model, inputs, outputs, view.example, view.item, note)
+            adapted = adapt(model, config.model, inputs, outputs, view.examples, view.item, note)
     if config.weights is not None:
         load_weights(model, config.weights, note)
     if adapted is None or view is None:
         return model
-    return with_forms(adapted, view.example) if foreign else adapted
+    return with_forms(adapted, view.examples[:1]) if foreign else adapted
 
 
 def _built(config: TeacherConfig, num_outputs: int, info: DataInfo | None) -> nn.Module:
@@ -280,10 +284,10 @@ def _input_form(config: TeacherConfig, model: nn.Module, view: TeacherView, note
     asked = wants(config.settings, model)
     if form.layout == "auto":
         form = replace(form, layout=asked.layout)
-    if form.size is None and asked.size is not None and asked.size != tuple(view.example.shape[-2:]):
+    if form.size is None and asked.size is not None and asked.size != tuple(view.examples.shape[-2:]):
         note(f"teacher.input_size: {config.model} wants {asked.size[0]} x {asked.size[1]} pixels; clips are resized")
         form = replace(form, size=asked.size)
-    if form.frames is None and asked.frames is not None and asked.frames != view.example.shape[2]:
+    if form.frames is None and asked.frames is not None and asked.frames != view.examples.shape[2]:
         note(f"teacher.input_frames: {config.model} wants {asked.frames} frames; they are taken uniformly")
         form = replace(form, frames=asked.frames)
     if form.normalize is None and asked.normalize is not None and asked.normalize != view.normalize:

@@ -24,7 +24,7 @@ from nas_kd.search_spaces.arch import Choice
 from nas_kd.search_spaces.knapsack import Limit
 from nas_kd.tasks import Task, make_task
 from nas_kd.tasks.item_scores import ItemScores, interval_over_items
-from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, layers_of, teacher_example, teacher_input
+from nas_kd.teachers import TEACHERS, TeacherView, bare, build_teacher_model, layers_of, teacher_examples, teacher_input
 from nas_kd.teachers.adapter import AdaptedTeacher
 from nas_kd.teachers.cache import TeacherCache, open_caches
 from nas_kd.teachers.weights import load_weights
@@ -151,9 +151,17 @@ class CampaignContext:
         return teacher_input(self.teacher_model, batch, self.input_type.read(batch))
 
     def teacher_example(self) -> Tensor:
-        """Zeros of the teacher's input shape, with batch size 1."""
-        example = teacher_example(self.teacher_model, self.splits.info, self.input_type.example())
-        return example.to(self.device)
+        """One input of the teacher, with values such as the data have."""
+        return self.teacher_examples(1)
+
+    def teacher_examples(self, items: int) -> Tensor:
+        """Inputs of the teacher with values such as the data have: always the same for a shape.
+
+        Args:
+            items: how many.
+        """
+        examples = teacher_examples(self.teacher_model, self.splits.info, self.input_type.example(items))
+        return examples.to(self.device)
 
     def student_example(self, knobs: Mapping[str, Choice]) -> Tensor:
         """Zeros of what a student sees in a training step, with batch size 1."""
@@ -267,8 +275,8 @@ def teacher_of(config: CampaignConfig, task: Task, note: Note = no_note) -> nn.M
         ValueError: it cannot be had, or does not fit the data.
     """
     kind, normalize = teacher_input_type(task), config.normalize
-    example = kind(task.info, normalize.mean, normalize.std).example()
-    view = TeacherView(example, kind.item, kind.outputs_are_maps(type(task)), normalize, task.class_names)
+    examples = kind(task.info, normalize.mean, normalize.std).example(2)
+    view = TeacherView(examples, kind.item, kind.outputs_are_maps(type(task)), normalize, task.class_names)
     return build_teacher_model(config.teacher, task.num_outputs, task.info, view, note)
 
 

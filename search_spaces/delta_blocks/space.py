@@ -80,7 +80,8 @@ class DeltaBlocksSpace(SearchSpace):
     ) -> None:
         self._s, self._own = settings, needed(settings.candidates, operators)
         self.frame_size = frame_size
-        frame = torch.randn(1, 3, *frame_size, generator=torch.Generator().manual_seed(0))
+        # From 0 to 1, which is in the range of all common normalisations: some nets refuse other values.
+        frame = torch.rand(1, 3, *frame_size, generator=torch.Generator().manual_seed(0))
         own = copied(teacher, "the teacher").cpu().eval()
         _check_teacher(own, frame)
         folded = fold_batchnorm(own, frame)
@@ -241,7 +242,7 @@ def _check_teacher(teacher: nn.Module, frame: Tensor) -> None:
                 f"the teacher's output for a frame must not depend on other frames, but {name or 'it'} normalises with "
                 "the statistics of its batch; give it running statistics (track_running_stats=True)"
             )
-    other = 2 * frame.flip(-1) + 1
+    other = 1 - frame.flip(-1) / 2
     try:
         with torch.no_grad(), checkpoints_run_directly() as checkpoints:
             alone, beside = teacher(frame.clone()), teacher(torch.cat([frame, other]))

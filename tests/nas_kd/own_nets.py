@@ -85,7 +85,7 @@ class Tsm(Images):
     def forward(self, frames: Tensor) -> Tensor:
         frames = frames.reshape(-1, 3, *frames.shape[-2:])
         x = self.stages[0](frames).unflatten(0, (-1, T))
-        x = torch.cat([x[:, :, :3].roll(1, 1), x[:, :, 3:6].roll(-1, 1), x[:, :, 6:]], 2).flatten(0, 1)
+        x = torch.cat([x[:, :, :2].roll(1, 1), x[:, :, 2:4].roll(-1, 1), x[:, :, 4:]], 2).flatten(0, 1)
         logits = self.head(self.stages[1](x).mean((2, 3)))
         return logits.unflatten(0, (-1, T)).mean(1)
 

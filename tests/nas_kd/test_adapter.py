@@ -29,12 +29,12 @@ from nas_kd.trial import build_context
 
 Make = Callable[..., CampaignConfig]
 NAMES = ("a", "b", "c")
-CLIP = torch.randn(2, 3, T, 32, 32, generator=torch.Generator().manual_seed(0))
+CLIP = torch.randn(2, 3, T, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2.4)
 
 
 def taken(net: str, notes: list[str] | None = None, **options: Any) -> AdaptedTeacher:
     """A net of this file or of own_nets for three classes, in evaluation mode."""
-    view = TeacherView(CLIP[:1], "an item", maps=False, normalize=NormalizeConfig(), class_names=NAMES)
+    view = TeacherView(CLIP, "an item", maps=False, normalize=NormalizeConfig(), class_names=NAMES)
     torch.manual_seed(0)
     config = TeacherConfig(model=net if ":" in net else f"own_nets:{net}", **options)
     teacher = build_teacher_model(config, 3, None, view, (notes if notes is not None else []).append)
@@ -166,7 +166,7 @@ def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
 
     notes: list[str] = []
     normalize = NormalizeConfig(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    form, clip = InputForm(given=normalize), torch.zeros(1, 3, 2, 8, 8)
+    form, clip = InputForm(given=normalize), torch.zeros(2, 3, 2, 8, 8)
     teacher = adapt(Brightness(), "bright", form, OutputForm(None, None, 3), clip, "a clip", notes.append)
     pixels = torch.randint(0, 256, (2, 3, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     shape = (3, 1, 1, 1)
@@ -180,7 +180,7 @@ def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
 def test_a_net_of_clips_is_no_teacher_of_frames() -> None:
     form = OutputForm(None, None, 3, maps=True)
     with pytest.raises(ValueError, match=r"takes clips, but this task and space look at single frames, .*; take a"):
-        adapt(Clips(3), "clips", InputForm(), form, torch.zeros(1, 3, 32, 32), "a frame", lambda text: None)
+        adapt(Clips(3), "clips", InputForm(), form, torch.zeros(2, 3, 32, 32), "a frame", lambda text: None)
 
 
 def test_a_net_that_writes_into_its_input_leaves_that_of_the_student_as_it_is() -> None:

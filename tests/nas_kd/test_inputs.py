@@ -120,7 +120,14 @@ def test_examples_are_of_the_shapes_that_nets_see(case: str) -> None:
     knobs = space.knobs_with({})
     input_type.check_space(space, knobs)
     view = input_type.training_view(batch_of(input_type), space, knobs)
-    assert view.teacher.shape[1:] == input_type.example().shape[1:]
+    examples = input_type.example(2)
+    assert view.teacher.shape[1:] == examples.shape[1:]
+    assert torch.equal(made(case)[0].example(2), examples)
+    low, high = (0.0, 1.0) if case == "features" else ((0 - MEAN[0]) / STD[0], (1 - MEAN[0]) / STD[0])
+    colors = examples if case == "features" else examples.select(1, 0)
+    assert low <= float(colors.min()) < low + 0.1
+    assert high - 0.1 < float(colors.max()) <= high + 1e-6  # some nets refuse what no pixel can be
+    assert not torch.equal(examples[0], examples[1])
     assert view.student[0].shape[1:] == input_type.student_example(space, knobs).shape[1:]
     assert (view.key_frames is not None) == (case == "key frames")
 

@@ -154,6 +154,35 @@ class Brightness(nn.Module):
         return -((clip.mean((1, 2, 3, 4))[:, None] - self.levels) ** 2)
 
 
+class OfShares(Brightness):
+    """Of frames from 0 to 1; other numbers are refused."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        assert float(clip.min()) >= 0, "numbers from 0 to 1 are wanted"
+        assert float(clip.max()) <= 1, "numbers from 0 to 1 are wanted"
+        return super().forward(255 * clip)
+
+
+@pytest.mark.parametrize(("size", "levels", "accuracy"), [(None, LEVELS, 1.0), (11, LEVELS.roll(1), 0.0)])
+def test_a_net_that_refuses_what_is_no_share_of_brightness_sees_only_such(
+    tmp_path: Path, size: int | None, levels: Tensor, accuracy: float
+) -> None:
+    save_file({"levels": levels}, tmp_path / "weights.safetensors")
+    teacher = {"model": f"{__name__}:OfShares", "weights": str(tmp_path / "weights.safetensors"), "input_size": size}
+    data = {"source": "own", "function": f"{__name__}:bright_clips"}
+    content = {"runs": str(tmp_path), "data": data, "space": {"frames": [2], "resolution": [8]}}
+    shares = {"normalize": {"mean": [0, 0, 0], "std": [1, 1, 1]}, "cache": {"views": 0}}
+    context = build_context(CampaignConfig.model_validate({**content, "teacher": {**teacher, **shares}}), "cpu")
+    known = prepare_teacher(context, context.config.run_dir)
+    assert known["val/accuracy"] == accuracy
+    assert not any("normalised" in text for text in known.get("warnings", ()))  # other numbers are tried, and refused
+    black = context.input_type.read({"clip": torch.zeros(1, 3, 2, 8, 8, dtype=torch.uint8)})
+    assert torch.equal(context.teacher_model(black), -(levels[None] ** 2))
+    wrong = {**teacher, "normalize": {"mean": [0.1] * 3, "std": [0.25] * 3}}
+    with pytest.raises(ValueError, match=r"cannot read .* numbers from 0 to 1 are wanted"):
+        build_context(CampaignConfig.model_validate({**content, "teacher": wrong}), "cpu")
+
+
 def test_a_normalisation_with_which_a_given_teacher_is_right_is_named(tmp_path: Path) -> None:
     save_file(Brightness(3).state_dict(), tmp_path / "weights.safetensors")
     teacher = {"model": f"{__name__}:Brightness", "weights": str(tmp_path / "weights.safetensors")}

@@ -366,6 +366,19 @@ def test_a_teacher_without_layers_of_frames_or_that_cannot_be_copied_is_refused_
         DeltaBlocksSpace(DeltaBlocksSettings(), teacher, (16, 16))
 
 
+class OfShares(nn.Sequential):
+    def forward(self, frame: torch.Tensor) -> torch.Tensor:
+        assert bool(((frame >= 0) & (frame <= 1)).all())
+        out: torch.Tensor = super().forward(frame)
+        return out
+
+
+def test_a_teacher_that_refuses_what_is_no_share_of_brightness_has_a_space() -> None:
+    convolutions = [nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8)]
+    space = DeltaBlocksSpace(DeltaBlocksSettings(), trained(OfShares(*convolutions, nn.Conv2d(8, 2, 1))), (16, 24))
+    assert space.plan.teacher_flops == 16 * 24 * (9 * 8 * (3 + 8 + 8) + 8 * 2)
+
+
 def test_blocks_may_be_what_layers_may_not() -> None:
     space = space_of(Zoo, size=(16, 24), blocks=("reflected", "up"), skip_first=0, skip_last=0)
     assert {"reflected", "up"} <= set(space.variables)
