@@ -18,9 +18,11 @@ class KeyFrameNet(nn.Module, ABC):
 
     Attributes:
         keyframe_interval: K; every K-th frame of a clip is a key frame.
+        pixel_range: lowest and highest number of a normalised frame; None where nobody knows.
     """
 
     keyframe_interval: int
+    pixel_range: tuple[float, float] | None = None
 
     @property
     @abstractmethod

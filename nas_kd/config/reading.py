@@ -34,7 +34,7 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Campa
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such campaign file")
         try:
-            data = yaml.safe_load(path.read_text()) or {}
+            data = yaml.safe_load(path.read_bytes()) or {}  # it knows the encoding by the byte order mark
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from None
         if not isinstance(data, dict):

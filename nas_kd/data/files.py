@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,17 @@ def load_array(path: Path) -> Any:
     """
     with _one_at_a_time:
         return np.load(path, allow_pickle=False)
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file: that of its byte order mark, UTF-8 without one.
+
+    Args:
+        path: The file, which must exist.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 @contextlib.contextmanager

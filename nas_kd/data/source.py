@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nas_kd.data.cache import ClipCache
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.files import encoding_of
 from nas_kd.data.label_form import LabelForm
 from nas_kd.data.sample import DataError
 from nas_kd.data.splits import Splits
@@ -191,8 +192,8 @@ class LabelledConfig(CachedConfig):
         if isinstance(names, str):
             path = self.root / names
             try:
-                names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
-            except (OSError, UnicodeDecodeError) as error:
+                names = tuple(line.strip() for line in path.read_text(encoding=encoding_of(path)).rstrip().split("\n"))
+            except (OSError, UnicodeError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise DataError(
                     f"data.classes must be a list or a text file with one class a line, but {path} gave: {reason}"

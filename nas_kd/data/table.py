@@ -4,7 +4,6 @@ wrong, and what its rows say of splits and classes.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import functools
 import math
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from nas_kd.data.files import encoding_of
 from nas_kd.data.sample import DataError
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +99,7 @@ def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) 
 def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[int, dict[str, str]]]]:
     """Names of the columns, and the rows."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding=encoding_of(path)) as file:
             reader = csv.reader(file)
             columns = [name.strip() for name in next(reader, [])]
             places = [(name, columns.index(name)) for name in needed if name in columns]
@@ -114,14 +114,7 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
                     texts = [(name, cells[place].strip() if place < len(cells) else "") for name, place in places]
                     table.append((reader.line_num, dict(texts)))
             return columns, table
-    except UnicodeDecodeError as error:
-        with path.open("rb") as file:
-            is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        found = "is in UTF-16 (Excel calls it Unicode text)" if is_utf16 else f"gave: {error}"
-        raise DataError(
-            f"labels must be a readable csv file in UTF-8, but {path} {found}; save it as CSV UTF-8, with commas"
-        ) from error
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(
             f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
         ) from error

@@ -331,6 +331,9 @@ def load_bundle(folder: Path | str, space: SearchSpace | None = None) -> tuple[n
     check_file(folder, info, WEIGHTS_NAME)
     if info.form is not None:
         student = info.input_type.student_in_form(student, info.form)
+    if isinstance(student, KeyFrameNet) and info.mean is not None and info.std is not None:
+        ends = [(end - mean) / std for mean, std in zip(info.mean, info.std, strict=True) for end in (0, 1)]
+        student.pixel_range = min(ends), max(ends)
     return student.eval(), info
 
 

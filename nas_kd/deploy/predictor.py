@@ -167,7 +167,7 @@ class Predictor:
         """
         if not self.has_maps:
             raise ValueError(f"a student of {self.info.task} answers for whole clips: take classify(path)")
-        shown = read_all_frames(Path(source)) if isinstance(source, Path | str) else source
+        shown = read_all_frames(Path(source)) if isinstance(source, Path | str) else map(_checked, source)
         if self.info.input_type.reads == "frames":
             yield from self._single_frames(shown)
         else:
@@ -221,6 +221,16 @@ class Predictor:
         seconds = (time.perf_counter() - begin) / count
         for (number, frame, _), arrays in zip(frames, answers, strict=False):
             yield FrameResult(number, frame.time, frame, arrays, seconds)
+
+
+def _checked(frame: ShownFrame) -> ShownFrame:
+    """Raise `ValueError` where a frame of the caller's is an array."""
+    if not isinstance(frame, ShownFrame):
+        raise ValueError(
+            f"frames must be files or ShownFrame, but got {type(frame).__name__}; of an array of bytes (H, W, 3) in R, "
+            "G, B, give ShownFrame(None, av.VideoFrame.from_ndarray(array, format='rgb24'), 1.0, Turn())"
+        )
+    return frame
 
 
 def load(

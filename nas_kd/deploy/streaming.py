@@ -21,6 +21,7 @@ from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, sam
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet, Reference, State, state_bytes, tensors_of
 
+BEYOND = 8  # times the range of normalised frames: bytes lie beyond, normal noise does not
 NEVER = -1  # the age of a stream without a key frame
 THUMBNAIL = 8  # side of the pooled frame by which a change of scene is judged
 
@@ -186,12 +187,15 @@ class StreamingStudent:
             The outputs (B, ...), and the state for the next frame.
 
         Raises:
-            ValueError: the frames are not normalised RGB frames, or not of the state's number or size.
+            ValueError: the frames are not normalised RGB frames, or not of the state's number or size. Their values
+                are looked at on key frames, of a student from `load_bundle`.
         """
         self._check(frame, state)
         frame = frame.contiguous(memory_format=torch.channels_last)
         thumbnails = None if self.scene_change is None else F.adaptive_avg_pool2d(frame, THUMBNAIL)
         is_key = self._key_frames(state, thumbnails)
+        if any(is_key):
+            self._check_range(frame)
         if all(is_key):
             output, tensors = self._key(frame)
         elif not any(is_key):
@@ -225,6 +229,18 @@ class StreamingStudent:
             raise ValueError(
                 f"the streams have frames of shape {state.frame_shape}, but this one is {tuple(frame.shape[1:])}; "
                 "another size needs a new state from start()"
+            )
+
+    def _check_range(self, frame: Tensor) -> None:
+        """Of key frames alone, since on a GPU the host waits for it."""
+        if self.student.pixel_range is None:
+            return
+        low, high = self.student.pixel_range
+        furthest = float(frame.abs().max())
+        if not furthest <= BEYOND * max(abs(low), abs(high)):
+            raise ValueError(
+                f"frames must be normalised as in training, so that they lie from {low:.3g} to {high:.3g}, but this "
+                f"one reaches {furthest:.3g}; give (frame / 255 − mean) / std, as the bundle says"
             )
 
     def _key_frames(self, state: StreamState, thumbnails: Tensor | None) -> list[bool]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import pickle
@@ -495,15 +496,24 @@ def test_what_is_wrong_with_a_table_as_a_whole_is_told_with_the_way_out(root, ta
         load(config(root), seed=0)
 
 
+def test_text_files_are_read_as_their_byte_order_mark_says(root):
+    table = (root / "labels.csv").read_text().replace(",dark,", ",жест,")
+    for encoding in ("utf-16", "utf-8-sig"):
+        (root / "labels.csv").write_text(table, encoding=encoding)
+        (root / "names.txt").write_text("light\nжест\n", encoding=encoding)
+        splits = load(config(root, classes="names.txt"), seed=0)
+        assert splits.info.class_names == ("light", "жест")
+        assert labels_of(splits.val) == [1, 1, 0, 0]
+
+
 def test_a_missing_or_binary_table_is_named(root):
     table = (root / "labels.csv").read_text()
-    for encoding, words in (
-        ("utf-16", "is in UTF-16 .*; save it as CSV UTF-8, with commas"),
-        ("utf-16-le", "; it looks like UTF-16, save it as CSV UTF-8"),
-    ):
-        (root / "labels.csv").write_text(table, encoding=encoding)
-        with pytest.raises(DataError, match=words):
-            load(config(root), seed=0)
+    (root / "labels.csv").write_text(table, encoding="utf-16-le")
+    with pytest.raises(DataError, match="; it looks like UTF-16, save it as CSV UTF-8"):
+        load(config(root), seed=0)
+    (root / "labels.csv").write_bytes(codecs.BOM_UTF16_LE + table.encode("utf-16-le")[:-1])
+    with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-16"):
+        load(config(root), seed=0)
     (root / "labels.csv").write_bytes(b"path,\xe4")
     with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-8' codec"):
         load(config(root), seed=0)

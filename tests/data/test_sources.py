@@ -216,6 +216,15 @@ def test_clips_that_are_dark_as_a_whole_are_named():
     assert "no pixel of 6 training clips that were looked at is brighter than 0 of 255" in sentence
 
 
+def test_maps_of_8_bits_in_images_of_16_are_named():
+    info = DataInfo(2, ("a", "b"), 2, 4, 4, "own", map_names=("gaze",))
+    for highest, low in ((255 / 65535, True), (256 / 65535, False)):
+        maps = {"map.gaze": torch.linspace(0, highest, 32).view(2, 4, 4)}
+        splits = make_splits(Spoiled(maps, *range(6)), Spoiled({}), Spoiled({}), info, seed=0)
+        told = "warning: no value of map.gaze of 6 training clips that were looked at is above 0.0039 of 1, as where"
+        assert [text[: len(told)] for text in describe_darkness(splits)] == [told] * low
+
+
 def test_imports_that_fail_are_explained(module):
     with pytest.raises(DataError, match="there is no module 'nowhere_to_be_found'"):
         load(OwnConfig(function="nowhere_to_be_found:load"), seed=0)

@@ -26,6 +26,7 @@ from nas_kd.deploy.export_stream import Exported
 from nas_kd.deploy.predict_files import files_to_read, predict_files
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import ExportRecord, Format, third_party_warnings
+from nas_kd.deploy.streaming import StreamingStudent
 from nas_kd.search_spaces import ArchSpec, DeltaBlocksSettings, DeltaBlocksSpace, DeltaNet, count_flops, flops
 from nas_kd.search_spaces.delta_blocks.net import DeltaLayer, PassContext
 from nas_kd.search_spaces.delta_blocks.ops import LinearDelta
@@ -96,6 +97,11 @@ def test_a_bundle_rebuilds_the_space_of_our_teachers(space: DeltaBlocksSpace, tm
         assert (info.keyframe_interval, again.keyframe_interval) == (3, 3)
         with torch.no_grad():
             torch.testing.assert_close(again(clip), student(clip))
+        runtime, pixels = StreamingStudent(again), torch.full((1, 3, *SIZE), 255, dtype=torch.uint8)
+        assert again.pixel_range == pytest.approx((-3, 3))
+        runtime.step(info.prepare(pixels), runtime.start())
+        with pytest.raises(ValueError, match=r"they lie from -3 to 3, but this one reaches 255; give \(frame /"):
+            runtime.step(pixels.float(), runtime.start())
 
 
 def test_a_teacher_of_your_own_needs_the_space(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,8 @@ import nas_kd
 from nas_kd.data import ClipLoader, DataInfo, FolderConfig, load
 from nas_kd.data.decode import read_clip
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.geometry import Turn
+from nas_kd.data.video import ShownFrame
 from nas_kd.deploy.answers import Maps, Window, colour_of
 from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
@@ -314,6 +317,14 @@ def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path
             maps = student(space.fit_input(nas_kd.data.normalize(window, MEAN, STD), knobs))
         raised = torch.nn.functional.interpolate(maps, size=(24, 40), mode="bilinear").clamp(0, 1)
         np.testing.assert_allclose(frame.arrays["saliency"], raised[0, 0], atol=2e-3)  # of 16 bits
+    pixels = np.full((24, 40, 3), 200, dtype=np.uint8)
+    own = ShownFrame(None, av.VideoFrame.from_ndarray(pixels, format="rgb24"), 1.0, Turn())  # as the sentence says
+    (answer,) = nas_kd.load(tmp_path).frames(iter([own]))
+    assert answer.arrays["saliency"].shape == (24, 40)
+    with pytest.raises(
+        ValueError, match=r"must be files or ShownFrame, but got ndarray; of an array of bytes \(H, W, 3"
+    ):
+        list(nas_kd.load(tmp_path).frames(iter([pixels])))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a student of saliency answers for each frame: take frames"):
         nas_kd.load(tmp_path).classify(video)
     with pytest.raises(ValueError, match=r"arch\.json must say under labels how label images are written, but that of"):
