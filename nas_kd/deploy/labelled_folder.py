@@ -44,6 +44,9 @@ def labelled_folder(root: Path, split: str | None, info: BundleInfo) -> Labelled
         if info.decoding is None:
             how = "the student was not trained on files: they are read as those of source folder are"
             name += f" ({how}, {decoding.fit})"
+    views = max((each.views for each in info.measured.values()), default=1)
+    if views > 1:
+        name += f" (one view of each item, where the metrics in arch.json are of {views} views)"
     known = found.info
     return LabelledSet(name, found.dataset, found.groups, known, lambda: make_task(info.task, known, info.task_options))
 

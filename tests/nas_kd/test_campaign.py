@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from commands import cli, succeed
+from conftest import TINY
+from torch import nn
 
 import nas_kd
 from nas_kd.analysis import estimate_mean
 from nas_kd.campaign.campaign import Campaign
 from nas_kd.config import CampaignConfig, load_config, validate
+from nas_kd.data import MemoryDataset
 from nas_kd.deploy.bundle import load_bundle
 from nas_kd.preparation import teacher as prepared
 from nas_kd.preparation.teacher import prepare_teacher
@@ -140,9 +144,37 @@ def records_of(config: CampaignConfig, trial: int) -> str:
     return (config.run_dir / "trials" / f"{trial:04d}" / "record.json").read_text()
 
 
-def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
+def longer_and_wider_clips() -> dict[str, object]:
+    """Noise that is brighter at one end of time and of each row, by class; nets see 4 of 8 frames and 16 of 20 pixels
+    of a row."""
+    generator, sets = torch.Generator().manual_seed(0), {}
+    for name, number in {"train": 48, "val": 24, "test": 24}.items():
+        labels = torch.arange(number) % 2
+        clips = torch.randint(0, 156, (number, 3, 8, 16, 20), generator=generator, dtype=torch.uint8)
+        clips[labels == 0, :, :3, :, :3] += 100
+        clips[labels == 1, :, 5:, :, 17:] += 100
+        sets[name] = MemoryDataset({"clip": clips, "label": labels})
+    return {**sets, "class_names": ["first", "last"], "frames": 4, "size": (16, 16)}
+
+
+def by_hand(net: nn.Module, split: str) -> dict[str, float]:
+    """Metrics of the mean logits over two halves of a clip and three windows along its rows."""
+    data: Any = longer_and_wider_clips()[split]
+    clips = torch.stack([data[i]["clip"] for i in range(24)]) / 255
+    parts = [clips[:, :, t : t + 4, :, x : x + 16] for t in (0, 4) for x in (0, 2, 4)]
+    with torch.no_grad():
+        logits = sum(net.eval()((part - 0.45) / 0.225) for part in parts) / 6
+    labels = torch.arange(24) % 2
+    right = (logits.argmax(1) == labels).double().mean().item()
+    return {"accuracy": right, "cross_entropy": F.cross_entropy(logits, labels).item()}
+
+
+def test_search_report_export_and_again(tmp_path: Path) -> None:
     one_cell = {"widths": [[6, 8]], "depths": [[1]], "strides": [1], "resolution": [16]}  # for the exporters
-    config = tiny(space=one_cell)
+    content = {**TINY, "runs": str(tmp_path / "runs"), "space": {**TINY["space"], **one_cell}}
+    content["data"] = {"source": "own", "function": f"{__name__}:longer_and_wider_clips"}
+    content["evaluation"] = {"clips": 2, "window": 0.5, "crops": 3, "batch_size": 5}
+    config = validate(content, source="test")
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     output = succeed("search", file)
@@ -180,6 +212,20 @@ def test_search_report_export_and_again(tiny: Callable[..., CampaignConfig], tmp
     assert record["validation"][0]["measured"]["num_items"] == 24
     output = succeed("evaluate", config.run_dir / "export" / "trial-0001", config.run_dir, "--split", "val")
     assert f"accuracy {trained:.4f} on 24 items, 95 % interval" in output
+
+    student, info = load_bundle(config.run_dir / "export" / "trial-0001")
+    teacher = json.loads((config.run_dir / "teacher" / "teacher.json").read_text())
+    teacher_model = load_context(config.model_dump_json(), config.run_dir, "cpu").teacher_model
+    for split in ("val", "test"):
+        expected = pytest.approx(by_hand(student, split), rel=1e-4)
+        of_record = json.loads(records_of(config, 1))["metrics"]["retrained"][split]
+        of_files = nas_kd.evaluate(config.run_dir / "export" / "trial-0001", config.run_dir, split=split)
+        for found in (of_record, info.metrics[split], of_files.metrics):
+            assert {name: found[name] for name in ("accuracy", "cross_entropy")} == expected
+        assert (info.measured[split].views, of_files.measured.views) == (6, 6)
+        of_teacher = {name: teacher[f"{split}/{name}"] for name in ("accuracy", "cross_entropy")}
+        assert of_teacher == pytest.approx(by_hand(teacher_model, split), rel=1e-4)
+    assert record["validation"][1]["metrics"] == pytest.approx(record["validation"][0]["metrics"], rel=1e-4)
 
     code, output = cli("export", config.run_dir, "--max-flops", "1k")
     assert code == 2

@@ -28,7 +28,7 @@ from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.geometry import Turn
 from nas_kd.data.video import ShownFrame
 from nas_kd.deploy.answers import Maps, Window, colour_of
-from nas_kd.deploy.bundle import BundleInfo, read_info, save_bundle
+from nas_kd.deploy.bundle import BundleInfo, Measured, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.labelled_folder import labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
@@ -131,6 +131,11 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     found = nas_kd.evaluate(tmp_path / "bundle", clips.root, split="val", batch_size=1)
     assert found.metrics == metrics
     assert found.measured.num_items == 6
+    of_six = predictor.info.model_copy(update={"measured": {"val": Measured(num_items=6, views=6)}})
+    assert (
+        "one view of each item, where the metrics in arch.json are of 6"
+        in labelled_folder(clips.root, None, of_six).name
+    )
     every_row = nas_kd.evaluate(tmp_path / "bundle", clips.root)
     assert every_row.measured.num_items == 12
     table = (clips.root / "labels.csv").read_text()
