@@ -12,7 +12,7 @@ from synthetic import TEACHER, record, run
 from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, summarise, uncertainty
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.summary import RunProgress, progress_sentence, trials_sentence
-from nas_kd.analysis.text import difference_text, error_headline, flops_label, metric_text, si
+from nas_kd.analysis.text import difference_text, error_headline, fewer_or_more, flops_label, metric_text, si
 from nas_kd.trials.record import Cost, Evaluated, Metric, TrialRecord
 
 LOSS = Metric(name="loss", maximize=False)
@@ -189,6 +189,7 @@ def test_a_student_that_costs_more_is_not_called_cheaper() -> None:
     advice = advise(ParetoFront.from_records([record(0, 200, 0.5)]), TeacherPoint("t", 100, 0.5))
     assert advice is not None
     assert "It needs 2× more FLOPs than the teacher" in advice.beside
+    assert [fewer_or_more(saving) for saving in (9.25, 0.406)] == ["9.25× fewer", "2.46× more"]
 
 
 def test_advice_for_short_fronts() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas_kd.config import CampaignConfig
 from nas_kd.data import ClipLoader, DataError, DataInfo, MemoryDataset
 from nas_kd.data.framing import Cut, evaluation_cuts, middle_cut
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.inputs.clips import ClipInput
+from nas_kd.inputs.frames import FrameInput
 from nas_kd.tasks import make_task
 from nas_kd.training.evaluate import evaluate
+from nas_kd.trial import build_context
 
 STORED, SEEN = (16, 8, 14), (4, 8, 10)
 
@@ -50,6 +55,24 @@ def test_views_that_would_be_alike_are_refused(change: dict[str, Any], words: st
     options = {"stored": STORED, "seen": SEEN, **change}
     with pytest.raises(DataError, match=words):
         evaluation_cuts(**options)
+
+
+def test_an_evaluation_takes_no_more_at_once_than_a_training_step_unless_it_is_told(
+    tiny: Callable[..., CampaignConfig],
+) -> None:
+    context = build_context(tiny(), "cpu")
+    data, info = context.splits.val, context.splits.info
+    frames = FrameInput(info, (0.5,) * 3, (0.5,) * 3)
+    for trained, asked, of_clips, of_frames in ((5, None, 5, 5), (100, None, 64, 8), (5, 9, 9, 9), (100, 3, 3, 3)):
+        config = tiny(retrain={"batch_size": trained}, evaluation={"batch_size": asked})
+        sizes = [
+            replace(context, config=config, input_type=each).eval_batch_size for each in (context.input_type, frames)
+        ]
+        assert sizes == [of_clips, of_frames]
+        batch = next(
+            iter(replace(context, config=config).loader(data, config.retrain, seed=0, train=False).evaluation())
+        )
+        assert len(batch[0]["clip"]) == min(of_clips, len(data))
 
 
 def test_logits_of_the_views_are_averaged_before_the_softmax() -> None:
