@@ -241,20 +241,15 @@ def _trivial(front: ParetoFront, teacher: TeacherPoint | None) -> list[str]:
         return []
     (value, words), found, metric = level, [], best.metric
     own = uncertainty(best, front.split, front.stage)
-    if own is not None and not _beats(own, value, maximize=metric.maximize):
+    if own is not None and not own.beats(value, maximize=metric.maximize):
         found.append(
             f"No student is shown to be better than {words} ({metric_text(value, metric)}): none of them can be "
             "recommended, and differences between them mean nothing."
         )
     teacher_value = None if teacher is None else teacher.uncertainty(front.split)
-    if teacher_value is not None and not _beats(teacher_value, value, maximize=metric.maximize):
+    if teacher_value is not None and not teacher_value.beats(value, maximize=metric.maximize):
         found.append(
             f"The teacher itself, {metric_text(teacher_value.value, metric)}, is not shown to be better than {words} "
             f"({metric_text(value, metric)}): a student that is as good as it has learnt nothing."
         )
     return found
-
-
-def _beats(value: Uncertain, level: float, *, maximize: bool) -> bool:
-    """Whether the whole interval is on the better side of a level."""
-    return value.low > level if maximize else value.high < level

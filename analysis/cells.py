@@ -102,7 +102,8 @@ def interval_text(estimate: Estimate | None, metric: Metric) -> str:
     """The interval over seeds and their number: `92.1 – 93.4 % (n = 3)`, `none (n = 1)`."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return f"none (n = {estimate.num_values})" if estimate else "none (n = 1)"
-    return f"{range_text(estimate.low, estimate.high, metric)} (n = {estimate.num_values})"
+    number = f"(n\u00a0=\u00a0{estimate.num_values})"  # stays in one line of a narrow cell
+    return f"{range_text(estimate.low, estimate.high, metric)} {number}"
 
 
 def saving_cell(teacher: TeacherPoint | None, flops: float) -> Cell:

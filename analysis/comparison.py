@@ -16,7 +16,9 @@ import numpy as np
 
 from nas_kd.analysis.axes import FLOPS, Axis, default_ranking
 from nas_kd.analysis.front import ParetoFront, TeacherPoint
+from nas_kd.analysis.intervals import trivial_level, uncertainty
 from nas_kd.analysis.statistics import Estimate, estimate_mean, paired_difference, welch_difference
+from nas_kd.analysis.text import metric_text
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Metric, Split, TrialRecord
 
@@ -168,19 +170,43 @@ class Comparison:
                 f"The campaigns have {min(ended)} to {max(ended)} complete trials: the best of more trials are better "
                 "by chance too, and a hypervolume never falls with a further one."
             )
-        return tuple(sentences)
+        return (*sentences, *self._at_chance())
+
+    def _at_chance(self) -> list[str]:
+        """A sentence where the best student of a campaign is not shown to beat a net that looks at nothing."""
+        lost: list[str] = []
+        levels: list[tuple[float, str]] = []
+        for group in self.groups:
+            for run, front in zip(group.runs, group.fronts, strict=True):
+                if front.best is None:
+                    continue
+                level = trivial_level(front.best.evaluated.get("val"), maximize=self.metric.maximize)
+                own = uncertainty(front.best)
+                if level is not None and own is not None and not own.beats(level[0], maximize=self.metric.maximize):
+                    lost.append(run.name)
+                    levels.append(level)
+        if not lost:
+            return []
+        value, words = levels[0]
+        return [
+            f"The best student of {', '.join(lost[:5])}{', …' if len(lost) > 5 else ''} is not shown to be better than "
+            f"{words} ({metric_text(value, self.metric)}, validation): differences to it mean nothing."
+        ]
 
     def choice_differences(self, cost: float) -> dict[str, list[list[Any]]]:
-        """Choices in which the students of all campaigns within a cost differ -> of each group those of its campaigns.
+        """Choices in which the groups' students within a cost differ -> of each group those of its campaigns.
 
-        Campaigns without a student are left out.
+        Campaigns without a student are left out, and choices that seeds of all groups make equally often.
         """
         of_groups = [
             [dict((record.arch or {}).get("choices") or {}) for record in group.best_within(cost) if record is not None]
             for group in self.groups
         ]
         differing = _what_differs([each for choices in of_groups for each in choices])
-        return {name: [[each.get(name) for each in choices] for choices in of_groups] for name in differing}
+        found = {name: [[each.get(name) for each in choices] for choices in of_groups] for name in differing}
+        if len(self.groups) == 1:
+            return found
+        return {name: values for name, values in found.items() if _are_others([each for each in values if each])}
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -238,6 +264,16 @@ def _what_differs(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]
     names = dict.fromkeys(name for each in mappings for name in each)
     values = {name: [each.get(name) for each in mappings] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def _are_others(lists: Sequence[Sequence[Any]]) -> bool:
+    """Whether any of the lists, of which none is empty, holds other values than the first, or in other shares."""
+    first = lists[0]
+    return any(
+        first.count(value) * len(other) != other.count(value) * len(first)
+        for other in lists[1:]
+        for value in (*first, *other)
+    )
 
 
 def _score(record: TrialRecord, split: Split) -> float | None:

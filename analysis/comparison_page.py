@@ -20,7 +20,7 @@ from nas_kd.analysis.interactive import empty_chart, hover_text, plain
 from nas_kd.analysis.page import chart, render
 from nas_kd.analysis.statistics import Estimate
 from nas_kd.analysis.table import write_csv
-from nas_kd.analysis.text import MISSING, count, metric_text, signed_text
+from nas_kd.analysis.text import MISSING, count, in_percent, metric_text, signed_text
 from nas_kd.trials.record import Metric
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008), the darkest first; marks differ as well.
@@ -76,6 +76,7 @@ def write_comparison(runs: Sequence[Run], out_dir: Path | str) -> ComparisonPath
         "chart": chart("fronts", fronts_chart(made), caption, fallback_png=paths.picture.read_bytes()),
         "students": _student_cells(made),
         "settings": _difference_table(made, _as_text(made.setting_differences(), _value_text), "setting"),
+        "num_seeds": max(len(group.runs) for group in made.groups),
         "choices": [
             (
                 made.axis.text(cost),
@@ -171,7 +172,7 @@ def _group_table(made: Comparison) -> Table:
 
 
 def _student_cells(made: Comparison) -> Table:
-    rows = []
+    points, rows = in_percent(made.metric), []
     for cost in made.costs:
         for group, at in zip(made.groups, made.at(cost), strict=True):
             costs = [value for record in at.records if (value := made.axis.of(record)) is not None]
@@ -188,8 +189,8 @@ def _student_cells(made: Comparison) -> Table:
                 ]
             )
     headers = [
-        f"within, {made.axis.unit}", "campaign", "cost", f"validation {made.metric.name}", f"test {made.metric.name} *",
-        "difference to the first, test", "architecture",
+        f"within, {made.axis.unit}", "campaign", f"cost, {made.axis.unit}", f"validation {made.metric.name}",
+        f"test {made.metric.name} *", f"difference to the first, test{', points' if points else ''}", "architecture",
     ]  # fmt: skip
     return Table(headers, rows)
 

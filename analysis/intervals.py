@@ -62,6 +62,10 @@ class Uncertain:
             parts.append(count(self.num_seeds, "seed"))
         return " and ".join(parts)
 
+    def beats(self, level: float, *, maximize: bool) -> bool:
+        """Whether the whole interval is on the better side of a level."""
+        return self.low > level if maximize else self.high < level
+
     def minus(self, other: Uncertain) -> tuple[float, float]:
         """The 95 % interval of the difference, as of independent samples.
 

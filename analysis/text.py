@@ -58,9 +58,9 @@ def metric_text(value: float | None, metric: Metric) -> str:
 
 
 def range_text(low: float, high: float, metric: Metric) -> str:
-    """The ends of an interval of a metric: `92.1 – 93.4 %`."""
-    if in_percent(metric) and max(abs(low), abs(high)) <= 1:
-        return f"{low * 100:.1f} – {high * 100:.1f} %"
+    """The ends of an interval of a metric: `92.1 – 93.4 %`; of a share of 1 that part of it which there can be."""
+    if in_percent(metric) and low <= 1 and high >= 0:
+        return f"{max(low, 0.0) * 100:.1f} – {min(high, 1.0) * 100:.1f} %"
     return f"{low:.4g} – {high:.4g}"
 
 

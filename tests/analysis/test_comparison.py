@@ -10,6 +10,7 @@ import pytest
 from synthetic import TEACHER, record
 
 from nas_kd.analysis import ComparedRun, compare, write_comparison
+from nas_kd.analysis.text import range_text
 from nas_kd.trials.record import Metric, TrialRecord
 
 COSTS = (1_000_000, 2_000_000, 4_000_000)
@@ -84,6 +85,30 @@ def test_what_else_may_make_a_campaign_look_better_is_said(tmp_path: Path) -> No
     page = write_comparison([*SLOW, *other], tmp_path).page.read_text()
     assert "pool (1 of 2), conv (1 of 2)" in page
     assert trials in page
+
+
+def test_campaigns_at_chance_and_choices_that_seeds_alone_make_are_told(tmp_path: Path) -> None:
+    def seed(name: str, number: int, operator: str, low: float, **settings: Any) -> ComparedRun:
+        sure = {"val": {"num_items": 40, "low": low, "high": 0.6, "chance": 0.25, "majority": 0.3}}
+        only = student(0, COSTS[0], 0.5, operator).model_dump() | {"evaluated": sure}
+        return ComparedRun(name, number, settings, [TrialRecord.model_validate(only)])
+
+    runs = [seed(f"a{n}", n, ("conv", "shift", "conv")[n], 0.29 if n else 0.4) for n in range(3)]
+    runs += [seed(f"b{n}", n, ("shift", "conv", "conv")[n], 0.31, x=1) for n in range(3)]
+    made = compare(runs)
+    assert made.cautions() == (
+        "The best student of a1, a2 is not shown to be better than always giving the most frequent answer (30.0 %, "
+        "validation): differences to it mean nothing.",
+    )
+    assert made.choice_differences(COSTS[0]) == {}
+    assert "make the same choices, in equally many seeds" in write_comparison(runs, tmp_path).page.read_text()
+
+
+def test_an_interval_of_a_share_ends_where_shares_end() -> None:
+    share, score = Metric(name="miou", percent=("miou",)), Metric(name="nss")
+    assert range_text(-0.003, 0.33, share) == "0.0 – 33.0 %"
+    assert range_text(0.953, 1.02, share) == "95.3 – 100.0 %"
+    assert range_text(-0.003, 1.02, score) == "-0.003 – 1.02"
 
 
 def test_without_common_budgets_the_fronts_are_compared_at_costs_that_both_reach() -> None:
