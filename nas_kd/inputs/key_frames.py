@@ -119,7 +119,7 @@ class KeyFrameInput(FrameInput):
         return cast(DeltaBlocksSpace, space).plan.teacher_flops, ()
 
     def counted_teacher(self, teacher: nn.Module, example: Tensor, space: SearchSpace) -> tuple[nn.Module, Any]:
-        return cast(DeltaBlocksSpace, space).teacher, example
+        return cast(DeltaBlocksSpace, space).teacher, example.cpu()
 
     def frozen_teacher(self, teacher: nn.Module, space: SearchSpace) -> nn.Module:
         """With BatchNorm folded: it computes the same, and its layers are those of the students."""

@@ -122,6 +122,7 @@ class DistillationLoss(nn.Module):
                     part.build(student_output, teacher_output)  # what does not fit fails here, not in training
             except ValueError as error:
                 raise _of_term(part.name, error) from error
+        self.to(example.device)
         self._inherit(inherited)
 
     def _inherit(self, searched: Mapping[str, Tensor]) -> None:

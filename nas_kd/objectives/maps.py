@@ -31,10 +31,11 @@ class Adapter(nn.Module):
 
 
 def adapter_for(student: Tensor, teacher: Tensor, *, always: bool = False) -> nn.Module:
-    """The identity where the channels agree, else an `Adapter`; `always` for maps whose width varies."""
+    """The identity where the channels agree, else an `Adapter` on the student's device; `always` for maps whose width
+    varies."""
     if student.shape[1] == teacher.shape[1] and not always:
         return nn.Identity()
-    return Adapter(student.shape[1], teacher.shape[1])
+    return Adapter(student.shape[1], teacher.shape[1]).to(student.device)
 
 
 def resample(features: Tensor, size: Sequence[int]) -> Tensor:

@@ -70,7 +70,6 @@ class Learner:
         self.objective = DistillationLoss(
             config, context.task, net, teacher, example, teacher_example, varying_width=varying, inherited=adapters
         )
-        self.objective.to(context.device)
         self._student = Taps(net, self.objective.student_taps)
         self._teacher: Teacher | None = None
         self._co_trained_teacher: Taps | None = None

@@ -12,6 +12,8 @@ import torch
 OUTSIDE_OF_TORCH = 600_000_000
 # Errors of CUDA's libraries where memory ran out that torch had not asked for itself.
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# What libraries also say where they find no memory for their own, and where next to nothing is free: seen on an H100.
+_INTERNAL_ERROR, _NOTHING_FREE_BYTES = "STATUS_INTERNAL_ERROR", 200_000_000
 
 
 def start_measuring(device: str) -> None:
@@ -35,10 +37,14 @@ def usable_bytes(device: str) -> float:
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-    )
+    """Whether an error says that a GPU has no memory left, or comes from there being none."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    if _INTERNAL_ERROR in str(error) and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] < _NOTHING_FREE_BYTES
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def release_memory() -> None:

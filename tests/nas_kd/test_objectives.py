@@ -183,6 +183,15 @@ def test_a_student_begins_with_the_adapters_of_the_search_that_it_inherits_from(
     assert all(torch.equal(kept[name], searched[name]) for name in kept)
 
 
+def test_adapters_are_on_the_device_of_the_nets() -> None:
+    """The device `meta` takes no tensors of another one, as a GPU does, and every machine has it."""
+    config = ObjectiveConfig.model_validate({"feature": {"weight": 1}, "cross_resolution": {"weight": 1}})
+    student, teacher, clip = small(4).to("meta"), small(6).to("meta"), torch.zeros(1, 3, 4, 16, 16, device="meta")
+    objective = DistillationLoss(config, Classification(THREE), student, teacher, clip, clip)
+    assert {type(part).__name__ for part in objective.modules()} > {"Adapter"}
+    assert {p.device.type for p in objective.parameters()} == {"meta"}
+
+
 def test_terms_without_weight_are_absent_and_a_copy_of_the_teacher_has_no_distance() -> None:
     net, clip = small(4).eval(), torch.randn(2, 3, 4, 16, 16)
     config = ObjectiveConfig.model_validate({"task": {"weight": 0}, "cross_resolution": {"weight": 1}})

@@ -200,7 +200,7 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine without a GPU: what torch says of one is set here."""
-    measuring = {"since": 0}
+    measuring, free = {"since": 0}, [70_000_000_000]
 
     def reset(device: str) -> None:
         measuring["since"] += 1
@@ -210,7 +210,8 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5_000_000_000)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2_000_000_000)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000_000_000, 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free[0], 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     record = TrialRecord(
         number=0, state="failed", seed=0, config_hash="", knobs={}, metric=Metric(name="accuracy"), diagnostics={"a": 1}
     )
@@ -241,8 +242,12 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
     with pytest.raises(OutOfGpuMemoryError) as found:
         function(shared)
     assert found.value.peak_bytes == peak
-    raised = RuntimeError("shapes do not match")
-    with pytest.raises(RuntimeError, match="shapes do not match"):
+    for message in ("shapes do not match", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"):
+        raised = RuntimeError(message)
+        with pytest.raises(RuntimeError, match=message):
+            function(shared)
+    free[0] = 2_000_000  # where nothing is free, libraries of CUDA say that of their own allocations, too
+    with pytest.raises(OutOfGpuMemoryError):
         function(shared)
 
 
