@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nas_kd.data.camera import CameraConfig
 from nas_kd.data.sample import IGNORE
 
 
@@ -43,6 +44,7 @@ class LabelImages(BaseModel):
         sequence: column with the name of the video.
         order: column with the number of the frame.
         max_gap: largest difference of the numbers of neighbouring frames of a clip.
+        camera: makes the clips of its splits out of single frames; None where all are windows of videos.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,7 @@ class LabelImages(BaseModel):
     sequence: str = "sequence"
     order: str = "frame"
     max_gap: int = Field(default=1, ge=1)
+    camera: CameraConfig | None = None
 
 
 LabelForm = Annotated[ClassLabels | LabelImages, Field(discriminator="form")]

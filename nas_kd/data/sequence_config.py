@@ -186,6 +186,7 @@ class SequenceOptions(CachedConfig):
             sequence=self.sequence,
             order=self.order,
             max_gap=self.max_gap,
+            camera=self.camera_of("val") or self.camera_of("test"),
         )
 
     @property

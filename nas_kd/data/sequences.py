@@ -50,6 +50,7 @@ from nas_kd.data.table import (
 )
 
 _DIGITS = 18  # of a frame number, at most
+_MAKING = "making clips of a simulated camera"
 _REMEDY = "mend the files or remove the rows"
 
 
@@ -278,7 +279,7 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
             moving += of_camera.entries
             sets[name] = of_camera
     if decode and moving:
-        cache.fill(moving, config.decode_threads, "making clips of a simulated camera", beside=frame_entries)
+        cache.fill(moving, config.decode_threads, _MAKING, beside=frame_entries)
     sequences_of: dict[str, list[str] | None] = {}
     for name in stores:
         camera = config.camera_of(name)
@@ -306,10 +307,11 @@ def load_sequences(config: SequenceOptions, *, seed: int, gate_share: float = 0.
 def load_labelled(config: SequenceOptions, split: str | None) -> Labelled:
     """The windows of one split, or of all rows of a csv that needs no column `split`, to measure a student on.
 
-    They are cut as those of `test` of a campaign: none shares a frame with another.
+    They are made as those of that split of a campaign, all rows as those of `test`: none shares a frame with another,
+    or a camera makes clips of single frames.
 
     Args:
-        config: Where the data lie and how windows are taken from them, without a camera.
+        config: Where the data lie and how clips are taken from them.
         split: Which rows are read; None reads all.
 
     Raises:
@@ -323,7 +325,8 @@ def load_labelled(config: SequenceOptions, split: str | None) -> Labelled:
     frames, problems = _check_rows(table, config, known)
     frames.sort(key=lambda frame: (frame.sequence, frame.number))
     name = split or "test"
-    starts, _ = _windows(frames, name, config, config.max_gap)
+    camera = config.camera_of(name)
+    starts = list(range(len(frames))) if camera else _windows(frames, name, config, config.max_gap)[0]
     if not starts and not problems:
         raise DataError(
             f"{csv_path} must hold at least one window of {config.frames} frames of a {config.sequence} whose numbers "
@@ -336,8 +339,13 @@ def load_labelled(config: SequenceOptions, split: str | None) -> Labelled:
     problems += _undecoded(store, failed, config)
     if problems:
         raise UnusableRowsError(csv_path, len(table), problems, _REMEDY)
-    dataset = WindowDataset(store, starts, config.frames, config)
-    return Labelled(dataset, [frames[start].sequence for start in starts], config.info)
+    if camera is None:
+        windows_of = WindowDataset(store, starts, config.frames, config)
+        return Labelled(windows_of, [frames[start].sequence for start in starts], config.info)
+    clips = CameraDataset(store, config, name, cache)
+    cache.fill(clips.entries, config.decode_threads, _MAKING, beside=store.entries)
+    groups = [frame.sequence for frame in frames for _ in range(camera.clips_per_image)]
+    return Labelled(clips, groups, config.info)
 
 
 def _undecoded(store: FrameStore, failed: Mapping[str, DecodeError], config: SequenceOptions) -> list[tuple[str, str]]:

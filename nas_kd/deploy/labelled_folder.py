@@ -89,6 +89,7 @@ def _frames(root: Path, split: str | None, info: BundleInfo, form: LabelImages, 
         points=form.points,
         boxes=form.min_box_pixels is not None,
         min_box_pixels=form.min_box_pixels or 1,
+        camera=form.camera,
     )
     return sequences.load_labelled(config, split)
 

@@ -118,6 +118,10 @@ def test_windows_to_measure_a_student_on_are_those_of_the_split(root):
         assert found.dataset[index].keys() == splits.test[index].keys()
         for key, value in splits.test[index].items():
             assert torch.equal(found.dataset[index][key], value)
+    moving = {"camera": {"splits": ["test"], "clips_per_image": 2}}
+    expected, found = load(config(root, **moving), seed=0), load_labelled(config(root, **moving), "test")
+    assert (len(found.dataset), found.groups) == (22, list(expected.groups["test"]))
+    assert torch.equal(found.dataset[5]["clip"], expected.test[5]["clip"])
     write_table(root, [(*row[:2], *row[3:]) for row in rows_of(root)], "path,label,sequence,frame")  # without splits
     found = load_labelled(config(root), None)
     assert found.groups == ["a", "a", "b", "c", "c", "d", "d"]
