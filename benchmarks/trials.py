@@ -1,7 +1,8 @@
 """What a trial costs beyond its work: `python benchmarks/trials.py [--numbers N ...] [--executors NAME ...]`.
 
 Trials that do nothing, in this process (`inline`) and on Ray with one and two workers. Of each campaign: seconds a
-trial, over all and over the last tenth, where a cost that grows with the number of trials shows; growth of the driver's
+trial and CPU seconds of this process a trial, each over all and over the last tenth, where a cost that grows with the
+number of trials shows; growth of the driver's
 memory over the last half; size of the ledger a trial; seconds to open the ledger again and to read its records. Ray's
 start is not part of a trial and stands by itself. The last line is one JSON object.
 """
@@ -21,7 +22,7 @@ from no_op_trials import METRIC, SPACE, no_op
 
 from nas_kd.trials import Event, Ledger, Resources, run_trials
 
-GOAL_S = 0.15  # a trial
+GOAL_S = 0.15  # of one core, a trial
 GOAL_REOPEN_S = 2.0
 EXECUTORS = {"inline": None, "ray-1": 1, "ray-2": 2}
 
@@ -35,11 +36,13 @@ def resident_bytes() -> int:
 def campaign(run_dir: Path, number: int, executor: str, sampler: str) -> dict[str, float]:
     """Run `number` trials and measure."""
     ended: list[float] = []
+    used: list[float] = []
     memory: list[int] = []
 
     def note(event: Event) -> None:
         if event.kind == "ended":
             ended.append(time.perf_counter())
+            used.append(time.process_time())
             if len(ended) in (number // 2, number):
                 memory.append(resident_bytes())
 
@@ -66,8 +69,10 @@ def campaign(run_dir: Path, number: int, executor: str, sampler: str) -> dict[st
     journal = run_dir / "ledger.jsonl"
     return {
         "first_trial_s": ended[0] - started,
-        "s_per_trial": (ended[-1] - ended[0]) / max(number - 1, 1),
-        "s_per_late_trial": (ended[-1] - ended[-1 - tail]) / tail if number > tail else ended[-1] - started,
+        "s_per_trial": (ended[-1] - ended[0]) / (number - 1),
+        "s_per_late_trial": (ended[-1] - ended[-1 - tail]) / tail,
+        "cpu_s_per_trial": (used[-1] - used[0]) / (number - 1),
+        "cpu_s_per_late_trial": (used[-1] - used[-1 - tail]) / tail,
         "driver_growth_mb": (memory[-1] - memory[0]) / 1e6,
         "ledger_kb_per_trial": journal.stat().st_size / number / 1e3,
         "reopen_s": reopened - clock,
@@ -82,7 +87,8 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=["random", "known_cost"])
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
-    print(f"{'campaign':<32}{'s a trial':>10}{'late':>8}{'memory MB':>11}{'reopen s':>10}{'records s':>11}", flush=True)
+    heads = f"{'s a trial':>10}{'late':>8}{'CPU s':>8}{'late':>8}{'memory MB':>11}{'reopen s':>10}{'records s':>11}"
+    print(f"{'campaign':<32}{heads}", flush=True)
     for sampler in options.samplers:
         for executor in options.executors:
             for number in options.numbers:
@@ -91,12 +97,13 @@ def main() -> None:
                     row = found[name] = campaign(Path(folder) / "run", number, executor, sampler)
                 print(
                     f"{name:<32}{row['s_per_trial']:>10.3f}{row['s_per_late_trial']:>8.3f}"
+                    f"{row['cpu_s_per_trial']:>8.3f}{row['cpu_s_per_late_trial']:>8.3f}"
                     f"{row['driver_growth_mb']:>11.1f}{row['reopen_s']:>10.2f}{row['records_s']:>11.2f}",
                     flush=True,
                 )
-    slow = [name for name, row in found.items() if max(row["s_per_trial"], row["s_per_late_trial"]) > GOAL_S]
+    slow = [name for name, row in found.items() if max(row["cpu_s_per_trial"], row["cpu_s_per_late_trial"]) > GOAL_S]
     late = [name for name, row in found.items() if row["reopen_s"] > GOAL_REOPEN_S]
-    print(f"at most {GOAL_S} s a trial: {'held' if not slow else 'MISSED by ' + ', '.join(slow)}")
+    print(f"at most {GOAL_S} s of this process a trial: {'held' if not slow else 'MISSED by ' + ', '.join(slow)}")
     print(f"reopened within {GOAL_REOPEN_S:g} s: {'held' if not late else 'MISSED by ' + ', '.join(late)}")
     rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in found.items()}
     print(json.dumps({"trials": rounded, "hardware": f"{platform.machine()}, {os.cpu_count()} cores"}))

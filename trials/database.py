@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -40,13 +41,22 @@ class Database:
 
         return call
 
-    def create_new_trial(self, study_id: int, template_trial: Any = None) -> int:
-        """As Optuna's. A trial that was made although the answer was lost is not made twice."""
-        known: int = self.get_n_trials(study_id)
+    def create_new_trial(self, study_id: int, template_trial: Any, *, number: int) -> int:
+        """As Optuna's. A trial that was made although the answer was lost is not made twice.
+
+        Args:
+            study_id: Of the study.
+            template_trial: What to store.
+            number: That the trial will have.
+        """
+        again = False
 
         def make() -> int:
-            if self._storage.get_n_trials(study_id) > known:
-                return self._storage.get_trial_id_from_study_id_trial_number(study_id, known)
+            nonlocal again
+            if again:
+                with suppress(KeyError):
+                    return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            again = True
             return self._storage.create_new_trial(study_id, template_trial=template_trial)
 
         trial_id: int = self._asked("create_new_trial", make)

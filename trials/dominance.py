@@ -67,6 +67,32 @@ def constrained_ranks(losses: npt.NDArray[np.float64], excesses: Sequence[float]
     return ranks
 
 
+def on_front(losses: npt.NDArray[np.float64], excesses: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.bool_]:
+    """Which rows nobody dominates: those of rank 0, without the other ranks.
+
+    Args:
+        losses: `n x m`, as in `non_dominated_ranks`.
+        excesses: How far each is beyond the constraints. Where none is within them, those least beyond are the front.
+    """
+    if len(losses) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    if excesses is not None:
+        kept = excesses <= 0
+        if not kept.any():
+            return np.asarray(excesses == excesses.min())
+        chosen = kept.copy()
+        chosen[kept] = on_front(losses[kept])
+        return np.asarray(chosen)
+    measured = np.asarray(~np.isnan(losses).any(axis=1))
+    if not measured.any():
+        return np.ones(len(losses), dtype=np.bool_)
+    chosen = measured.copy()
+    rows = finite_losses(losses[measured])
+    single = rows.shape[1] == 1
+    chosen[measured] = rows[:, 0] == rows.min() if single else moocore.is_nondominated(rows, keep_weakly=True)
+    return np.asarray(chosen)
+
+
 def front(
     values: Sequence[Sequence[float]], maximize: Sequence[bool], excesses: Sequence[float] | None = None
 ) -> list[int]:
@@ -75,9 +101,30 @@ def front(
     Args:
         values: One row each.
         maximize: Direction of each column.
-        excesses: How far each is beyond the constraints. Where none is within them, those least beyond are the front.
+        excesses: See `on_front`.
     """
-    if not values:
-        return []
-    ranks = constrained_ranks(to_losses(values, maximize), [0.0] * len(values) if excesses is None else excesses)
-    return [int(i) for i in np.flatnonzero(ranks == 0)]
+    beyond = None if excesses is None else np.asarray(excesses, dtype=np.float64)
+    return [int(i) for i in np.flatnonzero(on_front(to_losses(values, maximize), beyond))]
+
+
+class GrowingFront:
+    """The front of trials that come one after the other: each is compared with the members alone.
+
+    Args:
+        maximize: Direction of each value.
+    """
+
+    def __init__(self, maximize: Sequence[bool]) -> None:
+        self._maximize = maximize
+        self.numbers: list[int] = []
+        self._losses = to_losses([], maximize)
+
+    def add(self, number: int, values: Sequence[float]) -> None:
+        """Take in a trial; its values are finite."""
+        losses = to_losses([values], self._maximize)
+        no_worse = self._losses <= losses
+        if (no_worse.all(axis=1) & (self._losses < losses).any(axis=1)).any():
+            return
+        kept = np.asarray(~((self._losses >= losses).all(axis=1) & ~no_worse.all(axis=1)))
+        self.numbers = [*(each for each, stays in zip(self.numbers, kept, strict=True) if stays), number]
+        self._losses = np.concatenate([self._losses[kept], losses])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nas_kd.trials.dominance import non_dominated_ranks
+from nas_kd.trials.dominance import on_front
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def cells(losses: Floats, costs: Floats, reference: Sequence[float]) -> Cells:
     """
     corner = np.asarray(reference, dtype=np.float64)
     inside = (losses < corner[0]) & (costs < corner[1:]).all(axis=1)
-    inside[inside] = non_dominated_ranks(np.column_stack([losses, costs])[inside]) == 0  # the others only cut cells
+    inside[inside] = on_front(np.column_stack([losses, costs])[inside])  # the others only cut cells
     losses, costs = losses[inside], costs[inside]
     edges = [np.unique(column) for column in costs.T]
     level = np.full([1 + len(each) for each in edges], corner[0])

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,17 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from nas_kd.trials.dominance import front, non_dominated_ranks
+from nas_kd.trials.dominance import front, non_dominated_ranks, on_front
 from nas_kd.trials.encoding import Encoding, draw
+from nas_kd.trials.history import Candidate, History, Objects, SeenTrials
 from nas_kd.trials.improvement import cells, expected_improvement, known_overlap
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.surrogate import Points, Surrogate, far_worse
 
 Floats = npt.NDArray[np.float64]
+Candidates = Sequence[Candidate] | Objects
 
 _NUM_STARTUP = 8  # complete trials before the process is used
 _NUM_RANDOM, _NUM_MUTANTS, _NUM_CROSSED = 150, 300, 100
@@ -43,27 +44,6 @@ _MAX_LISTED = 512  # spaces up to this size are listed in full
 _MAX_TRIES = 2000  # draws for a trial within the range of costs
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    knobs: dict[str, Any]
-    cost: float  # of the budget; NaN where unknown
-    values: tuple[float, ...] = ()  # of the objectives after the first, NaN where unknown
-
-
-@dataclass(frozen=True)
-class _History:
-    """The trials of the study, as a loss and costs to be minimized: all objectives but the first count as costs."""
-
-    complete: list[_Candidate]
-    losses: Floats
-    costs: Floats  # `n x d`
-    excesses: Floats | None  # how far each complete one is beyond the constraint that it misses most; None without any
-    running: list[_Candidate]
-    unsuccessful: list[_Candidate]
-    counts: Mapping[tuple[Any, ...], int]  # how often each key was proposed
-    maximize: bool  # whether the loss is a metric with the other sign
-
-
 class KnownCostSampler(BaseSampler):
     """Propose what promises the largest gain of hypervolume; see the module.
 
@@ -71,14 +51,20 @@ class KnownCostSampler(BaseSampler):
         seed: Seeds the draws.
         search_space: All knobs.
         known_costs: What is known of a trial from its knobs; without it costs are learned from the trials.
+        seen: What an earlier proposal of the same study kept of its trials.
     """
 
     def __init__(
-        self, seed: int, search_space: Mapping[str, BaseDistribution], known_costs: KnownCosts | None = None
+        self,
+        seed: int,
+        search_space: Mapping[str, BaseDistribution],
+        known_costs: KnownCosts | None = None,
+        seen: SeenTrials | None = None,
     ) -> None:
         self._rng = np.random.default_rng(seed)
         self._encoding = Encoding(search_space)
         self._known = known_costs
+        self._seen = SeenTrials() if seen is None else seen
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All knobs."""
@@ -101,41 +87,13 @@ class KnownCostSampler(BaseSampler):
         if not self._encoding.names:
             return {}
         fixed = dict(trial.system_attrs.get("fixed_params", {}))
-        history = self._history(study, trial.number)
+        maximize = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        trials = study.get_trials(deepcopy=False)
+        history = self._seen.history(trials, trial.number, self._encoding, self._known, maximize)
         pool = _Pool(self._encoding, self._known, fixed, history.counts, self._rng)
         return self._propose(history, pool).knobs
 
-    def _history(self, study: optuna.Study, number: int) -> _History:
-        names = set(self._encoding.names)
-        signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
-        complete, running, unsuccessful = [], [], []
-        values: list[list[float]] = []
-        excesses: list[float | None] = []
-        counts: dict[tuple[Any, ...], int] = {}
-        for other in study.get_trials(deepcopy=False):
-            params = other.params or other.system_attrs.get("fixed_params", {})
-            if other.number == number or not names <= params.keys():
-                continue
-            own = params if len(params) == len(names) else {name: params[name] for name in names}
-            candidate = _candidate(own, self._known)
-            key = self._encoding.key(candidate.knobs)
-            counts[key] = counts.get(key, 0) + 1
-            if other.state == TrialState.COMPLETE:
-                complete.append(candidate)
-                values.append([sign * value for sign, value in zip(signs, other.values, strict=True)])
-                excesses.append(max(other.constraints.values(), default=None))
-            elif other.state in (TrialState.RUNNING, TrialState.WAITING):
-                running.append(candidate)
-            else:
-                unsuccessful.append(candidate)
-        table = np.array(values, dtype=np.float64).reshape(-1, len(signs))
-        known = [each for each in excesses if each is not None]
-        beyond = np.array(known) if known else None
-        return _History(
-            complete, table[:, 0], table[:, 1:], beyond, running, unsuccessful, counts, maximize=signs[0] < 0
-        )
-
-    def _propose(self, history: _History, pool: _Pool) -> _Candidate:
+    def _propose(self, history: History, pool: _Pool) -> Candidate:
         if self._encoding.size() <= _MAX_LISTED:
             pool.list_all()
         if len(history.complete) < _NUM_STARTUP:
@@ -155,12 +113,12 @@ class KnownCostSampler(BaseSampler):
             return pool.repeat()
         return self._most_promising(history, pool)
 
-    def _front(self, history: _History) -> list[_Candidate]:
-        values = np.column_stack([history.losses, history.costs])
-        excesses = None if history.excesses is None else history.excesses.tolist()
-        return [history.complete[i] for i in front(values.tolist(), (False,) * values.shape[1], excesses)]
+    @staticmethod
+    def _front(history: History) -> Objects:
+        chosen: Objects = history.complete[on_front(np.column_stack([history.losses, history.costs]), history.excesses)]
+        return chosen
 
-    def _spread_out(self, history: _History, pool: _Pool) -> _Candidate:
+    def _spread_out(self, history: History, pool: _Pool) -> Candidate:
         """The candidate furthest from all trials by knobs and cost; with a prior, of those on the prior's front."""
         candidates = pool.candidates
         others = [*history.complete, *history.running, *history.unsuccessful]
@@ -188,7 +146,7 @@ class KnownCostSampler(BaseSampler):
             distance = distance + 2.0 * np.abs(own.known[:, :1] - tried.known[None, :, 0]) / spread
         return candidates[int(np.argmax(np.asarray(distance).min(axis=1)))]
 
-    def _points(self, candidates: Sequence[_Candidate]) -> Points:
+    def _points(self, candidates: Candidates) -> Points:
         known: list[list[float]] = [[] for _ in candidates]
         if self._known is not None:
             further = () if self._known.objectives is None else _known_columns(candidates)
@@ -199,7 +157,7 @@ class KnownCostSampler(BaseSampler):
         features = np.array(known, dtype=np.float64).reshape(len(candidates), -1)
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
-    def _most_promising(self, history: _History, pool: _Pool) -> _Candidate:
+    def _most_promising(self, history: History, pool: _Pool) -> Candidate:
         model = _Model(self._points, history, self._rng)
         gains = model.gains(pool.candidates)
         for _ in range(_NUM_ROUNDS):
@@ -215,20 +173,21 @@ class KnownCostSampler(BaseSampler):
 class _Model:
     """What the trials so far say of candidates."""
 
-    def __init__(self, to_points: Any, history: _History, rng: np.random.Generator) -> None:
+    def __init__(self, to_points: Any, history: History, rng: np.random.Generator) -> None:
         self._to_points = to_points
         failed = far_worse(history.losses)
-        trained = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if not bad]
-        unsuccessful = [candidate for candidate, bad in zip(history.complete, failed, strict=True) if bad]
-        unsuccessful += history.unsuccessful
+        trained = history.complete[~failed]
+        unsuccessful = np.concatenate([history.complete[failed], history.unsuccessful])
+        if len(unsuccessful) > _MAX_TRAINED:
+            unsuccessful = rng.choice(unsuccessful, size=_MAX_TRAINED, replace=False)
         losses, costs = history.losses[~failed], history.costs[~failed]
         worst = float(losses.max())
         rows = _telling_rows(losses, costs, rng)
-        points = to_points([trained[row] for row in rows])
+        points = to_points(trained[rows])
         self._loss = Surrogate(points, losses[rows], rng)
         self._costs: list[Surrogate | None] = [
-            None if column in _known_columns(trained) else Surrogate(points, costs[rows, column], rng)
-            for column in range(costs.shape[1])
+            Surrogate(points, costs[rows, column], rng) if unknown else None
+            for column, unknown in enumerate(np.isnan(history.known[~failed]).any(axis=0).tolist())
         ]
         self._excess: Surrogate | None = None
         self._least_excess = 0.0
@@ -241,7 +200,7 @@ class _Model:
             kept = np.ones(len(losses), dtype=bool)
         everything = costs
         losses, costs = losses[kept], costs[kept]
-        if history.running:
+        if len(history.running):
             running = to_points(history.running)
             losses = np.concatenate([losses, self._loss.believe(running)])
             believed = [
@@ -254,9 +213,9 @@ class _Model:
         reference = (worst, *(everything.max(axis=0) + 0.05 * np.ptp(everything, axis=0)).tolist())
         self._cells = cells(losses, costs, reference)
         self._successful = points
-        self._unsuccessful = to_points(unsuccessful) if unsuccessful else None
+        self._unsuccessful = to_points(unsuccessful) if len(unsuccessful) else None
 
-    def gains(self, candidates: Sequence[_Candidate]) -> Floats:
+    def gains(self, candidates: Candidates) -> Floats:
         points = self._to_points(candidates)
         if self._excess is not None and self._least_excess > 0:  # no trial keeps the constraints yet
             return self._expected_shortfall(self._excess, np.array([self._least_excess]), points)[:, 0]
@@ -284,12 +243,12 @@ class _Model:
         return surrogate.scale.expected_shortfall(thresholds, *surrogate.predict(points))
 
 
-def _known_values(candidates: Sequence[_Candidate], column: int) -> Floats:
+def _known_values(candidates: Candidates, column: int) -> Floats:
     """What is known of an objective after the first: `n`."""
     return np.array([candidate.values[column] for candidate in candidates], dtype=np.float64)
 
 
-def _known_columns(candidates: Sequence[_Candidate]) -> list[int]:
+def _known_columns(candidates: Candidates) -> list[int]:
     """Which objectives after the first are known of every trial before it runs."""
     return [i for i in range(len(candidates[0].values)) if not np.isnan(_known_values(candidates, i)).any()]
 
@@ -320,27 +279,29 @@ class _Pool:
         counts: Mapping[tuple[Any, ...], int],
         rng: np.random.Generator,
     ) -> None:
-        self.candidates: list[_Candidate] = []
+        self.candidates: list[Candidate] = []
         self._encoding = encoding
         self._known = known
         self._fixed = {name: value for name, value in fixed.items() if name in encoding.space}
         self._counts = counts
         self._rng = rng
-        self._seen: set[tuple[Any, ...]] = set(counts)
-        self._repeats: dict[tuple[Any, ...], _Candidate] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._repeats: dict[tuple[Any, ...], Candidate] = {}
 
     def _add(self, knobs: Mapping[str, Any]) -> None:
         own = {**knobs, **self._fixed}
         if self._known is not None and self._known.canonical is not None:
             own = {**own, **self._known.canonical(own), **self._fixed}
         key = self._encoding.key(own)
+        if key in self._counts:
+            if key not in self._repeats and self._allows(own):
+                self._repeats[key] = Candidate.of(own, self._known)
+            return
         if key in self._seen:
-            if key in self._counts and key not in self._repeats and self._allows(own):
-                self._repeats[key] = _candidate(own, self._known)
             return
         self._seen.add(key)
         if self._allows(own):
-            self.candidates.append(_candidate(own, self._known))
+            self.candidates.append(Candidate.of(own, self._known))
 
     def _allows(self, knobs: Mapping[str, Any]) -> bool:
         return self._known is None or self._known.allows(knobs)
@@ -361,12 +322,12 @@ class _Pool:
             sample = None if self._known is None else self._known.sample
             self._add(self._encoding.draw(self._rng) if sample is None else sample(self._rng))
 
-    def mutate(self, parents: Sequence[_Candidate], num_mutated: int, count: int) -> None:
+    def mutate(self, parents: Candidates, num_mutated: int, count: int) -> None:
         """Add mutants of random parents."""
         for index in self._rng.integers(len(parents), size=count):
             self._add(self._encoding.mutant(parents[index].knobs, num_mutated, self._rng))
 
-    def cross(self, parents: Sequence[_Candidate], count: int) -> None:
+    def cross(self, parents: Candidates, count: int) -> None:
         """Add candidates that have each knob from one of two random parents."""
         names = self._encoding.names
         for first, second in self._rng.integers(len(parents), size=(count, 2)):
@@ -375,7 +336,7 @@ class _Pool:
                 pair = (parents[second].knobs, parents[first].knobs)
                 self._add({name: pair[int(own)][name] for name, own in zip(names, of_first, strict=True)})
 
-    def repeat(self) -> _Candidate:
+    def repeat(self) -> Candidate:
         """One of those that were proposed least often, for a space that is exhausted.
 
         Raises:
@@ -391,13 +352,6 @@ class _Pool:
         least = min(self._counts[key] for key in self._repeats)
         keys = [key for key in self._repeats if self._counts[key] == least]
         return self._repeats[keys[int(self._rng.integers(len(keys)))]]
-
-
-def _candidate(knobs: dict[str, Any], known: KnownCosts | None) -> _Candidate:
-    if known is None:
-        return _Candidate(knobs, math.nan)
-    cost = float(known.cost(knobs))
-    return _Candidate(knobs, cost, (cost,) if known.objectives is None else tuple(map(float, known.objectives(knobs))))
 
 
 def _log(cost: float) -> float:

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.context import Shortage
 from nas_kd.trials.database import WAIT_S, Database
 from nas_kd.trials.files import FileLock, is_locked
+from nas_kd.trials.history import SeenTrials
 from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, Ranking
@@ -48,6 +49,7 @@ from nas_kd.trials.storage import (
     storage_errors,
     study_name,
 )
+from nas_kd.trials.stored_trials import StoredTrials
 from nas_kd.trials.study import LEDGER_FORMAT, begin_study, directions_of, only_study
 from nas_kd.trials.translation import FIXED, STATES, Translation, is_queued
 
@@ -85,7 +87,9 @@ class Ledger:
         self._storage: BaseStorage | Database = storage
         self._lock = lock
         self._study_id = storage.get_study_id_from_name(name)
+        self._stored = StoredTrials(storage, self._study_id, alone=lock is not None)
         self._translation = Translation()
+        self._seen = SeenTrials()
         stored = self.metadata
         if stored.get("format") != LEDGER_FORMAT:
             raise ValueError(
@@ -177,7 +181,9 @@ class Ledger:
                 if storage is None:
                     check_sound(opened, run_dir / JOURNAL_NAME)
                     own_name = only_study(opened) or name
-                return cls(opened if storage is None else Database(opened, storage), own_name, run_dir, None)
+                # As `get_storage` wraps a database, trials that have ended are read from it once.
+                read = opened if storage is None else Database(get_storage(opened), storage)
+                return cls(read, own_name, run_dir, None)
         except KeyError as error:
             raise FileNotFoundError(missing) from error
         except DamagedJournalError as error:
@@ -222,7 +228,7 @@ class Ledger:
         templates, text = trials_of_folders(self.run_dir, len(self), self.metric, self.ranking)
         with self._driving():
             for template in templates:
-                self._storage.create_new_trial(self._study_id, template_trial=template)
+                self._stored.create(template)
         return [text] if text else []
 
     def close(self) -> None:
@@ -231,6 +237,7 @@ class Ledger:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            self._stored.alone = False
 
     def __enter__(self) -> Ledger:
         return self
@@ -250,14 +257,13 @@ class Ledger:
 
     def __len__(self) -> int:
         """How many trials there are, in whatever state, queued ones included."""
-        return self._storage.get_n_trials(self._study_id)
+        return len(self._stored.all())
 
     def count(self, *states: str) -> int:
         """How many trials are in any of the states `queued`, `running`, `complete`, `failed`, `stopped`."""
         names = {**STATES, "running": TrialState.RUNNING}
-        others = tuple(names[state] for state in states if state != "queued")
-        number = self._storage.get_n_trials(self._study_id, state=others) if others else 0
-        return number + (sum(map(is_queued, self._trials())) if "queued" in states else 0)
+        number = self._stored.count({names[state] for state in states if state != "queued"})
+        return number + (sum(map(is_queued, self._stored.unended())) if "queued" in states else 0)
 
     def ask(
         self,
@@ -283,8 +289,8 @@ class Ledger:
             ValueError: A queued trial has values that the space does not hold.
         """
         with self._driving():
-            trials = self._trials()
-            waiting = next((trial for trial in trials if is_queued(trial)), None)
+            trials = self._stored.all()
+            waiting = next((trial for trial in self._stored.unended() if is_queued(trial)), None)
             if waiting is not None:
                 check_values(waiting.user_attrs["queued"], space)
             number = len(trials) if waiting is None else waiting.number
@@ -312,7 +318,7 @@ class Ledger:
         """What a sampler would propose as trial `number`; nothing is stored."""
         distributions = to_distributions(space)
         view = self._view(trials, space)
-        view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs)
+        view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs, self._seen)
         asked = view.ask(distributions)
         assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
         return view.get_trials(deepcopy=False)[number]
@@ -339,20 +345,18 @@ class Ledger:
                 user_attrs={"knobs": dict(proposed.params)} | ({} if work is None else {"work": work}),
                 system_attrs=attributes,
             )
-            self._storage.create_new_trial(self._study_id, template_trial=template)
+            self._stored.create(template)
             return
         # Several writes, but the trial is queued until the last of them; asked again, it gets the same again.
-        trial_id = waiting._trial_id
         for name, distribution in proposed.distributions.items():
             if stored_names[name] not in waiting.params:
-                internal = distribution.to_internal_repr(proposed.params[name])
-                self._storage.set_trial_param(trial_id, stored_names[name], internal, distribution)
+                self._stored.set_param(waiting, stored_names[name], proposed.params[name], distribution)
         for key, value in attributes.items():
-            self._storage.set_trial_system_attr(trial_id, key, value)
+            self._stored.set_system_attr(waiting, key, value)
         if work is not None and waiting.user_attrs.get("work") != work:
-            self._storage.set_trial_user_attr(trial_id, "work", work)
-        self._storage.set_trial_user_attr(trial_id, "knobs", dict(proposed.params))
-        self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            self._stored.set_user_attr(waiting, "work", work)
+        self._stored.set_user_attr(waiting, "knobs", dict(proposed.params))
+        self._stored.set_state(waiting, TrialState.RUNNING)
 
     def enqueue(
         self,
@@ -384,7 +388,7 @@ class Ledger:
         for values in wanted:
             check_values(values, space)
         with self._driving():
-            known = KnownQueue(self._trials(), seed)
+            known = KnownQueue(self._stored.all(), seed)
             numbers: dict[object, int] = {}
             for values in wanted:
                 key = frozenset(values.items())
@@ -392,7 +396,7 @@ class Ledger:
                     continue
                 earlier = known.find(values)
                 if earlier is not None and earlier.state == TrialState.WAITING and not is_queued(earlier):
-                    self._storage.set_trial_user_attr(earlier._trial_id, "withdrawn", False)
+                    self._stored.set_user_attr(earlier, "withdrawn", False)
                 numbers[key] = earlier.number if earlier is not None else self._queue(values, seed, work)
             return [numbers[frozenset(values.items())] for values in wanted]
 
@@ -401,10 +405,7 @@ class Ledger:
         attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
         own_work = None if work is None else work(values)
         attributes |= {} if own_work is None else {"work": own_work}
-        template = create_trial(state=TrialState.WAITING, user_attrs=attributes)
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-        number: int = self._storage.get_trial_number_from_id(trial_id)
-        return number
+        return self._stored.create(create_trial(state=TrialState.WAITING, user_attrs=attributes))
 
     def withdraw(self, keep: Collection[int]) -> int:
         """Withdraw queued trials that are not wanted any more; queued again, they return under their numbers.
@@ -416,21 +417,20 @@ class Ledger:
             How many were withdrawn.
         """
         with self._driving():
-            unwanted = [trial for trial in self._trials() if is_queued(trial) and trial.number not in keep]
+            unwanted = [trial for trial in self._stored.unended() if is_queued(trial) and trial.number not in keep]
             for trial in unwanted:
-                self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
+                self._stored.set_user_attr(trial, "withdrawn", True)
             return len(unwanted)
 
     def report(self, number: int, step: int, values: Mapping[str, float]) -> None:
         """Keep an intermediate report of a running trial; a later one of the same step replaces it."""
         with self._driving():
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-            self._storage.set_trial_user_attr(trial_id, f"report:{step}", dict(values))
+            self._stored.set_user_attr(self._stored.all()[number], f"report:{step}", dict(values))
 
     def reports(self) -> dict[int, dict[int, dict[str, float]]]:
         """All intermediate reports: trial number -> step -> values."""
         found: dict[int, dict[int, dict[str, float]]] = {}
-        for trial in self._trials():
+        for trial in self._stored.all():
             for key, values in trial.user_attrs.items():
                 if key.startswith("report:"):
                     found.setdefault(trial.number, {})[int(key.removeprefix("report:"))] = dict(values)
@@ -447,7 +447,7 @@ class Ledger:
                 objective or names another metric.
         """
         with self._driving():
-            trials = self._trials()
+            trials = self._stored.all()
             if record.number >= len(trials) or trials[record.number].state == TrialState.WAITING:
                 raise ValueError(f"trial {record.number} was never proposed in {self.run_dir}; ask for it first")
             trial = trials[record.number]
@@ -462,15 +462,14 @@ class Ledger:
                 raise ValueError(f"trial {record.number}: metric must be {self.metric}, but is {record.metric}")
             complete = record.state == "complete"
             values = self.ranking.values(record) if complete else None
-            self._storage.set_trial_user_attr(trial._trial_id, "record", json.loads(record.to_json()))
-            self._storage.set_trial_state_values(trial._trial_id, STATES[record.state], values)
+            self._stored.set_user_attr(trial, "record", json.loads(record.to_json()))
+            self._stored.set_state(trial, STATES[record.state], values)
             return True
 
     def postpone(self, number: int, shortage: Shortage) -> None:
         """Keep that a running trial ran out of the memory of a GPU that it shared."""
         with self._driving():
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-            self._storage.set_trial_user_attr(trial_id, "shortage", asdict(shortage))
+            self._stored.set_user_attr(self._stored.all()[number], "shortage", asdict(shortage))
 
     def running(self) -> list[ProposedTrial]:
         """Trials that were proposed and are not recorded yet. After a crash, run them again under their numbers."""
@@ -482,7 +481,7 @@ class Ledger:
                 trial.user_attrs.get("work"),
                 Shortage(**trial.user_attrs["shortage"]) if "shortage" in trial.user_attrs else None,
             )
-            for trial in self._trials()
+            for trial in self._stored.unended()
             if trial.state == TrialState.RUNNING
         ]
 
@@ -490,21 +489,17 @@ class Ledger:
         """What the time of trials grows with, by number, where it is known; withdrawn trials are left out."""
         return {
             trial.number: trial.user_attrs["work"]
-            for trial in self._trials()
+            for trial in self._stored.all()
             if "work" in trial.user_attrs and (trial.state != TrialState.WAITING or is_queued(trial))
         }
 
     def records(self) -> list[TrialRecord]:
         """The records of all trials that have ended, by number."""
         return [
-            TrialRecord.from_json(json.dumps(trial.user_attrs["record"]))
-            for trial in self._trials()
+            TrialRecord.from_data(trial.user_attrs["record"])
+            for trial in self._stored.all()
             if trial.state.is_finished() and "record" in trial.user_attrs
         ]
-
-    def _trials(self) -> list[FrozenTrial]:
-        trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        return trials
 
     @contextmanager
     def _driving(self) -> Iterator[None]:

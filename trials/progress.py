@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from types import MappingProxyType, TracebackType
 
 from rich.console import Console, Group
@@ -15,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nas_kd.trials.dominance import front
+from nas_kd.trials.dominance import GrowingFront
 from nas_kd.trials.events import Event
 from nas_kd.trials.objectives import COSTS, Ranking
 from nas_kd.trials.pace import Underway, ended_pace, time_left
@@ -125,7 +126,12 @@ class Progress:
         self._ranking = ranking
         self._console = console or Console()
         self._max_rows = max_rows
-        self._rows = {record.number: _row_of(record) for record in records}
+        self._rows: dict[int, _Row] = {}
+        self._running: dict[int, _Row] = {}
+        self._front = GrowingFront(ranking.maximize)
+        self._knobs = _KnobColumns()
+        for record in records:
+            self._place(_row_of(record))
         self._pace = ended_pace(records, works)
         self._works = dict(works)
         self._queued = {number: work for number, work in works.items() if number not in self._rows}
@@ -169,18 +175,20 @@ class Progress:
         now = time.monotonic()
         if event.kind in ("started", "continued", "retried"):
             message = event.message or "starting"
-            self._rows[number] = _Row(number, event.knobs, message=message, started_at=now, work=event.work)
+            self._place(_Row(number, event.knobs, message=message, started_at=now, work=event.work))
             self._queued.pop(number, None)
             if event.work is not None:
                 self._works[number] = event.work
-            self._most_at_once = max(self._most_at_once, len(self._running()))
+            self._most_at_once = max(self._most_at_once, len(self._running))
         if event.kind == "postponed":
-            del self._rows[number]
+            del self._rows[number], self._running[number]
             self._message = f"trial {number}: {event.message}"
             if number in self._works:
                 self._queued[number] = self._works[number]
             return
-        row = self._rows.setdefault(number, _Row(number, event.knobs))
+        if number not in self._rows:
+            self._place(_Row(number, event.knobs))
+        row = self._rows[number]
         row.message = event.message or row.message
         if event.fraction is not None:
             row.fraction = event.fraction
@@ -192,14 +200,22 @@ class Progress:
             complete = event.record.state == "complete"
             seconds = event.record.durations_s.get("total", elapsed)
             self._pace.add(seconds, self._works.get(number), complete=complete)
-            self._rows[number] = _row_of(event.record)
+            self._place(_row_of(event.record))
             if complete:
                 self._volume.add(event.record)
                 measured = self._volume.measured()
                 self._hypervolume = self._hypervolume if measured is None else measured
 
-    def _running(self) -> list[_Row]:
-        return [row for row in self._rows.values() if row.state == "running"]
+    def _place(self, row: _Row) -> None:
+        """Set the row of a trial, and keep what all trials tell, so that one more costs the same at any number."""
+        if row.number not in self._rows:
+            self._knobs.add(row.knobs)
+        self._rows[row.number] = row
+        self._running.pop(row.number, None)
+        if row.state == "running":
+            self._running[row.number] = row
+        elif row.record is not None and row.state == "complete" and self._ranking.keeps(row.record):
+            self._front.add(row.number, self._ranking.values(row.record))
 
     def _is_news(self, event: Event) -> bool:
         """Whether a plain log gets a line: of progress, the first report of each quarter and all with values."""
@@ -212,17 +228,14 @@ class Progress:
 
     def front(self) -> set[int]:
         """The numbers of the complete trials that keep all constraints and that nobody dominates."""
-        complete = [row.record for row in self._rows.values() if row.record and row.record.state == "complete"]
-        kept = [record for record in complete if self._ranking.keeps(record)]
-        chosen = front([self._ranking.values(record) for record in kept], self._ranking.maximize)
-        return {kept[i].number for i in chosen}
+        return set(self._front.numbers)
 
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends; None where nothing is known of how long a trial takes.
 
         As many are taken to run at once as have done so in this run. See `nas_kd.trials.pace`.
         """
-        running = self._running()
+        running = list(self._running.values())
         if self._num_ended >= self._num_trials:
             return None
         waiting = max(self._num_trials - self._num_ended - len(running), 0)
@@ -272,7 +285,7 @@ class Progress:
         for title in ("trial", "knobs", "state", "progress", *self._ranking.names, "front", "message"):
             table.add_column(Text(title, style="bold"), no_wrap=True, overflow="ellipsis")
         table.columns[1].max_width = _KNOBS_WIDTH
-        knobs = _telling_knobs([row.knobs for row in self._rows.values()])
+        knobs = self._knobs.telling()
         for row in self._shown(on_front):
             table.add_row(
                 str(row.number),
@@ -297,11 +310,13 @@ class Progress:
         return [format_value(each.name, each.of(record)) for each in self._ranking.ranked]
 
     def _shown(self, on_front: set[int]) -> list[_Row]:
-        def importance(row: _Row) -> tuple[bool, bool, int]:
-            return row.state == "running", row.number in on_front, row.number
+        latest = nlargest(self._max_rows, self._rows)  # numbers
 
-        chosen = sorted(self._rows.values(), key=importance, reverse=True)[: self._max_rows]
-        return sorted(chosen, key=lambda row: row.number)
+        def importance(number: int) -> tuple[bool, bool, int]:
+            return number in self._running, number in on_front, number
+
+        chosen = sorted({*self._running, *on_front, *latest}, key=importance, reverse=True)[: self._max_rows]
+        return [self._rows[number] for number in sorted(chosen)]
 
 
 def _knobs_text(knobs: Mapping[str, KnobValue]) -> str:
@@ -313,18 +328,35 @@ def _knobs_text(knobs: Mapping[str, KnobValue]) -> str:
     return ", ".join(words)
 
 
-def _telling_knobs(of_trials: Sequence[Mapping[str, KnobValue]]) -> list[tuple[str, str]]:
-    """The knobs that tell trials apart, each with the shortest end of its dotted name that no other has.
+class _KnobColumns:
+    """The knobs that tell trials apart.
 
     An architecture has a knob for each of its choices, with one first name: where that are more than a line holds,
     they are left out.
     """
-    names = sorted({name for knobs in of_trials for name in knobs}, key=lambda name: (name.count("."), name))
-    families = Counter(name.partition(".")[0] for name in names)
-    if len(of_trials) > 1:
-        names = [name for name in names if len({knobs.get(name) for knobs in of_trials}) > 1]
-    names = [name for name in names if families[name.partition(".")[0]] <= _MAX_KNOBS]
-    return [(name, _short_name(name, names)) for name in names]
+
+    def __init__(self) -> None:
+        self._num = 0  # trials
+        self._first: dict[str, KnobValue] = {}
+        self._having: Counter[str] = Counter()  # trials that have it
+        self._differing: set[str] = set()
+
+    def add(self, knobs: Mapping[str, KnobValue]) -> None:
+        """Take in a trial."""
+        self._num += 1
+        for name, value in knobs.items():
+            self._having[name] += 1
+            if self._first.setdefault(name, value) != value:
+                self._differing.add(name)
+
+    def telling(self) -> list[tuple[str, str]]:
+        """Each with the shortest end of its dotted name that no other has."""
+        names = sorted(self._first, key=lambda name: (name.count("."), name))
+        families = Counter(name.partition(".")[0] for name in names)
+        if self._num > 1:
+            names = [name for name in names if name in self._differing or self._having[name] < self._num]
+        names = [name for name in names if families[name.partition(".")[0]] <= _MAX_KNOBS]
+        return [(name, _short_name(name, names)) for name in names]
 
 
 def _short_name(name: str, names: Sequence[str]) -> str:

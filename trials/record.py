@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -162,6 +163,17 @@ class Evaluated(BaseModel):
     chance: float | None = None
 
 
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """The first mistake of a record in a sentence."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"not a trial record: {key + ': ' if key else ''}{first['msg']}") from error
+
+
 class TrialRecord(BaseModel):
     """Everything that is kept of one trial. Immutable to its leaves; a complete one holds finite numbers only.
 
@@ -259,12 +271,18 @@ class TrialRecord(BaseModel):
         Raises:
             ValueError: `text` is not a record of this schema version.
         """
-        try:
+        with _one_sentence():
             return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"not a trial record: {key + ': ' if key else ''}{first['msg']}") from error
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> TrialRecord:
+        """Read back what JSON made of `to_json`, as the ledger keeps it.
+
+        Raises:
+            ValueError: `data` is not a record of this schema version.
+        """
+        with _one_sentence():
+            return cls.model_validate(data)
 
     def write(self, path: Path) -> None:
         """Write the record to `path`, atomically and durably, indented for the reader."""

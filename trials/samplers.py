@@ -13,22 +13,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.dominance import front
 from nas_kd.trials.encoding import draw, mutate
+from nas_kd.trials.history import SeenTrials
 from nas_kd.trials.known_cost import KnownCostSampler, total_excess
 from nas_kd.trials.known_costs import KnownCosts
 
-SamplerBuilder = Callable[[int, Mapping[str, BaseDistribution], KnownCosts | None], BaseSampler]
+Space = Mapping[str, BaseDistribution]
+SamplerBuilder = Callable[[int, Space, KnownCosts | None, SeenTrials | None], BaseSampler]
 
 _NUM_TRIES = 100  # mutations tried for a proposal that nobody has had, before a duplicate is let through
 
@@ -80,8 +84,10 @@ class MutationSampler(BaseSampler):
         if not names:
             return {}
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        known = {_key(other.params, names) for other in others}
-        parents = self._front_members(study, others, names)
+        key = itemgetter(*names)
+        having = [other for other in others if all(map(other.params.__contains__, names))]
+        known = {key(other.params) for other in having}
+        parents = self._front_members(study, having)
         proposal: dict[str, Any] = {}
         for attempt in range(_NUM_TRIES):
             if parents:
@@ -93,16 +99,12 @@ class MutationSampler(BaseSampler):
                     proposal[name] = mutate(search_space[name], proposal[name], self._rng)
             else:
                 proposal = {name: draw(search_space[name], self._rng) for name in names}
-            if _key(proposal, names) not in known:
+            if key(proposal) not in known:
                 break
         return proposal
 
-    def _front_members(self, study: optuna.Study, trials: list[FrozenTrial], names: list[str]) -> list[FrozenTrial]:
-        complete = [
-            trial
-            for trial in trials
-            if trial.state == TrialState.COMPLETE and all(name in trial.params for name in names)
-        ]
+    def _front_members(self, study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if len(complete) < self._num_startup:
             return []
         maximize = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
@@ -120,22 +122,48 @@ class MutationSampler(BaseSampler):
         return draw(param_distribution, self._rng)
 
 
-def _key(params: Mapping[str, Any], names: list[str]) -> tuple[Any, ...]:
-    return tuple(params.get(name) for name in names)
+class _CommonSpace(IntersectionSearchSpace):
+    """The knobs that all trials have.
+
+    Optuna's own compares each knob of each trial at every proposal, 0.3 s of 10,000 trials with 10 knobs. Of trials in
+    the terms of one space it is known: those that have ended with a report or a result have all of its knobs.
+    """
+
+    def __init__(self, space: Space, states: Collection[TrialState]) -> None:
+        super().__init__()
+        self._space = dict(sorted(space.items()))
+        self._states = states
+
+    def calculate(self, study: optuna.Study, use_cache: bool = False) -> dict[str, BaseDistribution]:
+        """All knobs, as soon as there is a trial in one of the states."""
+        trials = study._get_trials(deepcopy=False, use_cache=use_cache)
+        return dict(self._space) if any(trial.state in self._states for trial in trials) else {}
+
+
+def _tpe(seed: int, space: Space, known_costs: KnownCosts | None, seen: SeenTrials | None) -> BaseSampler:
+    # `constant_liar` counts running trials as bad, so that parallel proposals keep apart.
+    sampler = TPESampler(multivariate=True, constant_liar=True, seed=seed)
+    sampler._search_space = _CommonSpace(space, (TrialState.COMPLETE, TrialState.PRUNED))
+    return sampler
+
+
+def _nsga2(seed: int, space: Space, known_costs: KnownCosts | None, seen: SeenTrials | None) -> BaseSampler:
+    sampler = NSGAIISampler(population_size=20, seed=seed)
+    sampler._search_space = _CommonSpace(space, (TrialState.COMPLETE,))
+    return sampler
 
 
 SAMPLERS: Mapping[str, SamplerBuilder] = {
-    # `constant_liar` counts running trials as bad, so that parallel proposals keep apart.
-    "tpe": lambda seed, space, known_costs: TPESampler(multivariate=True, constant_liar=True, seed=seed),
-    "nsga2": lambda seed, space, known_costs: NSGAIISampler(population_size=20, seed=seed),
-    "random": lambda seed, space, known_costs: RandomSampler(seed=seed),
-    "mutation": lambda seed, space, known_costs: MutationSampler(seed, space),
+    "tpe": _tpe,
+    "nsga2": _nsga2,
+    "random": lambda seed, space, known_costs, seen: RandomSampler(seed=seed),
+    "mutation": lambda seed, space, known_costs, seen: MutationSampler(seed, space),
     "known_cost": KnownCostSampler,
 }
 
 
 def build_sampler(
-    name: str, seed: int, space: Mapping[str, BaseDistribution], known_costs: KnownCosts | None = None
+    name: str, seed: int, space: Space, known_costs: KnownCosts | None = None, seen: SeenTrials | None = None
 ) -> BaseSampler:
     """A sampler by its name in `SAMPLERS`.
 
@@ -144,6 +172,7 @@ def build_sampler(
         seed: Seeds its draws; see `proposal_seed`.
         space: All knobs, as distributions.
         known_costs: What is known of a trial from its knobs. The samplers that come with Optuna make no use of it.
+        seen: What an earlier sampler of the same study kept of its trials, for those that can use it.
 
     Raises:
         ValueError: There is no sampler of that name.
@@ -151,7 +180,7 @@ def build_sampler(
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; choose from {', '.join(SAMPLERS)}")
     with quiet_optuna():
-        return SAMPLERS[name](seed, space, known_costs)
+        return SAMPLERS[name](seed, space, known_costs, seen)
 
 
 def proposal_seed(seed: int, number: int) -> int:

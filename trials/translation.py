@@ -33,14 +33,17 @@ STATES: Mapping[str, TrialState] = {
 
 
 class Translation:
-    """The trials of one ledger; each that has ended is translated once."""
+    """The trials of one ledger; each that has ended is looked at once, and passed over from then on."""
 
     def __init__(self) -> None:
         self._space: KnobSpace = {}
+        self._distributions: dict[str, BaseDistribution] = {}  # one object of each knob for all trials
         self._constraints: tuple[Constraint, ...] = ()
-        self._translated: dict[int, FrozenTrial] = {}  # of trials that have ended, in the terms of `_space`
+        self._translated: list[FrozenTrial] = []  # in the terms of `_space`
+        self._unended: list[int] = []  # numbers of those that are to be translated again
         self._stored: dict[str, BaseDistribution] = {}  # by the names of the stored study
-        self._with_stored: set[int] = set()  # trials that have ended and are in it
+        self._unended_stored: list[int] = []
+        self._num_stored = 0  # trials that were looked at for `_stored`
 
     def view(
         self, trials: Sequence[FrozenTrial], space: KnobSpace, directions: Sequence[StudyDirection], ranking: Ranking
@@ -57,28 +60,26 @@ class Translation:
             ranking: Whose constraints Optuna's samplers look for at each trial.
         """
         if (self._space, self._constraints) != (space, ranking.constraints):
-            self._space, self._constraints, self._translated = dict(space), ranking.constraints, {}
-        distributions = to_distributions(space)
-        translated = []
-        for trial in trials:
-            seen = self._translated.get(trial.number)
-            if seen is None:
-                seen = _translate(trial, space, distributions, ranking)
-                seen.number = seen._trial_id = trial.number
-                if trial.state.is_finished():
-                    self._translated[trial.number] = seen
-            translated.append(seen)
-        return optuna.Study(STUDY_NAME, ProposalView(directions, translated))
+            self._space, self._constraints = dict(space), ranking.constraints
+            self._distributions = to_distributions(space)
+            self._translated, self._unended = [], []
+        numbers = (*self._unended, *range(len(self._translated), len(trials)))
+        self._unended = [number for number in numbers if not trials[number].state.is_finished()]
+        for number in numbers:
+            seen = _translate(trials[number], space, self._distributions, ranking)
+            seen.number = seen._trial_id = number
+            self._translated[number : number + 1] = [seen]
+        return optuna.Study(STUDY_NAME, ProposalView(directions, self._translated, self._unended))
 
     def stored_names(
         self, distributions: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]
     ) -> dict[str, str]:
         """Under which name each knob goes into the stored study: its own, or `NAME~2` and on where that is taken."""
-        for trial in trials:
-            if trial.number not in self._with_stored:
-                self._stored.update(trial.distributions)
-                if trial.state.is_finished():
-                    self._with_stored.add(trial.number)
+        numbers = (*self._unended_stored, *range(self._num_stored, len(trials)))
+        for number in numbers:
+            self._stored.update(trials[number].distributions)
+        self._unended_stored = [number for number in numbers if not trials[number].state.is_finished()]
+        self._num_stored = len(trials)
         names: dict[str, str] = {}
         for name, distribution in distributions.items():
             version, candidate = 1, name

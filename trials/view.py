@@ -8,7 +8,7 @@ is copied.
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -26,11 +26,15 @@ class ProposalView(BaseStorage):
     Args:
         directions: Of the objectives.
         trials: By number; they are not changed.
+        unended: Numbers of those that may be waiting or running; by default any may.
     """
 
-    def __init__(self, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial], unended: Iterable[int] | None = None
+    ) -> None:
         self._directions = list(directions)
         self._trials = list(trials)
+        self._unended = set(range(len(self._trials)) if unended is None else unended)
         self._own: set[int] = set()  # numbers of the trials that are copies
         self._user_attrs: dict[str, Any] = {}
         self._system_attrs: dict[str, Any] = {}
@@ -51,6 +55,7 @@ class ProposalView(BaseStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a running trial, or a copy of a template; its number is its identity."""
         number = len(self._trials)
+        self._unended.add(number)
         self._trials.append(template_trial or create_trial(state=TrialState.RUNNING))
         trial = self._writable(number)
         trial.number = trial._trial_id = number
@@ -98,7 +103,12 @@ class ProposalView(BaseStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """All trials, or those in some states."""
-        trials = [trial for trial in self._trials if states is None or trial.state in states]
+        if states is None:
+            trials = list(self._trials)
+        elif any(state in states for state in TrialState if state.is_finished()):
+            trials = [trial for trial in self._trials if trial.state in states]
+        else:  # asked for at every proposal: not all trials are gone through for the few of them
+            trials = [self._trials[number] for number in sorted(self._unended) if self._trials[number].state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:

@@ -16,6 +16,8 @@ from nas_kd.analysis.pareto import hypervolume
 from nas_kd.trials import KnownCosts, KnownCostSampler, build_sampler, proposal_seed
 from nas_kd.trials import known_cost as known_cost_module
 from nas_kd.trials.dominance import non_dominated_ranks
+from nas_kd.trials.encoding import Encoding
+from nas_kd.trials.history import SeenTrials
 from nas_kd.trials.improvement import cells, expected_improvement, known_overlap
 from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.surrogate import Points, ShiftedLog, Surrogate, far_worse
@@ -307,3 +309,25 @@ def test_of_many_trials_the_process_rests_on_the_front_and_a_part_of_the_others(
     assert set(np.flatnonzero(ranks == 0)) <= set(rows.tolist())
     assert (ranks[rows] > np.median(ranks)).sum() > 100
     assert known_cost_module._telling_rows(losses[:500], costs[:500], rng).tolist() == list(range(500))
+
+
+def test_what_is_kept_of_trials_is_what_is_read_of_them_anew() -> None:
+    known, study = KnownCosts(cost=cost), new_study()
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    seen, encoding = SeenTrials(), Encoding(GATES)
+    for number in range(4, 80, 5):  # beyond the first size of the arrays
+        _, *others = [study.ask(GATES) for _ in range(5)]  # the first goes on running
+        for looks in range(2):
+            if looks:  # they end in another order than they began
+                for trial, state in zip(reversed(others), ("COMPLETE", "FAIL", "COMPLETE", "PRUNED"), strict=True):
+                    values = [float(trial.number), 1.0] if state == "COMPLETE" else None
+                    study.tell(trial, values, state=TrialState[state])
+            trials = study.get_trials(deepcopy=False)
+            kept, anew = (each.history(trials, number, encoding, known, (True, False)) for each in (seen, SeenTrials()))
+            assert kept.counts == anew.counts
+            assert sum(kept.counts.values()) == number  # all but the one that is proposed
+            for name in ("complete", "running", "unsuccessful", "losses", "costs", "known"):
+                assert getattr(kept, name).tolist() == getattr(anew, name).tolist()
+    assert (len(kept.complete), len(kept.running), len(kept.unsuccessful)) == (31, 16, 32)
+    assert kept.losses.tolist()[:2] == [-2.0, -4.0]
+    assert kept.known[0].tolist() == [cost(study.trials[2].params)]

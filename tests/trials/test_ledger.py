@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
@@ -169,10 +169,31 @@ def test_a_trial_that_has_ended_is_read_once_for_all_later_proposals(
         assert translated[11:] == [(6, "RUNNING")]
 
 
+def test_a_driver_reads_all_trials_once(tmp_path: Path, storage: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_ledger(tmp_path, storage=storage) as ledger:
+        ledger.enqueue([{"width": 5}, {"width": 6}], SPACE)
+        whole = JournalStorage if storage is None else RDBStorage
+        monkeypatch.setattr(whole, "get_all_trials", lambda *_, **__: pytest.fail("all trials are read again"))
+        ledger.withdraw(keep=[0])
+        first, second = (ledger.ask(SPACE, sampler="random") for _ in range(2))
+        assert (first.number, first.knobs["width"], second.number) == (0, 5, 2)
+        ledger.report(2, 1, {"accuracy": 0.5})
+        ledger.tell(make_record(2, second.knobs))  # in another order than they began
+        assert [trial.number for trial in ledger.running()] == [0]
+        ledger.tell(make_record(0, first.knobs))
+        assert (len(ledger), ledger.count("complete"), ledger.count("running", "queued")) == (3, 2, 0)
+        assert [record.number for record in ledger.records()] == [0, 2]
+        assert ledger.reports() == {2: {1: {"accuracy": 0.5}}}
+    monkeypatch.undo()
+    read = Ledger.load(tmp_path, storage=storage)
+    assert [record.number for record in read.records()] == [0, 2]
+    assert read.count("queued") == 0
+
+
 def test_what_a_sampler_writes_while_it_proposes_is_gone_afterwards(tmp_path: Path) -> None:
     with open_ledger(tmp_path) as ledger:
         ask_and_tell(ledger, 3)
-        ended = ledger._trials()[:3]
+        ended = ledger._stored.all()[:3]
         view = ProposalView([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE], ended)
         view.set_trial_system_attr(1, "note", 5)
         view.set_study_system_attr(0, "cache", [1])
@@ -230,7 +251,7 @@ def test_knobs_may_appear_and_go(tmp_path: Path) -> None:
         with open_ledger(run_dir) as ledger:
             ask_and_tell(ledger, 12)
             assert set(ledger.ask(space).knobs) == set(space)
-            view = ledger._view(ledger._trials(), space)
+            view = ledger._view(ledger._stored.all(), space)
             return len(view.get_trials(states=(TrialState.COMPLETE,)))
 
     assert learned_from(tmp_path / "a", without_default) == 0
@@ -355,7 +376,7 @@ def test_constraints_may_change_and_samplers_see_those_of_today(tmp_path: Path) 
         constraints = () if most is None else (Constraint(name="parameters", max=most),)
         with open_ledger(tmp_path, ranking=Ranking(default.objectives, constraints)) as ledger:
             ask_and_tell(ledger, 4, sampler="random")
-            seen = ledger._view(ledger._trials(), SPACE).get_trials(deepcopy=False)
+            seen = ledger._view(ledger._stored.all(), SPACE).get_trials(deepcopy=False)
         widths = [trial.params["width"] for trial in seen]
         expected = [{} if most is None else {f"parameters at most {most}": (width - most) / most} for width in widths]
         assert [trial.constraints for trial in seen] == expected
@@ -541,7 +562,7 @@ def test_a_check_of_a_database_makes_no_file(tmp_path: Path) -> None:
         check_database(f"sqlite:///{tmp_path}/no folder/study.db")
 
 
-@pytest.mark.parametrize("method", ["get_all_trials", "get_study_id_from_name", "get_study_user_attrs", "__init__"])
+@pytest.mark.parametrize("method", ["_get_trials", "get_study_id_from_name", "get_study_user_attrs", "__init__"])
 def test_no_password_where_a_database_ends_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -588,10 +609,10 @@ def test_a_driver_waits_for_its_database(tmp_path: Path, monkeypatch: pytest.Mon
         def away(*_: object, **__: object) -> None:
             raise OperationalError("", None, Exception("no route to host"))
 
-        monkeypatch.setattr(RDBStorage, "get_all_trials", away)
+        monkeypatch.setattr(RDBStorage, "create_new_trial", away)
         monkeypatch.setattr(ledger._storage, "wait_s", 0.01)
         with pytest.raises(StorageError, match=r"no route to host.*when it is back, the same command goes on"):
-            ledger.records()
+            ledger.ask(SPACE)
 
 
 def test_no_password_where_the_study_is_missing(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
 
 from nas_kd.trials import SAMPLERS, MutationSampler, build_sampler
+from nas_kd.trials.dominance import GrowingFront, front
 from nas_kd.trials.encoding import draw, mutate
 from nas_kd.trials.samplers import proposal_seed, quiet_optuna
 
@@ -135,3 +137,25 @@ def test_proposal_seeds_are_distinct_and_stable() -> None:
     assert all(0 <= seed < 2**31 for seed in seeds)
     # Of a fixed hash: a change would break the resume of campaigns that are under way.
     assert [proposal_seed(0, 0), proposal_seed(3, 7)] == [713683445, 1745578396]
+
+
+def test_knobs_that_are_proposed_together_are_those_that_optuna_finds() -> None:
+    study = new_study()
+    for state in (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE):
+        for name, include_pruned in (("tpe", True), ("nsga2", False)):
+            expected = IntersectionSearchSpace(include_pruned).calculate(study)
+            assert build_sampler(name, 0, DISTRIBUTIONS)._search_space.calculate(study) == expected
+        trial = study.ask(DISTRIBUTIONS if state != TrialState.FAIL else {})
+        study.tell(trial, [1.0, 2.0] if state == TrialState.COMPLETE else None, state=state)
+    for name in ("tpe", "nsga2"):
+        assert list(build_sampler(name, 0, DISTRIBUTIONS)._search_space.calculate(study)) == sorted(DISTRIBUTIONS)
+
+
+def test_a_growing_front_is_the_front() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 5, (150, 3)).astype(float).tolist()  # many of them equal
+    growing = GrowingFront((True, False, False))
+    for number, each in enumerate(values):
+        growing.add(number, each)
+        assert sorted(growing.numbers) == front(values[: number + 1], (True, False, False))
+    assert len({tuple(values[number]) for number in growing.numbers}) < len(growing.numbers)
