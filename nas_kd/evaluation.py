@@ -19,6 +19,8 @@ from nas_kd.files import CONFIG_NAME
 
 Split = Literal["val", "test"]  # as in nas_kd.trials
 
+_PACKAGES = {"sklearn": "scikit-learn"}  # where a module has not the name of its package
+
 
 def evaluate(
     bundle: Path | str,
@@ -52,7 +54,15 @@ def evaluate(
     """
     student = load(bundle, backend=backend, device=device)
     labelled = labelled_set(Path(data), split, student.info)
-    return measure([student], labelled, batch_size=batch_size, progress=progress)[0]
+    try:
+        return measure([student], labelled, batch_size=batch_size, progress=progress)[0]
+    except ModuleNotFoundError as error:  # metrics and intervals of some tasks use packages that students do without
+        name = (error.name or "").partition(".")[0]
+        package = _PACKAGES.get(name, name)
+        raise ValueError(
+            f"the metrics of {student.info.task} on {labelled.name} need {package}, which is not installed: pip install "
+            f"{package}"
+        ) from error
 
 
 def labelled_set(data: Path, split: Split | None, info: BundleInfo) -> LabelledSet:

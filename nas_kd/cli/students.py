@@ -161,7 +161,9 @@ def evaluate(
             say(json.dumps(found.model_dump(mode="json"), indent=2))
             return
         rests = found.measured
-        groups = "" if rests.num_groups is None else f" of {rests.num_groups} groups"
+        groups = (
+            "" if rests.num_groups is None else f" of {rests.num_groups} group{'' if rests.num_groups == 1 else 's'}"
+        )
         interval = "" if rests.low is None else f", 95 % interval {rests.low:.4f} to {rests.high:.4f}"
         say(f"{found.metric} {found.value:.4f} on {rests.num_items} items{groups}{interval} ({', '.join(found.files)})")
         for name, value in found.metrics.items():

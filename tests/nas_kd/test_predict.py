@@ -152,6 +152,18 @@ def test_predictions_on_files_are_those_of_the_evaluation(
         assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
 
 
+def test_a_package_that_a_metric_needs_is_named(
+    clips: FolderConfig, space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics")
+
+    saved(tmp_path / "bundle", space, load(clips, seed=0).info, clips)
+    monkeypatch.setattr("nas_kd.evaluation.measure", missing)
+    with pytest.raises(ValueError, match=r"classification on .* need scikit-learn, .*: pip install scikit-learn"):
+        nas_kd.evaluate(tmp_path / "bundle", clips.root)
+
+
 def test_names_of_what_is_written_stay_apart_and_below_their_folder(tmp_path: Path) -> None:
     a, b, c = (tmp_path / name for name in ("a", "b", ".hidden/c"))
     for file in (a / "x.mp4", a / ".y.mp4", b / "x.mp4", c / "z.mp4"):
