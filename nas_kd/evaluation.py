@@ -60,8 +60,8 @@ def evaluate(
         name = (error.name or "").partition(".")[0]
         package = _PACKAGES.get(name, name)
         raise ValueError(
-            f"the metrics of {student.info.task} on {labelled.name} need {package}, which is not installed: pip install "
-            f"{package}"
+            f"the metrics of {student.info.task} on {labelled.name} need {package}, which is not installed: "
+            f"pip install {package}"
         ) from error
 
 
