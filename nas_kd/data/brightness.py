@@ -22,10 +22,13 @@ def describe_darkness(splits: Splits) -> list[str]:
     if splits.info.feature_size:
         return []
     items = spread(len(splits.retrain), NUM_ITEMS)
-    highest = dict.fromkeys(("clip", *(f"map.{name}" for name in splits.info.map_names)), 0.0)
+    keys = ("clip", *(f"map.{name}" for name in splits.info.map_names))
+    highest: dict[str, float] = {}
     for index in items:
         sample = splits.retrain[index]
-        highest = {key: max(value, float(sample[key].max())) for key, value in highest.items()}
+        for key in keys:
+            if key in sample:
+                highest[key] = max(highest.get(key, 0.0), float(sample[key].max()))
         if all(value > (DARK if key == "clip" else DARK_MAP) for key, value in highest.items()):
             return []
     found = []

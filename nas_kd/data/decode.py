@@ -142,7 +142,24 @@ def _single_images(folder: Path) -> list[Path]:
                 f"each frame must be one image, but the folder holds {other.name} and {file.name}; keep those of one "
                 "kind in a folder of their own"
             )
+    if len(kinds := _kinds(files)) > 1:
+        raise DecodeError(
+            f"each frame must be one image, but the folder holds {' and '.join(file.name for file in kinds[:2])} with "
+            "the same number; keep those of one kind in a folder of their own"
+        )
     return files
+
+
+def _kinds(files: Sequence[Path]) -> list[Path]:
+    """One image of each kind, where a folder holds several of each frame, such as `3.png` and `3_mask.png`."""
+    kinds: dict[tuple[str, ...], dict[tuple[str, ...], Path]] = {}  # what is no number -> number -> image
+    for file in files:
+        parts = re.split(r"(\d+)", file.stem)
+        kinds.setdefault(tuple(parts[::2]), {})[tuple(parts[1::2])] = file
+    numbers = {frozenset(images) for images in kinds.values()}
+    if len(kinds) < 2 or len(numbers) > 1 or len(next(iter(numbers))) < 2:
+        return []
+    return [next(iter(images.values())) for images in kinds.values()]
 
 
 def _named(file: Path) -> Frames:

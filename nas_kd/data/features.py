@@ -53,6 +53,7 @@ from nas_kd.data.table import (
     shared_contents,
     shared_groups,
     unknown_split,
+    unusable_group,
     unusable_label,
 )
 
@@ -468,6 +469,8 @@ def _check_rows(
             reason = f"the label {entry['label']!r} names a class twice"
         elif entry["split"] not in SPLITS:
             reason = unknown_split(entry["split"])
+        elif unusable_group(entry, config.group):
+            reason = unusable_group(entry, config.group)
         else:
             first_line[item] = line
             group = entry.get(config.group, "") if config.group else ""

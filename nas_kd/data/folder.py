@@ -51,6 +51,7 @@ from nas_kd.data.table import (
     shared_contents,
     shared_groups,
     unknown_split,
+    unusable_group,
     unusable_label,
 )
 
@@ -345,6 +346,8 @@ def _check_rows(
                 reason = unusable_label(entry["label"])
             elif entry["split"] not in SPLITS:
                 reason = unknown_split(entry["split"])
+            else:
+                reason = reason or unusable_group(entry, config.group)
         if not reason:
             try:
                 key = cache_key(path, decoder.settings, decoder.known.content_of)

@@ -289,6 +289,18 @@ def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
     return None if column is None else [row.group for row in rows]
 
 
+def unusable_group(entry: Mapping[str, str], column: str | None) -> str:
+    """What is wrong with the group of a row ("" if nothing): an empty one would be the group of all such rows.
+
+    Args:
+        entry: Of the csv.
+        column: Column of the groups; None without.
+    """
+    if column is None or entry.get(column) != "":
+        return ""
+    return f"its {column} is empty, but data.group names that column; give a clip of its own a value of its own"
+
+
 def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Path) -> list[str]:
     """A sentence where splits of a csv share groups, such as windows of one recording: scores are then too good.
 

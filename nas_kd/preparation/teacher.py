@@ -43,6 +43,8 @@ from nas_kd.training.precision import autocast
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name, load_kept_teacher
 from nas_kd.trials import Split
 
+BATCH_TOLERANCE = 0.02  # of the largest answer: nets of 8 bits of precision round differently in batches of other sizes
+
 
 def prepare_teacher(
     context: CampaignContext,
@@ -244,11 +246,13 @@ def check_outputs(
     """
     maps = input_type.outputs_are_maps(type(task))
     wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
-    fits = isinstance(outputs, Tensor) and outputs.ndim == (4 if maps else 2)
+    number = isinstance(outputs, Tensor) and outputs.is_floating_point()
+    fits = isinstance(outputs, Tensor) and number and outputs.ndim == (4 if maps else 2)
     if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
+        kind = f" of {outputs.dtype}" if isinstance(outputs, Tensor) and not number else ""
         raise ValueError(
             f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for "
-            f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {describe(outputs)}"
+            f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {describe(outputs)}{kind}"
             f"{'; ' if way_out else ''}{way_out}"
         )
 
@@ -260,6 +264,19 @@ def _answer_or_none(model: nn.Module, inputs: Tensor) -> object:
         return cast(object, model(inputs))
     except Exception:  # whatever a net raises for inputs that it does not take
         return None
+
+
+@torch.no_grad()
+def _depends_on_the_batch(model: nn.Module, one: Tensor, other: Tensor) -> bool:
+    """Whether a model answers something else for two inputs together than for each alone."""
+    with torch.random.fork_rng(devices=[]):
+        first, second = model(one).float(), model(other).float()
+        pairs = [
+            (torch.cat([one, other]), torch.cat([first, second])),
+            (torch.cat([other, one]), torch.cat([second, first])),
+        ]
+        limit = BATCH_TOLERANCE * max(float(first.abs().max()), float(second.abs().max()))
+        return any(bool(((model(both).float() - alone).abs() > limit).any()) for both, alone in pairs)
 
 
 def check_teacher(context: CampaignContext) -> None:
@@ -294,6 +311,11 @@ def check_teacher(context: CampaignContext) -> None:
                 f"teacher.model: {name} gives values that are not finite (NaN or infinity) for "
                 f"{context.input_type.item} of {what}; see whether it divides by zero, or give other weights"
             )
+    if outputs.is_inference():
+        raise ValueError(
+            f"teacher.model: {name} runs under torch.inference_mode, and nothing can learn from tensors that are made "
+            "there; use torch.no_grad in its forward, or neither"
+        )
     if trains and not outputs.requires_grad:
         raise ValueError(
             f"teacher.train: {name} has answers without a gradient, since its parameters are frozen or its forward "
@@ -309,6 +331,14 @@ def check_teacher(context: CampaignContext) -> None:
             "students cannot learn; see whether a dropout stays on (pass training=self.training) or observers of a "
             "quantisation do (net.apply(torch.ao.quantization.disable_observer))"
         )
+    other = context.teacher_examples(2)[1:] if of_flat is None else flat
+    if _depends_on_the_batch(model.eval(), example, other):
+        raise ValueError(
+            f"teacher.model: {name} in evaluation mode gives another answer for {context.input_type.item} when another "
+            "one is in the batch, so that all figures would depend on the batch size; let BatchNorm have running "
+            "statistics (track_running_stats=True) and stay in evaluation mode, and do not mix or sort the batch"
+        )
+    model.train(mode)
 
 
 def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progress: OnProgress = no_progress) -> None:

@@ -351,6 +351,28 @@ def test_groups_that_splits_of_the_csv_share_are_named(root):
     (note,) = load(config(root, group="subject"), seed=0).notes
     assert note.startswith("warning: 1 values of the column subject of labels.csv are in train and in val")
     assert note.endswith(": a")
+    (root / "labels.csv").write_text("\n".join([f"{header},subject", *lines[:-1], f"{rows[-1]},"]))
+    with pytest.raises(UnusableRowsError, match=r"1 of 16 .*light1\.mp4: its subject is empty, but data\.group names"):
+        load(config(root, group="subject"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (["0", "0_mask", "1", "1_mask"], "0.png and 0_mask.png"),
+        (["left_01", "left_02", "right_01", "right_02"], "left_01.png and right_01.png"),
+        (["a1", "b1", "c1"], ""),  # of one number each: shots that are counted by letters
+        (["s1_f0", "s1_f1", "s2_f0"], ""),
+    ],
+)
+def test_a_folder_of_frames_holds_one_image_of_each(tmp_path, names, refused):
+    for level, name in enumerate(names):
+        write_image(tmp_path / f"{name}.png", np.full((8, 8, 3), 50 * level, dtype=np.uint8))
+    if refused:
+        with pytest.raises(DecodeError, match=f"each frame must be one image, but the folder holds {refused} with"):
+            read_clip(tmp_path, len(names), 8, 8, "crop")
+    else:
+        assert read_clip(tmp_path, len(names), 8, 8, "crop")[0, :, 0, 0].tolist() == [50 * n for n in range(len(names))]
 
 
 def test_one_clip_under_two_names_in_two_splits_is_named(root):

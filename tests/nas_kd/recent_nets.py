@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -195,3 +195,44 @@ class UNet(nn.Module):
         second = self.down2(F.max_pool2d(first, 2))
         up = self.up2(torch.cat([self.grow2(self.bottom(F.max_pool2d(second, 2))), second], 1))
         return self.out(self.up1(torch.cat([self.grow1(up), first], 1)))
+
+
+class MixesBatch(Clips):
+    """Logits from which the mean over the batch is taken."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        logits: Tensor = super().forward(clip)
+        return logits - logits.mean(0)
+
+
+class SortsBatch(Clips):
+    """The clips of a batch in another order."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        logits: Tensor = super().forward(clip)
+        return logits[logits[:, 0].argsort()]
+
+
+class StaysInTraining(Clips):
+    """BatchNorm takes the statistics of the batch in evaluation, too."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.stages.train(True)
+        return self
+
+
+class ComplexNumbers(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip).to(torch.complex64)  # type: ignore[no-any-return]
+
+
+class WholeNumbers(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip).round().long()  # type: ignore[no-any-return]
+
+
+class UnderInference(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().forward(clip)  # type: ignore[no-any-return]

@@ -214,6 +214,7 @@ def test_probabilities_and_answers_at_chance_are_named() -> None:
     right = 4.0 * torch.nn.functional.one_hot(labels, 3)
     assert doubts(Classification(info()), right, {"label": labels}) == []
     assert "look like probabilities" in doubts(Classification(info()), right.softmax(1).half(), {"label": labels})[0]
+    assert len(doubts(Classification(info()), right.sigmoid(), {"label": labels})) == 1  # or some of more outputs
     several = torch.nn.functional.one_hot(labels, 3).to(torch.uint8)
     assert doubts(Multilabel(info(True)), right - 1, {"labels": several}) == []
     assert len(doubts(Multilabel(info(True)), right.sigmoid(), {"labels": several})) == 1

@@ -94,6 +94,12 @@ RECENT: dict[str, tuple[str, list[tuple[str, str]]]] = {
 REFUSED = {
     "own_nets:NotFinite": "teacher.model: own_nets:NotFinite gives values that are not finite .* divides by zero",
     "own_nets:scripted": "teacher.model: it is scripted by torch.jit, .* return the net as it was before torch.jit.scr",
+    "recent_nets:MixesBatch": "another answer for an item when another one is in the batch, so that all figures",
+    "recent_nets:SortsBatch": "another answer for an item when another one is in the batch, .* do not mix or sort the",
+    "recent_nets:StaysInTraining": "another answer for an item when another one is in the batch, .* let BatchNorm have",
+    "recent_nets:ComplexNumbers": r"must give logits of shape \(1, 4\) .*, but gives \(1, 4\) of torch.complex64; pick",
+    "recent_nets:WholeNumbers": r"but gives \(1, 4\) of torch.int64; pick them with teacher.output",
+    "recent_nets:UnderInference": "UnderInference runs under torch.inference_mode, .*; use torch.no_grad in its",
     "published_nets:DropsAlways": "DropsAlways in evaluation mode gives another answer at each pass .* training=self",
 }
 TABLES = {"own_nets": NETS, "multiscale_nets": MULTISCALE, "published_nets": PUBLISHED, "recent_nets": RECENT}
