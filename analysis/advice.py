@@ -189,8 +189,8 @@ def _caveats(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None
     found = _trivial(front, teacher)
     if own is None:
         found.append(
-            f"The value of trial {pick.number} rests on one training run and has no interval: a small difference to "
-            "its neighbours may be chance."
+            f"The value of trial {pick.number} rests on {count(front.num_trainings(pick), 'training run')} and has no "
+            "interval: a small difference to its neighbours may be chance."
         )
         return found
     same = [record.number for record in front.records if record is not pick and not _are_apart(record, own, front)]

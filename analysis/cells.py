@@ -23,8 +23,6 @@ class Cell:
         trial: number of a trial, linked to its row in the table of all trials, in place of a text.
         is_number: whether it is right-aligned.
         is_code: whether the text is printed as code.
-        is_long: whether the text is cut to the width of its column.
-        title: shown when pointed at.
         sort_key: what the column is sorted by, where that is not the text; empty for what is missing.
     """
 
@@ -34,16 +32,7 @@ class Cell:
     trial: int | None = None
     is_number: bool = False
     is_code: bool = False
-    is_long: bool = False
-    title: str | None = None
     sort_key: float | str | None = None
-
-    @property
-    def classes(self) -> str | None:
-        """Its class in the page's style."""
-        if self.is_number:
-            return "number"
-        return "long" if self.is_long else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from nas_kd.analysis.axes import FLOPS, PARAMETERS, Axis, default_ranking
 from nas_kd.analysis.intervals import Uncertain, uncertainty
 from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
-from nas_kd.analysis.statistics import Estimate, seed_estimate
+from nas_kd.analysis.statistics import Estimate, seed_estimate, seed_values
 from nas_kd.analysis.text import in_percent
 from nas_kd.trials.objectives import Ranking
 from nas_kd.trials.record import Evaluated, FrozenDict, Metric, Split, Stage, TrialRecord
@@ -342,6 +342,10 @@ class ParetoFront:
         if record.number not in self._intervals:
             self._intervals[record.number] = uncertainty(record, self.split, self.stage)
         return self._intervals[record.number]
+
+    def num_trainings(self, record: TrialRecord) -> int:
+        """Trainings that a trial's value is the mean of."""
+        return max(1, len(seed_values(record, self.split, self.stage)))
 
     @property
     def _box_area(self) -> float:

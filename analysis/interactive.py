@@ -62,7 +62,7 @@ def hover_text(record: TrialRecord, front: ParetoFront, *, brief: bool = False) 
     lines.append(f"{plain(metric_label(record.metric, front.split))}: {metric_text(value, record.metric)}")
     interval = front.interval(record)
     if interval is None:
-        lines.append("no interval from one training")
+        lines.append(f"no interval from {count(front.num_trainings(record), 'training')}")
     else:
         ends = f"{metric_text(interval.low, record.metric)} to {metric_text(interval.high, record.metric)}"
         lines.append(f"95 % interval over {interval.basis}: {ends}")

@@ -36,6 +36,7 @@ from nas_kd.analysis.text import (
     flops_label,
     in_percent,
     metric_text,
+    ms_text,
     range_text,
     si,
     signed_text,
@@ -75,7 +76,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Lat
         cells = [
             trial_cell(record, front),
             number_cell(metric_text(record.score(front.split, front.stage), record.metric)),
-            _interval_cell(front.interval(record), record.metric),
+            _interval_cell(front.interval(record), record.metric, front.num_trainings(record)),
             *([number_cell(_gain(previous, record, front))] if front.is_plane else []),
             number_cell(metric_text(record.score("test", front.stage), record.metric)),
             *(number_cell(axis.number(axis.of(record, front.split, front.stage), trim=False)) for axis in shown),
@@ -368,7 +369,7 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
     cells += [
         _quantity(cost.flops if cost else None),
         _quantity(cost.params if cost else None),
-        _sortable_cell(cost.latency_ms if cost else None, "{:.3g}"),
+        _milliseconds(cost.latency_ms if cost else None),
     ]
     scores = [
         record.score(front.split, front.stage),
@@ -419,20 +420,24 @@ def _latency_cell(record: TrialRecord, latencies: Latencies | None) -> Cell:
     """The median, and below it the range."""
     value = record.cost.latency_ms if record.cost is not None else None
     known = latencies.nets.get(str(record.number)) if latencies is not None else None
-    text = MISSING if value is None else f"{value:.3g}"
+    text = MISSING if value is None else ms_text(value)
     return Cell(text, note=None if known is None else known.text, is_number=True)
 
 
-def _interval_cell(interval: Uncertain | None, metric: Metric) -> Cell:
-    """An interval, and below it what it rests on."""
+def _interval_cell(interval: Uncertain | None, metric: Metric, trainings: int) -> Cell:
+    """An interval, and below it what it rests on; without one, how many trainings there are."""
     if interval is None:
-        return Cell("none", note="one training", is_number=True)
+        return Cell("none", note=count(trainings, "training"), is_number=True)
     return Cell(range_text(interval.low, interval.high, metric), note=interval.basis, is_number=True)
 
 
 def _sortable_cell(value: float | None, pattern: str) -> Cell:
     """A right-aligned number that sorts by its value."""
     return Cell(MISSING if value is None else pattern.format(value), is_number=True, sort_key=_sort_key(value))
+
+
+def _milliseconds(value: float | None) -> Cell:
+    return Cell(MISSING if value is None else ms_text(value), is_number=True, sort_key=_sort_key(value))
 
 
 def _quantity(value: int | None) -> Cell:
@@ -456,7 +461,7 @@ def _gain(previous: TrialRecord | None, record: TrialRecord, front: ParetoFront)
     if len(before) == len(after) > 1:
         gain = paired_difference([sign * value for value in after], [sign * value for value in before])
         ends = [signed_text(end, record.metric) for end in gain.interval or ()]
-        return f"{signed_text(gain.mean, record.metric)} [{', '.join(ends)}]"
+        return signed_text(gain.mean, record.metric) + (f" [{', '.join(ends)}]" if ends else "")
     old, new = (item.score(front.split, front.stage) or 0.0 for item in (previous, record))
     return signed_text(sign * (new - old), record.metric)
 

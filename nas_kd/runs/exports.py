@@ -144,7 +144,9 @@ def _axis_of(limit: str, complete: Sequence[TrialRecord]) -> Axis:
 
 def _exactly(cost: float) -> str:
     """Counts to the last one, since a budget may be that close; milliseconds as they are read."""
-    return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3g}"
+    from nas_kd.analysis.text import ms_text
+
+    return f"{cost:,}" if isinstance(cost, int) else ms_text(cost)
 
 
 def export(
@@ -343,7 +345,7 @@ def _data(run: Run, record: TrialRecord, formats: Sequence[Format]) -> _Data:
 def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord]) -> None:
     """`index.csv`, a row for each student in the order of the front, and the same in fewer columns as `index.md`."""
     from nas_kd.analysis.pivot_text import escape_markdown, markdown_line
-    from nas_kd.analysis.text import metric_text, range_text, si
+    from nas_kd.analysis.text import metric_text, ms_text, range_text, si
 
     rows: list[dict[str, object]] = []
     name = front.records[0].metric.name
@@ -383,7 +385,7 @@ def _write_index(folder: Path, front: ParetoFront, made: Sequence[ExportRecord])
             *(axis.number(axis.of(record)) for axis in further),
             si(cost.flops),
             si(cost.params),
-            "" if cost.latency_ms is None else f"{cost.latency_ms:.3g}",
+            "" if cost.latency_ms is None else ms_text(cost.latency_ms),
             metric_text(record.score("val"), record.metric),
             "" if interval is None else range_text(interval.low, interval.high, record.metric),
             metric_text(record.score("test"), record.metric),

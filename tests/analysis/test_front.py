@@ -127,7 +127,7 @@ def test_the_pick_is_the_cheapest_within_a_tolerance_of_the_best() -> None:
             "1 M: none; 5 M: trial 0 (60.0 %); 10 M: trial 0 (60.0 %); 100 M: trial 9 (95.0 %)"
         ),
     }
-    assert "rests on one training run" in advice.caveats[0]
+    assert "rests on 1 training run and has no interval" in advice.caveats[0]
     picks = {tolerance: ParetoFront.from_records(records, tolerance=tolerance).pick for tolerance in (0, 0.01, 0.5)}
     assert {tolerance: pick.number for tolerance, pick in picks.items() if pick} == {0: 9, 0.01: 7, 0.5: 0}
     with pytest.raises(ValueError, match="at least 0, but got -1"):

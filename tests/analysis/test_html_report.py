@@ -20,7 +20,7 @@ from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 from nas_kd.analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
 from nas_kd.analysis.cells import Cell, Table
 from nas_kd.analysis.page import environment, json_for_html
-from nas_kd.analysis.sections import export_command
+from nas_kd.analysis.sections import export_command, front_table
 from nas_kd.trials.record import Cost, Metric, TrialRecord
 
 VOID = {"meta", "img", "input", "br"}
@@ -251,6 +251,21 @@ def test_minimised_metric_reports_gains_as_positive(tmp_path: Path) -> None:
     assert "0.9 at 10 FLOPs" in page.text
 
 
+def test_two_trainings_have_a_difference_and_no_interval(tmp_path: Path) -> None:
+    def twice(number: int, flops: int, *values: float, **fields: object) -> TrialRecord:
+        repeats = {"retrained/val/accuracy": values}
+        return record(number, flops, sum(values) / 2, repeats=repeats, **fields)
+
+    slow = twice(1, 20, 0.7, 0.9, cost=Cost(flops=20, params=2, latency_ms=1234.5))
+    records = [twice(0, 10, 0.5, 0.6), slow]
+    table = front_table(ParetoFront.from_records(records), None)
+    cells = dict(zip(table.headers, table.rows[1], strict=True))
+    assert (cells["95 % interval, over"].text, cells["95 % interval, over"].note) == ("none", "2 trainings")
+    assert cells["gain over the row above, points"].text == "+25.0"
+    assert cells["latency, ms"].text == "1,234"
+    assert "rests on 2 training runs" in report(records, tmp_path)[1].text
+
+
 def test_export_command_quotes_the_run() -> None:
     assert export_command("runs/a b; rm -rf x", 3) == "nas-kd export 'runs/a b; rm -rf x' --trial 3"
 
@@ -262,12 +277,11 @@ def test_templates_escape_by_default() -> None:
     with pytest.raises(UndefinedError, match="'text' is undefined"):
         shown.render()
     macros = environment().get_template("macros.html").module
-    row = [Cell("<i>", note="<u>", badge="&", is_number=True, sort_key='"'), Cell(trial=3), Cell("<c>", is_code=True)]
+    row = [Cell("<i>", note="<u>", badge="&", is_number=True), Cell(trial=3), Cell("<c>", is_code=True)]
     made = "".join(str(macros.table(Table(["<h>", "b", "c"], [row]))).split())  # type: ignore[attr-defined]
     for part in (
         '<thscope="col"class="number">&lt;h&gt;</th><thscope="col">b</th>',
-        '<tdclass="number"data-value="&#34;">&lt;i&gt;<spanclass="badge&amp;">&amp;</span>'
-        '<br><spanclass="note">&lt;u&gt;</span></td>',
+        '<tdclass="number">&lt;i&gt;<spanclass="badge&amp;">&amp;</span><br><spanclass="note">&lt;u&gt;</span></td>',
         '<td><ahref="#trial-3">3</a></td><td><code>&lt;c&gt;</code></td>',
     ):
         assert part in made
