@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from nas_kd.deploy.bundle import BundleInfo, Measured
 from nas_kd.deploy.record import ExportRecord
 from nas_kd.deploy.reduced import ENDINGS
+from nas_kd.tasks import TASKS
 
 CARD_NAME = "MODEL_CARD.md"
 NOT_STATED = "not stated"
@@ -23,7 +24,7 @@ def model_card(info: BundleInfo, record: ExportRecord) -> str:
     parts = [
         f"# {info.task} on {info.data or 'unnamed data'}{number}",
         "\n".join(_facts(info, record)),
-        "## Metrics\n\n" + "\n".join(_metrics(info)),
+        "## Metrics\n\n" + "\n".join(_metrics(info, _primary(info, record))),
     ]
     if record.validation:
         parts.append(f"## Measured again from each file, on {record.validated_on}\n\n" + "\n".join(_measured(record)))
@@ -54,7 +55,14 @@ def _facts(info: BundleInfo, record: ExportRecord) -> Iterator[str]:
     yield f"| teacher | `{info.teacher or NOT_STATED}` |"
 
 
-def _metrics(info: BundleInfo) -> Iterator[str]:
+def _primary(info: BundleInfo, record: ExportRecord) -> str | None:
+    """Name of the primary metric, which intervals are of; None of a task of the user's that was not measured again."""
+    if info.task in TASKS:
+        return TASKS[info.task].metric
+    return record.validation[0].metric if record.validation else None
+
+
+def _metrics(info: BundleInfo, primary: str | None) -> Iterator[str]:
     if not info.metrics:
         yield NOT_STATED
         return
@@ -62,15 +70,17 @@ def _metrics(info: BundleInfo) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for split, metrics in info.metrics.items():
         rests = info.measured.get(split)
-        for number, (name, value) in enumerate(metrics.items()):
+        for name, value in metrics.items():
             if "@" in name:
                 continue  # of one offset from the key frame
-            first = number == 0  # the primary metric, which the interval is of
-            yield f"| {split} | {name} | {value:.4f} | {_interval(rests) if first else ''} | {_items(rests)} |"
+            interval = _interval(rests) if name == primary else ""
+            yield f"| {split} | {name} | {value:.4f} | {interval} | {_items(rests)} |"
     if info.trainings is not None:
         yield ""
         for split, means in info.trainings.metrics.items():
-            name, over = next(iter(means.items()))
+            if primary is None or primary not in means:
+                continue
+            name, over = primary, means[primary]
             interval = "" if over.low is None else f", 95 % interval of the mean {over.low:.4f} to {over.high:.4f}"
             yield f"{name} on {split} over {len(over.values)} trainings: mean {over.mean:.4f}{interval}."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from nas_kd.deploy.bundle import Measured
+from nas_kd.files import sha256_of
 from nas_kd.search_spaces import CONVENTION
 
 Format = Literal["safetensors", "pt2", "onnx", "onnx-int8", "onnx-fp16"]
@@ -78,7 +78,7 @@ class Parity(BaseModel):
             raise ExportError(f"{path.name} differs from the trained student by {difference:.3g}; it was not kept")
         return cls(
             file=path.name,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=sha256_of(path),
             bytes=path.stat().st_size,
             max_abs_difference=difference,
             largest_logit=largest,

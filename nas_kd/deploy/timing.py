@@ -57,7 +57,11 @@ def timed(
 
 
 def summary(parts: Mapping[str, Sequence[float]], net: Passes) -> dict[str, float]:
-    """Median of the net's latency with its 10 % and 90 % quantiles, and the medians of its parts."""
+    """Median of the net's latency with its 10 % and 90 % quantiles, and the medians of its parts.
+
+    Of a net of several parts, such as key frame and later frames, they are the weighted means of those of the parts,
+    since passes of different parts do not belong together: the range is then rather too wide.
+    """
     quantiles = {part: np.quantile(values, _QUANTILES) for part, values in parts.items()}
     ms, low, high = np.sum([net.weights[part] * values for part, values in quantiles.items()], axis=0)
     found = {"ms": float(ms), "low": float(low), "high": float(high)}

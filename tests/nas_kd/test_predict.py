@@ -32,6 +32,7 @@ from nas_kd.deploy.bundle import BundleInfo, Measured, read_info, save_bundle
 from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.labelled_folder import labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
+from nas_kd.deploy.model_card import model_card
 from nas_kd.deploy.predict_files import files_to_read
 from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.student_view import StudentView, view_of
@@ -280,6 +281,10 @@ def test_an_export_states_the_metric_of_its_files_or_stops(
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert f"| student.safetensors | accuracy | {form.value:.4f} |  |" in card  # there is no other file to compare with
     assert "4 RGB frames of 16 × 16 pixels" in card
+    sure = Measured(num_items=6, low=0.1, high=0.6)
+    stated = {"metrics": {"val": {"f1": 0.5, "accuracy": 0.25}}, "measured": {"val": sure}}
+    other = model_card(read_info(tmp_path / "out").model_copy(update=stated), record)
+    assert "| val | f1 | 0.5000 |  | 6 |\n| val | accuracy | 0.2500 | 0.1000 to 0.6000 | 6 |" in other
     assert "reads frames [1, 3] of these, resampled bilinearly to 12 × 12" in card
     assert "## License of the weights\n\nCC BY 4.0" in card
     assert "## Intended use\n\nnot stated" in card
