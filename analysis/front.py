@@ -14,10 +14,9 @@ from nas_kd.analysis.intervals import Uncertain, uncertainty
 from nas_kd.analysis.pareto import Direction, Floats, hypervolume, hypervolume_contributions, knee, non_dominated
 from nas_kd.analysis.statistics import Estimate, seed_estimate, seed_values
 from nas_kd.analysis.text import in_percent
-from nas_kd.trials.objectives import Ranking
+from nas_kd.trials.objectives import REFERENCE_MARGIN, Ranking
 from nas_kd.trials.record import Evaluated, FrozenDict, Metric, Split, Stage, TrialRecord
 
-REFERENCE_MARGIN = 1.1
 TOLERANCE = 0.01  # of a metric in percent, one point; of another metric, this share of the best value
 
 Placed: TypeAlias = tuple[TrialRecord, float, float]  # a trial with its first cost and its metric
@@ -156,10 +155,10 @@ class ParetoFront:
     ) -> ParetoFront:
         """Build the front from complete trials that have all objectives.
 
-        The default box runs, of a cost, from 1.1 times that of the most expensive comparable trial to zero; of a
-        metric, from its worst value to its best one. The margin lets the most expensive trial count; the teacher's cost
-        would make nearly all of the box free to any student. Worst and best are 0 and 1, widened where a trial lies
-        outside; for a minimised metric they are the worst value of this run and 0.
+        The default box is that of the campaign, which no trial changes; see `Ranking.range_of`. What lies beyond its
+        worst corner counts nothing, and a metric above 1 makes the share more than 1. Where nothing bounds an
+        objective, the trials do: a cost runs from 1.1 times that of the most expensive one to 0, a metric that is
+        minimized from the worst value to 0. The teacher's cost would make nearly all of the box free to any student.
 
         Args:
             records: the trials; failed, stopped and unmeasured ones are ignored. Their primary metric is the one that
@@ -183,7 +182,7 @@ class ParetoFront:
         points = _points(measured, axes, split, stage)
         maximize = (*(axis.objective.maximize for axis in axes), ranking.objectives[0].maximize)
         directions: tuple[Direction, ...] = tuple("maximize" if each else "minimize" for each in maximize)
-        worst, best = _box(points, axes, maximize)
+        worst, best = _box(points, axes, ranking)
         kept = np.array([ranking.keeps(record) for record, _, _ in measured], dtype=bool)
         on_front = kept.copy()
         on_front[kept] = non_dominated(points[kept], directions)
@@ -231,13 +230,14 @@ class ParetoFront:
         return frozenset(record.number for record in self.records)
 
     def hypervolume_of(self, points: Floats) -> float:
-        """Share in [0, 1] of the box between `reference` and `ideal` that `(n, m)` points dominate."""
+        """Share of the box between `reference` and `ideal` that `(n, m)` points dominate, from 0 to 1 but for metrics
+        above 1."""
         area = self._box_area
         return hypervolume(points, self.directions, self.reference) / area if area > 0 else 0.0
 
     @cached_property
     def hypervolume(self) -> float:
-        """Share in [0, 1] of the box between `reference` and `ideal` that the front dominates."""
+        """Share of the box between `reference` and `ideal` that the front dominates; see `hypervolume_of`."""
         return self.hypervolume_of(self.points)
 
     @cached_property
@@ -374,19 +374,15 @@ def _points(rows: Sequence[Placed], axes: Sequence[Axis], split: Split, stage: S
     return np.array(values, dtype=np.float64).reshape(-1, len(axes) + 1)
 
 
-def _box(points: Floats, axes: Sequence[Axis], maximize: Sequence[bool]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _box(points: Floats, axes: Sequence[Axis], ranking: Ranking) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The worst and the best corner; see `ParetoFront.from_records`."""
     corners = []
-    for column, is_maximized in enumerate(maximize):
+    for column, objective in enumerate((*(axis.objective for axis in axes), ranking.objectives[0])):
         values = points[:, column].tolist()
-        if column < len(axes) and axes[column].is_cost:
-            corners.append((REFERENCE_MARGIN * max(values, default=0), 0.0))
-        elif is_maximized:
-            corners.append((min([0.0, *values]), max([1.0, *values])))
-        else:
-            corners.append((max(values, default=0.0), min([0.0, *values])))
-    worst, best = zip(*corners, strict=True)
-    return worst, best
+        margin = 1.0 if objective.cost is None else REFERENCE_MARGIN
+        corners.append(ranking.range_of(objective) or (margin * max(values, default=0.0), min([0.0, *values])))
+    worst_corner, best_corner = zip(*corners, strict=True)
+    return worst_corner, best_corner
 
 
 def judged(records: Iterable[TrialRecord], ranking: Ranking) -> list[TrialRecord]:

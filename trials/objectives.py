@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +18,7 @@ from nas_kd.trials.record import Metric, Split, Stage, TrialRecord
 
 MOST_OBJECTIVES = 3
 MEASURED_LATENCY = "latency_ms"
+REFERENCE_MARGIN = 1.1  # of the box of hypervolumes, beyond the most expensive student that there may be
 _UNKNOWN = 1.0  # excess of what was not measured: it is missed by as much as the limit is
 
 
@@ -142,6 +144,7 @@ class Ranking:
         objectives: two or three. The first one is a metric: students are judged by it, and recommended for being
             cheaper by the others, in their order.
         constraints: which students must keep to be on the front.
+        limits: cost -> the most that the campaign lets a student have, in its unit, where it says so.
 
     Raises:
         ValueError: there are too few or too many objectives, one is there twice, or the first is no metric.
@@ -149,6 +152,7 @@ class Ranking:
 
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         names = [objective.name for objective in self.objectives]
@@ -166,13 +170,18 @@ class Ranking:
             raise ValueError(f"constraints: each limit is named once, but got {', '.join(map(str, self.constraints))}")
 
     @classmethod
-    def of(cls, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> Ranking:
+    def of(
+        cls,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint] = (),
+        limits: Mapping[str, float] = MappingProxyType({}),
+    ) -> Ranking:
         """The ranking of objectives in any order: the first metric among them comes first."""
         ordered = tuple(objectives)
         metric = next((each for each in ordered if each.cost is None), None)
         if metric is not None:
             ordered = (metric, *(each for each in ordered if each is not metric))
-        return cls(ordered, tuple(constraints))
+        return cls(ordered, tuple(constraints), dict(limits))
 
     @classmethod
     def default(cls, metric: Metric) -> Ranking:
@@ -219,6 +228,20 @@ class Ranking:
     def excesses(self, record: TrialRecord) -> tuple[float, ...]:
         """How far a record is beyond each constraint; see `Constraint.excess`."""
         return tuple(constraint.excess(constraint.of(record)) for constraint in self.constraints)
+
+    def range_of(self, objective: Objective) -> tuple[float, float] | None:
+        """The worst and the best value of an objective that a hypervolume counts between.
+
+        It depends on no trial, so that one box holds for all of a campaign, and a trial that another one beats changes
+        no hypervolume. Of a cost it runs from 1.1 times the most that the campaign allows, so that a student at its
+        limit counts, to 0; of a metric that is maximized, from 0 to 1. None where nothing bounds it: of a cost without
+        a limit, and of a metric that is minimized.
+        """
+        if objective.cost is None:
+            return (0.0, 1.0) if objective.maximize else None
+        most = [each.max for each in self.constraints if each.name == objective.name and each.max is not None]
+        most += [self.limits[objective.name]] if objective.name in self.limits else []
+        return (REFERENCE_MARGIN * min(most), 0.0) if most else None
 
     def total_excess(self, values: Mapping[str, float]) -> float:
         """How far these values, by name, are beyond all constraints; 0 where they keep them all."""

@@ -59,6 +59,16 @@ def format_value(name: str, value: float | None) -> str:
     return format_count(value) if name in COSTS else f"{value:.4g}"
 
 
+def box_text(ranking: Ranking) -> str:
+    """In which box a hypervolume is measured: `accuracy from 0 to 1, flops from 8.8M to 0`."""
+    words = []
+    for each in ranking.objectives:
+        bounds = ranking.range_of(each)
+        worst = "the largest so far" if bounds is None else format_value(each.name, bounds[0])
+        words.append(f"{each.name} from {worst} to {format_value(each.name, 0.0 if bounds is None else bounds[1])}")
+    return ", ".join(words)
+
+
 def format_duration(seconds: float) -> str:
     """A duration in its two largest units, such as `2 h 05 min`."""
     whole = round(seconds)
@@ -298,7 +308,8 @@ class Progress:
             )
         hidden = len(self._rows) - table.row_count
         foot = f"{self._num_ended} of {self._num_trials} trials ended, {len(on_front)} on the front"
-        foot += f", hypervolume {self._hypervolume:.4f}" if self._hypervolume is not None else ""
+        volume = self._hypervolume
+        foot += "" if volume is None else f", hypervolume {volume:.4f} (of {box_text(self._ranking)})"
         foot += f", {hidden} not shown" if hidden else ""
         eta = self.eta_s()
         foot += f", about {format_duration(eta)} left" if eta is not None else ""

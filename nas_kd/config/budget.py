@@ -141,6 +141,16 @@ class BudgetConfig(Section):
         return limits
 
     @property
+    def most(self) -> dict[str, float]:
+        """Cost by which students may be ranked -> the most that one may have, in its unit, where that is limited."""
+        limits = dict(self.limits)
+        if LATENCY_FIGURE in limits:
+            limits["predicted_latency_ms"] = limits.pop(LATENCY_FIGURE) / 1e6
+        if "params" in limits:
+            limits["parameters"] = limits.pop("params")
+        return {**limits, self.cost_field: float(self.highest)}
+
+    @property
     def knob(self) -> str:
         """The knob that the study proposes."""
         return "max_latency_ms" if self.is_latency else "max_flops"

@@ -21,7 +21,7 @@ from nas_kd.trials import KnobValue, Ledger, Ranking, TrialRecord, Underway, end
 from nas_kd.trials.execution import LOCK_NAME
 from nas_kd.trials.files import trial_directory
 from nas_kd.trials.ledger import DRIVER_LOCK
-from nas_kd.trials.progress import format_duration, format_value
+from nas_kd.trials.progress import box_text, format_duration, format_value
 
 State = Literal["preparing", "search", "trials", "complete", "interrupted"]
 _END_OF_LOG = 4096  # bytes, which hold its last line
@@ -73,7 +73,8 @@ class RunStatus:
         running: those that run.
         objectives: names of what students are ranked by, first the metric that they are judged by.
         front: the front so far, by increasing second objective.
-        hypervolume: share of the box of the report that the front dominates; None without a front.
+        hypervolume: share of the box that the front dominates, as in the report; None without a front.
+        box: which one, in words: one for all of the campaign, by its budget and limits; see `Ranking.range_of`.
         elapsed_s: seconds from the start of the first trial until now, or until the last one ended.
         eta_s: seconds until the last trial ends, by the time that those that ended took for the FLOPs and epochs they
             had, and by how many run at once; None where it is not known, or nothing runs.
@@ -91,6 +92,7 @@ class RunStatus:
     objectives: tuple[str, ...]
     front: tuple[FrontTrial, ...]
     hypervolume: float | None
+    box: str
     elapsed_s: float | None
     eta_s: float | None
 
@@ -135,6 +137,7 @@ def status(run_dir: Path | str) -> RunStatus:
         objectives=tuple(objective.name for objective in ranking.objectives),
         front=front,
         hypervolume=dominated,
+        box=box_text(ranking),
         elapsed_s=_elapsed(records, now if progress.is_driven else None),
         eta_s=_eta(ledger, records, running, progress.planned) if state == "trials" else None,
     )
@@ -157,6 +160,7 @@ def _before_trials(run_dir: Path) -> RunStatus:
         objectives=(),
         front=(),
         hypervolume=None,
+        box="",
         elapsed_s=None,
         eta_s=None,
     )
@@ -255,7 +259,7 @@ def render(status: RunStatus) -> Group:
     if status.eta_s is not None:
         times.append(f"about {format_duration(status.eta_s)} left")
     if status.hypervolume is not None:
-        times.append(f"hypervolume {status.hypervolume:.4f}")
+        times.append(f"hypervolume {status.hypervolume:.4f} (of {status.box})")
     if times:
         lines.append(Text(", ".join(times)))
     table = Table(box=None, pad_edge=False)

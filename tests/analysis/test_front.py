@@ -13,6 +13,7 @@ from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, summa
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.summary import RunProgress, progress_sentence, trials_sentence
 from nas_kd.analysis.text import difference_text, error_headline, fewer_or_more, flops_label, metric_text, si
+from nas_kd.trials.objectives import Constraint, Objective, Ranking
 from nas_kd.trials.record import Cost, Evaluated, Metric, TrialRecord
 
 LOSS = Metric(name="loss", maximize=False)
@@ -45,6 +46,19 @@ def test_default_box_and_hypervolume_by_hand() -> None:
     assert front.ideal == (0.0, 1.0)
     assert front.hypervolume == pytest.approx((90 * 0.5 + 10 * 0.8) / 110)
     assert front.contributions == pytest.approx({0: 90 * 0.5 / 110, 1: 10 * 0.3 / 110})
+
+
+def test_a_trial_that_others_beat_changes_no_hypervolume() -> None:
+    ranking = Ranking.of([Objective(name="flops"), Objective(name="accuracy", maximize=True)], limits={"flops": 100.0})
+    records = [record(0, 10, 0.5), record(1, 40, 0.8), record(2, 50, 0.7), record(3, 100, -0.1), record(4, 900, 0.75)]
+    values = [ParetoFront.from_records(records[: 1 + n], ranking=ranking).hypervolume for n in range(5)]
+    # Of the box to 1.1 times the limit and accuracy 1, whatever the trials cost.
+    assert values == pytest.approx([100 * 0.5 / 110, *[(100 * 0.5 + 70 * 0.3) / 110] * 4])
+    front = ParetoFront.from_records(records, ranking=ranking)
+    assert [value for _, value in front.hypervolume_history] == values  # the report's curve is the same measure
+    assert (front.reference, front.ideal) == ((pytest.approx(110.0), 0.0), (0.0, 1.0))
+    tighter = Ranking(ranking.objectives, (Constraint(name="flops", max=40),), ranking.limits)
+    assert ParetoFront.from_records(records, ranking=tighter).reference == (pytest.approx(44.0), 0.0)
 
 
 def test_given_reference_replaces_the_default() -> None:

@@ -81,8 +81,9 @@ def test_a_campaign_from_its_begin_to_its_end(tiny: Callable[..., CampaignConfig
     assert (found["complete"], found["failed"], found["stopped"]) == (3, 1, 0)
     assert found["objectives"] == ["accuracy", "flops"]
     assert found["front"] == [{"number": 0, "values": [0.5, 100]}, {"number": 2, "values": [0.75, 300]}]
-    # Of the box to 330 FLOPs and accuracy 1: .5 from 100 on, .25 more from 300 on.
-    assert found["hypervolume"] == pytest.approx((230 * 0.5 + 30 * 0.25) / 330)
+    # .5 from 100 FLOPs on, .25 more from 300 on.
+    assert found["box"] == "accuracy from 0 to 1, flops from 275k to 0"  # 1.1 times the highest budget
+    assert found["hypervolume"] == pytest.approx(((275_000 - 100) * 0.5 + (275_000 - 300) * 0.25) / 275_000)
     (running,) = found["running"]
     assert (running["number"], running["message"]) == (4, "retrain-0, epoch 2")
     assert running["elapsed_s"] == pytest.approx(30, abs=15)

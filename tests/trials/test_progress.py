@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from toy_trials import METRIC, make_record
 
 from nas_kd.trials import Event, Progress, Ranking, TrialRecord
-from nas_kd.trials.progress import format_count, format_duration
+from nas_kd.trials.progress import box_text, format_count, format_duration
 from nas_kd.trials.record import KnobValue
 
 RANKING = Ranking.default(METRIC)
@@ -181,7 +182,10 @@ def test_the_table_and_the_log_tell_the_hypervolume_of_the_front(monkeypatch: py
     assert "hypervolume" not in file.getvalue().splitlines()[1]
     recorder = Console(file=io.StringIO(), width=120, record=True)
     recorder.print(progress.render())
-    assert "on the front, hypervolume 0.5000, " in recorder.export_text()
+    box = "of accuracy from 0 to 1, flops from the largest so far to 0"
+    assert f"on the front, hypervolume 0.5000 ({box}), " in " ".join(recorder.export_text().split())
+    limited = replace(RANKING, limits={"flops": 8_000_000.0})
+    assert box_text(limited) == "accuracy from 0 to 1, flops from 8.8M to 0"
 
 
 def test_the_live_table_tells_trials_apart_by_their_knobs() -> None:
