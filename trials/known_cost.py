@@ -30,7 +30,7 @@ from nas_kd.trials.encoding import Encoding, draw
 from nas_kd.trials.history import Candidate, History, Objects, SeenTrials
 from nas_kd.trials.improvement import cells, expected_improvement, known_overlap
 from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.surrogate import Points, Surrogate, far_worse
+from nas_kd.trials.surrogate import Points, Surrogate, far_worse, one_thread
 
 Floats = npt.NDArray[np.float64]
 Candidates = Sequence[Candidate] | Objects
@@ -91,7 +91,8 @@ class KnownCostSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         history = self._seen.history(trials, trial.number, self._encoding, self._known, maximize)
         pool = _Pool(self._encoding, self._known, fixed, history.counts, self._rng)
-        return self._propose(history, pool).knobs
+        with one_thread():
+            return self._propose(history, pool).knobs
 
     def _propose(self, history: History, pool: _Pool) -> Candidate:
         if self._encoding.size() <= _MAX_LISTED:
@@ -185,9 +186,10 @@ class _Model:
         rows = _telling_rows(losses, costs, rng)
         points = to_points(trained[rows])
         self._loss = Surrogate(points, losses[rows], rng)
+        unknown = np.isnan(history.known[~failed])
         self._costs: list[Surrogate | None] = [
-            Surrogate(points, costs[rows, column], rng) if unknown else None
-            for column, unknown in enumerate(np.isnan(history.known[~failed]).any(axis=0).tolist())
+            Surrogate(points, costs[rows, column], rng) if unknown[:, column].any() else None
+            for column in range(costs.shape[1])
         ]
         self._excess: Surrogate | None = None
         self._least_excess = 0.0

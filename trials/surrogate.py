@@ -12,8 +12,10 @@ far below all values the scale is linear.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -32,6 +35,22 @@ _NOISE = (1e-6, 1.0)  # variance of the noise, as a share of the variance of the
 _SHIFTS = (0.03, 0.1, 0.3, 1.0, 3.0, 30.0)  # offsets tried, in units of the range of the better half
 _FENCE_SHIFT, _FENCE = 0.3, 2.0  # `far_worse`: inter-quartile ranges beyond the third quartile
 _NUM_FITS = 2  # of the hyper-parameters; the second where they say that another scale is more likely
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have linear algebra run in this thread alone.
+
+    Matrices of some hundred rows gain nothing from further threads, which wait by spinning: where other work has the
+    cores, a proposal took up to eight times the CPU time.
+    """
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
 
 
 @dataclass(frozen=True)
