@@ -205,7 +205,7 @@ def _estimate_cell(estimate: Estimate | None, metric: Metric) -> Cell:
 def _difference_cell(difference: Estimate | None, metric: Metric) -> Cell:
     if difference is None:
         return number_cell(MISSING)
-    note = "one training each" if difference.num_values == 1 else None
+    note = "fewer than three seeds"
     if difference.low is not None and difference.high is not None:
         note = f"{signed_text(difference.low, metric)} to {signed_text(difference.high, metric)}"
     return Cell(signed_text(difference.mean, metric), note=note, is_number=True)

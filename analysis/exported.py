@@ -39,7 +39,6 @@ class _File(_Model):
 
 
 class _Measured(_Model):
-    num_items: int
     low: float | None = None
     high: float | None = None
 

@@ -84,6 +84,7 @@ def test_what_else_may_make_a_campaign_look_better_is_said(tmp_path: Path) -> No
     assert made.choice_differences(COSTS[2]) == {"op": [["conv"] * 3, ["pool", "conv"]]}
     page = write_comparison([*SLOW, *other], tmp_path).page.read_text()
     assert "pool (1 of 2), conv (1 of 2)" in page
+    assert "fewer than three seeds" in page
     assert trials in page
 
 
