@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, get_args
 
-from nas_kd.analysis.statistics import Estimate, estimate_mean, paired_difference, seed_values, welch_difference
+from nas_kd.analysis.statistics import (
+    MIN_VALUES,
+    Estimate,
+    estimate_mean,
+    paired_difference,
+    seed_values,
+    welch_difference,
+)
 from nas_kd.analysis.text import MISSING, count, flops_label, si
 from nas_kd.trials.record import KnobValue, Metric, Split, Stage, TrialRecord
 
@@ -326,14 +333,16 @@ def _notes(table: PivotTable, chosen: Sequence[TrialRecord], used: Sequence[Tria
     span = " to ".join(dict.fromkeys((si(min(flops)), si(max(flops)))))
     notes = [f"Cost of the students: {span} {flops_label(used)}; one multiply-accumulate is one FLOP."]
     numbers = sorted({cell.estimate.num_values for cell in table.cells.values()})
-    if numbers != [1]:
+    if numbers[-1] >= MIN_VALUES:
         each = f"n = {numbers[0]}" if len(numbers) == 1 else "n as given in the cell"
         notes.append(
             f"± is half of the 95 % interval of the mean (Student's t) over trainings with different seeds, {each}. A "
             "trial's trainings share one searched architecture, so it does not cover the chance of the search."
         )
-    if numbers[0] == 1:
-        notes.append("A cell of one value (n = 1) has no interval: a small difference to it may be chance.")
+    if few := [str(number) for number in numbers if number < MIN_VALUES]:
+        notes.append(
+            f"A cell of few values (n = {' or '.join(few)}) has no interval: a small difference to it may be chance."
+        )
     notes += _pool_notes(table, used)
     if table.against:
         notes += _difference_notes(table)
@@ -378,9 +387,10 @@ def _difference_notes(table: PivotTable) -> list[str]:
     unpaired = sum(cell.pairing == "unpaired" for cell in cells)
     notes = []
     if paired:
+        has_interval = any(cell.difference and cell.difference.interval for cell in cells if cell.pairing == "paired")
+        interval = ", and ± is half of the 95 % interval of their mean (Student's t)" if has_interval else ""
         notes.append(
-            f"Differences to {assignments(table.against)} are taken seed by seed, and ± is half of the 95 % interval "
-            f"of their mean (Student's t): {count(paired, 'cell')}."
+            f"Differences to {assignments(table.against)} are taken seed by seed{interval}: {count(paired, 'cell')}."
         )
     if unpaired:
         notes.append(

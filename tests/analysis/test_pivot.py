@@ -68,6 +68,17 @@ def test_cells_hold_means_with_their_t_interval() -> None:
     assert "n = 3" in shown
 
 
+def test_two_values_have_no_interval_and_no_note_of_one() -> None:
+    two = [
+        trained(n, values[:2], knobs={"selector": s, "frames": f}) for n, ((s, f), values) in enumerate(VALUES.items())
+    ]
+    table = pivot(two, ["selector"], ["frames"], against={"frames": 4})
+    notes = " ".join(table.notes)
+    assert "±" not in notes
+    assert "(n = 2) has no interval: a small difference to it may be chance." in notes
+    assert "taken seed by seed: 2 cells." in notes
+
+
 def test_rows_and_columns_default_to_the_knobs_that_vary() -> None:
     def axes(*arguments: list[str], **options: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         table = pivot(grid(), *arguments, **options)
