@@ -228,7 +228,7 @@ def layers_of(model: nn.Module) -> nn.Module:
 
 
 def unwrap(model: nn.Module, note: Note) -> nn.Module:
-    """A net without `torch.compile`, `DataParallel` and `DistributedDataParallel`, in float32.
+    """A net without `torch.compile`, `DataParallel` and `DistributedDataParallel`, in float32, on the CPU.
 
     Args:
         model: of the user's, changed in place.
@@ -271,7 +271,7 @@ def unwrap(model: nn.Module, note: Note) -> nn.Module:
         model.float()
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("teacher.model: its parameters are on the meta device, without values; build it on the CPU")
-    return model
+    return model.cpu()  # a net that brings itself to a GPU, as DataParallel does; the campaign decides where it runs
 
 
 @dataclass
