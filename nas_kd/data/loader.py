@@ -21,11 +21,9 @@ from nas_kd.data.framing import Cut, cut_batch
 from nas_kd.data.mix import MixConfig, mix_batch
 from nas_kd.data.pace import Pace, PaceMeter
 from nas_kd.data.reader import BatchReader, Read, Rows, select
+from nas_kd.data.resident import stays_on
 from nas_kd.data.sample import ClipDataset, DataError, MemoryDataset, Subset
 from nas_kd.data.views import Views, augment_draws
-
-_RESIDENT_BYTES = 2 * 2**30
-"""Sets up to this size are copied to an accelerator once, instead of batch by batch."""
 
 _MIX = 4  # the stream of random numbers that mixes items of a batch
 _ORDER = 0  # the stream of random numbers of the order; `views` has the others
@@ -167,9 +165,9 @@ class ClipLoader:
 
     def _read_memory(self, base: MemoryDataset, rows: list[npt.NDArray[np.int64]]) -> Iterator[Read]:
         tensors = select(base.tensors, self.keys)
-        if self.device.type != "cpu" and self._resident is None:
+        if self._resident is None:
             size_bytes = sum(value[0].nbytes * len(self._index) for value in tensors.values())
-            if size_bytes <= _RESIDENT_BYTES:
+            if stays_on(self.device, size_bytes):
                 mine = torch.from_numpy(self._index)
                 self._resident = {key: value[mine].to(self.device) for key, value in tensors.items()}
         for positions in rows:

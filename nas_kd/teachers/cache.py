@@ -27,6 +27,7 @@ from torch import Tensor
 from nas_kd.data import Augment, AugmentConfig, Batch, Views
 from nas_kd.data.augment_config import read_augment
 from nas_kd.data.mix import PARTNER
+from nas_kd.data.resident import stays_on
 from nas_kd.settings.sizes import SizeText, parse_size
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput
@@ -34,7 +35,6 @@ from nas_kd.taps import ModelOutput
 MANIFEST = "cache.json"
 FORMAT = 1  # raise when the files are laid out in another way
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_RESIDENT_BYTES = 2 * 2**30  # caches up to this size are copied to an accelerator once, instead of batch by batch
 
 Dtype = Literal["float16", "bfloat16"]
 
@@ -169,6 +169,7 @@ class TeacherCache:
         key = manifest.key
         self.views = Views(key.augment, key.seed, key.views)
         self._positions, self._size_bytes = key.positions, manifest.total_bytes
+        self._device = torch.device("cpu")  # of the last batch
         self._outputs: dict[str, Tensor] = {}
         for name, output in manifest.outputs.items():
             path = folder / output.file
@@ -207,8 +208,10 @@ class TeacherCache:
                     "loader with the views of the cache"
                 )
         device = batch["index"].device
-        if device.type != "cpu" and self._size_bytes <= _RESIDENT_BYTES:
-            self._outputs = {name: values.to(device) for name, values in self._outputs.items()}
+        if device != self._device:
+            self._device = device
+            if stays_on(device, self._size_bytes):
+                self._outputs = {name: values.to(device) for name, values in self._outputs.items()}
         rows = batch["index"] * self.views.count + batch["view"]
         if "position" in batch:
             rows = (rows * self._positions + batch["position"].to(device).T).flatten()

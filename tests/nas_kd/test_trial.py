@@ -236,7 +236,7 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
         raise raised
 
     monkeypatch.setattr(TrialFunction, "_run", fail)
-    with pytest.raises(OutOfGpuMemoryError, match=r"had taken 5\.6 GB \(CUDA out of memory\. Tried to allocate 2 G"):
+    with pytest.raises(OutOfGpuMemoryError, match=r"had taken 5\.9 GB \(CUDA out of memory\. Tried to allocate 2 G"):
         function(shared)
     raised = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     with pytest.raises(OutOfGpuMemoryError) as found:
