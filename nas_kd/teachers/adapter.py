@@ -7,10 +7,12 @@ buffers that are made in the first pass exist afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -323,7 +325,8 @@ def adapt(
     if not running and probe.ndim == len("NCHW") and _reads_clips(net, probe):
         raise ValueError(
             f"teacher.model: {name} takes clips, but this task and space look at single frames, of shape "
-            f"{tuple(probe.shape)[1:]}; take a net of frames"
+            f"{tuple(probe.shape)[1:]}; take a net of frames, or let one learn the maps of this net (docs/teachers.md, "
+            "segmentation nets of clips)"
         )
     if not running and (odd := _odd_signature(net)):
         raise ValueError(
@@ -384,13 +387,17 @@ def _run(net: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
 
 
 def _reads_clips(net: nn.Module, frames: Tensor) -> bool:
-    """Whether a net runs on clips of such frames."""
-    clips = frames[:, :, None].repeat(1, 1, 4, 1, 1)
-    try:
-        _run(_copied(net), lambda module: module(clips))
-    except Exception:  # whatever a net raises for an input that it does not take
-        return False
-    return True
+    """Whether a net runs on clips of such frames, of one of the usual lengths."""
+    for length in (4, 8, 16):
+        clips = frames[:, :, None].repeat(1, 1, length, 1, 1)
+        with contextlib.suppress(Exception):  # whatever a net raises for an input that it does not take
+            _run(_copied(net), partial(_called, inputs=clips))
+            return True
+    return False
+
+
+def _called(net: nn.Module, inputs: Tensor) -> Any:
+    return net(inputs)
 
 
 def _attempts(net: nn.Module, inputs: InputForm, outputs: OutputForm, probe: Tensor) -> list[_Attempt]:

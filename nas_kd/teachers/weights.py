@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: Path, note: Note = no_note) -> None:
         listed = "; ".join(problems[:_LISTED])
         more = f"; {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise ValueError(f"the weights of {path} do not fit {type(model).__name__}: {listed}{more}; {hint}")
-    _check_finite(model, state, path)
+    _check_numbers(model, state, path)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def match_weights(model: nn.Module, path: Path, key: str, note: Note = no_note) 
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = _without_prefixes(read_state(path, note, key), own.keys(), path, note, key)
     found = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    _check_finite(model, found, path, key)
+    _check_numbers(model, found, path, key)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     given = sum(size for name, size in sizes.items() if name in found)
     return Match(
@@ -240,11 +240,16 @@ def _counted(word: str, names: Iterable[str]) -> list[str]:
     return [f"{len(listed)} {word} ({', '.join(listed[:_LISTED])}{dots})"]
 
 
-def _check_finite(model: nn.Module, state: State, path: Path, key: str = KEY) -> None:
-    """Raise where weights are not finite; buffers may be infinite, as masks of attention are."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+def _check_numbers(model: nn.Module, state: State, path: Path, key: str = KEY) -> None:
+    """Raise where weights are whole numbers or not finite; buffers may be infinite, as masks of attention are."""
+    parameters = {name for name, value in model.named_parameters(remove_duplicate=False) if value.is_floating_point()}
     for name, value in state.items():
         if not value.is_floating_point():
+            if name in parameters:
+                raise ValueError(
+                    f"{key}: {name} of {path} must hold floating-point numbers, but has {value.dtype}, as quantised "
+                    "weights do without their scale; give the weights from before the quantisation"
+                )
             continue
         if bool(value.isnan().any()) or (name in parameters and not bool(value.isfinite().all())):
             raise ValueError(

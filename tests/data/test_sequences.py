@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -542,3 +545,32 @@ def test_the_advice_for_masks_of_0_and_255_leads_to_the_object(tmp_path):
     ignored = load(SequencesConfig(**options, classes=("background", "object"), ignore=(255,)), seed=0)
     with pytest.raises(DataError, match="need binary: true, not ignore"):
         Segmentation(ignored.info).check_splits(ignored)
+
+
+def test_the_advice_for_a_net_of_clips_leads_to_its_maps(root, monkeypatch):
+    page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page.partition("## Segmentation nets of clips")[2], re.DOTALL)
+    place = root.parent / "data" / "frames"
+    place.parent.mkdir()
+    root.rename(place)
+    monkeypatch.chdir(root.parent)
+
+    class OfClips(torch.nn.Module):
+        """The class is 2 where a pixel is bright; elsewhere the number of the frame in its clip, odd or even."""
+
+        def forward(self, clip):
+            odd = (torch.arange(clip.shape[2]) % 2).view(1, 1, -1, 1, 1).expand_as(clip[:, :1])
+            return torch.cat([1 - odd, odd.float(), 2.0 * (clip[:, :1] > 0.9)], 1)
+
+    module = ModuleType("mymodels")
+    module.unet_of_clips = OfClips
+    monkeypatch.setitem(sys.modules, "mymodels", module)
+    exec(compile(code, "docs/teachers.md", "exec"), {})
+    splits = load(config(place, labels="labels-of-net.csv"), seed=0)
+    base, own = splits.weights.base, load(config(place), seed=0)
+    for window, start in enumerate(base.starts):
+        for t in range(4):
+            number = start + t - (9 if start >= 9 else 0)  # in its sequence
+            bright = np.array(pixels(number, "a" if start < 9 else "b")[0][..., 0] == 250)
+            assert (base[window]["mask"][t].numpy() == np.where(bright, 2, number % 2)).all()
+    assert torch.equal(splits.val[1]["mask"], own.val[1]["mask"])

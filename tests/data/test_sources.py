@@ -64,6 +64,7 @@ def floats(): return plain(clip=torch.zeros(3, 2, 4, 6))
 def shape(): return plain(clip=torch.zeros(3, 2, 4, 5, dtype=torch.uint8))
 def label(): return plain(label=torch.tensor(3))
 def few(): return load() | {"class_names": ["a", "b"]}
+def twice(): return load() | {"class_names": ["a", "b", "a"]}
 def hot(): return load() | {"train": Hot()}
 def lists(): return [1, 2]
 def partial(): return {"train": make(3)}
@@ -118,6 +119,7 @@ def test_own_data_names_the_values_of_masks_and_boxes(module):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        ("twice", r"twice\(\)\['class_names'\] must be names that differ, but 'a' is there twice; rename one"),
         (
             "floats",
             r"test\[0\]\['clip'\] must be torch.uint8, but it is torch.float32",

@@ -179,7 +179,10 @@ def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
 
 def test_a_net_of_clips_is_no_teacher_of_frames() -> None:
     form = OutputForm(None, None, 3, maps=True)
-    with pytest.raises(ValueError, match=r"takes clips, but this task and space look at single frames, .*; take a"):
+    with pytest.raises(
+        ValueError,
+        match=r"takes clips, but this task .* look at single frames, .*; take a net of frames, or let",
+    ):
         adapt(Clips(3), "clips", InputForm(), form, torch.zeros(2, 3, 32, 32), "a frame", lambda text: None)
 
 

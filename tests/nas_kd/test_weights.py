@@ -86,6 +86,16 @@ def test_buffers_may_be_infinite_and_weights_may_not(tmp_path: Path) -> None:
             loaded(tmp_path / "broken.safetensors")
 
 
+def test_weights_without_the_scale_of_their_quantisation_are_refused(tmp_path: Path) -> None:
+    state = Clips(3).state_dict()
+    state["head.weight"] = (100 * state["head.weight"]).to(torch.int8)
+    torch.save(state, tmp_path / "int8.pth")
+    with pytest.raises(
+        ValueError, match=r"head.weight of .*int8.pth must hold floating-point numbers, but has torch.int8"
+    ):
+        loaded(tmp_path / "int8.pth")
+
+
 class Runs:
     """A pickle of this would run code."""
 
