@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills bench-worker-memory docs gallery clean
+.PHONY: install demo test test-browser check bench bench-step bench-pareto bench-distillation bench-streaming bench-saliency bench-sampler bench-cache bench-loader bench-search bench-search-ablation bench-trials bench-kills bench-worker-memory bench-gpu docs gallery clean
 
 install: $(STAMP)
 
@@ -79,6 +79,10 @@ bench-kills: install
 
 bench-worker-memory: install
 	$(BIN)/python benchmarks/worker_memory.py
+
+# Where there is a GPU.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py --keep
 
 bench-cache: install
 	$(BIN)/python benchmarks/cache.py --keep

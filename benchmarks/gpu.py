@@ -12,7 +12,7 @@ profiler, which tells how long kernels ran in a step. Steps:
 
 `small` is the demo's setting (8 frames of 32²), `large` has 16 frames of 112² and wider nets. Students are those of the
 highest budget. Each is measured in float32 and in bfloat16. `compiled` steps are cached ones whose student went through
-`torch.compile`, the first of them in `compile_s` seconds; `cudnn.benchmark` are cached ones, too.
+`torch.compile` (`retrain.compile`), the first of them in `compile_s` seconds; `cudnn.benchmark` are cached ones, too.
 
     step_ms     milliseconds a step
     kernels_ms  of it, in which kernels ran; the rest of the time the GPU waits
@@ -48,7 +48,6 @@ from nas_kd.trial.shared import SharedSearch
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 PRECISIONS = ("float32", "bfloat16")
-COMPILED = ("compiled", "compiled, CUDA graphs")
 OPS = ["conv2d_k3", "conv2plus1d_k3", "separable3d_k3_e1", "shift_k3", "identity", "zero"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -194,14 +193,10 @@ def student_training(context: CampaignContext, arch: ArchSpec, kind: str) -> Ite
         )
     torch.manual_seed(0)
     student = context.space.student(arch).to(context.device).train()
-    if kind == "compiled":
-        student.compile()
-    elif kind == "compiled, CUDA graphs":
-        student.compile(mode="reduce-overhead")
     cached = kind not in ("plain", "online")
     with closing(Learner(
         context, student, objective, knobs, cached=cached, augment=config.retrain.augment,
-        precision=config.retrain.precision,
+        precision=config.retrain.precision, compiled=kind == "compiled",
     )) as learner:  # fmt: skip
         assert (learner.views is not None) == cached, f"the {kind} step must use what its name says"
         yield partial(learner.fit, context.splits.retrain, config.retrain, seed=0)
@@ -214,7 +209,7 @@ def measure(context: CampaignContext, steps: int, *, compiled: bool) -> dict[str
     def row(kind: str, training: Callable[..., Any]) -> None:
         clock = timed(training, steps, context.device)
         found: dict[str, Any] = dict(clock.found)
-        if kind.startswith("compiled"):
+        if kind == "compiled":
             found["compile_s"] = round(clock.first_s, 1)
         rows[kind] = found
         print(f"  {kind:<24}" + "".join(f"{name} {value:g}  " for name, value in found.items()), flush=True)
@@ -226,13 +221,13 @@ def measure(context: CampaignContext, steps: int, *, compiled: bool) -> dict[str
     rows["student"] = {"flops": context.space.cost(arch)}
     print(f"  student of {context.space.cost(arch):,} FLOPs", flush=True)
     row("teacher", teacher_training(context))
-    for kind in ("plain", "cached", "online", "cudnn.benchmark", *(COMPILED if compiled else ())):
+    for kind in ("plain", "cached", "online", "cudnn.benchmark", *(["compiled"] if compiled else [])):
         torch.backends.cudnn.benchmark = kind == "cudnn.benchmark"
         try:
             with student_training(context, arch, kind) as training:
                 row(kind, training)
         except Exception as error:  # what a compiler cannot do is a result, too
-            if kind not in COMPILED:
+            if kind != "compiled":
                 raise
             rows[kind] = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             print(f"  {kind:<24}{rows[kind]['refused']}", flush=True)

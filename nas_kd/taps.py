@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,6 +70,7 @@ class Taps:
     Args:
         module: any module; of a `Supernet`, its network is tapped, whose module names are those of its students.
         names: names of its submodules, as in `named_modules()`.
+        run: what runs it, where that is not the module itself, such as `torch.compile(module)`.
 
     Raises:
         TapError: a name that the module does not have; the sentence names some that it has.
@@ -82,8 +83,8 @@ class Taps:
         >>> taps.close()
     """
 
-    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, names: Iterable[str], run: Callable[..., Any] | None = None) -> None:
+        self.module, self._run = module, module if run is None else run
         self.names = tuple(dict.fromkeys(names))
         modules = tappable(module)
         if isinstance(module, Viewed):  # a space that is made of its layers names them as the whole has them
@@ -124,7 +125,7 @@ class Taps:
             ValueError: the output is no tensor.
         """
         self._seen.clear()
-        logits = self.module(*inputs)
+        logits = self._run(*inputs)
         if changed := {name for name, kept in self._seen.items() if kept._version != self._versions[name]}:
             self._overwritten |= changed
             return self(*inputs)

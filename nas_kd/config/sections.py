@@ -56,12 +56,16 @@ class RetrainConfig(TrainingConfig):
             the name and the shape of theirs.
         num_seeds: trainings with different seeds; the report shows the interval over them, and the weights of the best
             one on the validation split are exported.
+        compile: whether the student trains through `torch.compile`, on a GPU as captured graphs. It takes tens of
+            seconds a training before the first step, so it is for long ones. Supernets are never compiled: each of
+            their steps runs another path.
     """
 
     lr: float = Field(default=5e-3, gt=0)
     init: Literal["inherit", "fresh"] = "inherit"
     weights: Path | None = None
     num_seeds: int = Field(default=1, ge=1)
+    compile: bool = False
 
     @model_validator(mode="before")
     @classmethod

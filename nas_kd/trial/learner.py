@@ -42,6 +42,7 @@ class Learner:
         augment: of the training.
         varying: the net's maps may be narrower in training than now.
         precision: in which the nets run; losses are in float32.
+        compiled: whether the net runs through `torch.compile` here; elsewhere, as in evaluation, it runs as it is.
         adapters: what has trained along with the supernet whose weights the net inherits.
 
     Attributes:
@@ -59,6 +60,7 @@ class Learner:
         augment: Augment = "none",
         varying: bool = False,
         precision: Precision = "float32",
+        compiled: bool = False,
         adapters: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.context, self.net, self._knobs, self._precision = context, net, dict(knobs), precision
@@ -70,7 +72,8 @@ class Learner:
         self.objective = DistillationLoss(
             config, context.task, net, teacher, example, teacher_example, varying_width=varying, inherited=adapters
         )
-        self._student = Taps(net, self.objective.student_taps)
+        run = _compiled(net, context.device) if compiled else None
+        self._student = Taps(net, self.objective.student_taps, run)
         self._teacher: Teacher | None = None
         self._co_trained_teacher: Taps | None = None
         self.views: Views | None = None
@@ -212,3 +215,9 @@ class Learner:
         for other in (self._teacher, self._co_trained_teacher):
             if other is not None:
                 other.close()
+
+
+def _compiled(net: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """A net through `torch.compile`; on a GPU its kernels are captured, since small nets wait for their launches."""
+    torch.compiler.reset()  # torch keeps what it compiled of earlier students, and gives up after a few
+    return torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else None)

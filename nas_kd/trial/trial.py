@@ -212,7 +212,7 @@ class Trial(ABC):
             if config.weights is not None:
                 self._start_from(student, config.weights)
             adapters = derived.adapters if inherits else {}
-            learner = self._learner(student, self.config.objective, config, adapters=adapters)
+            learner = self._learner(student, self.config.objective, config, compiled=config.compile, adapters=adapters)
             share = (1 - self.choice_share) / config.num_seeds
 
             def log(epoch: int, means: Mapping[str, float], i: int = i, student: nn.Module = student) -> None:
@@ -328,6 +328,7 @@ class Trial(ABC):
         fit_config: FitConfig,
         *,
         varying_width: bool = False,
+        compiled: bool = False,
         adapters: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Learner:
         return Learner(
@@ -339,6 +340,7 @@ class Trial(ABC):
             augment=fit_config.augment,
             varying=varying_width,
             precision=fit_config.precision,
+            compiled=compiled,
             adapters=adapters,
         )
 

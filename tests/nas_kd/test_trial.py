@@ -6,12 +6,13 @@ import gc
 import json
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_kd.campaign import search
 from nas_kd.config import CampaignConfig
@@ -249,6 +250,32 @@ def test_a_trial_tells_what_it_took_of_a_gpu_and_that_it_ran_out(
     free[0] = 2_000_000  # where nothing is free, libraries of CUDA say that of their own allocations, too
     with pytest.raises(OutOfGpuMemoryError):
         function(shared)
+
+
+def test_a_compiled_student_trains_alike(tiny: Callable[..., CampaignConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured by torch.compile as in a campaign, but run without its code generator, which takes most of a minute."""
+    capture, captured = torch.compile, list[nn.Module]()
+
+    def compile_quickly(net: nn.Module, mode: str | None) -> Any:
+        captured.append(net)
+        return capture(net, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    context = build_context(tiny(data={"num_train": 24}, retrain={"epochs": 2, "batch_size": 8}), "cpu")
+    context.freeze_teacher()
+    config, trained = context.config, list[dict[str, torch.Tensor]]()
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()]
+        student = nn.Sequential(*layers, nn.Linear(4, 4))
+        knobs = context.space.knobs_with({})
+        with closing(Learner(context, student, config.objective, knobs, cached=False, compiled=compiled)) as learner:
+            assert learner.objective.student_taps
+            learner.fit(context.splits.retrain, config.retrain, seed=0)
+        trained.append(student.state_dict())
+    assert captured == [student]
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, msg=name)
 
 
 def test_an_own_space_runs_a_campaign_and_is_exported(
