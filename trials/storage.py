@@ -28,6 +28,7 @@ import gc
 import json
 import os
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._storage import JournalStorageReplayResult
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from nas_kd.trials.files import write_atomically
 from nas_kd.trials.passwords import masked
@@ -52,6 +53,7 @@ JOURNAL_NAME = "ledger.jsonl"
 STUDY_FILE = "study"  # in the folder of a run that has its ledger in a database: the name of its study there
 
 _CONNECT_TIMEOUT_S = 10
+_PAUSES_S = (0.1, 0.5, 1.0, 2.0)  # while another campaign makes the tables of a database
 _DRIVERS_WITH_CONNECT_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
 
 
@@ -308,9 +310,29 @@ def open_storage(run_dir: Path, url: str | None) -> BaseStorage:
             raise DamagedJournalError(f"{path} is damaged: lines of it are missing or were changed") from error
     with storage_errors(url):
         parsed = _parsed(url)
-        storage = RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=_engine_options(parsed))
+        storage = _database(parsed)
         weakref.finalize(storage, storage.engine.dispose)  # else its connections stay open until they are collected
         return storage
+
+
+def _database(parsed: URL) -> RDBStorage:
+    """Optuna's storage in a database, whose tables are made where they are missing.
+
+    Campaigns that begin at the same time may all make them. Those that come second look again.
+    """
+    url, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
+    for pause in _PAUSES_S:
+        storage = RDBStorage.__new__(RDBStorage)
+        try:
+            RDBStorage.__init__(storage, url, engine_kwargs=options)
+            return storage
+        except SQLAlchemyError as error:
+            if "engine" in vars(storage):
+                storage.engine.dispose()  # else its connection stays open
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(pause)
+    return RDBStorage(url, engine_kwargs=options)
 
 
 def _parsed(url: str) -> URL:

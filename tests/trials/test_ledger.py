@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from toy_trials import METRIC, SPACE, make_record, open_ledger
 
 from nas_kd.trials import (
@@ -553,6 +553,24 @@ def test_no_password_in_errors_of_a_database(tmp_path: Path, url: str, words: st
         printed = "".join(traceback.format_exception(error))
         assert "Geheim" not in printed.replace(url, "") or url.startswith("anna")
         assert "heim" not in str(error) or url.startswith("anna")
+
+
+def test_tables_may_be_made_by_two_campaigns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = RDBStorage.__init__
+    errors = [
+        IntegrityError("", None, Exception("UNIQUE constraint failed: alembic_version.version_num")),
+        OperationalError("", None, Exception("table study_directions already exists")),
+    ]
+
+    def second(storage: RDBStorage, *arguments: Any, **options: Any) -> None:
+        if errors:
+            raise errors.pop()
+        own(storage, *arguments, **options)
+
+    monkeypatch.setattr(RDBStorage, "__init__", second)
+    monkeypatch.setattr("nas_kd.trials.storage._PAUSES_S", (0.0, 0.0))
+    with open_ledger(tmp_path, storage=f"sqlite:///{tmp_path}/study.db") as ledger:
+        assert len(ledger) == 0
 
 
 def test_a_check_of_a_database_makes_no_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import toy_trials
 from toy_trials import SPACE, executions, open_ledger
 
 from nas_kd.trials import Event, Ledger, Resources, StorageError, Summary, run_trials
+from nas_kd.trials.storage import open_storage
 
 pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'nas-kd[postgresql]'")
+import psycopg
 from postgres_server import URL_PASSWORD, PostgresServer, programs
 
 if len(programs()) < 2:
@@ -39,11 +42,16 @@ def run(run_dir: Path, url: str, num_trials: int, **options: object) -> Summary:
 
 def test_campaigns_of_several_users_in_one_database_do_not_mix(tmp_path: Path, server: PostgresServer) -> None:
     users = [tmp_path / name / "clips" for name in ("anna", "ben")]
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE teams")
+    url = server.url("teams")
+    with ThreadPoolExecutor() as threads:  # they begin at once, and none finds tables
+        assert len(list(threads.map(open_storage, [*users, tmp_path], [url] * 3))) == 3
     for run_dir, number in zip(users, (2, 3), strict=True):
-        assert run(run_dir, server.url(), number).num_complete == number
-    assert run(users[0], server.url(), 4).num_complete == 4
+        assert run(run_dir, url, number).num_complete == number
+    assert run(users[0], url, 4).num_complete == 4
     for run_dir, number in zip(users, (4, 3), strict=True):
-        records = Ledger.load(run_dir, storage=server.url()).records()
+        records = Ledger.load(run_dir, storage=url).records()
         assert [record.number for record in records] == list(range(number))
         assert executions(run_dir) == [(i, "run") for i in range(number)]
         assert URL_PASSWORD not in "".join(p.read_text() for p in run_dir.rglob("*") if p.suffix in (".json", ".log"))
