@@ -116,8 +116,9 @@ def _against_teacher(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoin
     savings = [(teacher.saving(axis.of(pick), axis), axis.noun) for axis in front.axes]
     words = " and ".join(f"{fewer_or_more(saving)} {noun}" for saving, noun in savings if saving is not None)
     if words:
-        ending = f"is {distance} it on validation" if level is not None else f"was {distance}"
-        return f"It needs {words} than the teacher and {ending}."
+        alone = distance.removesuffix(" than").removesuffix(" to")
+        ending = f"it is {alone} on validation" if level is not None else f"it was {distance}"
+        return f"Compared with the teacher it needs {words}, and {ending}."
     if level is None:
         return f"It was {distance}."
     if FLOPS.name in front.ranking.names and teacher.flops is not None and teacher.uncounted:

@@ -132,7 +132,9 @@ def test_the_pick_is_the_cheapest_within_a_tolerance_of_the_best() -> None:
         "Pick trial 7: 94.4 % at 12 M FLOPs, the cheapest student within 1.0 points (tolerance) of the best, trial 9, "
         "95.0 % at 96 M FLOPs."
     )
-    assert advice.beside == "It needs 100× fewer FLOPs than the teacher and is 0.6 points worse than it on validation."
+    assert advice.beside == (
+        "Compared with the teacher it needs 100× fewer FLOPs, and it is 0.6 points worse on validation."
+    )
     assert dict(advice.alternatives) == {
         "Best accuracy": "trial 9, 95.0 % at 96 M FLOPs",
         "Cheapest": "trial 0, 60.0 % at 4 M FLOPs",
@@ -195,15 +197,15 @@ def test_the_test_value_stands_beside_what_validation_selected() -> None:
     advice = advise(ParetoFront.from_records([record(0, 10, metrics=metrics)]), TeacherPoint("t", 100, 0.8, 0.79))
     assert advice is not None
     assert advice.beside.endswith(
-        "equal to it on validation. On the test split, which selected nothing, it reaches 75.0 %, the teacher 79.0 %."
+        "it is equal on validation. On the test split, which selected nothing, it reaches 75.0 %, the teacher 79.0 %."
     )
 
 
 def test_a_student_that_costs_more_is_not_called_cheaper() -> None:
     advice = advise(ParetoFront.from_records([record(0, 200, 0.5)]), TeacherPoint("t", 100, 0.5))
     assert advice is not None
-    assert "It needs 2× more FLOPs than the teacher" in advice.beside
-    assert [fewer_or_more(saving) for saving in (9.25, 0.406)] == ["9.25× fewer", "2.46× more"]
+    assert "Compared with the teacher it needs 2× more FLOPs" in advice.beside
+    assert [fewer_or_more(saving) for saving in (9.25, 0.406, 1.001)] == ["9.25× fewer", "2.46× more", "as many"]
 
 
 def test_advice_for_short_fronts() -> None:
@@ -228,7 +230,7 @@ def test_a_better_cheaper_student_is_said_to_be_so_whatever_the_direction() -> N
     good = record(0, 10, 0.2, metric=LOSS)
     advice = advise(ParetoFront.from_records([good]), TeacherPoint("t", 100, 0.3))
     assert advice is not None
-    assert "10× fewer FLOPs than the teacher and is 0.1 better than it" in advice.beside
+    assert "10× fewer FLOPs, and it is 0.1 better on" in advice.beside
     minimised = [record(0, 10, 0.201, metric=LOSS), record(1, 20, 0.2, metric=LOSS)]
     assert ParetoFront.from_records(minimised).pick is minimised[0]  # within 1 % of the best
 

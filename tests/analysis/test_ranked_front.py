@@ -81,7 +81,9 @@ def test_pick_and_advice_follow_the_objectives() -> None:
     advice = advise(ParetoFront.from_records(TRIALS, ranking=BY_PARAMETERS), teacher)
     assert advice is not None
     assert advice.sentence.startswith("Pick trial 3: 90.0 % at 800 parameters, the best one")
-    assert advice.beside.startswith("It needs 10× fewer parameters than the teacher and is 5.0 points worse")
+    assert advice.beside.startswith(
+        "Compared with the teacher it needs 10× fewer parameters, and it is 5.0 points worse"
+    )
     assert "FLOPs" not in " ".join([advice.sentence, advice.beside, *(text for _, text in advice.alternatives)])
     three = advise(ParetoFront.from_records(TRIALS, ranking=BY_THREE), teacher)
     assert three is not None
