@@ -50,7 +50,12 @@ class CameraConfig(BaseModel):
     noise: float = Field(
         default=0.0, ge=0, le=0.2, description="Standard deviation of each frame's noise, in shares of full brightness."
     )
-    clips_per_image: int = Field(default=1, ge=1, description="Clips made of each image, each with its own motion.")
+    clips_per_image: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Clips made of each image, each with its own motion; all are kept on disk.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the motions, apart from the seed of the campaign.")
 
     @field_validator("splits")

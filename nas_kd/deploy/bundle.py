@@ -414,7 +414,8 @@ def read_info(folder: Path | str) -> BundleInfo:
     try:
         info = BundleInfo.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged: {'; '.join(explain(error, BundleInfo, content))}") from error
+        sentences = "; ".join(explain(error, BundleInfo, content))
+        raise ValueError(f"{path} is damaged: {sentences}; take the bundle from its trial again") from error
     if digest != digest_of(content):
         raise ValueError(
             f"{path} was changed after it was written: its digest is not that of its content; take the bundle from its "

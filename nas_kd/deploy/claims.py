@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from nas_kd.data.file_decoding import FileDecoding
+from nas_kd.data.label_form import ClassLabels, LabelForm
 from nas_kd.deploy.student_view import StudentView
 from nas_kd.tasks import TASKS
 
 MAX_ARCH_BYTES = 32 * 2**20  # of arch.json; a thousand classes and a hundred layers take less than 1 MB
 MAX_INPUT = 2**28  # numbers of one input: 1 GB
 MAX_CLIP = 2**31  # bytes of one decoded clip
+MAX_IGNORED = 2**16  # pixel values without a class, each of at most 32 bits, as label images have them
 
 
 class Claims(Protocol):
@@ -24,6 +27,7 @@ class Claims(Protocol):
     source_frames: int
     source_size: tuple[int, int]
     decoding: FileDecoding | None
+    labels: LabelForm | None
     view: StudentView | None
     class_names: tuple[str, ...]
     task: str
@@ -58,6 +62,10 @@ def _entry(info: Claims, key: str) -> object:
     return value
 
 
+def _printable(names: Iterable[str]) -> bool:
+    return not any(ord(letter) < 32 or ord(letter) == 127 for name in names for letter in name)
+
+
 def _rules(info: Claims) -> list[tuple[str, bool, str]]:
     """(entry, whether it holds, the rule), the more basic ones first."""
     frames, (height, width) = info.source_frames, info.source_size
@@ -74,11 +82,7 @@ def _rules(info: Claims) -> list[tuple[str, bool, str]]:
         ("flops", info.flops >= 0, "it is no negative number"),
         ("keyframe_interval", (info.keyframe_interval or 1) > 0 and info.keyframe_interval != 0, "it is at least 1"),
         ("task", info.task in TASKS or ":" in info.task, f"tasks are {', '.join(TASKS)}, or your own (module:name)"),
-        (
-            "class_names",
-            not any(ord(letter) < 32 or ord(letter) == 127 for name in info.class_names for letter in name),
-            "names have no control characters",
-        ),
+        ("class_names", _printable(info.class_names), "names have no control characters"),
         ("class_names", len(set(info.class_names)) == len(info.class_names), "each class has a name of its own"),
     ]
     if is_video:
@@ -100,6 +104,25 @@ def _rules(info: Claims) -> list[tuple[str, bool, str]]:
                 "decoding.stored",
                 fits and 3 * math.prod(stored) <= MAX_CLIP,
                 f"it is at least {frames} frames of {height} × {width} pixels, and at most {MAX_CLIP:,} bytes",
+            )
+        )
+    if isinstance(info.labels, ClassLabels):
+        rules.append(("labels.group", _printable([info.labels.group or ""]), "names have no control characters"))
+    elif info.labels is not None:
+        ignored = info.labels.ignore
+        rules += [
+            (f"labels.{key}", _printable(names), "names have no control characters")
+            for key, names in (
+                ("values", info.labels.values),
+                ("sequence", [info.labels.sequence]),
+                ("order", [info.labels.order]),
+            )
+        ]
+        rules.append(
+            (
+                "labels.ignore",
+                len(ignored) <= MAX_IGNORED and all(abs(value) < 2**31 for value in ignored),
+                f"it lists at most {MAX_IGNORED:,} values of 32 bits",
             )
         )
     if info.view is not None:

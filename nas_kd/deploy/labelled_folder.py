@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
 
 from nas_kd.data import FeaturesConfig, FolderConfig, SequencesConfig, features, folder, sequences
 from nas_kd.data.file_decoding import FileDecoding
@@ -10,11 +14,13 @@ from nas_kd.data.label_form import ClassLabels, LabelForm, LabelImages
 from nas_kd.data.sample import Labelled
 from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.measure import LabelledSet
+from nas_kd.settings.mistakes import explain
 from nas_kd.tasks import TASKS, make_task
 
 TABLE_NAME = "labels.csv"
 
 _OF_CLASSES = ("label", "labels")  # keys of samples of tasks whose labels are names of classes
+_AGAIN = "take the bundle from its trial again"
 _CAMPAIGN = (
     "give a campaign file whose section data names the labelled data (to read it, nas-kd must be installed with all "
     "that it depends on)"
@@ -55,16 +61,22 @@ def _form_of(info: BundleInfo) -> LabelForm:
     """The form of the student's labels; names of classes where they stood in no table and it gives classes.
 
     Raises:
-        ValueError: it gives something else, or the task is the user's.
+        ValueError: it gives something else, the labels are not of the task's kind, or the task is the user's.
     """
     if info.task not in TASKS:
         raise ValueError(
             f"a folder is measured for tasks of the package, {', '.join(TASKS)}, but the student's is {info.task}, and "
             f"a bundle runs no code; {_CAMPAIGN}"
         )
+    of_images = any(key not in _OF_CLASSES for key in TASKS[info.task].keys)
     if info.labels is not None:
+        if isinstance(info.labels, LabelImages) != of_images:
+            raise ValueError(
+                f"arch.json cannot be that of a student: labels.form is {info.labels.form!r}, but that of "
+                f"{info.task} is {'images' if of_images else 'classes'!r}; {_AGAIN}"
+            )
         return info.labels
-    if any(key not in _OF_CLASSES for key in TASKS[info.task].keys):
+    if of_images:
         raise ValueError(
             f"arch.json must say under labels how label images are written, but that of this student ({info.task}) "
             "does not: its own labels were no files, or an earlier nas_kd trained it; "
@@ -73,51 +85,66 @@ def _form_of(info: BundleInfo) -> LabelForm:
     return ClassLabels()
 
 
+@contextmanager
+def _read_as(options: type[BaseModel]) -> Iterator[None]:
+    """Refuse in a sentence what an arch.json says of files and labels where no data section could say it."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(
+            f"arch.json cannot be that of a student: read as data of source {options.model_fields['source'].default}, "
+            f"{'; '.join(explain(error, options, {}))}; {_AGAIN}"
+        ) from error
+
+
 def _frames(root: Path, split: str | None, info: BundleInfo, form: LabelImages, decoding: FileDecoding) -> Labelled:
-    config = SequencesConfig(
-        root=root,
-        labels=TABLE_NAME,
-        frames=info.source_frames,
-        size=info.source_size,
-        fit=decoding.fit,
-        sequence=form.sequence,
-        order=form.order,
-        max_gap=form.max_gap,
-        classes=form.values,
-        ignore=form.ignore,
-        binary=form.binary,
-        points=form.points,
-        boxes=form.min_box_pixels is not None,
-        min_box_pixels=form.min_box_pixels or 1,
-        camera=form.camera,
-    )
+    with _read_as(SequencesConfig):
+        config = SequencesConfig(
+            root=root,
+            labels=TABLE_NAME,
+            frames=info.source_frames,
+            size=info.source_size,
+            fit=decoding.fit,
+            sequence=form.sequence,
+            order=form.order,
+            max_gap=form.max_gap,
+            classes=form.values,
+            ignore=form.ignore,
+            binary=form.binary,
+            points=form.points,
+            boxes=form.min_box_pixels is not None,
+            min_box_pixels=form.min_box_pixels or 1,
+            camera=form.camera,
+        )
     return sequences.load_labelled(config, split)
 
 
 def _features(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
-    config = FeaturesConfig(
-        root=root,
-        labels=TABLE_NAME,
-        frames=info.source_frames,
-        stored_frames=None if decoding.stored is None else decoding.stored[0],
-        classes=info.class_names,
-        group=form.group,
-        multi_label="labels" in TASKS[info.task].keys,
-    )
+    with _read_as(FeaturesConfig):
+        config = FeaturesConfig(
+            root=root,
+            labels=TABLE_NAME,
+            frames=info.source_frames,
+            stored_frames=None if decoding.stored is None else decoding.stored[0],
+            classes=info.class_names,
+            group=form.group,
+            multi_label="labels" in TASKS[info.task].keys,
+        )
     return features.load_labelled(config, split)
 
 
 def _clips(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
     stored = decoding.stored or (info.source_frames, *info.source_size)
-    config = FolderConfig(
-        root=root,
-        labels=TABLE_NAME,
-        frames=info.source_frames,
-        size=info.source_size,
-        fit=decoding.fit,
-        stored_frames=stored[0],
-        stored_size=stored[1:],
-        classes=info.class_names,
-        group=form.group,
-    )
+    with _read_as(FolderConfig):
+        config = FolderConfig(
+            root=root,
+            labels=TABLE_NAME,
+            frames=info.source_frames,
+            size=info.source_size,
+            fit=decoding.fit,
+            stored_frames=stored[0],
+            stored_size=stored[1:],
+            classes=info.class_names,
+            group=form.group,
+        )
     return folder.load_labelled(config, split)

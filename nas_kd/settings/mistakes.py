@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,7 +39,11 @@ def explain(
             where = ".".join(str(p) for p in _present(path, data))
             lines.append(f"{where}: {inner}" if where else str(inner))
         elif kind == "union_tag_invalid":
-            lines.append(f"{where}.source: {item['ctx']['tag']!r} is unknown; choose from {', '.join(_tags(item))}")
+            key = item["ctx"]["discriminator"].strip("'")
+            lines.append(f"{where}.{key}: {item['ctx']['tag']!r} is unknown; choose from {', '.join(_tags(item))}")
+        elif kind == "union_tag_not_found":
+            key = item["ctx"]["discriminator"].strip("'")
+            lines.append(f"{where}.{key}: missing; give it a value")
         elif kind == "missing":
             lines.append(f"{where}: missing; give it a value")
         else:
@@ -117,7 +121,7 @@ def _locate(loc: Sequence[Any], data: Any, root: type[BaseModel]) -> tuple[list[
         inside = isinstance(node, Mapping) and part in node
         listed = isinstance(node, list | tuple) and isinstance(part, int)
         if not inside and not listed and i < len(loc) - 1:
-            models = [m for m in models_in(model) if part in (m.__name__, _tag(m))]
+            models = [m for m in models_in(model) if part in (m.__name__, *_names_of(m))]
             model = models[0] if models else model
             continue  # the tag of a union: not a key of the file
         path.append(part)
@@ -146,6 +150,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _tag(model: type[BaseModel]) -> str:
-    field = model.model_fields.get("source")
-    return str(field.default) if field else ""
+def _names_of(model: type[BaseModel]) -> list[str]:
+    """The values of keys that can have one value only, which tell the forms of a section apart."""
+    kinds = (field.annotation for field in model.model_fields.values())
+    return [str(get_args(kind)[0]) for kind in kinds if get_origin(kind) is Literal and len(get_args(kind)) == 1]

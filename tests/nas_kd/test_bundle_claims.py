@@ -13,12 +13,15 @@ from PIL import Image
 
 import nas_kd
 from nas_kd.config import CampaignConfig
+from nas_kd.data.label_form import LabelImages
 from nas_kd.deploy.bundle import digest_of, read_info
 from nas_kd.deploy.claims import MAX_ARCH_BYTES
+from nas_kd.deploy.labelled_folder import labelled_folder
 from nas_kd.deploy.pt2_archive import check_graph
 from tests.nas_kd.test_deploy import bundle
 
 NAN = float("nan")
+IMAGES = {"form": "images", "values": ["a", "b"]}
 CLAIMS: list[tuple[str, Any, str]] = [
     ("source_frames", 0, "source_frames is 0, but it is at least 1"),
     ("source_frames", 10**9, "a clip has at most"),
@@ -43,6 +46,31 @@ CLAIMS: list[tuple[str, Any, str]] = [
     ("decoding", {"stored": [0, 0, 0]}, "at least 4 frames of 16 × 16"),
     ("decoding", {"stored": [10**9, 20, 20]}, "at most .* bytes"),
     ("params", -1, "no negative number"),
+    ("labels", {"form": "images"}, "labels.values: missing; give it a value; take the bundle from its trial again"),
+    ("labels", {"form": "other"}, "labels.form: 'other' is unknown; choose from classes, images"),
+    ("labels", {}, "labels.form: missing"),
+    ("labels", {"form": "classes", "group": "\x1b[2J"}, "labels.group is .* no control characters"),
+    ("labels", {**IMAGES, "kind": 1}, "labels.kind: unknown key 'kind'; choose from form, values, ignore"),
+    ("labels", {**IMAGES, "values": ["a", "\n"]}, "labels.values is .* no control characters"),
+    ("labels", {**IMAGES, "order": "\n"}, "labels.order is .* no control characters"),
+    ("labels", {**IMAGES, "ignore": [2**31]}, "labels.ignore is .*2147483648.* at most 65,536 values of 32 bits"),
+    ("labels", {**IMAGES, "ignore": [9] * (2**16 + 1)}, "labels.ignore is .*9….* at most 65,536 values of 32 bits"),
+    (
+        "labels",
+        {**IMAGES, "camera": {"clips_per_image": 1001}},
+        "labels.camera.clips_per_image: input should be less than or equal to 1000, but got 1001; take the bundle",
+    ),
+]
+LABELS: list[tuple[str, Any, str]] = [  # what only shows where the labels are read, as no data section could say it
+    (
+        "segmentation",
+        {"values": ("a", "a")},
+        r"as data of source sequences, classes must differ, .* \('a', 'a'\); take",
+    ),
+    ("segmentation", {"values": tuple("abc"), "binary": True}, "classes must name background and object where labels"),
+    ("segmentation", {"points": True, "camera": {"splits": ["test"]}}, "points belong to frames as they are"),
+    ("detection", {"points": True, "min_box_pixels": 9}, "boxes are tight around objects"),
+    ("classification", {}, "labels.form is 'images', but that of classification is 'classes'; take the bundle from"),
 ]
 
 
@@ -53,7 +81,7 @@ def test_entries_that_cannot_be_true_are_refused(tiny: Callable[..., CampaignCon
 
     Image.new("RGB", (16, 16)).save(image)
     file = tmp_path / "arch.json"
-    content = json.loads(file.read_text())
+    content, info = json.loads(file.read_text()), read_info(tmp_path)
     assert len(nas_kd.load(tmp_path).classify(image).labels) == 4
     for entry, value, sentence in CLAIMS:
         changed = {**content, entry: value}
@@ -61,6 +89,11 @@ def test_entries_that_cannot_be_true_are_refused(tiny: Callable[..., CampaignCon
         with pytest.raises(ValueError, match=sentence) as caught:
             nas_kd.load(tmp_path).classify(image)
         assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    for task, change, sentence in LABELS:
+        labels = LabelImages.model_validate({**IMAGES, **change})
+        with pytest.raises(ValueError, match=rf"arch\.json cannot be that of a student: .*{sentence}") as caught:
+            labelled_folder(tmp_path, None, info.model_copy(update={"task": task, "labels": labels}))
         assert "\n" not in str(caught.value)
     file.write_text("[" * 10**5)
     with pytest.raises(ValueError, match="nested too deeply"):
