@@ -174,8 +174,7 @@ class Comparison:
 
     def _at_chance(self) -> list[str]:
         """A sentence where the best student of a campaign is not shown to beat a net that looks at nothing."""
-        lost: list[str] = []
-        levels: list[tuple[float, str]] = []
+        lost: dict[tuple[float, str], list[str]] = {}
         for group in self.groups:
             for run, front in zip(group.runs, group.fronts, strict=True):
                 if front.best is None:
@@ -183,14 +182,11 @@ class Comparison:
                 level = trivial_level(front.best.evaluated.get("val"), maximize=self.metric.maximize)
                 own = uncertainty(front.best)
                 if level is not None and own is not None and not own.beats(level[0], maximize=self.metric.maximize):
-                    lost.append(run.name)
-                    levels.append(level)
-        if not lost:
-            return []
-        value, words = levels[0]
+                    lost.setdefault(level, []).append(run.name)
         return [
-            f"The best student of {', '.join(lost[:5])}{', …' if len(lost) > 5 else ''} is not shown to be better than "
-            f"{words} ({metric_text(value, self.metric)}, validation): differences to it mean nothing."
+            f"The best student of {', '.join(names[:5])}{', …' if len(names) > 5 else ''} is not shown to be better "
+            f"than {words} ({metric_text(value, self.metric)}, validation): differences to it mean nothing."
+            for (value, words), names in lost.items()
         ]
 
     def choice_differences(self, cost: float) -> dict[str, list[list[Any]]]:

@@ -380,7 +380,10 @@ def _box(points: Floats, axes: Sequence[Axis], ranking: Ranking) -> tuple[tuple[
     for column, objective in enumerate((*(axis.objective for axis in axes), ranking.objectives[0])):
         values = points[:, column].tolist()
         margin = 1.0 if objective.cost is None else REFERENCE_MARGIN
-        corners.append(ranking.range_of(objective) or (margin * max(values, default=0.0), min([0.0, *values])))
+        worst, best = ranking.range_of(objective) or (margin * max(values, default=0.0), min([0.0, *values]))
+        if objective.maximize and values and max(values) <= 0:  # such as a log-likelihood
+            worst = min(values)
+        corners.append((worst, best))
     worst_corner, best_corner = zip(*corners, strict=True)
     return worst_corner, best_corner
 

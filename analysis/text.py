@@ -77,9 +77,9 @@ def ms_text(value: float) -> str:
 
 
 def fewer_or_more(saving: float) -> str:
-    """How a cost compares with a teacher's that is `saving` times as high: `9.25× fewer`, `2.46× more`, `as many`."""
+    """How a cost compares with a teacher's that is `saving` times as high: `9.25× fewer`, `2.46× more`, `equal`."""
     if f"{max(saving, 1 / saving):.3g}" == "1":
-        return "as many"
+        return "equal"
     return f"{saving:.3g}× fewer" if saving >= 1 else f"{1 / saving:.3g}× more"
 
 

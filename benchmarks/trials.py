@@ -69,10 +69,10 @@ def campaign(run_dir: Path, number: int, executor: str, sampler: str) -> dict[st
     journal = run_dir / "ledger.jsonl"
     return {
         "first_trial_s": ended[0] - started,
-        "s_per_trial": (ended[-1] - ended[0]) / (number - 1),
-        "s_per_late_trial": (ended[-1] - ended[-1 - tail]) / tail,
-        "cpu_s_per_trial": (used[-1] - used[0]) / (number - 1),
-        "cpu_s_per_late_trial": (used[-1] - used[-1 - tail]) / tail,
+        "s_per_trial": (ended[-1] - ended[0]) / max(number - 1, 1),
+        "s_per_late_trial": (ended[-1] - ended[max(number - 1 - tail, 0)]) / tail,
+        "cpu_s_per_trial": (used[-1] - used[0]) / max(number - 1, 1),
+        "cpu_s_per_late_trial": (used[-1] - used[max(number - 1 - tail, 0)]) / tail,
         "driver_growth_mb": (memory[-1] - memory[0]) / 1e6,
         "ledger_kb_per_trial": journal.stat().st_size / number / 1e3,
         "reopen_s": reopened - clock,

@@ -85,6 +85,7 @@ class Taps:
 
     def __init__(self, module: nn.Module, names: Iterable[str], run: Callable[..., Any] | None = None) -> None:
         self.module, self._run = module, module if run is None else run
+        self._copies_all = run is not None  # compiled code does not tell that it overwrites a map
         self.names = tuple(dict.fromkeys(names))
         modules = tappable(module)
         if isinstance(module, Viewed):  # a space that is made of its layers names them as the whole has them
@@ -114,7 +115,7 @@ class Taps:
                 f"gives a {kind} and not one tensor",
                 f"a tapped module must return one tensor, but {name!r} returns a {kind}",
             )
-        self._seen[name] = output.clone() if name in self._overwritten else output
+        self._seen[name] = output.clone() if self._copies_all or name in self._overwritten else output
         self._versions[name] = self._seen[name]._version
 
     def __call__(self, *inputs: Any) -> ModelOutput:

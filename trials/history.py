@@ -94,7 +94,7 @@ class SeenTrials:
     def history(
         self,
         trials: Sequence[FrozenTrial],
-        but: int,
+        proposed: int,
         encoding: Encoding,
         known: KnownCosts | None,
         maximize: Sequence[bool],
@@ -103,7 +103,7 @@ class SeenTrials:
 
         Args:
             trials: Of the study, by number.
-            but: Number of the trial that is being proposed, which is left out.
+            proposed: Number of the trial that is being proposed, which is left out.
             encoding: Of the space; trials that lack a knob of it are left out.
             known: What is known of a trial from its knobs.
             maximize: Direction of each objective.
@@ -113,9 +113,9 @@ class SeenTrials:
             self._forget()
             self._of = (dict(encoding.space), known, signs)
         for number in self._changed(trials):
-            self._take_in(number, trials[number], encoding, known, signs, left_out=number == but)
+            self._take_in(number, trials[number], encoding, known, signs, left_out=number == proposed)
         self._seen = list(trials)
-        self._seen[but : but + 1] = [None]
+        self._seen[proposed : proposed + 1] = [None]
         kinds = self._kinds[: len(trials)]
         complete = np.flatnonzero(kinds == _COMPLETE)
         excesses = self._excesses[complete]

@@ -38,12 +38,15 @@ class StoredTrials:
     def all(self) -> Sequence[FrozenTrial]:
         """All trials, by number; not to be changed."""
         if self._known is None or not self.alone:
-            self._known = []
+            self._known = None  # while it is not known whether the storage answers
+            trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
             self._changed.clear()
             self._counts.clear()
             self._unended.clear()
-            for trial in self._storage.get_all_trials(self._study_id, deepcopy=False):
-                self._take_in(self._known, trial)
+            known: list[FrozenTrial] = []
+            for trial in trials:
+                self._take_in(known, trial)
+            self._known = known
         while self._changed:  # in order, as trials are made
             first = min(self._changed)
             self._take_in(self._known, self._storage.get_trial(first))
@@ -52,6 +55,7 @@ class StoredTrials:
 
     def _take_in(self, known: list[FrozenTrial], trial: FrozenTrial) -> None:
         number = trial.number
+        assert number <= len(known), f"trial {number} comes before trial {len(known)}"
         if number < len(known):
             self._counts[known[number].state] -= 1
         known[number : number + 1] = [trial]

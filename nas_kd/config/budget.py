@@ -141,7 +141,7 @@ class BudgetConfig(Section):
         return limits
 
     @property
-    def most(self) -> dict[str, float]:
+    def cost_limits(self) -> dict[str, float]:
         """Cost by which students may be ranked -> the most that one may have, in its unit, where that is limited."""
         limits = dict(self.limits)
         if LATENCY_FIGURE in limits:

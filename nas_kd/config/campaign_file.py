@@ -234,7 +234,7 @@ class CampaignConfig(Section):
         return Ranking.of(
             [Objective(name=name, maximize=name not in COSTS and task.maximizes(name)) for name in names],
             [Constraint(name=name, min=limit.min, max=limit.max) for name, limit in self.constraints.items()],
-            self.budget.most,
+            self.budget.cost_limits,
         )
 
     def _check_ranking(self) -> None:

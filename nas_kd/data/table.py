@@ -117,6 +117,7 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(
             f"labels must be a readable csv file in UTF-8, but {path} gave: {getattr(error, 'strerror', None) or error}"
+            f"{'; save it as CSV UTF-8, with commas' if isinstance(error, UnicodeError) else ''}"
         ) from error
 
 

@@ -68,6 +68,8 @@ def _form_of(info: BundleInfo) -> LabelForm:
             f"a folder is measured for tasks of the package, {', '.join(TASKS)}, but the student's is {info.task}, and "
             f"a bundle runs no code; {_CAMPAIGN}"
         )
+    if info.mean is not None and "labels" in TASKS[info.task].keys:
+        raise ValueError(f"a folder of clips has one class an item, but the student's task is {info.task}; {_CAMPAIGN}")
     of_images = any(key not in _OF_CLASSES for key in TASKS[info.task].keys)
     if info.labels is not None:
         if isinstance(info.labels, LabelImages) != of_images:

@@ -21,7 +21,7 @@ from nas_kd.deploy.passes import DeltaPass, KeyPass, StateLayout, layout_of, sam
 from nas_kd.deploy.record import third_party_warnings
 from nas_kd.search_spaces.key_frame_net import KeyFrameNet, Reference, State, state_bytes, tensors_of
 
-BEYOND = 8  # times the range of normalised frames: bytes lie beyond, normal noise does not
+RANGE_FACTOR = 8  # times the range of normalised frames: bytes lie beyond, normal noise does not
 NEVER = -1  # the age of a stream without a key frame
 THUMBNAIL = 8  # side of the pooled frame by which a change of scene is judged
 
@@ -237,7 +237,7 @@ class StreamingStudent:
             return
         low, high = self.student.pixel_range
         furthest = float(frame.abs().max())
-        if not furthest <= BEYOND * max(abs(low), abs(high)):
+        if not furthest <= RANGE_FACTOR * max(abs(low), abs(high)):
             raise ValueError(
                 f"frames must be normalised as in training, so that they lie from {low:.3g} to {high:.3g}, but this "
                 f"one reaches {furthest:.3g}; give (frame / 255 − mean) / std, as the bundle says"

@@ -44,7 +44,10 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     if _INTERNAL_ERROR in str(error) and torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] < _NOTHING_FREE_BYTES
+        try:
+            return torch.cuda.mem_get_info()[0] < _NOTHING_FREE_BYTES
+        except RuntimeError:  # the GPU answers nothing more; the first error says why
+            return False
     return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 

@@ -48,6 +48,13 @@ def test_default_box_and_hypervolume_by_hand() -> None:
     assert front.contributions == pytest.approx({0: 90 * 0.5 / 110, 1: 10 * 0.3 / 110})
 
 
+def test_a_metric_below_zero_has_a_hypervolume() -> None:
+    ranking = Ranking.of([Objective(name="flops"), Objective(name="accuracy", maximize=True)], limits={"flops": 100.0})
+    front = ParetoFront.from_records([record(0, 10, -3.0), record(1, 55, -1.0)], ranking=ranking)
+    assert front.reference == (pytest.approx(110.0), -3.0)
+    assert front.hypervolume == pytest.approx(55 * 2 / (110 * 4))
+
+
 def test_a_trial_that_others_beat_changes_no_hypervolume() -> None:
     ranking = Ranking.of([Objective(name="flops"), Objective(name="accuracy", maximize=True)], limits={"flops": 100.0})
     records = [record(0, 10, 0.5), record(1, 40, 0.8), record(2, 50, 0.7), record(3, 100, -0.1), record(4, 900, 0.75)]
@@ -205,7 +212,7 @@ def test_a_student_that_costs_more_is_not_called_cheaper() -> None:
     advice = advise(ParetoFront.from_records([record(0, 200, 0.5)]), TeacherPoint("t", 100, 0.5))
     assert advice is not None
     assert "Compared with the teacher it needs 2× more FLOPs" in advice.beside
-    assert [fewer_or_more(saving) for saving in (9.25, 0.406, 1.001)] == ["9.25× fewer", "2.46× more", "as many"]
+    assert [fewer_or_more(saving) for saving in (9.25, 0.406, 1.001)] == ["9.25× fewer", "2.46× more", "equal"]
 
 
 def test_advice_for_short_fronts() -> None:

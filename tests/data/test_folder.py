@@ -537,7 +537,7 @@ def test_a_missing_or_binary_table_is_named(root):
     with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-16"):
         load(config(root), seed=0)
     (root / "labels.csv").write_bytes(b"path,\xe4")
-    with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-8' codec"):
+    with pytest.raises(DataError, match=r"readable csv file in UTF-8, but .* gave: 'utf-8' .*; save it as CSV UTF-8"):
         load(config(root), seed=0)
     (root / "labels.csv").unlink()
     with pytest.raises(DataError, match=r"labels\.csv gave"):

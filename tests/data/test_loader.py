@@ -23,7 +23,6 @@ from nas_kd.data import (
 from nas_kd.data.augment import NUM_DRAWS
 from nas_kd.data.pace import PaceMeter
 from nas_kd.data.reader import end_with_parent
-from nas_kd.data.resident import stays_on
 
 
 def make_set(items=10, frames=2, height=8, width=12):
@@ -212,16 +211,6 @@ def test_a_gpu_gives_the_same_batches(options):
             assert all(value.is_cuda for value in batch.values())
             assert torch.equal(batch["label"].cpu(), cpu["label"])
             assert (batch["clip"].cpu().int() - cpu["clip"].int()).abs().max() <= 1
-
-
-def test_data_stay_on_a_gpu_up_to_a_quarter_of_its_free_memory(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 * 10**9, 80 * 10**9))
-    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
-    assert not stays_on(cpu, 1)
-    assert stays_on(gpu, 10**10)
-    assert not stays_on(gpu, 10**10 + 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 80 * 10**9))
-    assert stays_on(gpu, 2 * 2**30)
 
 
 def test_epochs_differ_and_repeat_in_any_order():

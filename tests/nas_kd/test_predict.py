@@ -353,6 +353,10 @@ def test_maps_of_frames_are_those_of_the_windows_that_begin_there(tmp_path: Path
         labelled_folder(tmp_path, None, info)
     with pytest.raises(ValueError, match=r"but the student's is mytask:Depth, and a bundle runs no code; give a"):
         labelled_folder(tmp_path, None, info.model_copy(update={"task": "mytask:Depth"}))
+    with pytest.raises(
+        ValueError, match=r"a folder of clips has one class an item, but the student's task is multilabel"
+    ):
+        labelled_folder(tmp_path, None, info.model_copy(update={"task": "multilabel"}))
 
 
 def test_maps_of_a_task_of_ones_own_are_drawn_as_heat_and_single_values_as_numbers() -> None:

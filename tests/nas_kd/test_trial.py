@@ -258,7 +258,7 @@ def test_a_compiled_student_trains_alike(tiny: Callable[..., CampaignConfig], mo
 
     def compile_quickly(net: nn.Module, mode: str | None) -> Any:
         captured.append(net)
-        return capture(net, backend="eager", fullgraph=True)
+        return capture(net, backend="aot_eager", fullgraph=True)
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
     context = build_context(tiny(data={"num_train": 24}, retrain={"epochs": 2, "batch_size": 8}), "cpu")
@@ -266,7 +266,13 @@ def test_a_compiled_student_trains_alike(tiny: Callable[..., CampaignConfig], mo
     config, trained = context.config, list[dict[str, torch.Tensor]]()
     for compiled in (False, True):
         torch.manual_seed(0)
-        layers = [nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()]
+        layers = [
+            nn.Conv3d(3, 4, 3, padding=1),
+            nn.BatchNorm3d(4),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+        ]
         student = nn.Sequential(*layers, nn.Linear(4, 4))
         knobs = context.space.knobs_with({})
         with closing(Learner(context, student, config.objective, knobs, cached=False, compiled=compiled)) as learner:

@@ -5,12 +5,13 @@ import shutil
 import traceback
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -41,6 +42,7 @@ from nas_kd.trials.storage import (
     repair_journal,
     study_name,
 )
+from nas_kd.trials.stored_trials import StoredTrials
 from nas_kd.trials.view import ProposalView
 
 # SQLite stands in for PostgreSQL and MySQL: the same code of Optuna's, reached by URL.
@@ -599,6 +601,19 @@ def test_no_password_where_a_database_ends_while_it_is_read(
     with pytest.raises(StorageError, match=r"the database cannot be used: .*cannot connect") as raised:
         Ledger.load(tmp_path, storage=url).records()
     assert "heim" not in str(raised.value)
+
+
+def test_a_first_read_that_fails_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = InMemoryStorage()
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE])
+    for _ in range(3):
+        storage.create_new_trial(study_id)
+    trials = StoredTrials(storage, study_id, alone=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "get_all_trials", Mock(side_effect=StorageInternalError("away")))
+        with pytest.raises(StorageInternalError):
+            trials.all()
+    assert [trial.number for trial in trials.all()] == [0, 1, 2]
 
 
 def test_a_driver_waits_for_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
