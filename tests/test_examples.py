@@ -116,6 +116,7 @@ ELSEWHERE = {
     **{("search.md", number): "test_docs.py" for number in range(5)},
     **{("extending.md", number): "test_extending.py, as the file of examples/ that it shows" for number in range(3)},
     ("streaming.md", 2): "test_export_stream.py",
+    ("teachers.md", 0): "test_sequences.py",
     ("extending.md", 3): "not run: needs a bundle of a space with an operator of one's own, as test_extending.py has",
     ("report-and-export.md", 1): "not run: needs a campaign with a grid; test_grid.py makes the same calls",
 }
