@@ -159,7 +159,7 @@ class Machines:
         node, self._next = f"{self._mark}/{self._next}.", self._next + 1
         subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *options],
-            env=os.environ | {NODE: node},
+            env=os.environ | {NODE: node, "RAY_AUTH_MODE": "disabled"},
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 _TIMEOUT_S = 5.0
 _FOUND_BY_RAY = ("auto", "local")
+_AUTH_TOKEN = "~/.ray/auth_token"
 _ADDRESS = re.compile(r"(?:ray://)?(?:\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[^\s:/@]+)):(?P<port>\d{1,5})")
 
 
@@ -59,3 +62,11 @@ class NodeView:
     missing: tuple[str, ...] = ()
     clock_s: float = 0.0
     error: str = ""
+
+
+def has_auth_token() -> bool:
+    """Whether Ray has a token to show to a cluster, in the environment or in its own file."""
+    return (
+        "RAY_AUTH_TOKEN" in os.environ
+        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", _AUTH_TOKEN)).expanduser().is_file()
+    )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas_kd.trials.cluster import NodeView, check_address
+from nas_kd.trials.cluster import NodeView, check_address, has_auth_token
 from nas_kd.trials.context import TrialFn
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.events import OnEvent
@@ -32,7 +32,6 @@ from nas_kd.trials.scheduler import RungScheduler
 # Set by the user, they stay as they are.
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
-    "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",  # else 15: trials would starve beside other work; `nice nas-kd` lowers all
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^Raylet is terminated",  # with 20 lines of its log; the executor says it in one
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -74,9 +73,13 @@ class Summary:
         return "\n".join(lines)
 
 
-def set_ray_environment() -> None:
-    """Set what Ray reads from the environment when it is imported; call it before `import ray`."""
-    for name, value in _RAY_SETTINGS.items():
+def set_ray_environment(resources: Resources) -> None:
+    """Set what Ray reads from the environment when it is imported; call it before `import ray`.
+
+    A cluster that was started where there is a token of Ray asks for it, and one that asks for none takes who has it.
+    """
+    joins_with_token = resources.address is not None and has_auth_token()
+    for name, value in {**_RAY_SETTINGS, "RAY_AUTH_MODE": "token" if joins_with_token else "disabled"}.items():
         os.environ.setdefault(name, value)
 
 
@@ -92,7 +95,7 @@ def check_cluster(resources: Resources) -> None:
     if resources.files_url is not None:
         RemoteFiles(resources.files_url, Path()).check()
     check_address(resources.address)
-    set_ray_environment()
+    set_ray_environment(resources)
     from nas_kd.trials.ray_executor import check_places  # after its settings, and only where Ray is used
 
     check_places(resources)
@@ -123,7 +126,7 @@ def view_nodes(resources: Resources, *paths: str) -> list[NodeView]:
         resources: with the address.
         paths: of files and folders that must be there.
     """
-    set_ray_environment()
+    set_ray_environment(resources)
     from nas_kd.trials.ray_executor import ask_nodes  # after its settings
 
     return ask_nodes(resources, paths)
@@ -193,7 +196,7 @@ def run_trials(
             run_inline(driver, trial_fn, num_cpus=resources.threads, num_gpus=float(resources.use_gpus))
         elif driver.has_work():
             driver.announce("preparing", message="starting Ray, which takes up to a minute")
-            set_ray_environment()
+            set_ray_environment(resources)
             from nas_kd.trials.ray_executor import run_on_ray  # after its settings, and only where Ray is used
 
             run_on_ray(driver, trial_fn, resources)

@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def test_a_node_that_dies_costs_its_trial_a_restart_from_its_checkpoint(tmp_path: Path) -> None:
-    set_ray_environment()
+    set_ray_environment(Resources())
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

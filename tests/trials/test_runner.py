@@ -55,7 +55,7 @@ def ray_session() -> Iterator[None]:
     """One Ray session for the module; the runner uses the one that is there."""
     from nas_kd.trials.runner import set_ray_environment
 
-    set_ray_environment()
+    set_ray_environment(Resources())
     import ray
 
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -614,6 +614,24 @@ def test_trials_of_a_lost_ledger_come_back_and_those_of_others_are_refused(tmp_p
     path.write_text(path.read_text().replace('"accuracy"', '"miou"'))
     with pytest.raises(ValueError, match=r"trials/0000/record.json is of another campaign \('miou' of trial 0\)"):
         campaign(tmp_path, toy_trials.succeed, 2, "inline")
+
+
+def test_a_cluster_is_joined_with_the_token_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas_kd.trials.runner import set_ray_environment
+
+    def mode(resources: Resources, **environment: str) -> str:
+        monkeypatch.setattr("os.environ", {"HOME": str(tmp_path), **environment})
+        set_ray_environment(resources)
+        return os.environ["RAY_AUTH_MODE"]
+
+    joined = Resources(address="10.0.0.1:6379")
+    assert mode(joined) == "disabled"
+    assert mode(joined, RAY_AUTH_TOKEN="x") == "token"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    assert mode(joined) == "token"
+    assert mode(Resources()) == "disabled"  # of a session that no other machine reaches
+    assert mode(joined, RAY_AUTH_MODE="disabled") == "disabled"  # as the user said
 
 
 @pytest.mark.parametrize(
