@@ -108,27 +108,26 @@ def _beside(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None)
 
 def _against_teacher(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint) -> str:
     level, value = teacher.score_beside(pick, front.split), pick.score(front.split, front.stage)
-    distance = "not compared with it on the same frames"
+    verdict, conjunction = "not compared with it on the same frames", ""
     if level is not None and value is not None:
         gap = value - level
-        word = "better than" if (gap > 0) == pick.metric.maximize else "worse than"
-        distance = f"{difference_text(gap, pick.metric)} {word}" if gap else "equal to"
+        word = "better" if (gap > 0) == pick.metric.maximize else "worse"
+        verdict, conjunction = (f"{difference_text(gap, pick.metric)} {word}", " than") if gap else ("equal", " to")
     savings = [(teacher.saving(axis.of(pick), axis), axis.noun) for axis in front.axes]
     words = " and ".join(f"{fewer_or_more(saving)} {noun}" for saving, noun in savings if saving is not None)
     if words:
-        alone = distance.removesuffix(" than").removesuffix(" to")
-        ending = f"it is {alone} on validation" if level is not None else f"it was {distance}"
+        ending = f"it is {verdict} on validation" if level is not None else f"it was {verdict}"
         return f"Compared with the teacher it needs {words}, and {ending}."
     if level is None:
-        return f"It was {distance}."
+        return f"It was {verdict}."
     if FLOPS.name in front.ranking.names and teacher.flops is not None and teacher.uncounted:
         return (
-            f"It is {distance} the teacher on validation, which needs at least {teacher.flops:,} FLOPs (uncounted: "
-            f"{', '.join(teacher.uncounted)})."
+            f"It is {verdict}{conjunction} the teacher on validation, which needs at least {teacher.flops:,} FLOPs "
+            f"(uncounted: {', '.join(teacher.uncounted)})."
         )
     nouns = " and ".join(axis.noun for axis in front.axes if axis.is_cost)
     unknown = f", whose {nouns} {'is' if nouns == 'latency' else 'are'} not known" if nouns else ""
-    return f"It is {distance} the teacher on validation{unknown}."
+    return f"It is {verdict}{conjunction} the teacher on validation{unknown}."
 
 
 def _alternatives(

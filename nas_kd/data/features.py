@@ -46,6 +46,7 @@ from nas_kd.data.table import (
     by_split,
     class_names,
     groups_of,
+    groups_where_given,
     labelled_rows,
     locate,
     other_labels,
@@ -419,8 +420,7 @@ def load_labelled(config: FeaturesConfig, split: str | None) -> Labelled:
     cache, stored = config.open_cache(), config.stored_frames or config.frames
     dataset = FeaturesDataset(rows, names, config, stored, size, dtype, cache)
     cache.fill(dataset.unpacked, 1, "unpacking features")
-    has_groups = config.group is not None and config.group in table[0][1]
-    groups = groups_of(rows, config.group if has_groups else None)
+    groups = groups_where_given(rows, config.group, table)
     return Labelled(dataset, groups, _info(config, names, config.frames, size))
 
 

@@ -44,6 +44,7 @@ from nas_kd.data.table import (
     by_split,
     class_names,
     groups_of,
+    groups_where_given,
     labelled_rows,
     locate,
     other_labels,
@@ -307,8 +308,7 @@ def load_labelled(config: FolderConfig, split: str | None) -> Labelled:
             problems.append((_relative(row.path, config), str(failed[row.key])))
     if problems:
         raise UnusableRowsError(csv_path, len(table), problems, "mend or remove them")
-    has_groups = config.group is not None and config.group in table[0][1]
-    groups = groups_of(rows, config.group if has_groups else None)
+    groups = groups_where_given(rows, config.group, table)
     return Labelled(FolderDataset(rows, names, decoder), groups, _info(config, names))
 
 

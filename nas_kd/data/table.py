@@ -290,6 +290,13 @@ def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
     return None if column is None else [row.group for row in rows]
 
 
+def groups_where_given(
+    rows: Iterable[_Row], column: str | None, table: Sequence[tuple[int, Mapping[str, str]]]
+) -> list[str] | None:
+    """The group of each row, where the table has the column that the config names."""
+    return groups_of(rows, column if column in table[0][1] else None)
+
+
 def unusable_group(entry: Mapping[str, str], column: str | None) -> str:
     """What is wrong with the group of a row ("" if nothing): an empty one would be the group of all such rows.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,6 +15,8 @@ from nas_kd.deploy.bundle import BundleInfo
 from nas_kd.deploy.measure import LabelledSet
 from nas_kd.settings.mistakes import explain
 from nas_kd.tasks import TASKS, make_task
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 TABLE_NAME = "labels.csv"
 
@@ -87,66 +88,66 @@ def _form_of(info: BundleInfo) -> LabelForm:
     return ClassLabels()
 
 
-@contextmanager
-def _read_as(options: type[BaseModel]) -> Iterator[None]:
-    """Refuse in a sentence what an arch.json says of files and labels where no data section could say it."""
+def _options(kind: type[_Options], root: Path, info: BundleInfo, **given: Any) -> _Options:
+    """The section of data that reads a folder as the student's own files were read.
+
+    Raises:
+        ValueError: no such section could say what the arch.json says of files and labels.
+    """
     try:
-        yield
+        return kind.model_validate({"root": root, "labels": TABLE_NAME, "frames": info.source_frames, **given})
     except ValidationError as error:
         raise ValueError(
-            f"arch.json cannot be that of a student: read as data of source {options.model_fields['source'].default}, "
-            f"{'; '.join(explain(error, options, {}))}; {_AGAIN}"
+            f"arch.json cannot be that of a student: read as data of source {kind.model_fields['source'].default}, "
+            f"{'; '.join(explain(error, kind, {}))}; {_AGAIN}"
         ) from error
 
 
 def _frames(root: Path, split: str | None, info: BundleInfo, form: LabelImages, decoding: FileDecoding) -> Labelled:
-    with _read_as(SequencesConfig):
-        config = SequencesConfig(
-            root=root,
-            labels=TABLE_NAME,
-            frames=info.source_frames,
-            size=info.source_size,
-            fit=decoding.fit,
-            sequence=form.sequence,
-            order=form.order,
-            max_gap=form.max_gap,
-            classes=form.values,
-            ignore=form.ignore,
-            binary=form.binary,
-            points=form.points,
-            boxes=form.min_box_pixels is not None,
-            min_box_pixels=form.min_box_pixels or 1,
-            camera=form.camera,
-        )
+    config = _options(
+        SequencesConfig,
+        root,
+        info,
+        size=info.source_size,
+        fit=decoding.fit,
+        sequence=form.sequence,
+        order=form.order,
+        max_gap=form.max_gap,
+        classes=form.values,
+        ignore=form.ignore,
+        binary=form.binary,
+        points=form.points,
+        boxes=form.min_box_pixels is not None,
+        min_box_pixels=form.min_box_pixels or 1,
+        camera=form.camera,
+    )
     return sequences.load_labelled(config, split)
 
 
 def _features(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
-    with _read_as(FeaturesConfig):
-        config = FeaturesConfig(
-            root=root,
-            labels=TABLE_NAME,
-            frames=info.source_frames,
-            stored_frames=None if decoding.stored is None else decoding.stored[0],
-            classes=info.class_names,
-            group=form.group,
-            multi_label="labels" in TASKS[info.task].keys,
-        )
+    config = _options(
+        FeaturesConfig,
+        root,
+        info,
+        stored_frames=None if decoding.stored is None else decoding.stored[0],
+        classes=info.class_names,
+        group=form.group,
+        multi_label="labels" in TASKS[info.task].keys,
+    )
     return features.load_labelled(config, split)
 
 
 def _clips(root: Path, split: str | None, info: BundleInfo, form: ClassLabels, decoding: FileDecoding) -> Labelled:
     stored = decoding.stored or (info.source_frames, *info.source_size)
-    with _read_as(FolderConfig):
-        config = FolderConfig(
-            root=root,
-            labels=TABLE_NAME,
-            frames=info.source_frames,
-            size=info.source_size,
-            fit=decoding.fit,
-            stored_frames=stored[0],
-            stored_size=stored[1:],
-            classes=info.class_names,
-            group=form.group,
-        )
+    config = _options(
+        FolderConfig,
+        root,
+        info,
+        size=info.source_size,
+        fit=decoding.fit,
+        stored_frames=stored[0],
+        stored_size=stored[1:],
+        classes=info.class_names,
+        group=form.group,
+    )
     return folder.load_labelled(config, split)
