@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import sys
@@ -30,9 +29,10 @@ from nas_kd.trials.driver import Driver
 from nas_kd.trials.ledger import Ledger
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 from nas_kd.trials.packing import GpuPacking
+from nas_kd.trials.places import PlacesWatch, find_places, remove_abandoned_groups
 from nas_kd.trials.ray_servers import watched
 from nas_kd.trials.resources import Resources
-from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Places, Restarts
+from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 from nas_kd.trials.worker import Request, TrialActor
 
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
@@ -106,27 +106,6 @@ def _start_ray(options: dict[str, Any], resources: Resources) -> None:
         ) from error
 
 
-def _places(resources: Resources, packing: GpuPacking | None = None) -> Places:
-    """Where trials find room on the cluster.
-
-    Raises:
-        ValueError: There is none for a single one.
-    """
-    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = available.get("CPU", 0.0), int(available.get("GPU", 0.0))
-    places = math.floor(cpus / resources.cpus_per_trial + 1e-9)
-    for there, wanted, name in ((places, resources.cpus_per_trial, "CPU"), (gpus, resources.gpus_per_trial, "GPU")):
-        if wanted != 0 and there < 1:
-            has = available.get(name, 0.0)
-            asked = f"{wanted} {name}" if wanted != "auto" else "a GPU (gpus_per_trial: auto)"
-            raise ValueError(f"a trial asks for {asked}, but the machines have {has:g}; ask for less in `resources`")
-    return Places(
-        trials=min(places, resources.max_concurrent or places),
-        gpus=gpus,
-        packing=packing or GpuPacking(resources.gpus_per_trial),
-    )
-
-
 def _packing(ledger: Ledger, resources: Resources) -> GpuPacking:
     """The shares of trials, with what those of an earlier run have taken under the same settings."""
     if resources.gpus_per_trial != "auto":
@@ -143,7 +122,7 @@ def check_places(resources: Resources) -> None:
         ValueError: It cannot be joined, or has no place for a trial.
     """
     with _quiet_tune(), _session(resources):
-        _places(resources)
+        find_places(resources, GpuPacking(resources.gpus_per_trial))
 
 
 def ask_nodes(resources: Resources, paths: Sequence[str]) -> list[NodeView]:
@@ -200,8 +179,17 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
 def _run_with_tune(driver: Driver, trainable: Any, resources: Resources) -> None:
     """Run trials of the driver until it has none to start, and those that were started have ended."""
     restarts = Restarts(resources.max_failures)
-    places = _places(resources, _packing(driver.ledger, resources))
-    searcher = LedgerSearcher(driver, places=places, restarts=restarts)
+    remove_abandoned_groups()
+    packing = _packing(driver.ledger, resources)
+    searcher = LedgerSearcher(driver, places=find_places(resources, packing), restarts=restarts)
+
+    def renew_places() -> None:
+        with contextlib.suppress(ValueError):  # where no machine is left, trials wait for the next one
+            searcher.places = find_places(resources, packing)
+
+    def note(sentence: str) -> None:
+        driver.announce("noted", message=sentence)
+
     try:
         tune.Tuner(
             trainable,
@@ -216,7 +204,7 @@ def _run_with_tune(driver: Driver, trainable: Any, resources: Resources) -> None
                 storage_path=str(scratch_folder(driver.ledger.run_dir)),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # `restarts` says how often
-                callbacks=[restarts],
+                callbacks=[restarts, PlacesWatch(resources, renew_places, note)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()

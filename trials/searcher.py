@@ -11,8 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,7 @@ from ray.tune.search import Searcher
 from nas_kd.trials.context import Report, Shortage
 from nas_kd.trials.driver import Driver
 from nas_kd.trials.execution import Assignment
-from nas_kd.trials.packing import GpuPacking, places_of_gpu
+from nas_kd.trials.places import Places
 from nas_kd.trials.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -83,45 +81,19 @@ class Restarts(Callback):
         return trial_id in self._waiting_since
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where trials find room.
-
-    Attributes:
-        trials: so many at a time, as CPU cores and `max_concurrent` allow.
-        gpus: of all machines.
-        packing: which part of a GPU a trial gets.
-    """
-
-    trials: int
-    gpus: int
-    packing: GpuPacking
-
-    def has_room(self, taken: Mapping[str, float], share: float) -> bool:
-        """Whether a trial would start at once.
-
-        Args:
-            taken: the shares of the trials that run, by Tune's ids.
-            share: of a GPU, that it would get.
-        """
-        used = sum(1 / places_of_gpu(each) for each in taken.values() if each > 0)
-        needed = 1 / places_of_gpu(share) if share > 0 else 0.0
-        return len(taken) < self.trials and (not needed or used + needed <= self.gpus + 1e-9)
-
-
 class LedgerSearcher(Searcher):
     """Ask and tell over the ledger, through the driver.
 
     Args:
         driver: Says which trial is next, and sees it to its end.
-        places: No more trials than find room are proposed ahead of their results.
+        places: No more trials than find room are proposed ahead of their results. May be set anew while trials run.
         restarts: How often a trial is started again whose process died.
     """
 
     def __init__(self, driver: Driver, *, places: Places, restarts: Restarts) -> None:
         super().__init__()
         self._driver = driver
-        self._places = places
+        self.places = places
         self._restarts = restarts
         self._assignments: dict[str, Assignment] = {}
         self._shares: dict[str, float] = {}  # of the trials that run
@@ -136,12 +108,12 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while all places are taken; `FINISHED` at the end of the campaign."""
-        packing = self._places.packing
-        if not self._places.has_room(self._shares, packing.least):
+        packing = self.places.packing
+        if not self.places.has_room(self._shares, packing.least):
             return None
         if not self._driver.has_first_starts():
             may_be_postponed = any(0 < share < 1 for share in self._shares.values())
-            if self._driver.has_postponed and not self._places.has_room(self._shares, packing.alone):
+            if self._driver.has_postponed and not self.places.has_room(self._shares, packing.alone):
                 return None
             if not self._driver.has_postponed and may_be_postponed:
                 return None
@@ -177,7 +149,7 @@ class LedgerSearcher(Searcher):
             self._driver.lose(number, sentence)
         elif result is not None and "record" in result:
             record = TrialRecord.from_json(result["record"])
-            self._places.packing.see(record, assignment.work)
+            self.places.packing.see(record, assignment.work)
             self._driver.finish(record)
         elif result is not None and isinstance(shortage := result.get("shortage"), Shortage):
             self._driver.postpone(number, shortage)

@@ -15,7 +15,7 @@ import pytest
 import toy_trials
 from toy_trials import SPACE, executions, open_ledger
 
-from nas_kd.trials import Ledger, Resources, run_trials
+from nas_kd.trials import Event, Ledger, Resources, run_trials
 from nas_kd.trials.runner import set_ray_environment
 
 pytestmark = [
@@ -27,13 +27,23 @@ pytestmark = [
 ]
 
 
-def test_a_node_that_dies_costs_its_trial_a_restart_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_node_that_comes_gets_a_trial_and_one_that_dies_costs_a_restart_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_ray_environment(Resources())
     from ray.cluster_utils import Cluster
 
+    from nas_kd.trials import places
+
+    monkeypatch.setattr(places, "_SECONDS_BETWEEN_LOOKS", 0.5)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes: list[Any] = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    nodes: list[Any] = [cluster.add_node(num_cpus=1)]
     lost: list[int] = []
+    at_once: list[int] = []
+
+    def add_one(event: Event) -> None:
+        if event.kind == "started" and event.number == 1:
+            nodes.append(cluster.add_node(num_cpus=1))
 
     def kill_one() -> None:
         until = time.monotonic() + 120
@@ -42,6 +52,7 @@ def test_a_node_that_dies_costs_its_trial_a_restart_from_its_checkpoint(tmp_path
             if len(waiting) == 3:
                 break
             time.sleep(0.05)
+        at_once.append(len(waiting))
         cluster.remove_node(nodes[0], allow_graceful=False)
         for number, node, pid in waiting:
             if node == nodes[0].node_id:
@@ -61,6 +72,7 @@ def test_a_node_that_dies_costs_its_trial_a_restart_from_its_checkpoint(tmp_path
                 run_dir=tmp_path,
                 resources=Resources(address=cluster.address),
                 sampler="random",
+                on_event=add_one,
             )
     finally:
         (tmp_path / "go").touch()
@@ -68,7 +80,8 @@ def test_a_node_that_dies_costs_its_trial_a_restart_from_its_checkpoint(tmp_path
             killer.join()
         cluster.shutdown()
     assert (summary.num_complete, summary.num_failed, summary.num_stopped, summary.num_trials) == (5, 0, 0, 5)
-    assert len(lost) == 1  # one of three trials at the time, each on a node of its own
+    assert at_once == [3]  # one trial on each node, that of the last one included
+    assert len(lost) == 1
     records = Ledger.load(tmp_path).records()
     assert [record.number for record in records] == [0, 1, 2, 3, 4]
     # It went on after the second epoch, whose checkpoint it had written; no other trial ran twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -318,11 +319,63 @@ def test_why_no_process_could_be_started_is_told(
     }
 
 
+_HOLD_BOTH_CORES = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+groups = [ray.util.placement_group([{"CPU": 1}], lifetime=lifetime) for lifetime in (None, "detached")]
+ray.get([group.ready() for group in groups])
+print(ray.get_runtime_context().get_job_id(), *(group.id.hex() for group in groups), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.ray
+def test_a_campaign_without_room_says_so_and_takes_what_an_ended_driver_held(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.placement_group import PlacementGroup
+
+    from nas_kd.trials import places
+
+    # Another driver holds both cores, one of them by a group that may outlive it.
+    holder = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _HOLD_BOTH_CORES, ray.get_runtime_context().gcs_address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    job, bound, detached = holder.stdout.readline().split()
+    events: list[Event] = []
+
+    def observe(event: Event) -> None:
+        events.append(event)
+        if event.kind == "noted":
+            monkeypatch.setattr(places, "ended_jobs", lambda: {job})
+
+    monkeypatch.setattr(places, "_SECONDS_BETWEEN_LOOKS", 0.3)
+    monkeypatch.setattr(places, "_SECONDS_WITHOUT_TRIAL", 0.6)
+    summary = campaign(tmp_path, toy_trials.succeed, 2, "ray", on_event=observe)
+    groups = ray.util.placement_group_table()
+    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(detached)))
+    holder.communicate("end")
+    assert (summary.num_complete, summary.num_failed) == (2, 0)
+    assert [groups[group]["state"] for group in (bound, detached)] == ["REMOVED", "CREATED"]
+    (note,) = [event.message for event in events if event.kind == "noted"]
+    assert re.fullmatch(
+        r"no trial has run for \d+ s: one asks for 1 CPU, and 0 of 2 CPU are free on 1 machine that answers; "
+        "`ray status` shows what holds them, and the campaign goes on once there is room",
+        note,
+    )
+
+
 @pytest.mark.ray
 def test_a_trial_whose_process_dies_before_it_runs_there_is_given_again(tmp_path: Path) -> None:
     from nas_kd.trials.driver import Driver
     from nas_kd.trials.packing import GpuPacking
-    from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Places, Restarts
+    from nas_kd.trials.places import Places
+    from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 
     events: list[Event] = []
     with open_ledger(tmp_path) as ledger:
