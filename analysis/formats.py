@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Literal, get_args
 
 import pandas as pd
@@ -55,7 +56,13 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def write_formats(
-    formats: Sequence[str], folder: Path, *, figure: Figure, trials: pd.DataFrame, front: Table | None
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    figure: Figure,
+    trials: pd.DataFrame,
+    front: Table | None,
+    commands: Sequence[str],
 ) -> tuple[Path, ...]:
     """Write `front.svg`, `front.pdf`, `front.md`, `front.tex`, `trials.parquet`, those of them that are asked for.
 
@@ -65,6 +72,7 @@ def write_formats(
         figure: of the front.
         trials: the table of all trials.
         front: that of the front, as the page shows it; None where there is no front, which has no table then.
+        commands: by which each row of it is reproduced, below the table in Markdown.
 
     Returns:
         The paths, in the order of the names.
@@ -81,7 +89,9 @@ def write_formats(
             continue
         elif name == "markdown":
             path = folder / "front.md"
-            path.write_text(table_markdown(front), encoding="utf-8", errors="backslashreplace")
+            path.write_text(
+                table_markdown(front) + _commands_markdown(commands), encoding="utf-8", errors="backslashreplace"
+            )
         else:
             path = folder / "front.tex"
             path.write_text(table_latex(front), encoding="utf-8", errors="backslashreplace")
@@ -106,6 +116,13 @@ def table_markdown(table: Table) -> str:
     lines.append("|" + "|".join("---:" if table.is_number(i) else "---" for i in range(len(table.headers))) + "|")
     lines += [markdown_line([_text(cell) for cell in row]) for row in table.rows]
     return "\n".join(lines) + "\n"
+
+
+def _commands_markdown(commands: Sequence[str]) -> str:
+    """Commands as a block of code; nothing without any."""
+    if not commands:
+        return ""
+    return "\nRun a trial again, and compare it with its record:\n\n" + indent("\n".join(commands), "    ") + "\n"
 
 
 def table_latex(table: Table) -> str:

@@ -108,7 +108,7 @@ def write_report(
         out_dir: created if missing.
         title: headline of the report.
         teacher: drawn beside the students and compared with the pick; None if unknown.
-        metadata: facts about the run, printed at the end. `run` names the run's directory in the export commands.
+        metadata: facts about the run, printed at the end. `run` names the run's directory in the commands.
         run_dir: folder of the run, for the layers that its trials and its teacher have left there; None without.
         search_dir: folder that a shared search has left; where it is damaged, the report says so.
         ranking: objectives and constraints of the campaign; see `ParetoFront.from_records`.
@@ -163,7 +163,8 @@ def write_report(
     }
     front_table = sections.front_table(front, teacher, latencies) if front.records else None
     values["front_table"] = front_table
-    others = write_formats(formats, out_dir, figure=picture, trials=table, front=front_table)
+    commands = [sections.reproduce_command(metadata.get("run", "RUN"), record.number) for record in front.records]
+    others = write_formats(formats, out_dir, figure=picture, trials=table, front=front_table, commands=commands)
     paths = replace(paths, others=others)
     if search_dir is not None:
         section, files = _search(search_dir, out_dir, records, title)
@@ -227,7 +228,7 @@ def _values(
         "warnings": sections.warnings(records),
         "failures": sections.failures(records),
         "failure_chart": chart("failures", failure_chart(records), "Failed trials by what went wrong.", is_low=True),
-        "trials": sections.all_trials(records, front) if records else None,
+        "trials": sections.all_trials(records, front, run) if records else None,
         "convention": sections.convention(records),
         "environment": sections.environment(records, metadata),
     }

@@ -58,6 +58,11 @@ def export_command(run: str, number: int) -> str:
     return f"nas-kd export {shlex.quote(run)} --trial {number}"
 
 
+def reproduce_command(run: str, number: int) -> str:
+    """The command that runs a trial again and compares it with its record, quoted likewise."""
+    return f"nas-kd reproduce {shlex.quote(run)} --trial {number}"
+
+
 def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Latencies | None = None) -> Table:
     """The front by increasing first cost, with intervals and, of a line, the paired gain over the next cheaper point.
 
@@ -126,7 +131,7 @@ class Architecture:
         settings: of the space.
         json: the architecture as it is, where it has neither choices nor settings.
         knobs: of the trial.
-        command: that exports it.
+        commands: one that exports it, and one that runs it again.
         layers: its layers by their FLOPs; None where they are not known.
     """
 
@@ -138,12 +143,12 @@ class Architecture:
     settings: Pairs
     json: str
     knobs: Pairs
-    command: str
+    commands: str
     layers: Chart | None = None
 
 
 def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Layers = ()) -> Architecture:
-    """The choices of a front point, readable, with its knobs and export command."""
+    """The choices of a front point, readable, with its knobs and commands."""
     value = metric_text(record.score(front.split, front.stage), record.metric)
     cost = front.place_text(record)
     arch = dict(record.arch or {})
@@ -164,7 +169,7 @@ def architecture(record: TrialRecord, front: ParetoFront, run: str, layers: Laye
         settings=_shown({name: value for name, value in settings.items() if value is not None}),
         json=json.dumps(arch, indent=2, default=str) if is_other_shape else "",
         knobs=_shown(record.knobs),
-        command=export_command(run, record.number),
+        commands="\n".join((export_command(run, record.number), reproduce_command(run, record.number))),
         layers=layer_chart(f"layers-{record.number}", layers, f"trial {record.number}") if layers else None,
     )
 
@@ -294,10 +299,17 @@ class TrialTable:
     """All trials in one table that sorts by any column and filters by text.
 
     The page draws its rows from data: 10,000 rows in the document would take a browser half a minute.
+
+    Attributes:
+        headers: of the columns.
+        rows: one a trial.
+        command: by which a complete trial is run again, without its number; the page shows it of a point that is
+            clicked.
     """
 
     headers: Sequence[Header]
     rows: Sequence[Row]
+    command: str
 
     @property
     def data(self) -> Markup:
@@ -306,7 +318,8 @@ class TrialTable:
         rows = []
         for row in self.rows:
             rows.append({"number": row.number, "place": row.place, "cells": [_as_json(cell) for cell in row.cells]})
-        return json_for_html(json.dumps({"columns": columns, "rows": rows}, separators=(",", ":")))
+        content = {"columns": columns, "rows": rows, "command": visible(self.command)}
+        return json_for_html(json.dumps(content, separators=(",", ":")))
 
 
 def _as_json(cell: Cell) -> str | list[str | float | None]:
@@ -324,11 +337,11 @@ def _without_empty_columns(table: TrialTable) -> TrialTable:
         if any(row.cells[index].text not in ("", MISSING) for row in table.rows)
     ]
     rows = [Row(row.number, row.place, [row.cells[index] for index in kept]) for row in table.rows]
-    return TrialTable([table.headers[index] for index in kept], rows)
+    return TrialTable([table.headers[index] for index in kept], rows, table.command)
 
 
-def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable:
-    """The table of all trials, by number."""
+def all_trials(records: Sequence[TrialRecord], front: ParetoFront, run: str) -> TrialTable:
+    """The table of all trials of a run, by number."""
     axis = front.axis
     knobs = sorted({name for record in records for name in record.knobs if name != axis.budget})
     headers = [Header("trial", COLUMNS["trial"]), Header("state", COLUMNS["state"], "badge")]
@@ -344,7 +357,8 @@ def all_trials(records: Sequence[TrialRecord], front: ParetoFront) -> TrialTable
     headers += [Header(name, "knob") for name in knobs]
     headers.append(Header("error", COLUMNS["error"], "long"))
     ordered = sorted(records, key=lambda record: record.number)
-    return _without_empty_columns(TrialTable(headers, [_trial_row(record, front, knobs) for record in ordered]))
+    rows = [_trial_row(record, front, knobs) for record in ordered]
+    return _without_empty_columns(TrialTable(headers, rows, reproduce_command(run, 0).removesuffix(" 0")))
 
 
 def _further(front: ParetoFront) -> list[Axis]:

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_kd.campaign import Campaign, CampaignResult, search
+    from nas_kd.campaign import Campaign, CampaignResult, reproduce, search
     from nas_kd.config import CampaignConfig, ConfigError, load_config
     from nas_kd.deploy.bundle import BundleInfo, load_bundle, save_bundle
     from nas_kd.deploy.export import ExportError, ExportRecord, export_student
@@ -82,6 +82,7 @@ __all__ = [
     "load_run",
     "pick",
     "report",
+    "reproduce",
     "save_bundle",
     "search",
     "search_gates",
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "nas_kd.campaign": "Campaign CampaignResult search",
+    "nas_kd.campaign": "Campaign CampaignResult reproduce search",
     "nas_kd.runs": "Run export export_front load_run pick report table",
     "nas_kd.config": "CampaignConfig ConfigError load_config",
     "nas_kd.deploy.bundle": "BundleInfo load_bundle save_bundle",

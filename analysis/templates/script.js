@@ -192,7 +192,7 @@ let showTrial = () => {};
 function startTables() {
   const table = document.querySelector("table.trials");
   if (!table) return;
-  const { columns, rows } = JSON.parse(document.getElementById("trials-data").textContent);
+  const { columns, rows, command } = JSON.parse(document.getElementById("trials-data").textContent);
   const search = document.querySelector("input[type=search]");
   const [previous, next] = document.querySelectorAll(".pages button");
   const place = document.querySelector(".pages span");
@@ -277,6 +277,19 @@ function startTables() {
     draw();
   }
 
+  // Below the row of a point that was clicked: how a complete trial is run again.
+  function detailsOf(row) {
+    if (textOf(row.cells[columns.findIndex((column) => column.name === "state")]) !== "complete") return [];
+    const line = document.createElement("tr");
+    line.className = "hit";
+    const cell = line.insertCell();
+    cell.colSpan = columns.length;
+    const code = document.createElement("code");
+    code.textContent = command + " " + row.number;
+    cell.append("run it again and compare: ", code);
+    return [line];
+  }
+
   showTrial = (number) => {
     if (!shown.some((row) => row.number === number)) {
       search.value = "";
@@ -288,6 +301,7 @@ function startTables() {
     draw();
     const row = document.getElementById("trial-" + number);
     row.classList.add("hit");
+    row.after(...detailsOf(shown[index]));
     row.scrollIntoView({ block: "center", behavior: "smooth" });
   };
 

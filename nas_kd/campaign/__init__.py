@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from nas_kd.campaign.campaign import Campaign, CampaignResult, search
+from nas_kd.campaign.reproduction import Reproduction, reproduce
 
-__all__ = ["Campaign", "CampaignResult", "search"]
+__all__ = ["Campaign", "CampaignResult", "Reproduction", "reproduce", "search"]

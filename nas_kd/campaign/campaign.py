@@ -178,8 +178,8 @@ class Campaign:
         others = [record.number for record in ledger.records() if record.config_hash != digest]
         if others:
             note(
-                f"trials of this run that had another space, search, retraining or objective: {len(others)}; they stay "
-                "on the front, so compare with care, or give this campaign another name"
+                f"trials of this run that had another space, search, retraining, objective or limit: {len(others)}; "
+                "they stay on the front, so compare with care, or give this campaign another name"
             )
 
     def _enqueue(self, ledger: Ledger, cells: Sequence[Cell], note: Note) -> None:

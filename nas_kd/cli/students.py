@@ -1,4 +1,4 @@
-"""Commands that export a student and use it: export, evaluate, predict."""
+"""Commands that export a student, reproduce it and use it: export, reproduce, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas_kd.callbacks import no_progress
-from nas_kd.cli.console import listed, plain_errors, progress_bar, say
+from nas_kd.cli.console import listed, plain_errors, progress_bar, say, say_table, termination_is_interrupt
 from nas_kd.cli.options import Tolerance
 
 if TYPE_CHECKING:
@@ -112,6 +112,37 @@ def export(
             **how,
         )
         _say_export(record, folder)
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    trial: Annotated[
+        int | None, typer.Option(help="Reproduce this trial. Default: the one that the report recommends.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the new record, weights and comparison. Default: reproduced/NAME-trial-NNNN beside the "
+            "run's."
+        ),
+    ] = None,
+) -> None:
+    """Run a trial again, elsewhere, and compare it with its record. Exit status 0 where it gives the same."""
+    with plain_errors(), termination_is_interrupt():
+        from nas_kd import campaign
+
+        try:
+            with progress_bar() as progress:
+                found = campaign.reproduce(run, trial=trial, out_dir=out, progress=progress, note=say)
+        except KeyboardInterrupt:
+            say("interrupted; run the same command again to continue")
+            raise typer.Exit(130) from None
+        say_table(found.agreement.table())
+        for sentence in found.agreement.sentences():
+            say(sentence)
+        say(f"record, weights and comparison: {found.folder}")
+    if not found.agreement.is_reproduced:
+        raise typer.Exit(1)
 
 
 def _say_export(record: ExportRecord, folder: Path) -> None:
@@ -224,4 +255,4 @@ def predict(
         raise typer.Exit(1)
 
 
-COMMANDS = (export, evaluate, predict)
+COMMANDS = (export, reproduce, evaluate, predict)

@@ -387,7 +387,10 @@ class CampaignConfig(Section):
         """A short hash of some sections; of all that influences a trial's result if none is named."""
         names = sections or (*TEACHER_SECTIONS, "space", "objective", "search", "retrain")
         content = {**self.model_dump(mode="json"), "data": self.data.content}
-        return _short_hash({name: content[name] for name in names})
+        chosen = {name: content[name] for name in names}
+        if not sections and not self.search.shared and self.budget.limits:  # by which a search of its own derives
+            chosen["limits"] = self.budget.limits
+        return _short_hash(chosen)
 
     @property
     def teacher_content(self) -> dict[str, Any]:

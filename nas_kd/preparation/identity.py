@@ -177,6 +177,21 @@ def check_identity(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, A
     Raises:
         ValueError: what changed.
     """
+    changed = changed_parts(before, now)
+    if changed:
+        raise ValueError(
+            f"{run_dir} was begun with {', '.join(changed)}: its trials and its teacher's figures would not be "
+            "comparable; restore what changed, or give the campaign another name"
+        )
+
+
+def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a run was begun with and what differs now, in words, such as `other validation data (other labels)`.
+
+    Args:
+        before: as `identity` was when it began.
+        now: as it is.
+    """
     changed = []
     for name, words in _WORDS.items():
         old, new = before.get(name), now.get(name)
@@ -189,11 +204,7 @@ def check_identity(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, A
         changed.append(words)
     if "parts" in before and len(changed) > 1 and _WORDS["parts"] in changed:
         changed.remove(_WORDS["parts"])  # it follows from the rest
-    if changed:
-        raise ValueError(
-            f"{run_dir} was begun with {', '.join(changed)}: its trials and its teacher's figures would not be "
-            "comparable; restore what changed, or give the campaign another name"
-        )
+    return changed
 
 
 def _of_split(dataset: ClipDataset, key: str, num_read: int | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,12 +50,9 @@ def prepare_caches(context: CampaignContext, folder: Path, content: str, progres
         progress: called with the share that is done and a text.
         note: called with a sentence on what was computed again or is not kept, and why.
     """
-    config, key = context.config.teacher.cache, context.input_type.key
-    dataset = context.splits.retrain.base
-    wanted: dict[Augment, tuple[str, ...]] = {}
-    if config.views > 0 and not is_precomputed(context.teacher_model):
-        wanted = cached_taps(context)
-    if wanted and (item := changing_item(dataset, key)) is not None:
+    key = context.input_type.key
+    wanted = wanted_outputs(context, content)
+    if wanted and (item := changing_item(context.splits.retrain.base, key)) is not None:
         note(
             f"item {item} of the training data differs when it is read again, so the teacher's outputs are not kept, "
             "and every step runs the teacher"
@@ -62,25 +60,55 @@ def prepare_caches(context: CampaignContext, folder: Path, content: str, progres
         wanted = {}
     for old in [path for path in folder.glob("*") if path.is_dir() and path.name not in map(folder_name, wanted)]:
         remove(old)
-    if not wanted:
-        return
-    data, teacher = fingerprint(dataset, key, content), hash_of_weights(context.teacher_model)
-    room = config.max_bytes
-    for augment, taps in wanted.items():
-        cache_key = CacheKey(
-            data=data,
-            num_items=len(dataset),
-            inputs=f"{context.input_type.reads} {context.input_type.shape} {context.config.normalize!r}",
-            positions=context.input_type.positions,
-            teacher=teacher,
-            augment=augment,
-            views=1 if augment == "none" else config.views,
-            seed=context.config.seed,
-            dtype=config.dtype,
-        )
+    room = context.config.teacher.cache.max_bytes
+    for augment, (cache_key, taps) in wanted.items():
         with closing(Teacher(context.teacher_model, taps)) as module:
             outputs = _Outputs(context, module, Views(augment, cache_key.seed, cache_key.views))
             room -= _prepare_cache(outputs, folder / folder_name(augment), cache_key, room, progress, note)
+
+
+def wanted_outputs(context: CampaignContext, content: str) -> dict[Augment, tuple[CacheKey, tuple[str, ...]]]:
+    """What trainings take from caches: augmentation -> what its outputs depend on, and the modules that give them.
+
+    Args:
+        context: with the frozen teacher.
+        content: hash of the content of the training items.
+    """
+    config, dataset = context.config.teacher.cache, context.splits.retrain.base
+    taps = cached_taps(context) if config.views > 0 and not is_precomputed(context.teacher_model) else {}
+    if not taps:
+        return {}
+    shared: dict[str, Any] = {
+        "data": fingerprint(dataset, context.input_type.key, content),
+        "num_items": len(dataset),
+        "inputs": f"{context.input_type.reads} {context.input_type.shape} {context.config.normalize!r}",
+        "positions": context.input_type.positions,
+        "teacher": hash_of_weights(context.teacher_model),
+        "seed": context.config.seed,
+        "dtype": config.dtype,
+    }
+    return {
+        augment: (CacheKey(augment=augment, views=1 if augment == "none" else config.views, **shared), names)
+        for augment, names in taps.items()
+    }
+
+
+def have_outputs(context: CampaignContext, folder: Path, content: str) -> bool:
+    """Whether the caches in a folder have all that trainings would take from them.
+
+    Args:
+        context: with the frozen teacher, and with training items of which `identity` has said that they are the same,
+            whatever became of their files' times.
+        folder: of all caches of a run.
+        content: hash of the content of the training items.
+    """
+    for augment, (key, taps) in wanted_outputs(context, content).items():
+        manifest = read_manifest(folder / folder_name(augment))
+        if manifest is None or not manifest.is_complete or not set(taps) <= set(manifest.outputs):
+            return False
+        if set(manifest.key.differences(key)) - {"data"}:
+            return False
+    return True
 
 
 def bytes_on_disk(context: CampaignContext) -> dict[Augment, int]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,17 @@ def environment(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "host": platform.node(),
     }
+
+
+@cache
+def code_version() -> str:
+    """The version of nas-kd with a hash of its sources: those of a checkout change between versions."""
+    sources = hashlib.sha256()
+    folder = Path(__file__).parents[1]
+    files = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    for path in sorted(path for path in files if path.suffix == ".py"):
+        sources.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{version('nas-kd')} (sources {sources.hexdigest()[:12]})"
 
 
 def _cpu_name() -> str:

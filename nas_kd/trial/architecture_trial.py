@@ -44,9 +44,6 @@ class ArchitectureTrial(Trial):
 
     def choose(self) -> Derived:
         """The proposed architecture with the supernet's weights."""
-        arch, table = self.arch, self.campaign.table(self.knobs)
-        with self.search.at(self.knobs, table.cost(arch.choices)) as supernet:
-            self.diagnostics["expected_cost"] = float(supernet.expected_cost().detach())
-            self.diagnostics["gate_entropy"] = supernet.gate_entropy()
-            self.diagnostics["unconstrained_cost"] = float(table.cost(supernet.arch().choices))
+        arch = self.arch
+        self.diagnostics |= self.search.remarks(arch)
         return Derived(arch, self.search.student(arch).to(self.campaign.device), self.search.adapters_of(arch))

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from nas_kd.trial.architecture_trial import ArchitectureTrial
-from nas_kd.trial.context import load_context
+from nas_kd.trial.context import CampaignContext, load_context
 from nas_kd.trial.memory import is_out_of_gpu_memory, peak_bytes, release_memory, start_measuring, usable_bytes
 from nas_kd.trial.search_trial import SearchTrial
-from nas_kd.trial.shared import load_search
+from nas_kd.trial.shared import SharedSearch, load_search
 from nas_kd.trials import TrialContext, TrialRecord
 from nas_kd.trials.context import GPU_PEAK, GPU_USABLE, OutOfGpuMemoryError
 
@@ -64,8 +64,19 @@ class TrialFunction:
 
     def _run(self, context: TrialContext) -> TrialRecord:
         campaign = load_context(self.config_json, self.run_dir, context.device)
-        config = campaign.config.with_knobs(context.knobs)
-        if not campaign.shares_search:
-            return SearchTrial(campaign, config, context).run()
-        search = load_search(self.config_json, self.run_dir, context.device)
-        return ArchitectureTrial(campaign, config, context, search=search).run()
+        search = load_search(self.config_json, self.run_dir, context.device) if campaign.shares_search else None
+        return run_trial(campaign, context, search)
+
+
+def run_trial(campaign: CampaignContext, context: TrialContext, search: SharedSearch | None) -> TrialRecord:
+    """Run one trial, or continue it from its checkpoints.
+
+    Args:
+        campaign: data, teacher and space.
+        context: number, knobs, seed, folder.
+        search: that trials share; None where each searches by itself.
+    """
+    config = campaign.config.with_knobs(context.knobs)
+    if search is None:
+        return SearchTrial(campaign, config, context).run()
+    return ArchitectureTrial(campaign, config, context, search=search).run()

@@ -177,6 +177,17 @@ class SharedSearch:
                 return index
         raise AssertionError("every combination of knobs has a supernet")
 
+    def remarks(self, arch: ArchSpec) -> dict[str, float]:
+        """What the gates say at the cost of an architecture, which its trial keeps: a search is known again by it."""
+        knobs = self.context.space.knobs_of(arch)
+        table = self.context.table(knobs)
+        with self.at(knobs, table.cost(arch.choices)) as supernet:
+            return {
+                "expected_cost": float(supernet.expected_cost().detach()),
+                "gate_entropy": supernet.gate_entropy(),
+                "unconstrained_cost": float(table.cost(supernet.arch().choices)),
+            }
+
     def student(self, arch: ArchSpec) -> nn.Module:
         """The student of an architecture with the supernet's weights and with BatchNorm statistics of its own.
 

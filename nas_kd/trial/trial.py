@@ -30,7 +30,7 @@ from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.teachers.weights import match_weights
 from nas_kd.training.evaluate import Scored
 from nas_kd.training.log import log_epoch
-from nas_kd.training.measure import environment, part_flops
+from nas_kd.training.measure import code_version, environment, part_flops
 from nas_kd.training.settings import FitConfig
 from nas_kd.trial.context import CampaignContext
 from nas_kd.trial.learner import Learner
@@ -175,7 +175,7 @@ class Trial(ABC):
             evaluated=self.evaluated,
             diagnostics=self.diagnostics,
             warnings=tuple(self.warnings),
-            environment=environment(self.context.device),
+            environment={**environment(self.context.device), "nas-kd": code_version()},
             durations_s=self.durations_s,
             started_at=started,
         )

@@ -40,7 +40,9 @@ def test_a_table_of_the_page_as_latex_and_markdown() -> None:
 def test_the_report_in_all_formats_holds_the_numbers_of_the_page(tmp_path: Path) -> None:
     records = run(12)
     formats = ["svg", "pdf", "parquet", "markdown", "latex"]
-    paths = write_report(records, tmp_path, title="all", teacher=TEACHER, metadata={}, formats=formats)
+    paths = write_report(
+        records, tmp_path, title="all", teacher=TEACHER, metadata={"run": "my runs/a"}, formats=formats
+    )
     assert [path.name for path in paths.others] == ["front.svg", "front.pdf", "trials.parquet", "front.md", "front.tex"]
     front = ParetoFront.from_records(records)
     read = pd.read_parquet(tmp_path / "trials.parquet")
@@ -48,7 +50,11 @@ def test_the_report_in_all_formats_holds_the_numbers_of_the_page(tmp_path: Path)
     assert list(read.columns) == list(expected.columns)
     assert read["flops"].tolist() == expected["flops"].tolist()
     assert set(read.loc[read["on_front"], "trial"]) == set(front.numbers)
-    assert len((tmp_path / "front.md").read_text().splitlines()) == 2 + len(front.records)
+    lines = (tmp_path / "front.md").read_text().splitlines()
+    assert len(lines[: lines.index("")]) == 2 + len(front.records)
+    assert lines[-len(front.records) :] == [
+        f"    nas-kd reproduce 'my runs/a' --trial {each.number}" for each in front.records
+    ]
     assert (tmp_path / "front.pdf").read_bytes()[:5] == b"%PDF-"
     assert "validation accuracy" in (tmp_path / "front.svg").read_text()  # text, not outlines
     with pytest.raises(ValueError, match="but got 'docx'; HTML, CSV and PNG are always written"):

@@ -20,7 +20,7 @@ from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 from nas_kd.analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
 from nas_kd.analysis.cells import Cell, Table
 from nas_kd.analysis.page import environment, json_for_html
-from nas_kd.analysis.sections import export_command, front_table
+from nas_kd.analysis.sections import export_command, front_table, reproduce_command
 from nas_kd.trials.record import Cost, Metric, TrialRecord
 
 VOID = {"meta", "img", "input", "br"}
@@ -125,6 +125,7 @@ def test_report_of_a_good_run(tmp_path: Path) -> None:
         "30 trials: 22 complete, 3 failed, 5 stopped early.",
         f"Pick trial {number}: ",
         f"nas-kd export runs/demo --trial {number}",
+        *(f"nas-kd reproduce runs/demo --trial {point}" for point in front.numbers),
         f"Hypervolume {front.hypervolume:.4f}",
         "Test values stand beside for information. No trial was selected, ranked or stopped by them.",
         "torch.OutOfMemoryError: CUDA out of memory",
@@ -266,7 +267,8 @@ def test_two_trainings_have_a_difference_and_no_interval(tmp_path: Path) -> None
     assert "rests on 2 training runs" in report(records, tmp_path)[1].text
 
 
-def test_export_command_quotes_the_run() -> None:
+def test_commands_quote_the_run() -> None:
+    assert reproduce_command("runs/it's", 3) == """nas-kd reproduce 'runs/it'"'"'s' --trial 3"""
     assert export_command("runs/a b; rm -rf x", 3) == "nas-kd export 'runs/a b; rm -rf x' --trial 3"
 
 

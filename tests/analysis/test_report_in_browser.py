@@ -49,6 +49,9 @@ def test_hover_click_legend_and_zoom(browser: Chromium, page: Path) -> None:
     assert "trial" in browser.run(f"{PLOT}.querySelector('.hoverlayer').textContent")
     browser.click(f"{POINTS}[0]")
     browser.wait("document.querySelector('table.trials tr.hit')")
+    number = browser.run("document.querySelector('table.trials tr.hit').id").removeprefix("trial-")
+    again = browser.run("document.querySelector('table.trials tr.hit + tr.hit code').textContent")
+    assert again == f"nas-kd reproduce runs/demo --trial {number}"
     browser.run("scrollTo(0, 0)")
     hidden = f"{PLOT}.data.filter(trace => trace.visible == 'legendonly').length"
     assert browser.run(hidden) == 0

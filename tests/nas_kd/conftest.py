@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nas_kd.campaign import CampaignResult, search
 from nas_kd.config import CampaignConfig, validate
 
 TINY: dict[str, Any] = {
@@ -27,14 +29,24 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+def tiny_campaign(folder: Path, **changes: Any) -> CampaignConfig:
+    """A campaign of seconds with its runs in a folder; keyword arguments replace or extend whole sections."""
+    data: dict[str, Any] = {**TINY, "runs": str(folder / "runs")}
+    for key, value in changes.items():
+        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
+    return validate(data, source="test")
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., CampaignConfig]:
-    """A campaign of seconds; keyword arguments replace or extend whole sections."""
+    """`tiny_campaign` in a folder of the test's own."""
+    return partial(tiny_campaign, tmp_path)
 
-    def make(**changes: Any) -> CampaignConfig:
-        data: dict[str, Any] = {**TINY, "runs": str(tmp_path / "runs")}
-        for key, value in changes.items():
-            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
-        return validate(data, source="test")
 
-    return make
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> CampaignResult:
+    """A finished campaign whose three trials share a search; tests leave its folder as it is."""
+    shared = {"shared": True, "paths": 1, "candidates": 2, "finish": 0.5}
+    folder = tmp_path_factory.mktemp("shared")
+    config = tiny_campaign(folder, search=shared, trials=3, budget={"max_params": 1_200}, sampler="random")
+    return search(config)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from commands import cli, succeed
-from conftest import TINY
+from conftest import TINY, tiny_campaign
 from torch import nn
 
 import nas_kd
@@ -45,10 +45,23 @@ def content(record: TrialRecord) -> dict[str, object]:
     return {**kept, "flops": record.cost.flops if record.cost else None}
 
 
-def test_a_trial_keeps_the_promises(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    context = ready(tiny())
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> CampaignContext:
+    """Of the tiny campaign, ready for its trials."""
+    return ready(tiny_campaign(tmp_path_factory.mktemp("campaign")))
+
+
+@pytest.fixture(scope="module")
+def whole(context: CampaignContext, tmp_path_factory: pytest.TempPathFactory) -> TrialRecord:
+    """Of a trial that was run without a stop."""
     before = {name: value.clone() for name, value in context.teacher_model.state_dict().items()}
-    record = run(context, tmp_path / "a")
+    record = run(context, tmp_path_factory.mktemp("whole"))
+    assert all(torch.equal(before[n], v) for n, v in context.teacher_model.state_dict().items())
+    return record
+
+
+def test_a_trial_keeps_the_promises(context: CampaignContext, whole: TrialRecord, tmp_path: Path) -> None:
+    record = whole
     assert record.cost is not None
     assert record.arch is not None
     arch = ArchSpec.from_dict(record.arch)
@@ -57,16 +70,12 @@ def test_a_trial_keeps_the_promises(tiny: Callable[..., CampaignConfig], tmp_pat
     assert set(record.metrics) == {"gated", "derived", "retrained"}
     assert "test" not in record.metrics["gated"]
     assert "test" not in record.metrics["derived"]
-    assert all(torch.equal(before[n], v) for n, v in context.teacher_model.state_dict().items())
     assert content(run(context, tmp_path / "b")) == content(record)  # promise 8
 
 
 def test_a_killed_trial_goes_on_and_ends_the_same(
-    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: CampaignContext, whole: TrialRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = ready(tiny())
-    whole = run(context, tmp_path / "a")
-
     class Killed(BaseException):
         pass
 
@@ -115,8 +124,7 @@ def test_repeats_and_fresh_weights_and_dotted_knobs(tiny: Callable[..., Campaign
     assert config.objective.response.weight == 0.25
 
 
-def test_the_cache_gives_what_the_teacher_gives(tiny: Callable[..., CampaignConfig]) -> None:
-    context = ready(tiny())
+def test_the_cache_gives_what_the_teacher_gives(context: CampaignContext) -> None:
     cache, search = context.caches["none"], context.config.search
     batch = next(context.loader(context.splits.gates, search, seed=3, train=True, views=cache.views).epoch(0))
     cached = cache(batch)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nas_kd.campaign import Campaign
+from nas_kd.campaign import Campaign, CampaignResult
 from nas_kd.config import CampaignConfig, ConfigError
 from nas_kd.preparation.shared import _outdated
 from nas_kd.runs import export, table
@@ -75,11 +75,8 @@ def shared_config(tiny: Callable[..., CampaignConfig], **changes: Any) -> Campai
     return tiny(search={"shared": True, "paths": 1, "candidates": 2, "finish": 0.5}, trials=3, **changes)
 
 
-def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tmp_path: Path) -> None:
-    config = shared_config(tiny, budget={"max_params": 1_200}, sampler="random")
-    with Campaign(config) as campaign:
-        campaign.prepare()
-        result = campaign.run()
+def test_a_campaign_with_a_shared_search(shared_run: CampaignResult, tmp_path: Path) -> None:
+    config, result = shared_run.config, shared_run
     params = [record.cost.params for record in result.records if record.cost is not None]
     assert len(params) == 3
     assert max(params) <= 1_200  # of random architectures within the budget most have more
@@ -113,7 +110,7 @@ def test_a_campaign_with_a_shared_search(tiny: Callable[..., CampaignConfig], tm
     assert {*made.rows, *made.columns} <= {"architecture", "resolution"}
     named = table(config.run_dir, ["arch.stages.1.width"], ["resolution"])
     assert {key for (key,) in named.row_keys} == {record.knobs["arch.stages.1.width"] for record in result.records}
-    folder, exported = export(config.run_dir, trial=last.number, formats=["safetensors"])
+    folder, exported = export(config.run_dir, trial=last.number, formats=["safetensors"], out_dir=tmp_path)
     assert exported.flops == last.cost.flops
     assert (folder / "student.safetensors").is_file()
 
