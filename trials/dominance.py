@@ -51,7 +51,7 @@ def non_dominated_ranks(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.int64
     return ranks
 
 
-def constrained_ranks(losses: npt.NDArray[np.float64], excesses: Sequence[float]) -> npt.NDArray[np.int64]:
+def constrained_ranks(losses: npt.NDArray[np.float64], excesses: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Ranks of those within all constraints, then those beyond them by how far they are beyond.
 
     Args:

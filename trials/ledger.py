@@ -49,7 +49,7 @@ from nas_kd.trials.storage import (
     storage_errors,
     study_name,
 )
-from nas_kd.trials.stored_trials import StoredTrials
+from nas_kd.trials.stored_trials import REPORT, StoredTrials
 from nas_kd.trials.study import LEDGER_FORMAT, begin_study, directions_of, only_study
 from nas_kd.trials.translation import FIXED, STATES, Translation, is_queued
 
@@ -425,16 +425,11 @@ class Ledger:
     def report(self, number: int, step: int, values: Mapping[str, float]) -> None:
         """Keep an intermediate report of a running trial; a later one of the same step replaces it."""
         with self._driving():
-            self._stored.set_user_attr(self._stored.all()[number], f"report:{step}", dict(values))
+            self._stored.set_user_attr(self._stored.all()[number], f"{REPORT}{step}", dict(values))
 
-    def reports(self) -> dict[int, dict[int, dict[str, float]]]:
-        """All intermediate reports: trial number -> step -> values."""
-        found: dict[int, dict[int, dict[str, float]]] = {}
-        for trial in self._stored.all():
-            for key, values in trial.user_attrs.items():
-                if key.startswith("report:"):
-                    found.setdefault(trial.number, {})[int(key.removeprefix("report:"))] = dict(values)
-        return found
+    def reports(self) -> Mapping[int, Mapping[int, Mapping[str, float]]]:
+        """All intermediate reports: trial number -> step, ascending -> values; not to be changed."""
+        return self._stored.reports()
 
     def tell(self, record: TrialRecord) -> bool:
         """Record how a trial ended.

@@ -10,9 +10,11 @@ beyond them (constrained domination, Deb et al. 2002, section VI).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from nas_kd.trials.dominance import constrained_ranks, to_losses
 from nas_kd.trials.objectives import Ranking
@@ -38,12 +40,12 @@ def should_stop(
         reduction_factor: Above 1; 3 continues about a third.
         excesses: How far the trial, and then each of the others, is beyond the constraints; none where there are none.
     """
-    if not all(map(math.isfinite, values)):
+    losses = to_losses([values, *others], maximize)
+    finite: npt.NDArray[np.bool_] = np.isfinite(losses).all(axis=1)
+    if not finite[0]:
         return True
-    own, *of_others = excesses or [0.0] * (1 + len(others))
-    finite = [row for row in zip(others, of_others, strict=True) if all(map(math.isfinite, row[0]))]
-    losses = to_losses([values, *(other for other, _ in finite)], maximize)
-    ranks = constrained_ranks(losses, [own, *(excess for _, excess in finite)])
+    beyond = np.asarray(excesses, dtype=np.float64) if excesses else np.zeros(len(losses))
+    ranks = constrained_ranks(losses[finite], beyond[finite])
     num_better = int((ranks < ranks[0]).sum())
     return num_better >= (1 + len(others)) / reduction_factor
 
@@ -80,23 +82,24 @@ class RungScheduler:
         Args:
             number: The trial.
             step: Of its latest report.
-            reports: All reports, the latest included: trial number -> step -> values.
+            reports: All reports, the latest included: trial number -> step, ascending -> values.
             ranking: What they are compared by.
         """
         rung = max((rung for rung in self.rungs if rung <= step), default=None)
         if rung is None or any(rung <= earlier < step for earlier in reports[number]):
             return False
-        reached = {
-            trial: values[min(steps)]
-            for trial, values in reports.items()
-            if (steps := [candidate for candidate in values if candidate >= rung])
-        }
+        reached: dict[int, Mapping[str, float]] = {}
+        for trial, steps in reports.items():
+            first = next((values for reported, values in steps.items() if reported >= rung), None)
+            if first is not None:
+                reached[trial] = first
         ordered = [reached.pop(number), *reached.values()]
-        own, *others = ([values[objective.name] for objective in ranking.objectives] for values in ordered)
+        names = [objective.name for objective in ranking.objectives]
+        own, *others = ([values[name] for name in names] for values in ordered)
         return should_stop(
             own,
             others,
             ranking.maximize,
             reduction_factor=self.reduction_factor,
-            excesses=[ranking.total_excess(values) for values in ordered],
+            excesses=[ranking.total_excess(values) for values in ordered] if ranking.constraints else (),
         )

@@ -7,7 +7,7 @@ wrote to: a proposal among thousands of trials asks the journal or the database 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -15,6 +15,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_kd.trials.database import Database
+
+REPORT = "report:"  # and the step, as the name of an attribute
 
 
 class StoredTrials:
@@ -34,6 +36,8 @@ class StoredTrials:
         self._changed: set[int] = set()  # identities in the storage
         self._counts: Counter[TrialState] = Counter()
         self._unended: dict[int, FrozenTrial] = {}
+        self._reports: dict[int, dict[int, Mapping[str, float]]] = {}
+        self._unread: set[int] = set()  # trials of which the reports are read when they are asked for
 
     def all(self) -> Sequence[FrozenTrial]:
         """All trials, by number; not to be changed."""
@@ -43,6 +47,8 @@ class StoredTrials:
             self._changed.clear()
             self._counts.clear()
             self._unended.clear()
+            self._reports.clear()
+            self._unread.clear()
             known: list[FrozenTrial] = []
             for trial in trials:
                 self._take_in(known, trial)
@@ -59,6 +65,7 @@ class StoredTrials:
         if number < len(known):
             self._counts[known[number].state] -= 1
         known[number : number + 1] = [trial]
+        self._unread.add(number)
         self._counts[trial.state] += 1
         if trial.state.is_finished():
             self._unended.pop(number, None)
@@ -69,6 +76,20 @@ class StoredTrials:
         """Those that wait or run, by number."""
         self.all()
         return [self._unended[number] for number in sorted(self._unended)]
+
+    def reports(self) -> Mapping[int, Mapping[int, Mapping[str, float]]]:
+        """Values of intermediate reports: trial number -> step, ascending -> name -> value."""
+        trials = self.all()
+        for number in self._unread:
+            found = {
+                int(key.removeprefix(REPORT)): values
+                for key, values in trials[number].user_attrs.items()
+                if key.startswith(REPORT)
+            }
+            if found:
+                self._reports[number] = dict(sorted(found.items()))
+        self._unread.clear()
+        return self._reports
 
     def count(self, states: Collection[TrialState]) -> int:
         """How many are in any of the states."""
