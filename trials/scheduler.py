@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nas_kd.trials.dominance import constrained_ranks, to_losses
 from nas_kd.trials.objectives import Ranking
@@ -41,7 +40,7 @@ def should_stop(
         excesses: How far the trial, and then each of the others, is beyond the constraints; none where there are none.
     """
     losses = to_losses([values, *others], maximize)
-    finite: npt.NDArray[np.bool_] = np.isfinite(losses).all(axis=1)
+    finite = np.all(np.isfinite(losses), axis=1)
     if not finite[0]:
         return True
     beyond = np.asarray(excesses, dtype=np.float64) if excesses else np.zeros(len(losses))
