@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from nas_kd.trials.knobs import ChoiceKnob, FloatKnob, IntKnob, Knob, KnobSpace, parse_knobs
     from nas_kd.trials.known_cost import KnownCostSampler
     from nas_kd.trials.known_costs import KnownCosts
-    from nas_kd.trials.ledger import Ledger, ProposedTrial, is_driven
+    from nas_kd.trials.ledger import Ledger, is_driven
     from nas_kd.trials.objectives import COSTS, MEASURED_LATENCY, Constraint, CostKind, Objective, Ranking
     from nas_kd.trials.pace import Underway, Work, ended_pace, time_left
     from nas_kd.trials.passwords import has_password, masked
     from nas_kd.trials.progress import Progress
+    from nas_kd.trials.proposals import ProposedTrial
     from nas_kd.trials.record import (
         SCHEMA_VERSION,
         Cost,
@@ -109,10 +110,11 @@ _NAMES = {
     "knobs": "ChoiceKnob FloatKnob IntKnob Knob KnobSpace parse_knobs",
     "known_cost": "KnownCostSampler",
     "known_costs": "KnownCosts",
-    "ledger": "Ledger ProposedTrial is_driven",
+    "ledger": "Ledger is_driven",
     "objectives": "COSTS MEASURED_LATENCY Constraint CostKind Objective Ranking",
     "passwords": "has_password masked",
     "progress": "Progress",
+    "proposals": "ProposedTrial",
     "record": "SCHEMA_VERSION Cost Evaluated FinalState KnobValue Metric Split Stage TrialRecord",
     "resources": "Executor Resources",
     "cluster": "NodeView",

@@ -16,8 +16,9 @@ from nas_kd.trials.execution import Assignment
 from nas_kd.trials.files import remove_checkpoints, trial_directory
 from nas_kd.trials.knobs import KnobSpace, check_values
 from nas_kd.trials.known_costs import KnownCosts
-from nas_kd.trials.ledger import Ledger, ProposedTrial
+from nas_kd.trials.ledger import Ledger
 from nas_kd.trials.pace import Work
+from nas_kd.trials.proposals import ProposedTrial
 from nas_kd.trials.record import KnobValue, TrialRecord
 from nas_kd.trials.remote_files import remote_files
 from nas_kd.trials.samplers import SAMPLERS, proposal_seed

@@ -18,29 +18,28 @@ attribute `withdrawn`, since Optuna deletes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, get_storage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
 from nas_kd.trials.context import Shortage
 from nas_kd.trials.database import WAIT_S, Database
 from nas_kd.trials.files import FileLock, is_locked
-from nas_kd.trials.history import SeenTrials
-from nas_kd.trials.knobs import KnobSpace, check_values, to_distributions
+from nas_kd.trials.knobs import KnobSpace, check_values
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, Ranking
 from nas_kd.trials.pace import Work
 from nas_kd.trials.passwords import masked
-from nas_kd.trials.queued import KnownQueue
+from nas_kd.trials.proposals import Proposals, ProposedTrial
+from nas_kd.trials.queued import enqueue, withdraw
 from nas_kd.trials.record import KnobValue, Metric, TrialRecord
 from nas_kd.trials.recovery import check_sound, open_or_renew, trials_of_folders
-from nas_kd.trials.samplers import build_sampler, proposal_seed, quiet_optuna
+from nas_kd.trials.samplers import quiet_optuna
 from nas_kd.trials.storage import (
     JOURNAL_NAME,
     STUDY_FILE,
@@ -50,25 +49,10 @@ from nas_kd.trials.storage import (
     study_name,
 )
 from nas_kd.trials.stored_trials import REPORT, StoredTrials
-from nas_kd.trials.study import LEDGER_FORMAT, begin_study, directions_of, only_study
-from nas_kd.trials.translation import FIXED, STATES, Translation, is_queued
+from nas_kd.trials.study import LEDGER_FORMAT, begin_study, only_study
+from nas_kd.trials.translation import STATES, is_queued
 
 DRIVER_LOCK = ".driver.lock"  # in the folder of a run
-
-_MAX_PROPOSALS = 10  # of a sampler that knows no costs, for one that is within their range
-
-
-@dataclass(frozen=True)
-class ProposedTrial:
-    """A trial to run, with its knobs; without a `seed` of its own, the driver derives one."""
-
-    number: int
-    knobs: Mapping[str, KnobValue]
-    seed: int | None = None
-    work: float | None = None
-    """What its time grows with, where that is known."""
-    shortage: Shortage | None = None
-    """Where it ran out of the memory of a GPU that it shared."""
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -88,8 +72,7 @@ class Ledger:
         self._lock = lock
         self._study_id = storage.get_study_id_from_name(name)
         self._stored = StoredTrials(storage, self._study_id, alone=lock is not None)
-        self._translation = Translation()
-        self._seen = SeenTrials()
+        self._proposals = Proposals(self._stored)
         stored = self.metadata
         if stored.get("format") != LEDGER_FORMAT:
             raise ValueError(
@@ -289,74 +272,7 @@ class Ledger:
             ValueError: A queued trial has values that the space does not hold.
         """
         with self._driving():
-            trials = self._stored.all()
-            waiting = next((trial for trial in self._stored.unended() if is_queued(trial)), None)
-            if waiting is not None:
-                check_values(waiting.user_attrs["queued"], space)
-            number = len(trials) if waiting is None else waiting.number
-            proposed = self._proposed(trials, number, space, sampler, seed, known_costs)
-            for attempt in range(1, _MAX_PROPOSALS + 1):
-                if waiting is not None or _is_allowed(proposed, known_costs):
-                    break
-                # A sampler that knows no costs proposes again; at last the one that knows them decides.
-                other = sampler if attempt < _MAX_PROPOSALS else "known_cost"
-                proposed = self._proposed(trials, number, space, other, seed + attempt * 1_000_003, known_costs)
-            own_work = None if work is None else work(proposed.params)
-            self._write_proposal(proposed, trials, waiting, own_work)
-            own_seed = None if waiting is None else waiting.user_attrs.get("seed")
-            return ProposedTrial(number, dict(proposed.params), own_seed, own_work)
-
-    def _proposed(
-        self,
-        trials: Sequence[FrozenTrial],
-        number: int,
-        space: KnobSpace,
-        sampler: str,
-        seed: int,
-        known_costs: KnownCosts | None,
-    ) -> FrozenTrial:
-        """What a sampler would propose as trial `number`; nothing is stored."""
-        distributions = to_distributions(space)
-        view = self._view(trials, space)
-        view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs, self._seen)
-        asked = view.ask(distributions)
-        assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"
-        return view.get_trials(deepcopy=False)[number]
-
-    def _view(self, trials: Sequence[FrozenTrial], space: KnobSpace) -> optuna.Study:
-        """What a sampler sees of these trials; see `nas_kd.trials.translation`."""
-        return self._translation.view(trials, space, directions_of(self.ranking), self.ranking)
-
-    def _write_proposal(
-        self,
-        proposed: FrozenTrial,
-        trials: Sequence[FrozenTrial],
-        waiting: FrozenTrial | None,
-        work: float | None,
-    ) -> None:
-        stored_names = self._translation.stored_names(proposed.distributions, trials)
-        attributes = {key: value for key, value in proposed.system_attrs.items() if key != FIXED}
-        if waiting is None:
-            # One write: a kill leaves either no trial or one that knows all its knobs.
-            template = create_trial(
-                state=TrialState.RUNNING,
-                params={stored_names[name]: value for name, value in proposed.params.items()},
-                distributions={stored_names[name]: item for name, item in proposed.distributions.items()},
-                user_attrs={"knobs": dict(proposed.params)} | ({} if work is None else {"work": work}),
-                system_attrs=attributes,
-            )
-            self._stored.create(template)
-            return
-        # Several writes, but the trial is queued until the last of them; asked again, it gets the same again.
-        for name, distribution in proposed.distributions.items():
-            if stored_names[name] not in waiting.params:
-                self._stored.set_param(waiting, stored_names[name], proposed.params[name], distribution)
-        for key, value in attributes.items():
-            self._stored.set_system_attr(waiting, key, value)
-        if work is not None and waiting.user_attrs.get("work") != work:
-            self._stored.set_user_attr(waiting, "work", work)
-        self._stored.set_user_attr(waiting, "knobs", dict(proposed.params))
-        self._stored.set_state(waiting, TrialState.RUNNING)
+            return self._proposals.next(space, self.ranking, sampler, seed, known_costs, work)
 
     def enqueue(
         self,
@@ -388,24 +304,7 @@ class Ledger:
         for values in wanted:
             check_values(values, space)
         with self._driving():
-            known = KnownQueue(self._stored.all(), seed)
-            numbers: dict[object, int] = {}
-            for values in wanted:
-                key = frozenset(values.items())
-                if key in numbers:
-                    continue
-                earlier = known.find(values)
-                if earlier is not None and earlier.state == TrialState.WAITING and not is_queued(earlier):
-                    self._stored.set_user_attr(earlier, "withdrawn", False)
-                numbers[key] = earlier.number if earlier is not None else self._queue(values, seed, work)
-            return [numbers[frozenset(values.items())] for values in wanted]
-
-    def _queue(self, values: dict[str, KnobValue], seed: int | None, work: Work | None) -> int:
-        """Queue a trial that is new; returns its number."""
-        attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
-        own_work = None if work is None else work(values)
-        attributes |= {} if own_work is None else {"work": own_work}
-        return self._stored.create(create_trial(state=TrialState.WAITING, user_attrs=attributes))
+            return enqueue(self._stored, wanted, seed, work)
 
     def withdraw(self, keep: Collection[int]) -> int:
         """Withdraw queued trials that are not wanted any more; queued again, they return under their numbers.
@@ -417,10 +316,7 @@ class Ledger:
             How many were withdrawn.
         """
         with self._driving():
-            unwanted = [trial for trial in self._stored.unended() if is_queued(trial) and trial.number not in keep]
-            for trial in unwanted:
-                self._stored.set_user_attr(trial, "withdrawn", True)
-            return len(unwanted)
+            return withdraw(self._stored, keep)
 
     def report(self, number: int, step: int, values: Mapping[str, float]) -> None:
         """Keep an intermediate report of a running trial; a later one of the same step replaces it."""
@@ -502,11 +398,6 @@ class Ledger:
             raise RuntimeError(f"the ledger of {self.run_dir} is open for reading only; use `Ledger.open` to write")
         with quiet_optuna():
             yield
-
-
-def _is_allowed(proposed: FrozenTrial, known_costs: KnownCosts | None) -> bool:
-    """Whether a proposal is within the range of costs and all limits, where they are known."""
-    return known_costs is None or known_costs.allows(proposed.params)
 
 
 def _listed(ranking: Ranking) -> str:

@@ -1,15 +1,52 @@
-"""Queued trials: which of those that are to run were queued before, so that a campaign file may be run again."""
+"""Queued trials: those that a campaign file names run before the sampler's, each once however often the file is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas_kd.trials.pace import Work
 from nas_kd.trials.record import KnobValue
+from nas_kd.trials.stored_trials import StoredTrials
+from nas_kd.trials.translation import is_queued
 
 
-class KnownQueue:
+def enqueue(
+    stored: StoredTrials, wanted: Sequence[dict[str, KnobValue]], seed: int | None, work: Work | None
+) -> list[int]:
+    """See `nas_kd.trials.ledger.Ledger.enqueue`; the values are those of a space."""
+    known = _KnownQueue(stored.all(), seed)
+    numbers: dict[object, int] = {}
+    for values in wanted:
+        key = frozenset(values.items())
+        if key in numbers:
+            continue
+        earlier = known.find(values)
+        if earlier is not None and earlier.state == TrialState.WAITING and not is_queued(earlier):
+            stored.set_user_attr(earlier, "withdrawn", False)
+        numbers[key] = earlier.number if earlier is not None else _queue(stored, values, seed, work)
+    return [numbers[frozenset(values.items())] for values in wanted]
+
+
+def withdraw(stored: StoredTrials, keep: Collection[int]) -> int:
+    """See `nas_kd.trials.ledger.Ledger.withdraw`."""
+    unwanted = [trial for trial in stored.unended() if is_queued(trial) and trial.number not in keep]
+    for trial in unwanted:
+        stored.set_user_attr(trial, "withdrawn", True)
+    return len(unwanted)
+
+
+def _queue(stored: StoredTrials, values: dict[str, KnobValue], seed: int | None, work: Work | None) -> int:
+    """Queue a trial that is new; returns its number."""
+    attributes: dict[str, Any] = {"queued": values} | ({} if seed is None else {"seed": seed})
+    own_work = None if work is None else work(values)
+    attributes |= {} if own_work is None else {"work": own_work}
+    return stored.create(create_trial(state=TrialState.WAITING, user_attrs=attributes))
+
+
+class _KnownQueue:
     """The trials of a ledger that were queued before, or may have been.
 
     Args:
