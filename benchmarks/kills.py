@@ -293,8 +293,9 @@ def _strike_until_end(child: int, faults: Faults, watch: Watch) -> None:
     while kinds and faults.left(watch) > 0:
         kind, before = rng.choice(kinds), watch.num_ended()
         # The next fault comes once the campaign has got on, so that trials last for all of them.
-        room = 2 * (trials - before) // faults.left(watch)
-        due = before + rng.randint(0, max(room - 1, 0))
+        left = faults.left(watch)
+        room = 2 * (trials - before) // left
+        due = min(before + rng.randint(0, max(room - 1, 0)), max(trials - 3 * left, before))
         while watch.num_ended() < due:
             watch.look()
             if ended(child, rng.random() * 2 * SECONDS_OF_WORK):

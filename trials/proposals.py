@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_kd.trials.context import Shortage
@@ -62,21 +63,24 @@ class Proposals:
         if waiting is not None:
             check_values(waiting.user_attrs["queued"], space)
         number = len(trials) if waiting is None else waiting.number
-        proposed = self._proposed(trials, number, space, ranking, sampler, seed, known_costs)
+        proposed = self._proposed(number, space, ranking, sampler, seed, known_costs)
         for attempt in range(1, _MAX_PROPOSALS + 1):
             if waiting is not None or _is_allowed(proposed, known_costs):
                 break
             # A sampler that knows no costs proposes again; at last the one that knows them decides.
             other = sampler if attempt < _MAX_PROPOSALS else "known_cost"
-            proposed = self._proposed(trials, number, space, ranking, other, seed + attempt * 1_000_003, known_costs)
+            proposed = self._proposed(number, space, ranking, other, seed + attempt * 1_000_003, known_costs)
         own_work = None if work is None else work(proposed.params)
         self._write_proposal(proposed, trials, waiting, own_work)
         own_seed = None if waiting is None else waiting.user_attrs.get("seed")
         return ProposedTrial(number, dict(proposed.params), own_seed, own_work)
 
+    def view(self, space: KnobSpace, ranking: Ranking) -> optuna.Study:
+        """What a sampler sees of the trials; see `nas_kd.trials.translation`."""
+        return self._translation.view(self._stored.all(), space, directions_of(ranking), ranking)
+
     def _proposed(
         self,
-        trials: Sequence[FrozenTrial],
         number: int,
         space: KnobSpace,
         ranking: Ranking,
@@ -86,8 +90,7 @@ class Proposals:
     ) -> FrozenTrial:
         """What a sampler would propose as trial `number`; nothing is stored."""
         distributions = to_distributions(space)
-        # What a sampler sees of the trials; see `nas_kd.trials.translation`.
-        view = self._translation.view(trials, space, directions_of(ranking), ranking)
+        view = self.view(space, ranking)
         view.sampler = build_sampler(sampler, proposal_seed(seed, number), distributions, known_costs, self._seen)
         asked = view.ask(distributions)
         assert asked.number == number, f"the sampler's view is at {asked.number}, the ledger at {number}"

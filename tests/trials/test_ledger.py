@@ -253,7 +253,7 @@ def test_knobs_may_appear_and_go(tmp_path: Path) -> None:
         with open_ledger(run_dir) as ledger:
             ask_and_tell(ledger, 12)
             assert set(ledger.ask(space).knobs) == set(space)
-            view = ledger._view(ledger._stored.all(), space)
+            view = ledger._proposals.view(space, ledger.ranking)
             return len(view.get_trials(states=(TrialState.COMPLETE,)))
 
     assert learned_from(tmp_path / "a", without_default) == 0
@@ -378,7 +378,7 @@ def test_constraints_may_change_and_samplers_see_those_of_today(tmp_path: Path) 
         constraints = () if most is None else (Constraint(name="parameters", max=most),)
         with open_ledger(tmp_path, ranking=Ranking(default.objectives, constraints)) as ledger:
             ask_and_tell(ledger, 4, sampler="random")
-            seen = ledger._view(ledger._stored.all(), SPACE).get_trials(deepcopy=False)
+            seen = ledger._proposals.view(SPACE, ledger.ranking).get_trials(deepcopy=False)
         widths = [trial.params["width"] for trial in seen]
         expected = [{} if most is None else {f"parameters at most {most}": (width - most) / most} for width in widths]
         assert [trial.constraints for trial in seen] == expected

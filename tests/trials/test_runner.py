@@ -136,7 +136,7 @@ def test_stopped_is_not_complete(tmp_path: Path, executor: Executor) -> None:
     assert record.diagnostics == {"stopped/step": 2.0, "stopped/accuracy": 0.25, "stopped/flops": 2000.0}
     assert record.metrics == {}
     with open_ledger(tmp_path) as ledger:
-        view = ledger._view(ledger._stored.all(), SPACE)
+        view = ledger._proposals.view(SPACE, ledger.ranking)
         assert [trial.values is None for trial in view.get_trials()] == [False, True, True, True]
 
 
