@@ -8,14 +8,18 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from nas_kd.analysis.text import MISSING, count, flops_label, in_percent, ms_text
-from nas_kd.trials.record import Metric, Split, TrialRecord
+from nas_kd.analysis.text import MISSING, count, flops_label, in_percent, metric_text, ms_text, range_text
+from nas_kd.trials.record import Metric, Split, Stage, TrialRecord
 
 ROUNDING = 1e-4  # two numbers that differ by less, of their size or of 1 where that is more, are equal within rounding
 
 Verdict = Literal["bit by bit", "within rounding", "different"]
 
-_STAGES = {"gated": ", supernet with its gates", "derived": ", weights of the supernet", "retrained": ""}
+_STAGES: dict[Stage, str] = {
+    "gated": ", supernet with its gates",
+    "derived": ", weights of the supernet",
+    "retrained": "",
+}
 _SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}
 _COSTS = {
     "params": "parameters",
@@ -98,11 +102,13 @@ class Agreement:
         trial: its number.
         rows: what was compared.
         environment: what of the record's environment is another now -> (then, now).
+        remarks: sentences on a difference: where it arose, and whether it is large beside the record's intervals.
     """
 
     trial: int
     rows: tuple[Row, ...]
     environment: Mapping[str, tuple[str, str]]
+    remarks: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -131,6 +137,7 @@ class Agreement:
             far = [row.name for row in self.rows if not row.is_close]
             shown = "; ".join(far[:4]) + (f"; and {len(far) - 4} more" if len(far) > 4 else "")
             said = f"different: trial {self.trial} does not give what its record says ({shown})"
+            return [said, *self.remarks, *self._reasons()]
         return [said, *self._reasons()]
 
     def _reasons(self) -> Iterator[str]:
@@ -138,7 +145,7 @@ class Agreement:
         if listed and self.verdict == "bit by bit":
             yield f"although the environment is another one ({listed})"
         elif listed:
-            yield f"what may explain it, since it is not as the record has it: {listed}"
+            yield f"the environment is another one, which may explain it ({listed})"
         elif self.verdict != "bit by bit":
             yield (
                 "nothing that the record holds of its environment has changed; other libraries, code of your own, "
@@ -183,22 +190,19 @@ def compare_records(
         weights: of both; None where the run does not keep those of the record.
         settings: the hashes of the settings then and as they are read now, where these differ.
     """
-    rows = [_named("architecture", recorded.arch_id or MISSING, reproduced.arch_id or MISSING)]
-    rows += _costs(recorded, reproduced)
-    for stage, splits in recorded.metrics.items():
-        for split, metrics in splits.items():
-            found = reproduced.metrics.get(stage, {}).get(split, {})
-            where = _STAGES.get(stage, f", {stage}")
-            rows += [
-                replace(
-                    _measured(f"{_SPLITS[split]} {name}{where}", value, found.get(name), recorded.metric, name),
-                    is_detail=stage != "retrained" or name != recorded.metric.name,
-                )
-                for name, value in metrics.items()
-            ]
-    rows += _repeats(recorded, reproduced)
+    chosen = _named("architecture", recorded.arch_id or MISSING, reproduced.arch_id or MISSING)
+    before = [row for stage in _STAGES if stage != "retrained" for row in _metrics(recorded, reproduced, stage)]
+    costs, trained = list(_costs(recorded, reproduced)), list(_metrics(recorded, reproduced, "retrained"))
+    rows = [chosen, *costs, *before, *trained, *_repeats(recorded, reproduced)]
     if weights is not None:
         rows.append(_weights(weights))
+    remarks = []
+    if before and all(row.is_close for row in (chosen, *costs, *before)):
+        remarks.append(
+            "architecture, costs and what was measured before the student's training are equal within rounding, so the "
+            "difference arose in that training"
+        )
+    remarks += _beside_intervals(recorded, reproduced)
     environment = {
         name: (recorded.environment.get(name, "not recorded"), now)
         for name, now in reproduced.environment.items()
@@ -206,7 +210,31 @@ def compare_records(
     }
     if settings is not None:
         environment["hash of the settings"] = settings
-    return Agreement(recorded.number, tuple(rows), environment)
+    return Agreement(recorded.number, tuple(rows), environment, tuple(remarks))
+
+
+def _metrics(recorded: TrialRecord, reproduced: TrialRecord, stage: Stage) -> Iterator[Row]:
+    """All metrics of a stage."""
+    for split, metrics in recorded.metrics.get(stage, {}).items():
+        found = reproduced.metrics.get(stage, {}).get(split, {})
+        for name, value in metrics.items():
+            label = f"{_SPLITS[split]} {name}{_STAGES[stage]}"
+            row = _measured(label, value, found.get(name), recorded.metric, name)
+            yield replace(row, is_detail=stage != "retrained" or name != recorded.metric.name)
+
+
+def _beside_intervals(recorded: TrialRecord, reproduced: TrialRecord) -> Iterator[str]:
+    """Whether the main metric lies in the record's intervals, which other items would move it within."""
+    metric = recorded.metric
+    for split, words in _SPLITS.items():
+        known, now = recorded.evaluated.get(split), reproduced.score(split, "retrained")
+        if known is None or known.low is None or known.high is None or now is None:
+            continue
+        lies = "within" if known.low <= now <= known.high else "outside"
+        yield (
+            f"the {words} {metric.name} now, {metric_text(now, metric)}, lies {lies} the record's 95 % interval over "
+            f"the items of the split, {range_text(known.low, known.high, metric)}"
+        )
 
 
 def _costs(recorded: TrialRecord, reproduced: TrialRecord) -> Iterator[Row]:

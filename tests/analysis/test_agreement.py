@@ -6,7 +6,7 @@ import pytest
 from synthetic import record
 
 from nas_kd.analysis.agreement import ROUNDING, Agreement, WeightsCompared, compare_records
-from nas_kd.trials import Cost, TrialRecord
+from nas_kd.trials import Cost, Evaluated, TrialRecord
 
 METRICS = {"derived": {"val": {"accuracy": 0.5}}, "retrained": {"val": {"accuracy": 0.75}, "test": {"loss": 20.0}}}
 
@@ -62,17 +62,23 @@ def test_differences_and_what_may_explain_them() -> None:
     assert shown["test loss"] == ("20", "21.5", "+1.5")
     assert shown["FLOPs per clip"][2] == "−100,000"
     assert shown["weights, largest difference"][1:] == ("other shapes", "differs")
-    first, second = found.sentences()
+    first, second = found.sentences()  # its costs are others, so nothing is said of the training
     assert first == (
         "different: trial 4 does not give what its record says (FLOPs per clip; validation accuracy; test loss; "
         "weights, largest difference)"
     )
     assert second.startswith("nothing that the record holds of its environment has changed; other libraries, code")
-    moved = compare_records(trial(), trial(0.7, environment={"torch": "3", "nas-kd": "1"}), None, ("aa", "bb"))
-    assert moved.sentences()[1] == (
-        "what may explain it, since it is not as the record has it: torch: 2 then, 3 now; nas-kd: not recorded then, 1 "
-        "now; hash of the settings: aa then, bb now"
-    )
+    known = trial(evaluated={"val": Evaluated(num_items=40, low=0.6, high=0.9), "test": Evaluated(num_items=40)})
+    moved = compare_records(known, trial(0.7, environment={"torch": "3", "nas-kd": "1"}), None, ("aa", "bb"))
+    assert moved.sentences()[1:] == [
+        "architecture, costs and what was measured before the student's training are equal within rounding, so the "
+        "difference arose in that training",
+        "the validation accuracy now, 70.0 %, lies within the record's 95 % interval over the items of the split, "
+        "60.0 – 90.0 %",
+        "the environment is another one, which may explain it (torch: 2 then, 3 now; nas-kd: not recorded then, 1 now; "
+        "hash of the settings: aa then, bb now)",
+    ]
+    assert "now, 95.0 %, lies outside the record's" in compare_records(known, trial(0.95), None).sentences()[2]
 
 
 def test_each_training_of_several_counts_and_a_metric_that_is_gone() -> None:

@@ -101,7 +101,7 @@ def test_another_metric_is_different_and_an_interrupted_reproduction_goes_on(
     assert f"{run_dir}/teacher/outputs has other outputs of the teacher than this trial learned from" in output
     assert not (tmp_path / "again" / reproduction.OUTPUTS).exists()
     assert "different: trial 0 does not give what its record says (validation accuracy)\n" in output
-    assert "what may explain it, since it is not as the record has it: torch: 1.0 then, " in output
+    assert "the environment is another one, which may explain it (torch: 1.0 then, " in output
     values = json.loads((tmp_path / "again" / "comparison.json").read_text())["values"]
     (other,) = [value for value in values if not value["is_equal"]]
     assert (other["name"], other["difference"], other["is_close"]) == ("validation accuracy", 0.125, False)
