@@ -17,27 +17,19 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pydantic import Field
 
-from nas_kd.data.arrays import ArrayFiles, is_array, parse_place
-from nas_kd.data.cache import ClipCache, Entry, cache_key
-from nas_kd.data.feature_frames import FeatureFramesConfig, frames_of
-from nas_kd.data.file_decoding import FileDecoding
-from nas_kd.data.fingerprint import contents_of, hash_of_files
-from nas_kd.data.frame_times import sample_positions
-from nas_kd.data.label_form import ClassLabels
+from nas_kd.data.arrays import ArrayFiles, parse_place
+from nas_kd.data.feature_config import SEPARATOR, FeatureOptions
+from nas_kd.data.feature_frames import frames_of
+from nas_kd.data.feature_items import FeaturesDataset, Row
 from nas_kd.data.progress import track
-from nas_kd.data.sample import DataError, DataInfo, DecodeError, Labelled, Sample, became_unreadable
-from nas_kd.data.shards import Clip
-from nas_kd.data.source import LabelledConfig, Recognised, labels_in
+from nas_kd.data.sample import DataError, DataInfo, DecodeError, Labelled
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
     LISTED,
@@ -58,265 +50,21 @@ from nas_kd.data.table import (
     unusable_label,
 )
 
-SEPARATOR = ";"
-"""Between the classes of one item."""
 
-LOOKED_AT = 100  # items whose lengths say whether all have equally many frames
-
-_DISTRACTORS, _ORDER, _NOISE = 0, 1, 2  # one generator each
-
-Features = npt.NDArray[Any]
-
-
-class FeaturesConfig(FeatureFramesConfig, LabelledConfig):
+class FeaturesConfig(FeatureOptions):
     """Frame features in numpy files with a csv file of labels and splits."""
-
-    source: Literal["features"] = "features"
-    multi_label: bool = Field(
-        default=False,
-        description="Give `labels` although each item has one class; where a row names several, they are always given.",
-    )
-    on_error: Literal["fail", "skip"] = Field(
-        default="fail", description="fail: refuse the data set if a row is unusable; skip: leave such rows out."
-    )
-    val_share: float = Field(
-        default=0.15, gt=0, lt=1, description="Share of the training split that validates where the csv has no val."
-    )
-    group: str | None = Field(
-        default=None,
-        description="Column of the csv; rows that agree in it, such as parts of one recording, stay on one side where "
-        "training items are parted.",
-    )
-    train_share: float = Field(
-        default=1.0, gt=0, le=1, description="Share of the training items that is kept, the same of each class."
-    )
-    distractors: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of each item's frames that is replaced by frames of other items of its split.",
-    )
-    shuffle_frames: bool = Field(default=False, description="Put the frames of each item in a random order.")
-    noise: float = Field(
-        default=0.0,
-        ge=0,
-        description="Standard deviation of Gaussian noise on each feature, in units of that feature's own one over "
-        "the frames of the training split.",
-    )
-    seed: int = Field(
-        default=0, ge=0, description="Decides what `train_share`, `distractors`, `shuffle_frames` and `noise` do."
-    )
-
-    @property
-    def decoding(self) -> FileDecoding | None:
-        """Says how many frames are kept, where nets see fewer."""
-        return None if self.stored_frames is None else FileDecoding(stored=(self.stored_frames, 0, 0))
-
-    @property
-    def label_form(self) -> ClassLabels:
-        """One class or several for each item."""
-        return ClassLabels(group=self.group)
-
-    @property
-    def changes_items(self) -> bool:
-        """Whether items are made harder than their files say."""
-        return bool(self.distractors or self.shuffle_frames or self.noise)
-
-    @classmethod
-    def recognise(cls, root: Path) -> Recognised | None:
-        found = labels_in(root, ("path", "label", "split"))
-        if found is None or not is_array(found[1][0]["path"]):
-            return None
-        labels, rows = found
-        data: dict[str, Any] = {"root": str(root), "labels": labels}
-        first = [root / row["path"] for row in rows[:LOOKED_AT] if row["path"].endswith(".npy")]
-        lengths = {len(np.load(path, mmap_mode="r")) for path in first if path.is_file()}
-        if len(lengths) > 1:  # then the section must say how many are taken
-            data["frames"] = int(np.median(sorted(lengths)))
-        several = any(SEPARATOR in row["label"] for row in rows)
-        return Recognised(data, "multilabel" if several else "classification")
 
     def load(self, *, seed: int, gate_share: float = 0.5) -> Splits:
         return load_features(self, seed=seed, gate_share=gate_share)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One usable row: the item's place, its classes, its split, its group, its line, its frames, and their hash."""
-
-    path: Path
-    array: str
-    row: int | None
-    labels: tuple[str, ...]
-    split: str
-    group: str
-    line: int
-    length: int = 0
-    content: str = ""
-
-
-class FeaturesDataset:
-    """Items of numpy files, read one by one and changed as the config says.
-
-    Distractors come first, then the order, then noise. Each depends on the config's seed and on the line of the item
-    in the csv; distractors also on which items the split has.
-
-    Args:
-        rows: Its items.
-        class_names: By class index; the labels of rows are among them.
-        config: How items are changed, and whether `labels` are given.
-        frames: T.
-        size: D.
-        dtype: Type of the features, float16 or float32.
-        cache: Where items are kept that are unpacked or changed.
-        deviation: [D] standard deviation of each feature; needed for noise.
-    """
-
-    reads_ahead = True
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        class_names: Sequence[str],
-        config: FeaturesConfig,
-        frames: int,
-        size: int,
-        dtype: npt.DTypeLike,
-        cache: ClipCache,
-        deviation: npt.NDArray[np.float64] | None = None,
-    ) -> None:
-        self.rows = tuple(rows)
-        self.config = config
-        self.frames = frames
-        self.dtype = np.dtype(dtype)
-        self._bytes = (frames, size * self.dtype.itemsize)
-        self._cache = cache
-        number = {name: index for index, name in enumerate(class_names)}
-        self._classes = [[number[name] for name in row.labels] for row in self.rows]
-        self._multi_hot = len(number) if config.multi_label else 0
-        self._deviation = deviation
-        self._files = ArrayFiles()
-        self.labels = [classes[0] for classes in self._classes]
-        self._keys = self._unpacked_keys()
-        changes = (self.config.seed, self.config.shuffle_frames, self.config.noise, self.config.distractors)
-        spread = b"" if deviation is None else deviation.tobytes()
-        others = self._keys if self.config.distractors else []
-        self._changes = hashlib.sha256(f"{changes} {spread.hex()} {others}".encode()).hexdigest()
-
-    def _unpacked_keys(self) -> list[str]:
-        """By item, what it is called in the cache before any change; nothing where no item is kept there."""
-        if not (self.config.changes_items or any(map(_is_packed, self.rows))):
-            return []
-        files = {path: cache_key(path, "features") for path in {row.path for row in self.rows}}
-        texts = [f"{files[row.path]} {row.array!r} {row.row} {self.frames} {self.dtype}" for row in self.rows]
-        return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-
-    @property
-    def entries(self) -> list[Entry]:
-        """What the cache must hold."""
-        return [*self.unpacked, *self.changed]
-
-    @property
-    def unpacked(self) -> list[Entry]:
-        """Of `entries`, what is needed before any item is changed."""
-        return [self._unpacked_entry(index) for index, row in enumerate(self.rows) if _is_packed(row)]
-
-    @property
-    def changed(self) -> list[Entry]:
-        """Of `entries`, the others."""
-        return [self._changed_entry(index) for index in range(len(self))] if self.config.changes_items else []
-
-    @property
-    def identity(self) -> str:
-        """Changes with the content of the files and with their order, not with their places."""
-        return f"{contents_of(row.path for row in self.rows)} {[(row.array, row.row) for row in self.rows]}"
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the files, with the order of the items, and with how they are changed."""
-        places = [(row.array, row.row, row.line) for row in self.rows]
-        return hash_of_files((row.path for row in self.rows), places, self.frames, self.dtype, self.config)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must lie in 0..{len(self) - 1}, but it is {index}")
-        sample = {
-            "features": torch.from_numpy(self._features(index)),
-            "label": torch.tensor(self.labels[index]),
-        }
-        if self._multi_hot:
-            sample["labels"] = torch.zeros(self._multi_hot, dtype=torch.uint8)
-            sample["labels"][self._classes[index]] = 1
-        return sample
-
-    def clean(self, index: int) -> Features:
-        """The T frames of an item [T, D], before any change."""
-        if _is_packed(self.rows[index]):
-            return self._kept(self._unpacked_entry(index))
-        return self._read(index)
-
-    def _features(self, index: int) -> Features:
-        return self._kept(self._changed_entry(index)) if self.config.changes_items else self.clean(index)
-
-    def _kept(self, entry: Entry) -> Features:
-        return self._cache.read_all([entry])[0].view(self.dtype)
-
-    def _unpacked_entry(self, index: int) -> Entry:
-        return Entry(self._keys[index], self._bytes, functools.partial(self._as_bytes, self._read, index))
-
-    def _changed_entry(self, index: int) -> Entry:
-        text = f"changed {self._keys[index]} {self.rows[index].line} {self._changes}"
-        key = hashlib.sha256(text.encode()).hexdigest()
-        return Entry(key, self._bytes, functools.partial(self._as_bytes, self._changed, index))
-
-    def _as_bytes(self, make: Callable[[int], Features], index: int) -> Clip:
-        return np.ascontiguousarray(make(index)).view(np.uint8)
-
-    def _changed(self, index: int) -> Features:
-        features = self.clean(index)
-        replaced = round(self.config.distractors * self.frames)
-        if replaced:
-            rng = self._rng(index, _DISTRACTORS)
-            places = rng.choice(self.frames, replaced, replace=False)
-            others = rng.integers(len(self) - 1, size=replaced)
-            others += others >= index
-            for place, other, frame in zip(places, others, rng.integers(self.frames, size=replaced), strict=True):
-                features[place] = self.clean(int(other))[frame]
-        if self.config.shuffle_frames:
-            features = self._rng(index, _ORDER).permutation(features)
-        if self.config.noise:
-            assert self._deviation is not None
-            drawn = self._rng(index, _NOISE).standard_normal(features.shape)
-            features = (features + self.config.noise * self._deviation * drawn).astype(self.dtype)
-        return features
-
-    def _rng(self, index: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng((self.config.seed, self.rows[index].line, stream))
-
-    def _read(self, index: int) -> Features:
-        row = self.rows[index]
-        try:
-            item = self._files.item(row.path, row.array, row.row)
-        except DecodeError as error:
-            raise became_unreadable(row.path, error) from error
-        return item[sample_positions(row.length, self.frames)].astype(self.dtype)
-
-
-def _named(row: Row, config: FeaturesConfig) -> str:
+def _named(row: Row, config: FeatureOptions) -> str:
     """The place of an item as the csv names it."""
     parts = [str(row.path.relative_to(config.root.resolve())), row.array, "" if row.row is None else str(row.row)]
     return "#".join(part for part in parts if part)
 
 
-def _is_packed(row: Row) -> bool:
-    """Whether its file is compressed or an archive, and not mapped into memory."""
-    return row.path.suffix.lower() != ".npy"
-
-
-def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5) -> Splits:
+def load_features(config: FeatureOptions, *, seed: int, gate_share: float = 0.5) -> Splits:
     """Read the csv, check every item, and make the splits.
 
     Features are float16 where all files hold float16, else float32.
@@ -390,7 +138,7 @@ def load_features(config: FeaturesConfig, *, seed: int, gate_share: float = 0.5)
     )
 
 
-def load_labelled(config: FeaturesConfig, split: str | None) -> Labelled:
+def load_labelled(config: FeatureOptions, split: str | None) -> Labelled:
     """The items of one split, or of all rows of a csv that needs no column `split`, to measure a student on.
 
     Args:
@@ -424,7 +172,7 @@ def load_labelled(config: FeaturesConfig, split: str | None) -> Labelled:
     return Labelled(dataset, groups, _info(config, names, config.frames, size))
 
 
-def _info(config: FeaturesConfig, names: Sequence[str], frames: int, size: int) -> DataInfo:
+def _info(config: FeatureOptions, names: Sequence[str], frames: int, size: int) -> DataInfo:
     return DataInfo(
         num_classes=len(names),
         class_names=tuple(names),
@@ -440,7 +188,7 @@ def _info(config: FeaturesConfig, names: Sequence[str], frames: int, size: int) 
 
 
 def _check_rows(
-    table: Sequence[tuple[int, dict[str, str]]], config: FeaturesConfig
+    table: Sequence[tuple[int, dict[str, str]]], config: FeatureOptions
 ) -> tuple[list[tuple[str, Row]], list[tuple[str, str]]]:
     """Rows, with their paths as written, that name a file inside the root, classes and a split; the others' reasons."""
     root = config.root.resolve()
@@ -481,7 +229,7 @@ def _check_rows(
 
 
 def _check_items(
-    rows: Sequence[tuple[str, Row]], config: FeaturesConfig
+    rows: Sequence[tuple[str, Row]], config: FeatureOptions
 ) -> tuple[list[Row], int, np.dtype[Any], list[tuple[str, str]]]:
     """Read every item: the usable rows with their lengths, the size of features, their type, and the others' reasons.
 
@@ -523,7 +271,7 @@ def _kind(dtype: np.dtype[Any]) -> str:
     return "bytes (uint8)" if dtype == np.uint8 else "floats"
 
 
-def _thin_out(parts: dict[str, list[Row]], config: FeaturesConfig, notes: list[str]) -> None:
+def _thin_out(parts: dict[str, list[Row]], config: FeatureOptions, notes: list[str]) -> None:
     """Keep `train_share` of the training rows."""
     if config.train_share == 1:
         return
