@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from nas_kd.analysis.text import MISSING, count, flops_label, in_percent, metric_text, ms_text, range_text
+from nas_kd.analysis.text import MISSING, count, flops_label, in_percent, metric_text, range_text
 from nas_kd.trials.record import Metric, Split, Stage, TrialRecord
 
 ROUNDING = 1e-4  # two numbers that differ by less, of their size or of 1 where that is more, are equal within rounding
@@ -249,8 +249,8 @@ def _costs(recorded: TrialRecord, reproduced: TrialRecord) -> Iterator[Row]:
             yield Row(name, value, found, difference, found == value, found == value)
     if own.predicted_latency_ms is not None:
         then, now = own.predicted_latency_ms, getattr(other, "predicted_latency_ms", None)
-        text = None if now is None else f"{ms_text(now)}"
-        yield Row("predicted latency, ms", ms_text(then), text, None, then == now, then == now)
+        difference = None if now is None else now - then
+        yield Row("predicted latency, ms", then, now, difference, then == now, then == now)
 
 
 def _named(name: str, recorded: str, reproduced: str) -> Row:

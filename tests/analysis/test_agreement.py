@@ -87,7 +87,9 @@ def test_each_training_of_several_counts_and_a_metric_that_is_gone() -> None:
     assert compare_records(one, swapped, None).verdict == "different"  # though their mean is the same
     gone = trial(metrics={"retrained": {"val": {"accuracy": 0.75}}})
     assert texts(compare_records(trial(), gone, None))["test loss"] == ("20", "–", "differs")
-    streams = Cost(flops=10, params=2, keyframe_flops=20, delta_flops=5, keyframe_interval=3, state_bytes=64)
+    fields = {"keyframe_flops": 20, "delta_flops": 5, "keyframe_interval": 3, "predicted_latency_ms": 4.2}
+    streams = Cost.model_validate({"flops": 10, "params": 2, "state_bytes": 64, **fields})
     again = streams.model_copy(update={"state_bytes": 65, "latency_ms": 3.0})
+    assert texts(compare_records(trial(cost=streams), trial(cost=again), None))["predicted latency, ms"][2] == "0"
     (other,) = [row for row in compare_records(trial(cost=streams), trial(cost=again), None).rows if not row.is_equal]
     assert other.texts() == ("state between frames, bytes", "64", "65", "+1")

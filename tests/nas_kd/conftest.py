@@ -46,7 +46,7 @@ def tiny(tmp_path: Path) -> Callable[..., CampaignConfig]:
 @pytest.fixture(scope="session")
 def shared_run(tmp_path_factory: pytest.TempPathFactory) -> CampaignResult:
     """A finished campaign whose three trials share a search; tests leave its folder as it is."""
-    shared = {"shared": True, "paths": 1, "candidates": 2, "finish": 0.5}
+    shared = {"shared": True, "paths": 1, "candidates": 2, "finish": 0.5, "gates": {"knots": 2}}
     folder = tmp_path_factory.mktemp("shared")
     config = tiny_campaign(folder, search=shared, trials=3, budget={"max_params": 1_200}, sampler="random")
     return search(config)

@@ -72,7 +72,9 @@ def test_knobs_follow_the_difference_of_two_losses_and_leave_out_what_no_budget_
 
 
 def shared_config(tiny: Callable[..., CampaignConfig], **changes: Any) -> CampaignConfig:
-    return tiny(search={"shared": True, "paths": 1, "candidates": 2, "finish": 0.5}, trials=3, **changes)
+    return tiny(
+        search={"shared": True, "paths": 1, "candidates": 2, "finish": 0.5, "gates": {"knots": 2}}, trials=3, **changes
+    )
 
 
 def test_a_campaign_with_a_shared_search(shared_run: CampaignResult, tmp_path: Path) -> None:
