@@ -107,9 +107,8 @@ def reproduce(
         progress(0.0, "preparing")
         with _threads(recorded):
             context = _context(config, recorded, run_dir)
-            known = _check_same(context, run_dir)
-            content = known["identity"]["train"]["content"]
-            context = _with_outputs(context, run_dir, folder, content, progress, note)
+            items = _check_same(context, run_dir)
+            context = _with_outputs(context, run_dir, folder, items, progress, note)
             search = _search(context, recorded, run_dir)
             record = _run(context, recorded, folder, search, progress)
         from nas_kd.analysis.agreement import compare_records
@@ -151,11 +150,10 @@ def _recorded(run_dir: Path, trial: int | None) -> TrialRecord:
             continue
         if record.state == "complete":
             return record
-        why = {"failed": record.reason(), "stopped": record.warnings[-1] if record.warnings else "early stopping"}
-        raise ValueError(
-            f"trial {trial} of {run_dir} {record.state if record.state == 'failed' else 'was stopped'} "
-            f"({why[record.state]}), so it has no trained student to reproduce; {way_out}"
-        )
+        became = f"failed ({record.reason() or 'no reason given'})"
+        if record.state == "stopped":
+            became = f"was stopped ({record.warnings[-1] if record.warnings else 'early stopping'})"
+        raise ValueError(f"trial {trial} of {run_dir} {became}, so it has no trained student to reproduce; {way_out}")
     raise ValueError(f"no trial {trial} of {run_dir} has ended; {way_out}")
 
 
@@ -237,15 +235,18 @@ def _context(config: CampaignConfig, recorded: TrialRecord, run_dir: Path) -> Ca
     return load_context(config.model_dump_json(), run_dir, device)
 
 
-def _check_same(context: CampaignContext, run_dir: Path) -> dict[str, Any]:
-    """Raise where data or teacher are others than when the run began; else what is known of the teacher.
+def _check_same(context: CampaignContext, run_dir: Path) -> str:
+    """Raise where data or teacher are others than when the run began.
+
+    Returns:
+        The hash of the content of the training items.
 
     Raises:
         ValueError: what changed.
     """
     path = run_dir / "teacher" / "teacher.json"
-    known = read_json(path, "restore it")
-    before = known.get("identity", {})
+    known: dict[str, Any] = read_json(path, "restore it")
+    before = known["identity"]
     changed = changed_parts(before, identity(context, before))
     if changed:
         raise ValueError(
@@ -257,7 +258,7 @@ def _check_same(context: CampaignContext, run_dir: Path) -> dict[str, Any]:
             f"the teacher in {path.parent} does not answer a fixed input as {path.name} has it: its weights or its "
             "code changed, so no trial of the run can be reproduced; restore them"
         )
-    return known
+    return str(before["train"]["content"])
 
 
 def _with_outputs(
