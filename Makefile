@@ -74,8 +74,8 @@ bench-trials: install
 
 # 50 faults on a Ray of the driver's own, then 50 on a cluster with the ledger in PostgreSQL, where a server is installed.
 bench-kills: install
-	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400
-	$(BIN)/python benchmarks/kills.py --kills 50 --trials 400 --executor cluster --storage postgresql
+	$(BIN)/python benchmarks/kills.py --kills 60 --trials 400
+	$(BIN)/python benchmarks/kills.py --kills 60 --trials 400 --executor cluster --storage postgresql
 
 bench-worker-memory: install
 	$(BIN)/python benchmarks/worker_memory.py
