@@ -454,15 +454,15 @@ def _copied(net: nn.Module) -> nn.Module:
 def _choose(fitting: Sequence[_Attempt], name: str) -> _Attempt:
     """The layout of a net that runs with some of them.
 
-    A net that reshapes its input runs with several. Frames, their stack and (N, T, C, H, W) have the same order in
-    memory, so a net for which these agree reads clips frame by frame.
+    A net that reshapes its input runs with several. Frames and (N, T, C, H, W) have the same order in memory, so a net
+    that answers alike for N · T frames and for N clips of them reads clips frame by frame.
     """
     by_layout = {attempt.layout: attempt for attempt in fitting}
     first = fitting[0]
     other = by_layout.get("NTCHW")
     if first.layout != "NCTHW" or other is None or _same(first, other):
         return first
-    if any(layout in by_layout and _same(by_layout[layout], other) for layout in ("frames", "stacked")):
+    if "frames" in by_layout and _same(by_layout["frames"], other):
         return other
     raise ValueError(
         f"teacher.input_layout: {name} runs on clips as (N, 3, T, H, W) and as (N, T, 3, H, W), with other answers; "

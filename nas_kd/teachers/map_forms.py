@@ -3,7 +3,8 @@
 Transformers give tokens (N, L, C), which lie on a grid of frames and pixels; nets that fold the frames into the batch
 give (N · T, C, H, W). Which axis is which is found by measurement: small regions of a clip are changed, and of the axes
 that fit the shape, those are right under which the output changes most in the same places. What no axes explain is no
-map.
+map. The net is measured with weights that are drawn anew in the same way each time, so that what is found depends on
+its structure and not on its own weights, which another seed would make others.
 
 Tokens that are pooled by the maximum over an axis of the memory, as in Hiera (Ryali et al., ICML 2023), lie in another
 order than that of rows: those of each window that will be pooled come first. The axes of such an order are parts of h
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.taps import has_shape_of
+from nas_kd.teachers.drawn_weights import drawn_weights
 
 Grid = tuple[int, int, int]
 Place = tuple[int, float, float]
@@ -35,7 +36,9 @@ MAX_SPECIAL = 8  # tokens beside those of the grid, before them: of the class, o
 _PLACES: tuple[Place, ...] = (
     (0, 1 / 8, 5 / 8), (1, 3 / 8, 1 / 8), (0, 5 / 8, 7 / 8), (1, 7 / 8, 3 / 8), (1, 1 / 8, 7 / 8), (0, 7 / 8, 1 / 8),
 )  # fmt: skip
-_ROWS = 1 + 2 * len(_PLACES)  # of the clips that are shown
+_ROWS = 1 + len(_PLACES)  # of the clips that are shown
+_DRAWS = 4  # of the weights with which the net is measured
+_FIRST_DRAW = 4  # with which the nets of docs/teachers.md are read as they are; any number would do for most
 _REGION = 8  # parts of a side; a region is one of them
 _CONFIRMED = 4  # places in which a form must fit
 _NOT_CONTRADICTED = 3  # places in which a form must fit that other modules have
@@ -120,7 +123,7 @@ def find_forms(
 
     Args:
         net: that runs.
-        run: a pass of the net for clips.
+        run: a pass of the net for clips; it raises `ValueError` where the net does not take them.
         clip: one input of the campaign, (1, 3, T, H, W) or (1, 3, H, W), of random pixels.
         frames: that the net sees; None where it sees single frames.
         size: (H, W) that it sees.
@@ -132,20 +135,30 @@ def find_forms(
         if name
     ]
     try:
-        run(_changed(clip))
+        for draw in range(_DRAWS):
+            shown = _changed(clip, brighter=draw % 2 == 0)
+            try:
+                with drawn_weights(net, _FIRST_DRAW + draw):
+                    run(shown)
+            except ValueError:  # some nets refuse weights that they do not expect
+                run(shown)
+            if not seen.measures:
+                break
+            seen.end_pass()
     finally:
         for hook in hooks:
             hook.remove()
     return seen.forms()
 
 
-def _changed(clip: Tensor) -> Tensor:
-    """The clip, and two copies of it for each place: a region is as bright as its brightest pixel, or as its darkest.
+def _changed(clip: Tensor, *, brighter: bool) -> Tensor:
+    """The clip, and a copy of it for each place: a region is as bright as its brightest pixel, or as its darkest.
 
     Other values would be out of its range, and some nets refuse them.
     """
     clips = clip.repeat(_ROWS, *(1,) * (clip.ndim - 1))
-    for row, (value, place) in enumerate(product((clip.amax(), clip.amin()), _PLACES), start=1):
+    value = clip.amax() if brighter else clip.amin()
+    for row, place in enumerate(_PLACES, start=1):
         part = clips[row]
         for axis in range(1, part.ndim):
             length, where = part.shape[axis], place[axis + 3 - part.ndim]
@@ -174,16 +187,34 @@ class _Seen:
 
 
 class _Observer:
-    """Looks at the outputs of modules while a net runs, and keeps only what they say."""
+    """Looks at the outputs of modules while a net runs, once or several times, and keeps only what they say."""
 
     def __init__(self, items: int, frames: int | None, size: tuple[int, int]) -> None:
         self.items, self.frames, self.size = items, frames, size
         self._grids: dict[Grid, None] = {}
         self._found: dict[str, _Seen] = {}
+        # Module -> form without `first` -> changes of its map, (places, t, h, w): of this pass, and of all before it.
+        self._changes: dict[str, dict[MapForm, Tensor]] = {}
+        self._before: dict[str, dict[MapForm, Tensor]] = {}
+
+    @property
+    def measures(self) -> bool:
+        """Whether there was a module whose form had to be measured."""
+        return bool(self._changes)
+
+    def end_pass(self) -> None:
+        """The pass is over; another one adds to what it says."""
+        for name, changes in self._changes.items():
+            before = self._before.get(name, {})
+            self._before[name] = before | {
+                form: change + before[form] if form in before else change for form, change in changes.items()
+            }
+        self._changes = {}
 
     def look(self, name: str, output: Any) -> None:
         value = first_tensor(output)
         self._found.pop(name, None)
+        self._changes.pop(name, None)  # a module that runs twice in a pass is what it is the last time
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim not in (3, 4, 5):
             return
         several = value is not output
@@ -195,15 +226,18 @@ class _Observer:
             return
         # Of maps whose axes could be read in several ways, as with as many channels as pixels, all places must fit.
         spatial = value.ndim == 3 or (value.ndim == 5 and len(options) > 1)
-        seen = self._measured(options, output, spatial=spatial)
+        seen = self._measured(name, options, output, spatial=spatial)
         if seen.form is not None and value.ndim > 3:
             self._note_grid(seen.form.convert(output, self.items))
         self._found[name] = seen
 
-    def _measured(self, options: Sequence[MapForm], output: Any, *, spatial: bool) -> _Seen:
+    def _measured(self, name: str, options: Sequence[MapForm], output: Any, *, spatial: bool) -> _Seen:
         """What measurement says about the forms that fit a shape."""
-        of_rows = [option.changes(output, self.items) for option in options]
-        changes = [one[: len(_PLACES)] + one[len(_PLACES) :] for one in of_rows]
+        self._changes[name] = {
+            replace(option, first=False): _shares(option.changes(output, self.items)) for option in options
+        }
+        before = self._before.get(name, {})
+        changes = [_local(one + before.get(form, 0)) for form, one in self._changes[name].items()]
         # Of a convolution's output the pixels are known, but for the place of the channels: they decide second.
         scores = [(_score(one, spatial=spatial), _score(one, spatial=True)) for one in changes]
         best = max(scores)
@@ -353,6 +387,19 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
+def _shares(changes: Tensor) -> Tensor:
+    """Changes of maps (places, t, h, w) as shares of the change of the whole map; 0 where they are not finite."""
+    return (changes / changes.sum((1, 2, 3), keepdim=True)).nan_to_num(0.0)
+
+
+def _local(changes: Tensor) -> Tensor:
+    """Changes of maps (places, t, h, w) beside the usual one: what changes wherever the region lies tells no place.
+
+    The usual change is that over the places and that over the map, so that rounding does not decide where nothing is.
+    """
+    return changes / (changes.mean(0, keepdim=True) + changes.mean()).clamp(min=1e-30)
+
+
 def _score(changes: Tensor, *, spatial: bool) -> int:
     """In how many of the places a map changes most where its clip was changed.
 
@@ -363,7 +410,7 @@ def _score(changes: Tensor, *, spatial: bool) -> int:
     fits: dict[int, list[bool]] = {0: [], 1: []}  # by the end of the clip
     cells: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
     for (end, row, column), values in zip(_PLACES, changes, strict=True):
-        if not bool(values.isfinite().all()) or float(values.max()) == 0:
+        if float(values.max()) == 0:
             continue
         t = int(values.sum((1, 2)).argmax())
         h, w = divmod(int(values.sum(0).argmax()), values.shape[2])

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nas_kd.config import CampaignConfig, ConfigError
+from nas_kd.objectives.default_maps import spread_maps
 from nas_kd.preparation.identity import check_identity
 from nas_kd.preparation.teacher import check_teacher, prepare_teacher
 from nas_kd.search_spaces import SPACES
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher, TeacherConfig
-from nas_kd.teachers.adapter import InputForm, OutputForm, adapt
+from nas_kd.teachers.adapter import InputForm, OutputForm, adapt, with_forms
 from nas_kd.teachers.hugging_face import wanted
 from nas_kd.teachers.layouts import lay_out
 from nas_kd.teachers.teacher import TeacherView, build_teacher_model
@@ -114,8 +115,6 @@ class Reshapes(nn.Module):
         self.head = nn.Linear(2, num_classes)
 
     def forward(self, clip: Tensor) -> Tensor:
-        if clip.ndim != 5:
-            raise ValueError("five dimensions wanted")
         flat = clip.reshape(len(clip), -1)
         return self.head(torch.stack([flat[:, :2048].mean(1), flat[:, 2048:].std(1)], 1))
 
@@ -210,11 +209,31 @@ class TakesLengths(nn.Module):
 
 
 @torch.no_grad()
+def test_which_maps_are_read_does_not_depend_on_the_weights() -> None:
+    """Another seed, or weights of a file, would otherwise distil other modules."""
+    teacher = taken("multiscale_nets:MViT")
+    found = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        own = {
+            name: torch.randn(value.shape, generator=generator) / 5 for name, value in teacher.net.named_parameters()
+        }
+        teacher.net.load_state_dict(own)
+        found.append((with_forms(teacher, CLIP[:1]).forms, spread_maps(teacher, CLIP, 2)))
+        assert all(torch.equal(value, own[name]) for name, value in teacher.net.named_parameters())
+    assert found[0] == found[1]
+    assert found[0][1] == ("blocks.0", "blocks.2", "norm")
+
+
+@torch.no_grad()
 def test_what_is_ambiguous_is_refused_and_the_advice_works() -> None:
     here = __name__
     with pytest.raises(ValueError, match=r"teacher.input_layout: .* with other answers; set it to NCTHW or NTCHW"):
         taken(f"{here}:Reshapes")
     assert taken(f"{here}:Reshapes", input_layout="NTCHW").inputs.layout == "NTCHW"
+    with pytest.raises(ValueError, match=r"teacher.input_layout: .* with other answers; set it to NCTHW or NTCHW"):
+        taken("Clips", input_frames=3)  # as many frames as colours
+    assert taken("Clips", input_frames=3, input_layout="NCTHW").inputs.layout == "NCTHW"
     with pytest.raises(ValueError, match=r"several outputs .* \(main, aux\); name .* teacher.output: main"):
         taken(f"{here}:TwoHeads")
     main, aux = taken(f"{here}:TwoHeads", output="main"), taken(f"{here}:TwoHeads", output=1)
