@@ -17,7 +17,8 @@ from nas_kd.data import Batch, Subset
 from nas_kd.data.fingerprint import spread
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.teachers import is_precomputed, teacher_input
-from nas_kd.teachers.adapter import AdaptedTeacher, brightness, normalized
+from nas_kd.teachers.adapter import AdaptedTeacher
+from nas_kd.teachers.input_form import brightness, normalized
 from nas_kd.training.evaluate import mean_of_views
 from nas_kd.trial import CampaignContext
 

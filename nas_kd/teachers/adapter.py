@@ -13,153 +13,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas_kd.callbacks import Note
-from nas_kd.search_spaces.frame_selectors import uniform
-from nas_kd.settings.normalize import NormalizeConfig
+from nas_kd.teachers.input_form import InputForm
 from nas_kd.teachers.layouts import Inputs, Layout, lay_out
 from nas_kd.teachers.map_forms import MapForm, find_forms
-from nas_kd.teachers.outputs import Path, check_indices, describe, find, pick
-
-_DEFAULT = NormalizeConfig()
-_BYTES = NormalizeConfig(mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
-
-
-@dataclass(frozen=True)
-class InputForm:
-    """What a teacher makes of a clip before its net sees it.
-
-    Attributes:
-        layout: `auto` tries all of them.
-        strides: of the frames of each pathway, for `pathways`.
-        size: (H, W) that the net wants; None for that of the data.
-        frames: that the net wants; None for those of the data.
-        normalize: of the net, where it is another one than the campaign's.
-        given: the campaign's.
-        as_bytes: whether the net wants bytes, uint8 from 0 to 255, instead of normalised numbers.
-    """
-
-    layout: Layout | Literal["auto"] = "auto"
-    strides: tuple[int, ...] = (4, 1)
-    size: tuple[int, int] | None = None
-    frames: int | None = None
-    normalize: NormalizeConfig | None = None
-    given: NormalizeConfig = _DEFAULT
-    as_bytes: bool = False
-
-    def fit(self, clip: Tensor) -> Tensor:
-        """A clip (N, 3, T, H, W), or frames (N, 3, H, W), with the numbers, frames and size that the net wants."""
-        if self.frames is not None and clip.ndim == 5 and clip.shape[2] != self.frames:
-            clip = clip[:, :, _nearest_frames(clip.shape[2], self.frames)]
-        if self.size is not None and clip.shape[-2:] != self.size:
-            frames = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
-            frames = F.interpolate(frames, size=self.size, mode="bilinear", align_corners=False, antialias=True)
-            clip = frames.reshape(len(clip), -1, *frames.shape[1:]).transpose(1, 2) if clip.ndim == 5 else frames
-            clip = normalized(brightness(clip, self.given), self.given)
-        normalize = _BYTES if self.as_bytes else self.normalize
-        if normalize is not None and normalize != self.given:
-            clip = normalized(brightness(clip, self.given), normalize)
-        return clip.round().clamp(0, 255).to(torch.uint8) if self.as_bytes else clip
-
-
-def brightness(clip: Tensor, normalize: NormalizeConfig) -> Tensor:
-    """Pixels of a normalised clip (N, 3, T, H, W), or frames (N, 3, H, W), in shares of full brightness.
-
-    They are from 0 to 1, since rounding would take black a little below 0, which some nets refuse.
-    """
-    mean, std = _of_colors(clip, normalize)
-    return (clip * std + mean).clamp(0, 1)
-
-
-def normalized(pixels: Tensor, normalize: NormalizeConfig) -> Tensor:
-    """Pixels in shares of full brightness, (N, 3, T, H, W) or (N, 3, H, W), normalised."""
-    mean, std = _of_colors(pixels, normalize)
-    return (pixels - mean) / std
-
-
-def _of_colors(pixels: Tensor, normalize: NormalizeConfig) -> tuple[Tensor, Tensor]:
-    shape = (3,) + (1,) * (pixels.ndim - 2)
-    return pixels.new_tensor(normalize.mean).reshape(shape), pixels.new_tensor(normalize.std).reshape(shape)
-
-
-def _nearest_frames(total: int, wanted: int) -> list[int]:
-    """Frames that are taken of a clip, uniformly; where it has too few, some are repeated."""
-    return uniform(total, wanted) if wanted <= total else [i * total // wanted for i in range(wanted)]
-
-
-@dataclass(frozen=True)
-class OutputForm:
-    """Which output of a net is the answer.
-
-    Attributes:
-        path: names or numbers that lead to it; None takes the one that fits.
-        picked: outputs that stand for the task's classes, in their order; None takes all.
-        num_outputs: that the task needs.
-        maps: whether the answer is maps (N, C, h, w) and not logits (N, C).
-    """
-
-    path: Path | None
-    picked: tuple[int, ...] | None
-    num_outputs: int
-    maps: bool = False
-
-    def fits(self, value: Tensor, rows: Sequence[int]) -> bool:
-        """Whether a tensor has the shape of an answer for one of these numbers of rows."""
-        if value.ndim != (4 if self.maps else 2) or len(value) not in rows or not value.is_floating_point():
-            return False
-        return self._has_outputs(value.shape[1])
-
-    def fits_averaged(self, value: Tensor, rows: Sequence[int]) -> bool:
-        """Whether a tensor is an answer once it is averaged over places or frames."""
-        return self._averaged(value, rows) is not None
-
-    def find(self, output: Any, rows: Sequence[int]) -> list[Path]:
-        """Paths of what could be the answer; of outputs that would have to be averaged only where no other one fits."""
-        return find(output, lambda value: self.fits(value, rows)) or find(
-            output, lambda value: self.fits_averaged(value, rows)
-        )
-
-    def take(self, output: Any, rows: Sequence[int]) -> Any:
-        """The answer in what a net returned; all of it where nothing fits."""
-        if self.path is not None:
-            try:
-                output = pick(output, self.path)
-            except KeyError:  # in training, nets give other things than in evaluation
-                found = self.find(output, rows)
-                output = pick(output, found[0]) if found else output
-        elif not isinstance(output, Tensor) and (found := self.find(output, rows)):
-            output = pick(output, found[0])
-        if not isinstance(output, Tensor):
-            return output
-        if (averaged := self._averaged(output, rows)) is not None:
-            output = averaged
-        if output.ndim == 2 and len(rows) > 1 and len(output) == rows[1]:  # one row a frame: the mean over frames
-            output = output.reshape(rows[0], -1, output.shape[1]).mean(1)
-        if self.picked is not None and output.ndim > 1 and output.shape[1] > max(self.picked):
-            output = output[:, list(self.picked)]
-        return output
-
-    def _has_outputs(self, number: int) -> bool:
-        return number > max(self.picked) if self.picked else number == self.num_outputs
-
-    def _averaged(self, value: Tensor, rows: Sequence[int]) -> Tensor | None:
-        """Logits (N, C) of (N, C, t), (N, C, h, w), (N, C, t, h, w), or of each frame, (N, T, C), by the mean.
-
-        None where the tensor has no such form, or could have two of them.
-        """
-        if self.maps or value.ndim not in (3, 4, 5) or len(value) not in rows or not value.is_floating_point():
-            return None
-        frames = rows[1] // rows[0] if len(rows) > 1 else 1
-        first = self._has_outputs(value.shape[1]) and (value.ndim > 3 or value.shape[2] <= frames)
-        last = value.ndim == 3 and self._has_outputs(value.shape[2]) and value.shape[1] in (1, frames)
-        if first == last:
-            return None
-        return value.flatten(2).mean(2) if first else value.mean(1)
+from nas_kd.teachers.output_form import OutputForm
+from nas_kd.teachers.outputs import Path, check_indices, describe, pick
 
 
 class AdaptedTeacher(nn.Module):

@@ -22,9 +22,11 @@ from nas_kd.search_spaces import SPACES
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.taps import Taps
 from nas_kd.teachers import AdaptedTeacher, TeacherConfig
-from nas_kd.teachers.adapter import InputForm, OutputForm, adapt, with_forms
+from nas_kd.teachers.adapter import adapt, with_forms
 from nas_kd.teachers.hugging_face import wanted
+from nas_kd.teachers.input_form import InputForm
 from nas_kd.teachers.layouts import lay_out
+from nas_kd.teachers.output_form import OutputForm
 from nas_kd.teachers.teacher import TeacherView, build_teacher_model
 from nas_kd.trial import build_context
 
