@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from nas_kd.data.table import (
     UnusableRowsError,
     by_split,
     class_names,
+    doubtful_groups,
     groups_of,
     groups_where_given,
     labelled_rows,
@@ -96,6 +98,7 @@ def load_features(config: FeatureOptions, *, seed: int, gate_share: float = 0.5)
         config = config.model_copy(update={"multi_label": True})
     if config.group:
         groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
+        notes += doubtful_groups(itertools.chain(*groups_by_split.values()), config.group, csv_path)
         notes += shared_groups(groups_by_split, config.group, csv_path)
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}

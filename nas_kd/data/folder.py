@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from nas_kd.data.table import (
     UnusableRowsError,
     by_split,
     class_names,
+    doubtful_groups,
     groups_of,
     groups_where_given,
     labelled_rows,
@@ -253,6 +255,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     names = class_names(labels_by_split, csv_path, "clips", config.listed_classes(), notes)
     if config.group:
         groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
+        notes += doubtful_groups(itertools.chain(*groups_by_split.values()), config.group, csv_path)
         notes += shared_groups(groups_by_split, config.group, csv_path)
     contents = {name: {row.key: _relative(row.path, config) for row in part} for name, part in parts.items()}
     if not parts["val"]:

@@ -247,6 +247,20 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def _meant(name: str) -> str:
+    """What names that may be meant as one have in common: no case, spaces or form of letters, a number's value."""
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return str(float(text)) if _is_whole(text) else text
+
+
+def _spellings(names: Iterable[str]) -> list[str]:
+    """Names of which several may be meant as one, written side by side."""
+    alike: dict[str, dict[str, None]] = {}
+    for name in names:
+        alike.setdefault(_meant(name), {})[name] = None
+    return [" and ".join(map(ascii, several)) for several in alike.values() if len(several) > 1]
+
+
 def unusable_label(label: str) -> str:
     """What is wrong with a label ("" if nothing)."""
     if not label:
@@ -286,8 +300,11 @@ def by_split(rows: Iterable[RowT], csv_path: Path, num_problems: int, what: str)
 
 
 def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
-    """The group of each row, where the config names their column."""
-    return None if column is None else [row.group for row in rows]
+    """The group of each row, where the config names their column; of spellings of one name (`_meant`), the first."""
+    if column is None:
+        return None
+    first: dict[str, str] = {}
+    return [first.setdefault(_meant(row.group), row.group) for row in rows]
 
 
 def groups_where_given(
@@ -317,10 +334,11 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
         column: Column of the groups.
         csv_path: The csv file.
     """
-    found = {split: set(names) for split, names in groups.items()}
+    found = {split: {_meant(name): name for name in names} for split, names in groups.items()}
     sentences = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        both = sorted(found[one] & found[other])
+        shared = [(found[one][key], found[other][key]) for key in sorted(found[one].keys() & found[other].keys())]
+        both = [name if name == written else f"{name} as {written}" for name, written in shared]
         if both:
             more = ", …" if len(both) > LISTED else ""
             sentences.append(
@@ -328,6 +346,24 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
                 f"so scores may be too good: {', '.join(both[:LISTED])}{more}"
             )
     return sentences
+
+
+def doubtful_groups(names: Iterable[str], column: str, csv_path: Path) -> list[str]:
+    """A sentence where groups are taken as one although they are not written alike.
+
+    Args:
+        names: Group of each row.
+        column: Column of the groups.
+        csv_path: The csv file.
+    """
+    doubles = _spellings(names)
+    if not doubles:
+        return []
+    more = ", …" if len(doubles) > LISTED else ""
+    return [
+        f"values of the column {column} of {csv_path.name} that differ in case, spaces, form of their letters or of "
+        f"their number alone are taken as one group: {', '.join(doubles[:LISTED])}{more}"
+    ]
 
 
 def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -> list[str]:
@@ -379,12 +415,8 @@ def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
         names: Labels that are classes of their own.
         csv_path: The csv file.
     """
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        alike.setdefault(str(float(text)) if _is_whole(text) else text, []).append(name)
     sentences = []
-    if doubles := [" and ".join(map(ascii, several)) for several in alike.values() if len(several) > 1]:
+    if doubles := _spellings(names):
         sentences.append(
             f"warning: labels of {csv_path.name} that differ in case, spaces, form of their letters or of their number "
             f"alone are classes of their own: {', '.join(doubles[:LISTED])}; mend the file unless that is meant"
@@ -394,7 +426,7 @@ def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
             f"warning: labels of {csv_path.name} are numbers with fractions, each of which is taken as a class; to "
             "learn numbers, write a task of your own on data of your own (docs/extending.md)"
         )
-    if missing := [name for text, several in alike.items() if text in _MISSING for name in several]:
+    if missing := [name for name in names if _meant(name) in _MISSING]:
         sentences.append(
             f"warning: {', '.join(map(repr, missing))} is a class of {csv_path.name}, but may stand for a missing "
             "label; remove such rows unless it is meant"
@@ -447,14 +479,20 @@ def class_names(
     for split in ("val", "test"):
         unseen = sort_labels(set(labels[split]) - found)
         if unseen:
+            known = {_meant(name): name for name in found}
+            shown = [f"{name!r}{_hint_of(known.get(_meant(name)))}" for name in unseen[:LISTED]]
             raise DataError(
-                f"each class must have training {what}, but {csv_path} has {', '.join(map(repr, unseen[:LISTED]))} in "
-                f"{split} only; add training rows for them or remove the {split} rows"
+                f"each class must have training {what}, but {csv_path} has {', '.join(shown)} in {split} only; add "
+                f"training rows for them or remove the {split} rows"
                 + ("" if not any(map(_is_fraction, unseen)) else ", or, to learn numbers, write a task of your own")
             )
     if len(names) < 2:
         raise DataError(f"{what} must be of at least 2 classes, but all in {csv_path} are {names[0]!r}; add others")
     return names
+
+
+def _hint_of(other: str | None) -> str:
+    return "" if other is None else f" (train has {other!r}: write both alike if one class is meant)"
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
