@@ -105,7 +105,8 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
             places = [(name, columns.index(name)) for name in needed if name in columns]
             table = []
             for cells in reader:
-                if len(cells) > len(columns) and any(cells[len(columns) :]):
+                # Where no column is there, the header is what is wrong.
+                if places and len(cells) > len(columns) and any(cells[len(columns) :]):
                     raise DataError(
                         f"line {reader.line_num} of {path} has {len(cells)} cells, but its header has {len(columns)}; "
                         "put a value that has a comma into double quotes"

@@ -508,7 +508,7 @@ def test_a_parquet_file_lists_clips_as_a_csv_file_does(root):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("path;label;split\na;b;train", "it lacks path, label, split .*; separate columns by commas, not by ';'"),
+        ("path;label;split\na, b;b;train", "it lacks path, label, split .*; separate columns by commas, not by ';'"),
         ("Path,Label,split\na,b,train", "it lacks path, label .*; write their names in lower case"),
         ("path,label,split,split\na,b,train,test", "a name of its own, but 'split' is there twice"),
         ("path,label,split\na, b.mp4,b,train", "line 2 of .* has 4 cells, but its header has 3; put a value that"),

@@ -15,7 +15,7 @@ from PIL import Image
 from small_sets import write_table
 
 from nas_kd.data import FolderConfig, load, video
-from nas_kd.data.decode import read_clip
+from nas_kd.data.decode import read_all_frames, read_clip
 from nas_kd.data.frame_times import positions_in_time, sample_positions
 from nas_kd.data.geometry import Scaler
 from nas_kd.data.sample import DecodeError, PartlyReadableError
@@ -165,6 +165,10 @@ def test_uniform_means_uniform_in_time(tmp_path):
     for name in ("a.mp4", "a.mkv"):
         path = write(tmp_path / name, times)
         assert numbers(path, 8) == [0, 1, 3, 4, 5, 6, 10, 36]
+    late = [*range(5000, 5800, 40), *range(8760, 9560, 40)]  # begins late, and the twentieth frame is shown for 3 s
+    path = write(tmp_path / "b.mkv", late)
+    assert numbers(path, 8) == [7, 19, 19, 19, 19, 19, 19, 32]
+    assert [frame.time for frame in read_all_frames(path)] == pytest.approx([(time - 5000) / 1000 for time in late])
 
 
 def test_times_choose_frames():
