@@ -83,7 +83,8 @@ def _reason(pick: TrialRecord, front: ParetoFront) -> str:
     best = front.best
     assert best is not None, "a front with a pick has a best trial"
     if len({tuple(point) for point in front.points.tolist()}) == 1:
-        return "the only student on the front: no other complete trial is cheaper or better"
+        which = "the only student" if len(front.records) == 1 else f"the first of {len(front.records)} equal students"
+        return f"{which} on the front: no other complete trial is cheaper or better"
     allowed = difference_text(front.allowed_loss, pick.metric)
     error = front.best_interval
     why = f"one standard error of the best, over {error.basis}" if front.is_allowed_by_error and error else "tolerance"
@@ -190,7 +191,7 @@ def _caveats(pick: TrialRecord, front: ParetoFront, teacher: TeacherPoint | None
     if own is None:
         found.append(
             f"The value of trial {pick.number} rests on {count(front.num_trainings(pick), 'training run')} and has no "
-            "interval: a small difference to its neighbours may be chance."
+            "interval: a small difference to other students may be chance."
         )
         return found
     same = [record.number for record in front.records if record is not pick and not _are_apart(record, own, front)]

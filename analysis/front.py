@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -171,10 +172,10 @@ class ParetoFront:
             tolerance: of `pick`, in the metric's unit, at least 0.
 
         Raises:
-            ValueError: the records do not share one primary metric, or the tolerance is negative or no number.
+            ValueError: the records do not share one primary metric, or the tolerance is no finite number of at least 0.
         """
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"the tolerance of the pick must be at least 0, but got {tolerance}")
+        if tolerance is not None and not 0 <= tolerance < math.inf:
+            raise ValueError(f"the tolerance of the pick must be a finite number of at least 0, but got {tolerance}")
         metric = shared_metric(records) or Metric(name="metric")
         ranking = ranking or default_ranking(records, metric)
         axes = tuple(Axis(objective, metric.percent) for objective in ranking.objectives[1:])

@@ -236,6 +236,8 @@ def predict(
         cameras = [source for source in sources if source.partition(":")[0] == "camera"]
         if cameras and len(sources) > 1:
             raise ValueError(f"a camera is read alone, but {len(sources)} sources are named; leave out the others")
+        if max_frames is not None and not cameras:
+            raise ValueError("--max-frames ends a camera, but files are named, which are read whole; leave it out")
         if cameras:
             which = cameras[0].partition(":")[2]
             frames = live_frames(*camera(which))

@@ -271,8 +271,9 @@ def open_backend(folder: Path, info: BundleInfo, name: str | None, device: str, 
         space: as for `load_bundle`.
 
     Raises:
-        ValueError: there is no such backend, the bundle lacks its files, or one does not fit.
+        ValueError: there is no such backend or device, the bundle lacks its files, or one does not fit.
     """
+    _check_device(device)
     if name is not None:
         if name not in BACKENDS:
             raise ValueError(f"there is no backend {name!r}; choose from {', '.join(BACKENDS)}")
@@ -284,3 +285,14 @@ def open_backend(folder: Path, info: BundleInfo, name: str | None, device: str, 
             if set(kind.files_of(info)) <= set(info.files):
                 return kind(folder, info, device, space)
         raise
+
+
+def _check_device(device: str) -> None:
+    """Raise `ValueError` where nothing can be computed on a device."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA asserts
+        raise ValueError(
+            f"device is {device!r}, but torch cannot compute there on this machine; take cpu, or cuda where "
+            "torch.cuda.is_available()"
+        ) from error

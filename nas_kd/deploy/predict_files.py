@@ -19,7 +19,7 @@ from nas_kd.data.sample import DecodeError, PartlyReadableError
 from nas_kd.data.video import ShownFrame
 from nas_kd.deploy.answers import Arrays, Window
 from nas_kd.deploy.overlay import Canvas, VideoWriter
-from nas_kd.deploy.predictor import FrameResult, Predictor
+from nas_kd.deploy.predictor import FrameResult, NotFiniteError, Predictor
 from nas_kd.files import atomic_file, write_text_atomically
 
 VIDEO_SUFFIXES = frozenset(
@@ -41,7 +41,7 @@ class FileResult:
         window: where in these pictures the student looked.
         written: files that were written.
         note: what is wrong with the file, although something could be read of it.
-        error: why nothing could be read; None where it could.
+        error: why there is no answer; None where there is one.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class FileResult:
     def lines(self, top: int) -> Iterator[str]:
         """What is printed of it."""
         if self.error is not None:
-            yield f"{self.path}: cannot be read: {self.error}"
+            yield f"{self.path}: {self.error}"
             return
         if self.labels:
             shown = ", ".join(f"{name} {score:.3f}" for name, score in self.labels[:top])
@@ -138,7 +138,7 @@ def predict_files(
     overlay: bool = True,
     progress: OnProgress = no_progress,
 ) -> list[FileResult]:
-    """Run a student on files; one that cannot be read does not keep the others from being read.
+    """Run a student on files; one without an answer does not keep the others from being read.
 
     Args:
         predictor: the student.
@@ -163,6 +163,8 @@ def predict_files(
                 answer = predictor.classify(path)
                 result.labels, result.student_seconds = answer.labels, answer.seconds
         except DecodeError as error:
+            result.error = f"cannot be read: {error}"
+        except NotFiniteError as error:
             result.error = str(error)
         result.seconds = time.perf_counter() - begin
         results.append(result)

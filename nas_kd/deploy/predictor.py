@@ -69,6 +69,10 @@ class FrameResult:
     seconds: float
 
 
+class NotFiniteError(ValueError):
+    """A student's outputs are NaN or infinite."""
+
+
 class Predictor:
     """An exported student, ready to read files.
 
@@ -132,13 +136,14 @@ class Predictor:
 
         Raises:
             DecodeError: it cannot be read.
+            NotFiniteError: its outputs are NaN or infinite.
             ValueError: the student answers for frames.
         """
         if self.has_maps:
             raise ValueError(f"a student of {self.info.task} answers for each frame: take frames(path)")
         item = self._read(Path(path))[None]
         begin = time.perf_counter()
-        scores = scores_of(self.outputs(item), self.info)[0]
+        scores = scores_of(self._finite(self.outputs(item)), self.info)[0]
         seconds = time.perf_counter() - begin
         names = self.info.class_names
         if len(names) != len(scores):
@@ -163,15 +168,29 @@ class Predictor:
         Raises:
             PartlyReadableError: after the last frame, where more than 2 % of a video's frames are lost.
             DecodeError: it cannot be read.
+            NotFiniteError: its outputs are NaN or infinite.
             ValueError: the student answers for whole clips.
         """
         if not self.has_maps:
-            raise ValueError(f"a student of {self.info.task} answers for whole clips: take classify(path)")
+            raise ValueError(
+                f"a student of {self.info.task} answers for whole clips and not for frames, such as those of a camera; "
+                "name videos, or call classify(path)"
+            )
         shown = read_all_frames(Path(source)) if isinstance(source, Path | str) else map(_checked, source)
         if self.info.input_type.reads == "frames":
             yield from self._single_frames(shown)
         else:
             yield from self._windows(shown)
+
+    def _finite(self, outputs: Tensor) -> Tensor:
+        """The outputs; raises where they are not finite, since sorting and arg-max would make answers of them."""
+        wrong = int((~torch.isfinite(outputs)).sum())
+        if wrong:
+            raise NotFiniteError(
+                f"the student gives no answer: {wrong} of {outputs.numel()} outputs of {self.backend.name} are NaN or "
+                "infinite; run another file of the bundle (--backend), or export it again"
+            )
+        return outputs
 
     def _read(self, path: Path) -> Tensor:
         """uint8 (3, T, H, W), or features (T, D)."""
@@ -191,7 +210,7 @@ class Predictor:
             pixels = scaler(frame.image, frame.pixel_aspect, frame.turn)
             begin = time.perf_counter()
             frames = self.info.prepare(torch.from_numpy(np.ascontiguousarray(pixels))[None])
-            arrays = self.answer.read(step(frames), self.info)[0]
+            arrays = self.answer.read(self._finite(step(frames)), self.info)[0]
             yield FrameResult(number, frame.time, frame, arrays, time.perf_counter() - begin)
 
     def _windows(self, shown: Iterator[ShownFrame]) -> Iterator[FrameResult]:
@@ -217,7 +236,7 @@ class Predictor:
             missing = self.info.source_frames - length
             clips = torch.cat([clips, clips[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
         begin = time.perf_counter()
-        answers = self.answer.read(self.outputs(clips), self.info)
+        answers = self.answer.read(self._finite(self.outputs(clips)), self.info)
         seconds = (time.perf_counter() - begin) / count
         for (number, frame, _), arrays in zip(frames, answers, strict=False):
             yield FrameResult(number, frame.time, frame, arrays, seconds)

@@ -66,11 +66,13 @@ def report(
     from nas_kd.analysis.latencies import read_latencies
     from nas_kd.analysis.references import read_points
 
-    run_dir, references = Path(run_dir), () if points is None else read_points(points)
+    run_dir = Path(run_dir)
     config, ledger = open_run(run_dir)
     ranking = config.ranking
     latencies = None if MEASURED_LATENCY in ranking.names else read_latencies(run_dir)
     records = shown_records(run_dir, config, ledger.records())
+    metric = records[0].metric if records else None
+    references = () if points is None else read_points(points, metric)
     facts = {
         "run": str(run_dir),
         "data": config.data.source,

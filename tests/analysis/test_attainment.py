@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import record
+from synthetic import ACCURACY, record
 
 from nas_kd.analysis.attainment import attainment
 from nas_kd.analysis.front import ParetoFront
@@ -56,10 +56,15 @@ def test_published_points_are_read_and_drawn(tmp_path: Path) -> None:
         ("name,cost,value\nx,1,1\nx,1 G,1\n", "line 3: .* got 'x', '1 G', '1'"),
         ("name,cost,value\nx,1\n", "line 2"),
         ("name,cost,value\nx,inf,1\n", "line 2"),
+        ("name,cost,value\nx,1,0.7\nx,1,76\n", "line 3: accuracy is written as a share of 1, .* write 0.76 for 76 %"),
+        ("name,cost,value\n", "has no point below its first line"),
+        (f"name,cost,value\n{'x' * 200_000},1,1\n", "cannot be read \\(field larger than field limit"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=sentence):
-            read_points(path)
+            read_points(path, ACCURACY)
+    path.write_text("name,cost,value\nx,1,76\n")
+    assert read_points(path, Metric(name="reward"))[0].value == 76
     with pytest.raises(ValueError, match="cannot be read"):
         read_points(tmp_path)
 

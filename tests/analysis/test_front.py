@@ -153,6 +153,8 @@ def test_the_pick_is_the_cheapest_within_a_tolerance_of_the_best() -> None:
     assert "rests on 1 training run and has no interval" in advice.caveats[0]
     picks = {tolerance: ParetoFront.from_records(records, tolerance=tolerance).pick for tolerance in (0, 0.01, 0.5)}
     assert {tolerance: pick.number for tolerance, pick in picks.items() if pick} == {0: 9, 0.01: 7, 0.5: 0}
+    with pytest.raises(ValueError, match="finite number of at least 0, but got inf"):
+        ParetoFront.from_records([record(0, 10, 0.5)], tolerance=float("inf"))
     with pytest.raises(ValueError, match="at least 0, but got -1"):
         ParetoFront.from_records(records, tolerance=-1)
 
@@ -219,7 +221,7 @@ def test_advice_for_short_fronts() -> None:
     assert advise(ParetoFront.from_records([])) is None
     single = advise(ParetoFront.from_records([record(3, 10, 0.5)]))
     assert single is not None
-    assert "no other complete trial is cheaper or better" in single.sentence
+    assert "the only student on the front: no other complete trial is cheaper or better" in single.sentence
     assert single.alternatives == ()
     pair = advise(ParetoFront.from_records([record(3, 10, 0.5), record(4, 20, 0.6)]))
     assert pair is not None
@@ -230,6 +232,7 @@ def test_advice_for_short_fronts() -> None:
 def test_a_copy_of_the_pick_is_no_alternative() -> None:
     advice = advise(ParetoFront.from_records([record(0, 10, 0.5), record(1, 10, 0.5)]))
     assert advice is not None
+    assert "the first of 2 equal students on the front" in advice.sentence
     assert (advice.pick.number, advice.alternatives) == (0, ())
 
 

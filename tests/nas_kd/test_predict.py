@@ -33,7 +33,7 @@ from nas_kd.deploy.export import ExportError, Format, export_student
 from nas_kd.deploy.labelled_folder import labelled_folder
 from nas_kd.deploy.measure import LabelledSet, measure
 from nas_kd.deploy.model_card import model_card
-from nas_kd.deploy.predict_files import files_to_read
+from nas_kd.deploy.predict_files import files_to_read, predict_files
 from nas_kd.deploy.pt2_archive import check_graph
 from nas_kd.deploy.student_view import StudentView, view_of
 from nas_kd.search_spaces import SPACES, SearchSpace, count_flops
@@ -151,6 +151,13 @@ def test_predictions_on_files_are_those_of_the_evaluation(
     by_path = {Path(entry["path"]): entry["labels"][0] for entry in written["files"]}
     for answer in answers:
         assert by_path[answer.path] == {"label": answer.labels[0][0], "score": answer.labels[0][1]}
+    with pytest.raises(ValueError, match="device is 'tpu', but torch cannot compute there"):
+        nas_kd.load(tmp_path / "bundle", device="tpu")
+    with torch.no_grad():
+        list(predictor.backend.student.parameters())[-1][1] = float("nan")  # type: ignore[attr-defined]
+    (unanswered,) = predict_files(predictor, {two[0]: "v01.mp4"}, None)  # argsort would make an order of NaN
+    assert unanswered.labels == ()
+    assert "1 of 2 outputs of safetensors are NaN or infinite" in str(unanswered.error)
 
 
 def test_a_package_that_a_metric_needs_is_named(
@@ -198,7 +205,7 @@ def test_a_student_of_data_without_files_is_measured_on_files_as_it_predicts(
     code, output = cli("predict", tmp_path / "bundle", clips.root, "--json")
     assert code == 1
     entries = json.loads(output)
-    assert entries[0] == {"path": str(clips.root / "v00.mp4"), "error": "the file is empty (0 bytes)"}
+    assert entries[0] == {"path": str(clips.root / "v00.mp4"), "error": "cannot be read: the file is empty (0 bytes)"}
     assert "error" not in entries[1]
     code, output = cli("predict", tmp_path / "bundle", tmp_path / "nothing.mp4")
     assert (code, output) == (2, f"nas-kd: there is no file or folder {tmp_path / 'nothing.mp4'}\n")
