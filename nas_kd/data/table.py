@@ -251,7 +251,12 @@ def _alike(name: str) -> str:
 def _meant(name: str) -> str:
     """What names that may be meant as one have in common: no case, spaces or form of letters, a number's value."""
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    return str(float(text)) if _is_whole(text) else text
+    if not _is_whole(text):
+        return text
+    # By its digits: as floats, two long numbers such as 9007199254740993 and 9007199254740992 would be one.
+    whole = text.partition(".")[0]
+    digits = whole.lstrip("+-").lstrip("0") or "0"
+    return f"-{digits}" if whole.startswith("-") and digits != "0" else digits
 
 
 def _spellings(names: Iterable[str]) -> list[str]:

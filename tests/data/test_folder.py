@@ -32,7 +32,7 @@ from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.sample import DecodeError, labels_of, stack
 from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
 from nas_kd.data.splits import keep_classes
-from nas_kd.data.table import doubtful_labels
+from nas_kd.data.table import doubtful_labels, groups_of
 
 RISING = (20, 60, 100, 140, 180, 220)
 
@@ -356,6 +356,11 @@ def test_groups_that_splits_of_the_csv_share_are_named(root):
     doubtful, note = load(config(root, group="subject"), seed=0).notes
     assert doubtful.endswith(" or of their number alone are taken as one group: 'a' and 'A'")
     assert note.endswith(" are in train and in val, so scores may be too good: a as A")
+    written = [("07", "7.0"), ("-0", "0"), ("9007199254740993", "9007199254740992")]
+    first, second, third = (
+        groups_of([SimpleNamespace(split="train", group=name) for name in pair], "subject") for pair in written
+    )
+    assert (first, second, third) == (["07", "07"], ["-0", "-0"], ["9007199254740993", "9007199254740992"])
     (root / "labels.csv").write_text("\n".join([f"{header},subject", *lines[:-1], f"{rows[-1]},"]))
     with pytest.raises(UnusableRowsError, match=r"1 of 16 .*light1\.mp4: its subject is empty, but data\.group names"):
         load(config(root, group="subject"), seed=0)
