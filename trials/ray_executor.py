@@ -7,8 +7,10 @@ what a campaign resumes from. Actors are used again for the next trial, which ta
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -36,6 +38,7 @@ from nas_kd.trials.searcher import LedgerScheduler, LedgerSearcher, Restarts
 from nas_kd.trials.worker import Request, TrialActor
 
 _SECONDS_TO_ANSWER = 60.0  # of a machine that starts a process
+_TRIALS_OF_A_ROUND = 1000
 
 
 @contextlib.contextmanager
@@ -172,16 +175,21 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
             ),
             Request(resources.cpus_per_trial),
         )
-        while driver.has_work():  # once more where a trial was handed back when Tune asked for no more
+        # In rounds, since Tune keeps what it knows of a trial until it ends itself: 25 KB of memory, and files. There is
+        # one more round where a trial was handed back when Tune asked for no more.
+        while driver.has_work():
             _run_with_tune(driver, trainable, resources)
+            shutil.rmtree(scratch_folder(driver.ledger.run_dir), ignore_errors=True)
+            gc.collect()  # Tune's objects refer to each other
 
 
 def _run_with_tune(driver: Driver, trainable: Any, resources: Resources) -> None:
-    """Run trials of the driver until it has none to start, and those that were started have ended."""
+    """Run trials of the driver, those of a round at most, until those that were started have ended."""
     restarts = Restarts(resources.max_failures)
     remove_abandoned_groups()
     packing = _packing(driver.ledger, resources)
-    searcher = LedgerSearcher(driver, places=find_places(resources, packing), restarts=restarts)
+    places = find_places(resources, packing)
+    searcher = LedgerSearcher(driver, places=places, restarts=restarts, num_trials=_TRIALS_OF_A_ROUND)
 
     def renew_places() -> None:
         with contextlib.suppress(ValueError):  # where no machine is left, trials wait for the next one

@@ -88,11 +88,13 @@ class LedgerSearcher(Searcher):
         driver: Says which trial is next, and sees it to its end.
         places: No more trials than find room are proposed ahead of their results. May be set anew while trials run.
         restarts: How often a trial is started again whose process died.
+        num_trials: How many it gives at most.
     """
 
-    def __init__(self, driver: Driver, *, places: Places, restarts: Restarts) -> None:
+    def __init__(self, driver: Driver, *, places: Places, restarts: Restarts, num_trials: int) -> None:
         super().__init__()
         self._driver = driver
+        self._num_left = num_trials
         self.places = places
         self._restarts = restarts
         self._assignments: dict[str, Assignment] = {}
@@ -107,7 +109,9 @@ class LedgerSearcher(Searcher):
         return self._assignments[trial_id]
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial; None while all places are taken; `FINISHED` at the end of the campaign."""
+        """The next trial; None while all places are taken; `FINISHED` where there is none any more."""
+        if self._num_left == 0:
+            return str(Searcher.FINISHED)
         packing = self.places.packing
         if not self.places.has_room(self._shares, packing.least):
             return None
@@ -120,6 +124,7 @@ class LedgerSearcher(Searcher):
         assignment = self._driver.next()
         if assignment is None:
             return str(Searcher.FINISHED)
+        self._num_left -= 1
         self._assignments[trial_id] = assignment
         self._shares[trial_id] = packing.share(assignment)
         return {"assignment": assignment, "share": self._shares[trial_id]}

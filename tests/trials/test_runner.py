@@ -336,7 +336,7 @@ def test_a_campaign_without_room_says_so_and_takes_what_an_ended_driver_held(
     import ray
     from ray.util.placement_group import PlacementGroup
 
-    from nas_kd.trials import places
+    from nas_kd.trials import places, ray_executor
 
     # Another driver holds both cores, one of them by a group that may outlive it.
     holder = subprocess.Popen(
@@ -356,17 +356,18 @@ def test_a_campaign_without_room_says_so_and_takes_what_an_ended_driver_held(
 
     monkeypatch.setattr(places, "_SECONDS_BETWEEN_LOOKS", 0.3)
     monkeypatch.setattr(places, "_SECONDS_WITHOUT_TRIAL", 0.6)
+    monkeypatch.setattr(ray_executor, "_TRIALS_OF_A_ROUND", 1)
     summary = campaign(tmp_path, toy_trials.succeed, 2, "ray", on_event=observe)
     groups = ray.util.placement_group_table()
     ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(detached)))
     holder.communicate("end")
     assert (summary.num_complete, summary.num_failed) == (2, 0)
     assert [groups[group]["state"] for group in (bound, detached)] == ["REMOVED", "CREATED"]
-    (note,) = [event.message for event in events if event.kind == "noted"]
+    notes = [event.message for event in events if event.kind == "noted"]
     assert re.fullmatch(
         r"no trial has run for \d+ s: one asks for 1 CPU, and 0 of 2 CPU are free on 1 machine that answers; "
         "`ray status` shows what holds them, and the campaign goes on once there is room",
-        note,
+        notes[0],
     )
 
 
@@ -381,7 +382,7 @@ def test_a_trial_whose_process_dies_before_it_runs_there_is_given_again(tmp_path
     with open_ledger(tmp_path) as ledger:
         driver = Driver(ledger, SPACE, num_trials=1, run_dir=tmp_path, seed=0, on_event=events.append)
         restarts = Restarts(max_failures=0)
-        searcher = LedgerSearcher(driver, places=Places(1, 0, GpuPacking(0.0)), restarts=restarts)
+        searcher = LedgerSearcher(driver, places=Places(1, 0, GpuPacking(0.0)), restarts=restarts, num_trials=2)
         scheduler = LedgerScheduler(driver, searcher, restarts)
         given = searcher.suggest("7")["assignment"]
         # What Tune does where it gives a trial the process of an earlier one, and that process is dead.
