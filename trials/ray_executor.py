@@ -175,8 +175,8 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
             ),
             Request(resources.cpus_per_trial),
         )
-        # In rounds: Tune keeps what it knows of a trial until it ends itself, 25 KB of memory, and files. One more comes
-        # where a trial was handed back when Tune asked for no more.
+        # In rounds: Tune keeps what it knows of a trial until it ends itself, 25 KB of memory, and files.
+        # One more round comes where a trial was handed back when Tune asked for no more.
         while driver.has_work():
             _run_with_tune(driver, trainable, resources)
             shutil.rmtree(scratch_folder(driver.ledger.run_dir), ignore_errors=True)
