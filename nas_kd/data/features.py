@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,15 +37,14 @@ from nas_kd.data.table import (
     UnusableRowsError,
     by_split,
     class_names,
-    doubtful_groups,
     groups_of,
     groups_where_given,
     labelled_rows,
     locate,
+    notes_on_groups,
     other_labels,
     read_table,
     shared_contents,
-    shared_groups,
     unknown_split,
     unusable_group,
     unusable_label,
@@ -96,10 +94,7 @@ def load_features(config: FeatureOptions, *, seed: int, gate_share: float = 0.5)
     names = class_names(labels, csv_path, "items", config.listed_classes(), notes)
     if any(len(row.labels) > 1 for row in rows):
         config = config.model_copy(update={"multi_label": True})
-    if config.group:
-        groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
-        notes += doubtful_groups(itertools.chain(*groups_by_split.values()), config.group, csv_path)
-        notes += shared_groups(groups_by_split, config.group, csv_path)
+    notes += notes_on_groups(parts, config.group, csv_path)
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}
         classes = [[number[name] for name in row.labels] for row in parts["train"]]

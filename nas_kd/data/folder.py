@@ -9,7 +9,6 @@ once.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,15 +43,14 @@ from nas_kd.data.table import (
     UnusableRowsError,
     by_split,
     class_names,
-    doubtful_groups,
     groups_of,
     groups_where_given,
     labelled_rows,
     locate,
+    notes_on_groups,
     other_labels,
     read_table,
     shared_contents,
-    shared_groups,
     unknown_split,
     unusable_group,
     unusable_label,
@@ -253,10 +251,7 @@ def load_folder(config: FolderConfig, *, seed: int, gate_share: float = 0.5, dec
     labels_by_split = {name: [row.label for row in part] for name, part in parts.items()}
     notes: list[str] = []
     names = class_names(labels_by_split, csv_path, "clips", config.listed_classes(), notes)
-    if config.group:
-        groups_by_split = {name: [row.group for row in part] for name, part in parts.items()}
-        notes += doubtful_groups(itertools.chain(*groups_by_split.values()), config.group, csv_path)
-        notes += shared_groups(groups_by_split, config.group, csv_path)
+    notes += notes_on_groups(parts, config.group, csv_path)
     contents = {name: {row.key: _relative(row.path, config) for row in part} for name, part in parts.items()}
     if not parts["val"]:
         number = {name: index for index, name in enumerate(names)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import math
 import re
 import unicodedata
@@ -346,30 +347,31 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
         shared = [(found[one][key], found[other][key]) for key in sorted(found[one].keys() & found[other].keys())]
         both = [name if name == written else f"{name} as {written}" for name, written in shared]
         if both:
-            more = ", …" if len(both) > LISTED else ""
             sentences.append(
                 f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, "
-                f"so scores may be too good: {', '.join(both[:LISTED])}{more}"
+                f"so scores may be too good: {_first_of(both)}"
             )
     return sentences
 
 
-def doubtful_groups(names: Iterable[str], column: str, csv_path: Path) -> list[str]:
-    """A sentence where groups are taken as one although they are not written alike.
+def notes_on_groups(parts: Mapping[str, Sequence[_Row]], column: str | None, csv_path: Path) -> list[str]:
+    """Sentences where groups are taken as one although they are not written alike, and where splits share some.
 
     Args:
-        names: Group of each row.
-        column: Column of the groups.
+        parts: Name of a split to its rows.
+        column: Column of the groups; None without, and there are no sentences.
         csv_path: The csv file.
     """
-    doubles = _spellings(names)
-    if not doubles:
+    if column is None:
         return []
-    more = ", …" if len(doubles) > LISTED else ""
-    return [
-        f"values of the column {column} of {csv_path.name} that differ in case, spaces, form of their letters or of "
-        f"their number alone are taken as one group: {', '.join(doubles[:LISTED])}{more}"
-    ]
+    groups = {name: [row.group for row in part] for name, part in parts.items()}
+    sentences = []
+    if doubles := _spellings(itertools.chain(*groups.values())):
+        sentences.append(
+            f"values of the column {column} of {csv_path.name} that differ in case, spaces, form of their letters or "
+            f"of their number alone are taken as one group: {_first_of(doubles)}"
+        )
+    return sentences + shared_groups(groups, column, csv_path)
 
 
 def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -> list[str]:
@@ -383,11 +385,10 @@ def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(contents[one].keys() & contents[other].keys(), key=contents[other].__getitem__)
         if both:
-            pairs = [f"{contents[other][content]} is {contents[one][content]}" for content in both[:LISTED]]
-            more = ", …" if len(both) > LISTED else ""
+            pairs = [f"{contents[other][content]} is {contents[one][content]}" for content in both]
             sentences.append(
                 f"warning: {len(both)} files of {csv_path.name} in {other} have the content of files in {one}, so "
-                f"scores may be too good: {', '.join(pairs)}{more}"
+                f"scores may be too good: {_first_of(pairs)}"
             )
     return sentences
 
@@ -407,10 +408,9 @@ def other_labels(rows: Iterable[tuple[str, str, str]], csv_path: Path) -> list[s
             pairs.append(f"{known_name} is {known_label!r} and {name} {label!r}")
     if not pairs:
         return []
-    more = ", …" if len(pairs) > LISTED else ""
     return [
         f"warning: {len(pairs)} files of {csv_path.name} have the content of another with another label: "
-        f"{', '.join(pairs[:LISTED])}{more}; mend or remove one of both"
+        f"{_first_of(pairs)}; mend or remove one of both"
     ]
 
 
@@ -478,10 +478,7 @@ def class_names(
         notes += doubtful_labels(names, csv_path)
     absent = [name for name in names if name not in found]
     if absent and notes is not None:
-        more = ", …" if len(absent) > LISTED else ""
-        notes.append(
-            f"{len(absent)} of {len(names)} classes have no training {what}: {', '.join(absent[:LISTED])}{more}"
-        )
+        notes.append(f"{len(absent)} of {len(names)} classes have no training {what}: {_first_of(absent)}")
     for split in ("val", "test"):
         unseen = sort_labels(set(labels[split]) - found)
         if unseen:
@@ -495,6 +492,11 @@ def class_names(
     if len(names) < 2:
         raise DataError(f"{what} must be of at least 2 classes, but all in {csv_path} are {names[0]!r}; add others")
     return names
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """The first names, and dots where there are more."""
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 def _hint_of(other: str | None) -> str:
