@@ -108,7 +108,6 @@ class PlacesWatch(Callback):
         self._resources = resources
         self._renew = renew
         self._note = note
-        self._running: set[str] = set()
         self._last_look = self._last_running = time.monotonic()
         self._last_note = -math.inf
 
@@ -116,26 +115,10 @@ class PlacesWatch(Callback):
         """Nothing, as for the searcher."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial runs."""
-        self._running.add(trial.trial_id)
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial has ended."""
-        self._running.discard(trial.trial_id)
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The process of a trial has died, and is started again."""
-        self._running.discard(trial.trial_id)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial could not be finished."""
-        self._running.discard(trial.trial_id)
-
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look, where it is time."""
         now = time.monotonic()
-        if self._running:
+        if any(trial.status == trial.RUNNING for trial in reversed(trials)):  # the last ones are the likeliest
             self._last_running = now
         if now - self._last_look < _SECONDS_BETWEEN_LOOKS:
             return

@@ -175,19 +175,19 @@ def run_on_ray(driver: Driver, trial_fn: TrialFn, resources: Resources) -> None:
             ),
             Request(resources.cpus_per_trial),
         )
+        packing = _packing(driver.ledger, resources)
         # In rounds: Tune keeps what it knows of a trial until it ends itself, 25 KB of memory, and files.
         # One more round comes where a trial was handed back when Tune asked for no more.
         while driver.has_work():
-            _run_with_tune(driver, trainable, resources)
+            _run_with_tune(driver, trainable, resources, packing)
             shutil.rmtree(scratch_folder(driver.ledger.run_dir), ignore_errors=True)
             gc.collect()  # Tune's objects refer to each other
 
 
-def _run_with_tune(driver: Driver, trainable: Any, resources: Resources) -> None:
+def _run_with_tune(driver: Driver, trainable: Any, resources: Resources, packing: GpuPacking) -> None:
     """Run trials of the driver, those of a round at most, until those that were started have ended."""
     restarts = Restarts(resources.max_failures)
     remove_abandoned_groups()
-    packing = _packing(driver.ledger, resources)
     places = find_places(resources, packing)
     searcher = LedgerSearcher(driver, places=places, restarts=restarts, num_trials=_TRIALS_OF_A_ROUND)
 
