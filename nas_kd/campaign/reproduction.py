@@ -29,6 +29,7 @@ from nas_kd.runs.exports import export_name, pick
 from nas_kd.runs.run import open_run, shown_records
 from nas_kd.search_spaces import ArchSpec
 from nas_kd.teachers.cache import open_caches
+from nas_kd.training.measure import using_threads
 from nas_kd.trial import CampaignContext, SharedSearch, load_context
 from nas_kd.trial.function import run_trial
 from nas_kd.trial.shared import FOLDER as SEARCH_FOLDER
@@ -105,7 +106,8 @@ def reproduce(
     folder = folder.resolve()
     with _prepared(folder, run_dir, recorded):
         progress(0.0, "preparing")
-        with _threads(recorded):
+        # As many threads as the trial had: with another number, sums are taken in another order.
+        with using_threads(int(recorded.environment.get("threads", torch.get_num_threads()))):
             context = _context(config, recorded, run_dir)
             items = _check_same(context, run_dir)
             context = _with_outputs(context, run_dir, folder, items, progress, note)
@@ -211,17 +213,6 @@ def _prepared(folder: Path, run_dir: Path, recorded: TrialRecord) -> Iterator[No
 
 
 # What it takes
-
-
-@contextmanager
-def _threads(recorded: TrialRecord) -> Iterator[None]:
-    """As many threads as the trial had: sums are taken in another order with another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(recorded.environment.get("threads", before)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _context(config: CampaignConfig, recorded: TrialRecord, run_dir: Path) -> CampaignContext:

@@ -38,7 +38,7 @@ from nas_kd.teachers.cache import open_caches
 from nas_kd.teachers.outputs import describe
 from nas_kd.teachers.weights import save_weights
 from nas_kd.training.fit import fit
-from nas_kd.training.measure import environment, part_flops
+from nas_kd.training.measure import environment, part_flops, using_threads
 from nas_kd.training.precision import autocast
 from nas_kd.trial.context import CampaignContext, all_knobs, latency_file, latency_name, load_kept_teacher
 from nas_kd.trials import Split
@@ -350,9 +350,8 @@ def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progr
         threads: as many as a trial has.
         progress: called with the share that is done and a text.
     """
-    tables, before = all_knobs(context.space), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    tables = all_knobs(context.space)
+    with using_threads(threads):
         # What was measured for other candidates, or elsewhere, is measured again.
         place = {name: environment(str(context.device))[name] for name in ("torch", "device", "threads", "host")}
         key = json.loads(json.dumps({**place, "space": context.space.settings}))
@@ -369,5 +368,3 @@ def prepare_latency(context: CampaignContext, run_dir: Path, threads: int, progr
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text_atomically(path, json.dumps(known) + "\n")
             context.latencies[latency_name(context.space, knobs)] = CostTable.from_json(known["table"])
-    finally:
-        torch.set_num_threads(before)

@@ -18,7 +18,7 @@ from nas_kd.deploy.timing import PASSES, ROUNDS, summary, timed
 from nas_kd.files import DamagedFileError, read_json, write_text_atomically
 from nas_kd.inputs import Passes
 from nas_kd.teachers import is_precomputed
-from nas_kd.training.measure import environment
+from nas_kd.training.measure import environment, using_threads
 from nas_kd.trial import CampaignContext
 from nas_kd.trials import Ranking, TrialRecord
 from nas_kd.trials.files import trial_directory
@@ -52,13 +52,9 @@ def measure_latencies(
     names = [TEACHER, *(str(record.number) for record in chosen)]
     if not chosen or (known.get("environment") == where and set(names) <= set(known.get("nets", {}))):
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with using_threads(threads):
         nets = passes_of_nets(context, run_dir, [record.number for record in chosen])
         times, waited = timed(nets, context.device, progress)
-    finally:
-        torch.set_num_threads(before)
     content = {
         "environment": where,
         "waited_share": waited,

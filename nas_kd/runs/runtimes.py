@@ -22,7 +22,7 @@ from nas_kd.inputs import Passes
 from nas_kd.runs.latencies import front_students
 from nas_kd.runs.own_space import own_space
 from nas_kd.runs.run import load_run
-from nas_kd.training.measure import environment
+from nas_kd.training.measure import environment, using_threads
 from nas_kd.trials.files import trial_directory
 
 if TYPE_CHECKING:
@@ -58,14 +58,12 @@ def bench(
     students = front_students(complete, run.config.ranking)
     if not students:
         raise ValueError("there is no complete trial to measure; `nas-kd report` shows what failed")
-    before = torch.get_num_threads()
-    numbers = sorted({1, threads or before})
+    numbers = sorted({1, threads or torch.get_num_threads()})
     rows: list[dict[str, Any]] = []
     skipped: dict[tuple[str, str], list[int]] = {}  # runtime and reason -> trials
     waited = 0.0
-    try:
-        for count in numbers:
-            torch.set_num_threads(count)
+    for count in numbers:
+        with using_threads(count):
             nets: dict[str, Passes] = {}
             for record in students:
                 bundle = trial_directory(run_dir, record.number)
@@ -92,8 +90,6 @@ def bench(
                 assert cost is not None, "students of a front have a cost"
                 found = summary(parts, nets[key])
                 rows.append({"trial": int(number), "flops": cost.flops, "runtime": name, "threads": count, **found})
-    finally:
-        torch.set_num_threads(before)
     result = Bench.model_validate(
         {
             "environment": environment("cpu"),

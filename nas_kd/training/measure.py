@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -91,6 +92,17 @@ def environment(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "host": platform.node(),
     }
+
+
+@contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """PyTorch computes with so many threads; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache
