@@ -143,7 +143,7 @@ class Campaign:
 
     def _note_data(self, context: CampaignContext, note: Note) -> None:
         """Say what of the data is left out, and from now on how fast they are read."""
-        for text in context.splits.notes:
+        for text in context.splits.remarks:
             note(text)
         if context.splits.skipped:
             listed = self.run_dir / "skipped.json"

@@ -30,9 +30,9 @@ from nas_kd.data.feature_frames import frames_of
 from nas_kd.data.feature_items import FeaturesDataset, Row
 from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, DecodeError, Labelled
+from nas_kd.data.spelling import first_of, foreign_labels
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
 from nas_kd.data.table import (
-    LISTED,
     SPLITS,
     UnusableRowsError,
     by_split,
@@ -155,10 +155,10 @@ def load_labelled(config: FeatureOptions, split: str | None) -> Labelled:
     located, problems = _check_rows(table, config)
     rows, size, dtype, unfit = _check_items(located, config)
     problems += unfit
+    foreign = foreign_labels((label for row in rows for label in row.labels), names)
     for row in rows:
-        foreign = [label for label in row.labels if label not in names]
-        if foreign:
-            problems.append((_named(row, config), f"its label {foreign[0]!r} is none of the student's classes"))
+        if reasons := [foreign[label] for label in row.labels if label in foreign]:
+            problems.append((_named(row, config), reasons[0]))
         elif len(row.labels) > 1 and not config.multi_label:
             problems.append((_named(row, config), "it has several labels, but the student gives one class"))
     if problems:
@@ -280,8 +280,7 @@ def _thin_out(parts: dict[str, list[Row]], config: FeatureOptions, notes: list[s
     lost = sorted({name for row in train for name in row.labels} - {name for row in kept for name in row.labels})
     if lost:
         notes.append(
-            f"train_share {config.train_share} leaves no training item of {len(lost)} classes: "
-            f"{', '.join(lost[:LISTED])}"
+            f"train_share {config.train_share} leaves no training item of {len(lost)} classes: {first_of(lost)}"
         )
 
 

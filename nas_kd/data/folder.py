@@ -37,6 +37,7 @@ from nas_kd.data.sample import (
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
 from nas_kd.data.source import LabelledConfig, Recognised, labels_in
+from nas_kd.data.spelling import foreign_labels
 from nas_kd.data.splits import Splits, carve_val, make_splits
 from nas_kd.data.table import (
     SPLITS,
@@ -299,9 +300,10 @@ def load_labelled(config: FolderConfig, split: str | None) -> Labelled:
     decoder = Decoder(config)
     rows, problems = _check_rows(table, decoder)
     failed = decoder.decode_all(rows)
+    foreign = foreign_labels((row.label for row in rows), names)
     for row in rows:
-        if row.label not in names:
-            problems.append((_relative(row.path, config), f"its label {row.label!r} is none of the student's classes"))
+        if row.label in foreign:
+            problems.append((_relative(row.path, config), foreign[row.label]))
         elif row.key in failed:
             problems.append((_relative(row.path, config), str(failed[row.key])))
     if problems:

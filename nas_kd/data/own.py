@@ -231,10 +231,7 @@ def _names(function: str, given: Mapping[str, Any], key: str) -> tuple[str, ...]
             f"{function}()[{key!r}] must be a list of names, but it is a {type(names).__name__}; "
             'write for example ["background", "object"]'
         )
-    found = tuple(map(str, names))
-    if twice := sorted({name for name in found if found.count(name) > 1}):
-        raise DataError(f"{function}()[{key!r}] must be names that differ, but {twice[0]!r} is there twice; rename one")
-    return found
+    return tuple(map(str, names))
 
 
 def _checked_sets(sets: Mapping[str, ClipDataset], info: DataInfo) -> dict[str, ClipDataset]:

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nas_kd.data.spelling import unfit_names
+
 IGNORE = 255
 """The value of a `mask` pixel that no loss and no metric may look at."""
 
@@ -136,6 +138,9 @@ class DataInfo:
                 f"class_names must name each of the {self.num_classes} classes, but {self.name!r} names "
                 f"{len(self.class_names)}"
             )
+        for key in ("class_names", "mask_names", "box_names"):
+            if problem := unfit_names(getattr(self, key)):
+                raise DataError(f"{key} of {self.name!r} must be names that differ, but {problem}; rename it")
         if self.feature_size < 0:
             raise DataError(f"feature_size must be at least 0, but that of {self.name!r} is {self.feature_size}")
         if self.feature_size and (self.height or self.width or self.mask_names or self.box_names):

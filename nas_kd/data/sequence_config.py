@@ -15,6 +15,7 @@ from nas_kd.data.label_form import LabelImages
 from nas_kd.data.label_image import values_in
 from nas_kd.data.sample import IGNORE, DataInfo
 from nas_kd.data.source import CachedConfig, Recognised, labels_in
+from nas_kd.data.spelling import unfit_names
 from nas_kd.settings.names import names_as_text
 
 LOOKED_AT = 50  # label images whose values say which classes there are
@@ -107,8 +108,8 @@ class SequenceOptions(CachedConfig):
                 f"classes must name at least 2 label values, but it names {len(self.classes)}; list the names of the "
                 "values 0, 1, … or set binary: true"
             )
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must differ, but they are {self.classes}")
+        if problem := unfit_names(self.classes):
+            raise ValueError(f"classes must be names that differ, but {problem}")
         return self
 
     @model_validator(mode="after")

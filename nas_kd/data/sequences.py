@@ -35,9 +35,9 @@ from nas_kd.data.label_image import boxes_of
 from nas_kd.data.sample import ClipDataset, DataError, DecodeError, Labelled, Sample
 from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.shards import Clip
+from nas_kd.data.spelling import first_of
 from nas_kd.data.splits import Splits, grouped_split, joined_groups, make_splits
 from nas_kd.data.table import (
-    LISTED,
     SPLITS,
     UnusableRowsError,
     labelled_rows,
@@ -414,7 +414,7 @@ def _with_val(frames: list[Frame], config: SequenceOptions, seed: int, notes: li
     carved = {sequence for sequence, group in zip(sequences, groups, strict=True) if group in chosen}
     notes.append(
         f"{config.labels} has no val rows: {len(carved)} of {len(names)} training sequences validate (seed {seed}): "
-        f"{', '.join(sorted(carved)[:LISTED])}"
+        f"{first_of(sorted(carved))}"
     )
     return [
         replace(frame, split="val") if frame.split == "train" and frame.sequence in carved else frame

@@ -15,6 +15,7 @@ from nas_kd.data.file_decoding import FileDecoding
 from nas_kd.data.files import encoding_of
 from nas_kd.data.label_form import LabelForm
 from nas_kd.data.sample import DataError
+from nas_kd.data.spelling import unfit_names
 from nas_kd.data.splits import Splits
 from nas_kd.data.table import read_table
 from nas_kd.settings.names import names_as_text
@@ -192,14 +193,13 @@ class LabelledConfig(CachedConfig):
         if isinstance(names, str):
             path = self.root / names
             try:
-                names = tuple(line.strip() for line in path.read_text(encoding=encoding_of(path)).rstrip().split("\n"))
+                names = tuple(path.read_text(encoding=encoding_of(path)).rstrip().split("\n"))
             except (OSError, UnicodeError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise DataError(
                     f"data.classes must be a list or a text file with one class a line, but {path} gave: {reason}"
                 ) from error
-        for name in names:
-            if not name or names.count(name) > 1:
-                problem = f"{name!r} is listed {names.count(name)} times" if name else "one is empty"
-                raise DataError(f"data.classes must be names that differ, but {problem}")
+        names = tuple(name.strip() for name in names)  # as cells of tables are
+        if problem := unfit_names(names):
+            raise DataError(f"data.classes must be names that differ, but {problem}")
         return names

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Subset, labels_of
+from nas_kd.data.spelling import notes_on_names
 
 T = TypeVar("T")
 
@@ -55,6 +56,12 @@ class Splits:
                     f"groups must name the group of each of {len(getattr(self, name))} items of {name!r}, but name "
                     f"{len(groups)}"
                 )
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and what is to be said of the names of classes, of whatever source."""
+        info = self.info
+        return [*self.notes, *notes_on_names((info.class_names, info.mask_names, info.box_names), info.name)]
 
     @property
     def retrain(self) -> Subset:

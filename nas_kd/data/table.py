@@ -16,11 +16,9 @@ from typing import Protocol, TypeVar
 
 from nas_kd.data.files import encoding_of
 from nas_kd.data.sample import DataError
+from nas_kd.data.spelling import LISTED, first_of, is_whole, meant, spellings, unusable_name, with_spellings
 
 SPLITS = ("train", "val", "test")
-LISTED = 10
-"""How many names a message shows before it says how many more there are."""
-
 
 _MISSING = {"nan", "none", "null", "na", "n/a"}  # as programs write a missing value
 
@@ -249,32 +247,10 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _meant(name: str) -> str:
-    """What names that may be meant as one have in common: no case, spaces or form of letters, a number's value."""
-    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    if not _is_whole(text):
-        return text
-    # By its digits: as floats, two long numbers such as 9007199254740993 and 9007199254740992 would be one.
-    whole = text.partition(".")[0]
-    digits = whole.lstrip("+-").lstrip("0") or "0"
-    return f"-{digits}" if whole.startswith("-") and digits != "0" else digits
-
-
-def _spellings(names: Iterable[str]) -> list[str]:
-    """Names of which several may be meant as one, written side by side."""
-    alike: dict[str, dict[str, None]] = {}
-    for name in names:
-        alike.setdefault(_meant(name), {})[name] = None
-    return [" and ".join(map(ascii, several)) for several in alike.values() if len(several) > 1]
-
-
 def unusable_label(label: str) -> str:
     """What is wrong with a label ("" if nothing)."""
-    if not label:
-        return "the label is empty"
-    if not label.isprintable():
-        return f"the label {label[:50]!r} holds a line break or another control character (is a quote not closed?)"
-    return ""
+    reason = unusable_name(label)
+    return f"the label {reason}{' (is a quote not closed?)' if label else ''}" if reason else ""
 
 
 def unknown_split(split: str) -> str:
@@ -307,11 +283,11 @@ def by_split(rows: Iterable[RowT], csv_path: Path, num_problems: int, what: str)
 
 
 def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
-    """The group of each row, where the config names their column; of spellings of one name (`_meant`), the first."""
+    """The group of each row, where the config names their column; of spellings of one name (`meant`), the first."""
     if column is None:
         return None
     first: dict[str, str] = {}
-    return [first.setdefault(_meant(row.group), row.group) for row in rows]
+    return [first.setdefault(meant(row.group), row.group) for row in rows]
 
 
 def groups_where_given(
@@ -341,7 +317,7 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
         column: Column of the groups.
         csv_path: The csv file.
     """
-    found = {split: {_meant(name): name for name in names} for split, names in groups.items()}
+    found = {split: {meant(name): name for name in names} for split, names in groups.items()}
     sentences = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = [(found[one][key], found[other][key]) for key in sorted(found[one].keys() & found[other].keys())]
@@ -349,7 +325,7 @@ def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Pa
         if both:
             sentences.append(
                 f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, "
-                f"so scores may be too good: {_first_of(both)}"
+                f"so scores may be too good: {first_of(both)}"
             )
     return sentences
 
@@ -366,10 +342,10 @@ def notes_on_groups(parts: Mapping[str, Sequence[_Row]], column: str | None, csv
         return []
     groups = {name: [row.group for row in part] for name, part in parts.items()}
     sentences = []
-    if doubles := _spellings(itertools.chain(*groups.values())):
+    if doubles := spellings(itertools.chain(*groups.values())):
         sentences.append(
             f"values of the column {column} of {csv_path.name} that differ in case, spaces, form of their letters or "
-            f"of their number alone are taken as one group: {_first_of(doubles)}"
+            f"of their number alone are taken as one group: {first_of(doubles)}"
         )
     return sentences + shared_groups(groups, column, csv_path)
 
@@ -388,7 +364,7 @@ def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -
             pairs = [f"{contents[other][content]} is {contents[one][content]}" for content in both]
             sentences.append(
                 f"warning: {len(both)} files of {csv_path.name} in {other} have the content of files in {one}, so "
-                f"scores may be too good: {_first_of(pairs)}"
+                f"scores may be too good: {first_of(pairs)}"
             )
     return sentences
 
@@ -410,29 +386,24 @@ def other_labels(rows: Iterable[tuple[str, str, str]], csv_path: Path) -> list[s
         return []
     return [
         f"warning: {len(pairs)} files of {csv_path.name} have the content of another with another label: "
-        f"{_first_of(pairs)}; mend or remove one of both"
+        f"{first_of(pairs)}; mend or remove one of both"
     ]
 
 
 def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
-    """Sentences on labels that may be meant as one class, or as no label.
+    """Sentences on labels that may be meant as a number, or as no label.
 
     Args:
         names: Labels that are classes of their own.
         csv_path: The csv file.
     """
     sentences = []
-    if doubles := _spellings(names):
-        sentences.append(
-            f"warning: labels of {csv_path.name} that differ in case, spaces, form of their letters or of their number "
-            f"alone are classes of their own: {', '.join(doubles[:LISTED])}; mend the file unless that is meant"
-        )
-    if any(map(_is_fraction, names)) and all(_is_fraction(name) or _is_whole(name) for name in names):
+    if any(map(_is_fraction, names)) and all(_is_fraction(name) or is_whole(name) for name in names):
         sentences.append(
             f"warning: labels of {csv_path.name} are numbers with fractions, each of which is taken as a class; to "
             "learn numbers, write a task of your own on data of your own (docs/extending.md)"
         )
-    if missing := [name for name in names if _meant(name) in _MISSING]:
+    if missing := [name for name in names if meant(name) in _MISSING]:
         sentences.append(
             f"warning: {', '.join(map(repr, missing))} is a class of {csv_path.name}, but may stand for a missing "
             "label; remove such rows unless it is meant"
@@ -465,10 +436,11 @@ def class_names(
         if unlisted:
             raise DataError(
                 f"data.classes must list every label of {csv_path}, but it lacks "
-                f"{', '.join(map(repr, unlisted[:LISTED]))}; add them at the index that the teacher's outputs have"
+                f"{first_of(with_spellings(unlisted, given, 'it'))}; add them at the index that the teacher's outputs "
+                "have"
             )
     names = sort_labels(found) if given is None else list(given)
-    numbers = [float(name) for name in names] if all(map(_is_whole, names)) else []
+    numbers = [float(name) for name in names] if all(map(is_whole, names)) else []
     if given is None and notes is not None and numbers and numbers != list(range(len(names))):
         notes.append(
             f"labels of {csv_path.name} are whole numbers but not 0 to {len(names) - 1}: {names[0]!r} is class 0 and "
@@ -478,15 +450,14 @@ def class_names(
         notes += doubtful_labels(names, csv_path)
     absent = [name for name in names if name not in found]
     if absent and notes is not None:
-        notes.append(f"{len(absent)} of {len(names)} classes have no training {what}: {_first_of(absent)}")
+        notes.append(f"{len(absent)} of {len(names)} classes have no training {what}: {first_of(absent)}")
     for split in ("val", "test"):
         unseen = sort_labels(set(labels[split]) - found)
         if unseen:
-            known = {_meant(name): name for name in found}
-            shown = [f"{name!r}{_hint_of(known.get(_meant(name)))}" for name in unseen[:LISTED]]
+            shown = first_of(with_spellings(unseen, found, "train"))
             raise DataError(
-                f"each class must have training {what}, but {csv_path} has {', '.join(shown)} in {split} only; add "
-                f"training rows for them or remove the {split} rows"
+                f"each class must have training {what}, but {csv_path} has {shown} in {split} only; add training "
+                f"rows for them or remove the {split} rows"
                 + ("" if not any(map(_is_fraction, unseen)) else ", or, to learn numbers, write a task of your own")
             )
     if len(names) < 2:
@@ -494,24 +465,10 @@ def class_names(
     return names
 
 
-def _first_of(names: Sequence[str]) -> str:
-    """The first names, and dots where there are more."""
-    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
-
-
-def _hint_of(other: str | None) -> str:
-    return "" if other is None else f" (train has {other!r}: write both alike if one class is meant)"
-
-
 def sort_labels(labels: Iterable[str]) -> list[str]:
     """Labels in the order of their classes: by value where all are whole numbers (2 before 10), else by text."""
     names = sorted(labels)
-    return sorted(names, key=float) if all(map(_is_whole, names)) else names
-
-
-def _is_whole(label: str) -> bool:
-    """Whether a label is a whole number, also as tables write it: 7, -1, 07, 7.0."""
-    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", label) is not None
+    return sorted(names, key=float) if all(map(is_whole, names)) else names
 
 
 def _is_fraction(label: str) -> bool:

@@ -65,7 +65,8 @@ class YouTube8MConfig(FeatureFramesConfig):
     class_names: str | None = Field(
         default=None,
         description="A csv file with the columns Index and Name, relative to `root`, such as the published "
-        "vocabulary.csv. Classes without a name there are called class_<index>.",
+        "vocabulary.csv. Classes without a name there are called class_<index>; names that are there twice get their "
+        "index.",
     )
     use: tuple[str, ...] = Field(
         default=("rgb", "audio"), min_length=1, description="Lists of features that are joined, in this order."
@@ -431,4 +432,6 @@ def _class_names(config: YouTube8MConfig) -> tuple[str, ...]:
         raise DataError(
             f"num_classes must exceed every class of {config.class_names}, but it is {count} and one is {max(named)}"
         )
-    return tuple(named.get(index) or f"class_{index}" for index in range(count))
+    names = [named.get(index) or f"class_{index}" for index in range(count)]
+    times = Counter(names)  # several entities may share a name
+    return tuple(name if times[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))

@@ -12,6 +12,7 @@ from torch import Tensor
 from nas_kd.callbacks import OnProgress, no_progress
 from nas_kd.data import ClipDataset, ClipLoader, DataInfo
 from nas_kd.data.framing import Cut
+from nas_kd.data.spelling import first_of, with_spellings
 from nas_kd.deploy.bundle import BundleInfo, Measured
 from nas_kd.deploy.predictor import Predictor
 from nas_kd.deploy.record import FileMetrics
@@ -153,7 +154,11 @@ def _check_fits(info: BundleInfo, labelled: LabelledSet) -> None:
     task, data = labelled.make_task(), labelled.info
     if task.class_names != info.class_names:
         foreign = [name for name in task.class_names if name not in info.class_names]
-        which = f"it has no {', '.join(map(repr, foreign[:5]))}" if foreign else "their order or number differs"
+        which = (
+            f"it has no {first_of(with_spellings(foreign, info.class_names, 'it'))}"
+            if foreign
+            else "their order or number differs"
+        )
         raise ValueError(
             f"the classes of the data must be those of the student, {', '.join(info.class_names[:10])}, in this order, "
             f"but {which}; list them as data.classes"

@@ -51,7 +51,7 @@ def overview(config: CampaignConfig) -> list[str]:
     study_knobs(context)  # what they check are ranges and choices
     grid_cells(config, context.space.knobs)
     check_costs(context)
-    lines = [_splits(context), *_stored(context), *context.splits.notes]
+    lines = [_splits(context), *_stored(context), *context.splits.remarks]
     if context.splits.skipped:
         lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
     if context.task.class_names:

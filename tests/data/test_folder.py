@@ -31,6 +31,7 @@ from nas_kd.data.frame_maps import read_map
 from nas_kd.data.frame_times import sample_positions
 from nas_kd.data.sample import DecodeError, labels_of, stack
 from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
+from nas_kd.data.spelling import notes_on_names
 from nas_kd.data.splits import keep_classes
 from nas_kd.data.table import doubtful_labels, groups_of
 
@@ -135,7 +136,11 @@ def test_classes_are_those_that_are_listed(root):
     with pytest.raises(DataError, match=r"data.classes must list every label of .*, but it lacks 'dark'"):
         load(config(root, classes=["light", "grey"]), seed=0)
     with pytest.raises(DataError, match=r"data.classes must be names that differ, but 'dark' is listed 2 times"):
-        load(config(root, classes=["light", "dark", "dark"]), seed=0)
+        load(config(root, classes=["light", "dark", " dark"]), seed=0)
+    with pytest.raises(DataError, match=r"lacks 'dark' \(it has 'Dark': write both alike if one class is meant\); add"):
+        load(config(root, classes=["light", "Dark"]), seed=0)
+    splits = load(config(root, classes=["light", "dark", "Dark"]), seed=0)
+    assert splits.remarks[-1].startswith(f"warning: classes of {root.name} that differ in case")
     with pytest.raises(DataError, match=r"with one class a line, but .*none.txt gave: No such file"):
         load(config(root, classes="none.txt"), seed=0)
 
@@ -433,14 +438,17 @@ def test_copies_of_a_clip_with_another_label_are_named(root):
 
 def test_labels_that_may_be_meant_as_one_are_named():
     def sentences(*names: str) -> list[str]:
-        return doubtful_labels(names, Path("labels.csv"))
+        return notes_on_names([names], "clips") + doubtful_labels(names, Path("labels.csv"))
 
     assert sentences("run", "runs", "0", "1", "10") == []
     assert sentences("0.5", "run") == sentences("1.0", "2.") == []
     assert "are numbers with fractions" in sentences("0.5", "2")[0]
-    assert "'run' and 'Run', 'a  b' and 'a b'" in sentences("run", "Run", "a  b", "a b")[0]
-    assert r"'\xe9' and 'e\u0301'" in sentences("\u00e9", "e\u0301")[0]
-    assert "'1' and '01' and '1.0'" in sentences("1", "01", "1.0", "2")[0]
+    names = ("run", "Run", "a  b", "a b", "\u00e9", "e\u0301", "1", "01", "1.0", "2", "ab", "a\u200cb")
+    (sentence,) = notes_on_names([names, names[:2]], "clips")
+    pairs = sentence.partition("own: ")[2].partition(";")[0]
+    assert (
+        pairs == r"'run' and 'Run', 'a  b' and 'a b', '\xe9' and 'e\u0301', '1' and '01' and '1.0', 'ab' and 'a\u200cb'"
+    )
     assert sentences("nan", "run")[0].startswith("warning: 'nan' is a class of labels.csv, but may stand for a missing")
 
 

@@ -462,7 +462,7 @@ def test_camera_clips_are_made_of_single_frames(root, monkeypatch):
     ("change", "words"),
     [
         ({"classes": ()}, "at least 2 label values, but it names 0"),
-        ({"classes": ("a", "a")}, "classes must differ"),
+        ({"classes": ("a", "a")}, "classes must be names that differ"),
         ({"binary": True}, "name background and object"),
         ({"classes": tuple(map(str, range(256)))}, "at most 255"),
         ({"frames": 0}, "greater than or equal to 1"),

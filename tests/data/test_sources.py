@@ -116,10 +116,24 @@ def test_own_data_names_the_values_of_masks_and_boxes(module):
     assert (info.mask_names, info.box_names) == ((), ())
 
 
+def test_names_of_classes_are_looked_at_in_every_source(module):
+    splits = load(OwnConfig(function=f"{module}:load"), seed=0)
+    assert splits.remarks == []
+    alike = replace(splits, info=replace(INFO, class_names=("a", "A ", "c"), box_names=("b", "c", "C")))
+    assert "classes of toy that differ" in alike.remarks[0]
+    assert "own: 'a' and 'A ', 'c' and 'C'; write" in alike.remarks[0]
+    for key, name, words in (
+        ("mask_names", "", "one is empty"),
+        ("box_names", "a\n", r"one 'a\\n' holds a line break"),
+    ):
+        with pytest.raises(DataError, match=f"{key} of 'toy' must be names that differ, but {words}"):
+            replace(INFO, **{key: (name, "b", "c")})
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("twice", r"twice\(\)\['class_names'\] must be names that differ, but 'a' is there twice; rename one"),
+        ("twice", "class_names of '.*twice' must be names that differ, but 'a' is listed 2 times; rename it"),
         (
             "floats",
             r"test\[0\]\['clip'\] must be torch.uint8, but it is torch.float32",

@@ -200,6 +200,9 @@ def test_classes_are_named_by_a_vocabulary(root):
     names = ("Game", "class_1", "class_2", "class_3", "class_4", "Car")
     for change in ({"num_classes": None}, {}):
         assert load(config(root, class_names="vocabulary.csv", **change), seed=0).info.class_names == names
+    (root / "twice.csv").write_text("Index,Name\n0,Car\n1,class_3\n5,Car\n")
+    twice = load(config(root, class_names="twice.csv"), seed=0).info.class_names
+    assert twice == ("Car (0)", "class_3 (1)", "class_2", "class_3 (3)", "class_4", "Car (5)")
     with pytest.raises(DataError, match="it is 4 and one is 5"):
         load(config(root, class_names="vocabulary.csv", num_classes=4), seed=0)
     for bad in ("x", "0"):
