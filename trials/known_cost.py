@@ -159,7 +159,7 @@ class KnownCostSampler(BaseSampler):
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
     def _most_promising(self, history: History, pool: _Pool) -> Candidate:
-        model = _Model(self._points, history, self._rng)
+        model = _Model(self._points, history, pool.candidates, self._rng)
         gains = model.gains(pool.candidates)
         for _ in range(_NUM_ROUNDS):
             best = [pool.candidates[i] for i in np.argsort(-gains)[:_NUM_BEST]]
@@ -172,9 +172,16 @@ class KnownCostSampler(BaseSampler):
 
 
 class _Model:
-    """What the trials so far say of candidates."""
+    """What the trials so far say of candidates.
 
-    def __init__(self, to_points: Any, history: History, rng: np.random.Generator) -> None:
+    Args:
+        to_points: candidates -> their features.
+        history: the trials.
+        candidates: those of which the worst is looked for.
+        rng: draws trials where there are too many of them.
+    """
+
+    def __init__(self, to_points: Any, history: History, candidates: Candidates, rng: np.random.Generator) -> None:
         self._to_points = to_points
         failed = far_worse(history.losses)
         trained = history.complete[~failed]
@@ -186,6 +193,10 @@ class _Model:
         rows = _telling_rows(losses, costs, rng)
         points = to_points(trained[rows])
         self._loss = Surrogate(points, losses[rows], rng)
+        # The reference is what the space holds at worst, as far as it is guessed. With the worst of the trials, nothing
+        # that is worse than all of them would gain, and the cheap end of the front would never be looked for.
+        guessed, _ = self._loss.predict(to_points(candidates))
+        worst = max(worst, float(self._loss.scale.from_scale(guessed).max()))
         unknown = np.isnan(history.known[~failed])
         self._costs: list[Surrogate | None] = [
             Surrogate(points, costs[rows, column], rng) if unknown[:, column].any() else None

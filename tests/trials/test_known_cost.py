@@ -297,6 +297,25 @@ def test_a_constraint_on_a_metric_leads_to_nets_that_keep_it() -> None:
     assert kept["known_cost"] >= 3 * max(kept["random"], 1)
 
 
+def test_nets_that_are_cheaper_and_worse_than_all_trials_are_looked_for() -> None:
+    # The cheapest nets are on the front, whatever their metric; no trial so far has more than two gates at "skip".
+    study = new_study()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        knobs = {name: ("small", "large")[rng.integers(2)] for name in GATES}
+        knobs |= dict.fromkeys(rng.choice(list(GATES), size=number % 3, replace=False).tolist(), "skip")
+        study.enqueue_trial(knobs)
+        study.tell(ask(study, number, KnownCosts(cost)), [metric(knobs), cost(knobs)])
+    worst, cheapest = (min(trial.values[i] for trial in study.trials) for i in range(2))
+    num_found = 0
+    for seed in range(12):
+        again = new_study()
+        again.add_trials(study.trials)
+        knobs = ask(again, 30, KnownCosts(cost), seed).params
+        num_found += metric(knobs) < worst and cost(knobs) < cheapest
+    assert num_found >= 8
+
+
 def test_of_many_trials_the_process_rests_on_the_front_and_a_part_of_the_others() -> None:
     rng = np.random.default_rng(0)
     losses, costs = rng.random(1300), rng.random(1300)
