@@ -18,7 +18,7 @@ from rich.table import Table
 
 from nas_kd.analysis import paired_difference
 from nas_kd.data import ClipDataset, Subset
-from nas_kd.data.sequences import WindowDataset
+from nas_kd.data.sequence_items import WindowDataset
 from nas_kd.deploy.bundle import load_bundle
 from nas_kd.runs import load_run
 from nas_kd.trial import load_context

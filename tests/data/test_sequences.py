@@ -29,7 +29,8 @@ from nas_kd.data.cache import ClipCache
 from nas_kd.data.frame_store import Frame
 from nas_kd.data.label_image import boxes_of, nearest
 from nas_kd.data.sample import stack
-from nas_kd.data.sequences import CameraDataset, WindowDataset, load_labelled, windows
+from nas_kd.data.sequence_items import CameraDataset, WindowDataset, windows
+from nas_kd.data.sequences import load_labelled
 from nas_kd.tasks import Segmentation
 
 ROOT = Path(__file__).parents[2]
@@ -449,7 +450,7 @@ def test_camera_clips_are_made_of_single_frames(root, monkeypatch):
         check_sample(base[index], splits.info, "sample")
         assert all(torch.equal(base[index][key], again[index][key]) for key in base[index])
     with monkeypatch.context() as patch:
-        patch.setattr("nas_kd.data.sequences.warp", lambda *_: pytest.fail("made again"))
+        patch.setattr("nas_kd.data.sequence_items.warp", lambda *_: pytest.fail("made again"))
         lazy = load(config(root, **change), seed=7).weights.base
         assert torch.equal(lazy[29]["mask"], base[29]["mask"])
     assert not torch.equal(lazy[0]["clip"], lazy[1]["clip"])
