@@ -215,6 +215,7 @@ def _parallel_chart(found: Sequence[Driver], front: ParetoFront) -> go.Figure:
     figure.update_xaxes(tickvals=columns, ticktext=[plain(name, 24) for name in names], showgrid=True, tickangle=-30)
     figure.update_xaxes(range=[-0.3, len(names) - 0.5], automargin=True)
     figure.update_yaxes(visible=False, range=[-0.06, 1.06])
+    figure.update_layout(margin={"r": 56})  # the last axis has its marks there
     return figure
 
 

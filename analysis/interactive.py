@@ -403,9 +403,9 @@ def failure_chart(records: Sequence[TrialRecord]) -> go.Figure:
         x=[number for _, number in ranked],
         y=list(range(len(ranked))),
         orientation="h",
-        width=0.5,
         marker={"color": PICK_COLOR},
         hoverinfo="text",
         hovertext=[f"{count(number, 'trial')}: {plain(reason, 160)}" for reason, number in ranked],
     )
+    figure.update_layout(height=80 + 26 * len(ranked), bargap=0.4)
     return figure

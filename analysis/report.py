@@ -227,7 +227,7 @@ def _values(
         "secondary": offset_sections.secondary(front, teacher) if with_secondary else None,
         "warnings": sections.warnings(records),
         "failures": sections.failures(records),
-        "failure_chart": chart("failures", failure_chart(records), "Failed trials by what went wrong.", is_low=True),
+        "failure_chart": chart("failures", failure_chart(records), "Failed trials by what went wrong.", is_sized=True),
         "trials": sections.all_trials(records, front, run) if records else None,
         "convention": sections.convention(records),
         "environment": sections.environment(records, metadata),

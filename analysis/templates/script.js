@@ -15,11 +15,29 @@ function colours(plot) {
   return changes;
 }
 
+// Names beside lying bars take the width of a phone: there they stand above their bars.
+const BAR = 11;
+const NAME = 19;
+function namesAbove(data, layout) {
+  const { tickvals, ticktext } = layout.yaxis;
+  const bars = BAR * data.length;
+  layout.annotations = tickvals.map((y, index) => ({
+    x: 0, xref: "paper", xanchor: "left", y, yanchor: "bottom", yshift: bars / 2 - 2, text: ticktext[index],
+    font: { size: 10 }, showarrow: false,
+  }));
+  Object.assign(layout.yaxis, { showticklabels: false, ticks: "", range: [-0.5, tickvals.length - 0.4] });
+  layout.bargap = NAME / (bars + NAME);
+  layout.margin.l = 12;
+  layout.height = layout.margin.t + layout.margin.b + (bars + NAME) * tickvals.length;
+  layout.xaxis.nticks = 5;
+}
+
 // On a phone a title and its ticks take more than the width that there is: the title in two lines, every second tick.
-function fit(layout, width) {
+function fit(data, layout, width) {
   if (width > 480) return;
   layout.font.size = 11;
-  layout.margin = { ...layout.margin, l: 56, r: 10, b: 74 };
+  layout.margin = { ...layout.margin, l: 56, r: Math.max(10, layout.margin.r - 14), b: 74 };
+  if (data.every((trace) => trace.orientation === "h")) namesAbove(data, layout);
   if (layout.xaxis2) {
     // Titles of panels that stand side by side.
     for (const note of layout.annotations || []) {
@@ -87,7 +105,7 @@ function startFigures() {
     if (drawn.has(plot)) return;
     drawn.add(plot);
     const figure = JSON.parse(plot.nextElementSibling.textContent);
-    fit(figure.layout, plot.clientWidth);
+    fit(figure.data, figure.layout, plot.clientWidth);
     separate(figure.data, figure.layout);
     Plotly.newPlot(plot, figure.data, figure.layout, BUTTONS).then(() => {
       Plotly.relayout(plot, colours(plot));
@@ -168,7 +186,7 @@ function startFreeChart() {
     if (logarithmic) [layout.xaxis.tickvals, layout.xaxis.ticktext] = cost.ticks;
     layout.yaxis.title = { text: metric.label };
     layout.yaxis.tickformat = metric.percent ? ".3~p" : "";
-    fit(layout, plot.clientWidth);
+    fit(data, layout, plot.clientWidth);
     separate(data, layout);
     const missing = trials.length - points.length;
     said.textContent = (missing ? missing + " of " + trials.length + " complete trials were not measured so. " : "") +
@@ -176,11 +194,15 @@ function startFreeChart() {
     Plotly.react(plot, data, layout, BUTTONS).then(() => Plotly.relayout(plot, colours(plot)));
   }
 
+  let isDrawn = false;
   const begin = () => {
+    if (isDrawn) return;
+    isDrawn = true;
     draw();
     linkToTrials(plot);
   };
   whenNear(plot, begin);
+  window.addEventListener("beforeprint", begin);
   [across, up, log].forEach((control) => control.addEventListener("change", draw));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
@@ -343,6 +365,7 @@ async function loadPlotly() {
 
 // The page is read and its tables work before the figures are there.
 async function start() {
+  for (const plot of document.querySelectorAll(".plot.sized")) plot.style.minHeight = plot.dataset.height + "px";
   startTables();
   try {
     await loadPlotly();

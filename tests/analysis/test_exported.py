@@ -57,7 +57,7 @@ def test_a_file_of_less_precision_is_one_more_point_of_its_own_metric(tmp_path: 
     ]
     assert "2 threads. The machine was busy with other work (40% of" in exported.note
     files = write_report(TRIALS, tmp_path / "report", title="x", teacher=None, metadata={"run": "x"}, exported=exported)
-    page = files.report.read_text()
+    page = files.report.read_text().replace("\u00a0", " ")
     assert "Exported files" in page
     assert LESS_PRECISE in page
 

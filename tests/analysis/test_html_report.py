@@ -19,7 +19,7 @@ from synthetic import HOSTILE, TEACHER, hostile_run, record, run
 
 from nas_kd.analysis import ParetoFront, ReportPaths, TeacherPoint, write_report
 from nas_kd.analysis.cells import Cell, Table
-from nas_kd.analysis.page import environment, json_for_html
+from nas_kd.analysis.page import environment, json_for_html, tied
 from nas_kd.analysis.sections import export_command, front_table, reproduce_command
 from nas_kd.trials.record import Cost, Metric, TrialRecord
 
@@ -66,7 +66,7 @@ class Page(HTMLParser):
         if "script" in self.open_tags:
             self.blocks()[-1] += data
         elif "style" not in self.open_tags:
-            self.text += data
+            self.text += data.replace("\u00a0", " ")
 
     def policy(self) -> str:
         found = [a["content"] for tag, a in self.elements if a.get("http-equiv") == "Content-Security-Policy"]
@@ -165,6 +165,15 @@ def test_same_records_give_the_same_report(tmp_path: Path) -> None:
     first, _ = report(run(8), tmp_path / "a")
     second, _ = report(run(8), tmp_path / "b")
     assert first.report.read_bytes() == second.report.read_bytes()
+
+
+def test_numbers_stay_beside_their_units() -> None:
+    page = "95.1 %, 90.3 – 95.3 %, 2.3 M FLOPs, 4 MiB, 0.3 points, 4.1 ± 0.2 ms, 3 × zero, 3 trials at 2 Models"
+    assert tied(page).replace("\u00a0", "_") == (
+        "95.1_%, 90.3 – 95.3_%, 2.3_M_FLOPs, 4_MiB, 0.3_points, 4.1_±_0.2_ms, 3_×_zero, 3 trials at 2 Models"
+    )
+    made = environment().from_string("<p>{{ text }}</p><pre>{{ text | copied }}</pre>").render(text="<5 ms")
+    assert made == "<p>&lt;5\u00a0ms</p><pre>&lt;5 ms</pre>"  # who copies a command gets its spaces
 
 
 @pytest.mark.parametrize(

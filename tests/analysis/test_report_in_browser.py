@@ -128,6 +128,11 @@ def test_it_fits_the_window_in_both_colour_schemes(
     colour = browser.run("getComputedStyle(document.body).backgroundColor")
     shades = [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")[:3]]
     assert (max(shades) < 80) is dark
+    bars = "document.getElementById('importance')"
+    browser.run(f"{bars}.scrollIntoView()")
+    browser.wait(f"{bars}.querySelectorAll('.bars path').length > 0")
+    room = browser.run(f"{bars}.querySelector('.nsewdrag').getBoundingClientRect().width / {bars}.clientWidth")
+    assert room > 0.75  # on a phone the names stand above the bars
     browser.picture(tmp_path / "report.png")
     assert browser.errors == []
 
