@@ -204,7 +204,8 @@ def passes(module: nn.Module, example: Tensor) -> dict[str, Passed]:
     mode = module.training
     try:
         with torch.no_grad():
-            module.eval()(example)
+            module.eval()
+            module(example)
     finally:
         for hook in hooks:
             hook.remove()

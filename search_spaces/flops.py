@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.search_spaces.checkpoints import checkpoints_run_directly
+from nas_kd.search_spaces.nested import named_tensors
 from nas_kd.search_spaces.products import PRODUCTS, Handler
 from nas_kd.search_spaces.products import shape_of as _shape
 
@@ -263,7 +264,7 @@ def count_flops(module: nn.Module, inputs: Tensor | tuple[Any, ...], *, strict: 
         50
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    with in_evaluation(module), _without_warnings():
+    with in_evaluation(module), _without_warnings(), _gives_tensors(module):
         analysis, counted = _analyse(module, inputs)
         by_operator = {name: int(count) for name, count in analysis.by_operator().items()}
         if counted:
@@ -303,6 +304,20 @@ def _own_flops(whole: Mapping[str, Mapping[str, float]], counted: Collection[str
         inside = name in counted
         totals[name] = sum(int(count) for operator, count in operators.items() if inside or operator not in free)
     return totals
+
+
+@contextmanager
+def _gives_tensors(module: nn.Module) -> Iterator[None]:
+    """The module returns a tuple of all tensors in its output: objects with fields, numbers and texts have no trace."""
+
+    def flat(_: nn.Module, __: Any, output: Any) -> Any:
+        return output if isinstance(output, Tensor) else tuple(tensor for _, tensor in named_tensors(output)) or output
+
+    hook = module.register_forward_hook(flat)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -143,7 +143,8 @@ def measure(
     control.meter = meter
     try:
         with torch.no_grad():
-            net.eval()(example)
+            net.eval()
+            net(example)
     finally:
         control.meter = None
     runs: dict[str, list[_Run]] = {}

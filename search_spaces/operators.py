@@ -70,7 +70,8 @@ def check_output(name: str, module: nn.Module, x: Tensor, shape: tuple[int, ...]
     """Raise `ValueError` where the module of an operator does not run, or gives another shape than it must."""
     try:
         with torch.no_grad():
-            output = module.eval()(x)
+            module.eval()
+            output = module(x)
     except Exception as error:
         raise ValueError(
             f"operator {name!r} fails on an input of shape {tuple(x.shape)}: {error_sentence(error)}; mend its "
@@ -92,7 +93,7 @@ def check_export(name: str, module: nn.Module, x: Tensor) -> None:
         module: that it built.
         x: an input with batch size 2 or more.
     """
-    module = module.eval()
+    module.eval()
     try:
         flops = count_flops(module, x[:1]).total
     except UncountedOpError as error:

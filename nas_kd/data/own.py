@@ -25,6 +25,7 @@ from nas_kd.data.checked import checked, read_item
 from nas_kd.data.sample import ClipDataset, DataError, DataInfo, Subset, check_sample
 from nas_kd.data.source import SourceConfig
 from nas_kd.data.splits import Splits, make_splits
+from nas_kd.settings.imports import torch_kept
 
 _KNOWN_KEYS = frozenset(
     {"train", "val", "test", "class_names", "num_classes", "flip_safe", "mask_names", "box_names", "points"}
@@ -80,7 +81,8 @@ def load_own(config: OwnConfig, *, seed: int, gate_share: float = 0.5) -> Splits
             f"data.arguments must fit {config.function}{inspect.signature(function)}, but they are "
             f"{config.arguments}: {error}"
         ) from error
-    given = function(**config.arguments)
+    with torch_kept():
+        given = function(**config.arguments)
     if isinstance(given, Splits):
         _check_items(config, given.info)
         bases = {"train": given.weights.base, "val": given.val, "test": given.test}
@@ -116,7 +118,8 @@ def _find(function: str) -> Callable[..., object]:
         # Last in the path: a folder `analysis` or `trials` of the user's must not hide the package's own.
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with torch_kept():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name and module_name.split(".")[0] == error.name:
             raise DataError(

@@ -85,8 +85,8 @@ def _last_of_scales(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module]
         scale, frames = _scale(passed), _frames(passed)
         at_scale = last.pop(scale, {})  # scales are ordered by their last map
         before = at_scale.get(frames)
-        if before is not None and passed.frames_read > frames and maps[before].shape[1] > passed.shape[1]:
-            last[scale] = at_scale  # a connection from a pathway with more frames into this one
+        if before is not None and _is_beside(passed, maps[before]):
+            last[scale] = at_scale
             continue
         at_scale.pop(frames, None)
         last[scale] = {**at_scale, frames: name}
@@ -95,6 +95,13 @@ def _last_of_scales(maps: Mapping[str, Passed], modules: Mapping[str, nn.Module]
         latest_first = list(names.values())[::-1]
         chosen[scale] = max(latest_first, key=lambda name: maps[name].shape[1])  # the first one of equals
     return chosen
+
+
+def _is_beside(passed: Passed, before: Passed) -> bool:
+    """Whether a map is none of the main path, which the one before it was of: a connection from a pathway with more
+    frames into this one, or a score of each place."""
+    channels, wider = passed.shape[1], before.shape[1] > passed.shape[1]
+    return wider and (channels == 1 or passed.frames_read > _frames(passed))
 
 
 def _outer(name: str) -> list[str]:

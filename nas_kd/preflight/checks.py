@@ -258,9 +258,10 @@ def _check_objective(config: CampaignConfig, context: CampaignContext) -> list[s
     for knobs, proposed in asked.values():
         nets = build_nets(context, knobs)
         if not context.input_type.students_give_what_the_teacher_gives:
+            nets.supernet.eval()
             with torch.no_grad():
                 try:
-                    outputs = nets.supernet.eval()(nets.example)
+                    outputs = nets.supernet(nets.example)
                     who = f"students of space {context.space.name!r}"
                     check_outputs(context.task, context.input_type, who, outputs, nets.example)
                 except ValueError as error:

@@ -104,8 +104,9 @@ def _student_step(
 ) -> None:
     batch = _batch(small, small.splits.retrain, number)
     view = small.input_type.training_view(batch, small.space, knobs)
+    net.train()
     with autocast(fit.precision, small.device):
-        output = net.train()(*view.student)
+        output = net(*view.student)
     _sum_of(output).backward()  # type: ignore[no-untyped-call]
     net.zero_grad(set_to_none=True)
 

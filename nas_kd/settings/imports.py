@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -13,6 +14,24 @@ from typing import Any, TypeVar
 from nas_kd.settings.mistakes import choose, nearest
 
 _Class = TypeVar("_Class")
+
+
+@contextmanager
+def torch_kept() -> Iterator[None]:
+    """What a user's code changes of torch for the whole process is undone: gradients, default type and device.
+
+    Scripts for inference switch gradients off where they are imported, and nothing would train afterwards.
+    """
+    import torch  # here: sections of a campaign file are read without it
+
+    gradients, dtype, device = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[ModuleType, str]:
@@ -34,7 +53,8 @@ def import_module_of(reference: str, *, purpose: str, kind: str) -> tuple[Module
         # Last in the path: a file of the user's, such as `random.py`, must not hide an installed module.
         sys.path.append(here)
     try:
-        return importlib.import_module(module_name), attribute
+        with torch_kept():
+            return importlib.import_module(module_name), attribute
     except Exception as error:
         way_out = ""
         if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
@@ -115,4 +135,5 @@ def call_function(reference: str, settings: Mapping[str, Any], *, purpose: str) 
             f"{purpose} {reference!r} is called with {', '.join(settings)}, but its arguments are "
             f"{inspect.signature(function)}: {error}"
         ) from error
-    return function(**settings)
+    with torch_kept():
+        return function(**settings)

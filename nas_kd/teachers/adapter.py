@@ -1,8 +1,8 @@
 """A net of the user's as a teacher: it takes what campaigns give, gives what tasks read, and its maps can be distilled.
 
-`unwrap` takes off what a net may come wrapped in. `adapt` runs the net on a small fixed input, before any training and
-before weights are loaded, to see which layout of a clip it takes and which of its outputs is the answer; layers and
-buffers that are made in the first pass exist afterwards.
+`adapt` runs the net on a small fixed input, before any training and before weights are loaded, to see which layout of a
+clip it takes and which of its outputs is the answer; layers and buffers that are made in the first pass exist
+afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from nas_kd.callbacks import Note
+from nas_kd.search_spaces.nested import Path
+from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.teachers.input_form import InputForm
 from nas_kd.teachers.layouts import Inputs, Layout, lay_out
 from nas_kd.teachers.map_forms import MapForm, find_forms
 from nas_kd.teachers.output_form import OutputForm
-from nas_kd.teachers.outputs import Path, check_indices, describe, pick
+from nas_kd.teachers.outputs import check_indices, describe, pick
 
 
 class AdaptedTeacher(nn.Module):
@@ -93,53 +95,6 @@ def layers_of(model: nn.Module) -> nn.Module:
     return model.net if isinstance(model, AdaptedTeacher) and model.is_plain else model
 
 
-def unwrap(model: nn.Module, note: Note) -> nn.Module:
-    """A net without `torch.compile`, `DataParallel` and `DistributedDataParallel`, in float32, on the CPU.
-
-    Args:
-        model: of the user's, changed in place.
-        note: called with a sentence on what was taken off.
-
-    Raises:
-        ValueError: it is scripted, so that its layers cannot be read, or on the meta device.
-    """
-    taken: dict[str, None] = {}
-
-    def inner(module: nn.Module) -> nn.Module:
-        while True:
-            if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
-                taken["torch.compile"], module = None, original
-            elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-                taken[type(module).__name__], module = None, module.module
-            else:
-                return module
-
-    model = inner(model)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if (found := inner(child)) is not child:
-                setattr(parent, name, found)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            what = f"its module {name!r}" if name else "it"
-            raise ValueError(
-                f"teacher.model: {what} is scripted by torch.jit, whose layers can neither be read nor counted; return "
-                "the net as it was before torch.jit.script or torch.jit.trace"
-            )
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            taken["torch.compile"] = None
-            module._compiled_call_impl = None
-    if taken:
-        note(f"teacher.model: {' and '.join(taken)} was taken off the net")
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    if kinds:
-        note(f"teacher.model: its {' and '.join(str(k).removeprefix('torch.') for k in kinds)} was cast to float32")
-        model.float()
-    if any(p.is_meta for p in model.parameters()):
-        raise ValueError("teacher.model: its parameters are on the meta device, without values; build it on the CPU")
-    return model.cpu()  # a net that brings itself to a GPU, as DataParallel does; the campaign decides where it runs
-
-
 @dataclass
 class _Attempt:
     """What a net gave for a layout."""
@@ -179,12 +134,11 @@ def adapt(
         inputs = _for_other_than_clips(inputs)
     attempts = _attempts(net, inputs, outputs, probe)
     running = [attempt for attempt in attempts if attempt.runs]
-    if not running and probe.ndim > 3:  # pixels
-        of_bytes = replace(inputs, as_bytes=True)
-        running = [attempt for attempt in _attempts(net, of_bytes, outputs, probe) if attempt.runs]
-        if running:
-            inputs = of_bytes
-            note(f"teacher.model: {name} takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`")
+    for other, sentence in _other_forms(inputs, probe, running):
+        if found := [attempt for attempt in _attempts(net, other, outputs, probe) if attempt.runs]:
+            running, inputs = found, other
+            note(sentence.format(name=name))
+            break
     fitting = [attempt for attempt in running if attempt.paths]
     if not running and probe.ndim == len("NCHW") and _reads_clips(net, probe):
         raise ValueError(
@@ -212,8 +166,9 @@ def adapt(
             f"gives {describe(chosen.output)}"
         )
     path = chosen.paths[0] if chosen.paths else None
-    found = replace(inputs, layout=chosen.layout)
-    teacher = AdaptedTeacher(net, found, OutputForm(path, outputs.picked, outputs.num_outputs, outputs.maps))
+    teacher = AdaptedTeacher(
+        net, replace(inputs, layout=chosen.layout), OutputForm(path, outputs.picked, outputs.num_outputs, outputs.maps)
+    )
     if clips and inputs.layout == "auto" and chosen.layout != "NCTHW":
         note(f"teacher.input_layout: {name} takes clips as {chosen.layout}")
     if path and outputs.path is None:
@@ -227,6 +182,29 @@ def adapt(
     _run(net, lambda module: module(teacher.lay_out(probe)))  # what is made in the first pass
     teacher.writes_input = probe._version != before
     return teacher
+
+
+def _other_forms(inputs: InputForm, probe: Tensor, running: Sequence[_Attempt]) -> Iterator[tuple[InputForm, str]]:
+    """Other forms of the input that are tried where a net does not run, with what is then said.
+
+    A list of one clip is tried, too, where it runs on a list of several: it may read the first one alone.
+    """
+    lists = probe.ndim == 5 and inputs.layout in ("auto", "pathways") and len(inputs.strides) > 1
+    if lists and (not running or (inputs.layout == "auto" and {each.layout for each in running} == {"pathways"})):
+        yield (
+            replace(inputs, layout="pathways", strides=(1,)),
+            "teacher.input_layout: {name} takes a list of one clip, pathways with teacher.pathway_strides: [1]",
+        )
+    if not running and probe.ndim > 3:  # pixels
+        if inputs.normalize is None:
+            yield (
+                replace(inputs, normalize=NormalizeConfig(mean=(0, 0, 0), std=(1, 1, 1))),
+                "teacher.normalize: {name} refuses normalised pixels and takes those from 0 to 1, which it gets",
+            )
+        yield (
+            replace(inputs, as_bytes=True),
+            "teacher.model: {name} takes bytes, so pixels reach it as uint8 from 0 to 255, whatever `normalize`",
+        )
 
 
 def _for_other_than_clips(inputs: InputForm) -> InputForm:
@@ -244,7 +222,8 @@ def _run(net: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return call(net.eval())
+            net.eval()  # by itself, as everywhere: train() of a user's net may return nothing
+            return call(net)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -282,7 +261,8 @@ def _try(
     form = replace(inputs, layout=layout)
     open_output = AdaptedTeacher(net, form, outputs)
     attempt = _Attempt(layout)
-    if probe.ndim == 5 and layout == "pathways" and min(probe.shape[2], form.frames or probe.shape[2]) < 2:
+    several = layout == "pathways" and max(form.strides) > 1
+    if several and probe.ndim == 5 and min(probe.shape[2], form.frames or probe.shape[2]) < 2:
         attempt.error = ValueError("one frame")
         return attempt
     try:
@@ -360,7 +340,10 @@ def _cannot_read(name: str, item: str, probe: Tensor, inputs: InputForm, attempt
         reasons.append(reason if len(attempts) == 1 else f"{attempt.layout}: {reason}")
     ways = "change its settings or the data's, or choose another teacher"
     if probe.ndim == 5:
-        ways = "set teacher.input_layout, teacher.input_size or teacher.input_frames to what it takes, or change data"
+        ways = (
+            "set teacher.input_layout, teacher.input_size or teacher.input_frames to what it takes, let the function "
+            "return a module around the net that takes (N, 3, T, H, W), or change data"
+        )
     more = f" (and {len(attempts) - 2} more layouts)" if len(attempts) > 2 else ""
     return (
         f"teacher.model: {name} cannot read {item} of the data, of shape {tuple(probe.shape)[1:]}; {ways} (it "

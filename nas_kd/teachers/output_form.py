@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nas_kd.teachers.outputs import Path, find, pick
+from nas_kd.search_spaces.nested import Path
+from nas_kd.teachers.outputs import find, pick
 
 
 @dataclass(frozen=True)

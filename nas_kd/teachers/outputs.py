@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from nas_kd.search_spaces.nested import Path, named_tensors, parts
+
 PREFERRED = ("logits", "out")  # names that mean the answer, where several outputs could be it
-
-Path = tuple[str, ...]
-
-
-def named_outputs(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """All tensors in an output with the names or numbers that lead to them, in order.
-
-    Args:
-        output: of a net.
-        path: that leads to it.
-    """
-    if isinstance(output, Tensor):
-        yield path, output
-        return
-    for name, value in _parts(output):
-        yield from named_outputs(value, (*path, name))
-
-
-def _parts(output: Any) -> list[tuple[str, Any]]:
-    if isinstance(output, Mapping):
-        return [(str(name), value) for name, value in output.items()]
-    if isinstance(output, list | tuple):
-        names = getattr(output, "_fields", None) or range(len(output))
-        return [(str(name), value) for name, value in zip(names, output, strict=True)]
-    if dataclasses.is_dataclass(output):
-        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
-    return []
 
 
 def pick(output: Any, path: Path) -> Tensor:
@@ -45,10 +19,10 @@ def pick(output: Any, path: Path) -> Tensor:
         KeyError: there is none.
     """
     for name in path:
-        parts = _parts(output)
-        named = dict(parts)
-        if name not in named and name.lstrip("-").isdigit() and -len(parts) <= int(name) < len(parts):
-            output = parts[int(name)][1]
+        values = parts(output)
+        named = dict(values)
+        if name not in named and name.lstrip("-").isdigit() and -len(values) <= int(name) < len(values):
+            output = values[int(name)][1]
         else:
             output = named[name]
     if not isinstance(output, Tensor):
@@ -63,7 +37,7 @@ def find(output: Any, fits: Callable[[Tensor], bool]) -> list[Path]:
         output: of a net.
         fits: whether a tensor has the shape of an answer.
     """
-    found = [path for path, value in named_outputs(output) if fits(value)]
+    found = [path for path, value in named_tensors(output) if fits(value)]
     for name in PREFERRED:
         named = [path for path in found if path and path[-1] == name]
         if len(named) == 1:
@@ -75,7 +49,7 @@ def describe(output: Any) -> str:
     """What a net returns, for a sentence: names and shapes."""
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
-    listed = [f"{'.'.join(path)}: {tuple(value.shape)}" for path, value in named_outputs(output)]
+    listed = [f"{'.'.join(path)}: {tuple(value.shape)}" for path, value in named_tensors(output)]
     return f"{type(output).__name__} ({'; '.join(listed[:6])})" if listed else type(output).__name__
 
 

@@ -20,13 +20,14 @@ from nas_kd.settings.names import names_as_text
 from nas_kd.settings.normalize import NormalizeConfig
 from nas_kd.settings.strict import Section
 from nas_kd.taps import ModelOutput, Taps
-from nas_kd.teachers.adapter import AdaptedTeacher, adapt, unwrap, with_forms
+from nas_kd.teachers.adapter import AdaptedTeacher, adapt, with_forms
 from nas_kd.teachers.cache import TeacherCacheConfig
 from nas_kd.teachers.input_form import InputForm
 from nas_kd.teachers.layouts import Layout
 from nas_kd.teachers.norm import batch_statistics
 from nas_kd.teachers.output_form import OutputForm
 from nas_kd.teachers.registry import TEACHERS
+from nas_kd.teachers.unwrap import unwrap
 from nas_kd.teachers.weights import load_weights
 from nas_kd.training.settings import TrainingConfig
 

@@ -178,6 +178,76 @@ def test_a_net_that_takes_bytes_gets_those_of_the_clip() -> None:
     ]
 
 
+class Picky(nn.Module):
+    """As published nets are: a list of one clip, pixels from 0 to 1 alone, a train() that returns nothing."""
+
+    def __init__(self, num_classes: int, kind: str) -> None:
+        super().__init__()
+        self.net, self.kind = Clips(num_classes), kind
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def forward(self, given: Any) -> Any:
+        clip = given[0] if "list" in self.kind else given
+        assert clip.ndim == 5
+        assert self.kind != "from 0 to 1" or 0 <= clip.min() < clip.max() <= 1
+        return self.net(clip)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("", None),
+        ("list", "takes a list of one clip, pathways with teacher.pathway_strides: [1]"),
+        ("from 0 to 1", "refuses normalised pixels and takes those from 0 to 1, which it gets"),
+    ],
+)
+def test_what_a_net_takes_alone_is_found_and_said(kind: str, sentence: str | None) -> None:
+    notes: list[str] = []
+    teacher = taken(f"{__name__}:Picky", notes, settings={"kind": kind})
+    assert teacher.training is False
+    assert [note.endswith(str(sentence)) for note in notes] == [True] * (sentence is not None)
+    shown = CLIP * 0.225 + 0.45 if kind == "from 0 to 1" else CLIP
+    torch.testing.assert_close(teacher(CLIP), teacher.net.net(shown))
+
+
+class Extra(Clips):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"scale": 1}
+
+
+class Exported(Clips):
+    def train(self, mode: bool = True) -> Exported:
+        raise NotImplementedError("Calling train() is not supported yet.")  # as programs of torch.export do
+
+
+@pytest.mark.parametrize(
+    ("net", "sentence"),
+    [
+        ("Extra", "must be tensors, but '_extra_state' in its state dict is a dict, .* let get_extra_state give a ten"),
+        ("Exported", "it has no mode of training .*; return the net as it was before torch.export"),
+    ],
+)
+def test_modules_that_no_campaign_can_keep_are_refused(net: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"teacher.model: .*{sentence}"):
+        taken(f"{__name__}:{net}")
+
+
+def for_inference(num_classes: int) -> nn.Module:
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    return Clips(num_classes)
+
+
+def test_what_a_function_changes_of_torch_is_undone() -> None:
+    notes: list[str] = []
+    assert taken(f"{__name__}:for_inference", notes)(CLIP).requires_grad
+    assert torch.get_default_dtype() == torch.float32
+    assert notes == ["teacher.model: its float64 was cast to float32"]
+
+
 def test_a_net_of_clips_is_no_teacher_of_frames() -> None:
     form = OutputForm(None, None, 3, maps=True)
     with pytest.raises(

@@ -328,6 +328,8 @@ class Strided(nn.Module):
 def test_last_maps_are_the_outermost_of_each_scale() -> None:
     assert last_maps(Strided(), torch.zeros(1, 3, 8, 8)) == ("layer1", "layer2")
     assert last_maps(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), torch.zeros(1, 3)) == ()
+    score = nn.Conv2d(8, 1, 1)  # of each place, beside the features
+    assert last_maps(nn.Sequential(nn.Conv2d(3, 8, 1), score, nn.Flatten()), torch.zeros(1, 3, 8, 8)) == ("0",)
 
 
 def test_taps_read_by_name_and_say_what_exists() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,6 +194,12 @@ def test_products_of_what_cannot_be_traced() -> None:
     assert count_products(Square().train(), x) == N * (7 * 3 * WIDTH * WIDTH + WIDTH * WIDTH * 6)
 
 
+@dataclass
+class Fields:
+    logits: Tensor
+    about: dict[str, object]
+
+
 class Hides(nn.Module):
     """A linear layer, and what a traced graph does not hold."""
 
@@ -198,7 +207,7 @@ class Hides(nn.Module):
         super().__init__()
         self.what, self.seen, self.hidden = what, nn.Linear(4, 4), nn.Linear(4, 40, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.what == "unused":
             self.last = self.hidden(x)
         elif self.what == "number":
@@ -210,13 +219,16 @@ class Hides(nn.Module):
         elif self.what == "routed":
             chosen = (x[:, 0] != 0).nonzero()[:, 0]
             x = x.index_add(0, chosen, self.hidden(x[chosen])[:, :4])
-        return self.seen(x)  # type: ignore[no-any-return]
+        elif self.what == "fields":
+            return Fields(self.seen(x), {"epoch": 3, "name": "net"})
+        return self.seen(x)
 
 
 @pytest.mark.parametrize(
     ("what", "flops", "missing"),
     [
         ("", 32, ()),
+        ("fields", 32, ()),
         ("unused", 32 + 320, (UNUSED,)),
         ("number", 32 + 320, (UNUSED,)),
         ("array", 32 + 320, (UNUSED,)),
