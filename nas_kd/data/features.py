@@ -32,23 +32,9 @@ from nas_kd.data.progress import track
 from nas_kd.data.sample import DataError, DataInfo, DecodeError, Labelled
 from nas_kd.data.spelling import first_of, foreign_labels
 from nas_kd.data.splits import Splits, carve_val, make_splits, stratified_split
-from nas_kd.data.table import (
-    SPLITS,
-    UnusableRowsError,
-    by_split,
-    class_names,
-    groups_of,
-    groups_where_given,
-    labelled_rows,
-    locate,
-    notes_on_groups,
-    other_labels,
-    read_table,
-    shared_contents,
-    unknown_split,
-    unusable_group,
-    unusable_label,
-)
+from nas_kd.data.table import SPLITS, UnusableRowsError, by_split, labelled_rows, locate, read_table, unknown_split
+from nas_kd.data.table_classes import class_names, other_labels, unusable_label
+from nas_kd.data.table_groups import groups_of, groups_where_given, notes_on_groups, shared_contents, unusable_group
 
 
 class FeaturesConfig(FeatureOptions):

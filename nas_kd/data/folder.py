@@ -39,23 +39,9 @@ from nas_kd.data.shards import Clip
 from nas_kd.data.source import LabelledConfig, Recognised, labels_in
 from nas_kd.data.spelling import foreign_labels
 from nas_kd.data.splits import Splits, carve_val, make_splits
-from nas_kd.data.table import (
-    SPLITS,
-    UnusableRowsError,
-    by_split,
-    class_names,
-    groups_of,
-    groups_where_given,
-    labelled_rows,
-    locate,
-    notes_on_groups,
-    other_labels,
-    read_table,
-    shared_contents,
-    unknown_split,
-    unusable_group,
-    unusable_label,
-)
+from nas_kd.data.table import SPLITS, UnusableRowsError, by_split, labelled_rows, locate, read_table, unknown_split
+from nas_kd.data.table_classes import class_names, other_labels, unusable_label
+from nas_kd.data.table_groups import groups_of, groups_where_given, notes_on_groups, shared_contents, unusable_group
 
 
 class FolderConfig(LabelledConfig):

@@ -29,17 +29,9 @@ from nas_kd.data.sequence_config import SequenceOptions
 from nas_kd.data.sequence_items import CameraDataset, WindowDataset, windows
 from nas_kd.data.spelling import first_of
 from nas_kd.data.splits import Splits, grouped_split, joined_groups, make_splits
-from nas_kd.data.table import (
-    SPLITS,
-    UnusableRowsError,
-    labelled_rows,
-    locate,
-    other_labels,
-    read_table,
-    shared_contents,
-    shared_groups,
-    unknown_split,
-)
+from nas_kd.data.table import SPLITS, UnusableRowsError, labelled_rows, locate, read_table, unknown_split
+from nas_kd.data.table_classes import other_labels
+from nas_kd.data.table_groups import shared_contents, shared_groups
 
 _DIGITS = 18  # of a frame number, at most
 _MAKING = "making clips of a simulated camera"

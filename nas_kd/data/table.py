@@ -1,14 +1,12 @@
 """The csv or Parquet file that describes a folder of data: reading it, finding files inside the root, listing what is
-wrong, and what its rows say of splits and classes.
+wrong. What its rows say of classes and groups: `table_classes`, `table_groups`.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
-import itertools
 import math
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +14,14 @@ from typing import Protocol, TypeVar
 
 from nas_kd.data.files import encoding_of
 from nas_kd.data.sample import DataError
-from nas_kd.data.spelling import LISTED, first_of, is_whole, meant, spellings, unusable_name, with_spellings
+from nas_kd.data.spelling import LISTED
 
 SPLITS = ("train", "val", "test")
 
-_MISSING = {"nan", "none", "null", "na", "n/a"}  # as programs write a missing value
 
+class Row(Protocol):
+    """What is asked of a row."""
 
-class _Row(Protocol):
     @property
     def split(self) -> str: ...
 
@@ -31,7 +29,7 @@ class _Row(Protocol):
     def group(self) -> str: ...
 
 
-RowT = TypeVar("RowT", bound=_Row)
+RowT = TypeVar("RowT", bound=Row)
 
 
 class UnusableRowsError(DataError):
@@ -247,12 +245,6 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def unusable_label(label: str) -> str:
-    """What is wrong with a label ("" if nothing)."""
-    reason = unusable_name(label)
-    return f"the label {reason}{' (is a quote not closed?)' if label else ''}" if reason else ""
-
-
 def unknown_split(split: str) -> str:
     """What is wrong with a split that is none of `SPLITS`."""
     return f"unknown split {split!r}; choose from {', '.join(SPLITS)}"
@@ -280,200 +272,6 @@ def by_split(rows: Iterable[RowT], csv_path: Path, num_problems: int, what: str)
                 f"({num_problems} rows are unusable); add rows with split={name}"
             )
     return parts
-
-
-def groups_of(rows: Iterable[_Row], column: str | None) -> list[str] | None:
-    """The group of each row, where the config names their column; of spellings of one name (`meant`), the first."""
-    if column is None:
-        return None
-    first: dict[str, str] = {}
-    return [first.setdefault(meant(row.group), row.group) for row in rows]
-
-
-def groups_where_given(
-    rows: Iterable[_Row], column: str | None, table: Sequence[tuple[int, Mapping[str, str]]]
-) -> list[str] | None:
-    """The group of each row, where the table has the column that the config names."""
-    return groups_of(rows, column if column in table[0][1] else None)
-
-
-def unusable_group(entry: Mapping[str, str], column: str | None) -> str:
-    """What is wrong with the group of a row ("" if nothing): an empty one would be the group of all such rows.
-
-    Args:
-        entry: Of the csv.
-        column: Column of the groups; None without.
-    """
-    if column is None or entry.get(column) != "":
-        return ""
-    return f"its {column} is empty, but data.group names that column; give a clip of its own a value of its own"
-
-
-def shared_groups(groups: Mapping[str, Iterable[str]], column: str, csv_path: Path) -> list[str]:
-    """A sentence where splits of a csv share groups, such as windows of one recording: scores are then too good.
-
-    Args:
-        groups: Name of a split to the groups of its rows, which may repeat.
-        column: Column of the groups.
-        csv_path: The csv file.
-    """
-    found = {split: {meant(name): name for name in names} for split, names in groups.items()}
-    sentences = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = [(found[one][key], found[other][key]) for key in sorted(found[one].keys() & found[other].keys())]
-        both = [name if name == written else f"{name} as {written}" for name, written in shared]
-        if both:
-            sentences.append(
-                f"warning: {len(both)} values of the column {column} of {csv_path.name} are in {one} and in {other}, "
-                f"so scores may be too good: {first_of(both)}"
-            )
-    return sentences
-
-
-def notes_on_groups(parts: Mapping[str, Sequence[_Row]], column: str | None, csv_path: Path) -> list[str]:
-    """Sentences where groups are taken as one although they are not written alike, and where splits share some.
-
-    Args:
-        parts: Name of a split to its rows.
-        column: Column of the groups; None without, and there are no sentences.
-        csv_path: The csv file.
-    """
-    if column is None:
-        return []
-    groups = {name: [row.group for row in part] for name, part in parts.items()}
-    sentences = []
-    if doubles := spellings(itertools.chain(*groups.values())):
-        sentences.append(
-            f"values of the column {column} of {csv_path.name} that differ in case, spaces, form of their letters or "
-            f"of their number alone are taken as one group: {first_of(doubles)}"
-        )
-    return sentences + shared_groups(groups, column, csv_path)
-
-
-def shared_contents(contents: Mapping[str, Mapping[str, str]], csv_path: Path) -> list[str]:
-    """A sentence where splits of a csv share clips under other names: scores are then too good.
-
-    Args:
-        contents: Name of a split to the contents of its rows, by any identity, each with the name of a file.
-        csv_path: The csv file.
-    """
-    sentences = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        both = sorted(contents[one].keys() & contents[other].keys(), key=contents[other].__getitem__)
-        if both:
-            pairs = [f"{contents[other][content]} is {contents[one][content]}" for content in both]
-            sentences.append(
-                f"warning: {len(both)} files of {csv_path.name} in {other} have the content of files in {one}, so "
-                f"scores may be too good: {first_of(pairs)}"
-            )
-    return sentences
-
-
-def other_labels(rows: Iterable[tuple[str, str, str]], csv_path: Path) -> list[str]:
-    """A sentence where clips of one content have different labels.
-
-    Args:
-        rows: Content of each row, by any identity, its label, and the name of its file.
-        csv_path: The csv file.
-    """
-    first: dict[str, tuple[str, str]] = {}
-    pairs = []
-    for content, label, name in rows:
-        known_label, known_name = first.setdefault(content, (label, name))
-        if known_label != label:
-            pairs.append(f"{known_name} is {known_label!r} and {name} {label!r}")
-    if not pairs:
-        return []
-    return [
-        f"warning: {len(pairs)} files of {csv_path.name} have the content of another with another label: "
-        f"{first_of(pairs)}; mend or remove one of both"
-    ]
-
-
-def doubtful_labels(names: Sequence[str], csv_path: Path) -> list[str]:
-    """Sentences on labels that may be meant as a number, or as no label.
-
-    Args:
-        names: Labels that are classes of their own.
-        csv_path: The csv file.
-    """
-    sentences = []
-    if any(map(_is_fraction, names)) and all(_is_fraction(name) or is_whole(name) for name in names):
-        sentences.append(
-            f"warning: labels of {csv_path.name} are numbers with fractions, each of which is taken as a class; to "
-            "learn numbers, write a task of your own on data of your own (docs/extending.md)"
-        )
-    if missing := [name for name in names if meant(name) in _MISSING]:
-        sentences.append(
-            f"warning: {', '.join(map(repr, missing))} is a class of {csv_path.name}, but may stand for a missing "
-            "label; remove such rows unless it is meant"
-        )
-    return sentences
-
-
-def class_names(
-    labels: Mapping[str, Iterable[str]],
-    csv_path: Path,
-    what: str,
-    given: Sequence[str] | None = None,
-    notes: list[str] | None = None,
-) -> list[str]:
-    """The classes by index: those given, or those of the training split in the order of `sort_labels`.
-
-    Args:
-        labels: Name of a split to the names of its classes, which may repeat.
-        csv_path: The csv file.
-        what: What several rows are called.
-        given: All classes by index, where the campaign file lists them; some may have no row.
-        notes: Gets a sentence where numbers in the csv are not the numbers of the classes.
-
-    Raises:
-        DataError: A split has a class that is not listed, or val or test one that the training split lacks.
-    """
-    found = set(labels["train"])
-    if given is not None:
-        unlisted = sort_labels({name for part in labels.values() for name in part} - set(given))
-        if unlisted:
-            raise DataError(
-                f"data.classes must list every label of {csv_path}, but it lacks "
-                f"{first_of(with_spellings(unlisted, given, 'it'))}; add them at the index that the teacher's outputs "
-                "have"
-            )
-    names = sort_labels(found) if given is None else list(given)
-    numbers = [float(name) for name in names] if all(map(is_whole, names)) else []
-    if given is None and notes is not None and numbers and numbers != list(range(len(names))):
-        notes.append(
-            f"labels of {csv_path.name} are whole numbers but not 0 to {len(names) - 1}: {names[0]!r} is class 0 and "
-            f"{names[-1]!r} class {len(names) - 1}; list all classes as data.classes where a teacher counts otherwise"
-        )
-    if given is None and notes is not None:
-        notes += doubtful_labels(names, csv_path)
-    absent = [name for name in names if name not in found]
-    if absent and notes is not None:
-        notes.append(f"{len(absent)} of {len(names)} classes have no training {what}: {first_of(absent)}")
-    for split in ("val", "test"):
-        unseen = sort_labels(set(labels[split]) - found)
-        if unseen:
-            shown = first_of(with_spellings(unseen, found, "train"))
-            raise DataError(
-                f"each class must have training {what}, but {csv_path} has {shown} in {split} only; add training "
-                f"rows for them or remove the {split} rows"
-                + ("" if not any(map(_is_fraction, unseen)) else ", or, to learn numbers, write a task of your own")
-            )
-    if len(names) < 2:
-        raise DataError(f"{what} must be of at least 2 classes, but all in {csv_path} are {names[0]!r}; add others")
-    return names
-
-
-def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of their classes: by value where all are whole numbers (2 before 10), else by text."""
-    names = sorted(labels)
-    return sorted(names, key=float) if all(map(is_whole, names)) else names
-
-
-def _is_fraction(label: str) -> bool:
-    """Whether a label is a number that is not whole."""
-    return re.fullmatch(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*([eE][+-]?[0-9]+)?", label) is not None
 
 
 def printable(text: str) -> str:

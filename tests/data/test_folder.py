@@ -33,7 +33,8 @@ from nas_kd.data.sample import DecodeError, labels_of, stack
 from nas_kd.data.shards import SHARD_BYTES, DamagedShardError, Shard
 from nas_kd.data.spelling import notes_on_names
 from nas_kd.data.splits import keep_classes
-from nas_kd.data.table import doubtful_labels, groups_of
+from nas_kd.data.table_classes import doubtful_labels
+from nas_kd.data.table_groups import groups_of
 
 RISING = (20, 60, 100, 140, 180, 220)
 
