@@ -151,7 +151,7 @@ def _say_export(record: ExportRecord, folder: Path) -> None:
     for item in record.parity:
         say(
             f"  {item.file}: {item.bytes:,} bytes, largest difference to the trained student "
-            f"{item.max_abs_difference:.1e} (largest logit {item.largest_logit:.1f})"
+            f"{item.max_abs_difference:.1e} (largest output {item.largest_logit:.1f})"
         )
     for form in record.validation:
         say(
@@ -220,9 +220,15 @@ def predict(
     ] = None,
     backend: Annotated[str | None, typer.Option(help=BACKEND_HELP)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    top: Annotated[int, typer.Option(min=1, help="Labels that are given of a clip.")] = 3,
+    top: Annotated[int | None, typer.Option(min=1, help="Labels that are given of a clip. Default: 3.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    overlay: Annotated[bool, typer.Option(help="Write videos with what was found in them.")] = True,
+    overlay: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlay/--no-overlay",
+            help="Whether students that answer for frames write videos with what was found in them. Default: they do.",
+        ),
+    ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Of a camera: end after so many frames.")] = None,
 ) -> None:
     """Run an exported student on videos. Gives labels with scores, or overlay videos and arrays."""
@@ -238,6 +244,12 @@ def predict(
             raise ValueError(f"a camera is read alone, but {len(sources)} sources are named; leave out the others")
         if max_frames is not None and not cameras:
             raise ValueError("--max-frames ends a camera, but files are named, which are read whole; leave it out")
+        if student.has_maps and top is not None:
+            raise ValueError("--top is of labels of clips, but this student answers for frames; leave it out")
+        if not student.has_maps and overlay is not None:
+            drawn = "--overlay" if overlay else "--no-overlay"
+            raise ValueError(f"{drawn} is of videos of frames, but this student gives labels of clips; leave it out")
+        top, overlay = top or 3, overlay is not False
         if cameras:
             which = cameras[0].partition(":")[2]
             frames = live_frames(*camera(which))

@@ -26,14 +26,21 @@ STORED = DECODING["stored"] or SEEN
 
 
 def graph(name: str) -> Any:
-    """A function of the inputs of an ONNX graph that gives the list of its outputs."""
+    """A function of the inputs of an ONNX graph that gives the list of its outputs, the student's first."""
     file = f"{name}.onnx"
     content = (HERE / file).read_bytes()
     if hashlib.sha256(content).hexdigest() != INFO["files"].get(file):
         sys.exit(f"{file} is not the file that was written with arch.json: damaged, cut short or exchanged")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
+
+    def run(*inputs: Any) -> list[Any]:
+        outputs: list[Any] = session.run(None, dict(zip(names, inputs, strict=True)))
+        if not np.isfinite(outputs[0]).all():  # sorting them would make an answer of them
+            raise FloatingPointError(f"the student gives no answer: outputs of {file} are NaN or infinite")
+        return outputs
+
+    return run
 
 
 def pixels(frame: av.VideoFrame, aspect: float) -> Any:
@@ -123,12 +130,22 @@ def maps(path: Path) -> Any:
     return np.concatenate(outputs)
 
 
+def answer(name: str) -> dict[str, Any]:
+    """What is printed of a video."""
+    if INFO["task"] in ("classification", "multilabel"):
+        return {"path": name, "scores": classify(Path(name))}
+    np.savez_compressed(f"{name}.npz", outputs=maps(Path(name)))
+    return {"path": name, "written": f"{name}.npz"}
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit("name videos: python run.py VIDEO ...")
-    for name in sys.argv[1:]:
-        if INFO["task"] in ("classification", "multilabel"):
-            print(json.dumps({"path": name, "scores": classify(Path(name))}))
-        else:
-            np.savez_compressed(f"{name}.npz", outputs=maps(Path(name)))
-            print(json.dumps({"path": name, "written": f"{name}.npz"}))
+    status = 0
+    for video in sys.argv[1:]:
+        try:
+            print(json.dumps(answer(video)))
+        except FloatingPointError as error:
+            print(json.dumps({"path": video, "error": str(error)}))
+            status = 1
+    sys.exit(status)

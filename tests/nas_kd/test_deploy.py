@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -219,8 +221,23 @@ runpy.run_path(folder + "/run.py", run_name="__main__")
 """
 
 
+class NotFinite:
+    """A session of a graph that gives NaN."""
+
+    def __init__(self, *options: object, **named: object) -> None: ...
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="clip")]
+
+    def run(self, outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.full((1, 4), np.nan, dtype=np.float32)]
+
+
 def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(
-    tiny: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., CampaignConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, out = tmp_path / "trial", tmp_path / "out"
     # Of one cell with each kind of convolution: exporters take seconds a cell.
@@ -300,6 +317,13 @@ def test_exports_run_without_us_at_any_batch_size_and_number_of_frames(
 
     script = runpy.run_path(str(out / "run.py"))
     script["graph"]("student")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", NotFinite)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(video), str(video)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(out / "run.py"), run_name="__main__")
+    assert end.value.code == 1
+    told = {"path": str(video), "error": "the student gives no answer: outputs of student.onnx are NaN or infinite"}
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [told, told]
     for file in ("student.onnx", "student.pt2"):
         (out / file).write_bytes((out / file).read_bytes()[:-100])
         with pytest.raises(ValueError, match=rf"{file} is not the file that was written .* cut short or exchanged"):

@@ -187,6 +187,7 @@ def test_the_two_graphs_run_without_us(exported: tuple[DeltaNet, ExportRecord, P
     assert np.load(tmp_path / "live" / "camera.npz")["classes"].shape == (4, *SIZE)
     with contextlib.chdir(tmp_path):
         assert cli("predict", out, "camera:lavfi:nothing")[0] == 2
+        assert "--top is of labels of clips" in cli("predict", out, video, "--top", 2)[1]
         assert not Path("predictions").exists()  # nothing was written, so there is no folder for it either
     raised = torch.nn.functional.interpolate(maps, size=SIZE, mode="bilinear", align_corners=False)
     assert (raised.argmax(1).numpy() == np.load(expected)["classes"]).mean() > 0.999

@@ -209,6 +209,11 @@ def test_a_student_of_data_without_files_is_measured_on_files_as_it_predicts(
     assert "error" not in entries[1]
     code, output = cli("predict", tmp_path / "bundle", tmp_path / "nothing.mp4")
     assert (code, output) == (2, f"nas-kd: there is no file or folder {tmp_path / 'nothing.mp4'}\n")
+    for option, sentence in (
+        (("--max-frames", 4), "--max-frames ends a camera, but files are named, which are read whole"),
+        (("--no-overlay",), "--no-overlay is of videos of frames, but this student gives labels of clips"),
+    ):
+        assert cli("predict", tmp_path / "bundle", clips.root, *option) == (2, f"nas-kd: {sentence}; leave it out\n")
 
 
 ROOT = Path(__file__).parents[2]
