@@ -78,11 +78,11 @@ class FeaturesDataset:
         self._bytes = (frames, size * self.dtype.itemsize)
         self._cache = cache
         number = {name: index for index, name in enumerate(class_names)}
-        self._classes = [[number[name] for name in row.labels] for row in self.rows]
+        self.item_classes = [[number[name] for name in row.labels] for row in self.rows]
         self._multi_hot = len(number) if config.multi_label else 0
         self._deviation = deviation
         self._files = ArrayFiles()
-        self.labels = [classes[0] for classes in self._classes]
+        self.labels = [classes[0] for classes in self.item_classes]
         self._keys = self._unpacked_keys()
         changes = (self.config.seed, self.config.shuffle_frames, self.config.noise, self.config.distractors)
         spread = b"" if deviation is None else deviation.tobytes()
@@ -135,7 +135,7 @@ class FeaturesDataset:
         }
         if self._multi_hot:
             sample["labels"] = torch.zeros(self._multi_hot, dtype=torch.uint8)
-            sample["labels"][self._classes[index]] = 1
+            sample["labels"][self.item_classes[index]] = 1
         return sample
 
     def clean(self, index: int) -> Features:

@@ -18,7 +18,7 @@ def unusable_name(name: str) -> str:
     if not name:
         return "is empty"
     if not name.translate(dict.fromkeys(map(ord, _JOINERS))).isprintable():
-        return f"{name[:50]!r} holds a line break or another control character"
+        return f"{name[:50]!r} holds a line break or another invisible character"
     return ""
 
 

@@ -97,7 +97,7 @@ def _csv(path: Path, needed: Sequence[str]) -> tuple[Sequence[str], list[tuple[i
     """Names of the columns, and the rows."""
     try:
         with path.open(newline="", encoding=encoding_of(path)) as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, skipinitialspace=True)  # else quotes after a space belong to the value
             columns = [name.strip() for name in next(reader, [])]
             places = [(name, columns.index(name)) for name in needed if name in columns]
             table = []

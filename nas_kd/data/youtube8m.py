@@ -167,6 +167,7 @@ class RecordDataset:
         self.use = tuple(use)
         self.frames = frames
         self.labels = [item.label for item in self.items]
+        self.item_classes = [item.classes for item in self.items]
 
     @property
     def identity(self) -> str:

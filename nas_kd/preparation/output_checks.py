@@ -170,11 +170,13 @@ class OutputChecks:
         if not known:
             return ""
         name = max(known, key=lambda each: self._gain(known[each]))
-        if min(self._gain(each) for each in bounds) > self._gain(known[name]):
+        gains, level = [self._gain(each) for each in bounds], self._gain(known[name])
+        if min(gains) > level:
             return ""
+        where = "items, is worse than that of" if max(gains) < level else "items, is near that of"
         return (
-            f"the teacher's {self._metric} on validation, {value:.3f} on {evaluated['num_items']} items, is near that "
-            f"of {name}, {known[name]:.3f}"
+            f"the teacher's {self._metric} on validation, {value:.3f} on {evaluated['num_items']} {where} {name}, "
+            f"{known[name]:.3f}"
         )
 
 

@@ -16,6 +16,7 @@ from nas_kd.data.sample import labels_of
 from nas_kd.tasks.class_weights import CrossEntropyConfig, balanced_weights, given_weights
 from nas_kd.tasks.classification_metrics import area_under_roc, confusion_matrix, f1_of_classes
 from nas_kd.tasks.item_scores import ItemScores, mean_of_items
+from nas_kd.tasks.occurring import no_item_of
 from nas_kd.tasks.task import Batch, Task, check_finite_outputs
 
 
@@ -67,13 +68,7 @@ class Classification(Task):
         for split, dataset in (("val", splits.val), ("test", splits.test)):
             if not _knows_labels(dataset):
                 continue  # it takes reading, and so decoding, every item
-            occurring = set(labels_of(dataset))
-            absent = [name for index, name in enumerate(self.class_names) if index not in occurring]
-            if absent:
-                sentences.append(
-                    f"data: no item of {', '.join(absent)} in {split}; f1 and auc leave out "
-                    f"{'it' if len(absent) == 1 else 'them'}"
-                )
+            sentences += no_item_of(labels_of(dataset), self.class_names, split, "f1 and auc leave")
         return sentences
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

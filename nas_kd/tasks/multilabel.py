@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from nas_kd.data import DataInfo, Sample
+from nas_kd.data import ClipDataset, DataInfo, MemoryDataset, Sample, Splits
 from nas_kd.data.mix import PARTNER, SHARE, blend
 from nas_kd.tasks.item_scores import ItemScores
 from nas_kd.tasks.multilabel_metrics import (
@@ -25,6 +25,7 @@ from nas_kd.tasks.multilabel_metrics import (
     mean_average_precision_of_top,
     resampled_global_average_precision,
 )
+from nas_kd.tasks.occurring import MOST_ITEMS, counts_of, no_item_of
 from nas_kd.tasks.task import Batch, Outputs, Task, check_finite_outputs
 
 
@@ -74,6 +75,13 @@ class Multilabel(Task):
 
     def is_labelled(self, sample: Sample) -> bool:
         return bool(sample["labels"].any())
+
+    def hints(self, splits: Splits) -> list[str]:
+        sentences = []
+        for split, dataset in (("val", splits.val), ("test", splits.test)):
+            if (classes := _classes_in(dataset)) is not None:
+                sentences += no_item_of(classes, self.class_names, split, "map leaves")
+        return sentences
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropies, summed over classes, mean over items; labels of mixed items are mixed alike."""
@@ -147,3 +155,13 @@ class Multilabel(Task):
                 f"the model gives {tuple(outputs.shape)}"
             )
         return labels.to(outputs.device)
+
+
+def _classes_in(dataset: ClipDataset) -> set[int] | None:
+    """Numbers of the classes of all items; None where only reading many items would tell."""
+    known: Sequence[Sequence[int]] | None = getattr(dataset, "item_classes", None)
+    if known is not None:
+        return {number for classes in known for number in classes}
+    if not isinstance(dataset, MemoryDataset) and len(dataset) > MOST_ITEMS:
+        return None
+    return set(counts_of(dataset, "labels", lambda labels: labels.long()).nonzero()[:, 0].tolist())

@@ -142,6 +142,9 @@ def test_classes_are_those_that_are_listed(root):
         load(config(root, classes=["light", "Dark"]), seed=0)
     splits = load(config(root, classes=["light", "dark", "Dark"]), seed=0)
     assert splits.remarks[-1].startswith(f"warning: classes of {root.name} that differ in case")
+    table = (root / "labels.csv").read_text()
+    (root / "quoted.csv").write_text(table.replace(",dark,", ', "dark" , '))
+    assert load(config(root, labels="quoted.csv"), seed=0).info.class_names == ("dark", "light")
     with pytest.raises(DataError, match=r"with one class a line, but .*none.txt gave: No such file"):
         load(config(root, classes="none.txt"), seed=0)
 
@@ -528,7 +531,7 @@ def test_a_parquet_file_lists_clips_as_a_csv_file_does(root):
         ("path,label,split\na, b.mp4,b,train", "line 2 of .* has 4 cells, but its header has 3; put a value that"),
         (
             "path, label ,split\nval/dark0.mp4,a\x07b,train",
-            r"the label 'a\\x07b' holds a line break or another control",
+            r"the label 'a\\x07b' holds a line break or another invisible",
         ),
         ("path,label,split\nval/dark0.mp4,a,train\nval/dark1.mp4,a,train\ntest/dark0.mp4,a,test", "all in .* are 'a'"),
     ],

@@ -221,6 +221,9 @@ def test_probabilities_and_answers_at_chance_are_named() -> None:
     noise = torch.randn(300, 3)
     (sentence,) = doubts(Classification(info()), noise, {"label": labels})
     assert "is near that of always giving the most frequent class, 0.333; check the order of its classes" in sentence
+    wrong = torch.nn.functional.one_hot((labels + 1 + torch.arange(300) // 3 % 2) % 3, 3) + 0.1 * noise
+    sentences = doubts(Classification(info()), wrong, {"label": labels}, trained_here=True)
+    assert "0.000 on 300 items, is worse than that of always giving the most frequent class, 0.3" in " ".join(sentences)
     assert "train it longer" in doubts(Classification(info()), noise, {"label": labels}, trained_here=True)[0]
 
 

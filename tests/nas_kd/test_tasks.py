@@ -148,7 +148,7 @@ def test_metrics_of_classification_are_those_of_the_classes_that_occur() -> None
     whole, part = (MemoryDataset({**clips, "label": torch.tensor(labels)}) for labels in ([0, 1], [1, 1]))
     two = Classification(INFO)
     assert two.hints(make_splits(whole, whole, part, INFO, seed=0)) == [
-        "data: no item of up in test; f1 and auc leave out it"
+        "data: no item of up in test; f1 and auc leave it out"
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from nas_kd.data import DataInfo
+from nas_kd.data import DataInfo, MemoryDataset, make_splits
 from nas_kd.tasks import Multilabel, MultilabelConfig, make_task
 from nas_kd.tasks.multilabel_metrics import (
     average_precision,
@@ -17,6 +17,7 @@ from nas_kd.tasks.multilabel_metrics import (
     mean_average_precision,
     mean_average_precision_of_top,
 )
+from nas_kd.tasks.occurring import no_item_of
 
 
 def info(classes: int = 3, multi_label: bool = True) -> DataInfo:
@@ -169,6 +170,26 @@ def test_loss_has_the_gradient_of_the_closed_form() -> None:
     logits.requires_grad_()
     Multilabel(info()).loss(logits, {"labels": labels}).backward()
     torch.testing.assert_close(logits.grad, (logits.detach().sigmoid() - labels) / 4)
+
+
+def test_classes_that_a_measured_split_lacks_are_named() -> None:
+    def items(*labels: list[int]) -> MemoryDataset:
+        features = torch.zeros(len(labels), 4, 5)
+        label = torch.zeros(len(labels), dtype=torch.int64)
+        return MemoryDataset({"features": features, "label": label, "labels": torch.tensor(labels, dtype=torch.uint8)})
+
+    every, task = items([1, 1, 0], [0, 0, 1]), make_task("multilabel", info(), {})
+    part, known = items([0, 1, 0]), items([0, 0, 0])
+    known.item_classes = [(0, 2), ()]  # type: ignore[attr-defined]
+    names = info().class_names
+    assert task.hints(make_splits(every, part, known, info(), seed=0)) == [
+        f"data: no item of {names[0]}, {names[2]} in val; map leaves them out",
+        f"data: no item of {names[1]} in test; map leaves it out",
+    ]
+    (sentence,) = no_item_of([0], [f"c{number}" for number in range(12)], "val", "map leaves")
+    assert sentence.startswith(
+        "data: no item of 11 classes (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, …) in val; map le"
+    )
 
 
 def test_unfit_data_options_and_outputs_are_sentences() -> None:

@@ -234,7 +234,7 @@ def test_a_class_that_never_occurs_is_named_and_one_class_alone_is_refused() -> 
     task.check_splits(splits)
     assert task.hints(splits) == [
         "data: no labelled pixel of dog in the 3 items of train that were looked at; nothing is learnt about it",
-        "data: no labelled pixel of background, dog in the 1 items of test that were looked at; metrics leave out them",
+        "data: no labelled pixel of background, dog in the 1 items of test that were looked at; metrics leave them out",
     ]
     alone = make_splits(masks_of(0, 0), masks_of(0, 1), masks_of(0, 1), info, seed=0)
     with pytest.raises(DataError, match=r"at least 2 classes, but all .* are 'background'; .* need binary: true"):
