@@ -277,6 +277,7 @@ def _budget_trace(records: Sequence[TrialRecord], axis: Axis) -> list[go.Scatter
     budgets = [budget for budget in budgets_of(records, axis) if budget > 0]
     if not budgets:
         return []
+    budgets = budgets[:: -(-len(budgets) // _MAX_MARKS)]
     marker = {"symbol": "line-ns-open", "size": 9, "color": OTHER_COLOR, "line": {"width": 1}}
     hover = [f"budget {axis.text(budget)}" for budget in budgets]
     return [

@@ -38,6 +38,7 @@ from nas_kd.analysis.text import (
     metric_text,
     ms_text,
     range_text,
+    share_text,
     si,
     signed_text,
 )
@@ -93,9 +94,7 @@ def front_table(front: ParetoFront, teacher: TeacherPoint | None, latencies: Lat
         ]
         if with_latency:
             cells.append(_latency_cell(record, latencies))
-        cells += [
-            number_cell(f"{front.contributions[record.number]:.4f}"),
-        ]
+        cells.append(number_cell(share_text(front.contributions[record.number])))
         rows.append(cells)
         previous = record
     metric = front.records[0].metric.name
@@ -393,8 +392,9 @@ def _trial_row(record: TrialRecord, front: ParetoFront, knobs: Sequence[str]) ->
     ]
     for score in scores:
         cells.append(Cell(metric_text(score, record.metric), is_number=True, sort_key=_sort_key(score)))
+    share = front.contributions.get(record.number)
     cells += [
-        _sortable_cell(front.contributions.get(record.number), "{:.4f}"),
+        Cell(MISSING if share is None else share_text(share), is_number=True, sort_key=_sort_key(share)),
         _sortable_cell(duration_s(record), "{:.0f}"),
         Cell(record.arch_id or ""),
         _sortable_cell(record.seed, "{}"),

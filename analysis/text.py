@@ -76,6 +76,11 @@ def ms_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
+def share_text(value: float) -> str:
+    """A share of 1 with four decimals: `0.0312`, and `< 0.0001` where they would make nothing of something."""
+    return "< 0.0001" if 0 < value < 0.00005 else f"{value:.4f}"
+
+
 def fewer_or_more(saving: float) -> str:
     """How a cost compares with a teacher's that is `saving` times as high: `9.25× fewer`, `2.46× more`, `equal`."""
     if f"{max(saving, 1 / saving):.3g}" == "1":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -67,6 +68,10 @@ def measure(
     """
     info = predictors[0].info
     _check_fits(info, labelled)
+    if labelled.groups is not None:
+        importlib.import_module(
+            "scipy.special"
+        )  # of the interval over groups: a missing package is told before the work
     tasks = [labelled.make_task() for _ in predictors]
     key = info.input_type.key
     size = min(batch_size or min(info.input_type.eval_batch_size, 16), len(labelled.dataset))

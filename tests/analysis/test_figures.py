@@ -16,6 +16,7 @@ from nas_kd.analysis import (
     front_chart,
     front_figure,
     hypervolume_chart,
+    interactive,
     stage_chart,
     write_picture,
 )
@@ -93,7 +94,7 @@ def test_any_run_can_be_drawn(records: list[TrialRecord], teacher: TeacherPoint 
         assert "<img" not in figure.to_json()
 
 
-def test_interactive_front_holds_every_comparable_trial_once() -> None:
+def test_interactive_front_holds_every_comparable_trial_once(monkeypatch: pytest.MonkeyPatch) -> None:
     records = run(50)
     front = ParetoFront.from_records(records)
     figure = json.loads(front_chart(records, teacher=TEACHER).to_json())
@@ -110,6 +111,11 @@ def test_interactive_front_holds_every_comparable_trial_once() -> None:
     assert len(bars["x"]) == 3 * len(front.records)
     assert figure["layout"]["xaxis"]["type"] == "log"
     assert not any("hovertemplate" in trace for trace in figure["data"])
+    budgets = sorted({record.knobs["max_flops"] for record in records})
+    assert traces["budget"]["x"] == budgets
+    monkeypatch.setattr(interactive, "_MAX_MARKS", 20)  # more cannot be told apart, and take long to draw
+    (thinned,) = [trace for trace in front_chart(records).data if trace.name == "budget"]
+    assert list(thinned.x) == budgets[::3]
 
 
 def test_hover_says_value_interval_test_and_cost() -> None:

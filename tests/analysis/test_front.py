@@ -12,7 +12,15 @@ from synthetic import TEACHER, record, run
 from nas_kd.analysis import ParetoFront, TeacherPoint, advise, comparable, summarise, uncertainty
 from nas_kd.analysis.failures import failure_groups
 from nas_kd.analysis.summary import RunProgress, progress_sentence, trials_sentence
-from nas_kd.analysis.text import difference_text, error_headline, fewer_or_more, flops_label, metric_text, si
+from nas_kd.analysis.text import (
+    difference_text,
+    error_headline,
+    fewer_or_more,
+    flops_label,
+    metric_text,
+    share_text,
+    si,
+)
 from nas_kd.trials.objectives import Constraint, Objective, Ranking
 from nas_kd.trials.record import Cost, Evaluated, Metric, TrialRecord
 
@@ -215,6 +223,7 @@ def test_a_student_that_costs_more_is_not_called_cheaper() -> None:
     assert advice is not None
     assert "Compared with the teacher it needs 2× more FLOPs" in advice.beside
     assert [fewer_or_more(saving) for saving in (9.25, 0.406, 1.001)] == ["9.25× fewer", "2.46× more", "equal"]
+    assert [share_text(share) for share in (0.0, 1e-6, 0.03125)] == ["0.0000", "< 0.0001", "0.0312"]
 
 
 def test_advice_for_short_fronts() -> None:

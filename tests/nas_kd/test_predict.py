@@ -167,6 +167,13 @@ def test_a_package_that_a_metric_needs_is_named(
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics")
 
     saved(tmp_path / "bundle", space, load(clips, seed=0).info, clips)
+    predictor, told = nas_kd.load(tmp_path / "bundle"), []
+    grouped = replace(labelled_folder(clips.root, None, predictor.info), groups=["a", "b"] * 6)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "scipy.special", None)  # intervals over groups need it
+        with pytest.raises(ModuleNotFoundError):
+            measure([predictor], grouped, progress=lambda share, words: told.append(words))
+    assert not told  # before the items were read
     monkeypatch.setattr("nas_kd.evaluation.measure", missing)
     with pytest.raises(ValueError, match=r"classification on .* need scikit-learn, .*: pip install scikit-learn"):
         nas_kd.evaluate(tmp_path / "bundle", clips.root)
