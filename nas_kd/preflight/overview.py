@@ -54,6 +54,8 @@ def overview(config: CampaignConfig) -> list[str]:
     lines = [_splits(context), *_stored(context), *context.splits.remarks]
     if context.splits.skipped:
         lines.append(f"{len(context.splits.skipped)} rows of the data are left out")
+    if not (config.data.decodes and context.task.hints_read):
+        lines += context.task.hints(context.splits)
     if context.task.class_names:
         lines.append(describe_classes(context.task.class_names))
     flops, uncounted = _teacher_flops(context)

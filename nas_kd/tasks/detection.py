@@ -71,6 +71,7 @@ class Detection(Task):
     metrics: ClassVar[tuple[str, ...]] = ("map50", "map")
     percent: ClassVar[tuple[str, ...]] = ("map50", "map")
     framewise: ClassVar[bool] = True
+    hints_read: ClassVar[bool] = True
     outputs: ClassVar[Outputs] = "other"
     keys: ClassVar[tuple[str, ...]] = ("boxes",)
     needs: ClassVar[str] = "a box"

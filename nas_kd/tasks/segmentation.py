@@ -200,6 +200,7 @@ class Segmentation(Task):
     )
     percent: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "iou_*", "temporal_consistency", "label_stability")
     framewise: ClassVar[bool] = True
+    hints_read: ClassVar[bool] = True
     keys: ClassVar[tuple[str, ...]] = ("mask",)
     needs: ClassVar[str] = "a labelled pixel"
     options: ClassVar[type[BaseModel]] = SegmentationConfig

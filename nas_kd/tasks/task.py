@@ -47,6 +47,7 @@ class Task(ABC):
         minimized: other metrics of which less is better, by name; `*` stands for any letters. Of all others more is.
         percent: metrics that are shares of 1 and are written in percent, by name; `*` stands for any letters.
         framewise: whether models see single frames.
+        hints_read: whether `hints` reads items, which decodes files; `nas-kd check` then leaves them out.
         dense: whether the outputs for a whole clip are maps (N, C, h, w) instead of logits (N, C).
         keys: what a batch must hold besides the clip.
         needs: what one item of each split must have at least, or there is nothing to learn and nothing to score; empty
@@ -75,6 +76,7 @@ class Task(ABC):
     percent: ClassVar[tuple[str, ...]] = ()
     framewise: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    hints_read: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("label",)
     needs: ClassVar[str] = ""
     extra_outputs: ClassVar[int] = 0

@@ -28,7 +28,7 @@ def undecodable(tmp_path: Path) -> dict[str, Any]:
     for number in range(16):
         (tmp_path / f"{number}.mp4").write_bytes(bytes([number]) * 64)
         split = ("train", "train", "val", "test")[number // 4]
-        rows.append(f"{number}.mp4,{number % 4},{split},{number // 2}")
+        rows.append(f"{number}.mp4,{number % (3 if split == 'test' else 4)},{split},{number // 2}")
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     return {
         "source": "folder", "root": str(tmp_path), "frames": 4, "size": 16, "group": "person",
@@ -43,6 +43,7 @@ def test_the_overview_decodes_nothing(undecodable: dict[str, Any], tiny: Callabl
     name = Path(undecodable["root"]).name
     assert lines[0] == f"data: {name}, train 8 (weights 4, gates 4), val 4 of 2 groups, test 4 of 2 groups"
     assert "classes: 0 = 0, 1 = 1, 2 = 2, 3 = 3" in lines
+    assert "data: no item of 3 in test; f1 and auc leave it out" in lines
     text = "\n".join(lines)
     assert "272,416 FLOPs a clip, trained for 1 epochs" in text
     highest = config["budget"]["max_flops"][-1]
