@@ -246,10 +246,11 @@ def check_outputs(
     """
     maps = input_type.outputs_are_maps(type(task))
     wanted = f"(1, {task.num_outputs}{', h, w' if maps else ''})"
-    number = isinstance(outputs, Tensor) and outputs.is_floating_point()
+    dense = isinstance(outputs, Tensor) and outputs.layout == torch.strided  # not sparse
+    number = isinstance(outputs, Tensor) and dense and outputs.is_floating_point()
     fits = isinstance(outputs, Tensor) and number and outputs.ndim == (4 if maps else 2)
     if not fits or cast(Tensor, outputs).shape[:2] != (1, task.num_outputs):
-        kind = f" of {outputs.dtype}" if isinstance(outputs, Tensor) and not number else ""
+        kind = f" of {outputs.dtype if dense else outputs.layout}" if isinstance(outputs, Tensor) and not number else ""
         raise ValueError(
             f"{who} must give {'maps' if maps else 'logits'} of shape {wanted} for "
             f"{input_type.item} of shape {tuple(example.shape)[1:]}, but gives {describe(outputs)}{kind}"

@@ -227,6 +227,11 @@ class ComplexNumbers(Clips):
         return super().forward(clip).to(torch.complex64)  # type: ignore[no-any-return]
 
 
+class Sparse(Clips):
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip).to_sparse()
+
+
 class WholeNumbers(Clips):
     def forward(self, clip: Tensor) -> Tensor:
         return super().forward(clip).round().long()  # type: ignore[no-any-return]

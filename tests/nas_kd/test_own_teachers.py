@@ -99,6 +99,7 @@ REFUSED = {
     "recent_nets:StaysInTraining": "another answer for an item when another one is in the batch, .* let BatchNorm have",
     "recent_nets:ComplexNumbers": r"must give logits of shape \(1, 4\) .*, but gives \(1, 4\) of torch.complex64; pick",
     "recent_nets:WholeNumbers": r"but gives \(1, 4\) of torch.int64; pick them with teacher.output",
+    "recent_nets:Sparse": r"but gives \(1, 4\) of torch.sparse_coo; pick them with teacher.output",
     "recent_nets:UnderInference": "UnderInference runs under torch.inference_mode, .*; use torch.no_grad in its",
     "published_nets:DropsAlways": "DropsAlways in evaluation mode gives another answer at each pass .* training=self",
 }
