@@ -19,6 +19,7 @@ from nas_kd.deploy.measure import LabelledSet, differs, losses, measure
 from nas_kd.deploy.model_card import CARD_NAME, model_card
 from nas_kd.deploy.onnx_graph import first_output, largest_difference, names_of, random_batches, write_graph
 from nas_kd.deploy.predictor import Predictor
+from nas_kd.deploy.preprocessed import FILE_NAME as UINT8_NAME
 from nas_kd.deploy.preprocessed import Preprocessed, write_preprocessed
 from nas_kd.deploy.record import (
     RECORD_NAME,
@@ -34,7 +35,7 @@ from nas_kd.deploy.record import (
     save_program,
     third_party_warnings,
 )
-from nas_kd.deploy.reduced import REDUCED
+from nas_kd.deploy.reduced import ENDINGS, REDUCED
 from nas_kd.deploy.reduced_stream import REDUCED_STREAMS
 from nas_kd.deploy.timing import summary, timed
 from nas_kd.files import write_text_atomically
@@ -44,6 +45,12 @@ from nas_kd.training.measure import environment
 
 LATENCY_ROUNDS = 2
 SCRIPT, SCRIPT_NAME = Path(__file__).parent / "run_bundle.py", "run.py"
+_ENDINGS = ("pt2", "onnx", *ENDINGS.values())
+# What an export into the same folder may have left, of the same student or of another one; weights are always written.
+_EARLIER = (
+    *(f"{part}.{ending}" for part in ("student", "key", "delta") for ending in _ENDINGS),
+    *(UINT8_NAME, SCRIPT_NAME, RECORD_NAME, CARD_NAME),
+)
 
 __all__ = ["WRITERS", "ExportError", "ExportRecord", "Format", "Parity", "export_student"]
 
@@ -116,7 +123,7 @@ def export_student(
     lengths = lengths_of(student, info) if dynamic_frames else None
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    for file in (RECORD_NAME, CARD_NAME):  # of an earlier export
+    for file in _EARLIER:
         (out_dir / file).unlink(missing_ok=True)
     keeps_a_state = info.input_type.students_keep_a_state
     if keeps_a_state:

@@ -69,9 +69,8 @@ def measure(
     info = predictors[0].info
     _check_fits(info, labelled)
     if labelled.groups is not None:
-        importlib.import_module(
-            "scipy.special"
-        )  # of the interval over groups: a missing package is told before the work
+        # The interval over groups needs it: a missing package is told before the work and not after it.
+        importlib.import_module("scipy.special")
     tasks = [labelled.make_task() for _ in predictors]
     key = info.input_type.key
     size = min(batch_size or min(info.input_type.eval_batch_size, 16), len(labelled.dataset))

@@ -292,7 +292,13 @@ def test_an_export_states_the_metric_of_its_files_or_stops(
     student = saved(tmp_path / "trial", space, splits.info, clips)
     right = LabelledSet("val", splits.val, ["x", "x", "y", "y", "z", "z"], splits.info, lambda: task_of(splits.info))
     only: tuple[Format, ...] = ("safetensors",)
+    (tmp_path / "out").mkdir()
+    for name in ("student.int8.onnx", "delta.pt2", "student_uint8.onnx", "run.py", "notes.txt"):
+        (tmp_path / "out" / name).write_bytes(b"of another student")
     record = export_student(tmp_path / "trial", tmp_path / "out", only, validation=right, license="CC BY 4.0")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"arch.json", "student.safetensors", "verification.json", "MODEL_CARD.md", "notes.txt"}
+    (tmp_path / "out" / "notes.txt").unlink()
     (form,) = record.validation
     assert form.measured.num_groups == 3
     written = json.loads((tmp_path / "out" / "verification.json").read_text())
