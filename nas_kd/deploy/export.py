@@ -115,6 +115,10 @@ def export_student(
         if calibration is None:
             raise ValueError("onnx-int8 is calibrated on training clips; give the data, or leave it out")
         formats = list(dict.fromkeys((*formats, "onnx")))  # which it is made from
+    if dynamic_frames and not {"pt2", "onnx"} & set(formats):
+        raise ValueError(
+            "dynamic_frames is of graphs, but none is written; add pt2 or onnx to the formats, or leave it out"
+        )
     student, info = load_bundle(bundle, space)
     stated = {"license": license or info.license, "intended_use": intended_use or info.intended_use}
     info = info.model_copy(update=stated)
@@ -182,7 +186,13 @@ def _export_clip_student(
     parity = []
     for name in dict.fromkeys(("safetensors", *formats)):
         path, run, flops = WRITERS[name](student, info, out_dir, space, lengths)
-        entry = Parity.of(path, *largest_difference(run, inputs, expected), flops)
+        try:
+            with open_or_refused(lengths):
+                found = largest_difference(run, inputs, expected)
+        except ExportError:
+            path.unlink()
+            raise
+        entry = Parity.of(path, *found, flops)
         if flops is not None and flops != info.flops:
             path.unlink()
             raise ExportError(f"{path.name} costs {flops:,} FLOPs, but the trained student {info.flops:,}; not kept")

@@ -166,7 +166,9 @@ def test_a_student_of_an_own_space_needs_the_space(tmp_path: Path) -> None:
     assert torch.equal(again(x), student(x))
 
 
-def test_graphs_for_any_number_of_frames_are_refused_where_the_student_takes_one(tmp_path: Path) -> None:
+def test_graphs_for_any_number_of_frames_are_refused_where_the_student_takes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def frames_as_channels() -> nn.Module:
         torch.manual_seed(0)
         edge = Edge({"wide": nn.Conv2d(12, 4, 3, padding=1), "thin": nn.Conv2d(12, 4, 1)})
@@ -195,6 +197,20 @@ def test_graphs_for_any_number_of_frames_are_refused_where_the_student_takes_one
     with pytest.raises(ExportError, match=r"exporter fixes the number of frames .*; leave out dynamic_frames"):
         export_student(tmp_path / "frozen", tmp_path / "out", ("pt2",), space=frozen, dynamic_frames=True)
     assert not (tmp_path / "out" / "student.pt2").exists()
+    with pytest.raises(ValueError, match="dynamic_frames is of graphs, but none is written; add pt2 or onnx"):
+        export_student(tmp_path / "frozen", tmp_path / "out", ("safetensors",), space=frozen, dynamic_frames=True)
+
+    def fixed(_: nn.Module, __: BundleInfo, folder: Path, *options: object) -> tuple[Path, Callable[..., Tensor], None]:
+        def run(clip: Tensor) -> Tensor:
+            raise RuntimeError("Got invalid dimensions for input")  # as ONNX Runtime does
+
+        (folder / "student.onnx").touch()
+        return folder / "student.onnx", run, None
+
+    monkeypatch.setitem(exporting.WRITERS, "onnx", fixed)  # an exporter that fixes the number without a word
+    with pytest.raises(ExportError, match=r"exporter fixes the number of frames"):
+        export_student(tmp_path / "frozen", tmp_path / "out", ("onnx",), space=frozen, dynamic_frames=True)
+    assert not (tmp_path / "out" / "student.onnx").exists()
     export_student(tmp_path / "frozen", tmp_path / "out", ("pt2",), space=frozen)
 
 
