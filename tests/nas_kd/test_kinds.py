@@ -104,18 +104,16 @@ def test_a_size_of_the_data_is_not_for_the_teacher_to_change(features: Callable[
 def test_an_own_teacher_that_cannot_read_the_data_is_named_with_their_shape(
     features: Callable[..., CampaignConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "teachers_of_features.py").write_text(OWN)
+    (tmp_path / "feature_nets.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"teacher\.model: teachers_of_features:flat cannot read an item of the data, of shape \(4, 12\); change its .* "
+        match=r"teacher\.model: feature_nets:flat cannot read an item of the data, of shape \(4, 12\); change its .* "
         r"another teacher \(it stopped with RuntimeError",
     ):
-        build_context(features(teacher={"model": "teachers_of_features:flat"}), "cpu")
-    context = build_context(features(teacher={"model": "teachers_of_features:frames"}), "cpu")
-    with pytest.raises(
-        ValueError, match=r"teacher\.model: teachers_of_features:frames must .* \(1, 2\) .* \(1, 48\); pick"
-    ):
+        build_context(features(teacher={"model": "feature_nets:flat"}), "cpu")
+    context = build_context(features(teacher={"model": "feature_nets:frames"}), "cpu")
+    with pytest.raises(ValueError, match=r"teacher\.model: feature_nets:frames must .* \(1, 2\) .* \(1, 48\); pick"):
         check_teacher(context)
 
 
