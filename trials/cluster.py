@@ -8,28 +8,31 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from nas_kd.trials.processes import runs
+
 _TIMEOUT_S = 5.0
 _FOUND_BY_RAY = ("auto", "local")
+_NO_CLIENT = "; a campaign starts on a machine of the cluster, and not over a Ray client"
 _AUTH_TOKEN = "~/.ray/auth_token"
-_ADDRESS = re.compile(r"(?:ray://)?(?:\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[^\s:/@]+)):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:]+)\]|(?P<host>[^\s:/@]+)):(?P<port>\d{1,5})")
 
 
 def check_address(address: str) -> None:
-    """Raise where nothing answers at an address of a cluster, within five seconds.
+    """Raise where nothing answers at an address of a cluster, within five seconds, or this machine is no part of it.
 
     Args:
-        address: `host:port` or `ray://host:port`; `auto` is left to Ray, which looks on this machine.
+        address: `host:port`; `auto` is left to Ray, which looks on this machine.
 
     Raises:
-        ValueError: It is no address, or nothing answers there.
+        ValueError: It is no address, nothing answers there, or Ray does not run on this machine.
     """
     if address in _FOUND_BY_RAY:
         return
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(
-            f"resources.address must be `auto`, host:port or ray://host:port, but is {address!r}; `ray status` on a "
-            "machine of the cluster prints it"
+            f"resources.address must be `auto` or host:port, as `ray start` prints it, but is {address!r}"
+            f"{_NO_CLIENT if address.startswith('ray://') else ''}"
         )
     try:
         socket.create_connection((match["v6"] or match["host"], int(match["port"])), timeout=_TIMEOUT_S).close()
@@ -39,6 +42,11 @@ def check_address(address: str) -> None:
             f"resources.address: no cluster answers at {address} ({reason}); start it with `ray start --head`, see to "
             "the firewall, or drop the address to run on this machine"
         ) from error
+    if not runs("raylet"):  # Ray would look for it for a minute, and not say so
+        raise ValueError(
+            f"resources.address: this machine is no part of the cluster at {address}; run `ray start --address "
+            f"{address}` here, with `--num-cpus 0` where it is to run no trial, or start on a machine of the cluster"
+        )
 
 
 @dataclass(frozen=True)

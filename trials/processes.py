@@ -17,6 +17,11 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
             yield pid, os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
 
 
+def runs(program: str) -> bool:
+    """Whether a process of a program runs on this machine; True where there is no /proc."""
+    return not _PROC.is_dir() or any(Path(words[0]).name == program for _, words in command_lines())
+
+
 def has_ended(pid: int) -> bool:
     """Whether a process runs no more; False where there is no /proc."""
     try:

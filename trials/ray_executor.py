@@ -99,8 +99,8 @@ def _start_ray(options: dict[str, Any], resources: Resources) -> None:
         if resources.address is not None:
             raise ValueError(
                 f"resources.address: no cluster of Ray can be joined at {resources.address} ({reason}); start it with "
-                "`ray start --head`, copy its ~/.ray/auth_token to this machine if it asks for a token, or drop the "
-                "address"
+                "`ray start --head`, see that this machine is part of it, copy its ~/.ray/auth_token to this machine "
+                "if it asks for a token, or drop the address"
             ) from error
         # A node that is not up in time is a plain `Exception` of Ray.
         raise RuntimeError(

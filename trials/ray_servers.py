@@ -34,9 +34,7 @@ def watched(run_dir: Path, cluster: str | None) -> Iterator[None]:
         cluster: address of the cluster that was joined; None for a session of this driver alone.
     """
     node = ray._private.worker.global_worker.node
-    if node is None:  # a `ray://` address: the servers that matter are not this machine's
-        yield
-        return
+    assert node is not None, "a driver that is no Ray client knows its node"
     raylet = _raylet(node.raylet_socket_name)
     seconds_away = 0.0 if cluster is None else _SECONDS_AWAY
     over = threading.Event()

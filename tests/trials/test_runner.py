@@ -32,6 +32,7 @@ from nas_kd.trials import (
     TrialFn,
     check_cluster,
     check_run_folder,
+    processes,
     run_trials,
     runner,
 )
@@ -692,11 +693,12 @@ def test_a_cluster_is_joined_with_the_token_of_this_machine(tmp_path: Path, monk
     ("address", "sentence"),
     [
         ("127.0.0.1:1", "no cluster answers at 127.0.0.1:1 (connection refused); start it with `ray start --head`"),
-        ("ray://[::1]:1", "no cluster answers at ray://[::1]:1 ("),
+        ("[::1]:1", "no cluster answers at [::1]:1 ("),
+        ("ray://head:10001", "on a machine of the cluster, and not over a Ray client"),
         ("10.0.0.1:6379", "no cluster answers at 10.0.0.1:6379 (no answer in time)"),
-        ("no such host:6379", "must be `auto`, host:port or ray://host:port"),
-        ("head", "must be `auto`, host:port or ray://host:port"),
-        ("head:99999", "must be `auto`, host:port or ray://host:port"),
+        ("no such host:6379", "must be `auto` or host:port"),
+        ("head", "must be `auto` or host:port"),
+        ("head:99999", "must be `auto` or host:port"),
     ],
 )
 def test_an_address_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch, address: str, sentence: str) -> None:
@@ -713,6 +715,17 @@ def test_an_address_where_no_cluster_answers(monkeypatch: pytest.MonkeyPatch, ad
         check_cluster(Resources(address=address))
     assert sentence in str(raised.value)
     check_cluster(Resources(address=address, executor="inline"))  # which does not use it
+
+
+def test_a_machine_that_is_no_part_of_the_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "command_lines", lambda: iter([(1, ["/sbin/init"]), (2, [""])]))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"this machine is no part of the cluster at {address}; run `ray start"):
+            check_cluster(Resources(address=address))
+    assert not processes.runs("raylet")
+    monkeypatch.setattr(processes, "command_lines", lambda: iter([(1, ["/x/ray/raylet", "--head"])]))
+    assert processes.runs("raylet")
 
 
 def test_a_machine_that_does_not_see_the_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
