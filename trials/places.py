@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +78,18 @@ def remove_abandoned_groups() -> None:
     Ray does so itself when a driver ends, but not always where the driver's machine died with it: such a group was seen
     to hold the only free core of a cluster for good.
     """
-    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
-        return  # a `ray://` address, where the tables are not to be had
     ended = ended_jobs()
-    for found in state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(found)  # type: ignore[attr-defined]
+    for group in _groups():
         # As Ray has it: a group ends with its driver unless it is detached, or made by an actor, which may be detached.
         is_bound = group.creator_actor_dead and not group.is_detached
         if is_bound and group.creator_job_id.hex() in ended and group.state != group.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _groups() -> Iterator[Any]:
+    """All placement groups of the cluster, as Ray's `PlacementGroupTableData`."""
+    for found in state._connect_and_get_accessor().get_placement_group_table():
+        yield gcs_pb2.PlacementGroupTableData.FromString(found)  # type: ignore[attr-defined]
 
 
 def ended_jobs() -> set[str]:
@@ -132,7 +135,11 @@ class PlacesWatch(Callback):
 
 
 def _room(resources: Resources) -> str:
-    """What a trial asks for, and what is free."""
+    """Why no trial runs: what one asks for and what is free, or that processes are being started."""
+    own = ray.get_runtime_context().get_job_id()
+    if starting := sum(group.creator_job_id.hex() == own and group.state == group.CREATED for group in _groups()):
+        processes = "the process of 1 is" if starting == 1 else f"the processes of {starting} are"
+        return f"{processes} starting, which takes minutes on a busy machine"
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     machines = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]

@@ -63,8 +63,16 @@ def _session(resources: Resources, run_dir: Path | None = None) -> Iterator[None
     Args:
         resources: with the address of a cluster, or without.
         run_dir: of the campaign; None where a cluster is only asked something.
+
+    Raises:
+        ValueError: this process is a Ray client, or the cluster cannot be joined.
     """
     if ray.is_initialized():
+        if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+            raise ValueError(
+                "trials are started from a machine of the cluster, but this process is a Ray client (ray://); call "
+                "ray.shutdown() and set resources.address there"
+            )
         yield
         return
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}

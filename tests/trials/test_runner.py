@@ -373,6 +373,25 @@ def test_a_campaign_without_room_says_so_and_takes_what_an_ended_driver_held(
 
 
 @pytest.mark.ray
+def test_a_campaign_whose_processes_take_long_to_start_says_so(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nas_kd.trials import places
+
+    monkeypatch.setattr(places, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(places, "_SECONDS_WITHOUT_TRIAL", 0.4)
+    notes: list[str] = []
+
+    def observe(event: Event) -> None:
+        if event.kind == "noted":
+            notes.append(event.message)
+
+    campaign(tmp_path, toy_trials.SlowToLoad(), 1, "ray", on_event=observe)
+    sentence = r"no trial has run for \d+ s: the process of 1 is starting, which takes minutes on a busy machine"
+    assert re.fullmatch(sentence, notes[0])
+
+
+@pytest.mark.ray
 def test_a_trial_whose_process_dies_before_it_runs_there_is_given_again(tmp_path: Path) -> None:
     from nas_kd.trials.driver import Driver
     from nas_kd.trials.packing import GpuPacking

@@ -64,6 +64,19 @@ def executions(run_dir: Path) -> list[tuple[int, str]]:
     return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
 
+class SlowToLoad:
+    """A trial function whose modules take long to import, as on a busy machine."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(state["seconds"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"seconds": 1.5}
+
+    def __call__(self, context: TrialContext) -> TrialRecord:
+        return succeed(context)
+
+
 def succeed(context: TrialContext) -> TrialRecord:
     log_execution(context, "run")
     context.report(0.5, "half way [bold]there")
