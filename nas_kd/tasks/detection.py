@@ -83,7 +83,8 @@ class Detection(Task):
         if not info.box_names:
             raise ValueError(
                 f"the data have no boxes to detect: box_names must name at least 1 class, but {info.name!r} names "
-                "none; give boxes and their names, or choose another task"
+                "none; set data.boxes: true for labelled frames (source sequences), give boxes and box_names with data "
+                "of your own, or choose another task"
             )
         self.config = config or DetectionConfig()
         self._found: dict[Offset, list[FrameBoxes]] = {}
