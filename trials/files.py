@@ -76,12 +76,20 @@ def trial_directory(run_dir: Path, number: int) -> Path:
 
 def trial_folders(run_dir: Path) -> list[tuple[int, Path]]:
     """The folders of trials in a run's folder with their numbers, in order; other files and folders are passed over."""
-    found = []
-    for folder in (run_dir / TRIALS).glob("[0-9]*"):
-        name = folder.name
-        if name.isascii() and name.isdigit() and folder == trial_directory(run_dir, int(name)) and folder.is_dir():
-            found.append((int(name), folder))
-    return sorted(found)
+    return sorted((number, path) for number, path in _numbered(run_dir) if path.is_dir())
+
+
+def files_in_the_way(run_dir: Path) -> Iterator[Path]:
+    """Files that have the name of a trial's folder, so that the trial could not be written."""
+    return (path for _, path in _numbered(run_dir) if not path.is_dir())
+
+
+def _numbered(run_dir: Path) -> Iterator[tuple[int, Path]]:
+    """What has the name of a trial's folder, with its number."""
+    for path in (run_dir / TRIALS).glob("[0-9]*"):
+        name = path.name
+        if name.isascii() and name.isdigit() and path == trial_directory(run_dir, int(name)):
+            yield int(name), path
 
 
 class FileLock:

@@ -27,9 +27,9 @@ from typing import Any
 from optuna.storages import BaseStorage, InMemoryStorage, get_storage
 from optuna.trial import TrialState
 
-from nas_kd.trials.context import Shortage
+from nas_kd.trials.context import RECORD_NAME, Shortage
 from nas_kd.trials.database import WAIT_S, Database
-from nas_kd.trials.files import FileLock, is_locked
+from nas_kd.trials.files import TRIALS, FileLock, files_in_the_way, is_locked, trial_folders
 from nas_kd.trials.knobs import KnobSpace, check_values
 from nas_kd.trials.known_costs import KnownCosts
 from nas_kd.trials.objectives import Objective, Ranking
@@ -45,6 +45,7 @@ from nas_kd.trials.storage import (
     STUDY_FILE,
     DamagedJournalError,
     open_storage,
+    set_aside,
     storage_errors,
     study_name,
 )
@@ -154,7 +155,10 @@ class Ledger:
         run_dir = run_dir.resolve()
         name = name or run_dir.name
         place = JOURNAL_NAME if storage is None else masked(storage)
-        missing = f"no trials in {run_dir}: there is no study {name!r} in {place}; search first"
+        kept = [number for number, folder in trial_folders(run_dir) if (folder / RECORD_NAME).is_file()]
+        renewed = f"the same `nas-kd search` command makes it anew from the records in {run_dir / TRIALS}"
+        way_out = renewed if kept else "search first"
+        missing = f"no trials in {run_dir}: there is no study {name!r} in {place}; {way_out}"
         own_name = study_name(run_dir, storage, name)
         if own_name is None or (storage is None and not (run_dir / JOURNAL_NAME).exists()):
             raise FileNotFoundError(missing)
@@ -166,13 +170,15 @@ class Ledger:
                     own_name = only_study(opened) or name
                 # As `get_storage` wraps a database, trials that have ended are read from it once.
                 read = opened if storage is None else Database(get_storage(opened), storage)
-                return cls(read, own_name, run_dir, None)
+                ledger = cls(read, own_name, run_dir, None)
+                unknown = [number for number in kept if number >= len(ledger)]
+                if unknown:
+                    raise DamagedJournalError(f"{place} lacks trial {unknown[0]}, whose record is there")
+                return ledger
         except KeyError as error:
             raise FileNotFoundError(missing) from error
         except DamagedJournalError as error:
-            raise DamagedJournalError(
-                f"{error}; the same `nas-kd search` command makes it anew from the records in {run_dir / 'trials'}"
-            ) from error
+            raise DamagedJournalError(f"{error}; {renewed}") from error
 
     @classmethod
     def of_records(cls, run_dir: Path, *, metric: Metric, ranking: Ranking) -> Ledger:
@@ -207,12 +213,23 @@ class Ledger:
         self.set_metadata("run_dir", here)
 
     def _take_in_folders(self) -> list[str]:
-        """Add the trials of folders that the ledger does not know; a sentence where there were any."""
+        """Add the trials of folders that the ledger does not know, and make room for those to come.
+
+        Returns:
+            Sentences on what was done.
+
+        Raises:
+            ValueError: A record is of another campaign or trial.
+        """
+        sentences = [
+            f"{file} is a file with the name of a trial's folder; it is kept as {set_aside(file).name}"
+            for file in list(files_in_the_way(self.run_dir))
+        ]
         templates, text = trials_of_folders(self.run_dir, len(self), self.metric, self.ranking)
         with self._driving():
             for template in templates:
                 self._stored.create(template)
-        return [text] if text else []
+        return [*sentences, text] if text else sentences
 
     def close(self) -> None:
         """Release the run, so that another driver can open it."""

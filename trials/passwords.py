@@ -11,8 +11,9 @@ from urllib.parse import unquote
 
 MASK = "***"
 
-# `scheme://user:password@`. A password may hold any character but a space, `@` too: up to the last `@` of the word.
-_IN_USER_INFO = re.compile(r"(?P<start>[A-Za-z][\w+.-]*://[^\s:/@'\"]*:)[^\s'\"]*(?=@)")
+# `user:password@`, after `scheme://` or without it, as where it was forgotten. A password may hold any character but a
+# space, `@` too: up to the last `@` of the word.
+_IN_USER_INFO = re.compile(r"(?P<start>(?:[A-Za-z][\w+.-]*://)?[^\s:/@'\"]*:(?!//))[^\s'\"]*(?=@)")
 _IN_QUERY = re.compile(r"(?P<start>[?&][\w.-]*(?:password|passwd|pwd|secret|token)[\w.-]*=)[^\s&'\"]+", re.IGNORECASE)
 
 

@@ -61,7 +61,7 @@ def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Rankin
         The trials from number `known` on, and a sentence on them; an empty one where there are none.
 
     Raises:
-        ValueError: A record is of another campaign.
+        ValueError: A record is of another campaign or trial.
     """
     unknown = {number: folder for number, folder in trial_folders(run_dir) if number >= known}
     if not unknown:
@@ -77,7 +77,12 @@ def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Rankin
         except ValueError:
             damaged.append(str(path))
             continue
-        if record.number != number or not record.metric.is_same_as(metric):
+        if record.number != number:
+            raise ValueError(
+                f"{path} must be of trial {number}, but is of trial {record.number}: its folder is a copy; move it out "
+                f"of {folder.parent}"
+            )
+        if not record.metric.is_same_as(metric):
             raise ValueError(
                 f"{path} is of another campaign ({record.metric.name!r} of trial {record.number}), and the ledger "
                 "does not know it; move that folder away, or use another run folder"
@@ -89,7 +94,12 @@ def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Rankin
             templates.append(_recorded_trial(records[number], ranking))
         else:
             templates.append(create_trial(state=TrialState.WAITING, user_attrs={"queued": {}, "withdrawn": True}))
-    text = f"{len(records)} trials that the ledger did not know were taken in from their records in trials/"
+    which = (
+        "1 trial that the ledger did not know was"
+        if len(records) == 1
+        else (f"{len(records)} trials that the ledger did not know were")
+    )
+    text = f"{which} taken in from the records in trials/"
     if damaged:
         text += f"; these records are damaged and were left out: {', '.join(damaged)}"
     return templates, text

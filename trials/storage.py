@@ -256,7 +256,7 @@ def _sentence(error: Exception, url: str) -> str:
     if isinstance(error, ArgumentError) or not isinstance(error, SQLAlchemyError | StorageInternalError):
         return (
             f"storage: the database cannot be used: {masked(url)} is no URL of a database; give one such as "
-            "postgresql://user:password@host/name, with %40 for an @ in the password"
+            "postgresql://USER@HOST/NAME, with the password in ~/.pgpass"
         )
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ is not None else error
     reason = str(cause).strip().splitlines()[0]

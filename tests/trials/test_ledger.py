@@ -528,7 +528,9 @@ def test_folders_that_are_no_trials_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "trials" / "0009").touch()
     with open_ledger(tmp_path) as ledger:
         assert len(ledger) == 0
-        assert ledger.repairs == ()
+        (sentence,) = ledger.repairs
+    assert sentence.endswith("trials/0009 is a file with the name of a trial's folder; it is kept as 0009.damaged-1")
+    assert (tmp_path / "trials" / "0009.damaged-1").is_file()
 
 
 PASSWORD = "Geheim%40rt"
@@ -660,6 +662,8 @@ def test_no_password_where_the_study_is_missing(tmp_path: Path) -> None:
         ("postgresql+psycopg2://anna:p@w:1/2@db:5432/x", "postgresql+psycopg2://anna:***@db:5432/x"),
         ("mysql://db/x?user=anna&password=pw&ssl=1", "mysql://db/x?user=anna&password=***&ssl=1"),
         ("'mysql://:pw@db/x'", "'mysql://:***@db/x'"),
+        ("anna:pw@db/x is no URL", "anna:***@db/x is no URL"),
+        ("postgresql//anna:p@w@db/x", "postgresql//anna:***@db/x"),
         ("postgresql://anna@db:5432/x", "postgresql://anna@db:5432/x"),
         ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
         ("ray://host:10001 and a@b", "ray://host:10001 and a@b"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ from nas_kd.trials.files import FileLock
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 from nas_kd.trials.packing import GpuPacking
 from nas_kd.trials.processes import command_lines
+from nas_kd.trials.storage import DamagedJournalError
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
 pytestmark = [
@@ -681,8 +683,18 @@ def test_second_driver_waits_for_the_worker_of_the_first(tmp_path: Path, monkeyp
 def test_trials_of_a_lost_ledger_come_back_and_those_of_others_are_refused(tmp_path: Path) -> None:
     campaign(tmp_path, toy_trials.succeed, 1, "inline")
     (tmp_path / "ledger.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="`nas-kd search` command makes it anew from the records in"):
+        Ledger.load(tmp_path)
     assert campaign(tmp_path, toy_trials.succeed, 2, "inline").num_complete == 2
     assert [number for number, _ in executions(tmp_path)] == [0, 1]
+    shutil.copytree(tmp_path / "trials" / "0000", tmp_path / "trials" / "0007")
+    with pytest.raises(DamagedJournalError, match=r"ledger.jsonl lacks trial 7, whose record is there; the same"):
+        Ledger.load(tmp_path)
+    with pytest.raises(ValueError, match=r"0007/record.json must be of trial 7, but is of trial 0: its folder is a c"):
+        campaign(tmp_path, toy_trials.succeed, 3, "inline")
+    shutil.rmtree(tmp_path / "trials" / "0007")
+    (tmp_path / "trials" / "0002").write_text("x")  # is set aside
+    assert campaign(tmp_path, toy_trials.succeed, 3, "inline").num_complete == 3
     (tmp_path / "ledger.jsonl").unlink()
     path = tmp_path / "trials" / "0000" / "record.json"
     path.write_text(path.read_text().replace('"accuracy"', '"miou"'))
