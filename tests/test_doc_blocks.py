@@ -83,6 +83,11 @@ def test_campaign_files_load_and_their_budgets_can_be_met(block: Block, monkeypa
     monkeypatch.syspath_prepend(ROOT / "examples")  # with the modules that pages name
     given = yaml.safe_load(block.text)
     assert isinstance(given, dict)
+    if "apiVersion" in given:  # of Kubernetes
+        pods = [given["spec"]["headGroupSpec"], *given["spec"]["workerGroupSpecs"]]
+        mounted = [pod["template"]["spec"]["containers"][0]["volumeMounts"][0]["name"] for pod in pods]
+        assert mounted == [pod["template"]["spec"]["volumes"][0]["name"] for pod in pods]
+        return
     config = validate(given, source=block.place)
     if config.space.name != "clip_cell" or config.budget.is_latency:  # others follow from the data or the teacher
         return
