@@ -105,6 +105,8 @@ class Constraint(BaseModel):
     def _one_limit(self) -> Self:
         if (self.min is None) == (self.max is None):
             raise ValueError(f"a constraint has either `min` or `max`, but that of {self.name} has {self._limits()}")
+        if self.name in COSTS and self.max is not None and self.max <= 0:
+            raise ValueError(f"a constraint on {self.name} must have a `max` above 0, but it is {self.max:g}")
         return self
 
     def _limits(self) -> str:

@@ -206,7 +206,12 @@ def check_url(url: str | None) -> None:
     """
     if url is not None:
         with storage_errors(url):
-            _parsed(url).get_dialect()
+            parsed = _parsed(url)
+            parsed.get_dialect()
+            if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+                raise StorageError(
+                    f"storage: {url} is in memory and ends with its process; give a file such as sqlite:////shared/x.db"
+                )
 
 
 def check_database(url: str) -> None:

@@ -63,16 +63,20 @@ def _sentence(error: Exception) -> str:
 
 @contextmanager
 def termination_is_interrupt() -> Iterator[None]:
-    """SIGTERM, which `kill` and batch systems send, ends a campaign as Ctrl-C does."""
+    """SIGTERM, which `kill` and batch systems send, and SIGHUP of a lost terminal end a campaign as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as below `nohup`
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

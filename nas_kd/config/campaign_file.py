@@ -139,7 +139,7 @@ class CampaignConfig(Section):
 
     name: str = Field(default="campaign", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     runs: Path = Path("runs")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     task: str = "classification"
     task_options: dict[str, Any] = Field(default_factory=dict)
     trials: int = Field(default=12, ge=1)

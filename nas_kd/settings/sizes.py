@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ def parse_size(value: Any, what: str, example: str) -> Any:
     match = re.fullmatch(_PATTERN, value)
     if match is None:
         raise ValueError(f"{what} must be a number such as {example} (suffixes k, M, G, T), but got {value!r}")
-    return round(float(match[1]) * _FACTORS[match[2].lower()])
+    number = float(match[1]) * _FACTORS[match[2].lower()]
+    return round(number) if math.isfinite(number) else number
 
 
 def bytes_text(number: float) -> str:

@@ -256,6 +256,8 @@ def test_search_report_export_and_again(tmp_path: Path) -> None:
         ("space.wide=3", "unknown key 'wide'; did you mean 'widths'?"),
         ("budget.max_flops=1k", "the cheapest student at resolution 16, frames 4 costs"),
         ("budget.max_flops=lots", "FLOPs must be a number such as 12.5M"),
+        ("budget.max_flops=1e400", "budget.max_flops: input should be a finite number, but got inf"),
+        ("seed=99999999999999999999", "seed: input should be less than 9223372036854775808"),
         ("space.frames=[8]", "a student may see at most data.frames = 4 frames, but 8"),
         ("data={source: folder, root: /no/such/folder}", "/no/such/folder"),
         ("knobs={objective.respons.weight: {type: float, low: 0, high: 1}}", "did you mean 'response'?"),

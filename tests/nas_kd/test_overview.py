@@ -102,7 +102,13 @@ def test_the_memory_of_a_step_is_what_is_kept_for_the_backward_pass() -> None:
 
 
 def test_termination_ends_a_campaign_as_an_interrupt() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with termination_is_interrupt(), pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before = signal.signal(number, signal.SIG_DFL)
+        with termination_is_interrupt(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as below `nohup`
+    with termination_is_interrupt():
+        signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)

@@ -38,6 +38,7 @@ from nas_kd.trials.storage import (
     DamagedJournalError,
     StorageError,
     check_database,
+    check_url,
     open_storage,
     repair_journal,
     study_name,
@@ -402,8 +403,16 @@ def test_a_ranking_has_a_metric_and_two_or_three_objectives() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Ranking.of(objectives)
+    with pytest.raises(ValueError, match="a constraint on latency_ms must have a `max` above 0, but it is -1"):
+        Constraint(name="latency_ms", max=-1)
     with pytest.raises(ValueError, match="has either `min` or `max`, but that of f1 has neither"):
         Constraint(name="f1")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="is in memory and ends with its process; give a file"):
+        check_url(url)
 
 
 def test_metadata(tmp_path: Path) -> None:
