@@ -93,6 +93,9 @@ def search(
             with shown as table:
                 result = campaign.run(table)
         say(result.summary)
+        if result.summary.num_complete and not table.front():
+            limits = ", ".join(map(str, ledger.ranking.constraints))
+            say(f"no complete trial keeps the constraints ({limits}), so the front is empty; loosen them or run more")
         say(f"next: nas-kd report {config.run_dir}")
         if config.grid:
             say(f"      nas-kd table {config.run_dir}")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import pytest
+import yaml
+from commands import cli
 
 from nas_kd import report, search
 from nas_kd.config import CampaignConfig, ConfigError
@@ -75,6 +77,13 @@ def test_three_objectives_of_which_one_is_measured_rank_study_front_status_and_r
         params, latency = known(record.knobs)
         assert record.cost is None or params == record.cost.params
         assert math.isnan(latency)  # it is measured in the trial
+    file = config.run_dir.parent / "strict.yaml"
+    file.write_text(
+        yaml.safe_dump(tiny(trials=3, **{**changes, "constraints": {"f1": {"min": 2}}}).model_dump(mode="json"))
+    )
+    code, output = cli("search", file)
+    assert code == 0
+    assert "no complete trial keeps the constraints (f1 at least 2), so the front is empty; loosen them" in output
     with pytest.raises(ValueError, match=r"ranks by accuracy \(maximize\), parameters .* cannot change its objectives"):
         search(tiny(trials=4, **{**changes, "objectives": ["accuracy", "flops"], "constraints": {}}))
 
