@@ -74,9 +74,14 @@ def trial_directory(run_dir: Path, number: int) -> Path:
     return run_dir / TRIALS / f"{number:04d}"
 
 
-def trial_folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """The folders of trials in a run's folder with their numbers, in order; other files and folders are passed over."""
-    return sorted((number, path) for number, path in _numbered(run_dir) if path.is_dir())
+def trial_folders(run_dir: Path, first: int = 0) -> list[tuple[int, Path]]:
+    """The folders of trials in a run's folder with their numbers, in order; other files and folders are passed over.
+
+    Args:
+        run_dir: The run's folder.
+        first: The lowest number that is looked for.
+    """
+    return sorted((number, path) for number, path in _numbered(run_dir) if number >= first and path.is_dir())
 
 
 def files_in_the_way(run_dir: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ mutant of the front without regard to the process: on a table where the process 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,15 +159,17 @@ class KnownCostSampler(BaseSampler):
         return self._encoding.points([candidate.knobs for candidate in candidates], features)
 
     def _most_promising(self, history: History, pool: _Pool) -> Candidate:
-        model = _Model(self._points, history, pool.candidates, self._rng)
-        gains = model.gains(pool.candidates)
+        points = self._points(pool.candidates)
+        model = _Model(self._points, history, points, self._rng)
+        gains = model.gains(pool.candidates, points)
         for _ in range(_NUM_ROUNDS):
             best = [pool.candidates[i] for i in np.argsort(-gains)[:_NUM_BEST]]
             before = len(pool.candidates)
             pool.mutate(best, 1, _NUM_BEST * _NUM_OF_EACH)
             if len(pool.candidates) == before:
                 break
-            gains = np.concatenate([gains, model.gains(pool.candidates[before:])])
+            added = pool.candidates[before:]
+            gains = np.concatenate([gains, model.gains(added, self._points(added))])
         return pool.candidates[int(np.argmax(gains))]
 
 
@@ -177,12 +179,13 @@ class _Model:
     Args:
         to_points: candidates -> their features.
         history: the trials.
-        candidates: those of which the worst is looked for.
+        guessed: features of candidates, of which the worst is looked for.
         rng: draws trials where there are too many of them.
     """
 
-    def __init__(self, to_points: Any, history: History, candidates: Candidates, rng: np.random.Generator) -> None:
-        self._to_points = to_points
+    def __init__(
+        self, to_points: Callable[[Candidates], Points], history: History, guessed: Points, rng: np.random.Generator
+    ) -> None:
         failed = far_worse(history.losses)
         trained = history.complete[~failed]
         unsuccessful = np.concatenate([history.complete[failed], history.unsuccessful])
@@ -195,8 +198,7 @@ class _Model:
         self._loss = Surrogate(points, losses[rows], rng)
         # The reference is what the space holds at worst, as far as it is guessed. With the worst of the trials, nothing
         # that is worse than all of them would gain, and the cheap end of the front would never be looked for.
-        guessed, _ = self._loss.predict(to_points(candidates))
-        worst = max(worst, float(self._loss.scale.from_scale(guessed).max()))
+        worst = max(worst, float(self._loss.scale.from_scale(self._loss.mean(guessed)).max()))
         unknown = np.isnan(history.known[~failed])
         self._costs: list[Surrogate | None] = [
             Surrogate(points, costs[rows, column], rng) if unknown[:, column].any() else None
@@ -228,8 +230,8 @@ class _Model:
         self._successful = points
         self._unsuccessful = to_points(unsuccessful) if len(unsuccessful) else None
 
-    def gains(self, candidates: Candidates) -> Floats:
-        points = self._to_points(candidates)
+    def gains(self, candidates: Candidates, points: Points) -> Floats:
+        """The expected gain of each candidate; `points` are their features."""
         if self._excess is not None and self._least_excess > 0:  # no trial keeps the constraints yet
             return self._expected_shortfall(self._excess, np.array([self._least_excess]), points)[:, 0]
         levels, place = np.unique(self._cells.level, return_inverse=True)

@@ -155,13 +155,15 @@ class Ledger:
         run_dir = run_dir.resolve()
         name = name or run_dir.name
         place = JOURNAL_NAME if storage is None else masked(storage)
-        kept = [number for number, folder in trial_folders(run_dir) if (folder / RECORD_NAME).is_file()]
         renewed = f"the same `nas-kd search` command makes it anew from the records in {run_dir / TRIALS}"
-        way_out = renewed if kept else "search first"
-        missing = f"no trials in {run_dir}: there is no study {name!r} in {place}; {way_out}"
+
+        def missing() -> FileNotFoundError:
+            way_out = "search first" if _first_recorded(run_dir, 0) is None else renewed
+            return FileNotFoundError(f"no trials in {run_dir}: there is no study {name!r} in {place}; {way_out}")
+
         own_name = study_name(run_dir, storage, name)
         if own_name is None or (storage is None and not (run_dir / JOURNAL_NAME).exists()):
-            raise FileNotFoundError(missing)
+            raise missing()
         try:
             with storage_errors(storage):
                 opened = open_storage(run_dir, storage)
@@ -171,12 +173,13 @@ class Ledger:
                 # As `get_storage` wraps a database, trials that have ended are read from it once.
                 read = opened if storage is None else Database(get_storage(opened), storage)
                 ledger = cls(read, own_name, run_dir, None)
-                unknown = [number for number in kept if number >= len(ledger)]
-                if unknown:
-                    raise DamagedJournalError(f"{place} lacks trial {unknown[0]}, whose record is there")
+                unknown = _first_recorded(run_dir, len(ledger))
+                # The length is read again: a campaign that runs may have begun and ended the trial in between.
+                if unknown is not None and unknown >= len(ledger):
+                    raise DamagedJournalError(f"{place} lacks trial {unknown}, whose record is there")
                 return ledger
         except KeyError as error:
-            raise FileNotFoundError(missing) from error
+            raise missing() from error
         except DamagedJournalError as error:
             raise DamagedJournalError(f"{error}; {renewed}") from error
 
@@ -415,6 +418,12 @@ class Ledger:
             raise RuntimeError(f"the ledger of {self.run_dir} is open for reading only; use `Ledger.open` to write")
         with quiet_optuna():
             yield
+
+
+def _first_recorded(run_dir: Path, first: int) -> int | None:
+    """The lowest number from `first` on of a trial whose folder has a record; None without one."""
+    folders = trial_folders(run_dir, first)
+    return next((number for number, folder in folders if (folder / RECORD_NAME).is_file()), None)
 
 
 def _listed(ranking: Ranking) -> str:

@@ -17,9 +17,14 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
             yield pid, os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
 
 
+def processes_of(program: str) -> Iterator[tuple[int, list[str]]]:
+    """Process and the words of its command, for all of a program."""
+    return ((pid, words) for pid, words in command_lines() if Path(words[0]).name == program)
+
+
 def runs(program: str) -> bool:
     """Whether a process of a program runs on this machine; True where there is no /proc."""
-    return not _PROC.is_dir() or any(Path(words[0]).name == program for _, words in command_lines())
+    return not _PROC.is_dir() or any(processes_of(program))
 
 
 def has_ended(pid: int) -> bool:

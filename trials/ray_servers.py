@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 
 from nas_kd.trials.leftovers import remove_leftovers
-from nas_kd.trials.processes import command_lines, has_ended
+from nas_kd.trials.processes import has_ended, processes_of
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_CONNECT = 2.0
@@ -71,8 +71,8 @@ def watched(run_dir: Path, cluster: str | None) -> Iterator[None]:
 
 def _raylet(socket_name: str) -> int | None:
     """The process of this machine that listens at the socket; None where there is no /proc."""
-    for pid, words in command_lines():
-        if Path(words[0]).name == "raylet" and f"--raylet_socket_name={socket_name}" in words:
+    for pid, words in processes_of("raylet"):
+        if f"--raylet_socket_name={socket_name}" in words:
             return pid
     return None
 

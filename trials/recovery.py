@@ -63,7 +63,7 @@ def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Rankin
     Raises:
         ValueError: A record is of another campaign or trial.
     """
-    unknown = {number: folder for number, folder in trial_folders(run_dir) if number >= known}
+    unknown = dict(trial_folders(run_dir, known))
     if not unknown:
         return [], ""
     records: dict[int, TrialRecord] = {}
@@ -94,12 +94,8 @@ def trials_of_folders(run_dir: Path, known: int, metric: Metric, ranking: Rankin
             templates.append(_recorded_trial(records[number], ranking))
         else:
             templates.append(create_trial(state=TrialState.WAITING, user_attrs={"queued": {}, "withdrawn": True}))
-    which = (
-        "1 trial that the ledger did not know was"
-        if len(records) == 1
-        else (f"{len(records)} trials that the ledger did not know were")
-    )
-    text = f"{which} taken in from the records in trials/"
+    trials, were = ("trial", "was") if len(records) == 1 else ("trials", "were")
+    text = f"{len(records)} {trials} that the ledger did not know {were} taken in from the records in trials/"
     if damaged:
         text += f"; these records are damaged and were left out: {', '.join(damaged)}"
     return templates, text

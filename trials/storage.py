@@ -208,9 +208,10 @@ def check_url(url: str | None) -> None:
         with storage_errors(url):
             parsed = _parsed(url)
             parsed.get_dialect()
-            if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            if _is_in_memory(parsed):
                 raise StorageError(
-                    f"storage: {url} is in memory and ends with its process; give a file such as sqlite:////shared/x.db"
+                    f"storage: {masked(url)} is in memory and ends with its process; give a file such as "
+                    "sqlite:////shared/x.db"
                 )
 
 
@@ -232,10 +233,14 @@ def check_database(url: str) -> None:
             engine.dispose()
 
 
+def _is_in_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
+
+
 def _can_be_made(url: URL) -> bool:
     """Whether this is a file of SQLite that is not there yet, in a folder that may have it."""
-    name = url.database
-    if url.get_backend_name() != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+    name = url.database or ""
+    if url.get_backend_name() != "sqlite" or _is_in_memory(url) or name.startswith("file:"):
         return False
     folder = Path(name).absolute().parent
     return not Path(name).exists() and folder.is_dir() and os.access(folder, os.W_OK)

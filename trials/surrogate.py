@@ -180,6 +180,10 @@ class Surrogate:
         variance = np.maximum(prior - (reduced**2).sum(axis=0), 1e-12) + self._hyper.noise
         return self._mean + self._std * mean, self._std * np.sqrt(variance)
 
+    def mean(self, points: Points) -> Floats:
+        """The mean alone, on `scale`; the standard deviation takes most of the time of `predict`."""
+        return np.asarray(self._mean + self._std * (self._cross(points, self._points) @ self._solved))
+
     def probability_below(self, threshold: float, points: Points) -> Floats:
         """How probable it is that a new trial at each point comes out at the threshold or below: `n`."""
         mean, std = self.predict(points)
@@ -191,7 +195,7 @@ class Surrogate:
         Returns:
             The believed values.
         """
-        mean, _ = self.predict(points)
+        mean = self.mean(points)
         joined = Points(
             np.vstack([self._points.choices, points.choices]),
             np.vstack([self._points.numbers, points.numbers]),

@@ -41,7 +41,6 @@ from nas_kd.trials.cluster import NodeView
 from nas_kd.trials.files import FileLock
 from nas_kd.trials.leftovers import new_session_folder, scratch_folder
 from nas_kd.trials.packing import GpuPacking
-from nas_kd.trials.processes import command_lines
 from nas_kd.trials.storage import DamagedJournalError
 
 # Ray warns of its own deprecated names when it is imported and started, which is not ours to mend.
@@ -524,9 +523,7 @@ def test_a_driver_whose_ray_died_says_so_at_once_and_leaves_nothing(tmp_path: Pa
     ) as process:
         wait_for(tmp_path / "trials" / "0000")
         folder = (tmp_path / ".ray_session").read_text()
-        server = next(
-            pid for pid, words in command_lines() if Path(words[0]).name == "gcs_server" and folder in " ".join(words)
-        )
+        server = next(pid for pid, words in processes.processes_of("gcs_server") if folder in " ".join(words))
         os.kill(server, signal.SIGKILL)
         output, _ = process.communicate(timeout=30)  # Ray itself ends it after 60 s
     assert process.returncode == 1
